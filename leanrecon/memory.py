@@ -1,0 +1,164 @@
+"""Memory: sizes in words, the budget, the plan's refusal, and the peak that was really reached."""
+
+import mmap
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import psutil
+
+from leanrecon.errors import BudgetError, SettingsError
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
+
+DEFAULT_SHARE = 0.8
+"""The share of the free memory that a budget takes when none is given."""
+
+SAMPLES_PER_SECOND = 50
+"""How often the process's memory is looked at while a stage runs."""
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a size such as ``"4GB"`` (10⁹ bytes), ``"512 MiB"`` (2²⁰ bytes) or a plain number of bytes."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    if match is None or match[2].upper() not in _UNITS:
+        raise SettingsError(f"{text!r} is not a size in bytes", expected='a number and a unit, as in "4GB" or "512MiB"')
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_bytes(n: float) -> str:
+    """Write a number of bytes with three digits and a decimal unit, as in ``1.24 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 999.5:
+            return f"{n:.3g} {unit}" if unit != "B" else f"{n:.0f} B"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take: what the machine and its memory cgroup leave free."""
+    free = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, usage = Path(limit_file).read_text().strip(), Path(usage_file).read_text().strip()
+        except OSError:
+            continue
+        if limit != "max":
+            free = min(free, max(int(limit) - int(usage), 0))
+    return free
+
+
+def process_memory() -> int:
+    """Bytes of anonymous memory resident in this process (RssAnon; the whole resident set where there is no /proc)."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    except OSError:
+        return int(psutil.Process().memory_info().rss)
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
+
+
+def peak_resident() -> int | None:
+    """VmHWM, the highest resident set of the process so far in bytes, mapped files included; None without /proc."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(match[1]) * 1024 if match else None
+
+
+def buffer(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+    """An array of zeros in pages of its own: page-aligned, and given back to the system as soon as it is dropped.
+
+    Blocks from malloc below its growing threshold stay in the heap after they are freed, which breaks plans.
+    """
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    pages = mmap.mmap(-1, max(count * dtype.itemsize, 1), **flags)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """How much memory the process may hold.
+
+    ``allowed`` is the limit for the whole process in bytes, ``reserved`` what it held when the budget
+    was taken; a stage may add ``free`` = ``allowed - reserved``.
+    """
+
+    allowed: int
+    reserved: int = field(default_factory=process_memory)
+
+    @classmethod
+    def of(cls, budget: "str | int | MemoryBudget | None") -> "MemoryBudget":
+        """A budget from its size (``"4GB"``), with what the process holds now as reserved.
+
+        None stands for 80 % of the free memory on top of what is held already.
+        """
+        reserved = process_memory()
+        if budget is None:
+            return cls(reserved + int(DEFAULT_SHARE * available_memory()), reserved)
+        if isinstance(budget, MemoryBudget):
+            return cls(budget.allowed, reserved)
+        return cls(parse_bytes(budget), reserved)
+
+    @property
+    def free(self) -> int:
+        return max(self.allowed - self.reserved, 0)
+
+    def require(self, stage: str, work: int) -> int:
+        """The projected peak ``reserved + work`` in bytes; raises BudgetError when it exceeds what is allowed."""
+        projected = self.reserved + work
+        if projected > self.allowed:
+            raise BudgetError(
+                f"{stage} needs at least {format_bytes(projected)} ({format_bytes(self.reserved)} held already and "
+                f"{format_bytes(work)} of work), more than the {format_bytes(self.allowed)} allowed",
+                todo=f'raise the budget to "{-(-projected // 1_000_000)}MB" or more (setting `memory`, option --memory)',
+            )
+        return projected
+
+
+class PeakMemory:
+    """Measures the highest anonymous memory of the process while a block runs.
+
+    Afterwards ``peak`` holds it in bytes, and ``resident`` VmHWM, which counts mapped files too and
+    never falls during a process's life.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self.resident: int | None = None
+        self._done = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def _sample(self) -> None:
+        while True:
+            self.peak = max(self.peak, process_memory())
+            if self._done.wait(1 / SAMPLES_PER_SECOND):
+                return
+
+    def __enter__(self) -> Self:
+        self.peak = process_memory()
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.peak = max(self.peak, process_memory())
+        self._done.set()
+        self._sampler.join()
+        self.resident = peak_resident()

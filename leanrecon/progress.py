@@ -1,0 +1,98 @@
+"""How far a stage is: a live bar with rate and time left in a terminal or notebook, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Advance = Callable[[int], None]
+
+LINE_EVERY = 5.0
+"""Seconds between two plain lines of one task."""
+
+
+class Progress:
+    """Shows nothing; the interface of those that do.
+
+    ``with progress.task("pca, train", total=8859, unit="images", done=512) as advance: advance(64)``
+    """
+
+    @contextmanager
+    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        yield lambda n: None
+
+    def say(self, text: str) -> None:
+        """Show one line of text."""
+
+
+class PlainProgress(Progress):
+    """One line every few seconds and one at a task's end, for logs and pipes."""
+
+    @contextmanager
+    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        started = last = time.monotonic()
+        at, resumed = done, done
+
+        def advance(n: int) -> None:
+            nonlocal at, last
+            at += n
+            now = time.monotonic()
+            if now - last >= LINE_EVERY and at < total:
+                last = now
+                rate = (at - resumed) / (now - started)
+                left = (total - at) / rate if rate else float("inf")
+                self.say(f"{name}: {at}/{total} {unit}, {rate:.3g} {unit}/s, {_clock(left)} left")
+
+        yield advance
+        seconds = time.monotonic() - started
+        if at > resumed:
+            self.say(f"{name}: {at - resumed} {unit} in {seconds:.1f} s ({(at - resumed) / max(seconds, 1e-9):.3g}/s)")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class RichProgress(Progress):
+    """A live bar, in a terminal or in a notebook."""
+
+    def __init__(self, console: Any) -> None:
+        self.console = console
+
+    @contextmanager
+    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        started = time.monotonic()
+        at = done
+        with Bar(*columns, console=self.console, transient=False) as bar:
+            row = bar.add_task(name, total=total, completed=done, rate=unit)
+
+            def advance(n: int) -> None:
+                nonlocal at
+                at += n
+                rate = (at - done) / max(time.monotonic() - started, 1e-9)
+                bar.update(row, completed=at, rate=f"{rate:.3g} {unit}/s")
+
+            yield advance
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

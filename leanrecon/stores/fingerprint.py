@@ -1,0 +1,47 @@
+"""What a store was made of: settings and contents in, one hash out; never paths, dates or device names."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SAMPLES = 64
+"""Blocks of a large file that go into its fingerprint, evenly spread, the first and last among them."""
+
+SAMPLE_BYTES = 64 * 1024
+
+
+def fingerprint(made_of: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values (numbers, strings, lists, dicts), independent of the order of keys."""
+    text = json.dumps(made_of, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file's size and of 64 blocks of 64 kB spread over it (all of it, if it is no larger)."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for k in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * k // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Name each setting that differs, with both values: ``regression.alpha was 1.0, is 2.0``."""
+    for key in sorted({*then, *now}):
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} was {_short(before)}, is {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:28] + "…" + text[-28:]

@@ -1,0 +1,37 @@
+"""Which rows and columns share a chunk file: arithmetic only."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+DEFAULT_CHUNK = "8MB"
+"""Size of a chunk file where the setting `stores.chunk` says nothing."""
+
+MAX_ROWS = 256
+"""Most rows of a chunk: what an extraction holds back, and loses when killed, is one group of rows."""
+
+MIN_COLUMNS = 1024
+"""Fewest columns that rows are split into (4 kB of float32: one disk page a row)."""
+
+_COLUMN_STEP = 16  # columns of a split chunk are a multiple of this (64 bytes of float32: a cache line)
+
+
+def plan_chunks(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> tuple[int, ...]:
+    """Chunk shape of a row store.
+
+    Rows a chunk are a power of two up to 256, so that fixed panels of rows hold whole chunks. Wide
+    matrices are split into near-equal blocks of columns; images are never split within a row.
+    """
+    shape = tuple(int(n) for n in shape)
+    itemsize = np.dtype(dtype).itemsize
+    columns = math.prod(shape[1:])
+    width = columns
+    if len(shape) == 2 and columns > MIN_COLUMNS and columns * itemsize * MAX_ROWS > chunk_bytes:
+        widest = max(chunk_bytes // (itemsize * MAX_ROWS), MIN_COLUMNS)
+        n_blocks = math.ceil(columns / widest)
+        width = math.ceil(columns / n_blocks / _COLUMN_STEP) * _COLUMN_STEP
+    rows = max(chunk_bytes // max(width * itemsize, 1), 1)
+    rows = min(2 ** (rows.bit_length() - 1), MAX_ROWS)
+    return (rows, width) if len(shape) == 2 else (rows, *shape[1:])

@@ -1,0 +1,211 @@
+"""Betas and features as matrices read block by block, wherever they lie: stores, Zarr, Dask, NumPy."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+from leanrecon.stores.store import Store
+
+Array = np.ndarray[Any, Any]
+Item = TypeVar("Item")
+
+PANEL = 256
+"""Rows of a tile: the fixed depth of products that run over rows. A multiple of every store's chunk rows."""
+
+BLOCK = 4096
+"""Columns of a tile, where the source has no chunks of its own to go by."""
+
+
+class Matrix(Protocol):
+    """A matrix of [rows, columns] that hands out blocks into memory the caller owns.
+
+    ``block`` is the number of columns that are best read together; tiles are ``PANEL`` rows by ``block``
+    columns. A tile may be wider than the matrix at its right edge, where its columns mean nothing.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    block: int
+
+    @property
+    def tile_nbytes(self) -> int:
+        """Bytes that ``read_tile`` needs."""
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Bytes that reading takes at most for itself, for a while."""
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        """Rows (one panel of them) of column block ``j``, as [len(rows), block] in ``memory``, in the matrix's own dtype."""
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        """Any block, into ``out`` [len(rows), len(columns)], cast to its dtype."""
+
+
+class StoreMatrix:
+    """The rows of a store; tiles are its chunks, read whole and checked."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.shape = (store.rows, store.columns)
+        self.dtype = store.dtype
+        self.block = store.chunk_columns
+
+    @property
+    def tile_nbytes(self) -> int:
+        chunks = max(PANEL // self.store.chunk_rows, 1)
+        return (chunks - 1) * self.store.chunk_nbytes + self.store.buffer_nbytes()
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return self.store.buffer_nbytes()
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        store = self.store
+        offset = 0
+        for i in range(rows.start // store.chunk_rows, -(-rows.stop // store.chunk_rows)):
+            # A chunk's checksum lands where the next chunk then goes. Only a lone chunk is page-aligned.
+            store.read_chunk(i, j, memory[offset:], cached=store.chunk_rows != PANEL)
+            offset += store.chunk_nbytes
+        return memory[:offset].view(self.dtype).reshape(-1, self.block)[: len(rows)]
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        store = self.store
+        for i in range(rows.start // store.chunk_rows, -(-rows.stop // store.chunk_rows)):
+            group = store.group_rows(i)
+            a, b = max(rows.start, group.start), min(rows.stop, group.stop)
+            for j in range(columns.start // self.block, -(-columns.stop // self.block)):
+                wanted = store.group_columns(j)
+                c, d = max(columns.start, wanted.start), min(columns.stop, wanted.stop)
+                target = out[a - rows.start : b - rows.start, c - columns.start : d - columns.start]
+                narrow = 4 * (d - c) < self.block
+                if a == group.start and narrow and target.flags.c_contiguous and out.dtype == self.dtype:
+                    store.read_chunk_columns(i, j, range(c - wanted.start, d - wanted.start), target)
+                else:
+                    chunk = store.read_chunk(i, j, np.empty(store.buffer_nbytes(), np.uint8))
+                    target[...] = chunk[a - group.start : b - group.start, c - wanted.start : d - wanted.start]
+
+
+class ArrayMatrix:
+    """Anything two-dimensional that is sliced as ``array[a:b, c:d]``: NumPy, Zarr, Dask, h5py."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self.dtype = np.dtype(array.dtype)
+        chunks = getattr(array, "chunks", None)
+        width = chunks[1] if chunks else BLOCK
+        self.block = max(min(width if isinstance(width, int) else max(width), BLOCK, self.shape[1]), 1)
+
+    @property
+    def tile_nbytes(self) -> int:
+        return PANEL * self.block * self.dtype.itemsize
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return 0 if isinstance(self.array, np.ndarray) else self.tile_nbytes
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        return _tile_of(self, rows, j, memory)
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        np.copyto(
+            out, np.asarray(self.array[rows.start : rows.stop, columns.start : columns.stop]), casting="unsafe"
+        )
+
+
+class RowSubset:
+    """Some rows of a matrix, in ascending order: the train or test rows of a fold."""
+
+    def __init__(self, base: Matrix, index: Sequence[int] | Array) -> None:
+        self.base = base
+        self.index = np.asarray(index, dtype=np.int64)
+        if np.any(np.diff(self.index) <= 0):
+            raise ValueError("rows of a subset must ascend")
+        self.shape = (len(self.index), base.shape[1])
+        self.dtype = base.dtype
+        self.block = base.block
+
+    @property
+    def tile_nbytes(self) -> int:
+        return PANEL * self.block * self.dtype.itemsize
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return self.base.scratch_nbytes + self.tile_nbytes
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        return _tile_of(self, rows, j, memory)
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        index = self.index[rows.start : rows.stop]
+        panel_of = index // PANEL
+        for panel in np.unique(panel_of):
+            wanted = np.nonzero(panel_of == panel)[0]
+            start = int(index[wanted[0]])
+            span = range(start, int(index[wanted[-1]]) + 1)
+            block = np.empty((len(span), len(columns)), self.dtype)
+            self.base.read(span, columns, block)
+            out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
+
+
+def _tile_of(matrix: ArrayMatrix | RowSubset, rows: range, j: int, memory: Array) -> Array:
+    columns = range(j * matrix.block, min((j + 1) * matrix.block, matrix.shape[1]))
+    n = len(rows) * len(columns) * matrix.dtype.itemsize
+    tile = memory[:n].view(matrix.dtype).reshape(len(rows), len(columns))
+    matrix.read(rows, columns, tile)
+    return tile
+
+
+def as_matrix(source: Any) -> Matrix:
+    """View a store, a path to one, or a NumPy, Zarr or Dask array as a Matrix; no data is read."""
+    if isinstance(source, StoreMatrix | ArrayMatrix | RowSubset):
+        return source
+    if isinstance(source, str | os.PathLike):
+        source = Store.open(source)
+    if isinstance(source, Store):
+        return StoreMatrix(source)
+    if (path := _store_path(source)) is not None:
+        return StoreMatrix(Store.open(path))
+    if len(getattr(source, "shape", ())) != 2:
+        found = getattr(source, "shape", type(source).__name__)
+        raise InputError(f"{found} is not a matrix", expected="an array of two dimensions, [rows, columns]")
+    return ArrayMatrix(source)
+
+
+def _store_path(source: Any) -> Path | None:
+    """The folder behind a Zarr array that is one of our stores."""
+    root = getattr(getattr(source, "store", None), "root", None)
+    attributes = getattr(source, "attrs", {})
+    return Path(root) if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
+
+
+def panels(rows: int, size: int = PANEL) -> list[range]:
+    """Cut ``range(rows)`` into panels of a fixed size, the last one shorter."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item, Array], Array], nbytes: int, *, depth: int = 2
+) -> Iterator[tuple[Item, Array]]:
+    """Yield ``(item, read(item, memory))`` in order, the next items being read by a thread meanwhile.
+
+    ``depth`` blocks of ``nbytes`` bytes are allocated once and used in turn: what is yielded is valid until
+    the next one is asked for.
+    """
+    memories = [buffer((nbytes,), np.uint8) for _ in range(depth)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        pending: list[tuple[Item, Any]] = []
+        for k, item in enumerate(items):
+            pending.append((item, reader.submit(read, item, memories[k % depth])))
+            if len(pending) == depth:
+                done, future = pending.pop(0)
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()

@@ -1,0 +1,53 @@
+"""Where the parts of one study lie on disk: a contract that users and other tools rely on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """The folder of one study, or of one of its variants (a fold, an area, another regressor).
+
+    Paths only: nothing is read or made here.
+    """
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "study.toml"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "run.json"
+
+    def betas(self, split: str) -> Path:
+        return self.root / "betas" / f"{split}.zarr"
+
+    @property
+    def rows(self) -> Path:
+        """Stimulus id, trial ids and repeats of every row."""
+        return self.root / "betas" / "rows.json"
+
+    @property
+    def voxels(self) -> Path:
+        return self.root / "betas" / "voxels.npz"
+
+    def stimuli(self, split: str) -> Path:
+        return self.root / "stimuli" / f"{split}.zarr"
+
+    def captions(self, split: str) -> Path:
+        return self.root / "captions" / f"{split}.json"
+
+    def features(self, space: str, split: str) -> Path:
+        return self.root / "features" / space / f"{split}.zarr"
+
+    def fitted(self, space: str) -> Path:
+        """What a feature space learned from the train images (the components of a PCA)."""
+        return self.root / "features" / space / "fitted.npz"
+
+    def predictions(self, space: str) -> Path:
+        return self.root / "predictions" / space / "test.zarr"
+
+    def variant(self, name: str) -> "Study":
+        return Study(self.root / "variants" / name)
