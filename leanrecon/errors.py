@@ -43,3 +43,7 @@ class StoreError(LeanreconError, OSError):
 
     def __str__(self) -> str:  # OSError would print its arguments as a tuple
         return str(self.args[0])
+
+
+class LeanreconWarning(UserWarning):
+    """Something that a user should know about a result that is otherwise fine."""

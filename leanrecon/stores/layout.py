@@ -35,3 +35,10 @@ def plan_chunks(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> tuple[int
     rows = max(chunk_bytes // max(width * itemsize, 1), 1)
     rows = min(2 ** (rows.bit_length() - 1), MAX_ROWS)
     return (rows, width) if len(shape) == 2 else (rows, *shape[1:])
+
+
+def store_nbytes(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> int:
+    """Bytes of a store's chunk files, those at the edge at full size."""
+    chunks = plan_chunks(shape, dtype, chunk_bytes)
+    cells = math.prod(math.ceil(n / c) * c for n, c in zip(shape, chunks, strict=True))
+    return cells * np.dtype(dtype).itemsize

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -84,9 +84,8 @@ class StoreMatrix:
                 wanted = store.group_columns(j)
                 c, d = max(columns.start, wanted.start), min(columns.stop, wanted.stop)
                 target = out[a - rows.start : b - rows.start, c - columns.start : d - columns.start]
-                narrow = 4 * (d - c) < self.block
-                if a == group.start and narrow and target.flags.c_contiguous and out.dtype == self.dtype:
-                    store.read_chunk_columns(i, j, range(c - wanted.start, d - wanted.start), target)
+                if a == group.start and 4 * (d - c) < self.block and out.dtype == self.dtype:
+                    store.read_columns(i, j, range(c - wanted.start, d - wanted.start), target)
                 else:
                     chunk = store.read_chunk(i, j, np.empty(store.buffer_nbytes(), np.uint8))
                     target[...] = chunk[a - group.start : b - group.start, c - wanted.start : d - wanted.start]
@@ -155,7 +154,7 @@ class RowSubset:
             out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
 
 
-def _tile_of(matrix: ArrayMatrix | RowSubset, rows: range, j: int, memory: Array) -> Array:
+def _tile_of(matrix: Matrix, rows: range, j: int, memory: Array) -> Array:
     columns = range(j * matrix.block, min((j + 1) * matrix.block, matrix.shape[1]))
     n = len(rows) * len(columns) * matrix.dtype.itemsize
     tile = memory[:n].view(matrix.dtype).reshape(len(rows), len(columns))
@@ -163,9 +162,33 @@ def _tile_of(matrix: ArrayMatrix | RowSubset, rows: range, j: int, memory: Array
     return tile
 
 
+class Reblocked:
+    """A matrix in blocks of another number of columns."""
+
+    def __init__(self, base: Matrix, block: int) -> None:
+        self.base = base
+        self.shape = base.shape
+        self.dtype = base.dtype
+        self.block = block
+
+    @property
+    def tile_nbytes(self) -> int:
+        return PANEL * self.block * self.dtype.itemsize
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return self.base.scratch_nbytes
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        return _tile_of(self, rows, j, memory)
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        self.base.read(rows, columns, out)
+
+
 def as_matrix(source: Any) -> Matrix:
     """View a store, a path to one, or a NumPy, Zarr or Dask array as a Matrix; no data is read."""
-    if isinstance(source, StoreMatrix | ArrayMatrix | RowSubset):
+    if isinstance(source, StoreMatrix | ArrayMatrix | RowSubset | Reblocked):
         return source
     if isinstance(source, str | os.PathLike):
         source = Store.open(source)
@@ -179,11 +202,27 @@ def as_matrix(source: Any) -> Matrix:
     return ArrayMatrix(source)
 
 
+def same_matrix(a: Matrix, b: Matrix) -> bool:
+    """Whether two matrices read the same rows of the same place."""
+    if isinstance(a, StoreMatrix) and isinstance(b, StoreMatrix):
+        return a.store.path == b.store.path
+    if isinstance(a, ArrayMatrix) and isinstance(b, ArrayMatrix):
+        return a.array is b.array
+    if isinstance(a, RowSubset) and isinstance(b, RowSubset):
+        return same_matrix(a.base, b.base) and np.array_equal(a.index, b.index)
+    return a is b
+
+
 def _store_path(source: Any) -> Path | None:
     """The folder behind a Zarr array that is one of our stores."""
     root = getattr(getattr(source, "store", None), "root", None)
     attributes = getattr(source, "attrs", {})
     return Path(root) if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
+
+
+def column_blocks(matrix: Matrix) -> list[range]:
+    """The column blocks of a matrix, the last one cut at its right edge."""
+    return panels(matrix.shape[1], matrix.block)
 
 
 def panels(rows: int, size: int = PANEL) -> list[range]:
@@ -192,20 +231,23 @@ def panels(rows: int, size: int = PANEL) -> list[range]:
 
 
 def read_ahead(
-    items: Iterable[Item], read: Callable[[Item, Array], Array], nbytes: int, *, depth: int = 2
+    items: Iterable[Item], read: Callable[[Item, Array], Array], memories: Sequence[Array]
 ) -> Iterator[tuple[Item, Array]]:
     """Yield ``(item, read(item, memory))`` in order, the next items being read by a thread meanwhile.
 
-    ``depth`` blocks of ``nbytes`` bytes are allocated once and used in turn: what is yielded is valid until
-    the next one is asked for.
+    ``memories`` are used in turn: what is yielded is valid until the next one is asked for.
     """
-    memories = [buffer((nbytes,), np.uint8) for _ in range(depth)]
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        pending: list[tuple[Item, Any]] = []
+        pending: list[tuple[Item, Future[Array]]] = []
         for k, item in enumerate(items):
-            pending.append((item, reader.submit(read, item, memories[k % depth])))
-            if len(pending) == depth:
+            pending.append((item, reader.submit(read, item, memories[k % len(memories)])))
+            if len(pending) == len(memories):
                 done, future = pending.pop(0)
                 yield done, future.result()
         for done, future in pending:
             yield done, future.result()
+
+
+def tile_memories(*matrices: Matrix, count: int = 2) -> list[Array]:
+    """Memory for the tiles of any of some matrices, to read ahead into."""
+    return [buffer((max(m.tile_nbytes for m in matrices),), np.uint8) for _ in range(count)]

@@ -21,7 +21,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from leanrecon.errors import StoreError
-from leanrecon.memory import format_bytes, parse_bytes
+from leanrecon.memory import buffer, format_bytes, parse_bytes
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 
@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 FORMAT = 1
 _CRC = 4  # bytes of the checksum behind a chunk
 _PAGE = 4096  # uncached reads take whole pages into page-aligned memory
+_UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
 _ATTRIBUTE = "leanrecon"
 
 
@@ -68,12 +69,14 @@ class Store:
         made_of: Mapping[str, Any],
         chunk: str | int = DEFAULT_CHUNK,
         overwrite: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> "Store":
         """Open a store for writing: a new one, or an earlier one made of the same things, to be continued.
 
         ``made_of`` holds all that decides the contents: settings, seeds, and the ``content`` of the input
         stores. A store made of something else raises StoreError with the settings that differ, unless
-        ``overwrite``. Files left half-written by a killed run are removed.
+        ``overwrite``. Files left half-written by a killed run are removed. ``notes`` are kept with a new store
+        for later runs (the batch size it was begun with) and are no part of what it is made of.
         """
         path = Path(path)
         dtype = np.dtype(dtype)
@@ -103,7 +106,14 @@ class Store:
                 filters=None,
                 serializer=BytesCodec(endian="little" if dtype.itemsize > 1 else None),
                 compressors=[Crc32cCodec()],
-                attributes={_ATTRIBUTE: {"made_of": now, "fingerprint": fingerprint(now), "complete": False}},
+                attributes={
+                    _ATTRIBUTE: {
+                        "made_of": now,
+                        "fingerprint": fingerprint(now),
+                        "notes": dict(notes or {}),
+                        "complete": False,
+                    }
+                },
             )
         return cls(path, array)
 
@@ -131,6 +141,11 @@ class Store:
     @property
     def made_of(self) -> dict[str, Any]:
         return dict(self._record.get("made_of", {}))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the run that created the store noted down for those that continue it."""
+        return dict(self._record.get("notes", {}))
 
     @property
     def complete(self) -> bool:
@@ -185,19 +200,20 @@ class Store:
                 columns = self.group_columns(j)
                 self.write_chunk(i, j, flat[:, columns.start : columns.stop])
 
-    def write_columns(self, j: int, block: Array) -> None:
-        """Write column group ``j``: all its rows, [rows, columns of the group]; chunks that are there are kept."""
-        for i in range(self.row_groups):
+    def write_columns(self, j: int, block: Array, *, first_row: int = 0) -> None:
+        """Write whole row groups of column group ``j``, [rows, columns of the group]; chunks that are there are kept."""
+        for i in range(first_row // self.chunk_rows, math.ceil((first_row + len(block)) / self.chunk_rows)):
             if not self.has(i, j):
                 rows = self.group_rows(i)
-                self.write_chunk(i, j, block[rows.start : rows.stop])
+                self.write_chunk(i, j, block[rows.start - first_row : rows.stop - first_row])
 
     def write_chunk(self, i: int, j: int, block: Array) -> None:
         """Write one chunk whole: to a file beside it, then renamed over it."""
         if block.shape != (len(self.group_rows(i)), len(self.group_columns(j))):
             raise ValueError(f"{self.name_of(i, j)} of {self.path} can't take a block of shape {block.shape}")
         if block.shape != (self.chunk_rows, self.chunk_columns):  # chunks at the edge are stored at full size
-            padded = np.full((self.chunk_rows, self.chunk_columns), self.fill_value, self.dtype)
+            padded = buffer((self.chunk_rows, self.chunk_columns), self.dtype)
+            padded[:] = self.fill_value
             padded[: block.shape[0], : block.shape[1]] = block
             block = padded
         data = np.ascontiguousarray(block, self.dtype).reshape(-1).view(np.uint8)
@@ -206,8 +222,9 @@ class Store:
         with explained_disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with partial.open("xb", buffering=0) as file:
-                    for part in (data, _checksum(data)):
+                done = _write_uncached(partial, data)
+                with partial.open("ab", buffering=0) as file:
+                    for part in (data[done:], _checksum(data)):
                         view = memoryview(part)
                         while view:
                             view = view[file.write(view) :]
@@ -279,22 +296,25 @@ class Store:
             raise self._damage(i, j, "does not match its checksum")
         return data.view(self.dtype).reshape(self.chunk_rows, self.chunk_columns)
 
-    def read_chunk_columns(self, i: int, j: int, columns: range, out: Array) -> None:
-        """Read some columns of the first ``len(out)`` rows of one chunk, without checking it; ``columns`` count from its left edge."""
-        itemsize, stride = self.dtype.itemsize, self.chunk_columns * self.dtype.itemsize
-        start, width = columns.start * itemsize, len(columns) * itemsize
-        if out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise TypeError(f"{out.dtype} rows can't take {self.dtype} bytes")
-        view = memoryview(out.reshape(-1).view(np.uint8))
+    def read_columns(self, i: int, j: int, columns: range, out: Array) -> None:
+        """Read some columns of the first ``len(out)`` rows of one chunk, unchecked; ``columns`` count from its left edge.
+
+        One positioned read a row: a third less time than copying out of a mapped file, and nothing mapped.
+        """
+        itemsize = self.dtype.itemsize
+        width, stride = len(columns) * itemsize, self.chunk_columns * itemsize
+        offset = columns.start * itemsize
         try:
-            with self.chunk_path(i, j).open("rb", buffering=0) as file:
-                descriptor = file.fileno()
-                for row in range(len(out)):
-                    got = _read_at(descriptor, view[row * width : (row + 1) * width], start + row * stride)
-                    if got != width:
-                        raise self._damage(i, j, "is truncated")
+            descriptor = os.open(self.chunk_path(i, j), os.O_RDONLY)
         except FileNotFoundError:
             raise self._damage(i, j, "is missing") from None
+        try:
+            for row in out:
+                if _read_at(descriptor, [row], offset) != width:
+                    raise self._damage(i, j, "is truncated")
+                offset += stride
+        finally:
+            os.close(descriptor)
 
     def __getitem__(self, rows: slice) -> Array:
         """Rows ``start:stop`` as an array of the store's own shape, [rows, …]; only their chunks are read."""
@@ -367,13 +387,15 @@ def _checksum(data: Array) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(_CRC, "little")
 
 
-def _read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], offset)
+def _read_at_without_preadv(descriptor: int, rows: list[Any], offset: int) -> int:
     os.lseek(descriptor, offset, os.SEEK_SET)  # Windows has no positioned reads
+    view = memoryview(rows[0]).cast("B")
     data = os.read(descriptor, len(view))
     view[: len(data)] = data
     return len(data)
+
+
+_read_at = getattr(os, "preadv", _read_at_without_preadv)
 
 
 def _read_file(path: Path, memory: Array, *, cached: bool) -> int:
@@ -399,11 +421,31 @@ def _read_file(path: Path, memory: Array, *, cached: bool) -> int:
         os.close(descriptor)
 
 
+def _write_uncached(path: Path, data: Array) -> int:
+    """Begin a file with the whole pages of ``data``, bypassing the page cache where that can be; returns the bytes written.
+
+    The cache keeps what is read again, and no processor time goes into filling it.
+    """
+    pages = len(data) // _PAGE * _PAGE
+    if pages < _UNCACHED or data.ctypes.data % _PAGE or not hasattr(os, "O_DIRECT"):
+        return 0
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without uncached writes
+            raise
+        return 0
+    try:
+        return os.write(descriptor, data[:pages]) // _PAGE * _PAGE
+    finally:
+        os.close(descriptor)
+
+
 def _read_all(descriptor: int, memory: Array) -> int:
     view = memoryview(memory)
     done = 0
     while done < len(view):
-        n = _read_at(descriptor, view[done:], done)
+        n = _read_at(descriptor, [view[done:]], done)
         done += n
         if n == 0 or done % _PAGE:
             break

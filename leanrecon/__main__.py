@@ -1,0 +1,5 @@
+"""``python -m leanrecon``."""
+
+from leanrecon.cli import main
+
+main()

@@ -1,0 +1,159 @@
+"""The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanrecon import __version__
+from leanrecon.errors import LeanreconError
+
+if TYPE_CHECKING:
+    from leanrecon.progress import Progress
+    from leanrecon.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reconstruct the images a person saw from their fMRI, in a stated memory budget.",
+)
+
+Source = Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe's name, or a settings file (TOML).")]
+StudyFolder = Annotated[
+    Path | None, typer.Option("--study", help="Folder of the study; by default one named after the settings file.")
+]
+Memory = Annotated[str | None, typer.Option("--memory", help='What the process may hold, as in "4GB".')]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage: dataset, features, regression.")]
+
+
+@app.command()
+def run(
+    source: Source,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    until: Until = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Run a study, or continue one that was stopped anywhere."""
+    settings, base_dir = _settings(source, sets, memory)
+    from leanrecon.pipeline import STAGES, Pipeline
+    from leanrecon.study import Study
+
+    last = _stage(until, STAGES)
+    folder = _folder(source, study)
+    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress()).run(last)
+    typer.echo(f"done: {folder}")
+
+
+@app.command()
+def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
+    """Show what every stage will hold in memory and write to disk, before any of it is done."""
+    settings, base_dir = _settings(source, sets, memory)
+    from leanrecon.pipeline import STAGES
+    from leanrecon.plan import plan_study, show
+
+    show(plan_study(settings, base_dir=base_dir, until=_stage(until, STAGES)), settings.general.memory)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
+) -> None:
+    """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    from leanrecon.repair import find_damage, mend
+
+    damaged = find_damage(path, progress=_progress())
+    for store, chunks in damaged.items():
+        for ij, what in chunks:
+            typer.echo(f"{store.path}: chunk {store.name_of(*ij)} {what}")
+    if not damaged:
+        typer.echo("all chunks are sound")
+    elif repair:
+        mend(path, damaged, progress=_progress())
+        typer.echo("repaired")
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A store of a study.")],
+    file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
+) -> None:
+    """Copy a store into a .npy file, row group by row group."""
+    from leanrecon.repair import export_npy
+
+    export_npy(store, file, progress=_progress())
+    typer.echo(f"wrote {file}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with leanrecon."""
+    from leanrecon.settings import recipes as known
+
+    for name, path in known().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        typer.echo(f"{name:16} {first.lstrip('# ')}")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"leanrecon {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except LeanreconError as error:
+        typer.echo(f"leanrecon: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("leanrecon: stopped; the same command continues from here", err=True)
+        sys.exit(130)
+
+
+def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
+    from leanrecon.settings import read_settings
+
+    return read_settings(source, sets or (), memory=memory)
+
+
+def _folder(source: str, study: Path | None) -> Path:
+    """The study's folder: as given, the folder of a study.toml, or one named after the recipe or file."""
+    if study is not None:
+        return study
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return path.parent if path.name == "study.toml" else Path(path.stem)
+
+
+def _stage(name: str | None, stages: tuple[str, ...]) -> str:
+    from leanrecon.errors import SettingsError
+    from leanrecon.validation import nearest
+
+    if name is None:
+        return stages[-1]
+    if name not in stages:
+        raise SettingsError(f"--until {name}: there is no such stage ({nearest(name, stages)})")
+    return name
+
+
+def _progress() -> "Progress":
+    from rich.console import Console
+
+    from leanrecon.progress import PlainProgress, RichProgress
+
+    console: Any = Console(stderr=True)
+    return RichProgress(console) if console.is_terminal or console.is_jupyter else PlainProgress()

@@ -1,0 +1,205 @@
+"""Filling the row stores of a study from arrays, group by group, in bounded memory and resumably."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.rows import Convert, Rows
+from leanrecon.errors import InputError, StoreError
+from leanrecon.memory import buffer
+from leanrecon.progress import Progress
+from leanrecon.stores.layout import plan_chunks
+from leanrecon.stores.store import Store, explained_disk_errors
+
+Array = np.ndarray[Any, Any]
+Look = Callable[[range, Array], None]
+
+BAND = 256 * 10**6
+"""Most bytes of rows that are read together: what a kill can cost, whatever the budget."""
+
+_CRC = 4  # bytes of the checksum behind a chunk
+_PIECE = 2**20  # bytes of rows looked through together
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """How one store is filled."""
+
+    at_once: int
+    """Row groups that are read together."""
+    work: int
+    """Bytes of memory taken meanwhile."""
+    disk: int
+    """Bytes of the store on disk."""
+
+
+def plan_store(
+    shape: Sequence[int],
+    dtype: Any,
+    chunk_bytes: int,
+    *,
+    free: int,
+    together: int = 1,
+    held: int = 0,
+    scratch: int = 0,
+) -> StorePlan:
+    """Plan the filling of a store of ``shape`` from an array that likes to give ``together`` rows at once.
+
+    At least one row group is read at once, whether or not it fits ``free`` bytes; more only where that saves reading.
+    """
+    chunks = plan_chunks(shape, dtype, chunk_bytes)
+    itemsize = np.dtype(dtype).itemsize
+    chunk = math.prod(chunks) * itemsize
+    group = chunks[0] * math.prod(shape[1:]) * itemsize
+    groups, column_groups = math.ceil(shape[0] / chunks[0]), math.ceil(math.prod(shape[1:]) / math.prod(chunks[1:]))
+    # Besides the band: a group out of order or read back, and a chunk made contiguous, then padded.
+    fixed = held + scratch + group + 2 * chunk
+    wanted = min(math.ceil(together / chunks[0]), groups)
+    at_once = max(min(wanted, min(free - fixed, BAND) // max(group, 1)), 1)
+    return StorePlan(at_once, fixed + at_once * group, groups * column_groups * (chunk + _CRC))
+
+
+def bands(groups: Sequence[int], at_once: int) -> Iterator[range]:
+    """Cut ascending row groups into runs of neighbours, at most ``at_once`` long."""
+    start = 0
+    for k in range(1, len(groups) + 1):
+        if k == len(groups) or groups[k] != groups[k - 1] + 1 or k - start == at_once:
+            yield range(groups[start], groups[k - 1] + 1)
+            start = k
+
+
+def fill_store(
+    store: Store,
+    rows: Rows,
+    index: Array,
+    *,
+    at_once: int,
+    convert: Convert | None = None,
+    shaped: Callable[[Array], Array] = lambda block: block,
+    look: Look,
+    progress: Progress,
+    name: str,
+) -> None:
+    """Write the missing row groups of ``store`` from the rows ``index`` of an array; ``look`` sees every group, old or new.
+
+    ``convert`` works on blocks of numbers as they come, ``shaped`` gives whole rows the store's shape. A group
+    is looked at before it is written, so what ``look`` refuses is never stored.
+    """
+    missing = store.missing_row_groups()
+    present = sorted(set(range(store.row_groups)) - set(missing))
+    done = sum(len(store.group_rows(i)) for i in present)
+    with progress.task(name, total=store.rows, unit="rows", done=done) as advance:
+        for i in present:
+            group = store.group_rows(i)
+            look(group, store[group.start : group.stop])
+        n = min(at_once * store.chunk_rows, store.rows)
+        memory = buffer((n if missing else 0, *rows.shape[1:]), store.dtype)
+        for band in bands(missing, at_once):
+            start, stop = band.start * store.chunk_rows, store.group_rows(band[-1]).stop
+            rows.read(index[start:stop], memory[: stop - start], convert)
+            for i in band:
+                group = store.group_rows(i)
+                block = shaped(memory[group.start - start : group.stop - start])
+                look(group, block)
+                store.write_rows(i, block)
+                advance(len(group))
+    rows.release()
+
+
+class NanCount:
+    """Counts the NaN of every voxel over the rows of all splits, and refuses infinite responses."""
+
+    def __init__(self, voxels: int) -> None:
+        self.counts = np.zeros(voxels, np.int64)
+        self.rows = 0
+
+    def looker(self, locate: Callable[[int], str]) -> Look:
+        """A function that counts the rows of a split in; ``locate`` names its k-th row in words."""
+        return lambda group, block: self.look(block, group.start, locate)
+
+    def look(self, block: Array, first: int, locate: Callable[[int], str]) -> None:
+        """Count some rows in, from row ``first`` of a split on."""
+        step = max(_PIECE // max(block.shape[1] * block.itemsize, 1), 1)
+        for start in range(0, len(block), step):
+            piece = block[start : start + step]
+            infinite = np.isinf(piece)
+            if infinite.any():
+                row, voxel = np.argwhere(infinite)[0]
+                raise InputError(
+                    f"the response of voxel {voxel} in {locate(first + start + int(row))} is infinite, or too large for float32",
+                    expected="finite betas",
+                    todo="correct the array and run again with --overwrite",
+                )
+            self.counts += np.isnan(piece).sum(axis=0)
+        self.rows += len(block)
+
+    def check(self, stores: Sequence[tuple[Store, Callable[[int], str]]]) -> None:
+        """Refuse voxels that are NaN in some rows only; those that are NaN in every row lie outside the mask."""
+        partial = (self.counts > 0) & (self.counts < self.rows)
+        if partial.any():
+            row, voxel = _first_nan(stores, partial)
+            raise InputError(
+                f"{int(self.counts[partial].sum())} betas of {int(partial.sum())} voxels are NaN, though these voxels "
+                f"have numbers in other rows; the first is voxel {voxel} in {row}",
+                expected="numbers, or voxels that are NaN in every row (outside the mask)",
+                todo="fill or leave out these rows or voxels, and run again with --overwrite",
+            )
+        if self.rows and (self.counts == self.rows).all():
+            raise InputError("every beta is NaN", expected="numbers", todo="correct the array and use --overwrite")
+
+
+def _first_nan(stores: Sequence[tuple[Store, Callable[[int], str]]], voxels: Array) -> tuple[str, int]:
+    for store, locate in stores:
+        for i in range(store.row_groups):
+            group = store.group_rows(i)
+            for k, row in enumerate(store[group.start : group.stop]):
+                found = np.flatnonzero(np.isnan(row) & voxels)
+                if len(found):
+                    return locate(group.start + k), int(found[0])
+    raise AssertionError("the NaN counted are gone")
+
+
+def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a small file beside its place and rename it there: whole or not at all."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    with explained_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                write(file)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    write_whole(path, lambda file: file.write(json.dumps(content, ensure_ascii=False).encode()))
+
+
+def keep_json(path: Path, content: Any, what: str) -> None:
+    """Write plain values as JSON unless they are there already; raises StoreError where others are."""
+    there = read_json(path)
+    if there is None:
+        write_json(path, content)
+    elif there != content:
+        raise StoreError(
+            f"{path} was made with other {what}",
+            todo="go back to them, choose another --study, or replace what was made with --overwrite",
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The values in a JSON file, or None where there is no readable one."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,169 @@
+"""The one loop from images to feature rows, and the way back: batch by batch, in a planned amount of memory."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.features.images import ImageReader, row_numbers
+from leanrecon.features.images import image_shape as shape_of
+from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
+from leanrecon.features.space import Array, DecodingSpace, FeatureSpace, ImageShape, Rows
+from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.progress import Progress
+from leanrecon.stores import Store, read_ahead
+from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
+
+
+def extract(
+    space: FeatureSpace,
+    images: Store,
+    target: str | os.PathLike[str],
+    *,
+    chunk: str | int = DEFAULT_CHUNK,
+    budget: MemoryBudget | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    batch: int | None = None,
+) -> Store:
+    """Encode all images of a store into a store of float32 rows, and return it complete.
+
+    Continues where an earlier run stopped, group of rows by group of rows, with the batch size of the run that
+    began the store. Raises BudgetError before any work if one image at a time does not fit, and InputError if
+    the space gives something other than finite numbers.
+    """
+    target = Path(target)
+    shape = shape_of(images)
+    dims = space.dims(shape)
+    made_of = {"images": images.content, "space": space.made_of()}
+
+    def create(batch: int | None) -> Store:
+        return Store.create(
+            target,
+            (images.rows, dims),
+            np.float32,
+            made_of=made_of,
+            chunk=chunk,
+            overwrite=overwrite,
+            notes={"batch": batch},
+        )
+
+    store = None
+    if (target / "zarr.json").exists() and not overwrite:
+        store = create(None)
+        if store.complete:
+            return store
+        batch = store.notes.get("batch", batch)
+    budget = MemoryBudget.of(budget)
+    rows, columns = plan_chunks((images.rows, dims), np.float32, parse_bytes(chunk))
+    plan = plan_extract(
+        images.shape, images.chunk_rows, (rows, columns), dims, space.cost(shape), free=budget.free, batch=batch
+    )
+    budget.require(f"features {space.name}", plan.work)
+    store = store or create(plan.batch)
+    _encode(space, images, store, plan, progress or Progress())
+    store.finish()
+    return store
+
+
+def _encode(space: FeatureSpace, images: Store, store: Store, plan: BatchPlan, progress: Progress) -> None:
+    missing = store.missing_row_groups()
+    batches = [(i, rows) for i in missing for rows in cut(store.group_rows(i), plan.batch)]
+    reader = ImageReader(images)
+    memories = [buffer((plan.batch * images.columns,), np.uint8) for _ in range(AHEAD)]
+    gathered = buffer((min(store.chunk_rows, store.rows), store.columns), np.float32)
+
+    def read(item: tuple[int, range], memory: Array) -> Array:
+        return reader.read(item[1], memory)
+
+    done = store.rows - sum(len(store.group_rows(i)) for i in missing)
+    with progress.task(f"{space.name}, {store.path.stem}", total=store.rows, unit="images", done=done) as advance:
+        for (i, rows), block in read_ahead(batches, read, memories):
+            group = store.group_rows(i)
+            features = space.encode(block, rows)
+            _check(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
+            gathered[rows.start - group.start : rows.stop - group.start] = features
+            if rows.stop == group.stop:
+                store.write_rows(i, gathered[: len(group)])
+            advance(len(rows))
+
+
+def decode_rows(
+    space: FeatureSpace,
+    features: Store,
+    image_shape: ImageShape,
+    *,
+    rows: Rows | None = None,
+    budget: MemoryBudget | None = None,
+    batch: int | None = None,
+) -> Iterator[tuple[int, Array]]:
+    """Yield ``(row, image)`` for the rows of a store of features or predictions: all, or those of ``rows``, ascending.
+
+    ``image_shape`` is that of the images the space was made for; the uint8 images have ``space.decoded_shape`` of
+    it. Batches lie where they lie when all rows are decoded, so that leaving out rows changes no image.
+    Raises SettingsError if the space has no decoder, BudgetError before any work.
+    """
+    if not isinstance(space, DecodingSpace):
+        raise SettingsError(
+            f"the feature space {space.name} can't be decoded into images", expected="one with a decoder, such as pca"
+        )
+    dims = space.dims(image_shape)
+    if len(features.shape) != 2 or features.columns != dims or features.dtype != np.float32:
+        raise InputError(
+            f"{features.path} holds {features.dtype} of shape {features.shape}",
+            expected=f"float32 rows of {dims} numbers for the feature space {space.name}",
+        )
+    wanted = row_numbers(rows, features)
+    budget = MemoryBudget.of(budget)
+    plan = plan_decode(
+        (features.chunk_rows, features.chunk_columns),
+        features.rows,
+        dims,
+        space.decoded_shape(image_shape),
+        space.decode_cost(image_shape),
+        free=budget.free,
+        batch=batch,
+    )
+    budget.require(f"stage1 {space.name}", plan.work)
+    return _decode(space, features, image_shape, wanted, plan.batch)
+
+
+def _decode(
+    space: DecodingSpace, store: Store, image_shape: ImageShape, wanted: Array, batch: int
+) -> Iterator[tuple[int, Array]]:
+    for i in np.unique(wanted // store.chunk_rows).tolist():
+        group = store.group_rows(i)
+        block = store[group.start : group.stop]
+        for rows in cut(group, batch):
+            a, b = np.searchsorted(wanted, (rows.start, rows.stop))
+            if a == b:
+                continue
+            features = block[rows.start - group.start : rows.stop - group.start]
+            _check(features, (len(rows), store.columns), rows, f"{store.path} holds")
+            images = space.decode(features, rows, image_shape)
+            for row in wanted[a:b].tolist():
+                yield row, images[row - rows.start]
+        del block, features  # before the next one is read
+
+
+def cut(rows: range, size: int) -> list[range]:
+    """Cut a range into pieces of ``size``, the last one shorter."""
+    return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+
+
+def _check(features: Array, shape: tuple[int, int], rows: range, whose: str) -> None:
+    if features.shape != shape or features.dtype != np.float32:
+        raise InputError(
+            f"{whose} {features.dtype} of shape {features.shape} for rows {rows.start} to {rows.stop - 1}",
+            expected=f"float32 of shape {shape}",
+        )
+    bad = [rows[k] for k in np.nonzero(~np.isfinite(features).all(axis=1))[0].tolist()]
+    if bad:
+        names = ", ".join(map(str, bad[:8])) + (", …" if len(bad) > 8 else "")
+        raise InputError(
+            f"{whose} features that are NaN or infinite in {len(bad)} of {len(rows)} rows ({names})",
+            expected="finite numbers",
+            todo="look at these rows; on a GPU, try float32. What was finished before is kept",
+        )

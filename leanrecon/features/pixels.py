@@ -1,0 +1,98 @@
+"""The plainest feature space: the pixels themselves, from 0 to 1."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from leanrecon.errors import InputError
+from leanrecon.features.images import fitted_into, from_pixels, to_pixels
+from leanrecon.features.plan import FLOAT, Cost
+from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.memory import MemoryBudget
+from leanrecon.progress import Progress
+from leanrecon.stores import Store
+
+Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
+"""A side of an image in pixels."""
+
+BATCH = 64
+
+
+class PixelsSettings(BaseModel):
+    """``[features.pixels]``"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["pixels"] = "pixels"
+    size: Side | tuple[Side, Side] | Literal["original"] = "original"
+    """The longer side of the images that rows are made of, or their [height, width]; "original" leaves them as they are."""
+
+
+class Pixels:
+    """Rows of height · width · channels pixels, divided by 255, in C order."""
+
+    learns = False
+
+    def __init__(self, settings: PixelsSettings, *, name: str = "pixels", seed: int = 0, device: str = "cpu") -> None:
+        self.settings = settings
+        self.name = name
+
+    def dims(self, image_shape: ImageShape) -> int:
+        height, width, channels = self.decoded_shape(image_shape)
+        return height * width * channels
+
+    def cost(self, image_shape: ImageShape) -> Cost:
+        return Cost(held=0, per_image=0, batch=BATCH)
+
+    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
+        return 0
+
+    def fit(
+        self,
+        train: Store,
+        path: Path,
+        *,
+        rows: Rows | None = None,
+        budget: MemoryBudget | None = None,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Nothing is learned."""
+
+    def load(self, path: Path) -> None:
+        """Nothing was learned."""
+
+    def made_of(self) -> dict[str, Any]:
+        return self.settings.model_dump(mode="json")
+
+    def encode(self, images: Array, rows: Rows) -> Array:
+        shape = self.decoded_shape(images.shape[1:])
+        out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
+        for image, row in zip(images, out, strict=True):
+            to_pixels(image, shape, row)
+        return out
+
+    def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
+        size = self.settings.size
+        if size == "original":
+            return image_shape
+        return fitted_into(image_shape, size) if isinstance(size, int) else (*size, image_shape[2])
+
+    def decode_cost(self, image_shape: ImageShape) -> Cost:
+        return Cost(held=3 * self.dims(image_shape) * FLOAT, per_image=0, batch=BATCH)
+
+    def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
+        """Images at the size of the rows, not of the images that were encoded."""
+        shape = self.decoded_shape(image_shape)
+        if features.shape[1] != self.dims(image_shape):
+            raise InputError(
+                f"rows of {features.shape[1]} numbers do not hold the pixels of images of {shape}",
+                expected=f"{self.dims(image_shape)}",
+            )
+        out = np.empty((len(features), *shape), np.uint8)
+        for row, image in zip(features, out, strict=True):
+            image[...] = from_pixels(row, shape)
+        return out

@@ -1,0 +1,130 @@
+"""The plan of a whole study: memory and disk of every stage, from headers and settings alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from leanrecon import features
+from leanrecon.datasets.arrays import ArraysPlan, plan_arrays
+from leanrecon.errors import InputError
+from leanrecon.features.plan import plan_extract
+from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
+from leanrecon.pipeline import STAGES
+from leanrecon.regression.plan import Shapes, plan_fit
+from leanrecon.regression.restandardise import LOO_ROWS
+from leanrecon.settings import Settings
+from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.matrix import PANEL
+
+_FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan: bytes of memory at the peak, of disk kept, and of disk needed for a while."""
+
+    stage: str
+    blocks: str
+    memory: int
+    disk: int
+    scratch: int = 0
+    download: int = 0
+
+
+def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES[-1]) -> list[PlannedStage]:
+    """Plan the stages up to ``until``; nothing is read but the headers of the arrays."""
+    budget = MemoryBudget.of(settings.general.memory)
+    chunk = parse_bytes(settings.stores.chunk)
+    arrays = plan_arrays(settings.dataset, base_dir=base_dir, chunk=chunk, free=budget.free)
+    rows = f"{arrays.n_train + arrays.n_test} images, {arrays.voxels} voxels"
+    stages = [PlannedStage("dataset", rows, budget.reserved + arrays.work, arrays.disk)]
+    last = STAGES.index(until)
+    if last >= STAGES.index("features"):
+        stages += _features(settings, arrays, chunk, budget)
+    if last >= STAGES.index("regression"):
+        stages += _regression(settings, arrays, chunk, budget)
+    return stages
+
+
+def _shape(arrays: ArraysPlan) -> tuple[int, int, int]:
+    if arrays.image_shape is None:
+        raise InputError(
+            "there are no images to take features from", todo="set dataset.stimuli_train and dataset.stimuli_test"
+        )
+    return arrays.image_shape
+
+
+def _features(settings: Settings, arrays: ArraysPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
+    shape = _shape(arrays)
+    total = arrays.n_train + arrays.n_test
+    image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
+    for name, table in settings.features.items():
+        space = features.make(name, table, seed=settings.general.seed)
+        dims = space.dims(shape)
+        chunks = plan_chunks((total, dims), np.float32, chunk)
+        batch = plan_extract(
+            (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=budget.free
+        )
+        work = max(batch.work, space.fit_nbytes((arrays.n_train, *shape), image_rows))
+        times = arrays.folds if arrays.folds and space.learns else 1
+        yield PlannedStage(
+            f"features {name}",
+            f"{dims} dims, {batch.batch} images a batch",
+            budget.reserved + work,
+            times * store_nbytes((total, dims), np.float32, chunk),
+        )
+
+
+def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
+    shape = _shape(arrays)
+    n, m = arrays.n_train, arrays.n_test
+    if arrays.folds:
+        m = -(-(n + m) // arrays.folds)
+        n = arrays.n_train + arrays.n_test - m
+    for name, table in settings.features.items():
+        dims = features.make(name, table).dims(shape)
+        ridge = settings.regression[name]
+        block = plan_chunks((n, dims), np.float32, chunk)[1]
+        width = plan_chunks((n, arrays.voxels), np.float32, chunk)[1]
+        x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
+        scratch = x_tile * (2 if arrays.folds else 1)
+        restandardized = ridge.restandardize != "none"
+        shapes = Shapes(
+            n, arrays.voxels, m, dims, block, x_tile, y_tile, scratch=scratch, restandardized=restandardized
+        )
+        extra = min(n, LOO_ROWS) if ridge.restandardize == "inductive" else 0
+        planned = plan_fit(
+            shapes, budget.free, loo=ridge.alpha == "loo", per_target=ridge.per_target, extra_rows=extra
+        )
+        where = "in memory" if planned.in_memory else "on disk"
+        yield PlannedStage(
+            f"regression {name}",
+            f"Gram matrix of {shapes.order} {where}, {block} targets a block",
+            budget.reserved + planned.work,
+            (arrays.folds or 1) * store_nbytes((m, dims), np.float32, chunk),
+            0 if planned.in_memory else planned.triangle,
+        )
+
+
+def show(stages: list[PlannedStage], memory: str | None) -> None:
+    """Print the plan as a table, with what is allowed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    allowed = MemoryBudget.of(memory).allowed
+    table = Table(title=f"plan, {format_bytes(allowed)} of memory allowed", title_justify="left")
+    for heading in ("stage", "blocks", "memory", "disk", "download"):
+        table.add_column(heading, justify="left" if heading in ("stage", "blocks") else "right")
+    for stage in stages:
+        short = "" if stage.memory <= allowed else " [red]too much[/red]"
+        disk = format_bytes(stage.disk) + (f" + {format_bytes(stage.scratch)} for a while" if stage.scratch else "")
+        table.add_row(stage.stage, stage.blocks, format_bytes(stage.memory) + short, disk, format_bytes(stage.download))
+    console = Console()
+    console.print(table)
+    most = max(stages, key=lambda stage: stage.memory)
+    disk = sum(stage.disk for stage in stages) + max(stage.scratch for stage in stages)
+    console.print(f"peak memory {format_bytes(most.memory)} ({most.stage}), disk {format_bytes(disk)}", highlight=False)
+    if most.memory > allowed:
+        console.print(f'too little memory is allowed; "{-(-most.memory // 1_000_000)}MB" would do', highlight=False)

@@ -1,0 +1,113 @@
+"""Voxel moments in one pass, and betas centred (and scaled) as they are read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation (ddof = 1) of every column over ``rows`` rows; float64 [columns].
+
+    ``absent`` marks columns that are NaN in every row: voxels outside of the mask.
+    """
+
+    rows: int
+    mean: Array
+    std: Array
+    absent: Array
+
+    @property
+    def usable(self) -> Array:
+        """Columns that vary: neither constant nor absent."""
+        return ~self.absent & (self.std > 0)
+
+
+def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
+    """Mean and standard deviation of every column, streamed tile by tile.
+
+    Sums are taken of the differences to the first row, in float64 over the rows: nothing is lost to a large
+    mean, and a constant column has a standard deviation of exactly 0. An infinite value, or a NaN in a column
+    that has other values, raises InputError with its row and column.
+    """
+    n, p = matrix.shape
+    shift = np.zeros(p)
+    sums = np.zeros(p)
+    squares = np.zeros(p)
+    nan_rows = np.zeros(p, np.int64)
+    blocks = column_blocks(matrix)
+    items = [(rows, j) for rows in panels(n) for j in range(len(blocks))]
+
+    def read(item: tuple[range, int], memory: Array) -> Array:
+        return matrix.read_tile(item[0], item[1], memory)
+
+    for (rows, j), tile in read_ahead(items, read, tile_memories(matrix)):
+        part = slice(blocks[j].start, blocks[j].stop)
+        block = tile[:, : len(blocks[j])]
+        if block.dtype.kind != "f":
+            block = block.astype(np.float64)
+        if rows.start == 0:
+            shift[part] = block[0]
+            shift[part][~np.isfinite(shift[part])] = 0
+        block -= shift[part].astype(block.dtype)
+        total = block.sum(axis=0, dtype=np.float64)
+        if not np.isfinite(total).all():
+            nan_rows[part] += _count_nan(block, rows, blocks[j], what)
+        sums[part] += total
+        squares[part] += np.square(block, out=block).sum(axis=0, dtype=np.float64)
+
+    absent = nan_rows == n
+    if (partly := np.nonzero((nan_rows > 0) & ~absent)[0]).size:
+        v = int(partly[0])
+        raise InputError(
+            f"{what} hold NaN: {partly.size} of {p} columns in some of their {n} rows; column {v} in {nan_rows[v]} rows",
+            expected="finite values, or NaN in every row of a voxel outside of the mask",
+            todo="drop those voxels or trials",
+        )
+    mean = sums / n
+    variance = np.maximum(squares - sums * mean, 0) / max(n - 1, 1)
+    return Moments(n, mean + shift, np.sqrt(variance), absent)
+
+
+def _count_nan(block: Array, rows: range, columns: range, what: str) -> Array:
+    infinite = np.argwhere(np.isinf(block))
+    if len(infinite):
+        row, column = (int(k) for k in infinite[0])
+        raise InputError(
+            f"{what} are infinite at row {rows[row]}, column {columns[column]}", expected="finite values"
+        )
+    return np.isnan(block).sum(axis=0)
+
+
+class Centred:
+    """A matrix of betas less the train mean, over the train standard deviation if ``scale``; left-out columns read 0."""
+
+    def __init__(self, matrix: Matrix, train: Moments, *, scale: bool) -> None:
+        self.matrix = matrix
+        self.shape = matrix.shape
+        self._left_out = ~train.usable
+        self._mean = np.where(self._left_out, 0, train.mean)
+        self._factor = 1 / np.where(self._left_out, 1, train.std) if scale else None
+
+    def read(self, rows: range, columns: range, memory: Array, dtype: Any) -> Array:
+        """A block in ``memory`` (uint8), as [len(rows), len(columns)] of ``dtype``."""
+        part = slice(columns.start, columns.stop)
+        count = len(rows) * len(columns)
+        out = memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(len(rows), len(columns))
+        mean, left_out = self._mean[part].astype(dtype), self._left_out[part]
+        factor = None if self._factor is None else self._factor[part].astype(dtype)
+        for some in panels(len(rows)):  # while they are in the processor's cache
+            block = out[some.start : some.stop]
+            self.matrix.read(range(rows.start + some.start, rows.start + some.stop), columns, block)
+            block -= mean
+            if factor is not None:
+                block *= factor
+            if left_out.any():
+                block[:, left_out] = 0
+        return out

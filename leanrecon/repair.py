@@ -1,0 +1,76 @@
+"""Finding damaged chunks, making them again, and taking stores out of a study."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from leanrecon.errors import InputError, StoreError
+from leanrecon.pipeline import Pipeline
+from leanrecon.progress import Progress
+from leanrecon.settings import read_settings
+from leanrecon.stores import Store
+from leanrecon.stores.store import explained_disk_errors
+from leanrecon.study import Study
+
+Damage = dict[Store, list[tuple[tuple[int, int], str]]]
+
+
+def find_damage(path: Path, *, progress: Progress | None = None) -> Damage:
+    """Decode every chunk of every complete store at or below a path; those that are damaged, with what is wrong."""
+    progress = progress or Progress()
+    stores = [Store.open(found.parent, incomplete=True) for found in sorted(path.rglob("zarr.json"))]
+    if not stores:
+        raise InputError(f"there is no store in {path}", expected="a study, or one of its stores")
+    damaged: Damage = {}
+    with progress.task("verify", total=len(stores), unit="stores") as advance:
+        for store in stores:
+            if not store.complete:
+                missing = len(store.missing())
+                progress.say(f"{store.path} is not finished ({missing} chunks to go); its run has to be continued")
+            elif found := list(store.damage()):
+                damaged[store] = found
+            advance(1)
+    return damaged
+
+
+def mend(path: Path, damaged: Damage, *, progress: Progress | None = None) -> None:
+    """Make damaged chunks again, by running their study from its study.toml: only these chunks are computed."""
+    root = next((folder for folder in (path, *path.absolute().parents) if (folder / "study.toml").exists()), None)
+    if root is None:
+        raise StoreError(f"{path} belongs to no study", todo="make it again with what made it")
+    settings, base_dir = read_settings(root / "study.toml")
+    pipeline = Pipeline(settings, Study(root), base_dir=base_dir, progress=progress)
+    for store, chunks in damaged.items():
+        store.discard([ij for ij, _ in chunks])
+    pipeline.run(last_stage(root))
+    for store in damaged:
+        Store.open(store.path)  # raises if the study's settings no longer make it
+
+
+def last_stage(root: Path) -> str:
+    """The last stage that a study has begun."""
+    if any(root.glob("**/predictions/*/test.zarr")):
+        return "regression"
+    return "features" if any(root.glob("**/features/*/*.zarr")) else "dataset"
+
+
+def export_npy(path: Path, file: Path, *, progress: Progress | None = None) -> None:
+    """Copy a complete store into a .npy file, holding one row group at a time."""
+    store = Store.open(path)
+    partial = file.with_name(f"{file.name}.partial")
+    progress = progress or Progress()
+    with explained_disk_errors(file):
+        try:
+            with partial.open("wb") as out:
+                header = {"descr": store.dtype.str, "fortran_order": False, "shape": store.shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                with progress.task("export", total=store.rows, unit="rows") as advance:
+                    for i in range(store.row_groups):
+                        group = store.group_rows(i)
+                        out.write(np.ascontiguousarray(store[group.start : group.stop]).data)
+                        advance(len(group))
+            partial.replace(file)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""The settings of a study: read from TOML, checked as a whole, written out with every default."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from leanrecon import features
+from leanrecon.datasets.arrays import ArraysSettings
+from leanrecon.errors import SettingsError
+from leanrecon.memory import parse_bytes
+from leanrecon.regression.settings import RidgeSettings
+from leanrecon.stores.layout import DEFAULT_CHUNK
+from leanrecon.validation import nearest, validate
+
+DATASETS: dict[str, type[BaseModel]] = {"arrays": ArraysSettings}
+SECTIONS = ("dataset", "stores", "features", "regression")
+
+
+class GeneralSettings(BaseModel):
+    """The keys outside of any table."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory: str | None = None
+    """What the process may hold, as in "4GB"; absent: 80 % of the free memory."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    seed: int = 0
+
+    @field_validator("memory")
+    @classmethod
+    def _size(cls, text: str | None) -> str | None:
+        return None if text is None else _is_size(text)
+
+
+class StoresSettings(BaseModel):
+    """``[stores]``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    chunk: str = DEFAULT_CHUNK
+    """Size of a chunk file."""
+
+    @field_validator("chunk")
+    @classmethod
+    def _size(cls, text: str) -> str:
+        return _is_size(text)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a study; ``regression`` holds the settings of each feature space by name."""
+
+    general: GeneralSettings
+    dataset: ArraysSettings
+    stores: StoresSettings
+    features: dict[str, BaseModel]
+    regression: dict[str, RidgeSettings]
+
+    def tables(self) -> dict[str, Any]:
+        """The settings as TOML tables, all defaults written out; what is not set is left out."""
+        by_space = {name: settings.model_dump(exclude_none=True) for name, settings in self.regression.items()}
+        return {
+            **self.general.model_dump(exclude_none=True),
+            "dataset": self.dataset.model_dump(exclude_none=True),
+            "stores": self.stores.model_dump(),
+            "features": {name: space.model_dump(exclude_none=True) for name, space in self.features.items()},
+            "regression": by_space,
+        }
+
+
+def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
+    """Read a settings file, or a recipe by its name; returns the settings and the folder that paths may start from.
+
+    ``overrides`` are ``section.key=value`` as on the command line, ``general`` keys outside of any table.
+    """
+    path = find_settings(source)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _set(tables, override)
+    tables |= {key: value for key, value in general.items() if value is not None}
+    return check_settings(tables), path.absolute().parent
+
+
+def find_settings(source: str | Path) -> Path:
+    """The file of these settings: a path, or a recipe's name."""
+    path = Path(source)
+    if path.is_dir() and (path / "study.toml").exists():
+        return path / "study.toml"
+    if path.is_file():
+        return path
+    known = recipes()
+    if str(source) in known:
+        return known[str(source)]
+    raise SettingsError(
+        f"{source} is neither a settings file nor a recipe ({nearest(str(source), known)})",
+        todo="see `leanrecon recipes`",
+    )
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("leanrecon") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def check_settings(tables: Mapping[str, Any]) -> Settings:
+    """Check all tables; raises one SettingsError with every problem found."""
+    problems: list[str] = []
+
+    def checked(check: Any, *arguments: Any) -> Any:
+        try:
+            return check(*arguments)
+        except SettingsError as error:
+            problems.append(str(error).rstrip("."))
+            return None
+
+    wrong = [name for name in SECTIONS if not isinstance(tables.get(name, {}), Mapping)]
+    problems += [f"{name} is not a table, as in [{name}]" for name in wrong]
+    section = {name: {} if name in wrong else dict(tables.get(name, {})) for name in SECTIONS}
+    plain = {key: value for key, value in tables.items() if key not in SECTIONS}
+    for key in [k for k in plain if k not in GeneralSettings.model_fields]:
+        problems.append(f"{key} is unknown ({nearest(key, [*GeneralSettings.model_fields, *SECTIONS])})")
+        del plain[key]
+    general = checked(validate, GeneralSettings, plain, "")
+    stores = checked(validate, StoresSettings, section["stores"], "stores.")
+    dataset = checked(_dataset, section["dataset"], "dataset" in tables)
+    spaces = section["features"] or {"pca": {}}
+    chosen = {name: checked(_space, name, table) for name, table in spaces.items()}
+    regression = _regression(section["regression"], list(spaces), checked, problems)
+    if problems:
+        raise SettingsError("; ".join(dict.fromkeys(problems)))
+    return Settings(general, dataset, stores, chosen, regression)
+
+
+def _dataset(table: Mapping[str, Any], given: bool) -> BaseModel:
+    if not given:
+        raise SettingsError("there is no [dataset]", expected=f"a table with a kind: {', '.join(DATASETS)}")
+    kind = table.get("kind", "arrays")
+    if kind not in DATASETS:
+        raise SettingsError(f"dataset.kind = {kind!r} ({nearest(str(kind), DATASETS)})")
+    return validate(DATASETS[kind], table, "dataset.")
+
+
+def _space(name: str, table: Any) -> BaseModel:
+    if not isinstance(table, Mapping):
+        raise SettingsError(f"features.{name} is not a table, as in [features.{name}]")
+    return features.settings_of(name, table)
+
+
+def _regression(
+    table: Mapping[str, Any], spaces: list[str], checked: Any, problems: list[str]
+) -> dict[str, RidgeSettings]:
+    for_all = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    for_one = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    problems += [
+        f"regression.{name} is for a feature space that is not there ({nearest(name, spaces)})"
+        for name in for_one
+        if name not in spaces
+    ]
+    if for_one.keys() <= set(spaces) and for_one.keys() != set(spaces):
+        checked(validate, RidgeSettings, for_all, "regression.")
+    result = {}
+    for name in spaces:
+        prefix = f"regression.{name}." if name in for_one else "regression."
+        result[name] = checked(validate, RidgeSettings, {**for_all, **for_one.get(name, {})}, prefix)
+    return result
+
+
+def _set(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise SettingsError(f"--set {override}", expected="section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    table = tables
+    for name in names[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"--set {override}: {name} is a value, not a table")
+    table[names[-1]] = value
+
+
+def _is_size(text: str) -> str:
+    try:
+        parse_bytes(text)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+    return text
