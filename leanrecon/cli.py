@@ -1,6 +1,7 @@
 """The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from leanrecon.errors import LeanreconError
 if TYPE_CHECKING:
     from leanrecon.progress import Progress
     from leanrecon.settings import Settings
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +31,9 @@ Memory = Annotated[str | None, typer.Option("--memory", help='What the process m
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
 ]
-Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage: dataset, features, regression.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="STAGE", help="Last stage: dataset, features, regression.")
+]
 
 
 @app.command()
@@ -70,9 +75,9 @@ def verify(
     from leanrecon.repair import find_damage, mend
 
     damaged = find_damage(path, progress=_progress())
-    for store, chunks in damaged.items():
-        for ij, what in chunks:
-            typer.echo(f"{store.path}: chunk {store.name_of(*ij)} {what}")
+    for chunks in damaged.values():
+        for _, what in chunks:
+            typer.echo(what)
     if not damaged:
         typer.echo("all chunks are sound")
     elif repair:
@@ -113,14 +118,20 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except LeanreconError as error:
         typer.echo(f"leanrecon: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("leanrecon: stopped; the same command continues from here", err=True)
-        sys.exit(130)
+    except SystemExit as exit_:
+        if exit_.code == _INTERRUPTED:
+            typer.echo("leanrecon: stopped; the same command continues from here", err=True)
+        raise
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"leanrecon: {message}", err=True)
 
 
 def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
@@ -130,13 +141,14 @@ def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple
 
 
 def _folder(source: str, study: Path | None) -> Path:
-    """The study's folder: as given, the folder of a study.toml, or one named after the recipe or file."""
+    """The study's folder: as given, that of the study itself, or one named after the recipe or file."""
+    from leanrecon.pipeline import is_study
+
     if study is not None:
         return study
     path = Path(source)
-    if path.is_dir():
-        return path
-    return path.parent if path.name == "study.toml" else Path(path.stem)
+    folder = path if path.is_dir() else path.parent
+    return folder if (path.is_dir() or path.name == "study.toml") and is_study(folder) else Path(path.stem)
 
 
 def _stage(name: str | None, stages: tuple[str, ...]) -> str:

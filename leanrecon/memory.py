@@ -4,7 +4,7 @@ import contextlib
 import mmap
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ DEFAULT_SHARE = 0.8
 """The share of the free memory that a budget takes when none is given."""
 
 _HUGE_PAGE = 2**21
+
+_SPARE = 2_000_000  # bytes by which a process may hold more from one start to the next
 
 SAMPLES_PER_SECOND = 50
 """How often the process's memory is looked at while a stage runs."""
@@ -48,19 +50,37 @@ def format_bytes(n: float) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that this process could still take: what the machine and its memory cgroup leave free."""
-    free = int(psutil.virtual_memory().available)
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit, usage = Path(limit_file).read_text().strip(), Path(usage_file).read_text().strip()
-        except OSError:
+    """Bytes that this process could still take: what the machine and its memory cgroups leave free."""
+    return min([int(psutil.virtual_memory().available), *cgroup_free()])
+
+
+def cgroup_free(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes left by each memory cgroup that holds this process: its own, those above it, or the container's.
+
+    File pages that the kernel would drop first do not count as used. Empty where nothing is limited.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, own in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers == "":
+            top, limit_file, usage_file, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit_file, usage_file = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
             continue
-        if limit != "max":
-            free = min(free, max(int(limit) - int(usage), 0))
-    return free
+        below = top / own.strip("/")
+        for folder in (below, *(parent for parent in below.parents if parent.is_relative_to(top))):
+            try:
+                limit, usage = ((folder / name).read_text().strip() for name in (limit_file, usage_file))
+                stat = (folder / "memory.stat").read_text()
+            except OSError:
+                continue
+            if limit != "max":
+                droppable = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+                yield max(int(limit) - int(usage) + (int(droppable[1]) if droppable else 0), 0)
 
 
 def process_memory() -> int:
@@ -131,10 +151,11 @@ class MemoryBudget:
         """The projected peak ``reserved + work`` in bytes; raises BudgetError when it exceeds what is allowed."""
         projected = self.reserved + work
         if projected > self.allowed:
+            enough = -(-(projected + _SPARE) // 1_000_000)
             raise BudgetError(
                 f"{stage} needs at least {format_bytes(projected)} ({format_bytes(self.reserved)} held already and "
                 f"{format_bytes(work)} of work), more than the {format_bytes(self.allowed)} allowed",
-                todo=f'raise the budget to "{-(-projected // 1_000_000)}MB" or more (setting `memory`, option --memory)',
+                todo=f'raise the budget to "{enough}MB" or more (setting `memory`, option --memory)',
             )
         self.required.append(projected)
         return projected

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,20 +16,25 @@ import tomli_w
 
 from leanrecon import features
 from leanrecon.datasets.arrays import ingest_arrays
-from leanrecon.errors import StoreError
+from leanrecon.datasets.files import locate
+from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
 from leanrecon.features.space import FeatureSpace
 from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.progress import Progress
 from leanrecon.regression.ridge import StreamingRidge
-from leanrecon.settings import Settings
+from leanrecon.settings import Settings, check_settings
 from leanrecon.stores import Matrix, RowSubset, Store, as_matrix
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.store import explained_disk_errors
 from leanrecon.study import Study
 
 VERSIONS = ("leanrecon", "numpy", "scipy", "scikit-learn", "zarr", "pillow")
+NO_IMAGES = "there are no images to take features from"
 STAGES = ("dataset", "features", "regression")
+
+HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
+"""First line of a study's study.toml, which tells it from a settings file that someone wrote."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,20 @@ class Pipeline:
 
     def run(self, until: str = STAGES[-1]) -> None:
         """Run the stages up to and including ``until``."""
+        if self.study.settings.exists() and not is_study(self.study.root):
+            raise StoreError(
+                f"{self.study.settings} was not written by leanrecon, which would replace it",
+                todo="choose a folder of its own for the study with --study",
+            )
+        dataset = self.settings.dataset
+        if until != "dataset" and not (dataset.stimuli or dataset.stimuli_train):
+            raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
         with only_run(self.study.root):
             if not self.study.settings.exists():
-                self._write_settings()
+                self._write_settings(STAGES[-1])
             for stage in STAGES[: STAGES.index(until) + 1]:
                 getattr(self, f"_{stage}")()
-                self._write_settings()  # once this stage has accepted them
+                self._write_settings(stage)  # once this stage has accepted them
 
     # The stages
 
@@ -96,8 +110,8 @@ class Pipeline:
 
     def _features(self) -> None:
         for name, space in self.spaces.items():
-            for variant in self._variants():
-                # What learns nothing describes an image alike in every fold.
+            # What learns nothing describes an image alike in every fold.
+            for variant in self._variants() if space.learns else self._variants()[:1]:
                 where = variant.study if space.learns else self.study
                 splits = ("train",) if variant.is_fold else ("train", "test")
                 made = [where.features(name, split) for split in splits]
@@ -156,16 +170,15 @@ class Pipeline:
         key = json.dumps(how, sort_keys=True)
         if key in fits and settings.alpha != "loo":
             ridge = fits[key].with_targets(y)
+            ridge.budget = budget  # what it asks for belongs to this stage's record
         else:
-            ridge = StreamingRidge(
-                **how, seed=self.settings.general.seed, budget=budget, scratch=str(self.study.root)
-            )
             fits.clear()  # one factor at a time
+            ridge = StreamingRidge(**how, seed=self.settings.general.seed, budget=budget, scratch=self.study.root)
             fits[key] = ridge.fit(betas, y, test=_rows(test, variant.test))
         label = f"{variant.prefix}regression {name}"
         if ridge.left_out_:
             self.progress.say(f"{label}: {ridge.left_out_} of {betas.shape[1]} voxels do not vary and are left out")
-        done = sum(1 for j in range(store.column_groups) if j not in store.missing_column_groups())
+        done = store.column_groups - len(store.missing_column_groups())
         with self.progress.task(label, total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_into(_rows(test, variant.test), store, advance=advance)
         store.finish()
@@ -190,9 +203,7 @@ class Pipeline:
     # Records
 
     @contextlib.contextmanager
-    def _recorded(
-        self, stage: str, study: Study, made: list[Path]
-    ) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
+    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
         """Measure a stage and keep its record in ``run.json``, unless all that it makes was there before."""
         done = not self.overwrite and all(is_complete(path) for path in made)
         budget = MemoryBudget.of(self.settings.general.memory)
@@ -215,13 +226,41 @@ class Pipeline:
         records["stages"][stage] = record
         _write_text(path, json.dumps(records, indent=2) + "\n")
 
-    def _write_settings(self) -> None:
-        _write_text(self.study.settings, tomli_w.dumps(self.settings.tables()))
+    def _write_settings(self, stage: str) -> None:
+        """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""
+        tables = self.settings.tables()
+        tables["dataset"] = _absolute(tables["dataset"], self.base_dir)
+        if stage != STAGES[-1] and not self.overwrite and self.study.settings.exists():
+            accepted = ("dataset", "stores", *STAGES[: STAGES.index(stage) + 1])
+            with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new
+                then = tomllib.loads(self.study.settings.read_text(encoding="utf-8"))
+                kept = then | {name: tables[name] for name in accepted}
+                check_settings(kept)
+                tables = kept
+        _write_text(self.study.settings, HEADER + tomli_w.dumps(tables))
+
+
+def is_study(root: Path) -> bool:
+    """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
+    settings = Study(root).settings
+    return settings.is_file() and settings.read_bytes().startswith(HEADER.encode())
 
 
 def is_complete(path: Path) -> bool:
     """Whether there is a complete store at a path."""
     return (path / "zarr.json").exists() and Store.open(path, incomplete=True).complete
+
+
+def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
+    """``[dataset]`` with its files found, so that study.toml continues and repairs the study from any folder."""
+    roles = [f"{role}{split}" for role in ("betas", "stimuli", "captions") for split in ("", "_train", "_test")]
+    found = {}
+    for name in ("path", "test_index", *roles):
+        if name in table and not table[name].startswith(":"):
+            with contextlib.suppress(InputError):  # the stage dataset says what is missing
+                path, key = locate(table[name], None, base_dir)
+                found[name] = str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
+    return table | found
 
 
 def _rows(store: Store, rows: list[int] | None) -> Matrix:
@@ -254,7 +293,9 @@ def only_run(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"another run is at work in {root}", todo="wait for it, or choose another --study") from None
+            raise StoreError(
+                f"another run is at work in {root}", todo="wait for it, or choose another --study"
+            ) from None
         except OSError:  # a file system without locks, as some mounted drives are
             pass
         yield

@@ -10,8 +10,9 @@ from leanrecon import features
 from leanrecon.datasets.arrays import ArraysPlan, plan_arrays
 from leanrecon.errors import InputError
 from leanrecon.features.plan import plan_extract
+from leanrecon.features.space import FeatureSpace
 from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
-from leanrecon.pipeline import STAGES
+from leanrecon.pipeline import NO_IMAGES, STAGES
 from leanrecon.regression.plan import Shapes, plan_fit
 from leanrecon.regression.restandardise import LOO_ROWS
 from leanrecon.settings import Settings
@@ -19,6 +20,12 @@ from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.matrix import PANEL
 
 _FLOAT = 4  # bytes
+
+_GATHERED = 4_000_000
+"""Bytes that a run has taken before its first stage and planning has not: modules, records."""
+
+_LEARNING = 90_000_000
+"""Bytes of scikit-learn and SciPy, which stay once a feature space has learned with them (see features.pca)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class PlannedStage:
 
 def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES[-1]) -> list[PlannedStage]:
     """Plan the stages up to ``until``; nothing is read but the headers of the arrays."""
-    budget = MemoryBudget.of(settings.general.memory)
+    budget = _after(MemoryBudget.of(settings.general.memory), _GATHERED)
     chunk = parse_bytes(settings.stores.chunk)
     arrays = plan_arrays(settings.dataset, base_dir=base_dir, chunk=chunk, free=budget.free)
     rows = f"{arrays.n_train + arrays.n_test} images, {arrays.voxels} voxels"
@@ -44,15 +51,24 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     if last >= STAGES.index("features"):
         stages += _features(settings, arrays, chunk, budget)
     if last >= STAGES.index("regression"):
-        stages += _regression(settings, arrays, chunk, budget)
+        learned = [space for space in _spaces(settings) if space.learns]
+        fitted = sum(space.cost(_shape(arrays)).held for space in learned)
+        stages += _regression(settings, arrays, chunk, _after(budget, fitted + _LEARNING if learned else 0))
     return stages
+
+
+def _after(budget: MemoryBudget, held: int) -> MemoryBudget:
+    """The budget of later stages, when earlier ones left ``held`` bytes in the process."""
+    return MemoryBudget(budget.allowed, budget.reserved + held)
+
+
+def _spaces(settings: Settings) -> list[FeatureSpace]:
+    return [features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()]
 
 
 def _shape(arrays: ArraysPlan) -> tuple[int, int, int]:
     if arrays.image_shape is None:
-        raise InputError(
-            "there are no images to take features from", todo="set dataset.stimuli_train and dataset.stimuli_test"
-        )
+        raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
     return arrays.image_shape
 
 
@@ -60,8 +76,8 @@ def _features(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memory
     shape = _shape(arrays)
     total = arrays.n_train + arrays.n_test
     image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
-    for name, table in settings.features.items():
-        space = features.make(name, table, seed=settings.general.seed)
+    any_learned = False
+    for space in _spaces(settings):
         dims = space.dims(shape)
         chunks = plan_chunks((total, dims), np.float32, chunk)
         batch = plan_extract(
@@ -70,11 +86,14 @@ def _features(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memory
         work = max(batch.work, space.fit_nbytes((arrays.n_train, *shape), image_rows))
         times = arrays.folds if arrays.folds and space.learns else 1
         yield PlannedStage(
-            f"features {name}",
+            f"features {space.name}",
             f"{dims} dims, {batch.batch} images a batch",
             budget.reserved + work,
             times * store_nbytes((total, dims), np.float32, chunk),
         )
+        if space.learns:
+            budget = _after(budget, space.cost(shape).held + (0 if any_learned else _LEARNING))
+            any_learned = True
 
 
 def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
@@ -83,9 +102,9 @@ def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memo
     if arrays.folds:
         m = -(-(n + m) // arrays.folds)
         n = arrays.n_train + arrays.n_test - m
-    for name, table in settings.features.items():
-        dims = features.make(name, table).dims(shape)
-        ridge = settings.regression[name]
+    for space in _spaces(settings):
+        dims = space.dims(shape)
+        ridge = settings.regression[space.name]
         block = plan_chunks((n, dims), np.float32, chunk)[1]
         width = plan_chunks((n, arrays.voxels), np.float32, chunk)[1]
         x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
@@ -95,12 +114,11 @@ def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memo
             n, arrays.voxels, m, dims, block, x_tile, y_tile, scratch=scratch, restandardized=restandardized
         )
         extra = min(n, LOO_ROWS) if ridge.restandardize == "inductive" else 0
-        planned = plan_fit(
-            shapes, budget.free, loo=ridge.alpha == "loo", per_target=ridge.per_target, extra_rows=extra
-        )
+        loo = ridge.alpha == "loo"
+        planned = plan_fit(shapes, budget.free, known=True, loo=loo, per_target=ridge.per_target, extra_rows=extra)
         where = "in memory" if planned.in_memory else "on disk"
         yield PlannedStage(
-            f"regression {name}",
+            f"regression {space.name}",
             f"Gram matrix of {shapes.order} {where}, {block} targets a block",
             budget.reserved + planned.work,
             (arrays.folds or 1) * store_nbytes((m, dims), np.float32, chunk),
@@ -119,8 +137,8 @@ def show(stages: list[PlannedStage], memory: str | None) -> None:
         table.add_column(heading, justify="left" if heading in ("stage", "blocks") else "right")
     for stage in stages:
         short = "" if stage.memory <= allowed else " [red]too much[/red]"
-        disk = format_bytes(stage.disk) + (f" + {format_bytes(stage.scratch)} for a while" if stage.scratch else "")
-        table.add_row(stage.stage, stage.blocks, format_bytes(stage.memory) + short, disk, format_bytes(stage.download))
+        kept = format_bytes(stage.disk) + (f" + {format_bytes(stage.scratch)} for a while" if stage.scratch else "")
+        table.add_row(stage.stage, stage.blocks, format_bytes(stage.memory) + short, kept, format_bytes(stage.download))
     console = Console()
     console.print(table)
     most = max(stages, key=lambda stage: stage.memory)

@@ -87,7 +87,7 @@ class RichProgress(Progress):
             yield advance
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
 
 def _clock(seconds: float) -> str:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from leanrecon.datasets.arrays import plan_arrays
 from leanrecon.errors import InputError, StoreError
-from leanrecon.pipeline import Pipeline
+from leanrecon.pipeline import Pipeline, is_complete, is_study, only_run
 from leanrecon.progress import Progress
 from leanrecon.settings import read_settings
 from leanrecon.stores import Store
-from leanrecon.stores.store import explained_disk_errors
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.study import Study
 
 Damage = dict[Store, list[tuple[tuple[int, int], str]]]
@@ -36,16 +37,24 @@ def find_damage(path: Path, *, progress: Progress | None = None) -> Damage:
 
 def mend(path: Path, damaged: Damage, *, progress: Progress | None = None) -> None:
     """Make damaged chunks again, by running their study from its study.toml: only these chunks are computed."""
-    root = next((folder for folder in (path, *path.absolute().parents) if (folder / "study.toml").exists()), None)
+    root = next((folder for folder in (path, *path.absolute().parents) if is_study(folder)), None)
     if root is None:
         raise StoreError(f"{path} belongs to no study", todo="make it again with what made it")
     settings, base_dir = read_settings(root / "study.toml")
     pipeline = Pipeline(settings, Study(root), base_dir=base_dir, progress=progress)
-    for store, chunks in damaged.items():
-        store.discard([ij for ij, _ in chunks])
+    if any(store.path.parent.name in ("betas", "stimuli") for store in damaged):
+        # Before anything is removed: the arrays that these chunks come from must be there.
+        plan_arrays(settings.dataset, base_dir=base_dir, chunk=settings.stores.chunk, free=0)
+    with only_run(root):
+        for store, chunks in damaged.items():
+            store.discard([ij for ij, _ in chunks])
     pipeline.run(last_stage(root))
     for store in damaged:
-        Store.open(store.path)  # raises if the study's settings no longer make it
+        if not is_complete(store.path):
+            raise StoreError(
+                f"{store.path} is not made by the settings in {root / 'study.toml'}, so it stays damaged",
+                todo="remove it, or run the settings that made it",
+            )
 
 
 def last_stage(root: Path) -> str:
@@ -58,9 +67,12 @@ def last_stage(root: Path) -> str:
 def export_npy(path: Path, file: Path, *, progress: Progress | None = None) -> None:
     """Copy a complete store into a .npy file, holding one row group at a time."""
     store = Store.open(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder", expected="the name of an .npy file")
     partial = file.with_name(f"{file.name}.partial")
     progress = progress or Progress()
     with explained_disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as out:
                 header = {"descr": store.dtype.str, "fortran_order": False, "shape": store.shape}

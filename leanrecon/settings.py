@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from leanrecon import features
 from leanrecon.datasets.arrays import ArraysSettings
@@ -28,8 +28,9 @@ class GeneralSettings(BaseModel):
 
     memory: str | None = None
     """What the process may hold, as in "4GB"; absent: 80 % of the free memory."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    """Where models run; pixels, principal components and ridge run on the CPU."""
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("memory")
     @classmethod
@@ -64,12 +65,16 @@ class Settings:
     def tables(self) -> dict[str, Any]:
         """The settings as TOML tables, all defaults written out; what is not set is left out."""
         by_space = {name: settings.model_dump(exclude_none=True) for name, settings in self.regression.items()}
+        first = next(iter(by_space.values()))
+        # What all spaces share stands in [regression], where --set regression.KEY reaches it.
+        shared = {key: value for key, value in first.items() if all(t.get(key) == value for t in by_space.values())}
+        own = {name: {k: v for k, v in table.items() if k not in shared} for name, table in by_space.items()}
         return {
             **self.general.model_dump(exclude_none=True),
             "dataset": self.dataset.model_dump(exclude_none=True),
             "stores": self.stores.model_dump(),
             "features": {name: space.model_dump(exclude_none=True) for name, space in self.features.items()},
-            "regression": by_space,
+            "regression": {**shared, **{name: table for name, table in own.items() if table}},
         }
 
 
@@ -131,7 +136,7 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
         del plain[key]
     general = checked(validate, GeneralSettings, plain, "")
     stores = checked(validate, StoresSettings, section["stores"], "stores.")
-    dataset = checked(_dataset, section["dataset"], "dataset" in tables)
+    dataset: Any = None if "dataset" in wrong else checked(_dataset, section["dataset"], "dataset" in tables)
     spaces = section["features"] or {"pca": {}}
     chosen = {name: checked(_space, name, table) for name, table in spaces.items()}
     regression = _regression(section["regression"], list(spaces), checked, problems)
@@ -165,12 +170,13 @@ def _regression(
         for name in for_one
         if name not in spaces
     ]
-    if for_one.keys() <= set(spaces) and for_one.keys() != set(spaces):
-        checked(validate, RidgeSettings, for_all, "regression.")
+    common = checked(validate, RidgeSettings, for_all, "regression.")
     result = {}
     for name in spaces:
-        prefix = f"regression.{name}." if name in for_one else "regression."
-        result[name] = checked(validate, RidgeSettings, {**for_all, **for_one.get(name, {})}, prefix)
+        result[name] = common
+        if name in for_one:
+            merged = {**for_all, **for_one[name]} if common else for_one[name]  # problems of all are told once
+            result[name] = checked(validate, RidgeSettings, merged, f"regression.{name}.")
     return result
 
 
@@ -195,5 +201,5 @@ def _is_size(text: str) -> str:
     try:
         parse_bytes(text)
     except SettingsError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).rstrip(".")) from None
     return text

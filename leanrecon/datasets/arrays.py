@@ -3,7 +3,6 @@
 Zarr, h5py and SciPy are imported by the functions that need them, so that settings can be checked without.
 """
 
-import shutil
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -161,7 +160,7 @@ def ingest_arrays(
     but speed. Relative paths start at the current folder or, failing that, at ``base_dir``.
     Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
     """
-    from leanrecon.datasets.ingest import keep_json, write_json, write_whole
+    from leanrecon.datasets.ingest import keep_json, read_json, write_json, write_whole
 
     chunk_bytes = _chunk_bytes(chunk)
     budget = MemoryBudget.of(None) if budget is None else budget
@@ -169,11 +168,19 @@ def ingest_arrays(
         inputs = Inputs(settings, base_dir, opened)
         budget.require("reading the arrays", _plan(inputs, chunk_bytes, budget.free).work)
         captions = inputs.captions()
-        _clear(study, everything=overwrite)
+        _sweep(study)
+        sources = study.root / "betas" / "sources.json"
+        inputs.prints = read_json(sources) or {}
         filling = _Filling(inputs, study, chunk_bytes, budget.free, progress)
         known = filling.recorded()
-        splits = inputs.splits(filling.test_rows(known, seed))
-        stores = filling.create(splits, seed)
+        splits = inputs.splits(filling.test_rows(None if overwrite else known, seed))
+        stores = filling.create(splits, seed, overwrite=overwrite)
+        if overwrite:
+            _remove_others(study, {split.name for split in splits}, inputs)
+        if read_json(sources) != inputs.prints:
+            write_json(sources, inputs.prints)
+        if not all(store.complete for role in stores.values() for store in role):
+            known = None  # something else was there
         if known is None:
             study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
         filling.betas(splits, stores)
@@ -183,12 +190,13 @@ def ingest_arrays(
         check_shared(ids, {split.name: split.locate("stimuli") for split in splits})
     for split in splits if captions is not None else []:
         rows = [row for array in inputs.of_split(captions or [], split.name) for row in array]
-        keep_json(study.captions(split.name), [rows[i] for i in split.index], "captions")
+        captions_of = [rows[i] for i in split.index]
+        keep_json(study.captions(split.name), captions_of, "captions", overwrite=overwrite)
     if _n_voxels(study) != inputs.voxels:
         write_whole(study.voxels, lambda file: np.savez(file, index=np.arange(inputs.voxels)))
     if settings.folds:
         tests = fold_rows(ids["train"], settings.folds, seed)
-        keep_json(study.root / "folds.json", {"folds": tests}, "folds or another seed")
+        keep_json(study.root / "folds.json", {"folds": tests}, "folds or another seed", overwrite=overwrite)
     if known is None:
         records = {
             split.name: {
@@ -259,6 +267,7 @@ class _Filling:
                 rows.read(np.arange(start, stop), memory[: stop - start], self.convert)
                 ids += stimulus_ids(self.inputs.images(memory[: stop - start]))
                 advance(stop - start)
+        rows.release()
         return ids
 
     @property
@@ -267,7 +276,7 @@ class _Filling:
             self._convert = self.inputs.converter()
         return self._convert
 
-    def create(self, splits: Sequence[Split], seed: int) -> dict[str, list["Store"]]:
+    def create(self, splits: Sequence[Split], seed: int, *, overwrite: bool) -> dict[str, list["Store"]]:
         """Open every store for writing, so that one made of something else is refused before anything is written."""
         from leanrecon.stores.store import Store
 
@@ -278,6 +287,7 @@ class _Filling:
                 np.float32 if role == "betas" else np.uint8,
                 made_of=self.inputs.made_of(role, split.name, seed),
                 chunk=self.chunk,
+                overwrite=overwrite,
             )
 
         return {role: [create(role, split) for split in splits] for role in self.inputs.roles}
@@ -333,22 +343,30 @@ class _Filling:
         return ids
 
 
-def _clear(study: Study, *, everything: bool) -> None:
-    """Remove what a killed run left half-written, or all that ingesting writes."""
-    from leanrecon.stores.store import explained_disk_errors
+def _sweep(study: Study) -> None:
+    """Remove what a killed run left half-written beside the stores."""
+    from leanrecon.stores.disk import explained_disk_errors
 
     files = [study.rows, study.voxels, study.root / "folds.json", *(study.captions(s) for s in ("train", "test"))]
     with explained_disk_errors(study.root):
         for file in files:
             for partial in file.parent.glob(f"{file.name}.*.partial"):
                 partial.unlink(missing_ok=True)
-        if everything:
-            for file in files:
-                file.unlink(missing_ok=True)
-            for split in ("train", "test"):
-                for store in (study.betas(split), study.stimuli(split)):
-                    if store.exists():
-                        shutil.rmtree(store)
+
+
+def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
+    """Remove what other settings made and these don't: the test stores of a split that is now folded, say."""
+    from leanrecon.stores.store import remove
+
+    for split in ("train", "test"):
+        if split not in splits:
+            remove(study.betas(split))
+        if split not in splits or "stimuli" not in inputs.roles:
+            remove(study.stimuli(split))
+        if split not in splits or not getattr(inputs.settings, inputs.names("captions")[0]):
+            study.captions(split).unlink(missing_ok=True)
+    if not inputs.settings.folds:
+        (study.root / "folds.json").unlink(missing_ok=True)
 
 
 def _n_voxels(study: Study) -> int | None:

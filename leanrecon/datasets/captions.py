@@ -41,7 +41,7 @@ def _read_text(path: Path, key: str | None) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".txt":
-            return [line.split("\t") for line in text.splitlines()]
+            return [line.split("\t") for line in text.removesuffix("\n").split("\n")]
         found = json.loads(text)
     except ValueError as error:
         raise unreadable(str(path), error) from error

@@ -15,8 +15,9 @@ from leanrecon.datasets.rows import Convert, Rows
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
 from leanrecon.progress import Progress
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.layout import plan_chunks
-from leanrecon.stores.store import Store, explained_disk_errors
+from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 Look = Callable[[range, Array], None]
@@ -185,10 +186,10 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, lambda file: file.write(json.dumps(content, ensure_ascii=False).encode()))
 
 
-def keep_json(path: Path, content: Any, what: str) -> None:
-    """Write plain values as JSON unless they are there already; raises StoreError where others are."""
+def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -> None:
+    """Write plain values as JSON unless they are there already; raises StoreError where others are, or replaces them."""
     there = read_json(path)
-    if there is None:
+    if there is None or (overwrite and there != content):
         write_json(path, content)
     elif there != content:
         raise StoreError(

@@ -79,7 +79,8 @@ class Inputs:
         self.image_shape = shapes[0] if shapes else None
         self.n_rows = sum(map(len, betas))
         self._test_rows: Array | None = None
-        self._files: dict[Path, str] = {}
+        self.prints: dict[str, str] = {}
+        """Fingerprints of files by their size and time of change, which spare reading a whole file again."""
 
     def names(self, role: str) -> list[str]:
         return [f"{role}_train", f"{role}_test"] if self.paired else [role]
@@ -149,7 +150,11 @@ class Inputs:
             return to_uint8(name, 1)
         whole_types = any(rows.dtype.kind in "iu" for rows in arrays)
         names = " and ".join(rows.name for rows in floats)
-        return to_uint8(name, scale_of(names, [look_through(r) for r in floats], beside_whole_types=whole_types))
+        values = []
+        for rows in floats:
+            values.append(look_through(rows))
+            rows.release()
+        return to_uint8(name, scale_of(names, values, beside_whole_types=whole_types))
 
     def made_of(self, role: str, split: str, seed: int) -> dict[str, Any]:
         """What decides a store's contents: the arrays, the split and, for images, shape and order."""
@@ -176,9 +181,11 @@ class Inputs:
     def _print(self, rows: Rows) -> dict[str, Any]:
         from leanrecon.stores.fingerprint import file_fingerprint
 
-        if rows.path not in self._files:
-            self._files[rows.path] = file_fingerprint(rows.path)
-        return {"file": self._files[rows.path], "key": rows.key}
+        about = rows.path.stat()
+        seen = f"{rows.path.name} {about.st_size} {about.st_mtime_ns}"
+        if seen not in self.prints:
+            self.prints[seen] = file_fingerprint(rows.path)
+        return {"file": self.prints[seen], "key": rows.key}
 
     def of_split(self, arrays: list[Any], split: str) -> list[Any]:
         """Those of a list with one item an array that a split draws its rows from."""

@@ -22,8 +22,8 @@ from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.fingerprint import differences
-from leanrecon.stores.store import explained_disk_errors
 
 FORMAT = 1
 """Of the fitted file, and of the arithmetic that leads to it."""
@@ -155,9 +155,13 @@ class PCA:
         }
         for partial in path.parent.glob(f"{path.name}.*.partial"):  # of a run that was killed
             partial.unlink(missing_ok=True)
-        if path.exists() and not overwrite:
-            self.load(path, record)
-            return
+        if path.exists():
+            try:
+                self.load(path, record)
+                return
+            except StoreError:
+                if not overwrite:
+                    raise
         MemoryBudget.of(budget).require(
             f"features {self.name} (fit)", self.fit_nbytes((len(index), *shape), train.chunk_rows)
         )

@@ -1,4 +1,4 @@
-"""The four BLAS and LAPACK routines of the ridge, on row-major arrays, without the interpreter's lock.
+"""The BLAS and LAPACK routines of the ridge, on row-major arrays, without the interpreter's lock.
 
 SciPy's own wrappers hold the lock while they compute, so no thread could read ahead meanwhile, and
 they copy every sub-matrix. The same routines are reached here through the function pointers that
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cython_blas, cython_lapack
+
+from leanrecon.memory import buffer
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +62,9 @@ def _stride(a: Array) -> int:
     return max(a.strides[0] // a.itemsize if a.shape[0] > 1 else a.shape[1], 1)
 
 
-def gemm(a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: float = 1.0, ta: bool = False, tb: bool = False) -> None:
+def gemm(
+    a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: float = 1.0, ta: bool = False, tb: bool = False
+) -> None:
     """c ← alpha · op(a) op(b) + beta · c, in place; ``ta`` and ``tb`` transpose."""
     rows, depth = a.shape[::-1] if ta else a.shape
     depth_b, columns = b.shape[::-1] if tb else b.shape
@@ -100,3 +104,21 @@ def potrf(a: Array) -> int:
     info = np.zeros(1, np.int32)
     _call(cython_lapack, "potrf", a.dtype, "U", a.shape[0], a, _stride(a), info)
     return int(info[0])
+
+
+def syevd(a: Array) -> Array:
+    """The eigenvalues of a symmetric matrix, ascending, from its lower triangle; ``a`` is overwritten by the
+    eigenvectors, one a row.
+    """
+    order = a.shape[0]
+    values = np.empty(order, a.dtype)
+    work = buffer((1 + 6 * order + 2 * order * order,), a.dtype)
+    integers = np.empty(3 + 5 * order, np.int32)
+    info = np.zeros(1, np.int32)
+    _call(
+        cython_lapack, "syevd", a.dtype, "V", "U", order, a, _stride(a), values,
+        work, len(work), integers, len(integers), info,
+    )  # fmt: skip
+    if info[0]:
+        raise ArithmeticError(f"LAPACK's syevd gave up with {int(info[0])}")
+    return values

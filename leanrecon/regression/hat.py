@@ -1,4 +1,4 @@
-"""The mathematics of the ridge: Gram matrix, hat matrix, streamed predictions, weights.
+"""The mathematics of the ridge: Gram matrix, hat matrix, streamed predictions.
 
 With centred betas X [n, p], centred targets Y [n, t] and centred test betas T [m, p], ridge minimises
 ‖Y − XW‖² + α‖W‖². Its predictions are
@@ -20,7 +20,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
-from leanrecon.regression.kernel import DEPTH, WIDTH, Panels, add_product, panel_nbytes, solve
+from leanrecon.regression.kernel import DEPTH, WIDTH, Panels, add_product, pass_groups, solve
 from leanrecon.regression.normalise import Centred
 from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
 
@@ -47,7 +47,7 @@ def gram(
     order = min(n, p)
     result = Panels(order, dtype, directory=directory)
     cross = buffer((test.shape[0], n), dtype) if test is not None and dual else None
-    for group in _groups(order, np.dtype(dtype).itemsize, pass_nbytes if directory else None):
+    for group in pass_groups(order, np.dtype(dtype).itemsize, pass_nbytes if directory else None):
         held = {j: buffer((order - j * WIDTH, len(result.columns[j])), dtype) for j in group}
         if not dual:
             for _, slab in row_slabs(betas, dtype):
@@ -61,16 +61,6 @@ def gram(
         for j in group:
             result.save(j, held.pop(j))
     return result, cross
-
-
-def _groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:
-    group: list[int] = []
-    for j in range(-(-order // WIDTH)):
-        if nbytes and group and sum(panel_nbytes(order, itemsize, k) for k in [*group, j]) > nbytes:
-            yield group
-            group = []
-        group.append(j)
-    yield group
 
 
 def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any) -> Array:
@@ -189,7 +179,7 @@ def stream(hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments
             values = out[:, :width]
             if shift.any():
                 values += shift[:width].astype(dtype)
-            _refuse_nan(values, blocks[j])
+            refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
             mean = sums[:width] / n
             std = np.sqrt(np.maximum(squares[:width] / n - mean**2, 0))
             yield Block(blocks[j], values, mean + shift[:width], std)
@@ -209,39 +199,21 @@ def _far_means(tile: Array, width: int) -> Array:
     return means
 
 
-def _refuse_nan(values: Array, columns: range) -> None:
-    finite = np.isfinite(values.sum(axis=0, dtype=np.float64))
+def refuse_nan_columns(sums: Array, columns: range) -> None:
+    """Raise InputError where the sum of a target column is NaN or infinite, by the number of the first."""
+    finite = np.isfinite(sums)
     if not finite.all():
         first = columns[int(np.argmin(finite))]
         raise InputError(f"target column {first} holds NaN or infinite values", expected="finite targets")
 
 
 def target_columns(targets: Matrix, columns: range, dtype: Any) -> tuple[Array, Array]:
-    """Some targets less their means, [n, len(columns)], and the means in float64."""
+    """Some targets less their means, [n, len(columns)], and the means in float64; InputError where they are NaN."""
     n = targets.shape[0]
     block = buffer((n, len(columns)), dtype)
     for rows in panels(n):
         targets.read(rows, columns, block[rows.start : rows.stop])
     mean = block.mean(axis=0, dtype=np.float64)
+    refuse_nan_columns(mean, columns)
     block -= mean.astype(dtype)
     return block, mean
-
-
-def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range) -> tuple[Array, Array]:
-    """The weights of some targets, [len(columns), p] for centred (and scaled) betas, and the targets' means."""
-    n, p = betas.shape
-    dtype = factor.dtype
-    block, mean = target_columns(targets, columns, dtype)
-    result = buffer((len(columns), p), dtype)
-    if n <= p:
-        dual = buffer((len(columns), n), dtype)
-        dual[:] = block.T
-        del block
-        solve(factor, dual)
-        for voxels, (slab, _) in zip(panels(p, DEPTH), voxel_slabs(betas, dtype), strict=True):
-            blas.gemm(dual, slab, result[:, voxels.start : voxels.stop], beta=0)
-    else:
-        for rows, slab in row_slabs(betas, dtype):
-            blas.gemm(block[rows.start : rows.stop], slab, result, ta=True)
-        solve(factor, result)
-    return result, mean

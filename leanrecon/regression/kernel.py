@@ -14,6 +14,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.matrix import panels, read_ahead
 
 Array = np.ndarray[Any, Any]
@@ -36,6 +37,20 @@ def triangle_nbytes(order: int, itemsize: int) -> int:
     return sum(panel_nbytes(order, itemsize, j) for j in range(-(-order // WIDTH)))
 
 
+def pass_groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:
+    """The panels that are formed in one pass over the betas: as many, in order, as ``nbytes`` hold, at least one."""
+    group: list[int] = []
+    held = 0
+    for j in range(-(-order // WIDTH)):
+        size = panel_nbytes(order, itemsize, j)
+        if nbytes is not None and group and held + size > nbytes:
+            yield group
+            group, held = [], 0
+        group.append(j)
+        held += size
+    yield group
+
+
 class Panels:
     """The lower triangle of a symmetric matrix of some order; panel ``j`` holds [order - j·WIDTH, ≤ WIDTH].
 
@@ -49,16 +64,19 @@ class Panels:
         self.columns = panels(order, WIDTH)
         self._offsets = np.cumsum([0] + [panel_nbytes(order, self.dtype.itemsize, j) for j in range(len(self.columns))])
         self._held: list[Array | None] = [None] * len(self.columns)
-        self._file = None if directory is None else tempfile.TemporaryFile(dir=directory, buffering=0)
+        self._directory, self._file = directory, None
+        if directory is not None:
+            with explained_disk_errors(directory):
+                self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
 
     @property
     def on_disk(self) -> bool:
         return self._file is not None
 
-    def memories(self, count: int) -> list[Array]:
-        """Memory to load panels into; none is needed where they lie in memory."""
+    def memories(self, count: int) -> list[Array | None]:
+        """Memory to load panels into; None where they lie in memory."""
         if self._file is None:
-            return []
+            return [None] * count
         nbytes = panel_nbytes(self.order, self.dtype.itemsize)
         return [buffer((nbytes,), np.uint8) for _ in range(count)]
 
@@ -71,22 +89,26 @@ class Panels:
             assert held is not None
             return held[skip:]
         assert memory is not None
-        view = memory[: shape[0] * width * self.dtype.itemsize]
+        view: Array = memory[: shape[0] * width * self.dtype.itemsize]
         self._file.seek(int(self._offsets[j]) + skip * width * self.dtype.itemsize)
-        if self._file.readinto(memoryview(view)) != len(view):
+        if self._file.readinto(view.data) != len(view):
             raise OSError("the scratch file of the Gram matrix is shorter than what was written to it")
-        return view.view(self.dtype).reshape(shape)
+        panel: Array = view.view(self.dtype).reshape(shape)
+        return panel
 
     def save(self, j: int, panel: Array) -> None:
-        if self._file is None:
+        if self._file is None or self._directory is None:
             self._held[j] = panel
             return
-        self._file.seek(int(self._offsets[j]))
-        view = memoryview(panel.reshape(-1).view(np.uint8))
-        while view:
-            view = view[self._file.write(view) :]
+        with explained_disk_errors(self._directory):
+            self._file.seek(int(self._offsets[j]))
+            view = panel.reshape(-1).view(np.uint8).data
+            while view:
+                view = view[self._file.write(view) :]
 
-    def ahead(self, order: Iterable[int], memories: Sequence[Array], *, down_to: int = 0) -> Iterator[tuple[int, Array]]:
+    def ahead(
+        self, order: Iterable[int], memories: Sequence[Array | None], *, down_to: int = 0
+    ) -> Iterator[tuple[int, Array]]:
         """Yield ``(j, panel j from row `down_to` of the matrix on)``; from disk, the next is read meanwhile."""
 
         def load(j: int, memory: Array | None = None) -> Array:
@@ -94,7 +116,7 @@ class Panels:
 
         if self._file is None:
             return ((j, load(j)) for j in order)
-        return read_ahead(order, load, memories)
+        return read_ahead(order, load, [memory for memory in memories if memory is not None])
 
 
 def add_product(held: dict[int, Array], slab: Array, columns: Sequence[range], *, transpose: bool) -> None:
@@ -114,10 +136,11 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
 
     ``deflate`` adds a constant to K = X Xᵀ. Centred betas leave K singular along the ones, so that only alpha
     would hold that eigenvalue up; T Xᵀ is orthogonal to the ones, so no prediction changes, and a small alpha
-    no longer costs precision. Raises InputError where K + alpha·I is singular in the panels' precision.
+    no longer costs precision. Rows of zeros, which are voxels left out, get a one on the diagonal. Raises
+    InputError where K + alpha·I is singular in the panels' precision.
     """
     smallest, largest = np.inf, 0.0
-    target_memory, *ahead = gram.memories(3) or [None]
+    target_memory, *ahead = gram.memories(3)
     constant = gram.dtype.type(0)
     eps = float(np.finfo(gram.dtype).eps)
     for j, columns in enumerate(gram.columns):
@@ -128,13 +151,14 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
             if j == 0:
                 constant = gram.dtype.type(deflation(target))
             target += constant
-        target[diagonal, diagonal] += gram.dtype.type(alpha)
-        largest = max(largest, float(target[diagonal, diagonal].max()))
+        varies = target[diagonal, diagonal] > 0
+        target[diagonal, diagonal] += np.where(varies, alpha, 1).astype(gram.dtype)
+        largest = max(largest, float(target[diagonal, diagonal].max(initial=0, where=varies)))
         for _, slab in gram.ahead(range(j), ahead, down_to=columns.start):
             blas.syrk(slab[:width], target[:width], alpha=-1)
             blas.gemm(slab[width:], slab[:width], target[width:], alpha=-1, tb=True)
         bad = blas.potrf(target[:width])
-        smallest = min(smallest, float(np.square(target[diagonal, diagonal]).min()))
+        smallest = min(smallest, float(np.square(target[diagonal, diagonal]).min(initial=np.inf, where=varies)))
         if bad or not smallest > largest * eps:
             raise InputError(
                 f"alpha = {alpha:g} is too small for these betas: their Gram matrix is singular in {gram.dtype}",

@@ -14,15 +14,13 @@ import numpy as np
 from leanrecon.errors import LeanreconWarning
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
-from leanrecon.regression.hat import row_slabs
+from leanrecon.regression.hat import refuse_nan_columns, row_slabs
 from leanrecon.regression.kernel import DEPTH, Panels, deflation
 from leanrecon.regression.normalise import Centred
+from leanrecon.regression.plan import PROJECTIONS
 from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories
 
 Array = np.ndarray[Any, Any]
-
-PROJECTIONS = 512
-"""Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
 
 ALPHAS_PER_DECADE = 3
 ALPHA_DECADES = (-3, 4)
@@ -50,17 +48,15 @@ def default_alphas(mean_eigenvalue: float) -> Array:
 
 def mean_eigenvalue(gram: Panels) -> float:
     """The trace of a Gram matrix over its order."""
-    memory = (gram.memories(1) or [None])[0]
+    (memory,) = gram.memories(1)
     diagonals = (np.diagonal(gram.load(j, memory)).sum(dtype=np.float64) for j in range(len(gram.columns)))
     return float(sum(diagonals)) / gram.order
 
 
 def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
     """The eigendecomposition of a Gram matrix, over one square copy of it (LAPACK's syevd, in place)."""
-    from scipy.linalg import eigh
-
     square = buffer((gram.order, gram.order), gram.dtype)
-    memory = (gram.memories(1) or [None])[0]
+    (memory,) = gram.memories(1)
     constant = 0.0
     for j, columns in enumerate(gram.columns):
         panel = gram.load(j, memory)
@@ -68,13 +64,15 @@ def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
             constant = deflation(panel)
         np.add(panel, gram.dtype.type(constant), out=square[columns.start :, columns.start : columns.stop])
     del memory
-    # The lower triangle of rows is the upper triangle of columns, which LAPACK overwrites.
-    values, vectors = eigh(square.T, lower=False, overwrite_a=True, check_finite=False, driver="evd")
-    return Spectrum(np.maximum(values, 0).astype(np.float64), vectors.T, constant)
+    values = blas.syevd(square)
+    return Spectrum(np.maximum(values, 0).astype(np.float64), square, constant)
 
 
 def project(targets: Matrix, seed: int, dtype: Any) -> Array:
-    """Centred targets [n, t], or 512 random ±1 projections of them over √512, which keep sums of squares on average."""
+    """Centred targets [n, t], or 512 random ±1 projections of them over √512, which keep sums of squares on average.
+
+    NaN or infinite targets raise InputError with their column.
+    """
     n, t = targets.shape
     k = min(t, PROJECTIONS)
     result = buffer((n, k), dtype)
@@ -93,12 +91,27 @@ def project(targets: Matrix, seed: int, dtype: Any) -> Array:
             result[rows.start : rows.stop, columns.start : columns.stop] = part
             continue
         if rows.start == 0:
-            signs = _signs(columns, k, seed).astype(dtype) / dtype.type(np.sqrt(k))
+            signs = _signs(columns, k, seed).astype(dtype)
+            signs /= dtype.type(np.sqrt(k))
             shift = part.mean(axis=0, dtype=np.float64).astype(dtype)
         # Less a rough mean, so that a large one costs no precision; the exact one goes below.
-        blas.gemm(part - shift, signs, result[rows.start : rows.stop])
-    result -= result.mean(axis=0, dtype=np.float64).astype(dtype)
+        blas.gemm((part - shift).astype(dtype, copy=False), signs, result[rows.start : rows.stop])
+    mean = result.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        _refuse_nan(targets)
+    result -= mean.astype(dtype)
     return result
+
+
+def _refuse_nan(targets: Matrix) -> None:
+    """Find the first target column that holds NaN or infinite values, and raise InputError with its number."""
+    for columns in column_blocks(targets):
+        sums = np.zeros(len(columns))
+        for rows in panels(targets.shape[0]):
+            block = np.empty((len(rows), len(columns)), targets.dtype)
+            targets.read(rows, columns, block)
+            sums += block.sum(axis=0, dtype=np.float64)
+        refuse_nan_columns(sums, columns)
 
 
 def _signs(columns: range, k: int, seed: int) -> Array:
@@ -166,7 +179,8 @@ def _scores(betas: Centred, spectrum: Spectrum) -> Iterator[tuple[range, Array]]
 
 def _sums_of_squares(a: Array) -> Array:
     """Column sums of squares in float64, without a copy of ``a``; overwrites it."""
-    return np.square(a, out=a).sum(axis=0, dtype=np.float64)
+    sums: Array = np.square(a, out=a).sum(axis=0, dtype=np.float64)
+    return sums
 
 
 def best_alpha(errors: Array, alphas: Array) -> Array:
@@ -180,4 +194,5 @@ def best_alpha(errors: Array, alphas: Array) -> Array:
             LeanreconWarning,
             stacklevel=3,
         )
-    return np.asarray(alphas, np.float64)[best]
+    chosen: Array = np.asarray(alphas, np.float64)[best]
+    return chosen

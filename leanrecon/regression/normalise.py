@@ -50,7 +50,7 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
     for (rows, j), tile in read_ahead(items, read, tile_memories(matrix)):
         part = slice(blocks[j].start, blocks[j].stop)
         block = tile[:, : len(blocks[j])]
-        if block.dtype.kind != "f":
+        if block.dtype.kind != "f" or block.dtype.itemsize < 4:  # float16 can't hold squares above 65,504
             block = block.astype(np.float64)
         if rows.start == 0:
             shift[part] = block[0]
@@ -79,10 +79,9 @@ def _count_nan(block: Array, rows: range, columns: range, what: str) -> Array:
     infinite = np.argwhere(np.isinf(block))
     if len(infinite):
         row, column = (int(k) for k in infinite[0])
-        raise InputError(
-            f"{what} are infinite at row {rows[row]}, column {columns[column]}", expected="finite values"
-        )
-    return np.isnan(block).sum(axis=0)
+        raise InputError(f"{what} are infinite at row {rows[row]}, column {columns[column]}", expected="finite values")
+    counts: Array = np.isnan(block).sum(axis=0)
+    return counts
 
 
 class Centred:
@@ -99,7 +98,7 @@ class Centred:
         """A block in ``memory`` (uint8), as [len(rows), len(columns)] of ``dtype``."""
         part = slice(columns.start, columns.stop)
         count = len(rows) * len(columns)
-        out = memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(len(rows), len(columns))
+        out: Array = memory[: count * np.dtype(dtype).itemsize].view(dtype).reshape(len(rows), len(columns))
         mean, left_out = self._mean[part].astype(dtype), self._left_out[part]
         factor = None if self._factor is None else self._factor[part].astype(dtype)
         for some in panels(len(rows)):  # while they are in the processor's cache

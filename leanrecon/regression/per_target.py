@@ -15,7 +15,7 @@ from leanrecon.regression.hat import cross_kernel, refuse_nan_rows, row_slabs, t
 from leanrecon.regression.loo import Spectrum, best_alpha, loo_errors
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.plan import WEIGHT_BLOCK
-from leanrecon.regression.restandardise import Kind, restandardise
+from leanrecon.regression.restandardise import Kind, restandardise, spread
 from leanrecon.stores.matrix import Matrix, column_blocks, panels
 
 Array = np.ndarray[Any, Any]
@@ -50,19 +50,21 @@ def predict_blocks(
     blas.gemm(own, spectrum.vectors, scores, beta=0, tb=True)
     refuse_nan_rows(scores, range(m))
     del own
+    out = buffer((m, targets.block), dtype)
     for j in wanted:
         columns = column_blocks(targets)[j]
-        values = np.empty((m, len(columns)), dtype)
+        values = out[:, : len(columns)]
         for part in panels(len(columns), WEIGHT_BLOCK):
             some = range(columns.start + part.start, columns.start + part.stop)
             block, mean = target_columns(targets, some, dtype)
             loadings = _loadings(betas, spectrum, block)
-            loadings /= (spectrum.values[:, None] + alphas[some.start : some.stop]).astype(dtype)
+            for row, value in zip(loadings, spectrum.values, strict=True):
+                row /= (value + alphas[some.start : some.stop]).astype(dtype)
             predicted = np.empty((m, len(some)), dtype)
             blas.gemm(scores, loadings, predicted, beta=0)
             predicted += mean.astype(dtype)
             if kind == "transductive":
-                restandardise(predicted, predicted, mean, block.std(axis=0, dtype=np.float64))
+                restandardise(predicted, predicted, mean, spread(block, np.zeros(len(some))))
             values[:, part.start : part.stop] = predicted
         yield range(m), columns, values
 

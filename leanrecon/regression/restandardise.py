@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from leanrecon.stores.matrix import panels
+
 Array = np.ndarray[Any, Any]
 
 Kind = Literal["none", "inductive", "transductive"]
@@ -35,6 +37,16 @@ def leave_one_out(hat: Array, rows: Array) -> None:
     hat /= (1 - own)[:, None].astype(hat.dtype)
 
 
+def spread(a: Array, centre: Array) -> Array:
+    """The standard deviation (ddof = 0) of the columns of ``a`` about ``centre``, without float64 copies of it all."""
+    squares = np.zeros(len(centre))
+    for rows in panels(len(a)):
+        part = a[rows.start : rows.stop] - centre
+        squares += np.einsum("ij,ij->j", part, part)
+    result: Array = np.sqrt(squares / len(a))
+    return result
+
+
 def restandardise(predictions: Array, reference: Array, mean: Array, std: Array) -> None:
     """Move predictions [m, w] from the moments of ``reference`` [r, w] to those of the train targets, in place.
 
@@ -42,8 +54,8 @@ def restandardise(predictions: Array, reference: Array, mean: Array, std: Array)
     back, and the prediction is the train mean.
     """
     centre = reference.mean(axis=0, dtype=np.float64)
-    spread = reference.std(axis=0, dtype=np.float64)
-    factor = np.divide(std, spread, out=np.zeros_like(spread), where=spread > 0)
+    own = spread(reference, centre)
+    factor = np.divide(std, own, out=np.zeros_like(own), where=own > 0)
     predictions -= centre.astype(predictions.dtype)
     predictions *= factor.astype(predictions.dtype)
     predictions += mean.astype(predictions.dtype)

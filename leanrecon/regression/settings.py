@@ -1,9 +1,9 @@
 """The settings of ``[regression]`` and of ``[regression.SPACE]``, which overrides it for one feature space."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 
 def _penalty(value: Any) -> float | str:
@@ -17,9 +17,12 @@ def _penalty(value: Any) -> float | str:
 def _grid(value: Any) -> list[float] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not value or any(not isinstance(a, int | float) or a <= 0 for a in value):
+    numbers = value if isinstance(value, list) else []
+    if not numbers or any(
+        isinstance(a, bool) or not isinstance(a, int | float) or not 0 < a < math.inf for a in numbers
+    ):
         raise ValueError("a list of numbers above 0 is expected")
-    return [float(a) for a in value]
+    return [float(a) for a in numbers]
 
 
 class RidgeSettings(BaseModel):
@@ -33,3 +36,11 @@ class RidgeSettings(BaseModel):
     per_target: bool = False
     standardize: bool = True
     restandardize: Literal["none", "inductive", "transductive"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.per_target and self.alpha != "loo":
+            raise ValueError('per_target chooses an alpha for every target, which needs alpha = "loo"')
+        if self.per_target and self.restandardize == "inductive":
+            raise ValueError('restandardize = "inductive" needs one alpha for all targets, not per_target')
+        return self

@@ -6,11 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SAMPLES = 64
-"""Blocks of a large file that go into its fingerprint, evenly spread, the first and last among them."""
-
-SAMPLE_BYTES = 64 * 1024
-
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
     """SHA-256 of plain values (numbers, strings, lists, dicts), independent of the order of keys."""
@@ -19,17 +14,9 @@ def fingerprint(made_of: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file's size and of 64 blocks of 64 kB spread over it (all of it, if it is no larger)."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(file.read())
-        else:
-            for k in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * k // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

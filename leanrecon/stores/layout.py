@@ -41,4 +41,4 @@ def store_nbytes(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> int:
     """Bytes of a store's chunk files, those at the edge at full size."""
     chunks = plan_chunks(shape, dtype, chunk_bytes)
     cells = math.prod(math.ceil(n / c) * c for n, c in zip(shape, chunks, strict=True))
-    return cells * np.dtype(dtype).itemsize
+    return cells * int(np.dtype(dtype).itemsize)

@@ -84,7 +84,9 @@ class StoreMatrix:
                 wanted = store.group_columns(j)
                 c, d = max(columns.start, wanted.start), min(columns.stop, wanted.stop)
                 target = out[a - rows.start : b - rows.start, c - columns.start : d - columns.start]
-                if a == group.start and 4 * (d - c) < self.block and out.dtype == self.dtype:
+                rows_in_place = out.dtype == self.dtype and target.strides[1] == self.dtype.itemsize
+                narrow = a == group.start and 4 * (d - c) < self.block and rows_in_place
+                if narrow and (i, j) in store.checked:  # the first read of a chunk is of all of it
                     store.read_columns(i, j, range(c - wanted.start, d - wanted.start), target)
                 else:
                     chunk = store.read_chunk(i, j, np.empty(store.buffer_nbytes(), np.uint8))
@@ -104,7 +106,7 @@ class ArrayMatrix:
 
     @property
     def tile_nbytes(self) -> int:
-        return PANEL * self.block * self.dtype.itemsize
+        return PANEL * self.block * int(self.dtype.itemsize)
 
     @property
     def scratch_nbytes(self) -> int:
@@ -114,9 +116,7 @@ class ArrayMatrix:
         return _tile_of(self, rows, j, memory)
 
     def read(self, rows: range, columns: range, out: Array) -> None:
-        np.copyto(
-            out, np.asarray(self.array[rows.start : rows.stop, columns.start : columns.stop]), casting="unsafe"
-        )
+        np.copyto(out, np.asarray(self.array[rows.start : rows.stop, columns.start : columns.stop]), casting="unsafe")
 
 
 class RowSubset:

@@ -4,13 +4,13 @@ Encoding: little-endian bytes and a crc32c, no compression (float32 latents comp
 2-3 times slower), so a chunk file is its rows followed by four bytes. Any Zarr reader opens it.
 """
 
-import errno
 import hashlib
 import itertools
 import math
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from leanrecon.errors import StoreError
-from leanrecon.memory import buffer, format_bytes, parse_bytes
+from leanrecon.errors import LeanreconWarning, StoreError
+from leanrecon.memory import buffer, parse_bytes
+from leanrecon.stores.disk import PAGE, explained_disk_errors, read_at, read_file, write_file
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
+
+__all__ = ["Store", "explained_disk_errors", "remove"]
 
 Array = np.ndarray[Any, Any]
 
 FORMAT = 1
 _CRC = 4  # bytes of the checksum behind a chunk
-_PAGE = 4096  # uncached reads take whole pages into page-aligned memory
-_UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
 _ATTRIBUTE = "leanrecon"
 
 
@@ -48,7 +49,8 @@ class Store:
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.chunks: tuple[int, ...] = array.chunks
         self.fill_value = array.fill_value
-        self._record: dict[str, Any] = dict(array.attrs.get(_ATTRIBUTE, {}))  # type: ignore[call-overload]
+        attributes: Mapping[str, Any] = array.attrs
+        self._record: dict[str, Any] = dict(attributes.get(_ATTRIBUTE, {}))
         self.rows = self.shape[0]
         self.columns = math.prod(self.shape[1:])
         self.chunk_rows = self.chunks[0]
@@ -56,6 +58,8 @@ class Store:
         self.chunk_nbytes = self.chunk_rows * self.chunk_columns * self.dtype.itemsize
         self.row_groups = math.ceil(self.rows / self.chunk_rows)
         self.column_groups = math.ceil(self.columns / self.chunk_columns)
+        self.checked: set[tuple[int, int]] = set()
+        """Chunks that matched their checksum since the store was opened."""
 
     # Opening
 
@@ -74,8 +78,8 @@ class Store:
         """Open a store for writing: a new one, or an earlier one made of the same things, to be continued.
 
         ``made_of`` holds all that decides the contents: settings, seeds, and the ``content`` of the input
-        stores. A store made of something else raises StoreError with the settings that differ, unless
-        ``overwrite``. Files left half-written by a killed run are removed. ``notes`` are kept with a new store
+        stores. A store made of something else raises StoreError with the settings that differ, or is
+        replaced, with ``overwrite``. Files left half-written by a killed run are removed. ``notes`` are kept with a new store
         for later runs (the batch size it was begun with) and are no part of what it is made of.
         """
         path = Path(path)
@@ -83,20 +87,19 @@ class Store:
         chunks = plan_chunks(shape, dtype, parse_bytes(chunk))
         layout = {"shape": list(shape), "dtype": dtype.name, "stores.chunk": list(chunks)}
         now = {"format": FORMAT, **layout, **made_of}
-        if overwrite and path.exists():
-            shutil.rmtree(path)
         if (path / "zarr.json").exists():
             store = cls(path, _open_array(path))
-            if changed := list(differences(store.made_of, now)):
+            changed = list(differences(store.made_of, now))
+            if not changed:
+                store.sweep()
+                return store
+            if not overwrite:
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
                 )
-            store.sweep()
-            return store
+        remove(path)
         with explained_disk_errors(path):
-            if path.exists():
-                shutil.rmtree(path)
             array = zarr.create_array(
                 str(path),
                 shape=tuple(shape),
@@ -124,7 +127,7 @@ class Store:
         if not (path / "zarr.json").exists():
             raise StoreError(f"there is no store at {path}", todo="run the stage that writes it first")
         store = cls(path, _open_array(path))
-        if not store.is_raw:
+        if not store.is_ours:
             raise StoreError(f"{path} is a Zarr array but not one of leanrecon's stores", todo="pass the array itself")
         if not (store.complete or incomplete):
             raise StoreError(
@@ -135,7 +138,7 @@ class Store:
         return store
 
     @property
-    def is_raw(self) -> bool:
+    def is_ours(self) -> bool:
         return bool(self._record)
 
     @property
@@ -222,12 +225,7 @@ class Store:
         with explained_disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                done = _write_uncached(partial, data)
-                with partial.open("ab", buffering=0) as file:
-                    for part in (data[done:], _checksum(data)):
-                        view = memoryview(part)
-                        while view:
-                            view = view[file.write(view) :]
+                write_file(partial, data, _checksum(data))
                 partial.replace(target)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -238,12 +236,17 @@ class Store:
         if self.complete:
             return
         if missing := self.missing():
-            raise StoreError(f"{self.path} lacks {len(missing)} chunks, {self.name_of(*missing[0])} first")
+            raise StoreError(
+                f"{self.path} lacks {len(missing)} chunks, {self.name_of(*missing[0])} first",
+                todo="run the same command again to write them",
+            )
         content = self._content_now()
         if self._record.get("content", content) != content:
-            raise StoreError(
-                f"{self.path} was repaired, but not to what it held before",
-                todo="its inputs have changed; run again with --overwrite",
+            warnings.warn(
+                f"{self.path} was made again, but not to the same bytes: another kind of processor or another version "
+                "of a library made the rest. What was made of it has to be made again too (--overwrite)",
+                LeanreconWarning,
+                stacklevel=2,
             )
         self._update(complete=True, content=content)
 
@@ -251,13 +254,15 @@ class Store:
         """Remove chunks and mark the store incomplete, so that the next run writes just these again."""
         if damaged:
             self._update(complete=False)
-        for i, j in damaged:
-            self.chunk_path(i, j).unlink(missing_ok=True)
+        with explained_disk_errors(self.path):
+            for i, j in damaged:
+                self.chunk_path(i, j).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written."""
-        for partial in self.path.rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+        with explained_disk_errors(self.path):
+            for partial in self.path.rglob("*.partial"):
+                partial.unlink(missing_ok=True)
 
     def _update(self, **entries: Any) -> None:
         self._record |= entries
@@ -276,7 +281,7 @@ class Store:
 
     def buffer_nbytes(self) -> int:
         """Bytes that ``read_chunk`` needs: the chunk, its checksum, and the rest of the last page."""
-        return -(-(self.chunk_nbytes + _CRC) // _PAGE) * _PAGE
+        return -(-(self.chunk_nbytes + _CRC) // PAGE) * PAGE
 
     def read_chunk(self, i: int, j: int, memory: Array, *, cached: bool = True) -> Array:
         """Read and check one whole chunk into ``memory`` (uint8, ``buffer_nbytes`` long); returns it as [rows, columns].
@@ -286,7 +291,7 @@ class Store:
         """
         path = self.chunk_path(i, j)
         try:
-            n = _read_file(path, memory[: self.buffer_nbytes()], cached=cached)
+            n = read_file(path, memory[: self.buffer_nbytes()], cached=cached)
         except FileNotFoundError:
             raise self._damage(i, j, "is missing") from None
         if n != self.chunk_nbytes + _CRC:
@@ -294,6 +299,7 @@ class Store:
         data = memory[: self.chunk_nbytes]
         if bytes(memory[self.chunk_nbytes : n]) != _checksum(data):
             raise self._damage(i, j, "does not match its checksum")
+        self.checked.add((i, j))
         return data.view(self.dtype).reshape(self.chunk_rows, self.chunk_columns)
 
     def read_columns(self, i: int, j: int, columns: range, out: Array) -> None:
@@ -310,7 +316,7 @@ class Store:
             raise self._damage(i, j, "is missing") from None
         try:
             for row in out:
-                if _read_at(descriptor, [row], offset) != width:
+                if read_at(descriptor, [row], offset) != width:
                     raise self._damage(i, j, "is truncated")
                 offset += stride
         finally:
@@ -350,29 +356,18 @@ class Store:
         )
 
 
-class explained_disk_errors:
-    """Turns a full disk or a read-only folder into a StoreError with what to do."""
+def remove(path: Path) -> None:
+    """Remove a store, its metadata first: what a kill leaves of it can't be taken for a complete one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError) or isinstance(error, StoreError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-            free = format_bytes(shutil.disk_usage(where).free)
-            raise StoreError(
-                f"the disk is full: {self.path} could not be written ({free} free)",
-                todo="free some space and run the same command again; everything written so far is kept",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"{self.path} can't be written: {error.strerror}", todo="choose a folder you may write to with --study"
-            ) from error
+    Raises StoreError, and removes nothing, where a folder holds something else.
+    """
+    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
+    if others := [name for name in names if name not in ("zarr.json", "c") and not name.endswith(".partial")]:
+        raise StoreError(f"{path} is no store: it holds {others[0]}", todo="choose another path, or empty this folder")
+    with explained_disk_errors(path):
+        (path / "zarr.json").unlink(missing_ok=True)
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def _open_array(path: Path) -> "zarr.Array[Any]":
@@ -385,68 +380,3 @@ def _open_array(path: Path) -> "zarr.Array[Any]":
 
 def _checksum(data: Array) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(_CRC, "little")
-
-
-def _read_at_without_preadv(descriptor: int, rows: list[Any], offset: int) -> int:
-    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows has no positioned reads
-    view = memoryview(rows[0]).cast("B")
-    data = os.read(descriptor, len(view))
-    view[: len(data)] = data
-    return len(data)
-
-
-_read_at = getattr(os, "preadv", _read_at_without_preadv)
-
-
-def _read_file(path: Path, memory: Array, *, cached: bool) -> int:
-    """Fill ``memory`` from the start of a file; returns the bytes read."""
-    if not cached and hasattr(os, "O_DIRECT"):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system without uncached reads
-                raise
-        else:
-            try:
-                return _read_all(descriptor, memory)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-            finally:
-                os.close(descriptor)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return _read_all(descriptor, memory)
-    finally:
-        os.close(descriptor)
-
-
-def _write_uncached(path: Path, data: Array) -> int:
-    """Begin a file with the whole pages of ``data``, bypassing the page cache where that can be; returns the bytes written.
-
-    The cache keeps what is read again, and no processor time goes into filling it.
-    """
-    pages = len(data) // _PAGE * _PAGE
-    if pages < _UNCACHED or data.ctypes.data % _PAGE or not hasattr(os, "O_DIRECT"):
-        return 0
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system without uncached writes
-            raise
-        return 0
-    try:
-        return os.write(descriptor, data[:pages]) // _PAGE * _PAGE
-    finally:
-        os.close(descriptor)
-
-
-def _read_all(descriptor: int, memory: Array) -> int:
-    view = memoryview(memory)
-    done = 0
-    while done < len(view):
-        n = _read_at(descriptor, [view[done:]], done)
-        done += n
-        if n == 0 or done % _PAGE:
-            break
-    return done

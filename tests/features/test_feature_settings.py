@@ -36,7 +36,7 @@ def test_settings_survive_a_round_through_the_written_study():
         ("pca", {"size": 2.5}, "features.pca.size = 2.5"),
         ("pca", {"components": 0, "size": -1}, "features.pca.size = -1"),
         ("pixels", {"size": [8, 8, 3]}, "features.pixels.size"),
-        ("pixel", {}, "features.pixel: 'pixel' is not a feature space (did you mean 'pixels'?)"),
+        ("pixel", {}, "features.pixel: 'pixel' is not a feature space (did you mean pixels?)"),
         ("mine", {}, "give [features.mine] a kind"),
         ("mine", {"kind": "vqvae"}, "'vqvae' is not a feature space"),
         ("../elsewhere", {"kind": "pca"}, "features.../elsewhere is not a name"),

@@ -1,0 +1,127 @@
+"""Chunk files read and written whole, past the page cache where the system lets us, and what a disk can refuse."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import StoreError
+from leanrecon.memory import format_bytes
+
+Array = np.ndarray[Any, Any]
+
+PAGE = 4096
+"""Uncached reads and writes move whole pages from and to page-aligned memory."""
+
+_UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
+
+
+class explained_disk_errors:
+    """Turns a full disk, a read-only folder, or a path that can't be written into a StoreError with what to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError) or isinstance(error, StoreError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+            free = format_bytes(shutil.disk_usage(where).free)
+            raise StoreError(
+                f"the disk is full: {self.path} could not be written ({free} free)",
+                todo="free some space and run the same command again; everything written so far is kept",
+            ) from error
+        forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        raise StoreError(
+            f"{self.path} can't be written: {error.strerror or error}",
+            todo="choose a folder you may write to with --study" if forbidden else "check the path",
+        ) from error
+
+
+def read_file(path: Path, memory: Array, *, cached: bool) -> int:
+    """Fill ``memory`` (uint8) from the start of a file; returns the bytes read.
+
+    Reading past the page cache needs page-aligned memory of whole pages, and falls back to the cache without.
+    """
+    if not cached and hasattr(os, "O_DIRECT"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system without uncached reads
+                raise
+        else:
+            try:
+                return _read_all(descriptor, memory)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            finally:
+                os.close(descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return _read_all(descriptor, memory)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, *parts: Any) -> None:
+    """Write a new file from bytes; a large, page-aligned first part goes past the page cache where it can.
+
+    The cache keeps what is read again, and no processor time goes into filling it.
+    """
+    done = _write_uncached(path, parts[0])
+    with path.open("ab", buffering=0) as file:
+        for part in (memoryview(parts[0])[done:], *parts[1:]):
+            view = memoryview(part)
+            while view:
+                view = view[file.write(view) :]
+
+
+def _read_at_without_preadv(descriptor: int, rows: list[Any], offset: int) -> int:
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows has no positioned reads
+    view = memoryview(rows[0]).cast("B")
+    data = os.read(descriptor, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+read_at = getattr(os, "preadv", _read_at_without_preadv)
+
+
+def _write_uncached(path: Path, data: Array) -> int:
+    """Begin a file with the whole pages of ``data``; returns the bytes written, fewer where the disk runs full."""
+    pages = len(data) // PAGE * PAGE
+    if pages < _UNCACHED or data.ctypes.data % PAGE or not hasattr(os, "O_DIRECT"):
+        return 0
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without uncached writes
+            raise
+        return 0
+    try:
+        return os.write(descriptor, data[:pages].data)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(descriptor: int, memory: Array) -> int:
+    view = memory.data
+    done = 0
+    while done < len(view):
+        n = read_at(descriptor, [view[done:]], done)
+        done += n
+        if n == 0 or done % PAGE:
+            break
+    return done
