@@ -178,6 +178,9 @@ class Pipeline:
         label = f"{variant.prefix}regression {name}"
         if ridge.left_out_:
             self.progress.say(f"{label}: {ridge.left_out_} of {betas.shape[1]} voxels do not vary and are left out")
+        if settings.alpha == "loo":
+            chosen = f"{np.median(ridge.alpha_):.4g}" + (" (median over targets)" if settings.per_target else "")
+            self.progress.say(f"{label}: leave-one-out chose alpha = {chosen}")
         done = store.column_groups - len(store.missing_column_groups())
         with self.progress.task(label, total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_into(_rows(test, variant.test), store, advance=advance)

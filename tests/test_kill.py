@@ -126,7 +126,7 @@ def kill(undisturbed: Undisturbed, study: Path, k: int) -> str:
         chunk, seconds = None, place * undisturbed.seconds
     elif k % 8 == 7:
         ends = [one for one, other in pairwise(chunks) if store_of(one) != store_of(other)]
-        chunk, seconds = ends[(k // 8 * 3 + 5) % len(ends)], float(rng.random())
+        chunk, seconds = ends[(k // 8 * 2 + 5) % len(ends)], 0.8 * float(rng.random()) ** 2
     else:
         chunk, seconds = chunks[int(place * len(chunks))], 0.002 * float(rng.random())
     while chunk and not (study / chunk).exists() and process.poll() is None:

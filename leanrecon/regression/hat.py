@@ -143,17 +143,20 @@ class Block:
     std: Array
 
 
-def stream(hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments: bool = False) -> Iterator[Block]:
+def stream(
+    hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments: bool = False, out: Array | None = None
+) -> Iterator[Block]:
     """Yield H Y for the wanted column blocks of the targets, [rows of all hats, columns of the block].
 
     ``hats`` are panels of one hat matrix; each tile of targets is read once for all of them, the next one being
-    read meanwhile. A block is valid until the next one is asked for. The targets' moments are taken on request.
+    read meanwhile. A block is valid until the next one is asked for, or until ``out``, its memory, is used again.
+    The targets' moments are taken on request.
     """
     n = targets.shape[0]
     blocks = column_blocks(targets)
     starts = np.cumsum([0] + [len(hat) for hat in hats])
     dtype = hats[0].dtype
-    out = buffer((int(starts[-1]), targets.block), dtype)
+    out = buffer((int(starts[-1]), targets.block), dtype) if out is None else out[: int(starts[-1])]
     shift, sums, squares = (np.zeros(targets.block) for _ in range(3))
 
     def read(item: tuple[int, range], memory: Array) -> Array:
@@ -165,8 +168,8 @@ def stream(hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments
         if tile.dtype != dtype:
             tile = tile.astype(dtype)
         if rows.start == 0:
-            shift[:] = _far_means(tile, width)
-            sums[:] = squares[:] = 0
+            shift[:] = sums[:] = squares[:] = 0
+            shift[:width] = _far_means(tile[:, :width])
         if shift.any():
             tile -= shift[: tile.shape[1]].astype(dtype)
         for hat, start in zip(hats, starts, strict=False):
@@ -185,18 +188,14 @@ def stream(hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments
             yield Block(blocks[j], values, mean + shift[:width], std)
 
 
-def _far_means(tile: Array, width: int) -> Array:
+def _far_means(tile: Array) -> Array:
     """Column means of a first tile if any is far from zero for its spread, else zeros.
 
     A large mean would cost the product its last digits; near zero, a shift of every tile would cost time.
     """
-    means = np.zeros(tile.shape[1])
-    part = tile[:, :width]
-    mean = part.mean(axis=0, dtype=np.float64)
-    mean_square = np.einsum("ij,ij->j", part, part).astype(np.float64) / len(part)
-    if np.any(mean**2 * (1 + FAR_FROM_ZERO**-2) > mean_square):
-        means[:width] = mean
-    return means
+    mean: Array = tile.mean(axis=0, dtype=np.float64)
+    mean_square = np.einsum("ij,ij->j", tile, tile).astype(np.float64) / len(tile)
+    return mean if np.any(mean**2 * (1 + FAR_FROM_ZERO**-2) > mean_square) else np.zeros_like(mean)
 
 
 def refuse_nan_columns(sums: Array, columns: range) -> None:

@@ -136,7 +136,12 @@ def plan_predict(
     panel = panel_nbytes(shapes.order, shapes.itemsize) if on_disk else 0
     for count in range(n_panels, 0, -1):
         rows = min(count * TEST_ROWS, shapes.m) + extra_rows
-        work = WARM + max(_hat_phases(shapes, rows, panel).values())
+        phases = _hat_phases(shapes, rows, panel)
+        if (
+            count < n_panels and shapes.through_hat
+        ):  # the last block of one group while the next group's hats are formed
+            phases["hat matrix"] += rows * shapes.block * shapes.y_itemsize
+        work = WARM + max(phases.values())
         if work <= free or together or count == 1:
             return count, work
     raise AssertionError("there is at least one panel")
@@ -208,8 +213,8 @@ def _hat_phases(shapes: Shapes, rows: int, panel: int, *, formed: bool = False) 
     if not shapes.through_hat:
         columns = min(shapes.t, WEIGHT_BLOCK)
         forming = _forming(shapes, columns, panel)
-        applying = at_once * p * e + shapes.scratch + shapes.y_tile
-        return {"weights": shapes.block * p * e + at_once * shapes.block * e + max(forming, applying)}
+        held = (shapes.block * p + at_once * shapes.block + at_once * p) * e
+        return {"weights": held + max(forming, shapes.scratch + shapes.y_tile)}
     if formed:
         reading = 0
     elif shapes.dual:

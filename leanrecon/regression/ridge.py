@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.memory import MemoryBudget
+from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression import per_target
 from leanrecon.regression.estimator import Regressor, checked_test, checked_train, is_lazy
 from leanrecon.regression.hat import gram, hat_matrix, stream
@@ -267,10 +267,11 @@ class StreamingRidge(Regressor):
             yield from through_weights(self._train, centred, self._factor, targets, wanted)
             return
         reference = self._reference(self._factor)
+        out = buffer((min(count * TEST_ROWS, shapes.m) + extra, targets.block), self._stream_dtype)
         for group in panels(shapes.m, count * TEST_ROWS):
             parts = [range(group.start + r.start, group.start + r.stop) for r in panels(len(group), TEST_ROWS)]
             hats = [hat_matrix(self._train, centred, part, self._factor) for part in parts]
-            yield from self._through_hats(group, hats + reference, targets, wanted)
+            yield from self._through_hats(group, hats + reference, targets, wanted, out)
             del hats  # before the next ones are formed
 
     def _reference(self, factor: Panels) -> list[Array]:
@@ -283,11 +284,11 @@ class StreamingRidge(Regressor):
         return [hat]
 
     def _through_hats(
-        self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int]
+        self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], out: Array | None = None
     ) -> Iterator[tuple[range, range, Array]]:
         hats = [hat.astype(self._stream_dtype, copy=False) for hat in hats]
         restandardized = self.restandardize != "none"
-        for block in stream(hats, targets, wanted, moments=restandardized):
+        for block in stream(hats, targets, wanted, moments=restandardized, out=out):
             values = block.values[: len(rows)]
             if restandardized:
                 inductive = self.restandardize == "inductive"
