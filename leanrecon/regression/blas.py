@@ -57,7 +57,7 @@ def _call(module: Any, name: str, dtype: np.dtype[Any], *arguments: Any) -> None
 
 
 def _stride(a: Array) -> int:
-    if a.ndim != 2 or (a.shape[1] > 1 and a.strides[1] != a.itemsize):
+    if a.ndim != 2 or (a.size and a.shape[1] > 1 and a.strides[1] != a.itemsize):
         raise TypeError(f"rows must be contiguous; got shape {a.shape}, strides {a.strides}")
     return max(a.strides[0] // a.itemsize if a.shape[0] > 1 else a.shape[1], 1)
 

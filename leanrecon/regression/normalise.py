@@ -41,6 +41,7 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
     sums = np.zeros(p)
     squares = np.zeros(p)
     nan_rows = np.zeros(p, np.int64)
+    first_nan = np.full(p, n)
     blocks = column_blocks(matrix)
     items = [(rows, j) for rows in panels(n) for j in range(len(blocks))]
 
@@ -58,7 +59,12 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
         block -= shift[part].astype(block.dtype)
         total = block.sum(axis=0, dtype=np.float64)
         if not np.isfinite(total).all():
-            nan_rows[part] += _count_nan(block, rows, blocks[j], what)
+            _refuse_infinite(block, rows, blocks[j], what)
+            nan = np.isnan(block)
+            nan_rows[part] += nan.sum(axis=0)
+            np.minimum(
+                first_nan[part], np.where(nan.any(axis=0), rows.start + nan.argmax(axis=0), n), out=first_nan[part]
+            )
         sums[part] += total
         squares[part] += np.square(block, out=block).sum(axis=0, dtype=np.float64)
 
@@ -66,7 +72,8 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
     if (partly := np.nonzero((nan_rows > 0) & ~absent)[0]).size:
         v = int(partly[0])
         raise InputError(
-            f"{what} hold NaN: {partly.size} of {p} columns in some of their {n} rows; column {v} in {nan_rows[v]} rows",
+            f"{what} hold NaN: {partly.size} of {p} columns in some of their {n} rows; column {v} in {nan_rows[v]} rows, "
+            f"row {first_nan[v]} first",
             expected="finite values, or NaN in every row of a voxel outside of the mask",
             todo="drop those voxels or trials",
         )
@@ -75,13 +82,11 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
     return Moments(n, mean + shift, np.sqrt(variance), absent)
 
 
-def _count_nan(block: Array, rows: range, columns: range, what: str) -> Array:
+def _refuse_infinite(block: Array, rows: range, columns: range, what: str) -> None:
     infinite = np.argwhere(np.isinf(block))
     if len(infinite):
         row, column = (int(k) for k in infinite[0])
         raise InputError(f"{what} are infinite at row {rows[row]}, column {columns[column]}", expected="finite values")
-    counts: Array = np.isnan(block).sum(axis=0)
-    return counts
 
 
 class Centred:

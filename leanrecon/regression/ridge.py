@@ -389,7 +389,8 @@ class StreamingRidge(Regressor):
         y_scratch = 0 if isinstance(targets, StoreMatrix) else targets.scratch_nbytes
         if targets.dtype != np.dtype(np.float64 if wide else np.float32):
             y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize  # a tile that was converted
+        scratch = betas.scratch_nbytes + (2 * betas.tile_nbytes if self.restandardize == "inductive" else 0)
         return Shapes(
-            n, p, m, t, targets.block, betas.tile_nbytes, targets.tile_nbytes, betas.scratch_nbytes, y_scratch,
+            n, p, m, t, targets.block, betas.tile_nbytes, targets.tile_nbytes, scratch, y_scratch,
             y_itemsize=8 if wide else 4, restandardized=self.restandardize != "none",
         )  # fmt: skip

@@ -58,7 +58,7 @@ def read_file(path: Path, memory: Array, *, cached: bool) -> int:
                 raise
         else:
             try:
-                return _read_all(descriptor, memory)
+                return _read_all(descriptor, memory, direct=True)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -116,12 +116,12 @@ def _write_uncached(path: Path, data: Array) -> int:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, memory: Array) -> int:
+def _read_all(descriptor: int, memory: Array, *, direct: bool = False) -> int:
     view = memory.data
     done = 0
     while done < len(view):
         n = read_at(descriptor, [view[done:]], done)
         done += n
-        if n == 0 or done % PAGE:
+        if n == 0 or (direct and done % PAGE):  # only the end of a file is no whole page
             break
     return done

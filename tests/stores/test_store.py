@@ -471,6 +471,22 @@ def test_a_write_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch):
     assert contents(cut.path) == contents(whole.path)
 
 
+@pytest.mark.parametrize(("cached", "at_once"), [(True, 1000), (True, 8192), (False, 8192)])
+def test_a_read_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch, cached, at_once):
+    store = complete(tmp_path / "s.zarr", WIDE, "33kB")
+    read_at, sizes = disk.read_at, []
+
+    def short(descriptor, views, offset):
+        sizes.append(read_at(descriptor, [views[0][:at_once]], offset))
+        return sizes[-1]
+
+    monkeypatch.setattr(disk, "read_at", short)
+    memory = buffer((store.buffer_nbytes(),), np.uint8)
+    np.testing.assert_array_equal(store.read_chunk(1, 1, memory, cached=cached), WIDE[8:16, 1008:2016])
+    assert max(sizes) <= at_once
+    assert sum(sizes) == 8 * 1008 * 4 + 4
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
