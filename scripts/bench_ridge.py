@@ -12,6 +12,7 @@ in float32, in the same process right afterwards.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -125,13 +126,14 @@ def ours(folder, budget, loo):
     from leanrecon.regression.ridge import StreamingRidge
     from leanrecon.stores import Store
 
+    shutil.rmtree(folder / "P.zarr", ignore_errors=True)
     started = time.perf_counter()
     how = {"alpha": "loo", "alphas": list(np.logspace(2, 7, 20))} if loo else {"alpha": ALPHA}
     ridge = StreamingRidge(**how, budget=budget, scratch=folder)
     ridge.fit(folder / "X.zarr", folder / "Y.zarr", test=folder / "T.zarr")
     fitted = time.perf_counter() - started
     shape = (Store.open(folder / "T.zarr").rows, Store.open(folder / "Y.zarr").columns)
-    store = Store.create(folder / "P.zarr", shape, "f4", made_of={}, overwrite=True)
+    store = Store.create(folder / "P.zarr", shape, "f4", made_of={})
     ridge.predict_into(folder / "T.zarr", store)
     store.finish()
     seconds = time.perf_counter() - started

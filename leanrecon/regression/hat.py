@@ -169,7 +169,7 @@ def stream(
             tile = tile.astype(dtype)
         if rows.start == 0:
             shift[:] = sums[:] = squares[:] = 0
-            shift[:width] = _far_means(tile[:, :width])
+            shift[:width] = far_means(tile[:, :width])
         if shift.any():
             tile -= shift[: tile.shape[1]].astype(dtype)
         for hat, start in zip(hats, starts, strict=False):
@@ -188,7 +188,7 @@ def stream(
             yield Block(blocks[j], values, mean + shift[:width], std)
 
 
-def _far_means(tile: Array) -> Array:
+def far_means(tile: Array) -> Array:
     """Column means of a first tile if any is far from zero for its spread, else zeros.
 
     A large mean would cost the product its last digits; near zero, a shift of every tile would cost time.

@@ -14,7 +14,7 @@ import numpy as np
 from leanrecon.errors import LeanreconWarning
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
-from leanrecon.regression.hat import refuse_nan_columns, row_slabs
+from leanrecon.regression.hat import far_means, refuse_nan_columns, row_slabs
 from leanrecon.regression.kernel import DEPTH, Panels, deflation
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.plan import PROJECTIONS
@@ -93,9 +93,10 @@ def project(targets: Matrix, seed: int, dtype: Any) -> Array:
         if rows.start == 0:
             signs = _signs(columns, k, seed).astype(dtype)
             signs /= dtype.type(np.sqrt(k))
-            shift = part.mean(axis=0, dtype=np.float64).astype(dtype)
-        # Less a rough mean, so that a large one costs no precision; the exact one goes below.
-        blas.gemm((part - shift).astype(dtype, copy=False), signs, result[rows.start : rows.stop])
+            shift = far_means(part).astype(dtype)
+        # Less a rough mean where that is large, so that it costs no precision; the exact one goes below.
+        less = part - shift if shift.any() else part
+        blas.gemm(less.astype(dtype, copy=False), signs, result[rows.start : rows.stop])
     mean = result.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():
         _refuse_nan(targets)
