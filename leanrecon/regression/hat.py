@@ -96,7 +96,8 @@ def hat_matrix(betas: Centred, test: Centred, rows: range, factor: Panels, *, cr
 
 def refuse_nan_rows(products: Array, rows: range) -> Array:
     """The row sums of products with test betas, in float64; raises InputError where the betas made them NaN."""
-    sums: Array = products.sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities
+        sums: Array = products.sum(axis=1, dtype=np.float64)
     if not np.isfinite(sums).all():
         row = rows[int(np.argmin(np.isfinite(sums)))]
         raise InputError(f"test betas hold NaN or infinite values in row {row}", expected="finite betas")
@@ -182,7 +183,8 @@ def stream(
             values = out[:, :width]
             if shift.any():
                 values += shift[:width].astype(dtype)
-            refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
+            with np.errstate(invalid="ignore"):  # of infinities
+                refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
             mean = sums[:width] / n
             std = np.sqrt(np.maximum(squares[:width] / n - mean**2, 0))
             yield Block(blocks[j], values, mean + shift[:width], std)

@@ -25,6 +25,9 @@ WIDTH = 1024
 DEPTH = 512
 """Voxels (or rows) of betas that are multiplied at once."""
 
+ROUNDING = 64
+"""Squared pivots below this many roundings of the largest are noise: collinear voxels left up to 48 (orders 60 to 2500)."""
+
 
 def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
     """Bytes of panel ``j``: its rows from the diagonal down."""
@@ -159,10 +162,10 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
             blas.gemm(slab[width:], slab[:width], target[width:], alpha=-1, tb=True)
         bad = blas.potrf(target[:width])
         smallest = min(smallest, float(np.square(target[diagonal, diagonal]).min(initial=np.inf, where=varies)))
-        if bad or not smallest > largest * eps:
+        if bad or not smallest > largest * eps * ROUNDING:
             raise InputError(
                 f"alpha = {alpha:g} is too small for these betas: their Gram matrix is singular in {gram.dtype}",
-                todo=f"raise alpha to {largest * eps * 100:.1g} or more",
+                todo=f"raise alpha to {largest * eps * 16 * ROUNDING:.1g} or more",
             )
         blas.trsm(target[:width], target[width:], transpose=True)
         gram.save(j, target)

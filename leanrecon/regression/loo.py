@@ -74,7 +74,7 @@ def project(targets: Matrix, seed: int, dtype: Any) -> Array:
     NaN or infinite targets raise InputError with their column.
     """
     n, t = targets.shape
-    k = min(t, PROJECTIONS)
+    k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
     result = buffer((n, k), dtype)
     blocks = column_blocks(targets)
     items = [(j, rows) for j in range(len(blocks)) for rows in panels(n)]

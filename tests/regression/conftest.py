@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from leanrecon.regression import hat, kernel, loo, per_target, plan, ridge, weights
 from leanrecon.stores import Store
@@ -11,6 +12,13 @@ from leanrecon.stores import Store
 Array = np.ndarray[Any, Any]
 
 MODULES = (hat, kernel, loo, per_target, plan, ridge, weights)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread: on busy machines, threads that wait for each other make small products slow."""
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture

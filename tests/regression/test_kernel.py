@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.linalg
+import threadpoolctl
 
 from leanrecon.errors import InputError, StoreError
 from leanrecon.regression.hat import gram, hat_matrix
@@ -102,8 +103,12 @@ def test_test_betas_are_multiplied_in_the_same_pass(small):
 
 @pytest.mark.parametrize(("n", "p"), [(300, 500), (500, 300)], ids=["dual", "primal"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("pass_nbytes", [0, 100_000, 10**9])
-def test_the_disk_changes_no_bit_of_kernel_factor_and_hat_matrix(n, p, dtype, pass_nbytes, tmp_path, small):
+@pytest.mark.parametrize(("pass_nbytes", "threads"), [(0, 1), (100_000, 2), (10**9, 2)])
+def test_the_disk_changes_no_bit_of_kernel_factor_and_hat_matrix(
+    n, p, dtype, pass_nbytes, threads, tmp_path, small, request
+):
+    limit = threadpoolctl.threadpool_limits(threads, "blas")
+    request.addfinalizer(limit.restore_original_limits)
     betas, test = betas_of(n, p), centred(betas_of(20, p, seed=1))
     results = []
     for directory in (None, tmp_path):

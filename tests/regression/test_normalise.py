@@ -68,7 +68,11 @@ def test_the_betas_are_left_as_they_were():
 def test_the_same_moments_wherever_the_betas_lie(stored):
     betas = draw(600, 3000, 5, np.float32)
     whole = moments(as_matrix(betas))
-    for source in (stored(betas, "large.zarr"), stored(betas, "small.zarr", chunk="100kB"), dask.array.from_array(betas)):
+    for source in (
+        stored(betas, "large.zarr"),
+        stored(betas, "small.zarr", chunk="100kB"),
+        dask.array.from_array(betas),
+    ):
         found = moments(as_matrix(source))
         np.testing.assert_allclose(found.mean, whole.mean, atol=1e-12)
         np.testing.assert_allclose(found.std, whole.std, rtol=1e-12)

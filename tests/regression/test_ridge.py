@@ -29,7 +29,9 @@ SHAPES = [
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("far", [0, 1000])
 @pytest.mark.parametrize(("n", "p", "m", "t"), SHAPES)
-def test_predictions_equal_the_closed_form_and_scikit_learn(study, closed_form, off_by, n, p, m, t, far, standardize, known):
+def test_predictions_equal_the_closed_form_and_scikit_learn(
+    study, closed_form, off_by, n, p, m, t, far, standardize, known
+):
     X, Y, T = study(n, p, m=m, t=t, far=far)
     fitted = StreamingRidge(alpha=7.0, standardize=standardize).fit(X, Y, test=T if known else None)
     found = fitted.predict(T)
@@ -152,13 +154,17 @@ def test_every_source_gives_the_same_predictions(study, stored, off_by, tmp_path
     arrays = study(n, p, t=1100, dtype=np.float32)
     foreign, dasks = [], []
     for name, array in zip("xyt", arrays, strict=True):
-        compressed = zarr.create_array(str(tmp_path / f"{name}.foreign"), shape=array.shape, dtype="f4", chunks=(500, 400))
+        compressed = zarr.create_array(
+            str(tmp_path / f"{name}.foreign"), shape=array.shape, dtype="f4", chunks=(500, 400)
+        )
         compressed[:] = array
         assert compressed.compressors
         foreign.append(zarr.open_array(str(tmp_path / f"{name}.foreign"), mode="r"))
         dasks.append(dask.array.from_array(array, chunks=(150, 600)))
     paths = [stored(array, f"{name}.zarr", chunk="1MB") for name, array in zip("xyt", arrays, strict=True)]
-    small = [Store.open(stored(array, f"{name}.small", chunk="60kB")) for name, array in zip("xyt", arrays, strict=True)]
+    small = [
+        Store.open(stored(array, f"{name}.small", chunk="60kB")) for name, array in zip("xyt", arrays, strict=True)
+    ]
     opened = [zarr.open_array(str(path), mode="r") for path in paths]
     predictions = [
         StreamingRidge(9.0).fit(x, y).predict(t)

@@ -97,12 +97,13 @@ def test_every_budget_gives_the_same_bytes(paths, plans, tmp_path, n, p, m, sett
     assert plans.fits[-1] == "memory"
 
 
-def test_a_small_budget_leads_to_the_disk_in_several_passes_and_to_groups_of_test_rows(paths, plans):
-    x, y, t = paths(600, 900, 600, t=100)
+def test_a_small_budget_leads_to_the_disk_in_several_passes_and_to_groups_of_test_rows(paths, plans, constants):
+    constants(DEPTH=256)
+    x, y, t = paths(1200, 1300, 600, t=50)
     least = plans.least(x, y, t, {})
-    for more in (0, 400_000, 10**9):
+    for more in (0, 1_000_000, 10**9):
         StreamingRidge(alpha=5.0, budget=least + more).fit(x, y).predict(t)
-    assert plans.fits[0] < plans.fits[1] < 600 * 600 * 8 / 2
+    assert plans.fits[0] < plans.fits[1] < 1200 * 1200 * 8 / 2
     assert plans.fits[2] == "memory"
     assert plans.groups[0] < plans.groups[2] == 5
 
@@ -151,7 +152,9 @@ def test_nothing_is_computed_for_a_store_that_lacks_nothing(paths, tmp_path, mon
 def test_a_refusal_names_a_budget_that_will_do(paths, settings, known):
     x, y, t = paths(300, 500, 40)
     settings = {"alpha": 5.0} | settings
-    with pytest.raises(BudgetError, match="the ridge regression needs at least .* more than the 1 MB allowed") as refused:
+    with pytest.raises(
+        BudgetError, match="the ridge regression needs at least .* more than the 1 MB allowed"
+    ) as refused:
         StreamingRidge(budget="1MB", **settings).fit(x, y, test=t if known else None)
     named = re.search(r'"(\d+MB)"', refused.value.todo)[1]
     fitted = StreamingRidge(budget=named, **settings).fit(x, y, test=t if known else None)

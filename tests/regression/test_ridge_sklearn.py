@@ -1,0 +1,97 @@
+"""The ridge among scikit-learn's tools; its checks of the estimator itself are in test_scikit_learn_contract."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_regressor
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from leanrecon.regression.ridge import StreamingRidge
+
+
+@pytest.mark.filterwarnings("ignore:.*does not inherit from.*BaseEstimator.*:UserWarning")
+@pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
+@parametrize_with_checks(
+    [
+        StreamingRidge("loo", per_target=True),
+        StreamingRidge(restandardize="transductive"),
+        StreamingRidge(alpha=0.5, standardize=True),
+    ],
+    expected_failed_checks=lambda ridge: (
+        {"check_methods_subset_invariance": "its predictions depend on the other test rows, by definition"}
+        if ridge.restandardize == "transductive"
+        else {}
+    ),
+)
+def test_scikit_learn_accepts_other_settings_too(estimator, check):
+    check(estimator)
+
+
+def test_grid_search_finds_what_it_finds_for_scikit_learns_ridge(study):
+    X, Y, _ = study(60, 90)
+    grid = {"alpha": [0.1, 10.0, 100.0, 1000.0]}
+    found, reference = (
+        GridSearchCV(ridge, grid, cv=KFold(3)).fit(X, Y) for ridge in (StreamingRidge(), Ridge(solver="svd"))
+    )
+    assert found.best_params_ == reference.best_params_
+    np.testing.assert_allclose(found.cv_results_["mean_test_score"], reference.cv_results_["mean_test_score"])
+
+
+def test_it_works_in_a_pipeline_and_in_cross_validation(study):
+    X, Y, _ = study(60, 90)
+    found, reference = (
+        cross_val_predict(make_pipeline(StandardScaler(), ridge), X, Y, cv=KFold(4))
+        for ridge in (StreamingRidge(5.0), Ridge(5.0, solver="svd"))
+    )
+    np.testing.assert_allclose(found, reference, rtol=1e-8)
+
+
+def test_a_clone_has_the_settings_and_not_the_fit(study):
+    X, Y, _ = study(60, 90)
+    ridge = StreamingRidge(3.0, standardize=True, restandardize="inductive", budget="2GB", seed=4).fit(X, Y)
+    copy = clone(ridge)
+    assert copy.get_params() == ridge.get_params()
+    assert not hasattr(copy, "alpha_")
+    assert is_regressor(ridge)
+
+
+def test_a_pickled_ridge_predicts_the_same(study):
+    X, Y, T = study(60, 90)
+    for ridge in (StreamingRidge(3.0).fit(X, Y), StreamingRidge(3.0).fit(X, Y, test=T)):
+        if ridge._known is None:
+            loaded = pickle.loads(pickle.dumps(ridge))
+            np.testing.assert_array_equal(loaded.predict(T), ridge.predict(T))
+
+
+def test_the_score_is_r2(study):
+    X, Y, T = study(60, 90)
+    Y_test = Ridge(5.0).fit(X, Y).predict(T) + 0.1
+    reference = Ridge(3.0, solver="svd").fit(X, Y)
+    assert StreamingRidge(3.0).fit(X, Y).score(T, Y_test) == pytest.approx(reference.score(T, Y_test))
+
+
+NO_SKLEARN = """
+import sys
+import numpy as np
+from leanrecon.regression.ridge import StreamingRidge
+x, y, t = (np.load(path) for path in sys.argv[1:])
+from leanrecon.stores import as_matrix
+StreamingRidge(3.0, restandardize="inductive").fit(as_matrix(x), as_matrix(y)).predict(as_matrix(t))
+print(*sorted({"sklearn", "torch", "dask", "h5py"} & set(sys.modules)))
+"""
+
+
+def test_a_ridge_on_stores_loads_neither_scikit_learn_nor_torch(study, tmp_path):
+    paths = []
+    for name, array in zip("xyt", study(60, 90), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+        paths.append(str(tmp_path / f"{name}.npy"))
+    done = subprocess.run([sys.executable, "-c", NO_SKLEARN, *paths], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
