@@ -134,6 +134,15 @@ def voxel_slabs(
         yield train_part, test_part if test is not None else None
 
 
+def converted(a: Array, dtype: np.dtype[Any]) -> Array:
+    """An array in another dtype, in pages of its own; the array itself where it has that dtype already."""
+    if a.dtype == dtype:
+        return a
+    result = buffer(a.shape, dtype)
+    result[:] = a
+    return result
+
+
 @dataclass
 class Block:
     """Products of a hat matrix with one column block of the targets; ``mean`` and ``std`` (ddof = 0) are the targets'."""

@@ -19,7 +19,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression import per_target
 from leanrecon.regression.estimator import Regressor, checked_test, checked_train, is_lazy
-from leanrecon.regression.hat import gram, hat_matrix, stream
+from leanrecon.regression.hat import converted, gram, hat_matrix, stream
 from leanrecon.regression.kernel import Panels, cholesky
 from leanrecon.regression.loo import best_alpha, default_alphas, eigenvectors, loo_errors, mean_eigenvalue, project
 from leanrecon.regression.normalise import Centred, moments
@@ -286,7 +286,7 @@ class StreamingRidge(Regressor):
     def _through_hats(
         self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], out: Array | None = None
     ) -> Iterator[tuple[range, range, Array]]:
-        hats = [hat.astype(self._stream_dtype, copy=False) for hat in hats]
+        hats = [converted(hat, self._stream_dtype) for hat in hats]
         restandardized = self.restandardize != "none"
         for block in stream(hats, targets, wanted, moments=restandardized, out=out):
             values = block.values[: len(rows)]
