@@ -134,13 +134,27 @@ def voxel_slabs(
         yield train_part, test_part if test is not None else None
 
 
-def converted(a: Array, dtype: np.dtype[Any]) -> Array:
-    """An array in another dtype, in pages of its own; the array itself where it has that dtype already."""
-    if a.dtype == dtype:
+def converted(a: Array, dtype: np.dtype[Any], order: Array | None = None) -> Array:
+    """A hat matrix in another dtype, for targets in another ``order``; in pages of its own, unless nothing changes.
+
+    H Y[order] = H' Y, where column order[i] of H' is column i of H.
+    """
+    if a.dtype == dtype and order is None:
         return a
     result = buffer(a.shape, dtype)
-    result[:] = a
+    if order is None:
+        result[:] = a
+    else:
+        for row, new in zip(a, result, strict=True):
+            new[order] = row
     return result
+
+
+def reorder(block: Array, order: Array | None) -> None:
+    """Put the rows of a block of targets in another order, in place, a few columns at a time."""
+    for columns in panels(block.shape[1], 64) if order is not None else []:
+        part = block[:, columns.start : columns.stop]
+        part[:] = part[order]
 
 
 @dataclass

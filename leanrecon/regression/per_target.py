@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
-from leanrecon.regression.hat import cross_kernel, refuse_nan_rows, row_slabs, target_columns
+from leanrecon.regression.hat import cross_kernel, refuse_nan_rows, reorder, row_slabs, target_columns
 from leanrecon.regression.loo import Spectrum, best_alpha, loo_errors
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.plan import WEIGHT_BLOCK
@@ -38,8 +38,12 @@ def predict_blocks(
     alphas: Array,
     wanted: Sequence[int],
     kind: Kind,
+    order: Array | None = None,
 ) -> Iterator[tuple[range, range, Array]]:
-    """Yield ``(rows, columns, predictions)`` of all test rows for the wanted column blocks of the targets."""
+    """Yield ``(rows, columns, predictions)`` of all test rows for the wanted column blocks of the targets.
+
+    ``order`` pairs the betas with the targets in another order.
+    """
     n, p = betas.shape
     m, dtype = test.shape[0], spectrum.vectors.dtype
     scores = buffer((m, spectrum.vectors.shape[0]), dtype)
@@ -57,6 +61,7 @@ def predict_blocks(
         for part in panels(len(columns), WEIGHT_BLOCK):
             some = range(columns.start + part.start, columns.start + part.stop)
             block, mean = target_columns(targets, some, dtype)
+            reorder(block, order)
             loadings = _loadings(betas, spectrum, block)
             for row, value in zip(loadings, spectrum.values, strict=True):
                 row /= (value + alphas[some.start : some.stop]).astype(dtype)

@@ -47,6 +47,8 @@ class Shapes:
     y_scratch: int = 0
     y_itemsize: int = 4
     restandardized: bool = False
+    shuffled: bool = False
+    """Whether predictions from shuffled targets are wanted as well."""
 
     @property
     def dual(self) -> bool:
@@ -232,7 +234,8 @@ def _forming(shapes: Shapes, columns: int, panel: int) -> int:
 
 
 def _streaming(shapes: Shapes, rows: int) -> int:
-    converted = rows * shapes.n * 4 if shapes.itemsize > shapes.y_itemsize else 0
+    copied = shapes.shuffled or shapes.itemsize > shapes.y_itemsize
+    converted = rows * shapes.n * shapes.y_itemsize if copied else 0
     return converted + rows * shapes.block * shapes.y_itemsize + shapes.streaming
 
 

@@ -37,6 +37,7 @@ from leanrecon.regression.plan import (
 )
 from leanrecon.regression.restandardise import KINDS, LOO_ROWS, Kind, leave_one_out, loo_rows, restandardise
 from leanrecon.regression.weights import contents, through_weights, weights
+from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import (
     Matrix,
     Reblocked,
@@ -120,11 +121,11 @@ class StreamingRidge(Regressor):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any, *, test: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, *, test: Any = None, shuffled: bool = False) -> Self:
         """Form and factor the Gram matrix of betas ``X`` [n, p] for targets ``y`` [n, t] or [n].
 
         ``test`` betas [m, p], where they are known and at most 1,024 rows, save a pass over ``X`` and the memory of
-        the factor; only they can be predicted then. Raises InputError for NaN or infinite betas or rows that differ
+        the factor; only they can be predicted then. ``shuffled`` plans for predictions of ``shuffled()`` fits too. Raises InputError for NaN or infinite betas or rows that differ
         in number, BudgetError for a budget that can't hold the work, before any of it is done.
         """
         self._check_settings()
@@ -138,6 +139,8 @@ class StreamingRidge(Regressor):
         known = None if test is None else self._test_matrix(test)
         loo = self.alpha == "loo"
         budget = MemoryBudget.of(self.budget)
+        self._shuffles = shuffled
+        self._order: Array | None = None
         shapes = self._shapes(betas, targets, TEST_ROWS if known is None else known.shape[0])
         extra = self._extra_rows(n)
         plan = plan_fit(
@@ -202,6 +205,18 @@ class StreamingRidge(Regressor):
         other.__dict__.update(self.__dict__ | {"targets_": targets, "_one_dimensional": False})
         return other
 
+    def shuffled(self, seed: int | Sequence[int]) -> "StreamingRidge":
+        """The same fit with betas and targets paired at random: what is predicted without any information.
+
+        ``seed`` draws the permutation of the train rows. Alpha stays as it was chosen.
+        """
+        self._check_fitted()
+        other = StreamingRidge(**self.get_params())
+        other.__dict__.update(self.__dict__)
+        other._shuffles = True
+        other._order = np.random.default_rng(seed).permutation(self.betas_.shape[0])
+        return other
+
     # Predicting
 
     def predict(self, X: Any) -> Array:
@@ -255,7 +270,7 @@ class StreamingRidge(Regressor):
         if self._factor is None:
             budget.require("predicting", plan_per_target(shapes) + held)
             yield from per_target.predict_blocks(
-                self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize
+                self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize, self._order
             )
             return
         extra, together = self._extra_rows(shapes.n), self.restandardize == "transductive"
@@ -264,7 +279,7 @@ class StreamingRidge(Regressor):
         )
         budget.require("predicting", work + held)
         if not shapes.through_hat:
-            yield from through_weights(self._train, centred, self._factor, targets, wanted)
+            yield from through_weights(self._train, centred, self._factor, targets, wanted, self._order)
             return
         reference = self._reference(self._factor)
         out = buffer((min(count * TEST_ROWS, shapes.m) + extra, targets.block), self._stream_dtype)
@@ -286,7 +301,7 @@ class StreamingRidge(Regressor):
     def _through_hats(
         self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], out: Array | None = None
     ) -> Iterator[tuple[range, range, Array]]:
-        hats = [converted(hat, self._stream_dtype) for hat in hats]
+        hats = [converted(hat, self._stream_dtype, self._order) for hat in hats]
         restandardized = self.restandardize != "none"
         for block in stream(hats, targets, wanted, moments=restandardized, out=out):
             values = block.values[: len(rows)]
@@ -314,7 +329,7 @@ class StreamingRidge(Regressor):
         shapes = self._shapes(self.betas_, self.targets_, 1)
         MemoryBudget.of(self.budget).require("the weights", plan_weights(shapes, on_disk=self._factor.on_disk))
         for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
-            w, mean = weights(self._train, self._factor, self.targets_, columns)
+            w, mean = weights(self._train, self._factor, self.targets_, columns, self._order)
             w /= scale.astype(w.dtype)
             yield columns, w, mean - np.einsum("ij,j->i", w, centre, dtype=np.float64)
 
@@ -331,6 +346,8 @@ class StreamingRidge(Regressor):
             "betas": contents(self.betas_),
             "targets": contents(self.targets_),
         }
+        if self._order is not None:
+            made_of["order"] = fingerprint({"order": self._order.tolist()})
         store = Store.create(path, (t, p + 1), np.float32, made_of=made_of, overwrite=overwrite)
         rows = {row for i in store.missing_row_groups() for row in store.group_rows(i)}
         lacking = [columns for columns in panels(t, WEIGHT_BLOCK) if not rows.isdisjoint(columns)]
@@ -392,5 +409,5 @@ class StreamingRidge(Regressor):
         scratch = betas.scratch_nbytes + (2 * betas.tile_nbytes if self.restandardize == "inductive" else 0)
         return Shapes(
             n, p, m, t, targets.block, betas.tile_nbytes, targets.tile_nbytes, scratch, y_scratch,
-            y_itemsize=8 if wide else 4, restandardized=self.restandardize != "none",
+            y_itemsize=8 if wide else 4, restandardized=self.restandardize != "none", shuffled=self._shuffles,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from leanrecon.memory import buffer
 from leanrecon.regression import blas
-from leanrecon.regression.hat import refuse_nan_rows, row_slabs, target_columns, voxel_slabs
+from leanrecon.regression.hat import refuse_nan_rows, reorder, row_slabs, target_columns, voxel_slabs
 from leanrecon.regression.kernel import DEPTH, Panels, solve
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.plan import TEST_ROWS, WEIGHT_BLOCK
@@ -17,11 +17,17 @@ from leanrecon.stores.matrix import BLOCK, Matrix, Reblocked, RowSubset, StoreMa
 Array = np.ndarray[Any, Any]
 
 
-def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range) -> tuple[Array, Array]:
-    """The weights of some targets, [len(columns), p] for centred (and scaled) betas, and the targets' means."""
+def weights(
+    betas: Centred, factor: Panels, targets: Matrix, columns: range, order: Array | None = None
+) -> tuple[Array, Array]:
+    """The weights of some targets, [len(columns), p] for centred (and scaled) betas, and the targets' means.
+
+    ``order`` pairs the betas with the targets in another order.
+    """
     n, p = betas.shape
     dtype = factor.dtype
     block, mean = target_columns(targets, columns, dtype)
+    reorder(block, order)
     result = buffer((len(columns), p), dtype)
     if n <= p:
         dual = buffer((len(columns), n), dtype)
@@ -38,7 +44,12 @@ def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range) -> 
 
 
 def through_weights(
-    betas: Centred, test: Centred, factor: Panels, targets: Matrix, wanted: Iterable[int]
+    betas: Centred,
+    test: Centred,
+    factor: Panels,
+    targets: Matrix,
+    wanted: Iterable[int],
+    order: Array | None = None,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)`` for the wanted column blocks of the targets, by way of their weights.
 
@@ -53,7 +64,7 @@ def through_weights(
         for part in panels(len(columns), WEIGHT_BLOCK):
             at = slice(part.start, part.stop)
             some = range(columns.start + part.start, columns.start + part.stop)
-            w[at], mean[at] = weights(betas, factor, targets, some)
+            w[at], mean[at] = weights(betas, factor, targets, some, order)
         for rows in panels(test.shape[0], TEST_ROWS):
             values = out[: len(rows), : len(columns)]
             blas.gemm(test.read(rows, range(p), memory, dtype), w[: len(columns)], values, beta=0, tb=True)
