@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.features.images import ImageReader, row_numbers
-from leanrecon.features.images import image_shape as shape_of
 from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace, ImageShape, Rows
 from leanrecon.memory import MemoryBudget, buffer, parse_bytes
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
+from leanrecon.stores.images import ImageReader, row_numbers
+from leanrecon.stores.images import image_shape as shape_of
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.features.images import ImageReader, fitted_into, from_pixels, image_shape, row_numbers, to_pixels
 from leanrecon.features.pixels import Side
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
-from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import write_whole
 from leanrecon.stores.fingerprint import differences
+from leanrecon.stores.images import ImageReader, image_shape, row_numbers
 
 FORMAT = 1
 """Of the fitted file, and of the arithmetic that leads to it."""
@@ -310,24 +310,9 @@ def _principal_components(train: Store, index: Array, shape: ImageShape, wanted:
 
 
 def _save(path: Path, fit: Fit, record: dict[str, Any]) -> None:
-    """Write the fitted file whole: beside its place, then renamed into it."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with explained_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                np.savez(
-                    file,
-                    record=np.array(json.dumps(record, sort_keys=True)),
-                    shape=np.array(fit.shape),
-                    mean=fit.mean,
-                    components=fit.components,
-                    explained=fit.explained,
-                )
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    arrays = {"shape": np.array(fit.shape), "mean": fit.mean, "components": fit.components, "explained": fit.explained}
+    arrays["record"] = np.array(json.dumps(record, sort_keys=True))
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def _load(path: Path) -> tuple[Fit, dict[str, Any]]:

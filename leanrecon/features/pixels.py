@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.errors import InputError
-from leanrecon.features.images import fitted_into, from_pixels, to_pixels
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.stores import Store

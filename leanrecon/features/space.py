@@ -4,24 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from leanrecon.features.plan import Cost
+from leanrecon.images import Array, ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
+from leanrecon.stores.images import Rows
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from leanrecon.stores import Store
 
-Array = np.ndarray[Any, Any]
-
-ImageShape = tuple[int, int, int]
-"""Height, width and channels (1 or 3) of an image."""
-
-Rows = Sequence[int] | Array
-"""Row numbers in their store, ascending: noise is drawn from (seed, row), never from a place in a batch."""
+__all__ = ["Array", "DecodingSpace", "FeatureSpace", "ImageShape", "Rows"]
 
 
 class FeatureSpace(Protocol):
