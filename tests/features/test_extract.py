@@ -11,11 +11,11 @@ import pytest
 from leanrecon import features
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
 from leanrecon.features.extract import decode_rows, extract
-from leanrecon.features.images import ImageReader
 from leanrecon.features.pixels import Pixels, PixelsSettings
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
+from leanrecon.stores.images import ImageReader
 
 
 class Noisy(Pixels):

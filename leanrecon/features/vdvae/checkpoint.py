@@ -1,0 +1,211 @@
+"""VDVAE weights from files: checked against the config name by name, held once, and never run as code."""
+
+import importlib.util
+import re
+import shutil
+import uuid
+import zipfile
+from collections.abc import Collection, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from leanrecon.errors import InputError, LeanreconError, SettingsError
+from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
+from leanrecon.memory import buffer
+from leanrecon.stores.disk import explained_disk_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+SHOWN = 8
+"""Names of each kind of problem that an error spells out."""
+
+ALIGNMENT = 64
+"""Bytes that the memory of each weight starts at a multiple of, as vector instructions like it."""
+
+_AGAIN = "download it again and compare its size with the source's; the published imagenet64 file has 500 MB"
+
+
+def itemsize(name: str, precision: Precision) -> int:
+    """Bytes of each number of a weight: only the blocks' convolutions come in a lower precision."""
+    return 2 if precision != "float32" and "_blocks." in name else 4
+
+
+def weights_nbytes(config: VDVAEConfig, precision: Precision = "float32", only: Collection[str] | None = None) -> int:
+    """Memory that weights take once they are loaded."""
+    shapes = weight_shapes(config)
+    return sum(_reserved(shapes[name], itemsize(name, precision)) for name in (shapes if only is None else only))
+
+
+def loading_nbytes(path: Path) -> int:
+    """Memory that a file takes while it is read: none where it can be mapped, else (before PyTorch 1.6) its size."""
+    if not path.is_file() or path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+        return 0
+    return path.stat().st_size
+
+
+def read_weights(
+    path: str | PathLike[str],
+    config: VDVAEConfig,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    only: Collection[str] | None = None,
+) -> "dict[str, Tensor]":
+    """The weights of a checkpoint by name, all or ``only`` some, on a device and with convolutions in a precision.
+
+    All arrays of the file are checked, also those that are not taken. Raises InputError, and SettingsError where
+    PyTorch is not installed.
+    """
+    path = Path(path).expanduser()
+    found = _checked(path, config)
+    import torch
+
+    taken = set(found if only is None else only)
+    names = [name for name in found if name in taken]
+    # One stretch of pages of its own, so that all of it goes back to the system when the model is dropped.
+    memory = torch.from_numpy(buffer((weights_nbytes(config, precision, names),), np.uint8))
+    weights, start = {}, 0
+    for name in names:
+        tensor = found.pop(name)
+        size = itemsize(name, precision)
+        dtype = getattr(torch, precision) if size < 4 else torch.float32
+        piece = memory[start : start + tensor.numel() * size].view(dtype)
+        start += _reserved(tuple(tensor.shape), size)
+        if tensor.ndim == 4:  # channels last: measured 1.3 times as fast on a CPU as channels first
+            o, i, h, w = tensor.shape
+            piece = piece.view(o, h, w, i).permute(0, 3, 1, 2)
+        weights[name] = piece.copy_(tensor).to(device)
+    return weights
+
+
+def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[str], config: VDVAEConfig) -> None:
+    """Write a checkpoint's weights, unchanged, as a ``.safetensors`` file, whole or not at all.
+
+    Raises InputError if the checkpoint does not fit the config, SettingsError if the new name has another ending,
+    StoreError if it can't be written.
+    """
+    source, target = Path(checkpoint).expanduser(), Path(safetensors_path).expanduser()
+    if target.suffix != ".safetensors":
+        raise SettingsError(f"{target} is to hold safetensors", expected="a name that ends in .safetensors")
+    _require("safetensors", "safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in _checked(source, config).items()}
+    from safetensors.torch import save_file
+
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    with explained_disk_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata={"format": "pt"})
+            shutil.copymode(source, partial)  # safetensors lets nobody else read it
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _reserved(shape: Shape, size: int) -> int:
+    return -(-int(np.prod(shape, dtype=np.int64)) * size // ALIGNMENT) * ALIGNMENT
+
+
+def _checked(path: Path, config: VDVAEConfig) -> "dict[str, Tensor]":
+    """All tensors of a file, in the config's order, once names, shapes and numbers are found to be right."""
+    _require("torch", "PyTorch")
+    found: dict[str, Any] = {}
+    doubled = []
+    for key, value in _opened(path).items():
+        name = str(key).removeprefix("module.")  # of models that were trained on several devices
+        if name in found:
+            doubled.append(name)
+        found[name] = value
+    expected = weight_shapes(config)
+    problems = _problems(found, expected) + _listed(doubled, "given twice")
+    if problems:
+        raise InputError(
+            f"{path} does not hold the weights of this VDVAE: {'; '.join(problems)}",
+            expected=f"{len(expected)} float32 arrays of a network of width {config.width} for images of "
+            f"{config.image_size} pixels",
+            todo="take the file of that network (imagenet64-iter-1600000-model-ema.th for imagenet64), or give the "
+            "sizes of this one in the setting config",
+        )
+    return {name: found[name] for name in expected}
+
+
+def _problems(found: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[str]:
+    import torch
+
+    misshapen, others, broken = [], [], []
+    for name in expected.keys() & found.keys():
+        value = found[name]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            others.append(f"{name} is {value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}")
+        elif tuple(value.shape) != expected[name]:
+            misshapen.append(f"{name} is {list(value.shape)}, not {list(expected[name])}")
+        elif not bool(torch.isfinite(value).all()):
+            broken.append(name)
+    return (
+        _listed([name for name in expected if name not in found], "missing")
+        + _listed([name for name in found if name not in expected], "unknown")
+        + _listed(sorted(misshapen), "of another shape")
+        + _listed(sorted(others), "no array of floating-point numbers")
+        + _listed(sorted(broken), "with NaN or infinite numbers")
+    )
+
+
+def _listed(names: list[str], what: str) -> list[str]:
+    if not names:
+        return []
+    return [f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"]
+
+
+def _opened(path: Path) -> Mapping[Any, Any]:
+    """The arrays of a file, mapped into memory where its format allows; nothing in it is run."""
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {path}",
+            expected="VDVAE weights (.th or .safetensors)",
+            todo="set checkpoint to its path",
+        )
+    try:
+        if path.suffix == ".safetensors":
+            _require("safetensors", "safetensors")
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if not (named := re.search(r"GLOBAL (\S+)", str(error))):
+            raise InputError(
+                f"{path} can't be read as weights: it is damaged, or something else", todo=_AGAIN
+            ) from None
+        raise InputError(
+            f"{path} holds more than weights ({named[1]}), and leanrecon runs no code that comes with them",
+            expected="a state_dict of tensors",
+            todo="take the file from its published source, or save only the tensors",
+        ) from None
+    except (LeanreconError, MemoryError):
+        raise
+    except Exception as error:  # what a damaged file makes of its reader has no common kind
+        raise InputError(f"{path} can't be read: {_first_line(error)}", todo=_AGAIN) from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}", expected="a state_dict: names and tensors")
+    return content
+
+
+def _require(package: str, name: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise SettingsError(
+            f"VDVAE weights need {name}, which is not installed", todo=f"install it with: pip install {package}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

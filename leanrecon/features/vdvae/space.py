@@ -1,0 +1,237 @@
+"""VDVAE latents as a feature space: what Brain-Diffuser predicts from the brain and draws its first images from."""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.features.plan import FLOAT, Cost
+from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, weights_nbytes
+from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights
+from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
+from leanrecon.images import resize, with_channels
+from leanrecon.memory import MemoryBudget
+from leanrecon.progress import Progress
+from leanrecon.stores import Store
+from leanrecon.stores.fingerprint import file_fingerprint
+
+FORMAT = 1
+"""Of the arithmetic that leads from images to rows."""
+
+BATCH = 8
+"""Images between two steps of progress; on a CPU they go through the network one by one."""
+
+STATES = 6
+"""The largest states of the network that are in memory at its peak, with what the convolutions take for themselves."""
+
+_IMPORT_NBYTES = 140_000_000  # importing the CPU build of PyTorch 2.13: 127 MB measured
+_LIBRARY_NBYTES = 40_000_000  # oneDNN's kernels and the heap's gaps between states
+
+Use = Literal["encode", "decode"]
+
+
+class VDVAESettings(BaseModel):
+    """``[features.vdvae]``"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["vdvae"] = "vdvae"
+    checkpoint: Annotated[str, Field(min_length=1)]
+    """Path of the weights: the published ``imagenet64-iter-1600000-model-ema.th``, or ``.safetensors``."""
+    n_latents: Annotated[int, Field(strict=True, ge=1)] = 31
+    """How many latents a row holds, from the coarsest."""
+    latents: Literal["sample", "mean"] = "sample"
+    """Drawn from the posteriors, as published, or their means."""
+    precision: Precision = "float32"
+    """Of the convolutions; float16 on a GPU only."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of the latents beyond ``n_latents`` when images are decoded: 0 takes the prior's means, 1 draws as published."""
+    sample_pixels: bool = False
+    """Draw each pixel from its distribution, as published, or take the centre of the most probable component."""
+    config: Literal["imagenet64"] | dict[str, Any] = "imagenet64"
+    """The sizes of the network: the published one, or a table of the fields of VDVAEConfig."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _checked_config(cls, config: Any) -> Any:
+        if config == "imagenet64":
+            return config
+        if not isinstance(config, dict):
+            raise ValueError('neither "imagenet64" nor a table of sizes')
+        return VDVAEConfig.from_table(config).as_table()
+
+    @model_validator(mode="after")
+    def _enough_latents(self) -> Self:
+        self.network.dims(self.n_latents)
+        return self
+
+    @property
+    def network(self) -> VDVAEConfig:
+        """The sizes of the network."""
+        return VDVAEConfig.imagenet64() if isinstance(self.config, str) else VDVAEConfig.from_table(self.config)
+
+
+class VDVAESpace:
+    """Rows of the first latents of a very deep VAE, flattened and one after the other.
+
+    Only the weights of the direction in use are in memory: for imagenet64 and 31 latents 260 MB to encode and
+    267 MB to decode, of 500 MB. Source: Child 2021, arXiv:2011.10650.
+    """
+
+    learns = False
+
+    def __init__(self, settings: VDVAESettings, *, name: str = "vdvae", seed: int = 0, device: str = "cpu") -> None:
+        if settings.precision == "float16" and device == "cpu":
+            raise SettingsError(
+                f"features.{name}.precision = 'float16' on a CPU, where it is slower than float32",
+                expected="float32 or bfloat16",
+            )
+        self.settings = settings
+        self.name = name
+        self.seed = seed
+        self.device = device
+        self.config = settings.network
+        self._loaded: tuple[Use, VDVAE] | None = None
+
+    def dims(self, image_shape: ImageShape) -> int:
+        return self.config.dims(self.settings.n_latents)
+
+    def cost(self, image_shape: ImageShape) -> Cost:
+        return self._cost("encode")
+
+    def decode_cost(self, image_shape: ImageShape) -> Cost:
+        return self._cost("decode")
+
+    def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
+        return self.config.image_size, self.config.image_size, 3
+
+    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
+        return 0
+
+    def fit(
+        self,
+        train: Store,
+        path: Path,
+        *,
+        rows: Rows | None = None,
+        budget: MemoryBudget | None = None,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Nothing is learned."""
+
+    def load(self, path: Path) -> None:
+        """Nothing was learned."""
+
+    def made_of(self) -> dict[str, Any]:
+        settings = self.settings
+        made_of = {
+            "kind": settings.kind,
+            "format": FORMAT,
+            "config": self.config.as_table(),
+            "weights": _content(self._path),
+            "n_latents": settings.n_latents,
+            "latents": settings.latents,
+            "precision": settings.precision,
+        }
+        return made_of | ({"seed": self.seed} if settings.latents == "sample" else {})
+
+    def decode_made_of(self) -> dict[str, Any]:
+        """All that decides decoded images beyond their rows and ``made_of()``."""
+        settings = self.settings
+        draws = settings.temperature > 0 or settings.sample_pixels
+        made_of = {"temperature": settings.temperature, "sample_pixels": settings.sample_pixels}
+        return made_of | ({"seed": self.seed} if draws else {})
+
+    def encode(self, images: Array, rows: Rows) -> Array:
+        """Rows of images of any size, resized by Pillow; grey ones are repeated in the three colours."""
+        size = self.config.image_size
+        small = np.empty((len(images), size, size, 3), np.uint8)
+        for image, place in zip(images, small, strict=True):
+            place[...] = with_channels(resize(image, (size, size, images.shape[3])), 3)
+        settings = self.settings
+        return self._model("encode").encode(
+            small, settings.n_latents, latents=settings.latents, seed=self.seed, rows=rows
+        )
+
+    def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
+        """Images at the size of the network, not of those that were encoded."""
+        if features.shape[1] != self.dims(image_shape):
+            raise InputError(
+                f"rows of {features.shape[1]} numbers do not hold the {self.settings.n_latents} latents of {self.name}",
+                expected=f"{self.dims(image_shape)}",
+            )
+        settings = self.settings
+        return self._model("decode").decode(
+            features,
+            temperature=settings.temperature,
+            sample_pixels=settings.sample_pixels,
+            seed=self.seed,
+            rows=rows,
+        )
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.settings.checkpoint).expanduser()
+
+    def _names(self, use: Use) -> list[str]:
+        return (
+            encoding_weights(self.config, self.settings.n_latents) if use == "encode" else decoding_weights(self.config)
+        )
+
+    def _weights_nbytes(self, use: Use) -> int:
+        return weights_nbytes(self.config, self.settings.precision, self._names(use))
+
+    def _model(self, use: Use) -> VDVAE:
+        """The model with the weights of one direction; those of the other are dropped first."""
+        if self._loaded is None or self._loaded[0] != use:
+            self._loaded = None
+            model = VDVAE.from_checkpoint(
+                self._path, self.config, device=self.device, precision=self.settings.precision, only=self._names(use)
+            )
+            self._loaded = use, model
+        return self._loaded[1]
+
+    def _cost(self, use: Use) -> Cost:
+        config = self.config
+        on_cpu = self.device == "cpu"
+        held = _LIBRARY_NBYTES
+        if self._loaded is None or self._loaded[0] != use:
+            weights = self._weights_nbytes(use) + loading_nbytes(self._path)
+            dropped = self._weights_nbytes(self._loaded[0]) if self._loaded and on_cpu else 0
+            held += max(weights - dropped, 0)
+        if "torch" not in sys.modules:
+            held += _IMPORT_NBYTES
+        if on_cpu:
+            held += AT_ONCE_ON_CPU * state_nbytes(config) * STATES
+        image = config.image_size**2 * 3
+        return Cost(held=held, per_image=image, batch=BATCH if on_cpu else AT_ONCE_ON_GPU)
+
+
+def state_nbytes(config: VDVAEConfig) -> int:
+    """Memory of the largest state of an image, in float32."""
+    return max(config.width_at(resolution) * resolution**2 for resolution in config.resolutions) * FLOAT
+
+
+def _content(path: Path) -> str:
+    """The fingerprint of a file of weights, taken once as long as the file stays the same."""
+    try:
+        found = path.stat()
+    except OSError:
+        raise InputError(
+            f"there is no file {path}",
+            expected="VDVAE weights (.th or .safetensors)",
+            todo="set checkpoint to its path",
+        ) from None
+    return _content_of(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _content_of(path: Path, size: int, changed: int) -> str:
+    return file_fingerprint(path)

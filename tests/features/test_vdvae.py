@@ -1,0 +1,327 @@
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vdvae_models import SMALL, one_thread, random_images, random_weights, recorded, recorded_config  # noqa: E402, F401
+
+from leanrecon.errors import InputError, SettingsError  # noqa: E402
+from leanrecon.features.vdvae import VDVAE, mixture, network, noise, prove  # noqa: E402
+from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
+from leanrecon.features.vdvae.proof import drawn_picture  # noqa: E402
+
+TINY_TOLERANCE = 1e-4  # float32 against float64 in the published code: 1e-6 for latents, 5e-6 for the state
+NARROW_TOLERANCE = 2e-4  # likewise 5e-6 and 1.6e-5
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A published network of nine latents with random weights, its images and what the published code made of them."""
+    model = VDVAE.from_checkpoint(recorded("tiny_model.th"), recorded_config("tiny_hps.json"))
+    return model, np.load(recorded("tiny_images.npy")), np.load(recorded("tiny_latents.npz"))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """Likewise the blocks of imagenet64, with 16 channels."""
+    model = VDVAE.from_checkpoint(recorded("i64_narrow/i64n_model.th"), recorded_config("i64_narrow/i64n_hps.json"))
+    return model, np.load(recorded("i64_narrow/i64n_arrays.npz"))
+
+
+@pytest.fixture
+def model():
+    return VDVAE(SMALL, random_weights())
+
+
+def inject(monkeypatch, arrays, prefix):
+    """Let the model draw the recorded normal numbers: by row and block, whatever the seed."""
+
+    def normals(seed, rows, block, shape, stream):
+        return arrays[f"{prefix}_{block:02d}"][np.asarray(rows)]
+
+    monkeypatch.setattr(noise, "normals", normals)
+
+
+def assert_nearly_the_same_pixels(found, expected, share):
+    """Values next to a whole number may be cut off to either side."""
+    differences = np.abs(found.astype(int) - expected.astype(int))
+    assert differences.max() <= 1
+    assert np.mean(differences > 0) <= share
+
+
+# Against the published code
+
+
+def test_means_are_those_of_the_published_code(tiny):
+    model, images, published = tiny
+    np.testing.assert_allclose(model.encode(images, 9), published["flat_all"], rtol=0, atol=TINY_TOLERANCE)
+    np.testing.assert_allclose(model.encode(images, 5), published["flat_first_k"], rtol=0, atol=TINY_TOLERANCE)
+
+
+def test_samples_are_those_of_the_published_code(tiny, monkeypatch):
+    model, images, published = tiny
+    inject(monkeypatch, published, "eps")
+    expected = np.concatenate([published[f"z_seed_{i:02d}"].reshape(6, -1) for i in range(9)], 1)
+    np.testing.assert_allclose(model.encode(images, 9, latents="sample"), expected, rtol=0, atol=TINY_TOLERANCE)
+
+
+def test_encoder_activations_are_those_of_the_published_code(tiny):
+    model, images, published = tiny
+    with torch.inference_mode():
+        activations = model._activations(images, {16, 8, 2, 1})
+    assert set(activations) == {16, 8, 2, 1}
+    for resolution, found in activations.items():
+        np.testing.assert_allclose(found, published[f"enc_act_{resolution}"], rtol=0, atol=TINY_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("flat", "temperature", "state"),
+    [("flat_all", 0, "px_z_all"), ("flat_first_k", 0, "px_z_first_k_t0"), ("flat_first_k", 0.7, "px_z_first_k_t0.7")],
+)
+def test_decoder_states_are_those_of_the_published_code(tiny, monkeypatch, flat, temperature, state):
+    model, _, published = tiny
+    inject(monkeypatch, published, "first_k_eps")
+    with torch.inference_mode():
+        found = model._state(published[flat], temperature, 0, np.arange(6))
+    np.testing.assert_allclose(found, published[state], rtol=0, atol=TINY_TOLERANCE)
+
+
+def test_decoded_images_are_those_of_the_published_code(tiny):
+    model, _, published = tiny
+    for latents in ("all", "first_k"):
+        found = model.decode(published[f"flat_{latents}"])
+        assert_nearly_the_same_pixels(found, published[f"img_{latents}_half"], 0.002)
+
+
+def test_colours_are_those_of_the_published_code(tiny):
+    _, _, published = tiny
+    numbers = torch.from_numpy(published["dmol_params_all"]).permute(0, 3, 1, 2)
+    eps, u = torch.from_numpy(published["dmol_eps"]), torch.from_numpy(published["dmol_u"])
+    for drawn, name in (((), "half"), ((eps, u), "sampled")):
+        values = mixture.pixel_values(numbers, *drawn)
+        np.testing.assert_allclose(values, published[f"img_float_all_{name}"], rtol=0, atol=TINY_TOLERANCE)
+        assert_nearly_the_same_pixels(mixture.as_bytes(values).numpy(), published[f"img_all_{name}"], 0.002)
+
+
+def test_the_blocks_of_imagenet64_give_91168_published_numbers(narrow):
+    model, published = narrow
+    found = model.encode(published["resized64"], 31)
+    assert found.shape == (2, 91168)
+    np.testing.assert_allclose(found, published["flat31_mean"], rtol=0, atol=NARROW_TOLERANCE)
+
+
+def test_the_blocks_of_imagenet64_decode_31_latents_as_published(narrow):
+    model, published = narrow
+    assert_nearly_the_same_pixels(model.decode(published["flat31_mean"]), published["img31_half"], 0.001)
+    with torch.inference_mode():
+        state = model._state(published["flat31_mean"][:1], 0, 0, np.arange(1))
+    np.testing.assert_allclose(state, published["px_z_31_image0"], rtol=0, atol=NARROW_TOLERANCE)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.015), ("float16", 0.002)])
+def test_lower_precision_stays_near(narrow, precision, error):
+    model, published = narrow
+    path, config = recorded("i64_narrow/i64n_model.th"), model.config
+    lower = VDVAE.from_checkpoint(path, config, precision=precision)
+    expected = published["flat31_mean"]
+    # measured: 0.0076 and 0.0010 of the latents' standard deviation
+    assert np.std(lower.encode(published["resized64"], 31) - expected) < error * expected.std()
+
+
+# Rows
+
+
+@pytest.mark.parametrize("latents", ["mean", "sample"])
+def test_rows_do_not_depend_on_their_batch(model, latents):
+    images = random_images(7)
+    whole = model.encode(images, 5, latents=latents, seed=3, rows=range(10, 17))
+    assert whole.dtype == np.float32
+    for part in (slice(0, 1), slice(2, 7), slice(6, 7)):
+        rows = np.arange(10, 17)[part]
+        np.testing.assert_array_equal(model.encode(images[part], 5, latents=latents, seed=3, rows=rows), whole[part])
+
+
+@pytest.mark.parametrize("together", [2, 5])
+def test_images_that_go_through_the_network_together_give_the_same_rows(model, monkeypatch, together):
+    images = random_images(5)
+    options = {"latents": "sample", "seed": 1, "rows": [4, 5, 6, 100, 101]}
+    alone = model.encode(images, 6, **options)
+    drawn = model.decode(alone, temperature=1, sample_pixels=True)
+    monkeypatch.setattr(network, "AT_ONCE_ON_CPU", together)
+    np.testing.assert_allclose(model.encode(images, 6, **options), alone, rtol=1e-4, atol=1e-5)
+    assert_nearly_the_same_pixels(model.decode(alone, temperature=1, sample_pixels=True), drawn, 0.01)
+
+
+def test_noise_depends_on_seed_row_block_and_stream_alone():
+    whole = noise.normals(0, range(20), 3, (4, 2, 2), noise.POSTERIOR)
+    assert whole.shape == (20, 4, 2, 2)
+    np.testing.assert_array_equal(noise.normals(0, [7], 3, (4, 2, 2), noise.POSTERIOR)[0], whole[7])
+    np.testing.assert_array_equal(noise.normals(0, [7], 3, (4,), noise.POSTERIOR)[0], whole[7].ravel()[:4])
+    others = [
+        noise.normals(1, [7], 3, (4, 2, 2), noise.POSTERIOR),
+        noise.normals(0, [8], 3, (4, 2, 2), noise.POSTERIOR),
+        noise.normals(0, [7], 4, (4, 2, 2), noise.POSTERIOR),
+        noise.normals(0, [7], 3, (4, 2, 2), noise.PRIOR),
+    ]
+    assert all(not np.isin(other, whole[7]).any() for other in others)
+
+
+def test_noise_is_standard_normal_and_uniform():
+    numbers = noise.normals(5, range(50), 0, (1000,), noise.PRIOR)
+    assert abs(numbers.mean()) < 0.02
+    assert abs(numbers.std() - 1) < 0.02
+    uniform = noise.uniforms(5, range(50), (1000,), noise.PIXELS)
+    assert 1e-5 <= uniform.min() < 0.001
+    assert 0.999 < uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 0.01
+    assert np.isfinite(np.log(-np.log(uniform))).all()
+
+
+def test_noise_stays_the_same_from_version_to_version():
+    # Philox4x64 with ten rounds as in its authors' known-answer tests: counter and key of zeros, then one step on
+    numbers = np.random.Philox(key=[0, 0], counter=[2**64 - 1] * 4).random_raw(1)
+    assert numbers[0] == 0x16554D9ECA36314C
+    drawn = noise.normals(0, [0], 0, (3,), noise.POSTERIOR)[0]
+    np.testing.assert_allclose(drawn, [0.059911035, 0.015559634, -1.1644385], rtol=1e-6)  # as first drawn
+
+
+def test_temperature_scales_the_noise_of_latents_that_were_not_given(model):
+    flat = model.encode(random_images(3), 3)
+    cold = model.decode(flat)
+    assert (model.decode(flat, temperature=1e-6, seed=1) == cold).mean() > 0.99
+    hot = model.decode(flat, temperature=1, seed=1)
+    assert (hot != cold).mean() > 0.1
+    np.testing.assert_array_equal(model.decode(flat[1:2], temperature=1, seed=1, rows=[1]), hot[1:2])
+    assert (model.decode(flat, temperature=1, seed=2) != hot).any()
+    whole = model.encode(random_images(3), 6)
+    np.testing.assert_array_equal(model.decode(whole, temperature=1, seed=1), model.decode(whole))
+
+
+def test_pixels_are_drawn_by_seed_and_row(model):
+    flat = model.encode(random_images(3), 6)
+    drawn = model.decode(flat, sample_pixels=True, seed=1, rows=[5, 6, 9])
+    assert (drawn != model.decode(flat)).mean() > 0.1
+    np.testing.assert_array_equal(model.decode(flat[1:], sample_pixels=True, seed=1, rows=[6, 9]), drawn[1:])
+
+
+def test_arrays_that_can_not_be_written_are_taken(model, recwarn):
+    images = random_images(2)[:, ::-1]
+    images.flags.writeable = False
+    flat = model.encode(images, 3)
+    np.testing.assert_array_equal(flat, model.encode(images.copy(), 3))
+    flat.flags.writeable = False
+    np.testing.assert_array_equal(model.decode(flat), model.decode(flat.copy()))
+    assert not recwarn.list
+
+
+def test_no_images_give_no_rows(model):
+    assert model.encode(random_images(0), 2).shape == (0, 4)
+    assert model.decode(np.zeros((0, 4), np.float32)).shape == (0, 8, 8, 3)
+
+
+# No work for nothing
+
+
+class Watched(dict):
+    """Weights that remember which of them were used."""
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.used = set()
+
+    def __getitem__(self, name):
+        self.used.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+def test_encoding_stops_at_the_last_latent_that_is_wanted(n):
+    weights = Watched(random_weights())
+    VDVAE(SMALL, weights).encode(random_images(1), n)
+    assert weights.used == set(encoding_weights(SMALL, n))
+
+
+@pytest.mark.parametrize("n", [1, 4, 6])
+def test_decoding_runs_neither_encoder_nor_posteriors(n):
+    weights = Watched(random_weights())
+    VDVAE(SMALL, weights).decode(np.zeros((1, SMALL.dims(n)), np.float32))
+    assert weights.used == set(decoding_weights(SMALL))
+
+
+def test_only_wanted_blocks_of_imagenet64_run(narrow, monkeypatch):
+    model, published = narrow
+    ran = {"posterior": [], "prior": []}
+    for kind, blocks in ran.items():
+        original = getattr(VDVAE, f"_{kind}")
+
+        def counted(self, i, *given, original=original, blocks=blocks):
+            blocks.append(i)
+            return original(self, i, *given)
+
+        monkeypatch.setattr(VDVAE, f"_{kind}", counted)
+    model.encode(published["resized64"][:1], 31)
+    assert ran == {"posterior": list(range(31)), "prior": list(range(30))}
+
+
+def test_activations_that_no_latent_needs_are_dropped(model):
+    with torch.inference_mode():
+        assert set(model._activations(random_images(1), {1})) == {1}
+        assert set(model._activations(random_images(1), {1, 8})) == {1, 8}
+
+
+def test_a_model_of_one_direction_refuses_the_other():
+    weights = random_weights()
+    model = VDVAE(SMALL, {name: weights[name] for name in encoding_weights(SMALL, 3)})
+    flat = model.encode(random_images(1), 3)
+    with pytest.raises(SettingsError, match="weights were not loaded"):
+        model.encode(random_images(1), 4)
+    with pytest.raises(SettingsError, match="weights were not loaded"):
+        model.decode(flat)
+
+
+# Mistakes
+
+
+def test_images_of_another_size_or_type_are_refused(model):
+    for images in (random_images(1, 16), random_images(1).astype(np.float32), random_images(1)[..., :1]):
+        with pytest.raises(InputError, match=r"uint8 \[n, 8, 8, 3\]"):
+            model.encode(images, 1)
+
+
+@pytest.mark.parametrize(
+    ("use", "found"),
+    [
+        (lambda m: m.encode(random_images(2), 7), "7 latents of a VDVAE that has 6"),
+        (lambda m: m.encode(random_images(2), 2, latents="median"), "latents = 'median'"),
+        (lambda m: m.encode(random_images(2), 2, rows=[1]), "1 row numbers for 2 rows"),
+        (lambda m: m.encode(random_images(1), 2, latents="sample", seed=-1), "noise for seed -1"),
+        (lambda m: m.decode(np.zeros((1, 5), np.float32)), "such as 2 or 4"),
+        (lambda m: m.decode(np.zeros(4, np.float32)), r"rows of shape \(4,\)"),
+        (lambda m: m.decode(np.full((1, 4), np.nan, np.float32)), "NaN or infinite"),
+        (lambda m: m.decode(np.zeros((1, 4), np.float32), temperature=-1), "temperature = -1"),
+        (lambda m: m.decode(np.zeros((1, 4), np.float32), temperature=np.nan), "temperature = nan"),
+    ],
+)
+def test_what_can_not_be_done_is_refused(model, use, found):
+    with pytest.raises((InputError, SettingsError), match=found):
+        use(model)
+
+
+# The proof
+
+
+def test_the_drawn_picture_has_neighbours_that_agree():
+    picture = drawn_picture(64).astype(float)
+    assert picture.std() > 40
+    assert np.corrcoef(picture[:, 1:].ravel(), picture[:, :-1].ravel())[0, 1] > 0.95
+
+
+def test_the_proof_measures_what_comes_back(model, monkeypatch):
+    figures = prove(model)
+    assert set(figures) == {"latents", "psnr_db", "correlation", "psnr_db_of_31", "correlation_of_31"}
+    assert figures["latents"] == 6
+    assert abs(figures["correlation"]) < 0.6  # random weights know nothing of pictures
+    monkeypatch.setattr(VDVAE, "decode", lambda self, flat: drawn_picture(8)[None] // 2 * 2)
+    figures = prove(model)
+    assert figures["psnr_db"] > 50
+    assert figures["correlation"] > 0.999
