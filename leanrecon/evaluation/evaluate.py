@@ -1,0 +1,207 @@
+"""The figures of a study: reconstructions and predictions beside baselines, over all folds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from leanrecon.evaluation.bootstrap import Figures, Scores, average, figures, margins, resampling
+from leanrecon.evaluation.comparison import compare_images, compare_nbytes
+from leanrecon.evaluation.latents import compare_latents, latents_nbytes
+from leanrecon.evaluation.settings import PRESETS, EvaluateSettings
+from leanrecon.evaluation.sources import (
+    Chosen,
+    Drawn,
+    Same,
+    Source,
+    mean_image,
+    nearest_nbytes,
+    nearest_rows,
+    random_rows,
+)
+from leanrecon.images import Array, ImageShape
+from leanrecon.memory import MemoryBudget
+from leanrecon.progress import Progress
+from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+
+SHUFFLED = "shuffled_betas"
+BASELINES = ("mean_train_image", "random_train_image", "nearest_train_image", SHUFFLED)
+CEILING = "true_features"
+
+SLACK = 24_000_000
+"""Bytes of SciPy's filters, of Pillow, and of threads."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known of the one split, or of one fold: all in the order of its test rows."""
+
+    label: str
+    names: Sequence[str]
+    """The stimulus of every test row."""
+    stimuli: Store
+    test_rows: Array
+    """Where the test rows lie in ``stimuli``."""
+    train_stimuli: Store
+    train_rows: Array
+    predicted: Mapping[str, Matrix]
+    true: Mapping[str, Matrix]
+    space: str
+    """The feature space that first images were decoded from."""
+    train_features: Matrix
+    stage1: Pictures
+    final: Pictures | None
+    """None where no stage refines the first images."""
+    shuffled: Sequence[tuple[Matrix, Pictures]]
+    ceiling: Pictures | None
+    """Decoded from the true features of the test stimuli."""
+
+
+@dataclass
+class Evaluation:
+    """All figures, and the scores of single images behind them."""
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """A dict a test row: its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+    latent_r2: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class _Judged:
+    counts: Array
+    images: dict[str, Scores]
+    features: dict[str, Scores]
+    r2: dict[str, Array]
+    names: Sequence[str]
+
+
+def evaluate(
+    folds: Iterator[Fold],
+    settings: EvaluateSettings,
+    *,
+    seed: int,
+    budget: MemoryBudget,
+    progress: Progress,
+    n_folds: int | None = None,
+) -> Evaluation:
+    """Measure the reconstructions of every fold, and average the figures over the folds.
+
+    Raises BudgetError before any image is read.
+    """
+    judged = [_judge(fold, k, settings, seed, budget, progress) for k, fold in enumerate(folds)]
+    counts = [fold.counts for fold in judged]
+    found = {name: figures([fold.images[name] for fold in judged], counts) for name in judged[0].images}
+    final = "final" if "final" in found else "stage1"
+    metrics: dict[str, Any] = {
+        "preset": settings.preset,
+        "n_test": sum(len(fold.names) for fold in judged),
+        "folds": n_folds,
+        "seed": seed,
+        "resamples": settings.resamples,
+        "permutations": settings.permutations,
+        "stage1": found["stage1"],
+        "final": found[final],
+        "baselines": {name: found[name] for name in BASELINES if name in found},
+        "ceilings": {CEILING: found[CEILING]} if CEILING in found else {},
+        "features": {name: figures([fold.features[name] for fold in judged], counts) for name in judged[0].features},
+        "margins": {
+            name: margins([fold.images[final] for fold in judged], [fold.images[name] for fold in judged], counts)
+            for name in BASELINES
+            if name in found
+        },
+        "notes": _notes(found["stage1"], judged),
+    }
+    rows = [row for k, fold in enumerate(judged) for row in _rows(fold, k if n_folds else None, final)]
+    return Evaluation(metrics, rows, {name: _mean_r2([fold.r2[name] for fold in judged]) for name in judged[0].r2})
+
+
+def plan_evaluate(
+    shape: ImageShape, m: int, n: int, dims: Mapping[str, int], settings: EvaluateSettings, chunk: int, block: int
+) -> int:
+    """Memory that ``evaluate`` takes in bytes, of stimuli of ``shape`` and feature spaces of so many ``dims``."""
+    compared = PRESETS[settings.preset] or shape
+    sources = len(BASELINES) + 2 + settings.permutations
+    counts = settings.resamples * m * 8
+    return SLACK + counts + max(
+        compare_nbytes(compared, m, sources, chunk),
+        max(latents_nbytes(m, d) for d in dims.values()),
+        nearest_nbytes(m, n, block),
+        shape[0] * shape[1] * shape[2] * 24 + 2 * chunk,
+    )  # fmt: skip
+
+
+def _judge(
+    fold: Fold, k: int, settings: EvaluateSettings, seed: int, budget: MemoryBudget, progress: Progress
+) -> _Judged:
+    m = len(fold.names)
+    height, width, channels = fold.stimuli.shape[1:]
+    shape = PRESETS[settings.preset] or (height, width, channels)
+    dims = {name: matrix.shape[1] for name, matrix in fold.true.items()}
+    chunk, block = fold.stimuli.buffer_nbytes(), fold.train_features.block
+    work = plan_evaluate((height, width, channels), m, len(fold.train_rows), dims, settings, chunk, block)
+    budget.require("evaluate", work)
+    counts = resampling(m, settings.resamples, seed, k)
+    sources = dict(_sources(fold, seed))
+    seen = Chosen(fold.stimuli, fold.test_rows)
+    images = compare_images(sources, seen, fold.names, shape, progress=progress, label=f"{fold.label}evaluate")
+    features, r2 = {}, {}
+    for name, predicted in fold.predicted.items():
+        features[name], r2[name] = compare_latents(predicted, fold.true[name], fold.names)
+    images["stage1"].add(features[fold.space])
+    for j, (predicted, _) in enumerate(fold.shuffled):
+        images[f"{SHUFFLED} {j}"].add(compare_latents(predicted, fold.true[fold.space], fold.names)[0])
+    shuffled = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.shuffled))]
+    if shuffled:
+        images[SHUFFLED] = average(shuffled)
+    return _Judged(counts, images, features, r2, fold.names)
+
+
+def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
+    yield "stage1", Drawn(fold.stage1)
+    if fold.final is not None:
+        yield "final", Drawn(fold.final)
+    yield "mean_train_image", Same(mean_image(fold.train_stimuli, fold.train_rows))
+    yield "random_train_image", Chosen(fold.train_stimuli, random_rows(fold.train_rows, len(fold.names), seed))
+    nearest = nearest_rows(fold.predicted[fold.space], fold.train_features)
+    yield "nearest_train_image", Chosen(fold.train_stimuli, fold.train_rows[nearest])
+    for j, (_, pictures) in enumerate(fold.shuffled):
+        yield f"{SHUFFLED} {j}", Drawn(pictures, fold.stage1.shape)
+    if fold.ceiling is not None:
+        yield CEILING, Drawn(fold.ceiling, fold.stage1.shape)
+
+
+def _rows(fold: _Judged, k: int | None, final: str) -> Iterator[dict[str, Any]]:
+    for i, name in enumerate(fold.names):
+        row: dict[str, Any] = {"row": i, "stimulus": name}
+        if k is not None:
+            row["fold"] = k
+        for stage, source in (("stage1", "stage1"), ("final", final)):
+            row |= {f"{stage}.{metric}": float(values[i]) for metric, values in fold.images[source].rows.items()}
+        yield row
+
+
+def _notes(stage1: Figures, judged: Sequence[_Judged]) -> list[str]:
+    notes = []
+    missing = [name for name in ("ssim", "ssim_1d", "ssim_7x7") if name not in stage1]
+    if missing:
+        notes.append(f"{', '.join(missing)} left out: the images are smaller than its window.")
+    smallest = min(len(fold.names) for fold in judged)
+    if smallest == 1:
+        notes.append("A single test image has no interval, no R² and nothing to be told from.")
+    elif smallest < 10:
+        notes.append(f"Only {smallest} test images{' in a fold' if len(judged) > 1 else ''}: intervals are too narrow.")
+    if smallest > 1 and "two_way_pixels" not in stage1:
+        notes.append("No identification: all test rows show the same stimulus.")
+    return notes
+
+
+def _mean_r2(folds: Sequence[Array]) -> Array:
+    widest = max(map(len, folds))  # components that a fold's train images lack are NaN
+    padded = [np.pad(r2, (0, widest - len(r2)), constant_values=np.nan) for r2 in folds]
+    known = np.isfinite(padded).sum(axis=0)
+    total: Array = np.nansum(padded, axis=0) / np.where(known, known, np.nan)
+    return total

@@ -1,0 +1,54 @@
+"""Predicted feature rows beside the true ones: R² of every latent, and identification."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from leanrecon.evaluation.bootstrap import Scores
+from leanrecon.evaluation.identification import identify, identify_nbytes
+from leanrecon.memory import buffer
+from leanrecon.stores.matrix import Matrix, panels
+
+Array = np.ndarray[Any, Any]
+
+COLUMNS = 1024
+"""Latents that are looked at together."""
+
+
+def latents_nbytes(m: int, dims: int) -> int:
+    """Memory that ``compare_latents`` takes, in bytes."""
+    return max(min(COLUMNS, dims) * m * 8 * 4, identify_nbytes(m, dims)) + dims * 8
+
+
+def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tuple[Scores, Array]:
+    """All figures of predicted rows [m, dims] beside the true ones, and R² of every latent, float64 [dims].
+
+    R² is 1 − SSE/SST over the test rows, SST about their mean; NaN for a latent that is the same in all of them.
+    ``latent_r2_mean`` is its mean over the latents; ``latent_r2_total`` weights them by SST: the share of all variance
+    that is predicted. Scores of rows are their parts of it, SST being held fixed: they average to R². ``names``
+    says which stimulus every row shows.
+    """
+    scores = Scores()
+    m, dims = true.shape
+    r2 = np.full(dims, np.nan)
+    relative, total, sst_total, varying = np.zeros(m), np.zeros(m), 0.0, 0
+    for columns in panels(dims, COLUMNS) if m > 1 else []:
+        y, p = (buffer((m, len(columns)), np.float64) for _ in range(2))
+        true.read(range(m), columns, y)
+        predicted.read(range(m), columns, p)
+        error = np.square(np.subtract(y, p, out=p), out=p)
+        varies = y.min(axis=0) < y.max(axis=0)
+        y -= y.mean(axis=0)
+        sst = np.square(y, out=y).sum(axis=0)
+        r2[columns.start : columns.stop][varies] = 1 - error.sum(axis=0)[varies] / sst[varies]
+        relative += error[:, varies] @ (1 / sst[varies])
+        total += error[:, varies].sum(axis=1)
+        sst_total += float(sst[varies].sum())
+        varying += int(varies.sum())
+    if varying:
+        scores.rows = {"latent_r2_mean": 1 - m * relative / varying, "latent_r2_total": 1 - m * total / sst_total}
+        scores.chance = {"latent_r2_mean": 0.0, "latent_r2_total": 0.0}
+    if found := identify(predicted, true, names, "features"):
+        scores.add(found)
+    return scores, r2

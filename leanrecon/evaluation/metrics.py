@@ -1,0 +1,148 @@
+"""Figures of one reconstruction beside one stimulus: free functions on arrays.
+
+Images are uint8 [height, width, channels] of one shape.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.images import GREY
+
+Array = np.ndarray[Any, Any]
+Filter = Callable[[Array], Array]
+
+_K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-B, with a data range of 1
+_SIGMA, _RADIUS = 1.5, 5  # their Gaussian window, cut off as scikit-image does at 3.5 sigma
+
+
+@dataclass(frozen=True)
+class Window:
+    """One definition of SSIM: how local means are taken, and the edge that they leave out."""
+
+    radius: tuple[int, ...]
+    """Pixels left out at either end of each axis, where the window is not whole."""
+    gaussian: bool
+    sample: bool
+    """Whether variances are divided by one less than the number of pixels."""
+
+    @property
+    def smallest(self) -> int:
+        """The smallest side of an image that holds a window."""
+        return 2 * max(self.radius) + 1
+
+    def means(self, x: Array) -> Array:
+        """Weighted means over the window around every pixel."""
+        from scipy.ndimage import gaussian_filter1d, uniform_filter1d
+
+        for axis, radius in enumerate(self.radius):
+            if radius and self.gaussian:
+                x = gaussian_filter1d(x, _SIGMA, axis=axis, radius=radius)
+            elif radius:
+                x = uniform_filter1d(x, 2 * radius + 1, axis=axis)
+        return x
+
+    @property
+    def correction(self) -> float:
+        n = int(np.prod([2 * radius + 1 for radius in self.radius]))
+        return n / (n - 1) if self.sample else 1.0
+
+    def inner(self, x: Array) -> Array:
+        cut = tuple(slice(radius, -radius if radius else None) for radius in self.radius)
+        return x[cut]
+
+
+SSIM = {
+    "ssim": Window((_RADIUS, _RADIUS), gaussian=True, sample=False),
+    "ssim_1d": Window((_RADIUS, 0), gaussian=True, sample=False),
+    "ssim_7x7": Window((3, 3), gaussian=False, sample=True),
+}
+"""SSIM on grey images (Wang et al. 2004), in the definitions that are in use.
+
+``ssim``: a Gaussian window of sigma 1.5, as the paper has it. ``ssim_1d``: the same along columns alone, which is what
+scikit-image up to 0.19 made of ``multichannel=True`` on grey images, and so of published tables. ``ssim_7x7``: a
+square window of 7 pixels and sample covariances, scikit-image's default.
+"""
+
+
+def to_grey(image: Array) -> Array:
+    """Grey levels from 0 to 1, float64 [height, width]."""
+    if image.shape[2] == 1:
+        return image[:, :, 0] / 255
+    levels: Array = image @ (np.array(GREY) / 255)
+    return levels
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image with all that its figures need of it alone, so that nothing is taken twice."""
+
+    pixels: Array
+    """uint8, flat."""
+    mean: float
+    norm: float
+    """Length of the pixels less their mean; 0 of a constant image."""
+    grey: Array
+    local: dict[str, tuple[Array, Array]]
+    """For each definition of SSIM the local means and variances."""
+
+
+def look(image: Array, metrics: Sequence[str]) -> Looked:
+    """Take of an image all that the figures in ``metrics`` need of it alone."""
+    mean = float(image.mean())
+    norm = float(np.sqrt(max(np.square(image, dtype=np.float64).sum() - image.size * mean**2, 0)))
+    norm = norm if image.min() < image.max() else 0.0
+    grey = to_grey(image)
+    local = {}
+    for name in SSIM.keys() & set(metrics):
+        window = SSIM[name]
+        means = window.means(grey)
+        local[name] = means, window.correction * (window.means(grey * grey) - means * means)
+    return Looked(image.reshape(-1), mean, norm, grey, local)
+
+
+def pixcorr(a: Looked, b: Looked) -> float:
+    """Pearson correlation over all pixels and channels; 0 where either image is constant, which matches nothing."""
+    if a.norm == 0 or b.norm == 0:
+        return 0.0
+    product = float(np.dot(a.pixels.astype(np.float64), b.pixels.astype(np.float64)))
+    return (product - a.pixels.size * a.mean * b.mean) / (a.norm * b.norm)
+
+
+def mse(a: Looked, b: Looked) -> float:
+    """Mean squared difference over all pixels and channels, from 0 to 1."""
+    return float(np.mean(np.square((a.pixels.astype(np.float64) - b.pixels) / 255)))
+
+
+def ssim(a: Looked, b: Looked, name: str) -> float:
+    """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions."""
+    window = SSIM[name]
+    (mean_a, var_a), (mean_b, var_b) = a.local[name], b.local[name]
+    both = mean_a * mean_b
+    covariance = window.correction * (window.means(a.grey * b.grey) - both)
+    c1, c2 = _K1**2, _K2**2
+    top = (2 * both + c1) * (2 * covariance + c2)
+    bottom = (mean_a * mean_a + mean_b * mean_b + c1) * (var_a + var_b + c2)
+    return float(window.inner(top / bottom).mean())
+
+
+def pair_metrics(height: int, width: int) -> list[str]:
+    """The figures that images of a size have: SSIM needs a whole window."""
+    return ["pixcorr", *(name for name, window in SSIM.items() if _holds(window, height, width)), "mse"]
+
+
+def _holds(window: Window, height: int, width: int) -> bool:
+    return all(side > 2 * radius for side, radius in zip((height, width), window.radius, strict=True))
+
+
+def compare(reconstruction: Looked, stimulus: Looked, metrics: Sequence[str]) -> dict[str, float]:
+    """All figures of a reconstruction beside a stimulus."""
+    found = {}
+    for name in metrics:
+        if name in SSIM:
+            found[name] = ssim(reconstruction, stimulus, name)
+        else:
+            found[name] = (pixcorr if name == "pixcorr" else mse)(reconstruction, stimulus)
+    return found

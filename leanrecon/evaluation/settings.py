@@ -1,0 +1,25 @@
+"""``[evaluate]``: what is measured, and at which size images are compared."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leanrecon.images import ImageShape
+
+PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)}
+"""The shape that images are brought to before they are compared; None: that of the stimuli.
+
+``bd2023``: as Ozcelik & VanRullen 2023 compare pixels; their figures by networks are not among those here.
+"""
+
+
+class EvaluateSettings(BaseModel):
+    """``[evaluate]``"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: Literal["native", "bd2023"] = "native"
+    permutations: int = Field(default=5, ge=0)
+    """How often betas and stimuli are paired at random and decoded again, for the baseline of shuffled betas."""
+    resamples: int = Field(default=1000, ge=100, le=100_000)
+    """Bootstrap resamples behind the intervals."""
