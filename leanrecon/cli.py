@@ -142,7 +142,7 @@ def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple
 
 def _folder(source: str, study: Path | None) -> Path:
     """The study's folder: as given, that of the study itself, or one named after the recipe or file."""
-    from leanrecon.pipeline import is_study
+    from leanrecon.records import is_study
 
     if study is not None:
         return study

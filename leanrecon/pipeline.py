@@ -2,56 +2,38 @@
 
 import contextlib
 import json
-import os
-import time
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
 
-from leanrecon import features
-from leanrecon.datasets.arrays import ingest_arrays
+from leanrecon import datasets, features
+from leanrecon.assessment import assess
 from leanrecon.datasets.files import locate
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
-from leanrecon.features.space import FeatureSpace
-from leanrecon.memory import MemoryBudget, PeakMemory
+from leanrecon.features.space import DecodingSpace, FeatureSpace
+from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
+from leanrecon.records import HEADER, is_complete, is_study, only_run, recorded
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.settings import Settings, check_settings
-from leanrecon.stores import Matrix, RowSubset, Store, as_matrix
-from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores import Store
+from leanrecon.stores.files import write_text
 from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.images import image_shape
+from leanrecon.stores.pictures import Pictures
 from leanrecon.study import Study
+from leanrecon.variants import Variant, variants
 
-VERSIONS = ("leanrecon", "numpy", "scipy", "scikit-learn", "zarr", "pillow")
 NO_IMAGES = "there are no images to take features from"
-STAGES = ("dataset", "features", "regression")
+STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 
-HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
-"""First line of a study's study.toml, which tells it from a settings file that someone wrote."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Which rows are trained on and tested: those of the split, or those of one fold."""
-
-    study: Study
-    train: list[int] | None = None
-    test: list[int] | None = None
-
-    @property
-    def is_fold(self) -> bool:
-        return self.test is not None
-
-    @property
-    def prefix(self) -> str:
-        return f"{self.study.root.name}: " if self.is_fold else ""
+COPYING = 8_000_000
+"""Bytes that copying images takes."""
 
 
 class Pipeline:
@@ -82,9 +64,10 @@ class Pipeline:
                 f"{self.study.settings} was not written by leanrecon, which would replace it",
                 todo="choose a folder of its own for the study with --study",
             )
-        dataset = self.settings.dataset
-        if until != "dataset" and not (dataset.stimuli or dataset.stimuli_train):
+        if until != "dataset" and not self.settings.dataset.has_images:
             raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
+        if until not in STAGES[:3]:
+            _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):
             if not self.study.settings.exists():
                 self._write_settings(STAGES[-1])
@@ -92,11 +75,16 @@ class Pipeline:
                 getattr(self, f"_{stage}")()
                 self._write_settings(stage)  # once this stage has accepted them
 
+    @property
+    def first(self) -> DecodingSpace:
+        """The feature space that first images are decoded from."""
+        return decoding_space(list(self.spaces.values()), self.settings.stage1.space)
+
     # The stages
 
     def _dataset(self) -> None:
         with self._recorded("dataset", self.study, [self.study.betas("train")]) as (record, budget):
-            ingest_arrays(
+            datasets.ingest_dataset(
                 self.settings.dataset,
                 self.study,
                 base_dir=self.base_dir,
@@ -112,7 +100,7 @@ class Pipeline:
         for name, space in self.spaces.items():
             # What learns nothing describes an image alike in every fold.
             for variant in self._variants() if space.learns else self._variants()[:1]:
-                where = variant.study if space.learns else self.study
+                where = variant.of(space)
                 splits = ("train",) if variant.is_fold else ("train", "test")
                 made = [where.features(name, split) for split in splits]
                 with self._recorded(f"features {name}", where, made) as (record, budget):
@@ -128,9 +116,10 @@ class Pipeline:
         for variant in self._variants():
             fits: dict[str, StreamingRidge] = {}
             for name, space in self.spaces.items():
-                made = [variant.study.predictions(name)]
+                studies = [variant.study, *self._shuffled(variant, name)]
+                made = [study.predictions(name) for study in studies]
                 with self._recorded(f"regression {name}", variant.study, made) as (record, budget):
-                    self._predict(variant, name, space, fits, record, budget)
+                    self._predict(variant, name, space, fits, made, record, budget)
 
     def _predict(
         self,
@@ -138,15 +127,18 @@ class Pipeline:
         name: str,
         space: FeatureSpace,
         fits: dict[str, StreamingRidge],
+        made: list[Path],
         record: dict[str, Any],
         budget: MemoryBudget,
     ) -> None:
-        """Predict the features of the test rows; spaces with the same settings share one factor."""
+        """Predict the features of the test rows, and again from betas and stimuli paired at random.
+
+        Spaces with the same settings share one factor.
+        """
         settings = self.settings.regression[name]
-        split = "train" if variant.is_fold else "test"
-        train, test = Store.open(self.study.betas("train")), Store.open(self.study.betas(split))
-        where = variant.study if space.learns else self.study
-        targets = Store.open(where.features(name, "train"))
+        train, test = Store.open(self.study.betas("train")), Store.open(self.study.betas(variant.test_split))
+        targets = Store.open(variant.of(space).features(name, "train"))
+        betas, test_betas, y = variant.train_rows(train), variant.test_rows(test), variant.train_rows(targets)
         how = settings.model_dump(exclude={"kind"})
         made_of = {
             "betas": train.content,
@@ -156,17 +148,19 @@ class Pipeline:
             "seed": self.settings.general.seed,
             "rows": fingerprint({"train": variant.train, "test": variant.test}) if variant.is_fold else "split",
         }
-        store = Store.create(
-            variant.study.predictions(name),
-            (len(variant.test) if variant.test is not None else test.rows, targets.columns),
-            np.float32,
-            made_of=made_of,
-            chunk=self.settings.stores.chunk,
-            overwrite=self.overwrite,
-        )
-        if store.complete:
+        stores = [
+            Store.create(
+                path,
+                (test_betas.shape[0], targets.columns),
+                np.float32,
+                made_of=made_of | ({"shuffled": k - 1} if k else {}),
+                chunk=self.settings.stores.chunk,
+                overwrite=self.overwrite,
+            )
+            for k, path in enumerate(made)
+        ]
+        if all(store.complete for store in stores):
             return
-        betas, y = _rows(train, variant.train), _rows(targets, variant.train)
         key = json.dumps(how, sort_keys=True)
         if key in fits and settings.alpha != "loo":
             ridge = fits[key].with_targets(y)
@@ -174,17 +168,20 @@ class Pipeline:
         else:
             fits.clear()  # one factor at a time
             ridge = StreamingRidge(**how, seed=self.settings.general.seed, budget=budget, scratch=self.study.root)
-            fits[key] = ridge.fit(betas, y, test=_rows(test, variant.test))
+            fits[key] = ridge.fit(betas, y, test=test_betas, shuffled=len(stores) > 1)
         label = f"{variant.prefix}regression {name}"
         if ridge.left_out_:
             self.progress.say(f"{label}: {ridge.left_out_} of {betas.shape[1]} voxels do not vary and are left out")
         if settings.alpha == "loo":
             chosen = f"{np.median(ridge.alpha_):.4g}" + (" (median over targets)" if settings.per_target else "")
             self.progress.say(f"{label}: leave-one-out chose alpha = {chosen}")
-        done = store.column_groups - len(store.missing_column_groups())
-        with self.progress.task(label, total=store.column_groups, unit="blocks", done=done) as advance:
-            ridge.predict_into(_rows(test, variant.test), store, advance=advance)
-        store.finish()
+        total = sum(store.column_groups for store in stores)
+        done = total - sum(len(store.missing_column_groups()) for store in stores)
+        with self.progress.task(label, total=total, unit="blocks", done=done) as advance:
+            for k, store in enumerate(stores):
+                paired = ridge.shuffled([self.settings.general.seed, k - 1]) if k else ridge
+                paired.predict_into(test_betas, store, advance=advance)
+                store.finish()
         alpha = np.asarray(ridge.alpha_)
         record |= {
             "settings": settings.model_dump(exclude_none=True),
@@ -192,42 +189,55 @@ class Pipeline:
             "voxels_left_out": ridge.left_out_,
         }
 
+    def _stage1(self) -> None:
+        space, wanted = self.first, self.settings.stage1.size
+        images = image_shape(Store.open(self.study.stimuli("train")))
+        for variant in self._variants():
+            space.load(variant.of(space).fitted(space.name))
+            studies = [variant.study, *self._shuffled(variant, space.name)]
+            made = [study.reconstructions("stage1") for study in studies]
+            with self._recorded("stage1", variant.study, made) as (record, budget):
+                for k, (study, path) in enumerate(zip(studies, made, strict=True)):
+                    # Baselines are enlarged when they are looked at.
+                    shape = picture_shape(space, "decoded" if k else wanted, images)
+                    predictions = Store.open(study.predictions(space.name))
+                    made_of = {"space": space.made_of(), "predictions": predictions.content}
+                    pictures = Pictures.create(path, predictions.rows, shape, made_of=made_of, overwrite=self.overwrite)
+                    label = f"{variant.prefix}stage 1" + (f", shuffled betas {k}" if k else "")
+                    draw(space, predictions, pictures, images, budget=budget, progress=self.progress, label=label)
+                record["settings"] = {"space": space.name, "size": wanted}
+
+    def _refine(self) -> None:
+        for variant in self._variants():
+            path = variant.study.reconstructions("final")
+            with self._recorded("refine", variant.study, [path]) as (record, budget):
+                first = Pictures.open(variant.study.reconstructions("stage1"))
+                made_of = {"stage1": first.content, "refine": self.settings.refine.model_dump()}
+                final = Pictures.create(path, first.rows, first.shape, made_of=made_of, overwrite=self.overwrite)
+                budget.require("refine", COPYING)
+                final.copy(first)
+                final.finish()
+                record["settings"] = self.settings.refine.model_dump()
+
+    def _evaluate(self) -> None:
+        assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
+
+    # What there is to run
+
     def _variants(self) -> list[Variant]:
-        """The one split, or every fold: each row is tested once and trained on in all other folds."""
-        if not self.settings.dataset.folds:
-            return [Variant(self.study)]
-        folds = json.loads((self.study.root / "folds.json").read_text())["folds"]
-        rows = sorted(row for fold in folds for row in fold)
-        return [
-            Variant(self.study.variant(f"fold{k:02d}"), sorted(set(rows) - set(fold)), fold)
-            for k, fold in enumerate(folds)
-        ]
+        return variants(self.study, self.settings.dataset.folds)
 
-    # Records
+    def _shuffled(self, variant: Variant, name: str) -> list[Study]:
+        """The baselines of betas and stimuli paired at random, for the space that images are decoded from."""
+        try:
+            first = self.first.name
+        except SettingsError:  # none has a decoder, and nothing beyond the predictions is asked for
+            return []
+        return variant.shuffled(self.settings.evaluate.permutations) if name == first else []
 
-    @contextlib.contextmanager
-    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
-        """Measure a stage and keep its record in ``run.json``, unless all that it makes was there before."""
+    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
         done = not self.overwrite and all(is_complete(path) for path in made)
-        budget = MemoryBudget.of(self.settings.general.memory)
-        record: dict[str, Any] = {}
-        started = time.monotonic()
-        with PeakMemory() as memory:
-            yield record, budget
-        if done:
-            return
-        record |= {
-            "seconds": round(time.monotonic() - started, 3),
-            "budget_bytes": budget.allowed,
-            "planned_bytes": max(budget.required, default=0),
-            "peak_bytes": memory.peak,
-            "peak_resident_bytes": memory.resident,
-        }
-        path = study.record
-        records = json.loads(path.read_text()) if path.exists() else {"stages": {}}
-        records["versions"] = {name: version(name) for name in VERSIONS}
-        records["stages"][stage] = record
-        _write_text(path, json.dumps(records, indent=2) + "\n")
+        return recorded(stage, study, self.settings.general.memory, done=done)
 
     def _write_settings(self, stage: str) -> None:
         """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""
@@ -240,18 +250,7 @@ class Pipeline:
                 kept = then | {name: tables[name] for name in accepted}
                 check_settings(kept)
                 tables = kept
-        _write_text(self.study.settings, HEADER + tomli_w.dumps(tables))
-
-
-def is_study(root: Path) -> bool:
-    """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
-    settings = Study(root).settings
-    return settings.is_file() and settings.read_bytes().startswith(HEADER.encode())
-
-
-def is_complete(path: Path) -> bool:
-    """Whether there is a complete store at a path."""
-    return (path / "zarr.json").exists() and Store.open(path, incomplete=True).complete
+        write_text(self.study.settings, HEADER + tomli_w.dumps(tables))
 
 
 def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
@@ -259,48 +258,8 @@ def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
     roles = [f"{role}{split}" for role in ("betas", "stimuli", "captions") for split in ("", "_train", "_test")]
     found = {}
     for name in ("path", "test_index", *roles):
-        if name in table and not table[name].startswith(":"):
+        if isinstance(table.get(name), str) and not table[name].startswith(":"):
             with contextlib.suppress(InputError):  # the stage dataset says what is missing
                 path, key = locate(table[name], None, base_dir)
                 found[name] = str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
     return table | found
-
-
-def _rows(store: Store, rows: list[int] | None) -> Matrix:
-    matrix = as_matrix(store)
-    return matrix if rows is None else RowSubset(matrix, rows)
-
-
-def _write_text(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    with explained_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-
-@contextlib.contextmanager
-def only_run(root: Path) -> Iterator[None]:
-    """Hold a study's folder against a second run at the same time; the hold ends with the process, however it ends."""
-    with explained_disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"another run is at work in {root}", todo="wait for it, or choose another --study"
-            ) from None
-        except OSError:  # a file system without locks, as some mounted drives are
-            pass
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,18 +1,22 @@
 """The plan of a whole study: memory and disk of every stage, from headers and settings alone."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from leanrecon import features
-from leanrecon.datasets.arrays import ArraysPlan, plan_arrays
+from leanrecon import datasets, features
+from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import InputError
-from leanrecon.features.plan import plan_extract
-from leanrecon.features.space import FeatureSpace
+from leanrecon.evaluation.evaluate import plan_evaluate
+from leanrecon.features.plan import plan_decode, plan_extract
+from leanrecon.features.space import DecodingSpace, FeatureSpace
+from leanrecon.features.stage1 import decoding_space, picture_shape
 from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
-from leanrecon.pipeline import NO_IMAGES, STAGES
+from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
 from leanrecon.regression.plan import Shapes, plan_fit
 from leanrecon.regression.restandardise import LOO_ROWS
 from leanrecon.settings import Settings
@@ -23,6 +27,9 @@ _FLOAT = 4  # bytes
 
 _GATHERED = 4_000_000
 """Bytes that a run has taken before its first stage and planning has not: modules, records."""
+
+REPORTED = 25_000
+"""Bytes that a test image takes in the report and in the tables of scores."""
 
 _LEARNING = 90_000_000
 """Bytes of scikit-learn and SciPy, which stay once a feature space has learned with them (see features.pca)."""
@@ -44,7 +51,7 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     """Plan the stages up to ``until``; nothing is read but the headers of the arrays."""
     budget = _after(MemoryBudget.of(settings.general.memory), _GATHERED)
     chunk = parse_bytes(settings.stores.chunk)
-    arrays = plan_arrays(settings.dataset, base_dir=base_dir, chunk=chunk, free=budget.free)
+    arrays = datasets.plan_dataset(settings.dataset, base_dir=base_dir, chunk=chunk, free=budget.free)
     rows = f"{arrays.n_train + arrays.n_test} images, {arrays.voxels} voxels"
     stages = [PlannedStage("dataset", rows, budget.reserved + arrays.work, arrays.disk)]
     last = STAGES.index(until)
@@ -53,7 +60,11 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     if last >= STAGES.index("regression"):
         learned = [space for space in _spaces(settings) if space.learns]
         fitted = sum(space.cost(_shape(arrays)).held for space in learned)
-        stages += _regression(settings, arrays, chunk, _after(budget, fitted + _LEARNING if learned else 0))
+        budget = _after(budget, fitted + _LEARNING if learned else 0)
+        stages += _regression(settings, arrays, chunk, budget)
+    if last >= STAGES.index("stage1"):
+        drawn = _drawing(settings, arrays, chunk, budget)
+        stages += itertools.islice(drawn, last + 1 - STAGES.index("stage1"))
     return stages
 
 
@@ -66,13 +77,13 @@ def _spaces(settings: Settings) -> list[FeatureSpace]:
     return [features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()]
 
 
-def _shape(arrays: ArraysPlan) -> tuple[int, int, int]:
+def _shape(arrays: DatasetPlan) -> tuple[int, int, int]:
     if arrays.image_shape is None:
         raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
     return arrays.image_shape
 
 
-def _features(settings: Settings, arrays: ArraysPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
+def _features(settings: Settings, arrays: DatasetPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
     shape = _shape(arrays)
     total = arrays.n_train + arrays.n_test
     image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
@@ -96,13 +107,12 @@ def _features(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memory
             any_learned = True
 
 
-def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
-    shape = _shape(arrays)
-    n, m = arrays.n_train, arrays.n_test
-    if arrays.folds:
-        m = -(-(n + m) // arrays.folds)
-        n = arrays.n_train + arrays.n_test - m
-    for space in _spaces(settings):
+def _regression(settings: Settings, arrays: DatasetPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
+    shape, (n, m) = _shape(arrays), _split(arrays)
+    spaces = _spaces(settings)
+    first = next((space.name for space in spaces if isinstance(space, DecodingSpace)), None)
+    first = settings.stage1.space or first
+    for space in spaces:
         dims = space.dims(shape)
         ridge = settings.regression[space.name]
         block = plan_chunks((n, dims), np.float32, chunk)[1]
@@ -110,9 +120,11 @@ def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memo
         x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
         scratch = x_tile * (2 if arrays.folds else 1)
         restandardized = ridge.restandardize != "none"
+        times = 1 + (settings.evaluate.permutations if space.name == first else 0)
         shapes = Shapes(
-            n, arrays.voxels, m, dims, block, x_tile, y_tile, scratch=scratch, restandardized=restandardized
-        )
+            n, arrays.voxels, m, dims, block, x_tile, y_tile, scratch=scratch, restandardized=restandardized,
+            shuffled=times > 1,
+        )  # fmt: skip
         extra = min(n, LOO_ROWS) if ridge.restandardize == "inductive" else 0
         loo = ridge.alpha == "loo"
         planned = plan_fit(shapes, budget.free, known=True, loo=loo, per_target=ridge.per_target, extra_rows=extra)
@@ -121,9 +133,46 @@ def _regression(settings: Settings, arrays: ArraysPlan, chunk: int, budget: Memo
             f"regression {space.name}",
             f"Gram matrix of {shapes.order} {where}, {block} targets a block",
             budget.reserved + planned.work,
-            (arrays.folds or 1) * store_nbytes((m, dims), np.float32, chunk),
+            times * (arrays.folds or 1) * store_nbytes((m, dims), np.float32, chunk),
             0 if planned.in_memory else planned.triangle,
         )
+
+
+def _drawing(settings: Settings, arrays: DatasetPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
+    """The stages that draw and compare images: stage1, refine, evaluate."""
+    shape, (n, m) = _shape(arrays), _split(arrays)
+    times, permutations = arrays.folds or 1, settings.evaluate.permutations
+    space = decoding_space(_spaces(settings), settings.stage1.space)
+    dims, decoded = space.dims(shape), space.decoded_shape(shape)
+    drawn = picture_shape(space, settings.stage1.size, shape)
+    chunks = plan_chunks((m, dims), np.float32, chunk)
+    batch = plan_decode((chunks[0], chunks[1]), m, dims, decoded, space.decode_cost(shape), free=budget.free)
+    per_image, per_baseline = math.prod(drawn), math.prod(decoded)  # PNG is seldom larger than its pixels
+    yield PlannedStage(
+        "stage1",
+        f"{space.name}, {batch.batch} images a batch, {drawn[0]} × {drawn[1]}",
+        budget.reserved + batch.work,
+        times * m * (per_image + permutations * per_baseline),
+    )
+    yield PlannedStage("refine", settings.refine.kind, budget.reserved + COPYING, times * m * per_image)
+    image_chunk = plan_chunks((n, *shape), np.uint8, chunk)[0] * math.prod(shape)
+    every = {other.name: other.dims(shape) for other in _spaces(settings)}
+    block = plan_chunks((n, dims), np.float32, chunk)[1]
+    work = plan_evaluate(shape, m, n, every, settings.evaluate, image_chunk, block)
+    yield PlannedStage(
+        "evaluate",
+        f"{permutations} permutations, {settings.evaluate.resamples} resamples",
+        budget.reserved + max(work, batch.work),
+        times * m * (per_baseline + REPORTED),
+    )
+
+
+def _split(arrays: DatasetPlan) -> tuple[int, int]:
+    """Train and test rows that are decoded at once: of the split, or of the largest fold."""
+    if not arrays.folds:
+        return arrays.n_train, arrays.n_test
+    m = -(-(arrays.n_train + arrays.n_test) // arrays.folds)
+    return arrays.n_train + arrays.n_test - m, m
 
 
 def show(stages: list[PlannedStage], memory: str | None) -> None:

@@ -2,37 +2,53 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.arrays import plan_arrays
+from leanrecon import datasets
 from leanrecon.errors import InputError, StoreError
-from leanrecon.pipeline import Pipeline, is_complete, is_study, only_run
+from leanrecon.pipeline import Pipeline
 from leanrecon.progress import Progress
+from leanrecon.records import is_complete, is_study, only_run
 from leanrecon.settings import read_settings
 from leanrecon.stores import Store
 from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.pictures import Pictures
 from leanrecon.study import Study
 
-Damage = dict[Store, list[tuple[tuple[int, int], str]]]
+Damage = dict[Store | Pictures, list[tuple[Any, str]]]
+"""The damaged chunks of a store, or rows of a folder of images, each with what is wrong."""
 
 
 def find_damage(path: Path, *, progress: Progress | None = None) -> Damage:
-    """Decode every chunk of every complete store at or below a path; those that are damaged, with what is wrong."""
+    """Decode every chunk and check every image of what is complete at or below a path; what is damaged, and how."""
     progress = progress or Progress()
-    stores = [Store.open(found.parent, incomplete=True) for found in sorted(path.rglob("zarr.json"))]
-    if not stores:
+    kept = _kept(path)
+    if not kept:
         raise InputError(f"there is no store in {path}", expected="a study, or one of its stores")
     damaged: Damage = {}
-    with progress.task("verify", total=len(stores), unit="stores") as advance:
-        for store in stores:
+    with progress.task("verify", total=len(kept), unit="stores") as advance:
+        for store in kept:
             if not store.complete:
+                parts = "chunks" if isinstance(store, Store) else "images"
                 missing = len(store.missing())
-                progress.say(f"{store.path} is not finished ({missing} chunks to go); its run has to be continued")
+                progress.say(f"{store.path} is not finished ({missing} {parts} to go); its run has to be continued")
             elif found := list(store.damage()):
                 damaged[store] = found
             advance(1)
     return damaged
+
+
+def _kept(path: Path) -> list[Store | Pictures]:
+    """The stores and the folders of images at or below a path."""
+    stores = [Store.open(found.parent, incomplete=True) for found in sorted(path.rglob("zarr.json"))]
+    folders = [
+        Pictures.open(record.with_suffix(""), incomplete=True)
+        for record in sorted({*path.rglob("reconstructions/*.json"), *path.parent.glob(f"{path.name}.json")})
+        if record.parent.name == "reconstructions"
+    ]
+    return [*stores, *folders]
 
 
 def mend(path: Path, damaged: Damage, *, progress: Progress | None = None) -> None:
@@ -44,7 +60,7 @@ def mend(path: Path, damaged: Damage, *, progress: Progress | None = None) -> No
     pipeline = Pipeline(settings, Study(root), base_dir=base_dir, progress=progress)
     if any(store.path.parent.name in ("betas", "stimuli") for store in damaged):
         # Before anything is removed: the arrays that these chunks come from must be there.
-        plan_arrays(settings.dataset, base_dir=base_dir, chunk=settings.stores.chunk, free=0)
+        datasets.plan_dataset(settings.dataset, base_dir=base_dir, chunk=settings.stores.chunk, free=0)
     with only_run(root):
         for store, chunks in damaged.items():
             store.discard([ij for ij, _ in chunks])
@@ -59,6 +75,12 @@ def mend(path: Path, damaged: Damage, *, progress: Progress | None = None) -> No
 
 def last_stage(root: Path) -> str:
     """The last stage that a study has begun."""
+    study = Study(root)
+    if study.metrics.exists():
+        return "evaluate"
+    for stage, folder in (("refine", "final"), ("stage1", "stage1")):
+        if any(root.glob(f"**/reconstructions/{folder}.json")):
+            return stage
     if any(root.glob("**/predictions/*/test.zarr")):
         return "regression"
     return "features" if any(root.glob("**/features/*/*.zarr")) else "dataset"

@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from leanrecon import features
-from leanrecon.datasets.arrays import ArraysSettings
+from leanrecon import datasets, features
+from leanrecon.datasets.plan import DatasetSettings
 from leanrecon.errors import SettingsError
+from leanrecon.evaluation.settings import EvaluateSettings
+from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
+from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
 
-DATASETS: dict[str, type[BaseModel]] = {"arrays": ArraysSettings}
-SECTIONS = ("dataset", "stores", "features", "regression")
+SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
 
 
 class GeneralSettings(BaseModel):
@@ -57,10 +59,13 @@ class Settings:
     """Everything that decides a study; ``regression`` holds the settings of each feature space by name."""
 
     general: GeneralSettings
-    dataset: ArraysSettings
+    dataset: DatasetSettings
     stores: StoresSettings
     features: dict[str, BaseModel]
     regression: dict[str, RidgeSettings]
+    stage1: StageOneSettings
+    refine: RefineSettings
+    evaluate: EvaluateSettings
 
     def tables(self) -> dict[str, Any]:
         """The settings as TOML tables, all defaults written out; what is not set is left out."""
@@ -75,6 +80,9 @@ class Settings:
             "stores": self.stores.model_dump(),
             "features": {name: space.model_dump(exclude_none=True) for name, space in self.features.items()},
             "regression": {**shared, **{name: table for name, table in own.items() if table}},
+            "stage1": self.stage1.model_dump(exclude_none=True),
+            "refine": self.refine.model_dump(exclude_none=True),
+            "evaluate": self.evaluate.model_dump(exclude_none=True),
         }
 
 
@@ -140,18 +148,25 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
     spaces = section["features"] or {"pca": {}}
     chosen = {name: checked(_space, name, table) for name, table in spaces.items()}
     regression = _regression(section["regression"], list(spaces), checked, problems)
+    stage1 = checked(validate, StageOneSettings, section["stage1"], "stage1.")
+    if stage1 is not None and stage1.space not in (None, *spaces):
+        problems.append(
+            f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
+        )
+    refine = checked(validate, RefineSettings, section["refine"], "refine.")
+    evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
     if problems:
         raise SettingsError("; ".join(dict.fromkeys(problems)))
-    return Settings(general, dataset, stores, chosen, regression)
+    return Settings(general, dataset, stores, chosen, regression, stage1, refine, evaluate)
 
 
 def _dataset(table: Mapping[str, Any], given: bool) -> BaseModel:
     if not given:
-        raise SettingsError("there is no [dataset]", expected=f"a table with a kind: {', '.join(DATASETS)}")
+        raise SettingsError("there is no [dataset]", expected=f"a table with a kind: {', '.join(datasets.KINDS)}")
     kind = table.get("kind", "arrays")
-    if kind not in DATASETS:
-        raise SettingsError(f"dataset.kind = {kind!r} ({nearest(str(kind), DATASETS)})")
-    return validate(DATASETS[kind], table, "dataset.")
+    if kind not in datasets.KINDS:
+        raise SettingsError(f"dataset.kind = {kind!r} ({nearest(str(kind), datasets.KINDS)})")
+    return validate(datasets.settings_model(kind), table, "dataset.")
 
 
 def _space(name: str, table: Any) -> BaseModel:

@@ -49,5 +49,31 @@ class Study:
     def predictions(self, space: str) -> Path:
         return self.root / "predictions" / space / "test.zarr"
 
+    @property
+    def folds(self) -> Path:
+        """Which rows every fold tests, where there are folds."""
+        return self.root / "folds.json"
+
+    def reconstructions(self, stage: str) -> Path:
+        """One image a test row: ``stage1`` or ``final``."""
+        return self.root / "reconstructions" / stage
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "evaluation" / "metrics.json"
+
+    @property
+    def scores(self) -> Path:
+        """The scores of every test row."""
+        return self.root / "evaluation" / "scores.csv"
+
+    def latent_r2(self, space: str) -> Path:
+        """R² of every latent of a feature space."""
+        return self.root / "evaluation" / "latent_r2" / f"{space}.npy"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
     def variant(self, name: str) -> "Study":
         return Study(self.root / "variants" / name)

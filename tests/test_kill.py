@@ -23,6 +23,8 @@ ROUNDS = int(os.environ.get("LEANRECON_KILLS", "8"))
 AT_ONCE = 2
 BUDGETS = ("250MB", "400MB", "1GB", "3GB")
 N_TRAIN, N_TEST, N_VOXELS = 300, 60, 200
+STORES, FOLDERS = 12, 5
+"""Stores of betas, stimuli, features and predictions, two of them of shuffled betas; folders of images."""
 
 SETTINGS = """
 [dataset]
@@ -37,6 +39,9 @@ chunk = "1KB"
 components = 200
 [regression]
 alpha = 100.0
+[evaluate]
+permutations = 2
+resamples = 100
 """
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
@@ -57,7 +62,7 @@ def finish(data: Path, study: Path, memory: str) -> float:
 
 
 def contents(study: Path) -> dict[str, bytes]:
-    """Every file and folder, but for the two files that record the budget and the time taken; no half-written ones."""
+    """Every file and folder, but for those that tell the budget and the time taken; no half-written ones."""
     found = {}
     for path in study.rglob("*"):
         name = str(path.relative_to(study))
@@ -66,13 +71,14 @@ def contents(study: Path) -> dict[str, bytes]:
         elif path.name == "zarr.json":  # without the batch, which is the first run's
             record = json.loads(path.read_text())["attributes"]["leanrecon"]
             found[name] = json.dumps({key: record[key] for key in ("fingerprint", "content", "complete")}).encode()
-        elif name not in ("run.json", "study.toml"):
+        elif name not in ("run.json", "study.toml", "report.html"):
             found[name] = path.read_bytes()
     return found
 
 
 def store_of(chunk: str) -> str:
-    return chunk.partition("/c/")[0]
+    """The store that a chunk is in, or the folder that an image is in."""
+    return chunk.rpartition("/")[0] if chunk.endswith(".png") else chunk.partition("/c/")[0]
 
 
 @dataclass
@@ -98,19 +104,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     (data / "study.toml").write_text(SETTINGS)
     study = data / "undisturbed"
     seconds = finish(data, study, "2GB")
-    chunks = [path for path in study.rglob("*.zarr/c/**/*") if path.is_file()]
+    chunks = [path for path in study.rglob("*.zarr/c/**/*") if path.is_file()] + list(study.rglob("*.png"))
     chunks.sort(key=lambda path: path.stat().st_mtime_ns)
     names = [path.relative_to(study).as_posix() for path in chunks]
     stores = Counter(map(store_of, names))
-    assert len(stores) == 10
+    assert len(stores) == STORES + FOLDERS
     assert min(stores.values()) >= 20
     return Undisturbed(data, contents(study), names, seconds)
 
 
 def test_every_store_of_the_undisturbed_run_is_complete(undisturbed: Undisturbed) -> None:
     stores = [json.loads(data) for name, data in undisturbed.contents.items() if name.endswith("zarr.json")]
-    assert len(stores) == 10
+    assert len(stores) == STORES
     assert all(store["complete"] for store in stores)
+    assert {"evaluation/metrics.json", "evaluation/scores.csv", "reconstructions/final/00059.png"} < set(
+        undisturbed.contents
+    )
 
 
 def kill(undisturbed: Undisturbed, study: Path, k: int) -> str:

@@ -44,6 +44,9 @@ def test_only_the_dataset_is_needed():
             "standardize": True,
             "restandardize": "none",
         },
+        "stage1": {"size": "stimuli"},
+        "refine": {"kind": "none"},
+        "evaluate": {"preset": "native", "permutations": 5, "resamples": 1000},
     }
 
 

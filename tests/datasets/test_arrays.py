@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -17,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from leanrecon.datasets import ingest as ingest_module
 from leanrecon.datasets.arrays import ArraysSettings, ingest_arrays, plan_arrays
 from leanrecon.datasets.images import Values, image_shape_of, scale_of
 from leanrecon.datasets.ingest import bands, plan_store
@@ -498,18 +496,17 @@ def test_a_run_killed_between_the_small_files_ends_with_the_same_bytes(here, mon
     for survive in range(3):
         left = survive
 
-        def dying(source, target):
+        def dying(path, target):
             nonlocal left
             if left == 0:
                 raise KeyboardInterrupt
             left -= 1
-            os.replace(source, target)
+            os.replace(path, target)
 
         shutil.rmtree("study", ignore_errors=True)
-        monkeypatch.setattr(ingest_module, "os", SimpleNamespace(replace=dying))  # not Zarr's, which has a thread
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "replace", dying)
             run(settings)
-        monkeypatch.setattr(ingest_module, "os", os)
         assert contents(run(settings).root) == expected
 
 

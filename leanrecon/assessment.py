@@ -1,0 +1,258 @@
+"""The stage evaluate: what it is given of a study, and the files that it leaves there.
+
+It alone looks at test stimuli to judge by; nothing before it may.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import StoreError
+from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
+from leanrecon.evaluation.report import Page, render
+from leanrecon.evaluation.sources import Chosen, Drawn
+from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
+from leanrecon.features.stage1 import draw, picture_shape
+from leanrecon.memory import MemoryBudget
+from leanrecon.progress import Progress
+from leanrecon.records import recorded, versions
+from leanrecon.settings import Settings
+from leanrecon.stores import Matrix, Store, as_matrix
+from leanrecon.stores.files import read_json, write_json, write_text, write_whole
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.images import image_shape
+from leanrecon.stores.pictures import Pictures
+from leanrecon.study import Study
+from leanrecon.variants import Variant, variants
+
+FORMAT = 1
+"""Version of the figures: raised when one of them is taken in another way."""
+
+
+def assess(
+    settings: Settings,
+    study: Study,
+    spaces: Mapping[str, FeatureSpace],
+    first: DecodingSpace,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Measure the reconstructions of a study, and write metrics.json, the scores of every image and the report."""
+    every = variants(study, settings.dataset.folds)
+    for variant in every:
+        _require(variant, settings, spaces, first)
+    made_of = fingerprint(_made_of(every, study, settings, spaces))
+    known = read_json(study.metrics)
+    if known is not None and known.get("made_of") == made_of and study.report.exists() and not overwrite:
+        return
+    with recorded("evaluate", study, settings.general.memory, done=False) as (record, budget):
+        for variant in every:
+            _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
+        folds = (_fold(variant, study, settings, spaces, first) for variant in every)
+        found = evaluate(
+            folds,
+            settings.evaluate,
+            seed=settings.general.seed,
+            budget=budget,
+            progress=progress,
+            n_folds=settings.dataset.folds,
+        )
+        found.metrics |= {"versions": versions(), "simulated": is_simulated(settings), "made_of": made_of}
+        _write(study, found)
+        record["settings"] = settings.evaluate.model_dump()
+    write_report(study, settings, progress=progress)
+
+
+def is_simulated(settings: Settings) -> bool:
+    """Whether no brain was measured."""
+    return bool(settings.dataset.model_dump()["kind"] == "simulated")
+
+
+def write_report(study: Study, settings: Settings, *, progress: Progress) -> None:
+    """Write report.html from what a study holds; raises StoreError while that is not complete."""
+    metrics = read_json(study.metrics)
+    if metrics is None:
+        raise StoreError(
+            f"{study.root} has no figures yet ({study.metrics.relative_to(study.root)} is missing)",
+            todo="run the study to its end first, as in `leanrecon run`",
+        )
+    every = variants(study, settings.dataset.folds)
+    scores = read_scores(study)
+    with progress.task("report", total=len(scores), unit="images") as advance:
+
+        def pictures() -> Iterator[tuple[Array, Array, Array | None]]:
+            for shown in _pictures(every, study, refined=settings.refine.kind != "none"):
+                yield shown
+                advance(1)
+
+        render(
+            Page(
+                study=study.root.absolute().name,
+                metrics=metrics,
+                scores=_captioned(scores, every, study),
+                pictures=pictures(),
+                simulated=is_simulated(settings),
+                settings=settings.tables(),
+                records=read_json(study.record) or {},
+                variants={v.study.root.name: read_json(v.study.record) or {} for v in every if v.is_fold},
+                latent_r2={
+                    name: np.load(study.latent_r2(name), allow_pickle=False)
+                    for name in settings.features
+                    if study.latent_r2(name).exists()
+                },
+                versions=metrics["versions"],
+            ),
+            study.report,
+        )
+
+
+# What the figures are taken from
+
+
+def _require(variant: Variant, settings: Settings, spaces: Mapping[str, FeatureSpace], first: DecodingSpace) -> None:
+    """Raise StoreError unless all that is compared is complete."""
+    for name, space in spaces.items():
+        Store.open(variant.study.predictions(name))
+        Store.open(variant.of(space).features(name, variant.test_split))
+    for study in (variant.study, *variant.shuffled(settings.evaluate.permutations)):
+        Store.open(study.predictions(first.name))
+        Pictures.open(study.reconstructions("stage1"))
+    Pictures.open(variant.study.reconstructions("final"))
+
+
+def _made_of(
+    every: list[Variant], study: Study, settings: Settings, spaces: Mapping[str, FeatureSpace]
+) -> dict[str, Any]:
+    made_of: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": settings.general.seed,
+        "evaluate": settings.evaluate.model_dump(),
+        "stimuli": [Store.open(study.stimuli(split)).content for split in ("train", every[0].test_split)],
+    }
+    for variant in every:
+        made_of[variant.study.root.name if variant.is_fold else "split"] = {
+            "predictions": [Store.open(variant.study.predictions(name)).content for name in spaces],
+            "features": [
+                Store.open(variant.of(space).features(name, variant.test_split)).content
+                for name, space in spaces.items()
+            ],
+            "images": [
+                Pictures.open(of.reconstructions(stage)).content
+                for of, stage in [
+                    (variant.study, "final"),
+                    *((s, "stage1") for s in (variant.study, *variant.shuffled(settings.evaluate.permutations))),
+                ]
+            ],
+        }
+    return made_of
+
+
+def _draw_ceiling(
+    variant: Variant,
+    study: Study,
+    first: DecodingSpace,
+    settings: Settings,
+    budget: MemoryBudget,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Draw what the feature space makes of the true features of the test stimuli: no reconstruction can do better."""
+    first.load(variant.of(first).fitted(first.name))
+    images = image_shape(Store.open(study.stimuli("train")))
+    features = Store.open(variant.of(first).features(first.name, variant.test_split))
+    rows = variant.index(features, variant.test).tolist()
+    pictures = Pictures.create(
+        variant.oracle.reconstructions("stage1"),
+        len(rows),
+        picture_shape(first, "decoded", images),
+        made_of={"space": first.made_of(), "features": features.content, "rows": fingerprint({"rows": rows})},
+        overwrite=overwrite,
+    )
+    label = f"{variant.prefix}ceiling"
+    draw(first, features, pictures, images, rows=rows, budget=budget, progress=progress, label=label)
+
+
+def _fold(
+    variant: Variant, study: Study, settings: Settings, spaces: Mapping[str, FeatureSpace], first: DecodingSpace
+) -> Fold:
+    train, test = Store.open(study.stimuli("train")), Store.open(study.stimuli(variant.test_split))
+
+    def predicted(of: Study, name: str) -> Matrix:
+        return as_matrix(Store.open(of.predictions(name)))
+
+    return Fold(
+        label=variant.prefix,
+        names=variant.names(),
+        stimuli=test,
+        test_rows=variant.index(test, variant.test),
+        train_stimuli=train,
+        train_rows=variant.index(train, variant.train),
+        predicted={name: predicted(variant.study, name) for name in spaces},
+        true={
+            name: variant.test_rows(Store.open(variant.of(space).features(name, variant.test_split)))
+            for name, space in spaces.items()
+        },
+        space=first.name,
+        train_features=variant.train_rows(Store.open(variant.of(first).features(first.name, "train"))),
+        stage1=Pictures.open(variant.study.reconstructions("stage1")),
+        final=Pictures.open(variant.study.reconstructions("final")) if settings.refine.kind != "none" else None,
+        shuffled=[
+            (predicted(of, first.name), Pictures.open(of.reconstructions("stage1")))
+            for of in variant.shuffled(settings.evaluate.permutations)
+        ],
+        ceiling=Pictures.open(variant.oracle.reconstructions("stage1")),
+    )
+
+
+# The files
+
+
+def _write(study: Study, found: Evaluation) -> None:
+    for name, r2 in found.latent_r2.items():
+        write_whole(study.latent_r2(name), lambda file, r2=r2: np.save(file, r2.astype(np.float32)))  # type: ignore[misc]
+    text = io.StringIO(newline="")
+    columns = list(dict.fromkeys(key for row in found.rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.rows)
+    write_text(study.scores, text.getvalue())
+    write_json(study.metrics, found.metrics, indent=1)
+
+
+def read_scores(study: Study) -> list[dict[str, Any]]:
+    """The scores of every test row as numbers, with its number, its stimulus and its fold."""
+    try:
+        with study.scores.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise StoreError(
+            f"{study.scores} can't be read: {error.strerror}", todo="run the stage evaluate again with --overwrite"
+        ) from None
+    whole = ("row", "fold")
+    return [
+        {key: int(v) if key in whole else v if key == "stimulus" else float(v) for key, v in row.items() if v != ""}
+        for row in rows
+    ]
+
+
+def _captioned(scores: list[dict[str, Any]], every: list[Variant], study: Study) -> list[dict[str, Any]]:
+    captions = read_json(study.captions(every[0].test_split))
+    if captions is None:
+        return scores
+    own = [captions[row] for variant in every for row in (variant.test or range(len(captions)))]
+    return [score | {"captions": said} for score, said in zip(scores, own, strict=True)]
+
+
+def _pictures(every: list[Variant], study: Study, *, refined: bool) -> Iterator[tuple[Array, Array, Array | None]]:
+    for variant in every:
+        stimuli = Store.open(study.stimuli(variant.test_split))
+        seen = Chosen(stimuli, variant.index(stimuli, variant.test))
+        first = Drawn(Pictures.open(variant.study.reconstructions("stage1")))
+        final = Drawn(Pictures.open(variant.study.reconstructions("final"))) if refined else None
+        for row in range(first.pictures.rows):
+            yield seen.read(row), first.read(row), final.read(row) if final else None

@@ -1,0 +1,58 @@
+"""Single images: their size, their channels, and the rows of numbers that stand for them."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ImageShape = tuple[int, int, int]
+"""Height, width and channels (1 or 3) of an image."""
+
+GREY = (0.2125, 0.7154, 0.0721)
+"""Weights of red, green and blue in grey (Rec. 709, as scikit-image's rgb2gray)."""
+
+
+def fitted_into(shape: ImageShape, longer: int) -> ImageShape:
+    """The shape of an image whose longer side is ``longer``, with the same ratio of the sides to the nearest pixel."""
+    height, width, channels = shape
+    scale = longer / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1), channels
+
+
+def resize(image: Array, shape: ImageShape, *, bicubic: bool = False) -> Array:
+    """One uint8 image [height, width, channels] at another size; itself, if it has that size.
+
+    Pillow's BILINEAR, which averages over all pixels when it shrinks: what torchvision's ``resize`` of a Pillow
+    image does, and so what Brain-Diffuser and VDVAE were fed. ``bicubic`` is how it enlarges its first images.
+    """
+    if image.shape == shape:
+        return image
+    from PIL import Image
+
+    height, width, channels = shape
+    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    resized: Array = np.asarray(picture.resize((width, height), resample))
+    return resized.reshape(shape)
+
+
+def with_channels(image: Array, channels: int) -> Array:
+    """An image in grey (1 channel) or RGB (3): grey is repeated, colour weighted by ``GREY``."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    grey: Array = np.rint(image @ np.array(GREY)).astype(np.uint8)
+    return grey[:, :, None]
+
+
+def to_pixels(image: Array, shape: ImageShape, out: Array) -> None:
+    """Write one uint8 image, resized to ``shape``, as a row of numbers from 0 to 1: height, width, channels (C order)."""
+    np.divide(resize(image, shape).reshape(-1), out.dtype.type(255), out=out, dtype=out.dtype)
+
+
+def from_pixels(row: Array, shape: ImageShape) -> Array:
+    """The uint8 image of a row of numbers; what lies outside 0 to 1 is clipped."""
+    levels: Array = np.rint(np.clip(row, 0, 1) * 255)
+    return levels.astype(np.uint8).reshape(shape)

@@ -1,0 +1,95 @@
+"""What a study keeps of its runs: who holds it, what every stage took, and whether it is one of ours."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from leanrecon.errors import StoreError
+from leanrecon.memory import MemoryBudget, PeakMemory
+from leanrecon.stores import Store
+from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import read_json, write_json
+from leanrecon.stores.pictures import Pictures
+from leanrecon.study import Study
+
+VERSIONS = ("leanrecon", "numpy", "scipy", "scikit-learn", "zarr", "pillow", "torch", "diffusers", "transformers")
+
+HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
+"""First line of a study's study.toml, which tells it from a settings file that someone wrote."""
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that decide results, of those that are installed."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def recorded(
+    stage: str, study: Study, memory: str | None, *, done: bool
+) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
+    """Measure a stage and keep its record in ``run.json``, unless all that it makes was ``done`` before."""
+    budget = MemoryBudget.of(memory)
+    record: dict[str, Any] = {}
+    started = time.monotonic()
+    with PeakMemory() as peak:
+        yield record, budget
+    if done:
+        return
+    record |= {
+        "seconds": round(time.monotonic() - started, 3),
+        "budget_bytes": budget.allowed,
+        "planned_bytes": max(budget.required, default=0),
+        "peak_bytes": peak.peak,
+        "peak_resident_bytes": peak.resident,
+    }
+    records = read_json(study.record) or {"stages": {}}
+    records["versions"] = versions()
+    records["stages"][stage] = record
+    write_json(study.record, records, indent=2)
+
+
+def is_study(root: Path) -> bool:
+    """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
+    settings = Study(root).settings
+    return settings.is_file() and settings.read_bytes().startswith(HEADER.encode())
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a complete store, or a complete folder of images, at a path."""
+    if (path / "zarr.json").exists():
+        return Store.open(path, incomplete=True).complete
+    record = read_json(path.with_name(f"{path.name}.json"))
+    return record is not None and Pictures(path, record).complete
+
+
+@contextlib.contextmanager
+def only_run(root: Path) -> Iterator[None]:
+    """Hold a study's folder against a second run at the same time; the hold ends with the process, however it ends."""
+    with explained_disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another run is at work in {root}", todo="wait for it, or choose another --study"
+            ) from None
+        except OSError:  # a file system without locks, as some mounted drives are
+            pass
+        yield
+    finally:
+        os.close(descriptor)
