@@ -6,15 +6,15 @@ Zarr, h5py and SciPy are imported by the functions that need them, so that setti
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.inputs import Inputs, Split
+from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.rows import Convert
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
 from leanrecon.errors import InputError, StoreError
@@ -31,13 +31,11 @@ _SILENT = Progress()
 _ROLES = ("betas", "stimuli", "captions")
 
 
-class ArraysSettings(BaseModel):
+class ArraysSettings(DatasetSettings):
     """``[dataset] kind = "arrays"``: which arrays hold what, and which rows are for testing.
 
     Arrays are given as ``FILE``, ``FILE:KEY`` or ``:KEY`` (a key of ``path``).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["arrays"] = "arrays"
     path: str | None = None
@@ -68,6 +66,10 @@ class ArraysSettings(BaseModel):
     allow_shared_stimuli: bool = False
     """Let images that are trained on be tested on as well."""
 
+    @property
+    def has_images(self) -> bool:
+        return bool(self.stimuli or self.stimuli_train)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         pairs = [name for role in _ROLES for name in (f"{role}_train", f"{role}_test") if getattr(self, name)]
@@ -97,25 +99,9 @@ class ArraysSettings(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class ArraysPlan:
-    """What ingesting would make, from the arrays' headers alone."""
-
-    n_train: int
-    n_test: int
-    """0 with folds: all rows lie in the train stores. With test_fraction repeats may shift it a little."""
-    voxels: int
-    image_shape: tuple[int, int, int] | None
-    folds: int | None
-    work: int
-    """Most bytes of memory taken at once."""
-    disk: int
-    """Bytes of the stores."""
-
-
 def plan_arrays(
     settings: ArraysSettings, *, base_dir: Path | None = None, chunk: str | int | None = None, free: int
-) -> ArraysPlan:
+) -> DatasetPlan:
     """Say what ingesting would make and take, from headers alone; ``free`` is the memory it may take in bytes.
 
     Raises InputError for arrays that are missing, unreadable or don't fit together.
@@ -130,7 +116,7 @@ def _chunk_bytes(chunk: str | int | None) -> int:
     return parse_bytes(DEFAULT_CHUNK if chunk is None else chunk)
 
 
-def _plan(inputs: Inputs, chunk: int, free: int) -> ArraysPlan:
+def _plan(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
     n = inputs.n_rows
     n_test = inputs.expected_test_rows()
     plans = [
@@ -139,7 +125,7 @@ def _plan(inputs: Inputs, chunk: int, free: int) -> ArraysPlan:
         for role in inputs.roles
     ]
     work, disk = max(plan.work for plan in plans), sum(plan.disk for plan in plans)
-    return ArraysPlan(n - n_test, n_test, inputs.voxels, inputs.image_shape, inputs.settings.folds, work, disk)
+    return DatasetPlan(n - n_test, n_test, inputs.voxels, inputs.image_shape, inputs.settings.folds, work, disk)
 
 
 def ingest_arrays(
@@ -160,7 +146,8 @@ def ingest_arrays(
     but speed. Relative paths start at the current folder or, failing that, at ``base_dir``.
     Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
     """
-    from leanrecon.datasets.ingest import keep_json, read_json, write_json, write_whole
+    from leanrecon.datasets.ingest import keep_json
+    from leanrecon.stores.files import read_json, write_json, write_whole
 
     chunk_bytes = _chunk_bytes(chunk)
     budget = MemoryBudget.of(None) if budget is None else budget
@@ -196,7 +183,7 @@ def ingest_arrays(
         write_whole(study.voxels, lambda file: np.savez(file, index=np.arange(inputs.voxels)))
     if settings.folds:
         tests = fold_rows(ids["train"], settings.folds, seed)
-        keep_json(study.root / "folds.json", {"folds": tests}, "folds or another seed", overwrite=overwrite)
+        keep_json(study.folds, {"folds": tests}, "folds or another seed", overwrite=overwrite)
     if known is None:
         records = {
             split.name: {
@@ -225,7 +212,7 @@ class _Filling:
 
     def recorded(self) -> dict[str, Any] | None:
         """What rows.json says, if it was written after the stores that are there now were complete; else None."""
-        from leanrecon.datasets.ingest import read_json
+        from leanrecon.stores.files import read_json
         from leanrecon.stores.store import Store
 
         splits = ["train"] if self.inputs.settings.folds else ["train", "test"]
@@ -347,7 +334,7 @@ def _sweep(study: Study) -> None:
     """Remove what a killed run left half-written beside the stores."""
     from leanrecon.stores.disk import explained_disk_errors
 
-    files = [study.rows, study.voxels, study.root / "folds.json", *(study.captions(s) for s in ("train", "test"))]
+    files = [study.rows, study.voxels, study.folds, *(study.captions(s) for s in ("train", "test"))]
     with explained_disk_errors(study.root):
         for file in files:
             for partial in file.parent.glob(f"{file.name}.*.partial"):
@@ -366,7 +353,7 @@ def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
         if split not in splits or not getattr(inputs.settings, inputs.names("captions")[0]):
             study.captions(split).unlink(missing_ok=True)
     if not inputs.settings.folds:
-        (study.root / "folds.json").unlink(missing_ok=True)
+        study.folds.unlink(missing_ok=True)
 
 
 def _n_voxels(study: Study) -> int | None:

@@ -1,9 +1,6 @@
 """Filling the row stores of a study from arrays, group by group, in bounded memory and resumably."""
 
-import json
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from leanrecon.datasets.rows import Convert, Rows
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
 from leanrecon.progress import Progress
-from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import read_json, write_json
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.store import Store
 
@@ -167,25 +164,6 @@ def _first_nan(stores: Sequence[tuple[Store, Callable[[int], str]]], voxels: Arr
     raise AssertionError("the NaN counted are gone")
 
 
-def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a small file beside its place and rename it there: whole or not at all."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with explained_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                write(file)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values as JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write(json.dumps(content, ensure_ascii=False).encode()))
-
-
 def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -> None:
     """Write plain values as JSON unless they are there already; raises StoreError where others are, or replaces them."""
     there = read_json(path)
@@ -196,11 +174,3 @@ def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -
             f"{path} was made with other {what}",
             todo="go back to them, choose another --study, or replace what was made with --overwrite",
         )
-
-
-def read_json(path: Path) -> Any:
-    """The values in a JSON file, or None where there is no readable one."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None

@@ -1,14 +1,17 @@
-"""Stores of images as the feature spaces read them: checked, chunk by chunk, made smaller by Pillow."""
+"""Stores of images as other stages read them: checked, and chunk by chunk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.images import Array, ImageShape
 from leanrecon.memory import buffer
-from leanrecon.stores import Store
+from leanrecon.stores.store import Store
+
+Rows = Sequence[int] | Array
+"""Row numbers in their store, ascending: noise is drawn from (seed, row), never from a place in a batch."""
 
 
 def image_shape(images: Store) -> ImageShape:
@@ -69,37 +72,3 @@ class ImageReader:
         for place, images in self.runs(rows):
             out[place] = images
         return out
-
-
-def fitted_into(shape: ImageShape, longer: int) -> ImageShape:
-    """The shape of an image whose longer side is ``longer``, with the same ratio of the sides to the nearest pixel."""
-    height, width, channels = shape
-    scale = longer / max(height, width)
-    return max(round(height * scale), 1), max(round(width * scale), 1), channels
-
-
-def resize(image: Array, shape: ImageShape) -> Array:
-    """One uint8 image [height, width, channels] at another size; itself, if it has that size.
-
-    Pillow's BILINEAR, which averages over all pixels when it shrinks: what torchvision's ``resize`` of a Pillow
-    image does, and so what Brain-Diffuser and VDVAE were fed.
-    """
-    if image.shape == shape:
-        return image
-    from PIL import Image
-
-    height, width, channels = shape
-    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    resized: Array = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return resized.reshape(shape)
-
-
-def to_pixels(image: Array, shape: ImageShape, out: Array) -> None:
-    """Write one uint8 image, resized to ``shape``, as a row of numbers from 0 to 1: height, width, channels (C order)."""
-    np.divide(resize(image, shape).reshape(-1), out.dtype.type(255), out=out, dtype=out.dtype)
-
-
-def from_pixels(row: Array, shape: ImageShape) -> Array:
-    """The uint8 image of a row of numbers; what lies outside 0 to 1 is clipped."""
-    levels: Array = np.rint(np.clip(row, 0, 1) * 255)
-    return levels.astype(np.uint8).reshape(shape)

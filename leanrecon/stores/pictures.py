@@ -1,0 +1,189 @@
+"""Folders of PNG images, one a row, with a record beside them of what they were made of."""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import StoreError
+from leanrecon.images import Array, ImageShape
+from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import read_json, write_json, write_whole
+from leanrecon.stores.fingerprint import differences
+
+FORMAT = 1
+"""Version of the record beside the images."""
+
+
+class Pictures:
+    """Images of one shape as ``FOLDER/00000.png``, …, and ``FOLDER.json`` that says what made them.
+
+    Images are written whole and kept when a run is continued; ``finish`` fixes their checksums.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self._record = record
+        self._digests: dict[int, str] = {}
+
+    @classmethod
+    def create(
+        cls, path: Path, rows: int, shape: ImageShape, *, made_of: Mapping[str, Any], overwrite: bool = False
+    ) -> "Pictures":
+        """Open a folder for writing: a new one, or an earlier one made of the same things, to be continued.
+
+        Images made of something else raise StoreError with the settings that differ, or are replaced, with
+        ``overwrite``. Files left half-written by a killed run are removed.
+        """
+        now = {"format": FORMAT, "images": {"rows": rows, "shape": list(shape)}, **made_of}
+        there = read_json(_beside(path))
+        if there is not None:
+            changed = list(differences(there["made_of"], now))
+            if not changed:
+                with explained_disk_errors(path):
+                    for unfinished in path.glob("*.partial"):
+                        unfinished.unlink(missing_ok=True)
+                return cls(path, there)
+            if not overwrite:
+                raise StoreError(
+                    f"{path} was made with other settings: {'; '.join(changed)}",
+                    todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
+                )
+        remove(path)
+        pictures = cls(path, {"made_of": now, "complete": False})
+        write_json(_beside(path), pictures._record)
+        with explained_disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return pictures
+
+    @classmethod
+    def open(cls, path: Path, *, incomplete: bool = False) -> "Pictures":
+        """Open a folder for reading; raises StoreError where there is none, or while it is not complete."""
+        record = read_json(_beside(path))
+        if record is None:
+            raise StoreError(f"there are no images at {path}", todo="run the stage that writes them first")
+        pictures = cls(path, record)
+        if not (pictures.complete or incomplete):
+            raise StoreError(
+                f"{path} is not complete: {len(pictures.missing())} of {pictures.rows} images are missing",
+                todo="run the same command again to finish it",
+            )
+        return pictures
+
+    @property
+    def rows(self) -> int:
+        return int(self._record["made_of"]["images"]["rows"])
+
+    @property
+    def shape(self) -> ImageShape:
+        height, width, channels = self._record["made_of"]["images"]["shape"]
+        return height, width, channels
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._record.get("complete"))
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over all images, fixed when they were completed."""
+        return hashlib.sha256("".join(self._record["checksums"]).encode()).hexdigest()
+
+    def file(self, row: int) -> Path:
+        return self.path / f"{row:05d}.png"
+
+    def missing(self) -> list[int]:
+        """The rows whose images are still to be written."""
+        return [row for row in range(self.rows) if not self.file(row).exists()]
+
+    def write(self, row: int, image: Array) -> None:
+        """Write the image of a row, uint8 of the folder's shape."""
+        if image.shape != self.shape or image.dtype != np.uint8:
+            raise ValueError(f"{self.path} can't take {image.dtype} of shape {image.shape}")
+        from PIL import Image
+
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        write_whole(self.file(row), lambda file: picture.save(file, format="PNG"))
+        self._digests[row] = _digest(self.file(row))
+
+    def copy(self, other: "Pictures") -> None:
+        """Write the images that are missing as another folder has them, byte for byte."""
+        for row in self.missing():
+            with other.file(row).open("rb") as source:
+                write_whole(self.file(row), partial(shutil.copyfileobj, source))
+
+    def finish(self) -> None:
+        """Mark the folder complete, once every image is there, and fix their checksums."""
+        if self.complete:
+            return
+        if missing := self.missing():
+            raise StoreError(
+                f"{self.path} lacks {len(missing)} images, {self.file(missing[0]).name} first",
+                todo="run the same command again to write them",
+            )
+        checksums = [self._digests.get(row) or _digest(self.file(row)) for row in range(self.rows)]
+        self._record |= {"complete": True, "checksums": checksums}
+        write_json(_beside(self.path), self._record)
+
+    def read(self, row: int) -> Array:
+        """The image of a row, uint8 [height, width, channels]; raises StoreError if it is damaged."""
+        from PIL import Image
+
+        try:
+            with Image.open(self.file(row)) as picture:
+                image = np.asarray(picture)
+        except FileNotFoundError:
+            raise self._damage(row, "is missing") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise self._damage(row, f"can't be read ({error})") from None
+        if image.size != np.prod(self.shape) or image.dtype != np.uint8:
+            raise self._damage(row, f"is {image.dtype} of shape {image.shape} instead of {self.shape}")
+        return image.reshape(self.shape)
+
+    def damage(self) -> Iterator[tuple[int, str]]:
+        """The rows whose images are missing or altered, with what is wrong."""
+        for row, digest in enumerate(self._record["checksums"]):
+            if not self.file(row).exists():
+                yield row, self._damage(row, "is missing").found
+            elif _digest(self.file(row)) != digest:
+                yield row, self._damage(row, "does not match its checksum").found
+
+    def discard(self, rows: Sequence[int]) -> None:
+        """Remove images and mark the folder incomplete, so that the next run draws just these again."""
+        if rows:
+            self._record["complete"] = False
+            write_json(_beside(self.path), self._record)
+        with explained_disk_errors(self.path):
+            for row in rows:
+                self.file(row).unlink(missing_ok=True)
+
+    def _damage(self, row: int, what: str) -> StoreError:
+        return StoreError(
+            f"image {self.file(row).name} of {self.path} {what}",
+            todo=f"run `leanrecon verify {self.path} --repair`, which makes only this image again",
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a folder of images and its record; raises StoreError, and removes nothing, where it holds something else."""
+    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
+    if others := [name for name in names if not name.endswith((".png", ".partial"))]:
+        raise StoreError(f"{path} holds {others[0]} beside images", todo="move it elsewhere")
+    with explained_disk_errors(path):
+        _beside(path).unlink(missing_ok=True)
+        for name in names:
+            (path / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
