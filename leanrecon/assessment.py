@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon import features
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.report import Page, render
@@ -61,8 +62,11 @@ def assess(
             progress=progress,
             n_folds=settings.dataset.folds,
         )
-        found.metrics |= {"versions": versions(), "simulated": is_simulated(settings), "made_of": made_of}
-        _write(study, found)
+        about = {"versions": versions(), "simulated": is_simulated(settings)}
+        for variant, own in zip(every, found.folds, strict=False):
+            write_json(variant.study.metrics, own | about, indent=1)
+        found.metrics |= about | {"made_of": made_of}
+        _write(study, found)  # last, since its presence says that all is done
         record["settings"] = settings.evaluate.model_dump()
     write_report(study, settings, progress=progress)
 
@@ -104,10 +108,15 @@ def write_report(study: Study, settings: Settings, *, progress: Progress) -> Non
                     for name in settings.features
                     if study.latent_r2(name).exists()
                 },
+                latent_groups={name: groups for name, groups in _groups(settings).items() if groups},
                 versions=metrics["versions"],
             ),
             study.report,
         )
+
+
+def _groups(settings: Settings) -> dict[str, dict[str, slice]]:
+    return {name: features.make(name, table).groups() for name, table in settings.features.items()}
 
 
 # What the figures are taken from
@@ -170,7 +179,11 @@ def _draw_ceiling(
         variant.oracle.reconstructions("stage1"),
         len(rows),
         picture_shape(first, "decoded", images),
-        made_of={"space": first.made_of(), "features": features.content, "rows": fingerprint({"rows": rows})},
+        made_of={
+            "space": first.made_of() | first.decode_made_of(),
+            "features": features.content,
+            "rows": fingerprint({"rows": rows}),
+        },
         overwrite=overwrite,
     )
     label = f"{variant.prefix}ceiling"

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from leanrecon.progress import Progress
     from leanrecon.settings import Settings
 
+FAST = ("dataset.n_train=400", "dataset.n_test=60")
+"""What `leanrecon demo --fast` sets."""
+
 _INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 
 app = typer.Typer(
@@ -32,7 +35,10 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
 ]
 Until = Annotated[
-    str | None, typer.Option("--until", metavar="STAGE", help="Last stage: dataset, features, regression.")
+    str | None,
+    typer.Option(
+        "--until", metavar="STAGE", help="Last stage: dataset, features, regression, stage1, refine, evaluate."
+    ),
 ]
 
 
@@ -53,7 +59,19 @@ def run(
     last = _stage(until, STAGES)
     folder = _folder(source, study)
     Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress()).run(last)
-    typer.echo(f"done: {folder}")
+    typer.echo(f"done: {Study(folder).report if last == STAGES[-1] else folder}")
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer images: done in half a minute.")] = False,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    sets: Sets = None,
+) -> None:
+    """Reconstruct what a simulated subject saw: the whole way, offline, on any machine."""
+    chosen = [*(FAST if fast else ()), *(sets or ())]
+    run("demo", study or Path("demo-fast" if fast else "demo"), memory, sets=chosen)
 
 
 @app.command()
@@ -97,6 +115,37 @@ def export(
 
     export_npy(store, file, progress=_progress())
     typer.echo(f"wrote {file}")
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
+    """Write report.html again, from the figures and images that a study holds."""
+    from leanrecon.assessment import write_report
+    from leanrecon.records import is_study
+    from leanrecon.settings import read_settings
+    from leanrecon.study import Study
+
+    if not is_study(study):
+        raise LeanreconError(f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+    settings, _ = read_settings(study / "study.toml")
+    write_report(Study(study), settings, progress=_progress())
+    typer.echo(f"wrote {Study(study).report}")
+
+
+@app.command()
+def doctor(
+    memory: Memory = None,
+    vdvae: Annotated[
+        Path | None, typer.Option("--vdvae", metavar="FILE", help="Prove a file of VDVAE weights instead.")
+    ] = None,
+) -> None:
+    """Show what this machine has, what each recipe needs, and whether it fits."""
+    from leanrecon.doctor import show, show_vdvae
+
+    if vdvae is not None:
+        show_vdvae(vdvae)
+    else:
+        show(memory)
 
 
 @app.command()

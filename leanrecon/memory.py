@@ -26,6 +26,8 @@ DEFAULT_SHARE = 0.8
 
 _HUGE_PAGE = 2**21
 
+_UNLIMITED = 2**60  # cgroups of version 1 write "no limit" as the largest whole number of pages
+
 _SPARE = 2_000_000  # bytes by which a process may hold more from one start to the next
 
 SAMPLES_PER_SECOND = 50
@@ -78,7 +80,7 @@ def cgroup_free(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
                 stat = (folder / "memory.stat").read_text()
             except OSError:
                 continue
-            if limit != "max":
+            if limit != "max" and int(limit) < _UNLIMITED:
                 droppable = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
                 yield max(int(limit) - int(usage) + (int(droppable[1]) if droppable else 0), 0)
 

@@ -54,7 +54,8 @@ class Pipeline:
         self.overwrite = overwrite
         self.progress = progress or Progress()
         self.spaces: dict[str, FeatureSpace] = {
-            name: features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()
+            name: features.make(name, table, seed=settings.general.seed, device=settings.general.device)
+            for name, table in settings.features.items()
         }
 
     def run(self, until: str = STAGES[-1]) -> None:
@@ -201,7 +202,7 @@ class Pipeline:
                     # Baselines are enlarged when they are looked at.
                     shape = picture_shape(space, "decoded" if k else wanted, images)
                     predictions = Store.open(study.predictions(space.name))
-                    made_of = {"space": space.made_of(), "predictions": predictions.content}
+                    made_of = {"space": space.made_of() | space.decode_made_of(), "predictions": predictions.content}
                     pictures = Pictures.create(path, predictions.rows, shape, made_of=made_of, overwrite=self.overwrite)
                     label = f"{variant.prefix}stage 1" + (f", shuffled betas {k}" if k else "")
                     draw(space, predictions, pictures, images, budget=budget, progress=self.progress, label=label)

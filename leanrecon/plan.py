@@ -74,7 +74,11 @@ def _after(budget: MemoryBudget, held: int) -> MemoryBudget:
 
 
 def _spaces(settings: Settings) -> list[FeatureSpace]:
-    return [features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()]
+    general = settings.general
+    return [
+        features.make(name, table, seed=general.seed, device=general.device)
+        for name, table in settings.features.items()
+    ]
 
 
 def _shape(arrays: DatasetPlan) -> tuple[int, int, int]:

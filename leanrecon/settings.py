@@ -2,15 +2,17 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from leanrecon import datasets, features
+from leanrecon.datasets.files import find_file
 from leanrecon.datasets.plan import DatasetSettings
+from leanrecon.devices import Device
 from leanrecon.errors import SettingsError
 from leanrecon.evaluation.settings import EvaluateSettings
 from leanrecon.features.stage1 import StageOneSettings
@@ -30,7 +32,7 @@ class GeneralSettings(BaseModel):
 
     memory: str | None = None
     """What the process may hold, as in "4GB"; absent: 80 % of the free memory."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Device = "auto"
     """Where models run; pixels, principal components and ridge run on the CPU."""
     seed: int = Field(default=0, ge=0)
 
@@ -99,7 +101,16 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     for override in overrides:
         _set(tables, override)
     tables |= {key: value for key, value in general.items() if value is not None}
-    return check_settings(tables), path.absolute().parent
+    base_dir = path.absolute().parent
+    settings = check_settings(tables)
+    return replace(settings, features={k: _located(v, base_dir) for k, v in settings.features.items()}), base_dir
+
+
+def _located(space: BaseModel, base_dir: Path) -> BaseModel:
+    """A feature space with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
+    weights = getattr(space, "checkpoint", None)
+    found = find_file(weights, base_dir) if isinstance(weights, str) else None
+    return space if found is None else space.model_copy(update={"checkpoint": str(found.absolute())})
 
 
 def find_settings(source: str | Path) -> Path:

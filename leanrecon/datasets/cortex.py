@@ -190,7 +190,8 @@ def _through(down: Array, images: Array, across: Array) -> Array:
     rows, size, places = len(images), images.shape[1], across.shape[1]
     halfway = (images.reshape(-1, size) @ across).reshape(rows, size, places).transpose(1, 0, 2)
     found: Array = (down @ halfway.reshape(size, -1)).reshape(-1, rows, places).transpose(1, 0, 2)
-    return found.reshape(rows, -1)
+    flat: Array = found.reshape(rows, -1)
+    return flat
 
 
 def word_rows(seed: int, rows: range) -> Array:

@@ -33,3 +33,7 @@ class DatasetPlan:
     """Most bytes of memory taken at once."""
     disk: int
     """Bytes of the stores."""
+    download: int = 0
+    """Bytes to fetch, about."""
+    scratch: int = 0
+    """Bytes on disk that are there for a while only."""

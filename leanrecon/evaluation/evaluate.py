@@ -1,7 +1,7 @@
 """The figures of a study: reconstructions and predictions beside baselines, over all folds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,10 @@ class Evaluation:
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
     """A dict a test row: its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
-    latent_r2: dict[str, Array] = field(default_factory=dict)
+    latent_r2: dict[str, Array]
+    """R² of every latent by feature space, float64 [dims], averaged over the folds."""
+    folds: list[dict[str, Any]]
+    """The figures of each fold alone; empty without folds."""
 
 
 @dataclass
@@ -77,6 +80,12 @@ class _Judged:
     features: dict[str, Scores]
     r2: dict[str, Array]
     names: Sequence[str]
+    rows: Array
+
+    @property
+    def final(self) -> str:
+        """The source of the final images: the first ones, where no stage refines them."""
+        return "final" if "final" in self.images else "stage1"
 
 
 def evaluate(
@@ -93,30 +102,38 @@ def evaluate(
     Raises BudgetError before any image is read.
     """
     judged = [_judge(fold, k, settings, seed, budget, progress) for k, fold in enumerate(folds)]
-    counts = [fold.counts for fold in judged]
-    found = {name: figures([fold.images[name] for fold in judged], counts) for name in judged[0].images}
-    final = "final" if "final" in found else "stage1"
-    metrics: dict[str, Any] = {
+    about = {
         "preset": settings.preset,
-        "n_test": sum(len(fold.names) for fold in judged),
         "folds": n_folds,
         "seed": seed,
         "resamples": settings.resamples,
         "permutations": settings.permutations,
+    }
+    rows = [row for k, fold in enumerate(judged) for row in _rows(fold, k if n_folds else None)]
+    r2 = {name: _mean_r2([fold.r2[name] for fold in judged]) for name in judged[0].r2}
+    own = [about | {"folds": None} | _metrics([fold]) for fold in judged] if n_folds else []
+    return Evaluation(about | _metrics(judged), rows, r2, own)
+
+
+def _metrics(judged: Sequence[_Judged]) -> dict[str, Any]:
+    """All figures over some folds."""
+    counts = [fold.counts for fold in judged]
+    found = {name: figures([fold.images[name] for fold in judged], counts) for name in judged[0].images}
+    baselines = [name for name in BASELINES if name in found]
+    final = judged[0].final
+    return {
+        "n_test": sum(len(fold.names) for fold in judged),
         "stage1": found["stage1"],
         "final": found[final],
-        "baselines": {name: found[name] for name in BASELINES if name in found},
+        "baselines": {name: found[name] for name in baselines},
         "ceilings": {CEILING: found[CEILING]} if CEILING in found else {},
         "features": {name: figures([fold.features[name] for fold in judged], counts) for name in judged[0].features},
         "margins": {
             name: margins([fold.images[final] for fold in judged], [fold.images[name] for fold in judged], counts)
-            for name in BASELINES
-            if name in found
+            for name in baselines
         },
         "notes": _notes(found["stage1"], judged),
     }
-    rows = [row for k, fold in enumerate(judged) for row in _rows(fold, k if n_folds else None, final)]
-    return Evaluation(metrics, rows, {name: _mean_r2([fold.r2[name] for fold in judged]) for name in judged[0].r2})
 
 
 def plan_evaluate(
@@ -157,7 +174,7 @@ def _judge(
     shuffled = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.shuffled))]
     if shuffled:
         images[SHUFFLED] = average(shuffled)
-    return _Judged(counts, images, features, r2, fold.names)
+    return _Judged(counts, images, features, r2, fold.names, fold.test_rows)
 
 
 def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
@@ -174,12 +191,12 @@ def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
         yield CEILING, Drawn(fold.ceiling, fold.stage1.shape)
 
 
-def _rows(fold: _Judged, k: int | None, final: str) -> Iterator[dict[str, Any]]:
+def _rows(fold: _Judged, k: int | None) -> Iterator[dict[str, Any]]:
     for i, name in enumerate(fold.names):
-        row: dict[str, Any] = {"row": i, "stimulus": name}
+        row: dict[str, Any] = {"row": int(fold.rows[i]), "stimulus": name}
         if k is not None:
             row["fold"] = k
-        for stage, source in (("stage1", "stage1"), ("final", final)):
+        for stage, source in (("stage1", "stage1"), ("final", fold.final)):
             row |= {f"{stage}.{metric}": float(values[i]) for metric, values in fold.images[source].rows.items()}
         yield row
 

@@ -62,9 +62,10 @@ METRICS = {
         ),
         Metric(
             "ssim_1d",
-            "SSIM, along rows",
+            "SSIM, along columns",
             "SSIM 1-D",
-            "Structural similarity over the image laid out as one line, as some papers have it.",
+            "Structural similarity along each column of pixels alone, as an old library took it for many published "
+            "tables. Compare it with those only.",
         ),
         Metric(
             "ssim_7x7",

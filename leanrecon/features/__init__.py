@@ -29,6 +29,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "pca": Kind("leanrecon.features.pca", "PCASettings", "PCA"),
     "pixels": Kind("leanrecon.features.pixels", "PixelsSettings", "Pixels"),
+    "vdvae": Kind("leanrecon.features.vdvae", "VDVAESettings", "VDVAESpace"),
 }
 
 

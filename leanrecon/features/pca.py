@@ -122,6 +122,9 @@ class PCA:
         to_load = 0 if self._fit else (dims + 1) * pixels * FLOAT
         return Cost(held=to_load + PANEL * (pixels + dims) * FLOAT, per_image=0, batch=BATCH)
 
+    def decode_made_of(self) -> dict[str, Any]:
+        return {}
+
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         cost = self.cost(image_shape)
         return Cost(held=cost.held + 4 * _pixels(self.decoded_shape(image_shape)) * FLOAT, per_image=0, batch=BATCH)
@@ -195,6 +198,9 @@ class PCA:
     def made_of(self) -> dict[str, Any]:
         _ = self.fitted
         return {**self.settings.model_dump(mode="json"), "fitted": self._content}
+
+    def groups(self) -> dict[str, slice]:
+        return {}
 
     def encode(self, images: Array, rows: Rows) -> Array:
         fit = self.fitted

@@ -68,6 +68,9 @@ class Pixels:
     def made_of(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json")
 
+    def groups(self) -> dict[str, slice]:
+        return {}
+
     def encode(self, images: Array, rows: Rows) -> Array:
         shape = self.decoded_shape(images.shape[1:])
         out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
@@ -80,6 +83,9 @@ class Pixels:
         if size == "original":
             return image_shape
         return fitted_into(image_shape, size) if isinstance(size, int) else (*size, image_shape[2])
+
+    def decode_made_of(self) -> dict[str, Any]:
+        return {}
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         return Cost(held=3 * self.dims(image_shape) * FLOAT, per_image=0, batch=BATCH)

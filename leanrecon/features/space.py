@@ -62,6 +62,9 @@ class FeatureSpace(Protocol):
     def made_of(self) -> dict[str, Any]:
         """All that decides the rows, as plain values: settings, contents, seeds; never paths or the device's name."""
 
+    def groups(self) -> dict[str, slice]:
+        """Named runs of columns that are alike, such as latents of one resolution; empty where there are none."""
+
     def encode(self, images: Array, rows: Rows) -> Array:
         """Rows [b, dims] in float32 of images [b, height, width, channels] in uint8 with these row numbers."""
 
@@ -72,6 +75,9 @@ class DecodingSpace(FeatureSpace, Protocol):
 
     def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
         """The shape of decoded images, where the encoded ones had ``image_shape``."""
+
+    def decode_made_of(self) -> dict[str, Any]:
+        """All that decides decoded images beyond their rows and ``made_of()``."""
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         """Memory that decoding takes beyond what the space holds already."""

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, weights_nbytes
-from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights
+from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
 from leanrecon.memory import MemoryBudget
@@ -87,7 +88,7 @@ class VDVAESpace:
     learns = False
 
     def __init__(self, settings: VDVAESettings, *, name: str = "vdvae", seed: int = 0, device: str = "cpu") -> None:
-        if settings.precision == "float16" and device == "cpu":
+        if settings.precision == "float16" and choose(device) == "cpu":
             raise SettingsError(
                 f"features.{name}.precision = 'float16' on a CPU, where it is slower than float32",
                 expected="float32 or bfloat16",
@@ -95,7 +96,7 @@ class VDVAESpace:
         self.settings = settings
         self.name = name
         self.seed = seed
-        self.device = device
+        self.device = choose(device)
         self.config = settings.network
         self._loaded: tuple[Use, VDVAE] | None = None
 
@@ -148,6 +149,10 @@ class VDVAESpace:
         draws = settings.temperature > 0 or settings.sample_pixels
         made_of = {"temperature": settings.temperature, "sample_pixels": settings.sample_pixels}
         return made_of | ({"seed": self.seed} if draws else {})
+
+    def groups(self) -> dict[str, slice]:
+        """The latents of each resolution."""
+        return {f"{r} × {r}": columns for r, columns in latent_groups(self.config, self.settings.n_latents)}
 
     def encode(self, images: Array, rows: Rows) -> Array:
         """Rows of images of any size, resized by Pillow; grey ones are repeated in the three colours."""

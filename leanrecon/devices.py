@@ -1,0 +1,45 @@
+"""Where models run: the one place that decides between CUDA, MPS and the CPU."""
+
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from leanrecon.errors import SettingsError
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+
+def choose(wanted: str) -> str:
+    """The device for a setting: ``"auto"`` takes CUDA, then Apple's MPS, then the CPU.
+
+    PyTorch is imported only where there may be something else than a CPU: it costs more memory than a ridge.
+    Raises SettingsError where the device that was asked for is not there.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    there = available()
+    if wanted == "auto":
+        return there[0]
+    if wanted not in there:
+        raise SettingsError(
+            f'device = "{wanted}", but here there is {" and ".join(there)}',
+            todo='set device = "auto", or install a build of PyTorch for this device',
+        )
+    return wanted
+
+
+def available() -> list[str]:
+    """The devices that PyTorch can use here, the fastest first."""
+    found = ["cpu"]
+    may_be_cuda = any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+    may_be_mps = platform.system() == "Darwin" and platform.machine() == "arm64"
+    if find_spec("torch") is None or not (may_be_cuda or may_be_mps or platform.system() == "Windows"):
+        return found
+    import torch
+
+    if torch.backends.mps.is_available():
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found.insert(0, "cuda")
+    return found
