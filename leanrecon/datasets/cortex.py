@@ -182,7 +182,8 @@ def _places(n: int) -> Array:
 def _pool(at: Array, n: int, width: float) -> Array:
     """Gaussian weights of every pixel around ``n`` places: float32 [n, size], each row's sum 1."""
     weights = np.exp(-(((at - _places(n)[:, None]) / width) ** 2) / 2)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Array = weights / weights.sum(axis=1, keepdims=True)
+    return shares.astype(np.float32)
 
 
 def _through(down: Array, images: Array, across: Array) -> Array:
