@@ -16,7 +16,7 @@ from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.report import Page, render
 from leanrecon.evaluation.sources import Chosen, Drawn
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
-from leanrecon.features.stage1 import draw, picture_shape
+from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import recorded, versions
@@ -47,9 +47,46 @@ def assess(
     for variant in every:
         _require(variant, settings, spaces, first)
     made_of = fingerprint(_made_of(every, study, settings, spaces))
-    known = read_json(study.metrics)
-    if known is not None and known.get("made_of") == made_of and study.report.exists() and not overwrite:
+    known = not overwrite and study.scores.exists() and (read_json(study.metrics) or {}).get("made_of") == made_of
+    if known and study.report.exists():
         return
+    if not known:
+        study.report.unlink(missing_ok=True)  # a report of other figures
+        _measure(every, study, settings, spaces, first, made_of, overwrite=overwrite, progress=progress)
+    _report(every, study, settings, progress)
+
+
+def write_report(study: Study, settings: Settings, *, progress: Progress) -> None:
+    """Write report.html again from what a study holds.
+
+    Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
+    """
+    spaces = {name: features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()}
+    first = decoding_space(list(spaces.values()), settings.stage1.space)
+    every = variants(study, settings.dataset.folds)
+    for variant in every:
+        _require(variant, settings, spaces, first)
+    found = (read_json(study.metrics) or {}).get("made_of")
+    if found != fingerprint(_made_of(every, study, settings, spaces)):
+        raise StoreError(
+            f"{study.root} has no figures" + (" of its present stores, only of earlier ones" if found else " yet"),
+            todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
+        )
+    _report(every, study, settings, progress)
+
+
+def _measure(
+    every: list[Variant],
+    study: Study,
+    settings: Settings,
+    spaces: Mapping[str, FeatureSpace],
+    first: DecodingSpace,
+    made_of: str,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Take all figures and write them, those of all folds last: their presence says that all is done."""
     with recorded("evaluate", study, settings.general.memory, done=False) as (record, budget):
         for variant in every:
             _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
@@ -66,9 +103,8 @@ def assess(
         for variant, own in zip(every, found.folds, strict=False):
             write_json(variant.study.metrics, own | about, indent=1)
         found.metrics |= about | {"made_of": made_of}
-        _write(study, found)  # last, since its presence says that all is done
+        _write(study, found)
         record["settings"] = settings.evaluate.model_dump()
-    write_report(study, settings, progress=progress)
 
 
 def is_simulated(settings: Settings) -> bool:
@@ -76,15 +112,8 @@ def is_simulated(settings: Settings) -> bool:
     return bool(settings.dataset.model_dump()["kind"] == "simulated")
 
 
-def write_report(study: Study, settings: Settings, *, progress: Progress) -> None:
-    """Write report.html from what a study holds; raises StoreError while that is not complete."""
+def _report(every: list[Variant], study: Study, settings: Settings, progress: Progress) -> None:
     metrics = read_json(study.metrics)
-    if metrics is None:
-        raise StoreError(
-            f"{study.root} has no figures yet ({study.metrics.relative_to(study.root)} is missing)",
-            todo="run the study to its end first, as in `leanrecon run`",
-        )
-    every = variants(study, settings.dataset.folds)
     scores = read_scores(study)
     with progress.task("report", total=len(scores), unit="images") as advance:
 
