@@ -6,6 +6,7 @@ It alone looks at test stimuli to judge by; nothing before it may.
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
-from leanrecon.records import recorded, versions
+from leanrecon.records import is_complete, recorded, versions
 from leanrecon.settings import Settings
 from leanrecon.stores import Matrix, Store, as_matrix
 from leanrecon.stores.files import read_json, write_json, write_text, write_whole
@@ -47,7 +48,13 @@ def assess(
     for variant in every:
         _require(variant, settings, spaces, first)
     made_of = fingerprint(_made_of(every, study, settings, spaces))
-    known = not overwrite and study.scores.exists() and (read_json(study.metrics) or {}).get("made_of") == made_of
+    made = [
+        study.scores,
+        *(study.latent_r2(name) for name in spaces),
+        *(v.study.metrics for v in every),
+    ]
+    there = all(path.exists() for path in made) and all(is_complete(v.oracle.reconstructions("stage1")) for v in every)
+    known = there and not overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
     if known and study.report.exists():
         return
     if not known:
@@ -87,7 +94,7 @@ def _measure(
     progress: Progress,
 ) -> None:
     """Take all figures and write them, those of all folds last: their presence says that all is done."""
-    with recorded("evaluate", study, settings.general.memory, done=False) as (record, budget):
+    with recorded("evaluate", study, settings.general.memory, made=[study.metrics]) as (record, budget):
         for variant in every:
             _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
         folds = (_fold(variant, study, settings, spaces, first) for variant in every)
@@ -101,10 +108,21 @@ def _measure(
         )
         about = {"versions": versions(), "simulated": is_simulated(settings)}
         for variant, own in zip(every, found.folds, strict=False):
-            write_json(variant.study.metrics, own | about, indent=1)
+            write_json(variant.study.metrics, own | about | {"notes": own["notes"] + _notes(settings)}, indent=1)
         found.metrics |= about | {"made_of": made_of}
+        found.metrics["notes"] += _notes(settings)
         _write(study, found)
         record["settings"] = settings.evaluate.model_dump()
+
+
+def _notes(settings: Settings) -> list[str]:
+    """What a reader has to know of settings that take more than the train rows."""
+    return [
+        f"Predictions of {name} were re-standardised with the mean and spread of all test predictions together "
+        '(restandardize = "transductive"): a row depends on which others were tested.'
+        for name, ridge in settings.regression.items()
+        if ridge.restandardize == "transductive"
+    ]
 
 
 def is_simulated(settings: Settings) -> bool:
@@ -129,7 +147,7 @@ def _report(every: list[Variant], study: Study, settings: Settings, progress: Pr
                 scores=_captioned(scores, every, study),
                 pictures=pictures(),
                 simulated=is_simulated(settings),
-                settings=settings.tables(),
+                settings=_without_folders(settings.tables()),
                 records=read_json(study.record) or {},
                 variants={v.study.root.name: read_json(v.study.record) or {} for v in every if v.is_fold},
                 latent_r2={
@@ -146,6 +164,18 @@ def _report(every: list[Variant], study: Study, settings: Settings, progress: Pr
 
 def _groups(settings: Settings) -> dict[str, dict[str, slice]]:
     return {name: features.make(name, table).groups() for name, table in settings.features.items()}
+
+
+def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the names of files alone: a report is handed on, and folders are nobody else's business."""
+    named = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            value = _without_folders(value)
+        elif isinstance(value, str) and Path(value).is_absolute():
+            value = Path(value).name
+        named[key] = value
+    return named
 
 
 # What the figures are taken from
@@ -170,10 +200,11 @@ def _made_of(
         "seed": settings.general.seed,
         "evaluate": settings.evaluate.model_dump(),
         "stimuli": [Store.open(study.stimuli(split)).content for split in ("train", every[0].test_split)],
+        "names": fingerprint({"rows": [variant.names() for variant in every]}),
     }
     for variant in every:
         made_of[variant.study.root.name if variant.is_fold else "split"] = {
-            "predictions": [Store.open(variant.study.predictions(name)).content for name in spaces],
+            "predictions": {name: Store.open(variant.study.predictions(name)).content for name in spaces},
             "features": [
                 Store.open(variant.of(space).features(name, variant.test_split)).content
                 for name, space in spaces.items()
@@ -230,6 +261,7 @@ def _fold(
     return Fold(
         label=variant.prefix,
         names=variant.names(),
+        trained=variant.trained(),
         stimuli=test,
         test_rows=variant.index(test, variant.test),
         train_stimuli=train,

@@ -43,8 +43,8 @@ def with_channels(image: Array, channels: int) -> Array:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    grey: Array = np.rint(image @ np.array(GREY)).astype(np.uint8)
-    return grey[:, :, None]
+    weighted = sum(image[:, :, k : k + 1] * weight for k, weight in enumerate(GREY))
+    return np.rint(weighted).astype(np.uint8)
 
 
 def to_pixels(image: Array, shape: ImageShape, out: Array) -> None:

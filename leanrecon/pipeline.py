@@ -18,7 +18,7 @@ from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
-from leanrecon.records import HEADER, is_complete, is_study, only_run, recorded
+from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.settings import Settings, check_settings
 from leanrecon.stores import Store
@@ -70,6 +70,7 @@ class Pipeline:
         if until not in STAGES[:3]:
             _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):
+            sweep(self.study)
             if not self.study.settings.exists():
                 self._write_settings(STAGES[-1])
             for stage in STAGES[: STAGES.index(until) + 1]:
@@ -213,12 +214,12 @@ class Pipeline:
             path = variant.study.reconstructions("final")
             with self._recorded("refine", variant.study, [path]) as (record, budget):
                 first = Pictures.open(variant.study.reconstructions("stage1"))
-                made_of = {"stage1": first.content, "refine": self.settings.refine.model_dump()}
+                made_of = {"stage1": first.content, "refine": self.settings.refine.table()}
                 final = Pictures.create(path, first.rows, first.shape, made_of=made_of, overwrite=self.overwrite)
                 budget.require("refine", COPYING)
                 final.copy(first)
                 final.finish()
-                record["settings"] = self.settings.refine.model_dump()
+                record["settings"] = self.settings.refine.table()
 
     def _evaluate(self) -> None:
         assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
@@ -237,8 +238,7 @@ class Pipeline:
         return variant.shuffled(self.settings.evaluate.permutations) if name == first else []
 
     def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
-        done = not self.overwrite and all(is_complete(path) for path in made)
-        return recorded(stage, study, self.settings.general.memory, done=done)
+        return recorded(stage, study, self.settings.general.memory, made=made)
 
     def _write_settings(self, stage: str) -> None:
         """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,16 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def recorded(
-    stage: str, study: Study, memory: str | None, *, done: bool
+    stage: str, study: Study, memory: str | None, *, made: Sequence[Path]
 ) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
-    """Measure a stage and keep its record in ``run.json``, unless all that it makes was ``done`` before."""
+    """Measure a stage and keep its record in ``run.json``, unless all that it makes was there and stays as it was."""
     budget = MemoryBudget.of(memory)
     record: dict[str, Any] = {}
+    before = [_stamp(path) for path in made]
     started = time.monotonic()
     with PeakMemory() as peak:
         yield record, budget
-    if done:
+    if [_stamp(path) for path in made] == before:
         return
     record |= {
         "seconds": round(time.monotonic() - started, 3),
@@ -56,6 +57,23 @@ def recorded(
     write_json(study.record, records, indent=2)
 
 
+def _stamp(path: Path) -> int | None:
+    """When a store, a folder of images or a file was begun or completed last; None where it is not there."""
+    for file in (path / "zarr.json", path.with_name(f"{path.name}.json"), path):
+        with contextlib.suppress(OSError):
+            return file.stat().st_mtime_ns
+    return None
+
+
+def sweep(study: Study) -> None:
+    """Remove what a killed run left half-written beside the stores, which sweep themselves."""
+    with explained_disk_errors(study.root):
+        for root in (study.root, *study.root.glob("variants/*"), *study.root.glob("variants/*/variants/*")):
+            for pattern in ("*.partial", "betas/*.partial", "evaluation/**/*.partial", "reconstructions/*.partial"):
+                for partial in root.glob(pattern):
+                    partial.unlink(missing_ok=True)
+
+
 def is_study(root: Path) -> bool:
     """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
     settings = Study(root).settings
@@ -66,8 +84,7 @@ def is_complete(path: Path) -> bool:
     """Whether there is a complete store, or a complete folder of images, at a path."""
     if (path / "zarr.json").exists():
         return Store.open(path, incomplete=True).complete
-    record = read_json(path.with_name(f"{path.name}.json"))
-    return record is not None and Pictures(path, record).complete
+    return Pictures.there(path) and Pictures.open(path, incomplete=True).complete
 
 
 @contextlib.contextmanager

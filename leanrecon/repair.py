@@ -45,7 +45,7 @@ def _kept(path: Path) -> list[Store | Pictures]:
     stores = [Store.open(found.parent, incomplete=True) for found in sorted(path.rglob("zarr.json"))]
     folders = [
         Pictures.open(record.with_suffix(""), incomplete=True)
-        for record in sorted({*path.rglob("reconstructions/*.json"), *path.parent.glob(f"{path.name}.json")})
+        for record in sorted({*path.rglob("*.json"), *path.parent.glob(f"{path.name}.json")})
         if record.parent.name == "reconstructions"
     ]
     return [*stores, *folders]

@@ -58,11 +58,19 @@ class Variant:
 
     def names(self) -> list[str]:
         """The stimulus of every test row."""
+        return self._stimuli(self.test_split, self.test)
+
+    def trained(self) -> int:
+        """How many test rows show a stimulus that was trained on."""
+        learned = set(self._stimuli("train", self.train))
+        return sum(name in learned for name in self.names())
+
+    def _stimuli(self, split: str, rows: list[int] | None) -> list[str]:
         records = read_json(self.parent.rows)
         if records is None:
             raise StoreError(f"there is no {self.parent.rows}", todo="run the stage dataset first")
-        names: list[str] = records[self.test_split]["stimulus"]
-        return names if self.test is None else [names[row] for row in self.test]
+        names: list[str] = records[split]["stimulus"]
+        return names if rows is None else [names[row] for row in rows]
 
 
 def variants(study: Study, folds: int | None) -> list[Variant]:

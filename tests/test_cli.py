@@ -182,14 +182,14 @@ def test_stages_run_one_by_one(data, finished, tmp_path):
 
 def test_a_finished_study_is_left_as_it_is(data, finished):
     before = stamps(finished)
-    assert leanrecon("run", "small.toml", cwd=data) == "done: small\n"
+    assert leanrecon("run", "small.toml", cwd=data) == "done: small/report.html\n"
     assert stamps(finished) == before
 
 
 def test_a_study_is_continued_from_any_folder_by_its_own_name(here, finished, study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(study / "features" / "pixels")
-    assert here("run", "study")[:2] == (0, "done: study\n")
+    assert here("run", "study")[:2] == (0, "done: study/report.html\n")
     assert chunks(study) == chunks(finished)
 
 

@@ -1,6 +1,6 @@
 """Figures with their uncertainty: bootstrap intervals over test images, averaged over folds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,54 @@ Array = np.ndarray[Any, Any]
 LEVELS = (2.5, 97.5)
 """Percentiles of the bootstrap that bound a 95 % interval (Efron & Tibshirani 1993, chapter 13)."""
 
+AT_ONCE = 256
+"""Resamples that are drawn together."""
+
 Figures = dict[str, dict[str, float | None]]
 
 
-def resampling(m: int, resamples: int, seed: int, fold: int = 0) -> Array:
-    """How often each of ``m`` test rows is drawn in each resample, float64 [resamples, m]; rows sum to m.
+@dataclass(frozen=True)
+class Resampling:
+    """Test rows drawn again and again with replacement: whole stimuli, since repeats of one are not independent.
 
     One resampling serves all figures of a fold, so that their differences are paired.
     """
-    drawn = np.random.default_rng([seed, fold]).integers(0, m, (resamples, m))
-    counts = np.zeros((resamples, m))
-    np.add.at(counts, (np.arange(resamples)[:, None], drawn), 1)
-    return counts
+
+    stimuli: Array
+    """The number of the stimulus of every test row, int [m]."""
+    resamples: int
+    seed: int
+    fold: int = 0
+
+    @property
+    def distinct(self) -> int:
+        return int(self.stimuli.max()) + 1
+
+    def means(self, rows: Array) -> Array:
+        """Means of scores [m, k] in every resample, float64 [resamples, k]; never all draws at once."""
+        n = self.distinct
+        sums = np.zeros((n, rows.shape[1]))
+        np.add.at(sums, self.stimuli, rows)
+        sizes = np.bincount(self.stimuli).astype(np.float64)
+        result = np.empty((self.resamples, rows.shape[1]))
+        for start in range(0, self.resamples, AT_ONCE):
+            many = min(AT_ONCE, self.resamples - start)
+            drawn = np.random.default_rng([self.seed, self.fold, start]).integers(0, n, (many, n))
+            drawn += np.arange(many)[:, None] * n
+            counts = np.bincount(drawn.ravel(), minlength=many * n).reshape(many, n).astype(np.float64)
+            result[start : start + many] = counts @ sums / (counts @ sizes)[:, None]
+        return result
+
+
+def numbered(names: Sequence[str]) -> Array:
+    """The stimuli that rows show as numbers from 0, int [m]."""
+    numbers: Array = np.unique(np.asarray(names), return_inverse=True)[1]
+    return numbers
+
+
+def bootstrap_nbytes(m: int, resamples: int) -> int:
+    """Memory that figures of one fold take, in bytes: the draws, and the means of some twenty figures twice over."""
+    return AT_ONCE * m * 8 * 4 + resamples * 20 * 8 * 4
 
 
 @dataclass
@@ -50,37 +86,41 @@ def average(permutations: Sequence[Scores]) -> Scores:
     )
 
 
-def figures(folds: Sequence[Scores], counts: Sequence[Array]) -> Figures:
+def figures(folds: Sequence[Scores], drawn: Sequence[Resampling]) -> Figures:
     """Each figure's mean over the folds, its 95 % interval and its chance level (None where it has none).
 
-    The interval is None where a fold has a single test row.
+    The interval is None where a fold has test rows of a single stimulus.
     """
-    result = {}
-    for metric in _shared(folds):
-        levels = [scores.chance.get(metric) for scores in folds]
-        known = [level for level in levels if level is not None]
-        result[metric] = _figure([scores.rows[metric] for scores in folds], counts)
-        result[metric]["chance"] = float(np.mean(known)) if known else None
+    result = _figures([scores.rows for scores in folds], drawn)
+    for metric, figure in result.items():
+        known = [scores.chance[metric] for scores in folds if metric in scores.chance]
+        figure["chance"] = float(np.mean(known)) if known else None
     return result
 
 
-def margins(final: Sequence[Scores], baseline: Sequence[Scores], counts: Sequence[Array]) -> Figures:
+def margins(final: Sequence[Scores], baseline: Sequence[Scores], drawn: Sequence[Resampling]) -> Figures:
     """How far each figure lies above that of a baseline, with the 95 % interval of the paired difference."""
-    pairs = list(zip(final, baseline, strict=True))
+    differences = [
+        {metric: ours.rows[metric] - theirs.rows[metric] for metric in ours.rows if metric in theirs.rows}
+        for ours, theirs in zip(final, baseline, strict=True)
+    ]
+    return _figures(differences, drawn)
+
+
+def _figures(folds: Sequence[Mapping[str, Array]], drawn: Sequence[Resampling]) -> Figures:
+    metrics = [name for name in folds[0] if all(name in rows for rows in folds)]
+    if not metrics:
+        return {}
+    tables = [np.stack([rows[name] for name in metrics], axis=1) for rows in folds]
+    values = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    if min(resampling.distinct for resampling in drawn) == 1:
+        return {
+            name: {"value": float(value), "low": None, "high": None}
+            for name, value in zip(metrics, values, strict=True)
+        }
+    means = sum(resampling.means(table) for resampling, table in zip(drawn, tables, strict=True)) / len(folds)
+    low, high = np.percentile(means, LEVELS, axis=0)
     return {
-        metric: _figure([ours.rows[metric] - theirs.rows[metric] for ours, theirs in pairs], counts)
-        for metric in _shared([*final, *baseline])
+        name: {"value": float(values[k]), "low": float(low[k]), "high": float(high[k])}
+        for k, name in enumerate(metrics)
     }
-
-
-def _shared(folds: Sequence[Scores]) -> list[str]:
-    return [name for name in folds[0].rows if all(name in scores.rows for scores in folds)]
-
-
-def _figure(folds: Sequence[Array], counts: Sequence[Array]) -> dict[str, float | None]:
-    value = float(np.mean([rows.mean() for rows in folds]))
-    if min(map(len, folds)) == 1:
-        return {"value": value, "low": None, "high": None}
-    draws = np.mean([drawn @ rows / len(rows) for rows, drawn in zip(folds, counts, strict=True)], axis=0)
-    low, high = np.percentile(draws, LEVELS)
-    return {"value": value, "low": float(low), "high": float(high)}

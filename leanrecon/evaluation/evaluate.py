@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.bootstrap import Figures, Scores, average, figures, margins, resampling
+from leanrecon.evaluation.bootstrap import (
+    Figures,
+    Resampling,
+    Scores,
+    average,
+    bootstrap_nbytes,
+    figures,
+    margins,
+    numbered,
+)
 from leanrecon.evaluation.comparison import compare_images, compare_nbytes
 from leanrecon.evaluation.latents import compare_latents, latents_nbytes
 from leanrecon.evaluation.settings import PRESETS, EvaluateSettings
@@ -28,7 +37,8 @@ from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
 
 SHUFFLED = "shuffled_betas"
-BASELINES = ("mean_train_image", "random_train_image", "nearest_train_image", SHUFFLED)
+MEAN = "mean_train_image"
+BASELINES = (MEAN, "random_train_image", "nearest_train_image", SHUFFLED)
 CEILING = "true_features"
 
 SLACK = 24_000_000
@@ -56,6 +66,8 @@ class Fold:
     final: Pictures | None
     """None where no stage refines the first images."""
     shuffled: Sequence[tuple[Matrix, Pictures]]
+    trained: int
+    """How many test rows show a stimulus that was trained on."""
     ceiling: Pictures | None
     """Decoded from the true features of the test stimuli."""
 
@@ -75,12 +87,13 @@ class Evaluation:
 
 @dataclass
 class _Judged:
-    counts: Array
+    drawn: Resampling
     images: dict[str, Scores]
     features: dict[str, Scores]
     r2: dict[str, Array]
     names: Sequence[str]
     rows: Array
+    trained: int
 
     @property
     def final(self) -> str:
@@ -117,19 +130,20 @@ def evaluate(
 
 def _metrics(judged: Sequence[_Judged]) -> dict[str, Any]:
     """All figures over some folds."""
-    counts = [fold.counts for fold in judged]
-    found = {name: figures([fold.images[name] for fold in judged], counts) for name in judged[0].images}
+    drawn = [fold.drawn for fold in judged]
+    found = {name: figures([fold.images[name] for fold in judged], drawn) for name in judged[0].images}
     baselines = [name for name in BASELINES if name in found]
     final = judged[0].final
     return {
         "n_test": sum(len(fold.names) for fold in judged),
+        "n_stimuli": len({name for fold in judged for name in fold.names}),
         "stage1": found["stage1"],
         "final": found[final],
         "baselines": {name: found[name] for name in baselines},
         "ceilings": {CEILING: found[CEILING]} if CEILING in found else {},
-        "features": {name: figures([fold.features[name] for fold in judged], counts) for name in judged[0].features},
+        "features": {name: figures([fold.features[name] for fold in judged], drawn) for name in judged[0].features},
         "margins": {
-            name: margins([fold.images[final] for fold in judged], [fold.images[name] for fold in judged], counts)
+            name: margins([fold.images[final] for fold in judged], [fold.images[name] for fold in judged], drawn)
             for name in baselines
         },
         "notes": _notes(found["stage1"], judged),
@@ -142,7 +156,7 @@ def plan_evaluate(
     """Memory that ``evaluate`` takes in bytes, of stimuli of ``shape`` and feature spaces of so many ``dims``."""
     compared = PRESETS[settings.preset] or shape
     sources = len(BASELINES) + 2 + settings.permutations
-    counts = settings.resamples * m * 8
+    counts = bootstrap_nbytes(m, settings.resamples)
     return SLACK + counts + max(
         compare_nbytes(compared, m, sources, chunk),
         max(latents_nbytes(m, d) for d in dims.values()),
@@ -161,7 +175,7 @@ def _judge(
     chunk, block = fold.stimuli.buffer_nbytes(), fold.train_features.block
     work = plan_evaluate((height, width, channels), m, len(fold.train_rows), dims, settings, chunk, block)
     budget.require("evaluate", work)
-    counts = resampling(m, settings.resamples, seed, k)
+    drawn = Resampling(numbered(fold.names), settings.resamples, seed, k)
     sources = dict(_sources(fold, seed))
     seen = Chosen(fold.stimuli, fold.test_rows)
     images = compare_images(sources, seen, fold.names, shape, progress=progress, label=f"{fold.label}evaluate")
@@ -171,17 +185,19 @@ def _judge(
     images["stage1"].add(features[fold.space])
     for j, (predicted, _) in enumerate(fold.shuffled):
         images[f"{SHUFFLED} {j}"].add(compare_latents(predicted, fold.true[fold.space], fold.names)[0])
+    for name in ("two_way_pixels_reverse", "top1_pixels_reverse"):  # one image for all ties with itself
+        images[MEAN].rows.pop(name, None)
     shuffled = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.shuffled))]
     if shuffled:
         images[SHUFFLED] = average(shuffled)
-    return _Judged(counts, images, features, r2, fold.names, fold.test_rows)
+    return _Judged(drawn, images, features, r2, fold.names, fold.test_rows, fold.trained)
 
 
 def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
     yield "stage1", Drawn(fold.stage1)
     if fold.final is not None:
         yield "final", Drawn(fold.final)
-    yield "mean_train_image", Same(mean_image(fold.train_stimuli, fold.train_rows))
+    yield MEAN, Same(mean_image(fold.train_stimuli, fold.train_rows))
     yield "random_train_image", Chosen(fold.train_stimuli, random_rows(fold.train_rows, len(fold.names), seed))
     nearest = nearest_rows(fold.predicted[fold.space], fold.train_features)
     yield "nearest_train_image", Chosen(fold.train_stimuli, fold.train_rows[nearest])
@@ -206,13 +222,18 @@ def _notes(stage1: Figures, judged: Sequence[_Judged]) -> list[str]:
     missing = [name for name in ("ssim", "ssim_1d", "ssim_7x7") if name not in stage1]
     if missing:
         notes.append(f"{', '.join(missing)} left out: the images are smaller than its window.")
-    smallest = min(len(fold.names) for fold in judged)
+    trained = sum(fold.trained for fold in judged)
+    if trained:
+        n_test = sum(len(fold.names) for fold in judged)
+        notes.append(
+            f"{trained} of {n_test} test rows show images that were trained on (allow_shared_stimuli): "
+            "these figures are not those of images that the decoder has never seen."
+        )
+    smallest = min(fold.drawn.distinct for fold in judged)
     if smallest == 1:
-        notes.append("A single test image has no interval, no R² and nothing to be told from.")
+        notes.append("A single test image has no interval, no R², and nothing to be told from.")
     elif smallest < 10:
         notes.append(f"Only {smallest} test images{' in a fold' if len(judged) > 1 else ''}: intervals are too narrow.")
-    if smallest > 1 and "two_way_pixels" not in stage1:
-        notes.append("No identification: all test rows show the same stimulus.")
     return notes
 
 

@@ -14,19 +14,22 @@ Array = np.ndarray[Any, Any]
 PANEL_NBYTES = 48_000_000
 """Most bytes of a panel of float32 rows that are correlated with another at once, if that is 16 rows or more."""
 
+MOST_ROWS = 2560
+"""Most rows of a panel: narrow rows have as many correlations with each other as wide ones."""
+
 TIE = 1e-6
 """Correlations nearer to each other than this are ties, which lose: float32 products differ by as much."""
 
 
 def panel_rows(m: int, columns: int) -> int:
     """Rows of a panel: arithmetic on the shape alone, so that no budget changes a product."""
-    return min(m, max(PANEL_NBYTES // (4 * columns), 16))
+    return min(m, MOST_ROWS, max(PANEL_NBYTES // (4 * columns), 16))
 
 
 def identify_nbytes(m: int, columns: int) -> int:
     """Memory that ``identify`` takes, in bytes: two panels of rows, their correlations, and what reading one takes."""
     rows = panel_rows(m, columns)
-    return 3 * rows * columns * 4 + rows * m * (4 + 3) + 16 * m * 8
+    return 3 * rows * columns * 4 + rows * rows * (4 + 3) + 16 * m * 8
 
 
 def identify(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], what: str) -> Scores | None:

@@ -3,6 +3,7 @@
 Images are uint8 [height, width, channels] of one shape.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,8 @@ def to_grey(image: Array) -> Array:
     """Grey levels from 0 to 1, float64 [height, width]."""
     if image.shape[2] == 1:
         return image[:, :, 0] / 255
-    levels: Array = image @ (np.array(GREY) / 255)
-    return levels
+    red, green, blue = (weight / 255 for weight in GREY)
+    return image[:, :, 0] * red + image[:, :, 1] * green + image[:, :, 2] * blue
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,9 @@ class Looked:
     """An image with all that its figures need of it alone, so that nothing is taken twice."""
 
     pixels: Array
-    """uint8, flat."""
-    mean: float
-    norm: float
-    """Length of the pixels less their mean; 0 of a constant image."""
+    """int64, flat: sums of their products are exact, and no threads of a library are started for them."""
+    total: int
+    squares: int
     grey: Array
     local: dict[str, tuple[Array, Array]]
     """For each definition of SSIM the local means and variances."""
@@ -91,29 +91,32 @@ class Looked:
 
 def look(image: Array, metrics: Sequence[str]) -> Looked:
     """Take of an image all that the figures in ``metrics`` need of it alone."""
-    mean = float(image.mean())
-    norm = float(np.sqrt(max(np.square(image, dtype=np.float64).sum() - image.size * mean**2, 0)))
-    norm = norm if image.min() < image.max() else 0.0
+    pixels = image.reshape(-1).astype(np.int64)
     grey = to_grey(image)
     local = {}
     for name in SSIM.keys() & set(metrics):
         window = SSIM[name]
         means = window.means(grey)
         local[name] = means, window.correction * (window.means(grey * grey) - means * means)
-    return Looked(image.reshape(-1), mean, norm, grey, local)
+    return Looked(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local)
+
+
+def _product(a: Array, b: Array) -> int:
+    return int(np.einsum("i,i", a, b))
 
 
 def pixcorr(a: Looked, b: Looked) -> float:
     """Pearson correlation over all pixels and channels; 0 where either image is constant, which matches nothing."""
-    if a.norm == 0 or b.norm == 0:
+    n = a.pixels.size
+    variance_a, variance_b = n * a.squares - a.total**2, n * b.squares - b.total**2
+    if variance_a == 0 or variance_b == 0:
         return 0.0
-    product = float(np.dot(a.pixels.astype(np.float64), b.pixels.astype(np.float64)))
-    return (product - a.pixels.size * a.mean * b.mean) / (a.norm * b.norm)
+    return (n * _product(a.pixels, b.pixels) - a.total * b.total) / math.sqrt(variance_a * variance_b)
 
 
 def mse(a: Looked, b: Looked) -> float:
     """Mean squared difference over all pixels and channels, from 0 to 1."""
-    return float(np.mean(np.square((a.pixels.astype(np.float64) - b.pixels) / 255)))
+    return (a.squares + b.squares - 2 * _product(a.pixels, b.pixels)) / (a.pixels.size * 255**2)
 
 
 def ssim(a: Looked, b: Looked, name: str) -> float:

@@ -129,7 +129,9 @@ def _context(page: Page) -> dict[str, Any]:
     simulated = page.simulated or bool(metrics.get("simulated"))
     shown = columns(metrics)
     n_test = metrics.get("n_test") or len(page.scores)
-    few = n_test < MIN_TEST_IMAGES  # then their intervals mean nothing, and nothing is marked as better
+    few = (
+        metrics.get("n_stimuli", n_test) < MIN_TEST_IMAGES
+    )  # then their intervals mean nothing, and nothing is marked as better
     runs = {"": page.records, **page.variants}
     scale = memory_scale(runs)
     here = Path(__file__).parent

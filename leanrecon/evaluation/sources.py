@@ -115,10 +115,11 @@ def _nearest(predicted: Matrix, train: Matrix, rows: range) -> Array:
         products[:, where] += ours @ theirs.T
         sums[where] += theirs.sum(axis=1, dtype=np.float64)
         squares[where] += np.einsum("ij,ij->i", theirs, theirs, dtype=np.float64)
-    spread = np.sqrt(np.maximum(squares - sums**2 / d, 0))
-    varies = spread > 0
+    variance = squares - sums**2 / d
+    varies = variance > 1e-9 * squares  # less is what rounding leaves of a constant row
+    spread = np.sqrt(np.where(varies, variance, 1))
     best = np.empty(len(rows), np.int64)
     for k, row in enumerate(products):  # the length of the prediction itself changes no order
-        r = np.where(varies, (row - own[k] * sums / d) / np.where(varies, spread, 1), -np.inf)
+        r = np.where(varies, (row - own[k] * sums / d) / spread, -np.inf)
         best[k] = int(np.argmax(r))
     return best

@@ -50,7 +50,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     of that is a failure, some of it is mixed, and with too few test images or figures it is unclear.
     """
     final: Figures = metrics.get("final") or metrics.get("stage1") or {}
-    n_test = number(metrics.get("n_test"))
+    n_test = number(metrics.get("n_stimuli", metrics.get("n_test")))
     simulated = bool(metrics.get("simulated"))
     checks = (
         _identifies(final),

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.errors import StoreError
+from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.images import Array, ImageShape
 from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import read_json, write_json, write_whole
@@ -29,7 +29,7 @@ class Pictures:
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         self.path = path
         self._record = record
-        self._digests: dict[int, str] = {}
+        self._digests: dict[int, tuple[str, str]] = {}
 
     @classmethod
     def create(
@@ -41,8 +41,8 @@ class Pictures:
         ``overwrite``. Files left half-written by a killed run are removed.
         """
         now = {"format": FORMAT, "images": {"rows": rows, "shape": list(shape)}, **made_of}
-        there = read_json(_beside(path))
-        if there is not None:
+        if cls.there(path):
+            there = _record_of(path)
             changed = list(differences(there["made_of"], now))
             if not changed:
                 with explained_disk_errors(path):
@@ -64,16 +64,20 @@ class Pictures:
     @classmethod
     def open(cls, path: Path, *, incomplete: bool = False) -> "Pictures":
         """Open a folder for reading; raises StoreError where there is none, or while it is not complete."""
-        record = read_json(_beside(path))
-        if record is None:
+        if not cls.there(path):
             raise StoreError(f"there are no images at {path}", todo="run the stage that writes them first")
-        pictures = cls(path, record)
+        pictures = cls(path, _record_of(path))
         if not (pictures.complete or incomplete):
             raise StoreError(
                 f"{path} is not complete: {len(pictures.missing())} of {pictures.rows} images are missing",
                 todo="run the same command again to finish it",
             )
         return pictures
+
+    @staticmethod
+    def there(path: Path) -> bool:
+        """Whether images were begun at a path."""
+        return _beside(path).exists()
 
     @property
     def rows(self) -> int:
@@ -90,15 +94,15 @@ class Pictures:
 
     @property
     def content(self) -> str:
-        """SHA-256 over all images, fixed when they were completed."""
-        return hashlib.sha256("".join(self._record["checksums"]).encode()).hexdigest()
+        """SHA-256 over the pixels of all images, fixed when they were completed: no encoder's version changes it."""
+        return hashlib.sha256("".join(self._record["pixels"]).encode()).hexdigest()
 
     def file(self, row: int) -> Path:
         return self.path / f"{row:05d}.png"
 
     def missing(self) -> list[int]:
         """The rows whose images are still to be written."""
-        return [row for row in range(self.rows) if not self.file(row).exists()]
+        return [row for row in range(self.rows) if not _is_written(self.file(row))]
 
     def write(self, row: int, image: Array) -> None:
         """Write the image of a row, uint8 of the folder's shape."""
@@ -108,16 +112,19 @@ class Pictures:
 
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
         write_whole(self.file(row), lambda file: picture.save(file, format="PNG"))
-        self._digests[row] = _digest(self.file(row))
+        self._digests[row] = _digest(self.file(row).read_bytes()), _digest(image)
 
     def copy(self, other: "Pictures") -> None:
-        """Write the images that are missing as another folder has them, byte for byte."""
+        """Write the images that are missing as another, complete folder has them, byte for byte; refuses damaged ones."""
         for row in self.missing():
-            with other.file(row).open("rb") as source:
-                write_whole(self.file(row), partial(shutil.copyfileobj, source))
+            data = other.file(row).read_bytes() if other.file(row).exists() else b""
+            if _digest(data) != other._record["checksums"][row]:
+                raise other._damage(row, "does not match its checksum" if data else "is missing")
+            write_whole(self.file(row), partial(_write, data))
+            self._digests[row] = other._record["checksums"][row], other._record["pixels"][row]
 
     def finish(self) -> None:
-        """Mark the folder complete, once every image is there, and fix their checksums."""
+        """Mark the folder complete, once every image is there, and fix its checksums."""
         if self.complete:
             return
         if missing := self.missing():
@@ -125,9 +132,20 @@ class Pictures:
                 f"{self.path} lacks {len(missing)} images, {self.file(missing[0]).name} first",
                 todo="run the same command again to write them",
             )
-        checksums = [self._digests.get(row) or _digest(self.file(row)) for row in range(self.rows)]
-        self._record |= {"complete": True, "checksums": checksums}
+        found = [self._digests.get(row) or self._digests_of(row) for row in range(self.rows)]
+        pixels = [own for _, own in found]
+        if self._record.get("pixels", pixels) != pixels:
+            warnings.warn(
+                f"{self.path} was made again, but not to the same images: another kind of processor or another version "
+                "of a library made the rest. What was made of it has to be made again too (--overwrite)",
+                LeanreconWarning,
+                stacklevel=2,
+            )
+        self._record |= {"complete": True, "checksums": [file for file, _ in found], "pixels": pixels}
         write_json(_beside(self.path), self._record)
+
+    def _digests_of(self, row: int) -> tuple[str, str]:
+        return _digest(self.file(row).read_bytes()), _digest(self.read(row))
 
     def read(self, row: int) -> Array:
         """The image of a row, uint8 [height, width, channels]; raises StoreError if it is damaged."""
@@ -140,26 +158,27 @@ class Pictures:
             raise self._damage(row, "is missing") from None
         except (OSError, SyntaxError, ValueError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
-        if image.size != np.prod(self.shape) or image.dtype != np.uint8:
+        height, width, channels = self.shape
+        if image.shape != ((height, width) if channels == 1 else self.shape) or image.dtype != np.uint8:
             raise self._damage(row, f"is {image.dtype} of shape {image.shape} instead of {self.shape}")
         return image.reshape(self.shape)
 
     def damage(self) -> Iterator[tuple[int, str]]:
         """The rows whose images are missing or altered, with what is wrong."""
         for row, digest in enumerate(self._record["checksums"]):
-            if not self.file(row).exists():
+            if not _is_written(self.file(row)):
                 yield row, self._damage(row, "is missing").found
-            elif _digest(self.file(row)) != digest:
+            elif _digest(self.file(row).read_bytes()) != digest:
                 yield row, self._damage(row, "does not match its checksum").found
 
     def discard(self, rows: Sequence[int]) -> None:
         """Remove images and mark the folder incomplete, so that the next run draws just these again."""
+        with explained_disk_errors(self.path):  # first: a damaged image must not be taken for one that was written
+            for row in rows:
+                self.file(row).unlink(missing_ok=True)
         if rows:
             self._record["complete"] = False
             write_json(_beside(self.path), self._record)
-        with explained_disk_errors(self.path):
-            for row in rows:
-                self.file(row).unlink(missing_ok=True)
 
     def _damage(self, row: int, what: str) -> StoreError:
         return StoreError(
@@ -185,5 +204,29 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def _record_of(path: Path) -> dict[str, Any]:
+    record = read_json(_beside(path))
+    try:
+        int(record["made_of"]["images"]["rows"])
+    except (TypeError, KeyError, ValueError):
+        raise StoreError(
+            f"{_beside(path)} is damaged, or no record of images", todo="remove it and run again to draw them anew"
+        ) from None
+    found: dict[str, Any] = record
+    return found
+
+
+def _is_written(file: Path) -> bool:
+    """Whether an image is there; an empty file is what a power cut leaves."""
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _write(data: bytes, file: Any) -> None:
+    file.write(data)
+
+
+def _digest(data: bytes | Array) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()[:16]
