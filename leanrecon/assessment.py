@@ -97,6 +97,7 @@ def _measure(
     with recorded("evaluate", study, settings.general.memory, made=[study.metrics]) as (record, budget):
         for variant in every:
             _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
+        first.release()
         folds = (_fold(variant, study, settings, spaces, first) for variant in every)
         found = evaluate(
             folds,

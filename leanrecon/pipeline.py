@@ -113,6 +113,7 @@ class Pipeline:
                         images = Store.open(self.study.stimuli(split))
                         extract(space, images, path, chunk=self.settings.stores.chunk, **how)
                     record["settings"] = self.settings.features[name].model_dump(exclude_none=True)
+            space.release()
 
     def _regression(self) -> None:
         for variant in self._variants():
@@ -208,6 +209,7 @@ class Pipeline:
                     label = f"{variant.prefix}stage 1" + (f", shuffled betas {k}" if k else "")
                     draw(space, predictions, pictures, images, budget=budget, progress=self.progress, label=label)
                 record["settings"] = {"space": space.name, "size": wanted}
+        space.release()
 
     def _refine(self) -> None:
         for variant in self._variants():

@@ -15,6 +15,7 @@ from leanrecon.evaluation.evaluate import plan_evaluate
 from leanrecon.features.plan import plan_decode, plan_extract
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, picture_shape
+from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
 from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
 from leanrecon.regression.plan import Shapes, plan_fit
@@ -31,8 +32,8 @@ _GATHERED = 4_000_000
 REPORTED = 25_000
 """Bytes that a test image takes in the report and in the tables of scores."""
 
-_LEARNING = 90_000_000
-"""Bytes of scikit-learn and SciPy, which stay once a feature space has learned with them (see features.pca)."""
+_LIBRARIES = {"sklearn": 90_000_000, "torch": 180_000_000}
+"""Bytes of large libraries that stay in the process once a feature space has used them, with what they allocate."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     chunk = parse_bytes(settings.stores.chunk)
     arrays = datasets.plan_dataset(settings.dataset, base_dir=base_dir, chunk=chunk, free=budget.free)
     rows = f"{arrays.n_train + arrays.n_test} images, {arrays.voxels} voxels"
-    stages = [PlannedStage("dataset", rows, budget.reserved + arrays.work, arrays.disk)]
+    stages = [
+        PlannedStage("dataset", rows, budget.reserved + arrays.work, arrays.disk, arrays.scratch, arrays.download)
+    ]
     last = STAGES.index(until)
     if last >= STAGES.index("features"):
         stages += _features(settings, arrays, chunk, budget)
     if last >= STAGES.index("regression"):
-        learned = [space for space in _spaces(settings) if space.learns]
-        fitted = sum(space.cost(_shape(arrays)).held for space in learned)
-        budget = _after(budget, fitted + _LEARNING if learned else 0)
+        budget = _after(budget, _staying(_spaces(settings), _shape(arrays)))
         stages += _regression(settings, arrays, chunk, budget)
     if last >= STAGES.index("stage1"):
         drawn = _drawing(settings, arrays, chunk, budget)
@@ -73,6 +74,12 @@ def _after(budget: MemoryBudget, held: int) -> MemoryBudget:
     return MemoryBudget(budget.allowed, budget.reserved + held)
 
 
+def _staying(spaces: list[FeatureSpace], shape: ImageShape) -> int:
+    """Bytes that stay in the process once these spaces were used: their libraries, and what they learned."""
+    libraries = {space.library for space in spaces if space.library}
+    return sum(_LIBRARIES[name] for name in libraries) + sum(s.cost(shape).held for s in spaces if s.learns)
+
+
 def _spaces(settings: Settings) -> list[FeatureSpace]:
     general = settings.general
     return [
@@ -81,7 +88,7 @@ def _spaces(settings: Settings) -> list[FeatureSpace]:
     ]
 
 
-def _shape(arrays: DatasetPlan) -> tuple[int, int, int]:
+def _shape(arrays: DatasetPlan) -> ImageShape:
     if arrays.image_shape is None:
         raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
     return arrays.image_shape
@@ -91,24 +98,22 @@ def _features(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memor
     shape = _shape(arrays)
     total = arrays.n_train + arrays.n_test
     image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
-    any_learned = False
-    for space in _spaces(settings):
+    spaces = _spaces(settings)
+    for k, space in enumerate(spaces):
+        held = _after(budget, _staying(spaces[:k], shape))
         dims = space.dims(shape)
         chunks = plan_chunks((total, dims), np.float32, chunk)
         batch = plan_extract(
-            (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=budget.free
+            (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=held.free
         )
         work = max(batch.work, space.fit_nbytes((arrays.n_train, *shape), image_rows))
         times = arrays.folds if arrays.folds and space.learns else 1
         yield PlannedStage(
             f"features {space.name}",
             f"{dims} dims, {batch.batch} images a batch",
-            budget.reserved + work,
+            held.reserved + work,
             times * store_nbytes((total, dims), np.float32, chunk),
         )
-        if space.learns:
-            budget = _after(budget, space.cost(shape).held + (0 if any_learned else _LEARNING))
-            any_learned = True
 
 
 def _regression(settings: Settings, arrays: DatasetPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:
@@ -196,6 +201,9 @@ def show(stages: list[PlannedStage], memory: str | None) -> None:
     console.print(table)
     most = max(stages, key=lambda stage: stage.memory)
     disk = sum(stage.disk for stage in stages) + max(stage.scratch for stage in stages)
-    console.print(f"peak memory {format_bytes(most.memory)} ({most.stage}), disk {format_bytes(disk)}", highlight=False)
+    fetched = sum(stage.download for stage in stages)
+    download = f", {format_bytes(fetched)} to download" if fetched else ""
+    said = f"peak memory {format_bytes(most.memory)} ({most.stage}), disk {format_bytes(disk)}{download}"
+    console.print(said, highlight=False)
     if most.memory > allowed:
         console.print(f'too little memory is allowed; "{-(-most.memory // 1_000_000)}MB" would do', highlight=False)

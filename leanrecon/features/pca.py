@@ -84,6 +84,7 @@ class PCA:
     """Rows of coordinates along the principal components of the train images' pixels (0 to 1)."""
 
     learns = True
+    library = "sklearn"
 
     def __init__(self, settings: PCASettings, *, name: str = "pca", seed: int = 0, device: str = "cpu") -> None:
         self.settings = settings
@@ -201,6 +202,9 @@ class PCA:
 
     def groups(self) -> dict[str, slice]:
         return {}
+
+    def release(self) -> None:
+        """Components are small, and needed again to decode."""
 
     def encode(self, images: Array, rows: Rows) -> Array:
         fit = self.fitted

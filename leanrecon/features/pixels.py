@@ -35,6 +35,7 @@ class Pixels:
     """Rows of height · width · channels pixels, divided by 255, in C order."""
 
     learns = False
+    library = None
 
     def __init__(self, settings: PixelsSettings, *, name: str = "pixels", seed: int = 0, device: str = "cpu") -> None:
         self.settings = settings
@@ -70,6 +71,9 @@ class Pixels:
 
     def groups(self) -> dict[str, slice]:
         return {}
+
+    def release(self) -> None:
+        """There are no weights."""
 
     def encode(self, images: Array, rows: Rows) -> Array:
         shape = self.decoded_shape(images.shape[1:])

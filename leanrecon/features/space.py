@@ -29,6 +29,9 @@ class FeatureSpace(Protocol):
     learns: bool
     """Whether its rows depend on the train images, so that every fold needs its own."""
 
+    library: str | None
+    """The large library that stays in the process once the space was used: "sklearn" or "torch"."""
+
     @property
     def settings(self) -> "BaseModel": ...
 
@@ -64,6 +67,9 @@ class FeatureSpace(Protocol):
 
     def groups(self) -> dict[str, slice]:
         """Named runs of columns that are alike, such as latents of one resolution; empty where there are none."""
+
+    def release(self) -> None:
+        """Drop weights that can be loaded again, so that the next stage has their memory."""
 
     def encode(self, images: Array, rows: Rows) -> Array:
         """Rows [b, dims] in float32 of images [b, height, width, channels] in uint8 with these row numbers."""

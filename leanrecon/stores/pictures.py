@@ -49,7 +49,7 @@ class Pictures:
                     for unfinished in path.glob("*.partial"):
                         unfinished.unlink(missing_ok=True)
                 return cls(path, there)
-            if not overwrite:
+            if not overwrite and any(path.glob("*.png")):
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",

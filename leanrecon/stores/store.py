@@ -93,7 +93,7 @@ class Store:
             if not changed:
                 store.sweep()
                 return store
-            if not overwrite:
+            if not overwrite and any(path.glob("c/**/*")):  # of one that holds nothing yet, nothing is lost
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",

@@ -6,24 +6,14 @@ torch = pytest.importorskip("torch")
 from vdvae_models import SMALL, one_thread, random_images, random_weights, recorded, recorded_config  # noqa: E402, F401
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.features.vdvae import VDVAE, mixture, network, noise, prove  # noqa: E402
+from leanrecon.features.vdvae import VDVAE, network, noise, prove  # noqa: E402
 from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
 from leanrecon.features.vdvae.proof import drawn_picture  # noqa: E402
-
-TINY_TOLERANCE = 1e-4  # float32 against float64 in the published code: 1e-6 for latents, 5e-6 for the state
-NARROW_TOLERANCE = 2e-4  # likewise 5e-6 and 1.6e-5
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    """A published network of nine latents with random weights, its images and what the published code made of them."""
-    model = VDVAE.from_checkpoint(recorded("tiny_model.th"), recorded_config("tiny_hps.json"))
-    return model, np.load(recorded("tiny_images.npy")), np.load(recorded("tiny_latents.npz"))
 
 
 @pytest.fixture(scope="module")
 def narrow():
-    """Likewise the blocks of imagenet64, with 16 channels."""
+    """The blocks of imagenet64 with 16 channels and random weights, and what the published code made of two images."""
     model = VDVAE.from_checkpoint(recorded("i64_narrow/i64n_model.th"), recorded_config("i64_narrow/i64n_hps.json"))
     return model, np.load(recorded("i64_narrow/i64n_arrays.npz"))
 
@@ -33,89 +23,11 @@ def model():
     return VDVAE(SMALL, random_weights())
 
 
-def inject(monkeypatch, arrays, prefix):
-    """Let the model draw the recorded normal numbers: by row and block, whatever the seed."""
-
-    def normals(seed, rows, block, shape, stream):
-        return arrays[f"{prefix}_{block:02d}"][np.asarray(rows)]
-
-    monkeypatch.setattr(noise, "normals", normals)
-
-
 def assert_nearly_the_same_pixels(found, expected, share):
     """Values next to a whole number may be cut off to either side."""
     differences = np.abs(found.astype(int) - expected.astype(int))
     assert differences.max() <= 1
     assert np.mean(differences > 0) <= share
-
-
-# Against the published code
-
-
-def test_means_are_those_of_the_published_code(tiny):
-    model, images, published = tiny
-    np.testing.assert_allclose(model.encode(images, 9), published["flat_all"], rtol=0, atol=TINY_TOLERANCE)
-    np.testing.assert_allclose(model.encode(images, 5), published["flat_first_k"], rtol=0, atol=TINY_TOLERANCE)
-
-
-def test_samples_are_those_of_the_published_code(tiny, monkeypatch):
-    model, images, published = tiny
-    inject(monkeypatch, published, "eps")
-    expected = np.concatenate([published[f"z_seed_{i:02d}"].reshape(6, -1) for i in range(9)], 1)
-    np.testing.assert_allclose(model.encode(images, 9, latents="sample"), expected, rtol=0, atol=TINY_TOLERANCE)
-
-
-def test_encoder_activations_are_those_of_the_published_code(tiny):
-    model, images, published = tiny
-    with torch.inference_mode():
-        activations = model._activations(images, {16, 8, 2, 1})
-    assert set(activations) == {16, 8, 2, 1}
-    for resolution, found in activations.items():
-        np.testing.assert_allclose(found, published[f"enc_act_{resolution}"], rtol=0, atol=TINY_TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("flat", "temperature", "state"),
-    [("flat_all", 0, "px_z_all"), ("flat_first_k", 0, "px_z_first_k_t0"), ("flat_first_k", 0.7, "px_z_first_k_t0.7")],
-)
-def test_decoder_states_are_those_of_the_published_code(tiny, monkeypatch, flat, temperature, state):
-    model, _, published = tiny
-    inject(monkeypatch, published, "first_k_eps")
-    with torch.inference_mode():
-        found = model._state(published[flat], temperature, 0, np.arange(6))
-    np.testing.assert_allclose(found, published[state], rtol=0, atol=TINY_TOLERANCE)
-
-
-def test_decoded_images_are_those_of_the_published_code(tiny):
-    model, _, published = tiny
-    for latents in ("all", "first_k"):
-        found = model.decode(published[f"flat_{latents}"])
-        assert_nearly_the_same_pixels(found, published[f"img_{latents}_half"], 0.002)
-
-
-def test_colours_are_those_of_the_published_code(tiny):
-    _, _, published = tiny
-    numbers = torch.from_numpy(published["dmol_params_all"]).permute(0, 3, 1, 2)
-    eps, u = torch.from_numpy(published["dmol_eps"]), torch.from_numpy(published["dmol_u"])
-    for drawn, name in (((), "half"), ((eps, u), "sampled")):
-        values = mixture.pixel_values(numbers, *drawn)
-        np.testing.assert_allclose(values, published[f"img_float_all_{name}"], rtol=0, atol=TINY_TOLERANCE)
-        assert_nearly_the_same_pixels(mixture.as_bytes(values).numpy(), published[f"img_all_{name}"], 0.002)
-
-
-def test_the_blocks_of_imagenet64_give_91168_published_numbers(narrow):
-    model, published = narrow
-    found = model.encode(published["resized64"], 31)
-    assert found.shape == (2, 91168)
-    np.testing.assert_allclose(found, published["flat31_mean"], rtol=0, atol=NARROW_TOLERANCE)
-
-
-def test_the_blocks_of_imagenet64_decode_31_latents_as_published(narrow):
-    model, published = narrow
-    assert_nearly_the_same_pixels(model.decode(published["flat31_mean"]), published["img31_half"], 0.001)
-    with torch.inference_mode():
-        state = model._state(published["flat31_mean"][:1], 0, 0, np.arange(1))
-    np.testing.assert_allclose(state, published["px_z_31_image0"], rtol=0, atol=NARROW_TOLERANCE)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.015), ("float16", 0.002)])
@@ -141,14 +53,14 @@ def test_rows_do_not_depend_on_their_batch(model, latents):
         np.testing.assert_array_equal(model.encode(images[part], 5, latents=latents, seed=3, rows=rows), whole[part])
 
 
-@pytest.mark.parametrize("together", [2, 5])
+@pytest.mark.parametrize("together", [7, 64])
 def test_images_that_go_through_the_network_together_give_the_same_rows(model, monkeypatch, together):
-    images = random_images(5)
-    options = {"latents": "sample", "seed": 1, "rows": [4, 5, 6, 100, 101]}
+    images = random_images(70)
+    options = {"latents": "sample", "seed": 1, "rows": np.arange(70) * 3}
     alone = model.encode(images, 6, **options)
     drawn = model.decode(alone, temperature=1, sample_pixels=True)
     monkeypatch.setattr(network, "AT_ONCE_ON_CPU", together)
-    np.testing.assert_allclose(model.encode(images, 6, **options), alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.encode(images, 6, **options), alone, rtol=0, atol=1e-5)
     assert_nearly_the_same_pixels(model.decode(alone, temperature=1, sample_pixels=True), drawn, 0.01)
 
 
@@ -212,11 +124,6 @@ def test_arrays_that_can_not_be_written_are_taken(model, recwarn):
     flat.flags.writeable = False
     np.testing.assert_array_equal(model.decode(flat), model.decode(flat.copy()))
     assert not recwarn.list
-
-
-def test_no_images_give_no_rows(model):
-    assert model.encode(random_images(0), 2).shape == (0, 4)
-    assert model.decode(np.zeros((0, 4), np.float32)).shape == (0, 8, 8, 3)
 
 
 # No work for nothing

@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from leanrecon.features.extract import decode_rows, extract  # noqa: E402
 from leanrecon.features.space import DecodingSpace  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig, VDVAESettings, VDVAESpace  # noqa: E402
 from leanrecon.features.vdvae import space as space_module  # noqa: E402
-from leanrecon.stores import Store  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -64,58 +61,15 @@ def test_images_are_resized_by_pillow_and_grey_ones_repeated(make, checkpoint, s
         np.testing.assert_array_equal(make(latents="mean").encode(images, range(3)), expected)
 
 
-def test_photographs_of_any_size_are_fed_as_published():
-    arrays = np.load(recorded("i64_narrow/i64n_arrays.npz"))
-    sizes = json.loads(recorded("i64_narrow/i64n_hps.json").read_text())
-    table = {key: sizes[key] for key in VDVAEConfig.__dataclass_fields__}
-    settings = VDVAESettings(checkpoint=str(recorded("i64_narrow/i64n_model.th")), config=table, latents="mean")
-    rows = VDVAESpace(settings).encode(arrays["src_images"], [0, 1])
-    np.testing.assert_allclose(rows, arrays["flat31_mean"], rtol=0, atol=2e-4)
-
-
 def test_batches_and_chunks_change_no_byte(make, images, tmp_path):
     reference = extract(make(), images, tmp_path / "a.zarr", chunk="10kB")
     assert reference.notes == {"batch": space_module.BATCH}
     np.testing.assert_array_equal(reference[:], make().encode(images[:], range(60)))
-    for batch in (1, 3, 64):
+    for batch in (1, 7, 64):
         other = extract(make(), images, tmp_path / f"{batch}.zarr", chunk="10kB", batch=batch)
         assert other.content == reference.content
     other_seed = extract(make(seed=1), images, tmp_path / "seed.zarr", chunk="10kB")
     assert other_seed.content != reference.content
-
-
-SLOW = """
-import json, sys, time
-from pathlib import Path
-from leanrecon.features.extract import extract
-from leanrecon.features.vdvae import VDVAESettings, VDVAESpace
-from leanrecon.stores import Store
-
-class Slow(VDVAESpace):
-    def encode(self, images, rows):
-        time.sleep(0.05)
-        return super().encode(images, rows)
-
-space = Slow(VDVAESettings(**json.loads(sys.argv[3])), seed=7)
-extract(space, Store.open(sys.argv[1]), Path(sys.argv[2]), chunk="6kB", batch=3)
-"""
-
-
-def test_a_killed_run_ends_with_the_same_bytes(make, images, tmp_path, files_of):
-    space = make(seed=7)
-    whole = extract(space, images, tmp_path / "whole.zarr", chunk="6kB", batch=3)
-    assert whole.row_groups > 6
-    killed = tmp_path / "killed.zarr"
-    table = json.dumps(space.settings.model_dump())
-    run = subprocess.Popen([sys.executable, "-c", SLOW, str(images.path), str(killed), table], env=ONE_THREAD)
-    deadline = time.monotonic() + 60
-    while len(list(killed.glob("c/*/0"))) < 3 and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
-    assert not Store.open(killed, incomplete=True).complete
-    extract(make(seed=7), images, killed, chunk="6kB", batch=64)
-    assert files_of(killed) == files_of(tmp_path / "whole.zarr")
 
 
 def test_rows_are_decoded_as_the_model_decodes_them(make, checkpoint, images, tmp_path):
@@ -134,6 +88,21 @@ def test_rows_of_another_length_are_refused(make):
         make().decode(np.zeros((1, 4), np.float32), [0], (8, 8, 3))
 
 
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (np.zeros((5, 8, 8, 3), np.float32), "holds float32 of shape"),
+        (np.zeros((5, 192), np.uint8), "holds uint8 of shape"),
+        (np.zeros((5, 8, 8, 2), np.uint8), "have 2 channels"),
+        (np.zeros((5, 8, 8, 4), np.uint8), "have 4 channels"),
+    ],
+)
+def test_stores_that_hold_no_images_are_refused(make, store_of, tmp_path, rows, found):
+    with pytest.raises(InputError, match=found):
+        extract(make(), store_of(rows), tmp_path / "f.zarr")
+    assert not (tmp_path / "f.zarr").exists()
+
+
 # What rows are made of
 
 
@@ -142,7 +111,7 @@ def test_rows_are_made_of_contents_and_settings_alone(make, checkpoint, tmp_path
     assert {"n_latents", "latents", "precision", "config", "weights", "seed"} <= set(made_of)
     assert str(tmp_path) not in json.dumps(made_of)
     copy = checkpoint.rename(tmp_path / "elsewhere.th")
-    assert make(seed=3, checkpoint=str(copy), temperature=1.0, device="cuda").made_of() == made_of
+    assert make(seed=3, checkpoint=str(copy), temperature=1.0, name="other").made_of() == made_of
     assert "seed" not in make(checkpoint=str(copy), latents="mean").made_of()
     for table in ({"n_latents": 4}, {"latents": "mean"}, {"precision": "bfloat16"}):
         assert make(seed=3, checkpoint=str(copy), **table).made_of() != made_of
@@ -199,50 +168,6 @@ def test_the_published_network_is_planned_as_measured():
     # measured in a process that had PyTorch imported: 305 and 343 MB with weights, states and libraries
     assert 305e6 < held[0] < 305e6 / 0.6
     assert 343e6 < held[1] < 343e6 / 0.6
-
-
-MEASURED = """
-import json, sys
-from pathlib import Path
-from leanrecon.features.extract import decode_rows, extract
-from leanrecon.features.vdvae import VDVAESettings, VDVAESpace
-from leanrecon.memory import MemoryBudget, PeakMemory
-from leanrecon.stores import Store
-
-images, folder = Store.open(sys.argv[1]), Path(sys.argv[2])
-space = VDVAESpace(VDVAESettings(**json.loads(sys.argv[3])))
-projected = []
-require = MemoryBudget.require
-MemoryBudget.require = lambda self, name, work: projected.append(require(self, name, work))
-measured = []
-for stage in ("encode", "decode"):
-    with PeakMemory() as memory:
-        if stage == "encode":
-            store = extract(space, images, folder / "f.zarr")
-        else:
-            assert sum(1 for _ in decode_rows(space, store, images.shape[1:])) == images.rows
-    measured.append(memory.peak)
-print(json.dumps([projected, measured]))
-"""
-
-
-def test_measured_memory_stays_under_the_plan(tmp_path, store_of, smooth_images):
-    config = VDVAEConfig(
-        image_size=64,
-        enc_blocks="64x1,64d4,16x2,16d4,4x9",
-        dec_blocks="4x9,16m4,16x2,64m16,64x1",
-        width=512,
-    )
-    path = tmp_path / "wide.th"
-    torch.save(random_weights(config), path)
-    images = store_of(smooth_images(4, 100, 100, 3))
-    table = json.dumps({"checkpoint": str(path), "config": config.as_table(), "n_latents": 10})
-    command = [sys.executable, "-c", MEASURED, str(images.path), str(tmp_path), table]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=ONE_THREAD)
-    for stage, projected, measured in zip(("encode", "decode"), *json.loads(run.stdout), strict=True):
-        print(f"{stage}: measured {measured / 1e6:.0f} MB of {projected / 1e6:.0f} MB projected")
-        assert measured <= projected
-        assert measured >= 0.6 * projected or measured < 300e6
 
 
 # Settings

@@ -57,6 +57,8 @@ def random_weights(config=SMALL, seed=0):
     weights = {}
     for name, shape in weight_shapes(config).items():
         scale = 1 / math.sqrt(math.prod(shape[1:])) if name.endswith("weight") else 0.1
+        if "_blocks." in name and ("c4" in name or "z_proj" in name):
+            scale /= math.sqrt(len(config.decoder))  # what blocks add up, as published where training begins
         numbers = rng.standard_normal(shape, np.float32) * np.float32(scale)
         weights[name] = torch.from_numpy(numbers + np.float32(name == "decoder.gain"))
     return weights

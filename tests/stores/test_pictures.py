@@ -366,3 +366,11 @@ def test_a_record_that_is_no_record_of_images_is_not_taken_for_one(path: Path) -
 def test_no_more_digits_than_five_are_needed_for_a_hundred_thousand_rows() -> None:
     pictures = Pictures(Path("x"), {"made_of": {"images": {"rows": 1, "shape": [1, 1, 1]}}})
     assert [pictures.file(row).name for row in (0, 99_999, 100_000)] == ["00000.png", "99999.png", "100000.png"]
+
+
+def test_a_folder_begun_with_other_settings_is_taken_over_while_it_is_empty(tmp_path: Path) -> None:
+    Pictures.create(tmp_path / "images", 2, (4, 4, 1), made_of={"weights": "wrong"})
+    pictures = Pictures.create(tmp_path / "images", 2, (4, 4, 1), made_of={"weights": "right"})
+    pictures.write(0, np.zeros((4, 4, 1), np.uint8))
+    with pytest.raises(StoreError, match="weights was"):
+        Pictures.create(tmp_path / "images", 2, (4, 4, 1), made_of={"weights": "wrong"})

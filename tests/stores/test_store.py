@@ -587,3 +587,11 @@ def test_chunk_files_are_shared_by_no_partial_of_another_writer(tmp_path):
     one.write_chunk(0, 0, WIDE[:8, :1008])
     two.write_chunk(0, 0, WIDE[:8, :1008])
     assert [p.name for p in one.chunk_path(0, 0).parent.iterdir()] == ["0"]
+
+
+def test_a_store_begun_with_other_settings_is_taken_over_while_it_is_empty(tmp_path):
+    Store.create(tmp_path / "rows.zarr", (4, 3), np.float32, made_of={"weights": "wrong"})
+    store = Store.create(tmp_path / "rows.zarr", (4, 3), np.float32, made_of={"weights": "right"})
+    store.write_rows(0, np.ones((4, 3), np.float32))
+    with pytest.raises(StoreError, match="weights was"):
+        Store.create(tmp_path / "rows.zarr", (4, 3), np.float32, made_of={"weights": "wrong"})

@@ -49,6 +49,16 @@ def loading_nbytes(path: Path) -> int:
     return path.stat().st_size
 
 
+def require_file(path: Path) -> None:
+    """Raise InputError where there is no file of weights."""
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {path}",
+            expected="VDVAE weights (.th or .safetensors)",
+            todo="set checkpoint to its path",
+        )
+
+
 def read_weights(
     path: str | PathLike[str],
     config: VDVAEConfig,
@@ -168,12 +178,7 @@ def _opened(path: Path) -> Mapping[Any, Any]:
 
     import torch
 
-    if not path.is_file():
-        raise InputError(
-            f"there is no file {path}",
-            expected="VDVAE weights (.th or .safetensors)",
-            todo="set checkpoint to its path",
-        )
+    require_file(path)
     try:
         if path.suffix == ".safetensors":
             _require("safetensors", "safetensors")

@@ -87,7 +87,7 @@ class VDVAE:
         self._require(encoding_weights(self.config, n_latents))
         out = np.empty((len(images), dims), np.float32)
         for part, numbers in self._parts(len(images), rows):
-            with _exact_inference(self.device):
+            with _exact_inference():
                 self._encode(images[part], out[part], n_latents, (seed, numbers) if latents == "sample" else None)
         return out
 
@@ -120,7 +120,7 @@ class VDVAE:
         self._require(decoding_weights(config))
         out = np.empty((len(flat), config.image_size, config.image_size, 3), np.uint8)
         for part, numbers in self._parts(len(flat), rows):
-            with _exact_inference(self.device):
+            with _exact_inference():
                 pixels = self._pixels(self._state(flat[part], temperature, seed, numbers), sample_pixels, seed, numbers)
             out[part] = pixels.cpu().numpy()
         return out
@@ -281,13 +281,10 @@ class VDVAE:
 
 
 @contextlib.contextmanager
-def _exact_inference(device: str) -> Iterator[Any]:
+def _exact_inference() -> Iterator[None]:
     """No gradients; on CUDA no TF32, whose ten bits of mantissa would move latents, and no search among algorithms."""
     import torch
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if device.startswith("cuda"):
-            flags: Any = torch.backends.cudnn.flags
-            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+    flags: Any = torch.backends.cudnn.flags
+    with torch.inference_mode(), flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield

@@ -32,7 +32,7 @@ def prove(model: "VDVAE") -> dict[str, float]:
     """Encode a drawn picture and decode it again: with all latents (means), and with the first 31 and the prior's means.
 
     Returns the peak signal-to-noise ratio in dB and the correlation of pixels of both. Weights that were not trained
-    give a correlation near 0. What the published ones give has not been measured, so there is no threshold to pass.
+    give a correlation near 0.
     """
     config = model.config
     picture = drawn_picture(config.image_size)

@@ -13,7 +13,7 @@ from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
-from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, weights_nbytes
+from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, require_file, weights_nbytes
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
@@ -86,6 +86,7 @@ class VDVAESpace:
     """
 
     learns = False
+    library = "torch"
 
     def __init__(self, settings: VDVAESettings, *, name: str = "vdvae", seed: int = 0, device: str = "cpu") -> None:
         if settings.precision == "float16" and choose(device) == "cpu":
@@ -153,6 +154,9 @@ class VDVAESpace:
     def groups(self) -> dict[str, slice]:
         """The latents of each resolution."""
         return {f"{r} × {r}": columns for r, columns in latent_groups(self.config, self.settings.n_latents)}
+
+    def release(self) -> None:
+        self._loaded = None
 
     def encode(self, images: Array, rows: Rows) -> Array:
         """Rows of images of any size, resized by Pillow; grey ones are repeated in the three colours."""
@@ -226,14 +230,8 @@ def state_nbytes(config: VDVAEConfig) -> int:
 
 def _content(path: Path) -> str:
     """The fingerprint of a file of weights, taken once as long as the file stays the same."""
-    try:
-        found = path.stat()
-    except OSError:
-        raise InputError(
-            f"there is no file {path}",
-            expected="VDVAE weights (.th or .safetensors)",
-            todo="set checkpoint to its path",
-        ) from None
+    require_file(path)
+    found = path.stat()
     return _content_of(path, found.st_size, found.st_mtime_ns)
 
 
