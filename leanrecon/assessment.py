@@ -107,7 +107,7 @@ def _measure(
             progress=progress,
             n_folds=settings.dataset.folds,
         )
-        about = {"versions": versions(), "simulated": is_simulated(settings)}
+        about = {"versions": versions(), "simulated": settings.dataset.simulated}
         for variant, own in zip(every, found.folds, strict=False):
             write_json(variant.study.metrics, own | about | {"notes": own["notes"] + _notes(settings)}, indent=1)
         found.metrics |= about | {"made_of": made_of}
@@ -126,11 +126,6 @@ def _notes(settings: Settings) -> list[str]:
     ]
 
 
-def is_simulated(settings: Settings) -> bool:
-    """Whether no brain was measured."""
-    return bool(settings.dataset.model_dump()["kind"] == "simulated")
-
-
 def _report(every: list[Variant], study: Study, settings: Settings, progress: Progress) -> None:
     metrics = read_json(study.metrics)
     scores = read_scores(study)
@@ -147,7 +142,7 @@ def _report(every: list[Variant], study: Study, settings: Settings, progress: Pr
                 metrics=metrics,
                 scores=_captioned(scores, every, study),
                 pictures=pictures(),
-                simulated=is_simulated(settings),
+                simulated=settings.dataset.simulated,
                 settings=_without_folders(settings.tables()),
                 records=read_json(study.record) or {},
                 variants={v.study.root.name: read_json(v.study.record) or {} for v in every if v.is_fold},

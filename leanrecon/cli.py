@@ -52,7 +52,7 @@ def run(
     sets: Sets = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
-    settings, base_dir = _settings(source, sets, memory)
+    settings, base_dir = _settings(source, [*(sets or ()), *_terms(source, sets, memory)], memory)
     from leanrecon.pipeline import STAGES, Pipeline
     from leanrecon.study import Study
 
@@ -121,14 +121,15 @@ def export(
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
     """Write report.html again, from the figures and images that a study holds."""
     from leanrecon.assessment import write_report
-    from leanrecon.records import is_study
+    from leanrecon.records import is_study, only_run
     from leanrecon.settings import read_settings
     from leanrecon.study import Study
 
     if not is_study(study):
         raise LeanreconError(f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
     settings, _ = read_settings(study / "study.toml")
-    write_report(Study(study), settings, progress=_progress())
+    with only_run(study):
+        write_report(Study(study), settings, progress=_progress())
     typer.echo(f"wrote {Study(study).report}")
 
 
@@ -146,6 +147,37 @@ def doctor(
         show_vdvae(vdvae)
     else:
         show(memory)
+
+
+@app.command("simulate-nsd")
+def simulate_nsd(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the small NSD into.")],
+    subject: Annotated[int, typer.Option(help="Number of the subject.")] = 1,
+    sessions: Annotated[int, typer.Option(help="Number of scan sessions.")] = 2,
+    scale: Annotated[float, typer.Option(help="Size of the volume and the images, beside the real ones.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed of images, tuning and noise.")] = 0,
+) -> None:
+    """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on."""
+    from leanrecon.datasets.nsd_simulate import simulate_nsd as write
+
+    write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=_progress())
+    typer.echo(f"wrote {folder}; use it with")
+    typer.echo(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
+    typer.echo(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
+
+
+@app.command("export-nifti")
+def export_nifti(
+    study: Annotated[Path, typer.Argument(help="A study of kind nsd.")],
+    vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
+    file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
+) -> None:
+    """Put one number a voxel back into the subject's space, as a NIfTI volume."""
+    from leanrecon.datasets.nsd_voxels import export_nifti as write
+    from leanrecon.study import Study
+
+    write(Study(study), vector, file)
+    typer.echo(f"wrote {file}")
 
 
 @app.command()
@@ -187,6 +219,18 @@ def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple
     from leanrecon.settings import read_settings
 
     return read_settings(source, sets or (), memory=memory)
+
+
+def _terms(source: str, sets: list[str] | None, memory: str | None) -> list[str]:
+    """What accepts the terms of use of a dataset that is fetched, once whoever sits at the terminal has said yes."""
+    dataset = _settings(source, sets, memory)[0].dataset.model_dump()
+    fetched = dataset["kind"] == "nsd" and dataset["root"].startswith("s3://")
+    if not fetched or dataset["accept_terms"] or not sys.stdin.isatty():
+        return []
+    from leanrecon.datasets.nsd_layout import TERMS
+
+    typer.echo(TERMS)
+    return ["dataset.accept_terms=true"] if typer.confirm("Do you accept them?") else []
 
 
 def _folder(source: str, study: Path | None) -> Path:

@@ -259,10 +259,22 @@ class Pipeline:
 def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
     """``[dataset]`` with its files found, so that study.toml continues and repairs the study from any folder."""
     roles = [f"{role}{split}" for role in ("betas", "stimuli", "captions") for split in ("", "_train", "_test")]
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("path", "test_index", *roles):
         if isinstance(table.get(name), str) and not table[name].startswith(":"):
             with contextlib.suppress(InputError):  # the stage dataset says what is missing
                 path, key = locate(table[name], None, base_dir)
                 found[name] = str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
+    if table["kind"] == "nsd":
+        found["root"] = _folder(table["root"], base_dir)
+        areas = table["roi"] if isinstance(table["roi"], list) else table["roi"].split("+")
+        found["roi"] = [_folder(area.strip(), base_dir) for area in areas]
     return table | found
+
+
+def _folder(name: str, base_dir: Path | None) -> str:
+    """A folder or file as found from here or from ``base_dir``; any other name, as that of an area, as it is."""
+    for path in (Path(name).expanduser(), (base_dir or Path()) / name):
+        if path.exists():
+            return str(path.absolute())
+    return name

@@ -24,6 +24,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "arrays": Kind("leanrecon.datasets.arrays", "ArraysSettings", "plan_arrays", "ingest_arrays"),
+    "nsd": Kind("leanrecon.datasets.nsd", "NsdSettings", "plan_nsd", "ingest_nsd"),
     "simulated": Kind("leanrecon.datasets.simulated", "SimulatedSettings", "plan_simulated", "ingest_simulated"),
 }
 

@@ -14,6 +14,11 @@ class DatasetSettings(BaseModel):
     """Every row is tested once, in one of so many folds; None where train and test are split once."""
 
     @property
+    def simulated(self) -> bool:
+        """Whether no brain was measured."""
+        return False
+
+    @property
     def has_images(self) -> bool:
         """Whether there are images to take features from."""
         return True

@@ -49,6 +49,10 @@ class SimulatedSettings(DatasetSettings):
     noise: float = Field(default=1.0, gt=0, le=100)
     """Median over voxels of a single trial's noise relative to the signal, both as standard deviations."""
 
+    @property
+    def simulated(self) -> bool:
+        return True
+
     @field_validator("folds")
     @classmethod
     def _no_folds(cls, folds: int | None) -> int | None:

@@ -1,0 +1,271 @@
+"""Files read by ranges of bytes, near or far: neighbours fetched together, many at once, and what they cost counted."""
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from leanrecon.errors import InputError
+
+Array = np.ndarray[Any, Any]
+Bytes = bytes | bytearray
+Made = TypeVar("Made")
+
+BLOCK = 64 * 1024
+"""Bytes of a block that plain reads are served from."""
+BLOCKS = 32
+"""Most blocks that a file keeps: 2 MB."""
+
+GAP = 32 * 1024
+"""Bytes between two ranges up to which they are fetched as one: 10 ms of a 25 Mbit/s line, less than a request takes."""
+SPAN = 2**20
+"""Bytes up to which ranges are fetched as one."""
+AHEAD = 8
+"""Ranges that may have come and wait for their turn, besides those under way."""
+
+_SAMPLES = 64  # blocks of a large local file that its print is taken from
+
+
+class Traffic:
+    """Counts requests and the bytes that came."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, requests: int, nbytes: int) -> None:
+        with self._lock:
+            self.requests += requests
+            self.nbytes += nbytes
+
+
+class RangeFile(io.RawIOBase):
+    """A seekable, read-only file of ``size`` bytes that ``fetch`` gets ranges of.
+
+    Plain reads (h5py's) pass through a cache of a few blocks; ``fetch`` and ``in_order`` do not. ``print`` tells its
+    content from that of a changed file; ``name`` is for messages.
+    """
+
+    def __init__(self, name: str, size: int, print_: str) -> None:
+        super().__init__()
+        self.name = name
+        self.size = size
+        self.print = print_
+        self.pool: Executor | None = None
+        """Where ranges are fetched at once; None: one after the other, as is best for a disk."""
+        self.at_once = 1
+        self._at = 0
+        self._blocks: OrderedDict[int, Bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, start: int, stop: int) -> Bytes:
+        """The bytes ``start:stop``, all of them or an error."""
+        raise NotImplementedError
+
+    def in_order(self, spans: Sequence[tuple[int, int]], work: Callable[[int, Bytes], Made]) -> Iterator[Made]:
+        """Yield ``work(k, bytes of span k)`` for every span in their order; spans are fetched and worked on at once.
+
+        At most ``at_once + AHEAD`` of them are in memory.
+        """
+
+        def one(k: int) -> Made:
+            return work(k, self.fetch(*spans[k]))
+
+        if self.pool is None:
+            yield from map(one, range(len(spans)))
+            return
+        ahead: deque[Future[Made]] = deque()
+        try:
+            for k in range(len(spans)):
+                ahead.append(self.pool.submit(one, k))
+                if len(ahead) >= self.at_once + AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    # What Python and h5py ask of a file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(offset + (0, self._at, self.size)[whence], 0)
+        return self._at
+
+    def readinto(self, memory: Any) -> int:
+        view = memoryview(memory).cast("B")
+        stop = min(self._at + len(view), self.size)
+        done = 0
+        while self._at < stop:
+            number, inside = divmod(self._at, BLOCK)
+            piece = memoryview(self._block(number))[inside : inside + stop - self._at]
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+            self._at += len(piece)
+        return done
+
+    def _block(self, number: int) -> Bytes:
+        with self._lock:
+            block = self._blocks.get(number)
+            if block is None:
+                block = self.fetch(number * BLOCK, min((number + 1) * BLOCK, self.size))
+                self._blocks[number] = block
+                if len(self._blocks) > BLOCKS:
+                    self._blocks.popitem(last=False)
+            else:
+                self._blocks.move_to_end(number)
+            return block
+
+
+class LocalFile(RangeFile):
+    """A file on disk. Its print is a hash of its size and of its bytes; of a large file, of bytes all through it."""
+
+    def __init__(self, path: Path, name: str, traffic: Traffic) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._reading = threading.Lock()
+        self._traffic = traffic
+        size = self._file.seek(0, io.SEEK_END)
+        starts = np.unique(np.linspace(0, max(size - BLOCK, 0), _SAMPLES).astype(np.int64)).tolist()
+        if size <= _SAMPLES * BLOCK:
+            starts = list(range(0, size, BLOCK))
+        digest = hashlib.sha256(str(size).encode())
+        for start in starts:
+            digest.update(self._read(start, min(start + BLOCK, size)))
+        super().__init__(name, size, digest.hexdigest())
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        data = self._read(start, stop)
+        self._traffic.add(1, len(data))
+        if len(data) != stop - start:
+            raise InputError(
+                f"{self.name} is cut short: it ends at byte {start + len(data)}",
+                expected=f"{stop} bytes or more",
+                todo="copy it again",
+            )
+        return data
+
+    def _read(self, start: int, stop: int) -> bytes:
+        with self._reading:
+            self._file.seek(start)
+            return self._file.read(stop - start)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a source has."""
+
+    size: int
+    """In bytes."""
+    print: str
+    """What tells its content from that of another."""
+
+
+class Source(AbstractContextManager["Source"], Protocol):
+    """Files by name, below one folder or one prefix of a bucket."""
+
+    traffic: Traffic
+
+    def find(self, name: str) -> Found | None:
+        """What is there under this name; None where nothing is, or nothing that may be read."""
+
+    def find_all(self, names: Sequence[str]) -> list[Found | None]:
+        """What is there under each of these names."""
+        return list(map(self.find, names))
+
+    def open(self, name: str, found: Found) -> RangeFile:
+        """Open what was found; raises InputError where it is not what it was."""
+
+    def where(self, name: str) -> str:
+        """The name in full, for messages."""
+
+    def local(self, name: str) -> Path | None:
+        """Where the file lies on this machine, if it does."""
+        return None
+
+
+class Folder(Source):
+    """Files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.traffic = Traffic()
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def local(self, name: str) -> Path:
+        return self.root / name
+
+    def find(self, name: str) -> Found | None:
+        if not (self.root / name).is_file():
+            return None
+        with LocalFile(self.root / name, self.where(name), self.traffic) as file:
+            return Found(file.size, file.print)
+
+    def open(self, name: str, found: Found) -> RangeFile:
+        try:
+            file = LocalFile(self.root / name, self.where(name), self.traffic)
+        except OSError as error:
+            raise InputError(f"{self.where(name)} can't be read: {error.strerror}", todo="put it back") from error
+        if (file.size, file.print) != (found.size, found.print):
+            file.close()
+            raise changed(self.where(name))
+        return file
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def changed(name: str) -> InputError:
+    """The error of a file that is not what it was when it was first looked at."""
+    return InputError(
+        f"{name} has changed since its first bytes were read",
+        expected="the same content until all is fetched",
+        todo="run again with --overwrite to begin anew with what is there now",
+    )
+
+
+def coalesce(starts: Array, stops: Array, *, gap: int = GAP, most: int | None = None) -> tuple[Array, Array, Array]:
+    """Join ascending ranges into spans: where each span starts and stops, and the number of its first range.
+
+    Ranges at most ``gap`` bytes apart share a span while it stays within ``most`` bytes (``SPAN``); a longer range is
+    a span of its own. Ranges may overlap.
+    """
+    most = SPAN if most is None else most
+    if len(starts) == 0:
+        none = np.zeros(0, np.int64)
+        return none, none, none
+    first = [0]
+    start, stop = int(starts[0]), int(stops[0])
+    ends = []
+    for k, (a, b) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        if a - stop <= gap and max(b, stop) - start <= most:
+            stop = max(stop, b)
+        elif k:
+            ends.append(stop)
+            first.append(k)
+            start, stop = a, b
+    ends.append(stop)
+    return np.asarray(starts, np.int64)[first], np.array(ends, np.int64), np.array(first, np.int64)
