@@ -21,6 +21,7 @@ from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import is_complete, recorded, versions
+from leanrecon.refinement.refiner import Refiner
 from leanrecon.settings import Settings
 from leanrecon.stores import Matrix, Store, as_matrix
 from leanrecon.stores.files import read_json, write_json, write_text, write_whole
@@ -98,6 +99,8 @@ def _measure(
         for variant in every:
             _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
         first.release()
+        if _with_oracle(settings):
+            _refine_ceiling(every, study, settings, spaces, budget, overwrite=overwrite, progress=progress)
         folds = (_fold(variant, study, settings, spaces, first) for variant in every)
         found = evaluate(
             folds,
@@ -185,7 +188,8 @@ def _require(variant: Variant, settings: Settings, spaces: Mapping[str, FeatureS
     for study in (variant.study, *variant.shuffled(settings.evaluate.permutations)):
         Store.open(study.predictions(first.name))
         Pictures.open(study.reconstructions("stage1"))
-    Pictures.open(variant.study.reconstructions("final"))
+    for study in (variant.study, *variant.refined(settings.refine.baselines).values()):
+        Pictures.open(study.reconstructions("final"))
 
 
 def _made_of(
@@ -209,6 +213,7 @@ def _made_of(
                 Pictures.open(of.reconstructions(stage)).content
                 for of, stage in [
                     (variant.study, "final"),
+                    *((of, "final") for of in variant.refined(settings.refine.baselines).values()),
                     *((s, "stage1") for s in (variant.study, *variant.shuffled(settings.evaluate.permutations))),
                 ]
             ],
@@ -246,6 +251,49 @@ def _draw_ceiling(
     draw(first, features, pictures, images, rows=rows, budget=budget, progress=progress, label=label)
 
 
+def _with_oracle(settings: Settings) -> bool:
+    return settings.refine.kind != "none" and "oracle" in settings.refine.baselines
+
+
+def _refine_ceiling(
+    every: list[Variant],
+    study: Study,
+    settings: Settings,
+    spaces: Mapping[str, FeatureSpace],
+    budget: MemoryBudget,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Draw what the generator makes of true features: a ceiling, which no brain gave."""
+    general = settings.general
+    refiner = Refiner(settings.refine, seed=general.seed, device=general.device, scratch=study.weights)
+    for variant in every:
+        first = Pictures.open(variant.oracle.reconstructions("stage1"))
+        true = {
+            role: variant.test_rows(Store.open(variant.of(spaces[name]).features(name, variant.test_split)))
+            for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
+            if name != "stage1"
+        }
+        out = Pictures.create(
+            variant.oracle.reconstructions("final"),
+            first.rows,
+            refiner.shape,
+            made_of={
+                "stage1": first.content,
+                "refine": refiner.made_of(),
+                **{
+                    role: Store.open(variant.of(spaces[name]).features(name, variant.test_split)).content
+                    for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
+                    if role in true
+                },
+            },
+            overwrite=overwrite,
+        )
+        label = f"{variant.prefix}ceiling, refined"
+        refiner.refine(first, true["text"], true.get("latents"), out, budget=budget, progress=progress, label=label)
+
+
 def _fold(
     variant: Variant, study: Study, settings: Settings, spaces: Mapping[str, FeatureSpace], first: DecodingSpace
 ) -> Fold:
@@ -271,11 +319,16 @@ def _fold(
         train_features=variant.train_rows(Store.open(variant.of(first).features(first.name, "train"))),
         stage1=Pictures.open(variant.study.reconstructions("stage1")),
         final=Pictures.open(variant.study.reconstructions("final")) if settings.refine.kind != "none" else None,
+        refined={
+            name: Pictures.open(of.reconstructions("final"))
+            for name, of in variant.refined(settings.refine.baselines).items()
+        },
         shuffled=[
             (predicted(of, first.name), Pictures.open(of.reconstructions("stage1")))
             for of in variant.shuffled(settings.evaluate.permutations)
         ],
         ceiling=Pictures.open(variant.oracle.reconstructions("stage1")),
+        refined_ceiling=Pictures.open(variant.oracle.reconstructions("final")) if _with_oracle(settings) else None,
     )
 
 

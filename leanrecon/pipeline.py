@@ -14,14 +14,17 @@ from leanrecon.assessment import assess
 from leanrecon.datasets.files import locate
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
+from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
+from leanrecon.refinement.baselines import without_brain
+from leanrecon.refinement.refiner import Refiner
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.settings import Settings, check_settings
-from leanrecon.stores import Store
+from leanrecon.stores import Store, as_matrix
 from leanrecon.stores.files import write_text
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -111,7 +114,11 @@ class Pipeline:
                     space.fit(images, where.fitted(name), rows=variant.train, **how)
                     for split, path in zip(splits, made, strict=True):
                         images = Store.open(self.study.stimuli(split))
-                        extract(space, images, path, chunk=self.settings.stores.chunk, **how)
+                        if isinstance(space, CaptionSpace):
+                            captions = read_captions(self.study.captions(split), images.rows)
+                            extract_captions(space, captions, path, chunk=self.settings.stores.chunk, **how)
+                        else:
+                            extract(space, images, path, chunk=self.settings.stores.chunk, **how)
                     record["settings"] = self.settings.features[name].model_dump(exclude_none=True)
             space.release()
 
@@ -212,16 +219,51 @@ class Pipeline:
         space.release()
 
     def _refine(self) -> None:
+        settings, general = self.settings.refine, self.settings.general
+        refiner = None
+        if settings.kind != "none":
+            refiner = Refiner(settings, seed=general.seed, device=general.device, scratch=self.study.weights)
         for variant in self._variants():
-            path = variant.study.reconstructions("final")
-            with self._recorded("refine", variant.study, [path]) as (record, budget):
+            studies = {"final": variant.study} | variant.refined(settings.baselines)
+            made = {name: study.reconstructions("final") for name, study in studies.items()}
+            with self._recorded("refine", variant.study, list(made.values())) as (record, budget):
                 first = Pictures.open(variant.study.reconstructions("stage1"))
-                made_of = {"stage1": first.content, "refine": self.settings.refine.table()}
-                final = Pictures.create(path, first.rows, first.shape, made_of=made_of, overwrite=self.overwrite)
-                budget.require("refine", COPYING)
-                final.copy(first)
-                final.finish()
-                record["settings"] = self.settings.refine.table()
+                record["settings"] = settings.table()
+                if refiner is None:
+                    budget.require("refine", COPYING)
+                    made_of = {"stage1": first.content, "refine": settings.table()}
+                    copied = Pictures.create(
+                        made["final"], first.rows, first.shape, made_of=made_of, overwrite=self.overwrite
+                    )
+                    copied.copy(first)
+                    copied.finish()
+                    continue
+                for name, path in made.items():
+                    self._draw_final(refiner, variant, name, path, first, budget)
+                record |= refiner.record()
+
+    def _draw_final(
+        self, refiner: Refiner, variant: Variant, name: str, path: Path, first: Pictures, budget: MemoryBudget
+    ) -> None:
+        """Draw final images from predictions alone: those of this brain, or one of the baselines."""
+        settings, seed = self.settings.refine, self.settings.general.seed
+        predicted = {
+            role: Store.open(variant.study.predictions(space))
+            for role, space in (("text", settings.text), ("latents", settings.start))
+            if space != "stage1"
+        }
+        contents = {role: store.content for role, store in predicted.items()}
+        made_of: dict[str, Any] = {"stage1": first.content, "refine": refiner.made_of(), **contents}
+        if name != "final":
+            made_of |= {"baseline": name, "seed": seed}
+        out = Pictures.create(path, first.rows, refiner.shape, made_of=made_of, overwrite=self.overwrite)
+        if out.complete:
+            return
+        latents = as_matrix(predicted["latents"]) if "latents" in predicted else None
+        given = first, as_matrix(predicted["text"]), latents
+        images, text, start = given if name == "final" else without_brain(name, *given, seed=seed)
+        label = f"{variant.prefix}refine" + (f", {name}" if name != "final" else "")
+        refiner.refine(images, text, start, out, budget=budget, progress=self.progress, label=label)
 
     def _evaluate(self) -> None:
         assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)

@@ -12,12 +12,14 @@ from leanrecon import datasets, features
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import InputError
 from leanrecon.evaluation.evaluate import plan_evaluate
+from leanrecon.features.extract_captions import CaptionSpace, plan_captions
 from leanrecon.features.plan import plan_decode, plan_extract
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, picture_shape
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
 from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
+from leanrecon.refinement.refiner import Refiner
 from leanrecon.regression.plan import Shapes, plan_fit
 from leanrecon.regression.restandardise import LOO_ROWS
 from leanrecon.settings import Settings
@@ -32,8 +34,11 @@ _GATHERED = 4_000_000
 REPORTED = 25_000
 """Bytes that a test image takes in the report and in the tables of scores."""
 
-_LIBRARIES = {"sklearn": 90_000_000, "torch": 180_000_000}
-"""Bytes of large libraries that stay in the process once a feature space has used them, with what they allocate."""
+_LIBRARIES = {"sklearn": 90_000_000, "torch": 180_000_000, "transformers": 340_000_000, "diffusers": 390_000_000}
+"""Bytes of large libraries that stay in the process once a feature space has used them, with what they allocate.
+
+The last three bring each other, the largest all of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ def _after(budget: MemoryBudget, held: int) -> MemoryBudget:
 def _staying(spaces: list[FeatureSpace], shape: ImageShape) -> int:
     """Bytes that stay in the process once these spaces were used: their libraries, and what they learned."""
     libraries = {space.library for space in spaces if space.library}
-    return sum(_LIBRARIES[name] for name in libraries) + sum(s.cost(shape).held for s in spaces if s.learns)
+    networks = max((_LIBRARIES[name] for name in libraries if name != "sklearn"), default=0)
+    learning = _LIBRARIES["sklearn"] if "sklearn" in libraries else 0
+    return networks + learning + sum(s.cost(shape).held for s in spaces if s.learns)
 
 
 def _spaces(settings: Settings) -> list[FeatureSpace]:
@@ -103,14 +110,17 @@ def _features(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memor
         held = _after(budget, _staying(spaces[:k], shape))
         dims = space.dims(shape)
         chunks = plan_chunks((total, dims), np.float32, chunk)
-        batch = plan_extract(
-            (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=held.free
-        )
+        if isinstance(space, CaptionSpace):
+            batch = plan_captions(total, dims, space.cost(shape), chunk=chunk, free=held.free)
+        else:
+            batch = plan_extract(
+                (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=held.free
+            )
         work = max(batch.work, space.fit_nbytes((arrays.n_train, *shape), image_rows))
         times = arrays.folds if arrays.folds and space.learns else 1
         yield PlannedStage(
             f"features {space.name}",
-            f"{dims} dims, {batch.batch} images a batch",
+            f"{dims} dims, {batch.batch} rows a batch",
             held.reserved + work,
             times * store_nbytes((total, dims), np.float32, chunk),
         )
@@ -163,7 +173,7 @@ def _drawing(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memory
         budget.reserved + batch.work,
         times * m * (per_image + permutations * per_baseline),
     )
-    yield PlannedStage("refine", settings.refine.kind, budget.reserved + COPYING, times * m * per_image)
+    yield _refining(settings, m, times, per_image, budget)
     image_chunk = plan_chunks((n, *shape), np.uint8, chunk)[0] * math.prod(shape)
     every = {other.name: other.dims(shape) for other in _spaces(settings)}
     block = plan_chunks((n, dims), np.float32, chunk)[1]
@@ -173,6 +183,20 @@ def _drawing(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memory
         f"{permutations} permutations, {settings.evaluate.resamples} resamples",
         budget.reserved + max(work, batch.work),
         times * m * (per_baseline + REPORTED),
+    )
+
+
+def _refining(settings: Settings, m: int, times: int, per_image: int, budget: MemoryBudget) -> PlannedStage:
+    if settings.refine.kind == "none":
+        return PlannedStage("refine", "none", budget.reserved + COPYING, times * m * per_image)
+    general = settings.general
+    refiner = Refiner(settings.refine, seed=general.seed, device=general.device, scratch=Path())
+    plan = refiner.plan(m, budget.free)
+    return PlannedStage(
+        "refine",
+        f"{settings.refine.kind}, {settings.refine.steps} steps, {plan.mode}, {plan.precision}",
+        budget.reserved + plan.work,
+        times * m * math.prod(refiner.shape) * (1 + len(settings.refine.baselines)) + refiner.scratch_nbytes(plan),
     )
 
 

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from leanrecon import datasets, features
-from leanrecon.datasets.files import find_file
 from leanrecon.datasets.plan import DatasetSettings
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError
@@ -21,6 +20,8 @@ from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
+
+Model = TypeVar("Model", bound=BaseModel)
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
 
@@ -83,7 +84,7 @@ class Settings:
             "features": {name: space.model_dump(exclude_none=True) for name, space in self.features.items()},
             "regression": {**shared, **{name: table for name, table in own.items() if table}},
             "stage1": self.stage1.model_dump(exclude_none=True),
-            "refine": self.refine.model_dump(exclude_none=True),
+            "refine": self.refine.table(),
             "evaluate": self.evaluate.model_dump(exclude_none=True),
         }
 
@@ -103,14 +104,20 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     tables |= {key: value for key, value in general.items() if value is not None}
     base_dir = path.absolute().parent
     settings = check_settings(tables)
-    return replace(settings, features={k: _located(v, base_dir) for k, v in settings.features.items()}), base_dir
+    spaces = {name: _located(space, base_dir) for name, space in settings.features.items()}
+    refine = _located(settings.refine, base_dir)
+    return replace(settings, features=spaces, refine=refine), base_dir
 
 
-def _located(space: BaseModel, base_dir: Path) -> BaseModel:
-    """A feature space with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
-    weights = getattr(space, "checkpoint", None)
-    found = find_file(weights, base_dir) if isinstance(weights, str) else None
-    return space if found is None else space.model_copy(update={"checkpoint": str(found.absolute())})
+def _located(space: Model, base_dir: Path) -> Model:
+    """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
+    found: dict[str, str] = {}
+    for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative"):
+        if isinstance(text := getattr(space, key, None), str) and text:
+            path = Path(text).expanduser()
+            there = next((place for place in (path, base_dir / path) if place.exists()), None)
+            found |= {key: str(there.absolute())} if there else {}  # else a name in the cache of weights
+    return space.model_copy(update=found) if found else space
 
 
 def find_settings(source: str | Path) -> Path:
@@ -165,6 +172,10 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
             f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
         )
     refine = checked(validate, RefineSettings, section["refine"], "refine.")
+    for key in ("text", "start") if refine is not None and refine.kind != "none" else ():
+        name = getattr(refine, key)
+        if name not in (*spaces, *(("stage1",) if key == "start" else ())):
+            problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
     evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
     if problems:
         raise SettingsError("; ".join(dict.fromkeys(problems)))

@@ -59,6 +59,11 @@ class Study:
         return self.root / "reconstructions" / stage
 
     @property
+    def weights(self) -> Path:
+        """Weights of a generator as they are read block by block: merged or cast once, and made again if removed."""
+        return self.root / "weights"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "evaluation" / "metrics.json"
 

@@ -51,6 +51,10 @@ class Variant:
         """Where the baselines of betas and stimuli paired at random are."""
         return [self.study.variant(f"shuffled{k:02d}") for k in range(count)]
 
+    def refined(self, baselines: Sequence[str]) -> dict[str, Study]:
+        """Where the final images of baselines that predictions alone can give are, by name."""
+        return {name: self.study.variant(name) for name in baselines if name != "oracle"}
+
     @property
     def oracle(self) -> Study:
         """Where the images decoded from the true features of the test stimuli are."""

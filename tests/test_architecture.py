@@ -21,7 +21,19 @@ FLOORS = {
     "cli": 8, "__main__": 9,
 }  # fmt: skip
 STAGES = {name for name, floor in FLOORS.items() if floor == 2}
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "sklearn", "PIL", "h5py", "dask", "jinja2", "boto3", "nibabel"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "sklearn",
+    "PIL",
+    "h5py",
+    "dask",
+    "jinja2",
+    "boto3",
+    "nibabel",
+}
 MAX_LINES = 430
 
 

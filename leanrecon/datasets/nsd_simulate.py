@@ -23,12 +23,12 @@ from leanrecon.datasets.nsd_layout import (
     SCALE,
     SESSIONS,
     SHARED,
+    SIMULATED,
     STIMULI,
     STIMULI_KEY,
     TRIALS,
     SubjectFiles,
     chosen_sessions,
-    SIMULATED,
 )
 from leanrecon.datasets.nsd_voxels import nibabel_library
 from leanrecon.datasets.scenes import compose, describe, paint

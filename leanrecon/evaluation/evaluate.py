@@ -39,7 +39,10 @@ from leanrecon.stores.store import Store
 SHUFFLED = "shuffled_betas"
 MEAN = "mean_train_image"
 BASELINES = (MEAN, "random_train_image", "nearest_train_image", SHUFFLED)
-CEILING = "true_features"
+REFINED = {"prior": "prior_only", "shuffled": "shuffled_predictions"}
+"""Baselines of final images as they are named among the figures."""
+
+CEILING, REFINED_CEILING = "true_features", "oracle"
 
 SLACK = 24_000_000
 """Bytes of SciPy's filters, of Pillow, and of threads."""
@@ -65,11 +68,15 @@ class Fold:
     stage1: Pictures
     final: Pictures | None
     """None where no stage refines the first images."""
+    refined: Mapping[str, Pictures]
+    """Final images of baselines, by name: of the mean prediction, of another row's."""
     shuffled: Sequence[tuple[Matrix, Pictures]]
     trained: int
     """How many test rows show a stimulus that was trained on."""
     ceiling: Pictures | None
     """Decoded from the true features of the test stimuli."""
+    refined_ceiling: Pictures | None = None
+    """Final images from the true features."""
 
 
 @dataclass
@@ -132,7 +139,7 @@ def _metrics(judged: Sequence[_Judged]) -> dict[str, Any]:
     """All figures over some folds."""
     drawn = [fold.drawn for fold in judged]
     found = {name: figures([fold.images[name] for fold in judged], drawn) for name in judged[0].images}
-    baselines = [name for name in BASELINES if name in found]
+    baselines = [name for name in (*BASELINES, *REFINED.values()) if name in found]
     final = judged[0].final
     return {
         "n_test": sum(len(fold.names) for fold in judged),
@@ -140,7 +147,7 @@ def _metrics(judged: Sequence[_Judged]) -> dict[str, Any]:
         "stage1": found["stage1"],
         "final": found[final],
         "baselines": {name: found[name] for name in baselines},
-        "ceilings": {CEILING: found[CEILING]} if CEILING in found else {},
+        "ceilings": {name: found[name] for name in (CEILING, REFINED_CEILING) if name in found},
         "features": {name: figures([fold.features[name] for fold in judged], drawn) for name in judged[0].features},
         "margins": {
             name: margins([fold.images[final] for fold in judged], [fold.images[name] for fold in judged], drawn)
@@ -155,7 +162,7 @@ def plan_evaluate(
 ) -> int:
     """Memory that ``evaluate`` takes in bytes, of stimuli of ``shape`` and feature spaces of so many ``dims``."""
     compared = PRESETS[settings.preset] or shape
-    sources = len(BASELINES) + 2 + settings.permutations
+    sources = len(BASELINES) + len(REFINED) + 4 + settings.permutations
     counts = bootstrap_nbytes(m, settings.resamples)
     return SLACK + counts + max(
         compare_nbytes(compared, m, sources, chunk),
@@ -203,8 +210,12 @@ def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
     yield "nearest_train_image", Chosen(fold.train_stimuli, fold.train_rows[nearest])
     for j, (_, pictures) in enumerate(fold.shuffled):
         yield f"{SHUFFLED} {j}", Drawn(pictures, fold.stage1.shape)
+    for name, pictures in fold.refined.items():
+        yield REFINED[name], Drawn(pictures)
     if fold.ceiling is not None:
         yield CEILING, Drawn(fold.ceiling, fold.stage1.shape)
+    if fold.refined_ceiling is not None:
+        yield REFINED_CEILING, Drawn(fold.refined_ceiling)
 
 
 def _rows(fold: _Judged, k: int | None) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,9 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "autokl": Kind("leanrecon.features.autokl", "AutoKLSettings", "AutoKL"),
+    "clip-text": Kind("leanrecon.features.clip", "CLIPTextSettings", "CLIPText"),
+    "clip-vision": Kind("leanrecon.features.clip", "CLIPVisionSettings", "CLIPVision"),
     "pca": Kind("leanrecon.features.pca", "PCASettings", "PCA"),
     "pixels": Kind("leanrecon.features.pixels", "PixelsSettings", "Pixels"),
     "vdvae": Kind("leanrecon.features.vdvae", "VDVAESettings", "VDVAESpace"),

@@ -30,7 +30,7 @@ class FeatureSpace(Protocol):
     """Whether its rows depend on the train images, so that every fold needs its own."""
 
     library: str | None
-    """The large library that stays in the process once the space was used: "sklearn" or "torch"."""
+    """The large library that stays in the process once the space was used: "sklearn", "torch", "transformers", "diffusers"."""
 
     @property
     def settings(self) -> "BaseModel": ...

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
         try:
             with partial.open("xb") as file:
                 write(file)
-            partial.replace(path)
+            os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -7,8 +7,27 @@ from leanrecon import features
 from leanrecon.errors import SettingsError
 from leanrecon.features.space import DecodingSpace
 
+NEEDS = {
+    "autokl": {"model"},
+    "clip-text": {"form", "model"},
+    "clip-vision": {"form", "model"},
+    "pca": set(),
+    "pixels": set(),
+    "vdvae": {"checkpoint"},
+}
+"""What a kind can't be made without: where its weights are."""
+
 
 @pytest.mark.parametrize("kind", features.KINDS)
+def test_a_kind_asks_for_what_it_can_not_do_without(kind):
+    fields = features.settings_model(kind).model_fields
+    assert {name for name, field in fields.items() if field.is_required()} == NEEDS[kind]
+    for name in NEEDS[kind]:
+        with pytest.raises(SettingsError, match=f"features.{kind}.{name}"):
+            features.make(kind, {})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in features.KINDS if not NEEDS[kind]])
 def test_every_kind_is_made_from_its_defaults_and_fits_the_protocol(kind):
     space = features.make(kind, {}, seed=3, device="cpu")
     assert isinstance(space, DecodingSpace)
@@ -53,7 +72,9 @@ def test_nothing_heavy_is_imported_before_it_is_used():
         "import sys, leanrecon.features as f\n"
         "assert not {'zarr', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "import leanrecon.features.extract\n"
-        "[f.make(kind, {}) for kind in f.KINDS]\n"
+        "[f.make(kind, {}) for kind in ('pca', 'pixels')]\n"
+        "f.make('vdvae', {'checkpoint': 'weights.th'})\n"
+        "f.make('clip-text', {'form': 'sd15', 'model': 'clip'})\n"
         "heavy = {'sklearn', 'PIL', 'torch', 'scipy.linalg'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -1,0 +1,321 @@
+"""The latents of Stable Diffusion's autoencoder as a feature space: images at an eighth of their size, and back."""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from leanrecon.devices import choose
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.features.inference import (
+    LIBRARY_NBYTES,
+    FromWeights,
+    exact_inference,
+    imports_nbytes,
+    load_weights,
+    require,
+    runs_in,
+)
+from leanrecon.features.plan import FLOAT, Cost
+from leanrecon.features.pretrained import Precision, Weights, arithmetic, itemsize, model_folder, part_of, read_config
+from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.features.vdvae.noise import POSTERIOR, normals
+from leanrecon.images import resize, with_channels
+
+FORMAT = 1
+"""Of the arithmetic that leads from images to rows."""
+
+BATCH = 4
+"""Images between two steps of progress; on a CPU they go through the network one by one."""
+
+AT_ONCE_ON_GPU = 4
+
+STATES = {"encode": 6, "decode": 4}
+"""States of the largest size that are in memory at the peak, with what the convolutions take for themselves: of Stable
+Diffusion's at 512 pixels, 5.0 and 3.0 measured (671 and 798 MB in float32, 330 and 373 in bfloat16)."""
+
+Use = Literal["encode", "decode"]
+
+Side = Annotated[int, Field(strict=True, ge=8, le=4096)]
+
+_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names in the attention of autoencoders that were published before diffusers 0.14, and theirs since."""
+
+_PARTS: dict[Use, tuple[str, ...]] = {
+    "encode": ("encoder.", "quant_conv."),
+    "decode": ("decoder.", "post_quant_conv."),
+}
+
+
+class AutoKLSettings(BaseModel):
+    """``[features.autokl]``"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["autokl"] = "autokl"
+    model: Annotated[str, Field(min_length=1)]
+    """Folder of an AutoencoderKL or of a pipeline with one in vae/, or its name in Hugging Face's cache."""
+    size: Side = 512
+    """Height and width that images are brought to, in pixels."""
+    latents: Literal["mean", "sample"] = "mean"
+    """The posteriors' means, which are their modes too, or drawn from them."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Of the network; "auto": float16 on CUDA, float32 elsewhere. bfloat16 moved latents by 1.3 % of their standard deviation
+    (random weights of Stable Diffusion's size, 512 pixels), for 0.65 of the memory."""
+    tile: Side | None = None
+    """Run the network on overlapping tiles of so many pixels: far less memory, slightly other latents and images."""
+    tiny: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or name of an AutoencoderTiny (TAESD) to decode with: some twenty times faster, less sharp."""
+
+
+class AutoKL(FromWeights):
+    """Rows of latents [channels, size/8, size/8], scaled as the diffusion model takes them, in C order.
+
+    Images are brought to size × size by Pillow's BICUBIC and to [-1, 1]; latents are multiplied by the model's
+    scaling_factor (4 × 64 × 64 numbers of standard deviation near 1 at 512 pixels). Only the weights of the direction in
+    use are in memory. On a CPU images go through one by one, so that a row has the same bytes in every batch; on a
+    GPU it may differ by rounding. Source: Rombach et al. 2022, arXiv:2112.10752.
+    """
+
+    library: str | None = "diffusers"
+
+    def __init__(self, settings: AutoKLSettings, *, name: str = "autokl", seed: int = 0, device: str = "cpu") -> None:
+        self.settings = settings
+        self.name = name
+        self.seed = seed
+        self.device = choose(device)
+        asked = settings.precision
+        auto: Precision = "float16" if self.device == "cuda" else "float32"
+        self.precision = runs_in(auto if asked == "auto" else asked, self.device, f"features.{name}.precision")
+
+    def dims(self, image_shape: ImageShape) -> int:
+        channels, height, width = self._latent_shape
+        return channels * height * width
+
+    def cost(self, image_shape: ImageShape) -> Cost:
+        return self._cost("encode")
+
+    def decode_cost(self, image_shape: ImageShape) -> Cost:
+        return self._cost("decode")
+
+    def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
+        return self.settings.size, self.settings.size, 3
+
+    def made_of(self) -> dict[str, Any]:
+        settings = self.settings
+        made_of = {
+            "kind": settings.kind,
+            "format": FORMAT,
+            "config": self._config,
+            "weights": self._weights.content(),
+            "size": settings.size,
+            "latents": settings.latents,
+            "precision": self.precision,
+            "tile": settings.tile,
+        }
+        return made_of | ({"seed": self.seed} if settings.latents == "sample" else {})
+
+    def decode_made_of(self) -> dict[str, Any]:
+        """The autoencoder that decodes, if it is not the one that encodes."""
+        if self.settings.tiny is None:
+            return {}
+        config, weights = self._tiny
+        return {"tiny": {"config": config, "weights": weights.content()}}
+
+    def encode(self, images: Array, rows: Rows) -> Array:
+        """Rows [b, dims] in float32 of images of any size; grey ones are repeated in the three colours."""
+        size, channels = self.settings.size, self._latent_shape[0]
+        out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
+        model = self._model("encode")
+        for start in range(0, len(images), self._at_once):
+            part = slice(start, start + self._at_once)
+            moments = self._moments(model, np.stack([self._fitted(image, size) for image in images[part]]))
+            latents = moments[:, :channels]
+            if self.settings.latents == "sample":
+                std = np.exp(0.5 * np.clip(moments[:, channels:], -30, 20))  # bounds as in diffusers
+                latents = latents + std * normals(self.seed, rows[part], 0, self._latent_shape, POSTERIOR)
+            shift = self._config.get("shift_factor") or 0.0
+            out[part] = ((latents - np.float32(shift)) * np.float32(self._scaling)).reshape(len(latents), -1)
+        return out
+
+    def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
+        """Images [b, size, size, 3] in uint8, whatever the size of those that were encoded."""
+        if features.shape[1] != self.dims(image_shape):
+            raise InputError(
+                f"rows of {features.shape[1]} numbers do not hold the latents of {self.name}",
+                expected=f"{self.dims(image_shape)}, {' × '.join(map(str, self._latent_shape))}",
+            )
+        out = np.empty((len(features), *self.decoded_shape(image_shape)), np.uint8)
+        model = self._model("decode")
+        for start in range(0, len(features), self._at_once):
+            part = slice(start, start + self._at_once)
+            latents = features[part].reshape(-1, *self._latent_shape)
+            if self.settings.tiny is None:  # tiny autoencoders are trained on scaled latents
+                shift = self._config.get("shift_factor") or 0.0
+                latents = latents / np.float32(self._scaling) + np.float32(shift)
+            out[part] = self._pixels(model, latents, rows[part])
+        return out
+
+    # The network
+
+    def _fitted(self, image: Array, size: int) -> Array:
+        return with_channels(resize(image, (size, size, image.shape[2]), bicubic=True), 3)
+
+    def _moments(self, model: Any, images: Array) -> Array:
+        """Means and log variances [n, 2 · channels, height, width] of the posteriors."""
+        with exact_inference(self.device):
+            pixels = self._tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
+            found: Array = model.encode(pixels).latent_dist.parameters.float().cpu().numpy()
+        return found
+
+    def _pixels(self, model: Any, latents: Array, rows: Rows) -> Array:
+        import torch
+
+        with exact_inference(self.device):
+            values = model.decode(self._tensor(latents)).sample.float()
+            if not bool(torch.isfinite(values).all()):
+                raise InputError(
+                    f"{self.name} decoded rows {rows[0]} to {rows[-1]} to NaN in {self.precision}",
+                    todo=f'set features.{self.name}.precision = "float32"',
+                )
+            levels = (values / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+            images: Array = levels.permute(0, 2, 3, 1).cpu().numpy()
+        return images
+
+    def _tensor(self, numbers: Array) -> Any:
+        import torch
+
+        layout: Any = {"memory_format": torch.channels_last} if self.device == "cpu" else {}
+        tensor = torch.tensor(np.ascontiguousarray(numbers))  # a copy: the array may be read-only
+        return tensor.to(self.device, getattr(torch, self.precision), **layout)
+
+    def _model(self, use: Use) -> Any:
+        """The network with the weights of one direction; those of the other are dropped first."""
+        if self._loaded is None or self._loaded[0] != use:
+            self._loaded = None
+            self._loaded = use, self._load(use)
+        return self._loaded[1]
+
+    def _load(self, use: Use) -> Any:
+        require("torch", "diffusers")
+        import torch
+        from diffusers import AutoencoderKL, AutoencoderTiny
+
+        config, weights = self._network(use)
+        kind: Any = AutoencoderTiny if self._is_tiny(use) else AutoencoderKL
+        with torch.device("meta"):
+            empty = kind.from_config(config)
+        model: Any = load_weights(empty, weights, _PARTS[use], precision=self.precision, device=self.device)
+        if self.settings.tile is not None and not self._is_tiny(use):
+            model.enable_tiling()
+            model.tile_sample_min_size = self.settings.tile
+            model.tile_latent_min_size = self.settings.tile // self._factor
+        return model
+
+    @property
+    def _at_once(self) -> int:
+        return 1 if self.device == "cpu" else AT_ONCE_ON_GPU
+
+    def _cost(self, use: Use) -> Cost:
+        weights, on_cpu = self._network(use)[1], self.device == "cpu"
+        held = LIBRARY_NBYTES + imports_nbytes("diffusers")
+        if self._loaded is None or self._loaded[0] != use:
+            held += weights.loading_nbytes(_PARTS[use], self.precision, self.device)
+            if self._loaded and on_cpu:
+                held -= self._network(self._loaded[0])[1].nbytes(_PARTS[self._loaded[0]], self.precision)
+        if on_cpu:
+            held += self._state_nbytes(use) * STATES[use]
+        size = self.settings.size
+        held += self._at_once * (3 * size * size * 3 * FLOAT + 4 * self.dims((size, size, 3)) * FLOAT)
+        return Cost(held=max(held, 0), per_image=0, batch=BATCH if on_cpu else AT_ONCE_ON_GPU)
+
+    def _state_nbytes(self, use: Use) -> int:
+        """Memory of the largest state of an image or a tile."""
+        config = self._network(use)[0]
+        if self._is_tiny(use):
+            return (
+                int(max(config.get("decoder_block_out_channels", [64])))
+                * self.settings.size**2
+                * itemsize(self.precision)
+            )
+        side = min(self.settings.tile or self.settings.size, self.settings.size)
+        # What is decoded is enlarged before it gets narrower.
+        channels = self._channels[0] if use == "encode" else max(self._channels[:2])
+        return channels * side**2 * itemsize(self.precision)
+
+    # What is in the files
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        root = model_folder(self.settings.model, f"features.{self.name}.model")
+        return part_of(root, ("vae", "."), "config.json", "an AutoencoderKL, or of a pipeline with one in vae/")
+
+    @functools.cached_property
+    def _config(self) -> dict[str, Any]:
+        return _config_of(self._folder, "AutoencoderKL")
+
+    @functools.cached_property
+    def _weights(self) -> Weights:
+        return Weights.of(self._folder, _present_name)
+
+    @functools.cached_property
+    def _tiny(self) -> tuple[dict[str, Any], Weights]:
+        folder = model_folder(str(self.settings.tiny), f"features.{self.name}.tiny")
+        folder = part_of(folder, (".", "vae"), "config.json", "an AutoencoderTiny, such as madebyollin/taesd")
+        config = _config_of(folder, "AutoencoderTiny")
+        config.pop("block_out_channels", None)  # diffusers writes it, and warns when it reads it
+        channels, blocks = config.get("latent_channels", 4), config.get("num_decoder_blocks", (3, 3, 3, 1))
+        if (channels, 2 ** (len(blocks) - 1)) != (self._latent_shape[0], self._factor):
+            raise InputError(
+                f"{folder} decodes {channels} channels to {2 ** (len(blocks) - 1)} times their size",
+                expected=f"{self._latent_shape[0]} channels and {self._factor} times, as {self._folder} has them",
+            )
+        return config, Weights.of(folder)
+
+    def _is_tiny(self, use: Use) -> bool:
+        return use == "decode" and self.settings.tiny is not None
+
+    def _network(self, use: Use) -> tuple[dict[str, Any], Weights]:
+        return self._tiny if self._is_tiny(use) else (self._config, self._weights)
+
+    @property
+    def _channels(self) -> list[int]:
+        return list(self._config.get("block_out_channels", [64]))
+
+    @property
+    def _factor(self) -> int:
+        """How many times smaller the sides of latents are than those of images."""
+        return 1 << (len(self._channels) - 1)
+
+    @property
+    def _scaling(self) -> float:
+        return float(self._config.get("scaling_factor", 0.18215))
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        size, factor = self.settings.size, self._factor
+        for key in ("size", "tile"):
+            if (getattr(self.settings, key) or 0) % factor:
+                raise SettingsError(
+                    f"features.{self.name}.{key} = {getattr(self.settings, key)}", expected=f"a multiple of {factor}"
+                )
+        return int(self._config.get("latent_channels", 4)), size // factor, size // factor
+
+
+def _present_name(key: str) -> str:
+    """The name of a weight as diffusers has it now."""
+    if ".attentions." in key:
+        for old, new in _OLD.items():
+            key = key.replace(old, new)
+    return key
+
+
+def _config_of(folder: Path, kind: str) -> dict[str, Any]:
+    config = read_config(folder / "config.json")
+    if config.get("_class_name") != kind:
+        raise InputError(f"{folder} holds a {config.get('_class_name')}", expected=f"an {kind}")
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise InputError(f"{folder} scales each channel by its own mean and std", expected="one scaling_factor for all")
+    return arithmetic(config)

@@ -1,0 +1,102 @@
+"""From images to the numbers that CLIP's vision half is fed, by Pillow and NumPy alone.
+
+transformers resizes with torchvision where that is installed and with Pillow elsewhere, and their pixels differ; and
+between its versions pixels have been divided by 255 twice. So none of it is used here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.features.pretrained import read_config
+from leanrecon.features.space import Array
+from leanrecon.images import with_channels
+
+BICUBIC = 3
+"""Pillow's number of it, which is how the files name it."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes numbers: resized, cut out in the middle, scaled and normalised."""
+
+    shortest: int | None
+    """Pixels of the shorter side after resizing; None: ``resized`` says both."""
+    resized: tuple[int, int] | None
+    """Height and width after resizing."""
+    crop: tuple[int, int]
+    """Height and width of what is cut out in the middle."""
+    resample: int
+    """Pillow's number of the filter."""
+    scale: float
+    """What levels from 0 to 255 are multiplied by, once."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """What preprocessor_config.json says, or the part of processor_config.json that is for images.
+
+        Raises InputError where there is neither, or a step that CLIP does not have.
+        """
+        path = next(p for p in (folder / "preprocessor_config.json", folder / "processor_config.json") if p.is_file())
+        table = read_config(path)
+        table = table.get("image_processor", table)
+        kind = str(table.get("image_processor_type", table.get("feature_extractor_type", "CLIP")))
+        steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+        if "CLIP" not in kind or not all(table.get(step, True) for step in steps) or table.get("do_pad"):
+            raise InputError(
+                f"{path} is for a {kind} with other steps", expected="CLIP's: resize, cut, scale, normalise"
+            )
+        size = table.get("size", 224)
+        size = {"shortest_edge": size} if isinstance(size, int) else size
+        crop = table.get("crop_size", 224)
+        crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        try:
+            resized = None if "shortest_edge" in size else (int(size["height"]), int(size["width"]))
+            return cls(
+                shortest=None if resized else int(size["shortest_edge"]),
+                resized=resized,
+                crop=(int(crop["height"]), int(crop["width"])),
+                resample=int(table.get("resample", BICUBIC)),
+                scale=float(table.get("rescale_factor", 1 / 255)),
+                mean=tuple(map(float, table["image_mean"])),
+                std=tuple(map(float, table["image_std"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} lacks or garbles {error}", todo="fetch the model's folder again") from error
+
+    def as_table(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image after resizing; the longer side is rounded down."""
+        if self.resized:
+            return self.resized
+        short = self.shortest or min(height, width)
+        longer = int(short * max(height, width) / min(height, width))
+        return (short, longer) if height <= width else (longer, short)
+
+    def __call__(self, images: Array) -> Array:
+        """Float32 numbers [n, 3, height, width] of uint8 images [n, height, width, channels]; grey is repeated."""
+        from PIL import Image
+
+        height, width = self.size_of(*images.shape[1:3])
+        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+        if top < 0 or left < 0:
+            raise InputError(
+                f"images of {height} × {width} pixels are too small to cut {self.crop[0]} × {self.crop[1]} out of",
+                expected="a size of at least crop_size in the model's preprocessor_config.json",
+            )
+        out = np.empty((len(images), 3, *self.crop), np.float32)
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        for image, place in zip(images, out, strict=True):
+            picture = Image.fromarray(np.ascontiguousarray(with_channels(image, 3)))
+            resized = np.asarray(picture.resize((width, height), Image.Resampling(self.resample)))
+            cut = resized[top : top + self.crop[0], left : left + self.crop[1]]
+            place[...] = (cut.transpose(2, 0, 1) * np.float32(self.scale) - mean) / std
+        return out

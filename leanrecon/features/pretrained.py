@@ -1,0 +1,216 @@
+"""Published models on disk: found without a network, planned from their headers, loaded part by part from safetensors.
+
+A model is a folder as transformers and diffusers write it (config.json beside the weights), or a pipeline's folder with
+such folders in it, or the name of one in Hugging Face's cache. Weights are read as safetensors alone: a pickle can run
+code when it is opened.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from leanrecon.errors import InputError
+from leanrecon.stores.fingerprint import file_fingerprint, fingerprint
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+"""Floating-point numbers as safetensors names them, as PyTorch does, and their bytes."""
+
+SHOWN = 6
+"""Names of each kind of problem that an error spells out."""
+
+ALIGNMENT = 64
+"""Bytes that the memory of each weight starts at a multiple of, as vector instructions like it."""
+
+_AGAIN = "fetch the model's folder again"
+_STEMS = ("model", "diffusion_pytorch_model")  # as transformers and as diffusers name weights
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HEADER_LIMIT = 100_000_000  # bytes; as the safetensors format itself has it
+_NOT_ARITHMETIC = ("architectures", "transformers_version", "torch_dtype", "dtype")  # in a config.json
+
+
+# Finding
+
+
+def model_folder(model: str, setting: str) -> Path:
+    """The folder of a model: that folder, or its copy in Hugging Face's cache if ``model`` is a name; never downloaded.
+
+    Raises InputError that says what to put where; ``setting`` is the one that named it.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and importlib.util.find_spec("huggingface_hub"):
+        from huggingface_hub import snapshot_download
+
+        with contextlib.suppress(OSError, ValueError):  # what is not in the cache, or no name at all
+            return Path(snapshot_download(model, local_files_only=True))
+    raise InputError(
+        f"there is no folder {model}, and Hugging Face's cache has no model of that name",
+        expected="a folder with config.json and .safetensors, as transformers and diffusers write it",
+        todo=f"fetch it once where there is a network (hf download NAME --local-dir FOLDER), and set {setting} to FOLDER",
+    )
+
+
+def part_of(folder: Path, parts: Sequence[str], file: str, what: str) -> Path:
+    """The first of these parts of a model's folder (``"."`` is itself) that has a ``file``; raises InputError."""
+    for part in parts:
+        if (folder / part / file).is_file():
+            return folder / part
+    places = " or ".join(str(Path(part) / file) for part in parts)
+    raise InputError(f"{folder} has no {places}", expected=f"the folder of {what}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a model in a JSON file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read: {error}", todo=_AGAIN) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings of a model", todo=_AGAIN)
+    return found
+
+
+def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What in a config decides results: no names, paths, versions, nor the precision of the file."""
+    return {key: v for key, v in config.items() if key not in _NOT_ARITHMETIC and not key.startswith("_")}
+
+
+# Weights
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file of weights."""
+
+    dtype: str
+    """As safetensors names it: F32, BF16, …"""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Its first byte in the file."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * FLOATS.get(self.dtype, ("", 8))[1]
+
+    def is_read_as_it_is(self, precision: Precision) -> bool:
+        """Whether its bytes in memory are those in the file: convolutions are laid out anew, with channels last."""
+        return FLOATS.get(self.dtype, ("", 0))[0] == precision and len(self.shape) != 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of a model's weights and what their headers say."""
+
+    files: tuple[Path, ...]
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def of(cls, folder: Path, name: Callable[[str], str | None] = lambda name: name) -> "Weights":
+        """The weights in a folder, under the names that ``name`` gives; those that it gives None are left out.
+
+        Raises InputError where there are none, or only pickles, or a file is damaged.
+        """
+        files = _files(folder)
+        entries = {}
+        for file in files:
+            for key, entry in _header(file).items():
+                if (renamed := name(key)) is not None:
+                    entries[renamed] = entry
+        return cls(files, entries)
+
+    def content(self) -> str:
+        """The fingerprint of the files' bytes, taken once as long as they stay the same."""
+        prints = [file_content(file) for file in self.files]
+        return prints[0] if len(prints) == 1 else fingerprint({"files": prints})
+
+    def named(self, parts: Sequence[str]) -> list[str]:
+        """The names in these parts of the model, such as ``("encoder.", "quant_conv.")``."""
+        return [name for name in self.entries if name.startswith(tuple(parts))]
+
+    def nbytes(self, parts: Sequence[str], precision: Precision) -> int:
+        """Memory that these parts of the model take once they are loaded."""
+        return sum(reserved(self.entries[name].shape, itemsize(precision)) for name in self.named(parts))
+
+    def loading_nbytes(self, parts: Sequence[str], precision: Precision, device: str) -> int:
+        """Memory of this machine that loading takes: for all of it on a CPU, else for one tensor after the other."""
+        entries = [self.entries[name] for name in self.named(parts)]
+        if device != "cpu":
+            return max((2 * entry.nbytes for entry in entries), default=0)
+        changed = [entry.nbytes for entry in entries if not entry.is_read_as_it_is(precision)]
+        return self.nbytes(parts, precision) + max(changed, default=0)
+
+
+def file_content(path: Path) -> str:
+    """The fingerprint of a file's bytes, taken once as long as it stays the same."""
+    found = path.stat()
+    return _content_of(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _content_of(path: Path, size: int, changed: int) -> str:
+    return file_fingerprint(path)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    for stem in _STEMS:
+        if (whole := folder / f"{stem}.safetensors").is_file():
+            return (whole,)
+        if (index := folder / f"{stem}.safetensors.index.json").is_file():
+            names = sorted(set(read_config(index).get("weight_map", {}).values()))
+            if missing := [name for name in names if not (folder / name).is_file()]:
+                raise InputError(f"{folder} lacks {', '.join(missing[:SHOWN])}", todo=_AGAIN)
+            return tuple(folder / name for name in names)
+        if (half := folder / f"{stem}.fp16.safetensors").is_file():
+            return (half,)
+    expected = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES):
+        raise InputError(
+            f"{folder} has its weights in {pickles[0]} only, and leanrecon opens no file that can run code",
+            expected=expected,
+            todo="fetch the .safetensors file of this model, or convert it where you trust its source "
+            "(from_pretrained, then save_pretrained)",
+        )
+    raise InputError(f"{folder} has no weights", expected=expected, todo=_AGAIN)
+
+
+def _header(path: Path) -> dict[str, Entry]:
+    """Names, types and shapes in a safetensors file: eight bytes of length, JSON, then the numbers."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, _HEADER_LIMIT):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        found = {
+            name: Entry(str(entry["dtype"]), tuple(entry["shape"]), path, 8 + length + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged, or no safetensors file: {error}", todo=_AGAIN) from error
+    if size != 8 + length + end:
+        raise InputError(f"{path} has {size} bytes", expected=f"{8 + length + end}", todo=_AGAIN)
+    return found
+
+
+def itemsize(precision: Precision) -> int:
+    """Bytes of a number."""
+    return 4 if precision == "float32" else 2
+
+
+def reserved(shape: Sequence[int], size: int) -> int:
+    return -(-math.prod(shape) * size // ALIGNMENT) * ALIGNMENT

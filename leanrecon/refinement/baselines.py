@@ -1,0 +1,109 @@
+"""Inputs without this brain: what the generator makes of the mean prediction, or of another row's."""
+
+from typing import Protocol
+
+import numpy as np
+
+from leanrecon.images import Array, ImageShape
+
+
+class Rows(Protocol):
+    """A matrix of predictions, read block by block, as stores.matrix.Matrix is."""
+
+    shape: tuple[int, int]
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        """Any block, into ``out`` [len(rows), len(columns)], cast to its dtype."""
+
+
+class Images(Protocol):
+    """Images of one shape by their rows, as stores.pictures.Pictures are."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    @property
+    def shape(self) -> ImageShape:
+        """Height, width and channels."""
+
+    def read(self, row: int) -> Array:
+        """The image of a row, uint8."""
+
+
+class MeanRow:
+    """A matrix whose every row is the mean of another's."""
+
+    def __init__(self, base: Rows) -> None:
+        self.shape = base.shape
+        n, width = base.shape
+        total, row = np.zeros(width), np.empty((1, width), np.float32)
+        for k in range(n):
+            base.read(range(k, k + 1), range(width), row)
+            total += row[0]
+        self._mean = (total / n).astype(np.float32)
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        out[...] = self._mean[columns.start : columns.stop]
+
+
+class MeanImage:
+    """Images that are all the mean of others."""
+
+    def __init__(self, base: Images) -> None:
+        self.rows, self.shape = base.rows, base.shape
+        total: Array = np.zeros(base.shape)
+        for row in range(base.rows):
+            total += base.read(row)
+        self._mean: Array = np.rint(total / base.rows).astype(np.uint8)
+
+    def read(self, row: int) -> Array:
+        return self._mean
+
+
+class OtherRows:
+    """A matrix with its rows in another order."""
+
+    def __init__(self, base: Rows, order: Array) -> None:
+        self.base, self.order, self.shape = base, order, base.shape
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        for k, row in enumerate(rows):
+            at = int(self.order[row])
+            self.base.read(range(at, at + 1), columns, out[k : k + 1])
+
+
+class OtherImages:
+    """Images in another order."""
+
+    def __init__(self, base: Images, order: Array) -> None:
+        self.base, self.order = base, order
+        self.rows, self.shape = base.rows, base.shape
+
+    def read(self, row: int) -> Array:
+        return self.base.read(int(self.order[row]))
+
+
+def another_row(n: int, seed: int) -> Array:
+    """An order of ``n`` rows that leaves none in its place (Sattolo 1986: one cycle through all)."""
+    rng = np.random.default_rng([seed, n])
+    order = np.arange(n)
+    for k in range(n - 1, 0, -1):
+        other = rng.integers(k)
+        order[k], order[other] = order[other], order[k]
+    return order
+
+
+def without_brain(
+    name: str, first: Images, text: Rows, latents: Rows | None, *, seed: int
+) -> tuple[Images, Rows, Rows | None]:
+    """First images, text and latents for a baseline: ``prior``, the mean of each; ``shuffled``, those of another row.
+
+    The oracle's inputs are true features, which only whoever holds them can hand over.
+    """
+    if name == "prior":
+        return MeanImage(first), MeanRow(text), None if latents is None else MeanRow(latents)
+    if name != "shuffled":
+        raise ValueError(f"{name} is no baseline that predictions alone can give")
+    order = another_row(first.rows, seed)
+    return OtherImages(first, order), OtherRows(text, order), None if latents is None else OtherRows(latents, order)

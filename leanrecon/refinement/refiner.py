@@ -1,0 +1,405 @@
+"""The stage that makes final images: planned, drawn batch by batch from predictions alone, and resumable."""
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.devices import choose
+from leanrecon.errors import BudgetError, InputError, SettingsError
+from leanrecon.images import Array, ImageShape, resize, with_channels
+from leanrecon.memory import MemoryBudget, format_bytes
+from leanrecon.progress import Progress
+from leanrecon.refinement import diffusion
+from leanrecon.refinement.baselines import Images, Rows
+from leanrecon.refinement.lora import LoRA, read_lora
+from leanrecon.refinement.models import Part, Source, content_of, find_model, read_config, read_part
+from leanrecon.refinement.offload import place
+from leanrecon.refinement.plan import IMPORTS, RefinePlan, Sizes, plan_refine
+from leanrecon.refinement.precision import precision_of
+from leanrecon.refinement.settings import RefineSettings
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.pictures import Pictures
+
+FORMAT = 1
+"""Of the arithmetic that leads from first images to final ones."""
+
+TOKENS = 77
+"""Tokens of a text in CLIP."""
+
+_SHRUNK = 8  # the autoencoder's latents are an eighth of an image wide
+
+_PATTERNS = ["*/config.json", "*.json", "unet/*.safetensors", "vae/*.safetensors", "scheduler/*.json", "*.safetensors"]
+
+_VRAM_SHARE = 0.9  # of the GPU memory that is free; the rest is for the allocator's gaps
+
+
+class Refiner:
+    """Final images by Stable Diffusion from first images, predicted prompt embeddings and, if asked, latents.
+
+    ``scratch`` holds weights that were merged with a LoRA or cast, for the modes that read them from disk.
+    """
+
+    def __init__(
+        self,
+        settings: RefineSettings,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        scratch: Path,
+        vram: int | None = None,
+    ) -> None:
+        if settings.kind == "none" or settings.steps is None:
+            raise ValueError("with kind = 'none' there is nothing to refine")
+        self.steps = settings.steps
+        self.settings = settings
+        self.seed = seed
+        self.device = choose(device)
+        self.scratch = scratch
+        self.precision = precision_of(settings.precision, self.device)
+        self.seconds: list[float] = []
+        """For each image that was drawn, with its share of what its batch took."""
+        self.retried: list[int] = []
+        """Rows that came out black or not finite, and were drawn again in float32."""
+        self.black: list[int] = []
+        """Rows that are black in float32 too."""
+        self.mode: str | None = None
+        self._vram = vram
+        self._loaded: tuple[RefinePlan, diffusion.Networks] | None = None
+        if settings.offload == "stream" and self.device != "cpu":
+            raise SettingsError(f'refine.offload = "stream" on {self.device}', expected='"disk", or device = "cpu"')
+        if self.device == "mps" and settings.offload not in ("auto", "none"):
+            raise SettingsError(
+                f'refine.offload = "{settings.offload}" on mps, which shares its memory with the CPU', expected='"none"'
+            )
+
+    # What it is made of
+
+    @cached_property
+    def base(self) -> Path:
+        return find_model(self.settings.base, "refine.base", patterns=_PATTERNS)
+
+    @cached_property
+    def unet(self) -> Part:
+        return read_part(self.base / "unet", ("UNet2DConditionModel",))
+
+    @cached_property
+    def vae(self) -> Part:
+        if not self.settings.tiny_autoencoder:
+            return read_part(self.base / "vae", ("AutoencoderKL",))
+        folder = find_model(self.settings.tiny_autoencoder, "refine.tiny_autoencoder", patterns=_PATTERNS)
+        return read_part(folder, ("AutoencoderTiny",))
+
+    @cached_property
+    def lora(self) -> LoRA | None:
+        if not self.settings.lora:
+            return None
+        path = find_model(self.settings.lora, "refine.lora", patterns=_PATTERNS)
+        return read_lora(path, self.unet.entries, scale=self.settings.lora_scale)
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        return read_config(self.base / "scheduler" / "scheduler_config.json")
+
+    @property
+    def width(self) -> int:
+        """Numbers a token of the prompt embeddings."""
+        return int(self.unet.config["cross_attention_dim"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.settings.size // _SHRUNK
+        return int(self.unet.config.get("in_channels", 4)), side, side
+
+    @cached_property
+    def negative(self) -> Array | None:
+        """The embedding to be led away from, float32 [1, 77, width]; None without guidance."""
+        if self.settings.guidance == 1:
+            return None
+        path = Path(self.settings.negative).expanduser()
+        try:
+            row = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"refine.negative: {path} can't be read ({error})", expected="an array as .npy") from None
+        if row.size != TOKENS * self.width or not np.isfinite(row).all():
+            raise InputError(
+                f"refine.negative: {path} holds {list(row.shape)} numbers", expected=f"finite [{TOKENS}, {self.width}]"
+            )
+        embedding: Array = row.astype(np.float32).reshape(1, TOKENS, self.width)
+        return embedding
+
+    @property
+    def shape(self) -> ImageShape:
+        """Of the final images."""
+        return self.settings.size, self.settings.size, 3
+
+    def made_of(self) -> dict[str, Any]:
+        """All that decides final images beyond first images and predictions: contents and settings, never places."""
+        settings = self.settings
+        scheduler = {key: value for key, value in self.scheduler.items() if not key.startswith("_")}
+        made_of = {
+            "format": FORMAT,
+            **settings.model_dump(include={"kind", "steps", "strength", "guidance", "text", "start", "size"}),
+            "unet": self.unet.content,
+            "vae": self.vae.content,
+            "scheduler": fingerprint(scheduler),
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+        if self.lora is not None:
+            made_of |= {"lora": content_of(self.lora.file), "lora_scale": settings.lora_scale}
+        if self.negative is not None:
+            made_of["negative"] = fingerprint({"numbers": self.negative.tobytes().hex()})
+        return made_of
+
+    def record(self) -> dict[str, Any]:
+        """What a run is remembered by: how it ran, the median time an image, and rows with trouble."""
+        found = {"mode": self.mode, "precision": self.precision, "retried": self.retried, "black": self.black}
+        return found | ({"seconds_per_image": float(np.median(self.seconds))} if self.seconds else {})
+
+    # How it will run
+
+    def sizes(self) -> Sizes:
+        """Counts of numbers, from headers and settings of the model."""
+        size, unet, vae = self.settings.size, self.unet.config, self.vae.config
+        channels = unet.get("block_out_channels", [320])[0]
+        if self.vae.kind == "AutoencoderTiny":
+            wide = max(vae.get("decoder_block_out_channels", [64]))
+        else:  # the decoder enlarges the states of its last block but one to the size of the image
+            wide = vae["block_out_channels"][min(1, len(vae["block_out_channels"]) - 1)]
+        return Sizes(
+            unet=self.unet.nbytes_as("float32") // 4,
+            vae=self.vae.nbytes_as("float32") // 4,
+            largest=max(self.unet.largest, self.vae.largest),
+            unet_state=8 * channels * (size // _SHRUNK) ** 2,
+            vae_state=wide * size**2,
+        )
+
+    def plan(self, rows: int, free: int, *, precision: str | None = None) -> RefinePlan:
+        """Plan the drawing of ``rows`` images into ``free`` bytes; reads headers of weights only.
+
+        Raises BudgetError where the GPU's memory is too small for every mode; ``work`` may exceed ``free``, which the
+        caller refuses.
+        """
+        settings, precision = self.settings, precision or self.precision
+        vram = self._free_vram()
+        plan = plan_refine(
+            self.sizes(),
+            device=self.device,
+            precision=precision,
+            offload=settings.offload,
+            batch=None if settings.batch == "auto" else settings.batch,
+            rows=rows,
+            free=free,
+            vram=vram,
+            imports=sum(nbytes for name, nbytes in IMPORTS.items() if name not in sys.modules),
+            guided=settings.guidance > 1,
+            as_stored=all(source.as_stored for source in self._sources(precision)),
+        )
+        if plan.vram > vram:
+            raise BudgetError(
+                f"refine needs {format_bytes(plan.vram)} on the GPU, where {format_bytes(vram)} are free",
+                todo='set device = "cpu", a smaller refine.size, or refine.offload = "auto"',
+            )
+        return plan
+
+    def scratch_nbytes(self, plan: RefinePlan) -> int:
+        """Bytes of weights that a plan keeps in ``scratch``."""
+        if plan.mode not in ("disk", "stream"):
+            return 0
+        sources = self._sources(plan.precision)
+        return sum(source.part.nbytes_as(plan.precision) for source in sources if not source.as_stored)
+
+    # Drawing
+
+    def refine(
+        self,
+        first: Images,
+        text: Rows,
+        latents: Rows | None,
+        out: Pictures,
+        *,
+        budget: MemoryBudget,
+        progress: Progress | None = None,
+        label: str = "refine",
+    ) -> None:
+        """Draw the final images that ``out`` lacks, each written as soon as it is there, and complete it.
+
+        ``text`` [rows, 77 · width] holds prompt embeddings as predicted; ``latents`` [rows, 4 · (size / 8)²] scaled
+        latents of the autoencoder (channels, height, width), which replace ``first`` as the start where given. Raises
+        InputError, SettingsError or BudgetError before the first image. Batches lie where they lie when all images
+        are drawn, so that a run that was killed ends with the same ones.
+        """
+        progress = progress or Progress()
+        inputs = Inputs(first, text, latents)
+        self._check(inputs, out)
+        missing = set(out.missing())
+        if missing:
+            plan = self.plan(out.rows, budget.free)
+            budget.require(label, plan.work)
+            self._sampler()  # what the model's own scheduler can't do is refused now
+            batches = [range(k, min(k + plan.batch, out.rows)) for k in range(0, out.rows, plan.batch)]
+            wanted = [rows for rows in batches if missing.intersection(rows)]
+            inputs.check_finite([row for rows in wanted for row in rows])
+            try:
+                self._networks(plan)
+                with progress.task(label, total=out.rows, unit="images", done=out.rows - len(missing)) as advance:
+                    for rows in wanted:
+                        lacking = sorted(missing.intersection(rows))
+                        self._draw(rows, lacking, inputs, out, plan, budget, progress)
+                        advance(len(lacking))
+            finally:
+                self._loaded = None  # the next stage, or fold, has the memory
+            self.mode = plan.mode
+        out.finish()
+
+    def _draw(
+        self,
+        rows: range,
+        lacking: list[int],
+        inputs: "Inputs",
+        out: Pictures,
+        plan: RefinePlan,
+        budget: MemoryBudget,
+        progress: Progress,
+    ) -> None:
+        """Draw a batch and write those of its images that are lacking."""
+        started = time.perf_counter()
+        for row, image in zip(rows, self._drawn(rows, inputs, plan), strict=True):
+            if row in lacking:
+                final = self._sound(row, image, inputs, plan, budget, progress)
+                out.write(row, np.rint(final * 255).astype(np.uint8))
+        self.seconds += [(time.perf_counter() - started) / len(rows)] * len(lacking)
+
+    def _sampler(self) -> tuple[Any, Any]:
+        return diffusion.scheduled(self.settings.kind, self.scheduler, self.steps, self.settings.strength)
+
+    def _drawn(self, rows: range, inputs: "Inputs", plan: RefinePlan) -> Array:
+        """Images float32 [rows, size, size, 3] from 0 to 1."""
+        import torch
+
+        networks = self._networks(plan)
+        drawn = diffusion.generators(self.seed, rows)
+        if inputs.latents is None:
+            images = [resize(with_channels(inputs.first.read(row), 3), self.shape, bicubic=True) for row in rows]
+            start = diffusion.encoded(networks, np.stack(images), drawn)
+        else:
+            start = torch.from_numpy(_read(inputs.latents, rows).reshape(len(rows), *self.latent_shape))
+        end = diffusion.denoised(
+            networks,
+            self._sampler(),
+            start,
+            torch.from_numpy(_read(inputs.text, rows).reshape(len(rows), TOKENS, self.width)),
+            drawn,
+            guidance=self.settings.guidance,
+            negative=None if self.negative is None else torch.from_numpy(self.negative),
+        )
+        return diffusion.decoded(networks, end)
+
+    def _sound(
+        self, row: int, image: Array, inputs: "Inputs", plan: RefinePlan, budget: MemoryBudget, progress: Progress
+    ) -> Array:
+        """The image, or another one drawn in float32 where it is black or not finite."""
+        trouble = _trouble(image)
+        if trouble and plan.precision != "float32":
+            progress.say(f"image {row} is {trouble} in {plan.precision}: drawn again in float32")
+            self.retried.append(row)
+            self._loaded = None
+            now = MemoryBudget.of(budget)
+            exact = self.plan(1, now.free, precision="float32")
+            now.require("refine in float32", exact.work)
+            image = self._drawn(range(row, row + 1), inputs, exact)[0]
+            trouble = _trouble(image)
+        if trouble == "black":
+            progress.say(f"image {row} is black in float32 too")
+            self.black.append(row)
+        elif trouble:
+            raise InputError(
+                f"image {row} is not finite in float32",
+                todo="check the weights of refine.base and refine.lora, and refine.lora_scale",
+            )
+        return image
+
+    def _networks(self, plan: RefinePlan) -> diffusion.Networks:
+        if self._loaded is None or self._loaded[0] != plan:
+            self._loaded = None
+            parts = []
+            for source in self._sources(plan.precision):
+                lora = source.lora
+                added = None if lora is None else [content_of(lora.file), self.settings.lora_scale]
+                content = fingerprint({"part": source.part.content, "lora": added})
+                how: dict[str, Any] = {"device": self.device, "scratch": self.scratch, "content": content}
+                parts.append(place(source, plan.mode, **how))
+            self._loaded = plan, diffusion.Networks(parts[0], parts[1], plan.precision, self.device)
+        return self._loaded[1]
+
+    def _sources(self, precision: str) -> list[Source]:
+        return [Source(self.unet, precision, self.lora), Source(self.vae, precision)]
+
+    def _free_vram(self) -> int:
+        if self._vram is not None:
+            return self._vram
+        if self.device != "cuda":
+            return 0
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0] * _VRAM_SHARE)
+
+    def _check(self, inputs: "Inputs", out: Pictures) -> None:
+        text, latents = inputs.text, inputs.latents
+        if out.shape != self.shape:
+            raise InputError(f"{out.path} is for images of {out.shape}", expected=f"{self.shape}")
+        if text.shape[1] != TOKENS * self.width:
+            raise InputError(
+                f"refine.text = {self.settings.text!r} has rows of {text.shape[1]} numbers",
+                expected=f"{TOKENS * self.width}, the base's {TOKENS} tokens of {self.width}",
+                todo="predict the prompt embeddings of this base's own text encoder",
+            )
+        channels, height, width = self.latent_shape
+        if latents is not None and latents.shape[1] != channels * height * width:
+            raise InputError(
+                f"refine.start = {self.settings.start!r} has rows of {latents.shape[1]} numbers",
+                expected=f"{channels * height * width}, latents of {channels} × {height} × {width}",
+                todo='set refine.size to the size of the images that they were made from, or refine.start = "stage1"',
+            )
+        counts = {"first images": inputs.first.rows, "rows of text": text.shape[0], "images to draw": out.rows}
+        if latents is not None:
+            counts["rows of latents"] = latents.shape[0]
+        if len(set(counts.values())) > 1:
+            raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="as many of each")
+        _ = self.lora, self.negative
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a brain gave: first images, predicted prompt embeddings, and latents or None."""
+
+    first: Images
+    text: Rows
+    latents: Rows | None
+
+    def check_finite(self, rows: list[int]) -> None:
+        """Raise InputError for a prediction with NaN or infinite numbers."""
+        for name, matrix in (("text", self.text), ("latents", self.latents)):
+            for row in rows if matrix is not None else ():
+                if matrix is not None and not np.isfinite(_read(matrix, range(row, row + 1))).all():
+                    raise InputError(
+                        f"row {row} of the predicted {name} is not finite", todo="run the regression again"
+                    )
+
+
+def _read(matrix: Rows, rows: range) -> Array:
+    out: Array = np.empty((len(rows), matrix.shape[1]), np.float32)
+    matrix.read(rows, range(matrix.shape[1]), out)
+    return out
+
+
+def _trouble(image: Array) -> str:
+    """What is wrong with an image; empty if nothing is."""
+    if not np.isfinite(image).all():
+        return "not finite"
+    return "black" if image.max() < 0.5 / 255 else ""

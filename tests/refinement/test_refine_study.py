@@ -1,0 +1,142 @@
+"""The whole way with a generator: captions and latents predicted from the brain, images refined by what was predicted."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+sys.path.append(str(Path(__file__).parents[1] / "features"))
+
+import published_models as models
+from diffusion_models import write_base
+
+from leanrecon.stores import Store
+
+SETTINGS = """
+memory = "3GB"
+[dataset]
+kind = "simulated"
+n_train = 40
+n_test = 12
+size = 16
+voxels = 60
+[features.pca]
+components = 8
+[features.clip]
+kind = "clip-text"
+model = "base"
+form = "sd15"
+[refine]
+kind = "lcm"
+base = "base"
+text = "clip"
+size = 64
+steps = 2
+precision = "float32"
+baselines = ["prior", "shuffled", "oracle"]
+[evaluate]
+permutations = 1
+resamples = 100
+"""
+
+
+LATER = """
+from pathlib import Path
+from leanrecon.pipeline import STAGES, Pipeline
+from leanrecon.settings import read_settings
+from leanrecon.study import Study
+settings, base_dir = read_settings("generator.toml")
+pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)
+for stage in STAGES[1:]:
+    getattr(pipeline, f"_{stage}")()
+"""
+
+
+def leanrecon(*arguments: object, cwd: Path, code: int = 0) -> str:
+    command = [sys.executable, "-m", "leanrecon", *map(str, arguments)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("refined")
+    write_base(folder / "base", width=models.WIDTH)
+    models.write_text_encoder(folder / "base", projection=False)
+    (folder / "generator.toml").write_text(SETTINGS)
+    leanrecon("run", "generator.toml", "--study", "study", cwd=folder)
+    return folder / "study"
+
+
+def images(study: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(study)): path.read_bytes() for path in sorted(study.glob(pattern))}
+
+
+def test_the_study_ends_with_final_images_and_their_baselines(finished: Path) -> None:
+    for where in (".", "variants/prior", "variants/shuffled", "variants/oracle"):
+        assert len(images(finished / where, "reconstructions/final/*.png")) == 12, where
+    metrics = json.loads((finished / "evaluation" / "metrics.json").read_text())
+    assert {"prior_only", "shuffled_predictions", "shuffled_betas"} <= set(metrics["baselines"])
+    assert set(metrics["ceilings"]) == {"true_features", "oracle"}
+    assert metrics["final"]["pixcorr"] != metrics["stage1"]["pixcorr"]
+    assert "latent_r2_total" in metrics["features"]["clip"]
+    record = json.loads((finished / "run.json").read_text())["stages"]["refine"]
+    assert record["seconds_per_image"] > 0
+    assert record["peak_bytes"] <= record["planned_bytes"]
+
+
+def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    leanrecon("run", "generator.toml", "--study", "study", cwd=finished.parent)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_the_wall_holds_with_a_generator(finished: Path) -> None:
+    """Noise instead of test images, captions and true test features changes no image but those of the ceiling."""
+    folder = finished.parent
+    leanrecon("run", "generator.toml", "--study", "noisy", "--until", "dataset", cwd=folder)
+    noisy, rng = folder / "noisy", np.random.default_rng(0)
+    stimuli = Store.open(noisy / "stimuli" / "test.zarr")
+    stimuli.discard([(i, 0) for i in range(stimuli.row_groups)])
+    for i in range(stimuli.row_groups):
+        shape = (len(stimuli.group_rows(i)), *stimuli.shape[1:])
+        stimuli.write_rows(i, rng.integers(0, 256, shape, np.uint8))
+    with pytest.warns(UserWarning, match="not to the same bytes"):
+        stimuli.finish()
+    (noisy / "captions" / "test.json").write_text(json.dumps([["a purple noise"]] * 12))
+    # The stage dataset would find that these are not its captions, so the later stages are run alone.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", LATER], cwd=folder, env=environment, check=True, timeout=300)
+    for pattern in ("reconstructions/*/*.png", "variants/prior/**/*.png", "variants/shuffled*/**/*.png"):
+        assert images(noisy, pattern) == images(finished, pattern), pattern
+        assert images(noisy, pattern)
+    ceiling = "variants/oracle/**/*.png"
+    assert images(noisy, ceiling) != images(finished, ceiling)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("refine.text=clap", "refine.text = 'clap' is not a feature space here .*clip"),
+        ("refine.start=vae", "refine.start = 'vae' is not a feature space here"),
+        ("refine.base=nowhere", "nowhere"),
+    ],
+)
+def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words: str) -> None:
+    said = leanrecon("run", "generator.toml", "--study", "study", "--set", setting, cwd=finished.parent, code=2)
+    assert re.search(words, said), said
+
+
+def test_the_plan_knows_the_generator(finished: Path) -> None:
+    shown = leanrecon("plan", "generator.toml", cwd=finished.parent)
+    assert "features clip" in shown
+    assert "lcm, 2 steps" in shown
