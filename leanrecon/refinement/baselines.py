@@ -1,34 +1,9 @@
 """Inputs without this brain: what the generator makes of the mean prediction, or of another row's."""
 
-from typing import Protocol
-
 import numpy as np
 
-from leanrecon.images import Array, ImageShape
-
-
-class Rows(Protocol):
-    """A matrix of predictions, read block by block, as stores.matrix.Matrix is."""
-
-    shape: tuple[int, int]
-
-    def read(self, rows: range, columns: range, out: Array) -> None:
-        """Any block, into ``out`` [len(rows), len(columns)], cast to its dtype."""
-
-
-class Images(Protocol):
-    """Images of one shape by their rows, as stores.pictures.Pictures are."""
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-
-    @property
-    def shape(self) -> ImageShape:
-        """Height, width and channels."""
-
-    def read(self, row: int) -> Array:
-        """The image of a row, uint8."""
+from leanrecon.images import Array
+from leanrecon.refinement.inputs import Images, Rows
 
 
 class MeanRow:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import MemoryBudget, format_bytes
 from leanrecon.progress import Progress
 from leanrecon.refinement import diffusion
-from leanrecon.refinement.baselines import Images, Rows
+from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.refinement.lora import LoRA, read_lora
 from leanrecon.refinement.models import Part, Source, content_of, find_model, read_config, read_part
 from leanrecon.refinement.offload import place
@@ -261,7 +260,7 @@ class Refiner:
         self,
         rows: range,
         lacking: list[int],
-        inputs: "Inputs",
+        inputs: Inputs,
         out: Pictures,
         plan: RefinePlan,
         budget: MemoryBudget,
@@ -278,7 +277,7 @@ class Refiner:
     def _sampler(self) -> tuple[Any, Any]:
         return diffusion.scheduled(self.settings.kind, self.scheduler, self.steps, self.settings.strength)
 
-    def _drawn(self, rows: range, inputs: "Inputs", plan: RefinePlan) -> Array:
+    def _drawn(self, rows: range, inputs: Inputs, plan: RefinePlan) -> Array:
         """Images float32 [rows, size, size, 3] from 0 to 1."""
         import torch
 
@@ -288,12 +287,12 @@ class Refiner:
             images = [resize(with_channels(inputs.first.read(row), 3), self.shape, bicubic=True) for row in rows]
             start = diffusion.encoded(networks, np.stack(images), drawn)
         else:
-            start = torch.from_numpy(_read(inputs.latents, rows).reshape(len(rows), *self.latent_shape))
+            start = torch.from_numpy(read_rows(inputs.latents, rows).reshape(len(rows), *self.latent_shape))
         end = diffusion.denoised(
             networks,
             self._sampler(),
             start,
-            torch.from_numpy(_read(inputs.text, rows).reshape(len(rows), TOKENS, self.width)),
+            torch.from_numpy(read_rows(inputs.text, rows).reshape(len(rows), TOKENS, self.width)),
             drawn,
             guidance=self.settings.guidance,
             negative=None if self.negative is None else torch.from_numpy(self.negative),
@@ -301,7 +300,7 @@ class Refiner:
         return diffusion.decoded(networks, end)
 
     def _sound(
-        self, row: int, image: Array, inputs: "Inputs", plan: RefinePlan, budget: MemoryBudget, progress: Progress
+        self, row: int, image: Array, inputs: Inputs, plan: RefinePlan, budget: MemoryBudget, progress: Progress
     ) -> Array:
         """The image, or another one drawn in float32 where it is black or not finite."""
         trouble = _trouble(image)
@@ -349,7 +348,7 @@ class Refiner:
 
         return int(torch.cuda.mem_get_info()[0] * _VRAM_SHARE)
 
-    def _check(self, inputs: "Inputs", out: Pictures) -> None:
+    def _check(self, inputs: Inputs, out: Pictures) -> None:
         text, latents = inputs.text, inputs.latents
         if out.shape != self.shape:
             raise InputError(f"{out.path} is for images of {out.shape}", expected=f"{self.shape}")
@@ -372,30 +371,6 @@ class Refiner:
         if len(set(counts.values())) > 1:
             raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="as many of each")
         _ = self.lora, self.negative
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that a brain gave: first images, predicted prompt embeddings, and latents or None."""
-
-    first: Images
-    text: Rows
-    latents: Rows | None
-
-    def check_finite(self, rows: list[int]) -> None:
-        """Raise InputError for a prediction with NaN or infinite numbers."""
-        for name, matrix in (("text", self.text), ("latents", self.latents)):
-            for row in rows if matrix is not None else ():
-                if matrix is not None and not np.isfinite(_read(matrix, range(row, row + 1))).all():
-                    raise InputError(
-                        f"row {row} of the predicted {name} is not finite", todo="run the regression again"
-                    )
-
-
-def _read(matrix: Rows, rows: range) -> Array:
-    out: Array = np.empty((len(rows), matrix.shape[1]), np.float32)
-    matrix.read(rows, range(matrix.shape[1]), out)
-    return out
 
 
 def _trouble(image: Array) -> str:

@@ -9,7 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from leanrecon.errors import InputError
+from leanrecon.memory import buffer
 from leanrecon.stores.files import write_whole
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Names in a header, by PyTorch's."""
 
 _ALIGNED = 4096  # tensors of our own files begin a page, so that giving one back leaves its neighbours alone
+
+_OWN_PAGES = 1_000_000  # bytes from which a tensor that is read gets pages of its own
 
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
@@ -120,9 +125,15 @@ class ReadWeights(MappedWeights):
     """Tensors read into memory of their own each time that they are asked for, and held by whoever asked."""
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        tensor = super().__getitem__(name).clone()
+        import torch
+
+        mapped, nbytes = super().__getitem__(name), self._entries[name].nbytes
+        if nbytes < _OWN_PAGES:
+            return mapped.clone()
+        # From malloc, what one layer frees would stay in the heap: twice a layer's weights in the end.
+        own = torch.from_numpy(buffer((nbytes,), np.uint8)).view(mapped.dtype).reshape(mapped.shape).copy_(mapped)
         self.release(name)
-        return tensor
+        return own
 
 
 def write_weights(path: Path, tensors: Iterator[tuple[str, "torch.Tensor"]], entries: Entries, dtype: str) -> None:

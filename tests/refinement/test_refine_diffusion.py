@@ -51,6 +51,13 @@ def theirs(made, kind, row, image, *, steps=4, strength=0.75, seed=7, **conditio
     return np.asarray(found.images[0])
 
 
+def assert_alike(image, expected):
+    """The same image but for a level here and there, where sums are rounded otherwise."""
+    differ = np.abs(image.astype(int) - expected)
+    assert differ.max() <= 1
+    assert np.mean(differ > 0) < 0.01
+
+
 def embeddings(text, row):
     return torch.from_numpy(text.array[row].reshape(1, TOKENS, WIDTH))
 
@@ -61,7 +68,7 @@ def test_every_sampler_draws_what_diffusers_draws(kind, make, drawn, base, text)
     made = pipeline(base, kind)
     for row in (0, 3):
         expected = theirs(made, kind, row, smooth(5)[row], prompt_embeds=embeddings(text, row))
-        np.testing.assert_array_equal(images[row], expected)
+        assert_alike(images[row], expected)
     assert len({image.tobytes() for image in images}) == len(images)
 
 
@@ -70,7 +77,7 @@ def test_a_tiny_autoencoder_draws_what_diffusers_draws_with_it(make, drawn, base
 
     images = drawn(make(kind="ddim", steps=4, tiny_autoencoder=str(taesd)))
     made = pipeline(base, "ddim", autoencoder=AutoencoderTiny.from_pretrained(taesd))
-    np.testing.assert_array_equal(images[2], theirs(made, "ddim", 2, smooth(5)[2], prompt_embeds=embeddings(text, 2)))
+    assert_alike(images[2], theirs(made, "ddim", 2, smooth(5)[2], prompt_embeds=embeddings(text, 2)))
 
 
 def test_guidance_leads_away_from_the_negative_embedding(make, drawn, base, text, tmp_path):
@@ -86,7 +93,7 @@ def test_guidance_leads_away_from_the_negative_embedding(make, drawn, base, text
         negative_prompt_embeds=torch.from_numpy(negative)[None],
         guidance_scale=5.0,
     )
-    np.testing.assert_array_equal(images[1], expected)
+    assert_alike(images[1], expected)
 
 
 def clip(tmp_path):
@@ -113,7 +120,7 @@ def test_a_text_s_own_encoding_gives_the_image_of_the_text(make, drawn, base, tm
         encoded = made.encode_prompt("a cat on a mat", "cpu", 1, False)[0].numpy()
     rows = ArrayMatrix(np.repeat(encoded.reshape(1, -1), 5, axis=0))
     images = drawn(make(), text=rows)
-    np.testing.assert_array_equal(images[4], theirs(made, "lcm", 4, smooth(5)[4], prompt="a cat on a mat"))
+    assert_alike(images[4], theirs(made, "lcm", 4, smooth(5)[4], prompt="a cat on a mat"))
     assert not np.array_equal(images[4], theirs(made, "lcm", 4, smooth(5)[4], prompt="seven bicycles"))
 
 
