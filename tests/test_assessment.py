@@ -677,5 +677,5 @@ def test_a_plan_names_the_stages_that_draw_and_compare(leanrecon: Any, data: Pat
     before = stamps(data)
     said = leanrecon("plan", "small.toml", cwd=data)
     for stage in ("stage1", "refine", "evaluate"):
-        assert re.search(rf"│ {stage} .* MB", said)
+        assert re.search(rf"│ {stage} .* [MG]B", said)
     assert stamps(data) == before

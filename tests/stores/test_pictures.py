@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from leanrecon.errors import StoreError
+from leanrecon.stores import files
 from leanrecon.stores.pictures import Pictures, remove
 
 Array = np.ndarray[Any, Any]
@@ -314,7 +316,7 @@ def test_a_write_that_is_stopped_leaves_nothing(path: Path, error: Any, monkeypa
     def stopped(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "replace", stopped)
+    monkeypatch.setattr(files, "os", SimpleNamespace(replace=stopped))
     with pytest.raises(error):
         pictures.write(0, IMAGES[0])
     assert os.listdir(path) == []
