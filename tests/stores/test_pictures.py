@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from leanrecon.errors import StoreError
-from leanrecon.stores import files
+from leanrecon.stores import files as small_files
 from leanrecon.stores.pictures import Pictures, remove
 
 Array = np.ndarray[Any, Any]
@@ -316,7 +316,7 @@ def test_a_write_that_is_stopped_leaves_nothing(path: Path, error: Any, monkeypa
     def stopped(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(files, "os", SimpleNamespace(replace=stopped))
+    monkeypatch.setattr(small_files, "os", SimpleNamespace(replace=stopped))
     with pytest.raises(error):
         pictures.write(0, IMAGES[0])
     assert os.listdir(path) == []
