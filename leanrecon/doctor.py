@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from leanrecon.devices import available
-from leanrecon.errors import InputError, LeanreconError, SettingsError
+from leanrecon.errors import InputError, LeanreconError
 from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
 from leanrecon.plan import plan_study
 from leanrecon.settings import read_settings, recipes
@@ -72,11 +72,8 @@ def needs(memory: str | None = None) -> Iterator[Need]:
         try:
             settings, base_dir = read_settings(name, memory=memory)
             stages = plan_study(settings, base_dir=base_dir)
-        except SettingsError:
-            yield Need(name, missing=f"brings no data: leanrecon plan {name} --set dataset.path=FILE")
-            continue
         except LeanreconError as error:
-            yield Need(name, missing=f"can't be planned here: {error}")
+            yield Need(name, missing=f"{error.found}; see `leanrecon plan {name}`")
             continue
         peak = max(stage.memory for stage in stages)
         disk = sum(stage.disk for stage in stages) + max(stage.scratch for stage in stages)
