@@ -71,6 +71,9 @@ def needs(memory: str | None = None) -> Iterator[Need]:
     for name in recipes():
         try:
             settings, base_dir = read_settings(name, memory=memory)
+            if str(settings.dataset.model_dump().get("root", "")).startswith("s3://"):  # no waiting for a network
+                yield Need(name, missing=f"is fetched: `leanrecon plan {name}` asks how much")
+                continue
             stages = plan_study(settings, base_dir=base_dir)
         except LeanreconError as error:
             yield Need(name, missing=f"{error.found}; see `leanrecon plan {name}`")
