@@ -13,10 +13,8 @@ import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.pretrained import FLOATS, SHOWN, Entry, Precision, Weights, itemsize, reserved
-from leanrecon.features.space import Array, Rows
-from leanrecon.memory import MemoryBudget, buffer
-from leanrecon.progress import Progress
-from leanrecon.stores import Store
+from leanrecon.features.space import Array, Given
+from leanrecon.memory import buffer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,10 +30,8 @@ CUDA_NBYTES = 330_000_000
 """What importing a CUDA build of PyTorch takes more than a CPU build: 325 MB measured."""
 
 
-class FromWeights:
-    """What all feature spaces with given weights have in common: there is nothing to learn."""
-
-    learns = False
+class FromWeights(Given):
+    """What all feature spaces with given weights have in common: there is nothing to learn, but much to hold."""
 
     _loaded: Any = None
     """The network, once it is needed."""
@@ -43,27 +39,6 @@ class FromWeights:
     def release(self) -> None:
         """Give the memory of the weights back; they are loaded again when they are needed."""
         self._loaded = None
-
-    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
-        return 0
-
-    def fit(
-        self,
-        train: Store,
-        path: Path,
-        *,
-        rows: Rows | None = None,
-        budget: MemoryBudget | None = None,
-        progress: Progress | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Nothing is learned."""
-
-    def load(self, path: Path) -> None:
-        """Nothing was learned."""
-
-    def groups(self) -> dict[str, slice]:
-        return {}
 
 
 def require(*packages: str) -> None:
@@ -84,9 +59,9 @@ def runs_in(precision: Precision, device: str, setting: str) -> Precision:
     return precision
 
 
-def imports_nbytes(library: Literal["transformers", "diffusers"]) -> int:
-    """Memory that importing PyTorch and a library will take, if they are not there yet."""
-    held = 0 if library in sys.modules else IMPORTS_NBYTES[library]
+def imports_nbytes(library: Literal["transformers", "diffusers"] | None = None) -> int:
+    """Memory that importing PyTorch, and a library beside it, will take, if they are not there yet."""
+    held = 0 if library is None or library in sys.modules else IMPORTS_NBYTES[library]
     if "torch" not in sys.modules:
         held += IMPORTS_NBYTES["torch"]
         spec = importlib.util.find_spec("torch")

@@ -1,7 +1,5 @@
 """The plainest feature space: the pixels themselves, from 0 to 1."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,11 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.errors import InputError
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.features.space import Array, Given, ImageShape, Rows
 from leanrecon.images import fitted_into, from_pixels, to_pixels
-from leanrecon.memory import MemoryBudget
-from leanrecon.progress import Progress
-from leanrecon.stores import Store
 
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
 """A side of an image in pixels."""
@@ -31,10 +26,9 @@ class PixelsSettings(BaseModel):
     """The longer side of the images that rows are made of, or their [height, width]; "original" leaves them as they are."""
 
 
-class Pixels:
+class Pixels(Given):
     """Rows of height · width · channels pixels, divided by 255, in C order."""
 
-    learns = False
     library = None
 
     def __init__(self, settings: PixelsSettings, *, name: str = "pixels", seed: int = 0, device: str = "cpu") -> None:
@@ -48,32 +42,8 @@ class Pixels:
     def cost(self, image_shape: ImageShape) -> Cost:
         return Cost(held=0, per_image=0, batch=BATCH)
 
-    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
-        return 0
-
-    def fit(
-        self,
-        train: Store,
-        path: Path,
-        *,
-        rows: Rows | None = None,
-        budget: MemoryBudget | None = None,
-        progress: Progress | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Nothing is learned."""
-
-    def load(self, path: Path) -> None:
-        """Nothing was learned."""
-
     def made_of(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json")
-
-    def groups(self) -> dict[str, slice]:
-        return {}
-
-    def release(self) -> None:
-        """There are no weights."""
 
     def encode(self, images: Array, rows: Rows) -> Array:
         shape = self.decoded_shape(images.shape[1:])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from leanrecon.stores import Store
 
-__all__ = ["Array", "DecodingSpace", "FeatureSpace", "ImageShape", "Rows"]
+__all__ = ["Array", "DecodingSpace", "FeatureSpace", "Given", "ImageShape", "Rows"]
 
 
 class FeatureSpace(Protocol):
@@ -90,3 +90,33 @@ class DecodingSpace(FeatureSpace, Protocol):
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Images [b, *decoded_shape] in uint8 of rows [b, dims] with these row numbers."""
+
+
+class Given:
+    """What all feature spaces that learn nothing from the train images have in common."""
+
+    learns = False
+
+    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
+        return 0
+
+    def fit(
+        self,
+        train: "Store",
+        path: Path,
+        *,
+        rows: Rows | None = None,
+        budget: MemoryBudget | None = None,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Nothing is learned."""
+
+    def load(self, path: Path) -> None:
+        """Nothing was learned."""
+
+    def groups(self) -> dict[str, slice]:
+        return {}
+
+    def release(self) -> None:
+        """There are no weights."""

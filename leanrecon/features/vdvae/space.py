@@ -1,8 +1,5 @@
 """VDVAE latents as a feature space: what Brain-Diffuser predicts from the brain and draws its first images from."""
 
-import functools
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,17 +7,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leanrecon.devices import choose
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError
+from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, imports_nbytes, runs_in
 from leanrecon.features.plan import FLOAT, Cost
+from leanrecon.features.pretrained import file_content
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, require_file, weights_nbytes
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
-from leanrecon.memory import MemoryBudget
-from leanrecon.progress import Progress
-from leanrecon.stores import Store
-from leanrecon.stores.fingerprint import file_fingerprint
 
 FORMAT = 1
 """Of the arithmetic that leads from images to rows."""
@@ -30,9 +25,6 @@ BATCH = 8
 
 STATES = 6
 """The largest states of the network that are in memory at its peak, with what the convolutions take for themselves."""
-
-_IMPORT_NBYTES = 140_000_000  # importing the CPU build of PyTorch 2.13: 127 MB measured
-_LIBRARY_NBYTES = 40_000_000  # oneDNN's kernels and the heap's gaps between states
 
 Use = Literal["encode", "decode"]
 
@@ -78,28 +70,22 @@ class VDVAESettings(BaseModel):
         return VDVAEConfig.imagenet64() if isinstance(self.config, str) else VDVAEConfig.from_table(self.config)
 
 
-class VDVAESpace:
+class VDVAESpace(FromWeights):
     """Rows of the first latents of a very deep VAE, flattened and one after the other.
 
     Only the weights of the direction in use are in memory: for imagenet64 and 31 latents 260 MB to encode and
     267 MB to decode, of 500 MB. Source: Child 2021, arXiv:2011.10650.
     """
 
-    learns = False
-    library = "torch"
+    library: str | None = "torch"
 
     def __init__(self, settings: VDVAESettings, *, name: str = "vdvae", seed: int = 0, device: str = "cpu") -> None:
-        if settings.precision == "float16" and choose(device) == "cpu":
-            raise SettingsError(
-                f"features.{name}.precision = 'float16' on a CPU, where it is slower than float32",
-                expected="float32 or bfloat16",
-            )
         self.settings = settings
         self.name = name
         self.seed = seed
         self.device = choose(device)
         self.config = settings.network
-        self._loaded: tuple[Use, VDVAE] | None = None
+        runs_in(settings.precision, self.device, f"features.{name}.precision")
 
     def dims(self, image_shape: ImageShape) -> int:
         return self.config.dims(self.settings.n_latents)
@@ -112,24 +98,6 @@ class VDVAESpace:
 
     def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
         return self.config.image_size, self.config.image_size, 3
-
-    def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
-        return 0
-
-    def fit(
-        self,
-        train: Store,
-        path: Path,
-        *,
-        rows: Rows | None = None,
-        budget: MemoryBudget | None = None,
-        progress: Progress | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Nothing is learned."""
-
-    def load(self, path: Path) -> None:
-        """Nothing was learned."""
 
     def made_of(self) -> dict[str, Any]:
         settings = self.settings
@@ -154,9 +122,6 @@ class VDVAESpace:
     def groups(self) -> dict[str, slice]:
         """The latents of each resolution."""
         return {f"{r} × {r}": columns for r, columns in latent_groups(self.config, self.settings.n_latents)}
-
-    def release(self) -> None:
-        self._loaded = None
 
     def encode(self, images: Array, rows: Rows) -> Array:
         """Rows of images of any size, resized by Pillow; grey ones are repeated in the three colours."""
@@ -205,18 +170,17 @@ class VDVAESpace:
                 self._path, self.config, device=self.device, precision=self.settings.precision, only=self._names(use)
             )
             self._loaded = use, model
-        return self._loaded[1]
+        loaded: VDVAE = self._loaded[1]
+        return loaded
 
     def _cost(self, use: Use) -> Cost:
         config = self.config
         on_cpu = self.device == "cpu"
-        held = _LIBRARY_NBYTES
+        held = LIBRARY_NBYTES + imports_nbytes()
         if self._loaded is None or self._loaded[0] != use:
             weights = self._weights_nbytes(use) + loading_nbytes(self._path)
             dropped = self._weights_nbytes(self._loaded[0]) if self._loaded and on_cpu else 0
             held += max(weights - dropped, 0)
-        if "torch" not in sys.modules:
-            held += _IMPORT_NBYTES
         if on_cpu:
             held += AT_ONCE_ON_CPU * state_nbytes(config) * STATES
         image = config.image_size**2 * 3
@@ -231,10 +195,4 @@ def state_nbytes(config: VDVAEConfig) -> int:
 def _content(path: Path) -> str:
     """The fingerprint of a file of weights, taken once as long as the file stays the same."""
     require_file(path)
-    found = path.stat()
-    return _content_of(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _content_of(path: Path, size: int, changed: int) -> str:
-    return file_fingerprint(path)
+    return file_content(path)
