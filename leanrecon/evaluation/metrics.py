@@ -4,7 +4,7 @@ Images are uint8 [height, width, channels] of one shape.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from leanrecon.images import GREY
 
 Array = np.ndarray[Any, Any]
-Filter = Callable[[Array], Array]
 
 _K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-B, with a data range of 1
 _SIGMA, _RADIUS = 1.5, 5  # their Gaussian window, cut off as scikit-image does at 3.5 sigma
@@ -28,11 +27,6 @@ class Window:
     gaussian: bool
     sample: bool
     """Whether variances are divided by one less than the number of pixels."""
-
-    @property
-    def smallest(self) -> int:
-        """The smallest side of an image that holds a window."""
-        return 2 * max(self.radius) + 1
 
     def means(self, x: Array) -> Array:
         """Weighted means over the window around every pixel."""

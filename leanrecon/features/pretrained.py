@@ -6,7 +6,6 @@ code when it is opened.
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leanrecon.errors import InputError
-from leanrecon.stores.fingerprint import file_fingerprint, fingerprint
+from leanrecon.stores.fingerprint import file_content, fingerprint
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -150,17 +149,6 @@ class Weights:
             return max((2 * entry.nbytes for entry in entries), default=0)
         changed = [entry.nbytes for entry in entries if not entry.is_read_as_it_is(precision)]
         return self.nbytes(parts, precision) + max(changed, default=0)
-
-
-def file_content(path: Path) -> str:
-    """The fingerprint of a file's bytes, taken once as long as it stays the same."""
-    found = path.stat()
-    return _content_of(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _content_of(path: Path, size: int, changed: int) -> str:
-    return file_fingerprint(path)
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

@@ -1,6 +1,5 @@
 """Diffusion models as folders in diffusers' format: found here or on the hub, their parts read and checked."""
 
-import functools
 import json
 import re
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 from leanrecon.errors import InputError
 from leanrecon.refinement.lora import LoRA
 from leanrecon.refinement.weights import DTYPES, Entries, MappedWeights, read_header, write_weights
-from leanrecon.stores.fingerprint import file_fingerprint, fingerprint
+from leanrecon.stores.fingerprint import file_content, fingerprint
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -41,7 +40,7 @@ class Part:
     def content(self) -> str:
         """A hash of the sizes and weights, whatever the names of files."""
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        return fingerprint({"config": config, "weights": [content_of(file) for file in self.files]})
+        return fingerprint({"config": config, "weights": [file_content(file) for file in self.files]})
 
     def nbytes_as(self, dtype: str) -> int:
         """Bytes of the weights in a precision."""
@@ -178,17 +177,6 @@ def only_needed(part: Part, network: Any) -> Part:
 
 
 _DERIVED = "block_out_channels"
-
-
-def content_of(file: Path) -> str:
-    """The fingerprint of a file of weights, taken once as long as the file stays the same."""
-    found = file.stat()
-    return _content_of(file, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _content_of(file: Path, size: int, changed: int) -> str:
-    return file_fingerprint(file)
 
 
 def _weight_files(folder: Path) -> list[Path]:

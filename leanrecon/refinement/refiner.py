@@ -16,12 +16,12 @@ from leanrecon.progress import Progress
 from leanrecon.refinement import diffusion
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.refinement.lora import LoRA, read_lora
-from leanrecon.refinement.models import Part, Source, content_of, find_model, read_config, read_part
+from leanrecon.refinement.models import Part, Source, find_model, read_config, read_part
 from leanrecon.refinement.offload import place
 from leanrecon.refinement.plan import IMPORTS, RefinePlan, Sizes, plan_refine
 from leanrecon.refinement.precision import precision_of
 from leanrecon.refinement.settings import RefineSettings
-from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.stores.pictures import Pictures
 
 FORMAT = 1
@@ -150,7 +150,7 @@ class Refiner:
             "seed": self.seed,
         }
         if self.lora is not None:
-            made_of |= {"lora": content_of(self.lora.file), "lora_scale": settings.lora_scale}
+            made_of |= {"lora": file_content(self.lora.file), "lora_scale": settings.lora_scale}
         if self.negative is not None:
             made_of["negative"] = fingerprint({"numbers": self.negative.tobytes().hex()})
         return made_of
@@ -329,7 +329,7 @@ class Refiner:
             parts = []
             for source in self._sources(plan.precision):
                 lora = source.lora
-                added = None if lora is None else [content_of(lora.file), self.settings.lora_scale]
+                added = None if lora is None else [file_content(lora.file), self.settings.lora_scale]
                 content = fingerprint({"part": source.part.content, "lora": added})
                 how: dict[str, Any] = {"device": self.device, "scratch": self.scratch, "content": content}
                 parts.append(place(source, plan.mode, **how))

@@ -3,7 +3,7 @@
 import json
 import mmap
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -160,8 +160,3 @@ def write_weights(path: Path, tensors: Iterator[tuple[str, "torch.Tensor"]], ent
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     write_whole(path, write)
-
-
-def select(entries: Entries, wanted: Callable[[str], bool]) -> Entries:
-    """The tensors whose names are wanted."""
-    return {name: entry for name, entry in entries.items() if wanted(name)}

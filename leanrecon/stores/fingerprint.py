@@ -1,5 +1,6 @@
 """What a store was made of: settings and contents in, one hash out; never paths, dates or device names."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,17 @@ def file_fingerprint(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_content(path: Path) -> str:
+    """SHA-256 of a file's bytes, taken once as long as the file stays the same."""
+    found = path.stat()
+    return _content_of(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _content_of(path: Path, size: int, changed: int) -> str:
+    return file_fingerprint(path)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -13,9 +13,9 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, exact_inference, imports_nbytes, require, runs_in
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import Precision, file_content, model_folder, part_of, read_config
+from leanrecon.features.pretrained import Precision, model_folder, part_of, read_config
 from leanrecon.features.space import Array, ImageShape, Rows
-from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.fingerprint import file_content, fingerprint
 
 FORMAT = 1
 """Of the arithmetic that leads from captions to rows."""
