@@ -1,8 +1,9 @@
 """The one loop from images to feature rows, and the way back: batch by batch, in a planned amount of memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,17 +35,48 @@ def extract(
     began the store. Raises BudgetError before any work if one image at a time does not fit, and InputError if
     the space gives something other than finite numbers.
     """
-    target = Path(target)
     shape = shape_of(images)
     dims = space.dims(shape)
-    made_of = {"images": images.content, "space": space.made_of()}
+    rows, columns = plan_chunks((images.rows, dims), np.float32, parse_bytes(chunk))
+
+    def plan(free: int, batch: int | None) -> BatchPlan:
+        return plan_extract(
+            images.shape, images.chunk_rows, (rows, columns), dims, space.cost(shape), free=free, batch=batch
+        )
+
+    def encode(store: Store, plan: BatchPlan) -> None:
+        _encode(space, images, store, plan, progress or Progress())
+
+    made_of = {"images": images.content}
+    how: dict[str, Any] = {"chunk": chunk, "budget": budget, "overwrite": overwrite, "batch": batch}
+    return resumed(space, Path(target), (images.rows, dims), made_of, plan, encode, **how)
+
+
+def resumed(
+    space: FeatureSpace,
+    target: Path,
+    shape: tuple[int, int],
+    made_of: Mapping[str, Any],
+    plan: Callable[[int, int | None], BatchPlan],
+    encode: Callable[[Store, BatchPlan], None],
+    *,
+    chunk: str | int,
+    budget: MemoryBudget | None,
+    overwrite: bool,
+    batch: int | None,
+) -> Store:
+    """Begin or continue a store of a space's rows of ``shape``, and return it complete.
+
+    ``plan`` says from the free memory and a batch that is fixed already how the missing rows are encoded, ``encode``
+    writes them. A store that was begun keeps its batch size. Raises BudgetError before any work.
+    """
 
     def create(batch: int | None) -> Store:
         return Store.create(
             target,
-            (images.rows, dims),
+            shape,
             np.float32,
-            made_of=made_of,
+            made_of={**made_of, "space": space.made_of()},
             chunk=chunk,
             overwrite=overwrite,
             notes={"batch": batch},
@@ -57,13 +89,10 @@ def extract(
             return store
         batch = store.notes.get("batch", batch)
     budget = MemoryBudget.of(budget)
-    rows, columns = plan_chunks((images.rows, dims), np.float32, parse_bytes(chunk))
-    plan = plan_extract(
-        images.shape, images.chunk_rows, (rows, columns), dims, space.cost(shape), free=budget.free, batch=batch
-    )
-    budget.require(f"features {space.name}", plan.work)
-    store = store or create(plan.batch)
-    _encode(space, images, store, plan, progress or Progress())
+    planned = plan(budget.free, batch)
+    budget.require(f"features {space.name}", planned.work)
+    store = store or create(planned.batch)
+    encode(store, planned)
     store.finish()
     return store
 
@@ -83,7 +112,7 @@ def _encode(space: FeatureSpace, images: Store, store: Store, plan: BatchPlan, p
         for (i, rows), block in read_ahead(batches, read, memories):
             group = store.group_rows(i)
             features = space.encode(block, rows)
-            _check(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
+            check_rows(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
             gathered[rows.start - group.start : rows.stop - group.start] = features
             if rows.stop == group.stop:
                 store.write_rows(i, gathered[: len(group)])
@@ -141,7 +170,7 @@ def _decode(
             if a == b:
                 continue
             features = block[rows.start - group.start : rows.stop - group.start]
-            _check(features, (len(rows), store.columns), rows, f"{store.path} holds")
+            check_rows(features, (len(rows), store.columns), rows, f"{store.path} holds")
             images = space.decode(features, rows, image_shape)
             for row in wanted[a:b].tolist():
                 yield row, images[row - rows.start]
@@ -153,7 +182,8 @@ def cut(rows: range, size: int) -> list[range]:
     return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
-def _check(features: Array, shape: tuple[int, int], rows: range, whose: str) -> None:
+def check_rows(features: Array, shape: tuple[int, int], rows: range, whose: str) -> None:
+    """Raise InputError for encoded rows of another shape or type, or that are not finite; ``whose`` names their origin."""
     if features.shape != shape or features.dtype != np.float32:
         raise InputError(
             f"{whose} {features.dtype} of shape {features.shape} for rows {rows.start} to {rows.stop - 1}",

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from leanrecon.errors import InputError
-from leanrecon.features.extract import _check as check_rows
-from leanrecon.features.extract import cut
+from leanrecon.features.extract import check_rows, cut, resumed
 from leanrecon.features.plan import BatchPlan, Cost, plan_extract
 from leanrecon.features.space import Array, FeatureSpace, Rows
 from leanrecon.memory import MemoryBudget, buffer, parse_bytes
@@ -86,37 +85,18 @@ def extract_captions(
     began the store. Raises InputError if a row has no caption or the space gives something other than finite
     numbers, and BudgetError before any work if one row at a time does not fit.
     """
-    target = Path(target)
     captions = check_captions(captions)
-    dims = space.dims(NO_IMAGE)
-    made_of = {"captions": fingerprint({"captions": captions}), "space": space.made_of()}
+    n, dims = len(captions), space.dims(NO_IMAGE)
 
-    def create(batch: int | None) -> Store:
-        return Store.create(
-            target,
-            (len(captions), dims),
-            np.float32,
-            made_of=made_of,
-            chunk=chunk,
-            overwrite=overwrite,
-            notes={"batch": batch},
-        )
+    def plan(free: int, batch: int | None) -> BatchPlan:
+        return plan_captions(n, dims, space.cost(NO_IMAGE), chunk=parse_bytes(chunk), free=free, batch=batch)
 
-    store = None
-    if (target / "zarr.json").exists() and not overwrite:
-        store = create(None)
-        if store.complete:
-            return store
-        batch = store.notes.get("batch", batch)
-    budget = MemoryBudget.of(budget)
-    plan = plan_captions(
-        len(captions), dims, space.cost(NO_IMAGE), chunk=parse_bytes(chunk), free=budget.free, batch=batch
-    )
-    budget.require(f"features {space.name}", plan.work)
-    store = store or create(plan.batch)
-    _encode(space, captions, store, plan.batch, progress or Progress())
-    store.finish()
-    return store
+    def encode(store: Store, plan: BatchPlan) -> None:
+        _encode(space, captions, store, plan.batch, progress or Progress())
+
+    made_of = {"captions": fingerprint({"captions": captions})}
+    how: dict[str, Any] = {"chunk": chunk, "budget": budget, "overwrite": overwrite, "batch": batch}
+    return resumed(space, Path(target), (n, dims), made_of, plan, encode, **how)
 
 
 def _encode(space: CaptionSpace, captions: Captions, store: Store, batch: int, progress: Progress) -> None:
