@@ -16,7 +16,6 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E40
 from vdvae_models import one_thread  # noqa: E402, F401
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.features import pretrained  # noqa: E402
 from leanrecon.features.clip import CLIPText, CLIPTextSettings  # noqa: E402
 from leanrecon.features.extract_captions import CaptionSpace  # noqa: E402
 from leanrecon.features.space import DecodingSpace  # noqa: E402
@@ -190,7 +189,7 @@ def test_rows_are_made_of_contents_and_settings_alone(clip, tmp_path):
 
 def test_weights_are_read_for_their_fingerprint_once(clip, monkeypatch):
     make(clip).made_of()
-    monkeypatch.setattr(pretrained, "file_fingerprint", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("leanrecon.stores.fingerprint.file_fingerprint", lambda path: pytest.fail("read again"))
     make(clip, "versatile").made_of()
 
 

@@ -16,6 +16,7 @@ from leanrecon.features.extract import decode_rows, extract  # noqa: E402
 from leanrecon.features.space import DecodingSpace  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig, VDVAESettings, VDVAESpace  # noqa: E402
 from leanrecon.features.vdvae import space as space_module  # noqa: E402
+from leanrecon.stores.fingerprint import file_fingerprint  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -132,8 +133,9 @@ def test_other_weights_are_other_rows(make, checkpoint, images, tmp_path):
 
 def test_a_file_of_weights_is_read_for_its_fingerprint_once(make, monkeypatch):
     read = []
-    original = space_module.file_fingerprint
-    monkeypatch.setattr(space_module, "file_fingerprint", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        "leanrecon.stores.fingerprint.file_fingerprint", lambda path: read.append(path) or file_fingerprint(path)
+    )
     assert make().made_of() == make().made_of()
     assert len(read) == 1
 

@@ -3,17 +3,16 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.clip.encoder import Encoder
-from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, exact_inference, imports_nbytes, require, runs_in
+from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
+from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import Precision, model_folder, part_of, read_config
+from leanrecon.features.pretrained import part_of, read_config
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
 
@@ -33,21 +32,15 @@ _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SPECIAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-class CLIPTextSettings(BaseModel):
+class CLIPTextSettings(CLIPSettings):
     """``[features.clip-text]``"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["clip-text"] = "clip-text"
-    model: Annotated[str, Field(min_length=1)]
-    """Folder of a CLIP, of Stable Diffusion or of Versatile Diffusion, or its name in Hugging Face's cache."""
     form: Literal["sd15", "versatile"]
     """As Stable Diffusion 1.5 takes prompts, or as Versatile Diffusion does."""
-    precision: Precision = "float32"
-    """Of the network; float16 on a GPU only."""
 
 
-class CLIPText(FromWeights):
+class CLIPText(CLIPSpace):
     """Rows of one vector a token, in C order: 77 × 768 with CLIP ViT-L/14.
 
     ``form = "sd15"``: the last hidden states after the final layer norm, which are Stable Diffusion 1.5's prompt
@@ -57,15 +50,7 @@ class CLIPText(FromWeights):
     batch; on a GPU it may differ by rounding, some 1e-6 of its largest number in float32.
     """
 
-    library: str | None = "transformers"
-
-    def __init__(
-        self, settings: CLIPTextSettings, *, name: str = "clip-text", seed: int = 0, device: str = "cpu"
-    ) -> None:
-        self.settings = settings
-        self.name = name
-        self.device = choose(device)
-        self.precision = runs_in(settings.precision, self.device, f"features.{name}.precision")
+    at_once_on_gpu = AT_ONCE_ON_GPU
 
     def dims(self, image_shape: ImageShape) -> int:
         return self._encoder.positions * (self._encoder.projection if self._projects else self._encoder.width)
@@ -132,15 +117,7 @@ class CLIPText(FromWeights):
 
     @property
     def _projects(self) -> bool:
-        return self.settings.form == "versatile"
-
-    @property
-    def _at_once(self) -> int:
-        return 1 if self.device == "cpu" else AT_ONCE_ON_GPU
-
-    @functools.cached_property
-    def _root(self) -> Path:
-        return model_folder(self.settings.model, f"features.{self.name}.model")
+        return bool(self.settings.form == "versatile")
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

@@ -1,19 +1,17 @@
 """CLIP's description of images as a feature space: what Versatile Diffusion is shown, or one vector an image."""
 
 import functools
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.devices import choose
 from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.preprocess import Preprocessing
-from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, exact_inference, imports_nbytes, require, runs_in
+from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
+from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import Precision, model_folder, part_of
+from leanrecon.features.pretrained import part_of
 from leanrecon.features.space import Array, ImageShape, Rows
 
 FORMAT = 1
@@ -35,21 +33,15 @@ _PROCESSOR_FOLDERS = (
 )
 
 
-class CLIPVisionSettings(BaseModel):
+class CLIPVisionSettings(CLIPSettings):
     """``[features.clip-vision]``"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["clip-vision"] = "clip-vision"
-    model: Annotated[str, Field(min_length=1)]
-    """Folder of a CLIP or of Versatile Diffusion, or its name in Hugging Face's cache."""
     form: Literal["versatile", "embedding"]
     """All tokens as Versatile Diffusion takes them, or the embedding that CLIP compares with captions."""
-    precision: Precision = "float32"
-    """Of the network; float16 on a GPU only."""
 
 
-class CLIPVision(FromWeights):
+class CLIPVision(CLIPSpace):
     """Rows of CLIP's tokens of an image, in C order.
 
     ``form = "versatile"``, 257 × 768 with CLIP ViT-L/14: the last hidden states through the layer norm that CLIP has
@@ -59,15 +51,7 @@ class CLIPVision(FromWeights):
     its largest number in float32.
     """
 
-    library: str | None = "transformers"
-
-    def __init__(
-        self, settings: CLIPVisionSettings, *, name: str = "clip-vision", seed: int = 0, device: str = "cpu"
-    ) -> None:
-        self.settings = settings
-        self.name = name
-        self.device = choose(device)
-        self.precision = runs_in(settings.precision, self.device, f"features.{name}.precision")
+    at_once_on_gpu = AT_ONCE_ON_GPU
 
     def dims(self, image_shape: ImageShape) -> int:
         tokens = self._encoder.positions if self.settings.form == "versatile" else 1
@@ -118,14 +102,6 @@ class CLIPVision(FromWeights):
             states = states / states[:, :1].norm(dim=-1, keepdim=True)
             rows: Array = states.reshape(len(pixels), -1).cpu().numpy()
         return rows
-
-    @property
-    def _at_once(self) -> int:
-        return 1 if self.device == "cpu" else AT_ONCE_ON_GPU
-
-    @functools.cached_property
-    def _root(self) -> Path:
-        return model_folder(self.settings.model, f"features.{self.name}.model")
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
