@@ -28,7 +28,8 @@ _HUGE_PAGE = 2**21
 
 _UNLIMITED = 2**60  # cgroups of version 1 write "no limit" as the largest whole number of pages
 
-_SPARE = 2_000_000  # bytes by which a process may hold more from one start to the next
+SPARE = 5_000_000
+"""Bytes by which a process may hold more from one start to the next: 3 MB were seen."""
 
 SAMPLES_PER_SECOND = 50
 """How often the process's memory is looked at while a stage runs."""
@@ -153,7 +154,7 @@ class MemoryBudget:
         """The projected peak ``reserved + work`` in bytes; raises BudgetError when it exceeds what is allowed."""
         projected = self.reserved + work
         if projected > self.allowed:
-            enough = -(-(projected + _SPARE) // 1_000_000)
+            enough = -(-(projected + SPARE) // 1_000_000)
             raise BudgetError(
                 f"{stage} needs at least {format_bytes(projected)} ({format_bytes(self.reserved)} held already and "
                 f"{format_bytes(work)} of work), more than the {format_bytes(self.allowed)} allowed",

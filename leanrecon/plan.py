@@ -17,7 +17,7 @@ from leanrecon.features.plan import plan_decode, plan_extract
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, picture_shape
 from leanrecon.images import ImageShape
-from leanrecon.memory import MemoryBudget, format_bytes, parse_bytes
+from leanrecon.memory import SPARE, MemoryBudget, format_bytes, parse_bytes
 from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
 from leanrecon.refinement.refiner import Refiner
 from leanrecon.regression.plan import Shapes, plan_fit
@@ -230,4 +230,6 @@ def show(stages: list[PlannedStage], memory: str | None) -> None:
     said = f"peak memory {format_bytes(most.memory)} ({most.stage}), disk {format_bytes(disk)}{download}"
     console.print(said, highlight=False)
     if most.memory > allowed:
-        console.print(f'too little memory is allowed; "{-(-most.memory // 1_000_000)}MB" would do', highlight=False)
+        console.print(
+            f'too little memory is allowed; "{-(-(most.memory + SPARE) // 1_000_000)}MB" would do', highlight=False
+        )
