@@ -84,6 +84,18 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
     show(plan_study(settings, base_dir=base_dir, until=_stage(until, STAGES)), settings.general.memory)
 
 
+@app.command("fetch-weights")
+def fetch_weights(source: Source, sets: Sets = None) -> None:
+    """Fetch the weights that settings name, once: only the files that are needed, resumed and checked."""
+    settings, _ = _settings(source, sets, None)
+    from leanrecon.wanted import wanted
+    from leanrecon.weights.fetch import fetch_all
+
+    wants = wanted(settings)
+    fetch_all(wants, _progress())
+    typer.echo("all weights are here" if wants else "these settings name no weights")
+
+
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],

@@ -14,6 +14,7 @@ from leanrecon.errors import InputError, LeanreconError
 from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
 from leanrecon.plan import plan_study
 from leanrecon.settings import read_settings, recipes
+from leanrecon.wanted import missing
 
 LIBRARIES = {
     "numpy": "", "scipy": "", "scikit-learn": "", "zarr": "", "h5py": "", "pillow": "",
@@ -71,8 +72,13 @@ def needs(memory: str | None = None) -> Iterator[Need]:
     for name in recipes():
         try:
             settings, base_dir = read_settings(name, memory=memory)
+            said = f"lacks weights: `leanrecon fetch-weights {name}` brings them" if missing(settings) else ""
             if str(settings.dataset.model_dump().get("root", "")).startswith("s3://"):  # no waiting for a network
-                yield Need(name, missing=f"is fetched: `leanrecon plan {name}` asks how much")
+                asks = f"is fetched: `leanrecon plan {name}` asks how much"
+                yield Need(name, missing=f"{asks}; {said}" if said else asks)
+                continue
+            if said:
+                yield Need(name, missing=said)
                 continue
             stages = plan_study(settings, base_dir=base_dir)
         except LeanreconError as error:

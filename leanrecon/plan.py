@@ -25,6 +25,7 @@ from leanrecon.regression.restandardise import LOO_ROWS
 from leanrecon.settings import Settings
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.matrix import PANEL
+from leanrecon.wanted import require_weights
 
 _FLOAT = 4  # bytes
 
@@ -64,6 +65,7 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     ]
     last = STAGES.index(until)
     if last >= STAGES.index("features"):
+        require_weights(settings, refined=last >= STAGES.index("refine"))
         stages += _features(settings, arrays, chunk, budget)
     if last >= STAGES.index("regression"):
         budget = _after(budget, _staying(_spaces(settings), _shape(arrays)))

@@ -20,6 +20,7 @@ from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
+from leanrecon.weights.folders import cached_file
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -106,7 +107,8 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     settings = check_settings(tables)
     spaces = {name: _located(space, base_dir) for name, space in settings.features.items()}
     refine = _located(settings.refine, base_dir)
-    return replace(settings, features=spaces, refine=refine), base_dir
+    dataset = _with_captions(settings.dataset, base_dir)
+    return replace(settings, features=spaces, refine=refine, dataset=dataset), base_dir
 
 
 def _located(space: Model, base_dir: Path) -> Model:
@@ -115,9 +117,18 @@ def _located(space: Model, base_dir: Path) -> Model:
     for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative"):
         if isinstance(text := getattr(space, key, None), str) and text:
             path = Path(text).expanduser()
-            there = next((place for place in (path, base_dir / path) if place.exists()), None)
+            there = next((place for place in (path, base_dir / path) if place.exists()), cached_file(text))
             found |= {key: str(there.absolute())} if there else {}  # else a name in the cache of weights
     return space.model_copy(update=found) if found else space
+
+
+def _with_captions(dataset: Model, base_dir: Path) -> Model:
+    """The settings of a dataset whose captions were fetched, unless they are beside the settings."""
+    text = getattr(dataset, "captions", None)
+    if not isinstance(text, str) or any(place.exists() for place in (Path(text), base_dir / text)):
+        return dataset
+    found = cached_file(text)
+    return dataset if found is None else dataset.model_copy(update={"captions": str(found)})
 
 
 def find_settings(source: str | Path) -> Path:
