@@ -50,7 +50,7 @@ def require_file(path: Path) -> None:
         raise InputError(
             f"there is no file {path}",
             expected="VDVAE weights (.th or .safetensors)",
-            todo="set checkpoint to its path",
+            todo="set checkpoint to its path, or run `leanrecon fetch-weights RECIPE`, which brings the published file",
         )
 
 
