@@ -17,8 +17,8 @@ FLOORS = {
     "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "__init__": 0,
     "stores": 1,
     "datasets": 2, "features": 2, "regression": 2, "refinement": 2, "evaluation": 2,
-    "settings": 3, "records": 3, "variants": 3, "assessment": 4, "pipeline": 5, "plan": 6, "repair": 6, "doctor": 7,
-    "cli": 8, "__main__": 9,
+    "settings": 3, "records": 3, "variants": 3, "final": 4, "assessment": 5, "pipeline": 6, "plan": 7, "repair": 7, "doctor": 8,
+    "cli": 9, "__main__": 10,
 }  # fmt: skip
 STAGES = {name for name, floor in FLOORS.items() if floor == 2}
 HEAVY = {
