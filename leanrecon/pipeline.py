@@ -17,14 +17,13 @@ from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
-from leanrecon.refinement.baselines import without_brain
-from leanrecon.refinement.refiner import Refiner
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.settings import Settings, check_settings
-from leanrecon.stores import Store, as_matrix
+from leanrecon.stores import Store
 from leanrecon.stores.files import write_text
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -219,51 +218,38 @@ class Pipeline:
         space.release()
 
     def _refine(self) -> None:
-        settings, general = self.settings.refine, self.settings.general
-        refiner = None
-        if settings.kind != "none":
-            refiner = Refiner(settings, seed=general.seed, device=general.device, scratch=self.study.weights)
+        settings = self.settings.refine
         for variant in self._variants():
-            studies = {"final": variant.study} | variant.refined(settings.baselines)
+            studies = {"": variant.study} | variant.refined(settings.baselines)
             made = {name: study.reconstructions("final") for name, study in studies.items()}
             with self._recorded("refine", variant.study, list(made.values())) as (record, budget):
                 first = Pictures.open(variant.study.reconstructions("stage1"))
                 record["settings"] = settings.table()
-                if refiner is None:
-                    budget.require("refine", COPYING)
-                    made_of = {"stage1": first.content, "refine": settings.table()}
-                    copied = Pictures.create(
-                        made["final"], first.rows, first.shape, made_of=made_of, overwrite=self.overwrite
-                    )
-                    copied.copy(first)
-                    copied.finish()
+                if settings.kind == "none":
+                    self._keep(first, made[""], budget)
                     continue
+                refiner, given = make_refiner(self.settings, self.study), predicted(variant, self.settings)
                 for name, path in made.items():
-                    self._draw_final(refiner, variant, name, path, first, budget)
+                    draw_final(
+                        refiner,
+                        given,
+                        first,
+                        path,
+                        baseline=name,
+                        overwrite=self.overwrite,
+                        budget=budget,
+                        progress=self.progress,
+                        label=f"{variant.prefix}refine" + (f", {name}" if name else ""),
+                    )
                 record |= refiner.record()
 
-    def _draw_final(
-        self, refiner: Refiner, variant: Variant, name: str, path: Path, first: Pictures, budget: MemoryBudget
-    ) -> None:
-        """Draw final images from predictions alone: those of this brain, or one of the baselines."""
-        settings, seed = self.settings.refine, self.settings.general.seed
-        predicted = {
-            role: Store.open(variant.study.predictions(space))
-            for role, space in (("text", settings.text), ("latents", settings.start))
-            if space != "stage1"
-        }
-        contents = {role: store.content for role, store in predicted.items()}
-        made_of: dict[str, Any] = {"stage1": first.content, "refine": refiner.made_of(), **contents}
-        if name != "final":
-            made_of |= {"baseline": name, "seed": seed}
-        out = Pictures.create(path, first.rows, refiner.shape, made_of=made_of, overwrite=self.overwrite)
-        if out.complete:
-            return
-        latents = as_matrix(predicted["latents"]) if "latents" in predicted else None
-        given = first, as_matrix(predicted["text"]), latents
-        images, text, start = given if name == "final" else without_brain(name, *given, seed=seed)
-        label = f"{variant.prefix}refine" + (f", {name}" if name != "final" else "")
-        refiner.refine(images, text, start, out, budget=budget, progress=self.progress, label=label)
+    def _keep(self, first: Pictures, path: Path, budget: MemoryBudget) -> None:
+        """Without refinement the final images are the first ones."""
+        budget.require("refine", COPYING)
+        made_of = {"stage1": first.content, "refine": self.settings.refine.table()}
+        copied = Pictures.create(path, first.rows, first.shape, made_of=made_of, overwrite=self.overwrite)
+        copied.copy(first)
+        copied.finish()
 
     def _evaluate(self) -> None:
         assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)

@@ -71,6 +71,12 @@ class RefineSettings(BaseModel):
             raise ValueError(problem)
         return self
 
+    def roles(self) -> dict[str, str]:
+        """The feature spaces whose predictions the generator takes, by what they are to it."""
+        if self.kind == "none":
+            return {}
+        return {"text": self.text} | ({"latents": self.start} if self.start != "stage1" else {})
+
     def table(self) -> dict[str, Any]:
         """The settings as a TOML table with all defaults; without refinement there are none to tell."""
         return {"kind": "none"} if self.kind == "none" else self.model_dump(exclude_none=True)
