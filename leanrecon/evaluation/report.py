@@ -29,6 +29,7 @@ from leanrecon.evaluation.tables import (
     columns,
     figure_rows,
     memory_scale,
+    per_image,
     record,
     settings_tables,
 )
@@ -149,6 +150,7 @@ def _context(page: Page) -> dict[str, Any]:
         "spaces": list(_spaces(page)),
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
         "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
+        "per_image": per_image(runs),
         "settings": settings_tables(page.settings),
         "versions": page.versions or page.records.get("versions") or metrics.get("versions") or {},
         "style": Markup(style),
