@@ -19,10 +19,11 @@ from leanrecon.features.inference import (
     runs_in,
 )
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import Precision, Weights, arithmetic, itemsize, model_folder, part_of, read_config
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.noise import POSTERIOR, normals
 from leanrecon.images import resize, with_channels
+from leanrecon.weights.folders import Weights, arithmetic, find_model, part_of, present_name, read_config
+from leanrecon.weights.safetensors import Precision, itemsize
 
 FORMAT = 1
 """Of the arithmetic that leads from images to rows."""
@@ -39,9 +40,6 @@ Diffusion's at 512 pixels, 5.0 and 3.0 measured (671 and 798 MB in float32, 330 
 Use = Literal["encode", "decode"]
 
 Side = Annotated[int, Field(strict=True, ge=8, le=4096)]
-
-_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names in the attention of autoencoders that were published before diffusers 0.14, and theirs since."""
 
 _PARTS: dict[Use, tuple[str, ...]] = {
     "encode": ("encoder.", "quant_conv."),
@@ -249,7 +247,7 @@ class AutoKL(FromWeights):
 
     @functools.cached_property
     def _folder(self) -> Path:
-        root = model_folder(self.settings.model, f"features.{self.name}.model")
+        root = find_model(self.settings.model, f"features.{self.name}.model")
         return part_of(root, ("vae", "."), "config.json", "an AutoencoderKL, or of a pipeline with one in vae/")
 
     @functools.cached_property
@@ -258,11 +256,11 @@ class AutoKL(FromWeights):
 
     @functools.cached_property
     def _weights(self) -> Weights:
-        return Weights.of(self._folder, _present_name)
+        return Weights.of(self._folder, present_name)
 
     @functools.cached_property
     def _tiny(self) -> tuple[dict[str, Any], Weights]:
-        folder = model_folder(str(self.settings.tiny), f"features.{self.name}.tiny")
+        folder = find_model(str(self.settings.tiny), f"features.{self.name}.tiny")
         folder = part_of(folder, (".", "vae"), "config.json", "an AutoencoderTiny, such as madebyollin/taesd")
         config = _config_of(folder, "AutoencoderTiny")
         config.pop("block_out_channels", None)  # diffusers writes it, and warns when it reads it
@@ -302,14 +300,6 @@ class AutoKL(FromWeights):
                     f"features.{self.name}.{key} = {getattr(self.settings, key)}", expected=f"a multiple of {factor}"
                 )
         return int(self._config.get("latent_channels", 4)), size // factor, size // factor
-
-
-def _present_name(key: str) -> str:
-    """The name of a weight as diffusers has it now."""
-    if ".attentions." in key:
-        for old, new in _OLD.items():
-            key = key.replace(old, new)
-    return key
 
 
 def _config_of(folder: Path, kind: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.features.pretrained import FLOATS, SHOWN, Entry, Precision, Weights, itemsize, reserved
 from leanrecon.features.space import Array, Given
 from leanrecon.memory import buffer
+from leanrecon.weights.folders import SHOWN, Weights
+from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, itemsize, reserved
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,7 +121,7 @@ def _read_into(entry: Entry, file: BufferedReader, memory: Array) -> None:
     while view:
         n = file.readinto(view)
         if not n:
-            raise InputError(f"{entry.file} ends before its header says", todo="fetch the model's folder again")
+            raise InputError(f"{entry.file} ends before its header says", todo=AGAIN)
         view = view[n:]
 
 
@@ -150,7 +151,7 @@ def _check(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise InputError(
             f"{weights.files[0]} does not hold the weights of the config.json beside it: {'; '.join(problems)}",
             expected="the weights and the config.json of one model, in floating-point numbers",
-            todo="fetch the model's folder again",
+            todo=AGAIN,
         )
 
 

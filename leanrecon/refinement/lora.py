@@ -1,13 +1,14 @@
 """Low-rank updates of a network's weights, read from the files that people share and added to the weights once."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanrecon.errors import InputError
-from leanrecon.refinement.weights import Entries, MappedWeights, read_header
+from leanrecon.weights.safetensors import Entry, MappedWeights, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class LoRA:
         return torch.addmm(flat, up, down, alpha=update.scale).reshape(weight.shape)
 
 
-def read_lora(path: Path, targets: Entries, *, scale: float = 1.0) -> LoRA:
+def read_lora(path: Path, targets: Mapping[str, Entry], *, scale: float = 1.0) -> LoRA:
     """Read a file of low-rank updates for the weights ``targets`` of a network; nothing but headers and alphas is read.
 
     Knows the names that kohya's scripts, diffusers and peft write; ``scale`` multiplies alpha / rank. Raises
@@ -94,8 +95,6 @@ def _file_of(path: Path) -> Path:
         if len(found) != 1 and not (found and found[0].name in known):
             raise InputError(f"{path} holds {len(found)} files of weights", expected=f"one, such as {known[0]}")
         return found[0]
-    if not path.exists():
-        raise InputError(f"there is no LoRA at {path}", todo="set refine.lora to its path or its name on the hub")
     return path
 
 

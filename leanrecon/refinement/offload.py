@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leanrecon.refinement.models import Source, build, only_needed
-from leanrecon.refinement.weights import MappedWeights, ReadWeights
+from leanrecon.weights.safetensors import MappedWeights, ReadWeights
 
 Mode = Literal["none", "model", "sequential", "disk", "stream"]
 

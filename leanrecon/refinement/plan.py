@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from leanrecon.refinement.offload import EXPLAINED, Mode
-
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+from leanrecon.weights.safetensors import itemsize
 
 ON_CPU: tuple[Mode, ...] = ("none", "stream")
 """What auto tries on a CPU, in this order; stream took no longer where it was measured."""
@@ -99,7 +98,7 @@ def _modes(device: str) -> tuple[Mode, ...]:
 
 def _needs(sizes: Sizes, mode: str, at_once: int, device: str, precision: str, as_stored: bool) -> tuple[int, int]:
     """Bytes of the process's memory and of the GPU's."""
-    item = ITEMSIZE[precision]
+    item = itemsize(precision)
     weights = (sizes.unet + sizes.vae) * item
     one_layer = sizes.largest * item
     # Adding a LoRA takes the largest weight twice in float32, casting it once more.

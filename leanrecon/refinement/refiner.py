@@ -16,13 +16,14 @@ from leanrecon.progress import Progress
 from leanrecon.refinement import diffusion
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.refinement.lora import LoRA, read_lora
-from leanrecon.refinement.models import Part, Source, find_model, read_config, read_part
+from leanrecon.refinement.models import LAYOUT, Part, Source, read_part
 from leanrecon.refinement.offload import place
 from leanrecon.refinement.plan import IMPORTS, RefinePlan, Sizes, plan_refine
 from leanrecon.refinement.precision import precision_of
 from leanrecon.refinement.settings import RefineSettings
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.stores.pictures import Pictures
+from leanrecon.weights.folders import find_model, part_of, read_config
 
 FORMAT = 1
 """Of the arithmetic that leads from first images to final ones."""
@@ -31,8 +32,6 @@ TOKENS = 77
 """Tokens of a text in CLIP."""
 
 _SHRUNK = 8  # the autoencoder's latents are an eighth of an image wide
-
-_PATTERNS = ["*/config.json", "*.json", "unet/*.safetensors", "vae/*.safetensors", "scheduler/*.json", "*.safetensors"]
 
 _VRAM_SHARE = 0.9  # of the GPU memory that is free; the rest is for the allocator's gaps
 
@@ -80,29 +79,30 @@ class Refiner:
 
     @cached_property
     def base(self) -> Path:
-        return find_model(self.settings.base, "refine.base", patterns=_PATTERNS)
+        return find_model(self.settings.base, "refine.base")
 
     @cached_property
     def unet(self) -> Part:
-        return read_part(self.base / "unet", ("UNet2DConditionModel",))
+        return read_part(self.base, ("unet",), ("UNet2DConditionModel",))
 
     @cached_property
     def vae(self) -> Part:
         if not self.settings.tiny_autoencoder:
-            return read_part(self.base / "vae", ("AutoencoderKL",))
-        folder = find_model(self.settings.tiny_autoencoder, "refine.tiny_autoencoder", patterns=_PATTERNS)
-        return read_part(folder, ("AutoencoderTiny",))
+            return read_part(self.base, ("vae",), ("AutoencoderKL",))
+        folder = find_model(self.settings.tiny_autoencoder, "refine.tiny_autoencoder")
+        return read_part(folder, (".", "vae"), ("AutoencoderTiny",), "an AutoencoderTiny, such as madebyollin/taesd")
 
     @cached_property
     def lora(self) -> LoRA | None:
         if not self.settings.lora:
             return None
-        path = find_model(self.settings.lora, "refine.lora", patterns=_PATTERNS)
+        path = find_model(self.settings.lora, "refine.lora")
         return read_lora(path, self.unet.entries, scale=self.settings.lora_scale)
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
-        return read_config(self.base / "scheduler" / "scheduler_config.json")
+        name = "scheduler_config.json"
+        return read_config(part_of(self.base, ("scheduler",), name, LAYOUT) / name)
 
     @property
     def width(self) -> int:

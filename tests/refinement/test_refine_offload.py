@@ -9,8 +9,6 @@ pytest.importorskip("diffusers")
 from diffusion_models import unet, write_lora  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from leanrecon.refinement.weights import MappedWeights, ReadWeights, read_header, write_weights  # noqa: E402
-
 MODES = ("none", "model", "sequential", "disk", "stream")
 
 
@@ -78,43 +76,3 @@ def test_weights_of_half_precision_are_used_as_they_are(make, drawn, base, tmp_p
     images = drawn(make(base=str(folder), precision="bfloat16", offload="stream"))
     assert not (tmp_path / "scratch").exists()
     np.testing.assert_array_equal(images, drawn(make(precision="bfloat16", offload="none")))
-
-
-# Files of weights
-
-
-def tensors():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "a.weight": torch.randn(3, 1000, generator=generator),
-        "b": torch.randn((), generator=generator),
-        "c.bias": torch.randn(5, generator=generator).bfloat16(),
-        "d.weight": torch.randn(7, 5, generator=generator).half(),
-        "e": torch.empty(0, 4),
-    }
-
-
-def test_mapped_weights_are_those_of_the_file_even_after_their_pages_were_given_back(tmp_path):
-    save_file(tensors(), tmp_path / "a.safetensors")
-    entries, metadata = read_header(tmp_path / "a.safetensors")
-    assert metadata == {}
-    for weights in (MappedWeights(entries), ReadWeights(entries)):
-        for _ in range(2):
-            for name, expected in tensors().items():
-                found = weights[name]
-                assert found.dtype == expected.dtype
-                assert torch.equal(found, expected)
-                weights.release(name)
-                assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_written_weights_are_read_by_the_safetensors_library(dtype, tmp_path):
-    save_file(tensors(), tmp_path / "a.safetensors")
-    entries, _ = read_header(tmp_path / "a.safetensors")
-    cast = {name: weight.to(getattr(torch, dtype)) for name, weight in tensors().items()}
-    write_weights(tmp_path / "b.safetensors", ((name, cast[name]) for name in entries), entries, dtype)
-    found = load_file(tmp_path / "b.safetensors")
-    assert set(found) == set(cast)
-    assert all(torch.equal(found[name], cast[name]) for name in cast)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]

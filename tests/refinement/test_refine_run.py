@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 
 from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, unet, write_base, write_lora  # noqa: E402
 
-from leanrecon.errors import BudgetError, InputError, LeanreconError, SettingsError  # noqa: E402
+from leanrecon.errors import BudgetError, InputError, SettingsError  # noqa: E402
 from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.progress import Progress  # noqa: E402
 from leanrecon.refinement import refiner as refiner_module  # noqa: E402
@@ -172,11 +172,11 @@ def refused(refine, out, refiner, found, *, error=InputError, **inputs):
 @pytest.mark.parametrize(
     ("missing", "found"),
     [
-        ("unet", "lacks unet/config.json"),
-        ("vae", "lacks vae/config.json"),
-        ("scheduler", "lacks scheduler/scheduler_config.json"),
-        ("unet/diffusion_pytorch_model.safetensors", "lacks unet/diffusion_pytorch_model.safetensors"),
-        ("vae/diffusion_pytorch_model.safetensors", "lacks vae/diffusion_pytorch_model.safetensors"),
+        ("unet", "has no unet/config.json"),
+        ("vae", "has no vae/config.json"),
+        ("scheduler", "has no scheduler/scheduler_config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet has no weights"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae has no weights"),
     ],
 )
 def test_a_model_that_lacks_a_part_is_refused(missing, found, make, refine, out, tmp_path):
@@ -196,7 +196,7 @@ def test_truncated_weights_are_refused(make, refine, out, tmp_path):
     base = write_base(tmp_path / "base")
     file = base / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    refused(refine, out, make(base=str(base)), "can't be read as safetensors (it ends after")
+    refused(refine, out, make(base=str(base)), " bytes. Expected ")
 
 
 @pytest.mark.parametrize("how", [{"width": 24}, {"channels": (32, 64)}])
@@ -274,11 +274,14 @@ def test_settings_that_can_not_be_are_refused(table, found, make):
     assert found in str(error.value)
 
 
-def test_a_name_that_is_nowhere_is_refused(make, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("no/such-model-here", "nowhere"):
-        with pytest.raises(LeanreconError, match=r"(neither a folder here|there is no nowhere)"):
-            make(base=name).plan(5, 10**12)
+def test_a_model_that_is_not_here_is_refused_and_not_fetched(make, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a plan asks no network"))
+    for key in ("base", "lora", "tiny_autoencoder"):
+        for name in ("no/such-model-here", "nowhere"):
+            with pytest.raises(
+                InputError, match=rf"there is no folder {name}.*fetch-weights RECIPE.*set refine\.{key}"
+            ):
+                make(**{key: name}).plan(5, 10**12)
 
 
 # What images are made of

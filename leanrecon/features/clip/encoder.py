@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from leanrecon.errors import InputError
 from leanrecon.features.inference import load_weights
-from leanrecon.features.pretrained import Precision, Weights, arithmetic, itemsize, read_config
+from leanrecon.weights.folders import Weights, arithmetic, read_config
+from leanrecon.weights.safetensors import Precision, itemsize
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,10 @@ from typing import Any, Self
 import numpy as np
 
 from leanrecon.errors import InputError
-from leanrecon.features.pretrained import read_config
 from leanrecon.features.space import Array
 from leanrecon.images import with_channels
+from leanrecon.weights.folders import read_config
+from leanrecon.weights.safetensors import AGAIN
 
 BICUBIC = 3
 """Pillow's number of it, which is how the files name it."""
@@ -67,7 +68,7 @@ class Preprocessing:
                 std=tuple(map(float, table["image_std"])),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} lacks or garbles {error}", todo="fetch the model's folder again") from error
+            raise InputError(f"{path} lacks or garbles {error}", todo=AGAIN) from error
 
     def as_table(self) -> dict[str, Any]:
         """All of it as plain values."""

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.devices import choose
 from leanrecon.features.inference import FromWeights, runs_in
-from leanrecon.features.pretrained import Precision, model_folder
+from leanrecon.weights.folders import find_model
+from leanrecon.weights.safetensors import Precision
 
 
 class CLIPSettings(BaseModel):
@@ -40,4 +41,4 @@ class CLIPSpace(FromWeights):
 
     @functools.cached_property
     def _root(self) -> Path:
-        return model_folder(self.settings.model, f"features.{self.name}.model")
+        return find_model(self.settings.model, f"features.{self.name}.model")

@@ -12,9 +12,10 @@ from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import part_of, read_config
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
+from leanrecon.weights.folders import part_of, read_config
+from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
 """Of the arithmetic that leads from captions to rows."""
@@ -134,7 +135,7 @@ class CLIPText(CLIPSpace):
         raise InputError(
             f"{self._root} has no tokenizer",
             expected="tokenizer.json, or vocab.json and merges.txt, in it or in its folder tokenizer",
-            todo="fetch the model's folder again",
+            todo=AGAIN,
         )
 
     def _model(self) -> tuple[Any, Any]:

@@ -11,8 +11,9 @@ from leanrecon.features.clip.preprocess import Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.pretrained import part_of
 from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.weights.folders import part_of
+from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
 """Of the arithmetic that leads from images to rows."""
@@ -116,7 +117,7 @@ class CLIPVision(CLIPSpace):
             raise InputError(
                 f"{self._root} has no {_PROCESSORS[0]}",
                 expected="how images are resized and normalised, in it or in its folder feature_extractor",
-                todo="fetch the model's folder again",
+                todo=AGAIN,
             )
         found, image = Preprocessing.of(folder), self._encoder.config.get("image_size", 224)
         if found.crop != (image, image):

@@ -14,8 +14,9 @@ import numpy as np
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.space import Array, Rows
 from leanrecon.features.vdvae import mixture, noise
-from leanrecon.features.vdvae.checkpoint import Precision, read_weights
+from leanrecon.features.vdvae.checkpoint import read_weights
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights
+from leanrecon.weights.safetensors import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -11,11 +11,12 @@ from leanrecon.errors import InputError
 from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, imports_nbytes, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
-from leanrecon.features.vdvae.checkpoint import Precision, loading_nbytes, require_file, weights_nbytes
+from leanrecon.features.vdvae.checkpoint import loading_nbytes, require_file, weights_nbytes
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
 from leanrecon.stores.fingerprint import file_content
+from leanrecon.weights.safetensors import Precision
 
 FORMAT = 1
 """Of the arithmetic that leads from images to rows."""

@@ -1,4 +1,4 @@
-"""Published models on disk: found without a network, planned from their headers, loaded part by part from safetensors.
+"""Published models on disk: found without a network, their configs read, their weights listed from headers.
 
 A model is a folder as transformers and diffusers write it (config.json beside the weights), or a pipeline's folder with
 such folders in it, or the name of one in Hugging Face's cache. Weights are read as safetensors alone: a pickle can run
@@ -8,54 +8,48 @@ code when it is opened.
 import contextlib
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leanrecon.errors import InputError
 from leanrecon.stores.fingerprint import file_content, fingerprint
-
-Precision = Literal["float32", "bfloat16", "float16"]
-
-FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
-"""Floating-point numbers as safetensors names them, as PyTorch does, and their bytes."""
+from leanrecon.weights.safetensors import AGAIN, Entry, Precision, itemsize, read_header, reserved
 
 SHOWN = 6
 """Names of each kind of problem that an error spells out."""
 
-ALIGNMENT = 64
-"""Bytes that the memory of each weight starts at a multiple of, as vector instructions like it."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-_AGAIN = "fetch the model's folder again"
 _STEMS = ("model", "diffusion_pytorch_model")  # as transformers and as diffusers name weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HEADER_LIMIT = 100_000_000  # bytes; as the safetensors format itself has it
 _NOT_ARITHMETIC = ("architectures", "transformers_version", "torch_dtype", "dtype")  # in a config.json
+_OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 # Finding
 
 
-def model_folder(model: str, setting: str) -> Path:
-    """The folder of a model: that folder, or its copy in Hugging Face's cache if ``model`` is a name; never downloaded.
+def find_model(name: str, setting: str) -> Path:
+    """The folder or file of a model: a path, or the copy in Hugging Face's cache of a name; nothing is downloaded.
 
     Raises InputError that says what to put where; ``setting`` is the one that named it.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and importlib.util.find_spec("huggingface_hub"):
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if HUB_NAME.fullmatch(name) and importlib.util.find_spec("huggingface_hub"):
         from huggingface_hub import snapshot_download
 
         with contextlib.suppress(OSError, ValueError):  # what is not in the cache, or no name at all
-            return Path(snapshot_download(model, local_files_only=True))
+            return Path(snapshot_download(name, local_files_only=True))
     raise InputError(
-        f"there is no folder {model}, and Hugging Face's cache has no model of that name",
+        f"there is no folder {name}, and Hugging Face's cache has no model of that name",
         expected="a folder with config.json and .safetensors, as transformers and diffusers write it",
-        todo=f"fetch it once where there is a network (hf download NAME --local-dir FOLDER), and set {setting} to FOLDER",
+        todo="fetch it once where there is a network (`leanrecon fetch-weights RECIPE`, with the settings of this run), "
+        f"or set {setting} to where it is",
     )
 
 
@@ -73,9 +67,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read: {error}", todo=_AGAIN) from error
+        raise InputError(f"{path} can't be read: {error}", todo=AGAIN) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no settings of a model", todo=_AGAIN)
+        raise InputError(f"{path} holds no settings of a model", todo=AGAIN)
     return found
 
 
@@ -84,28 +78,15 @@ def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: v for key, v in config.items() if key not in _NOT_ARITHMETIC and not key.startswith("_")}
 
 
+def present_name(key: str) -> str:
+    """The name of a weight as diffusers has it now: autoencoders before its version 0.14 call their attention otherwise."""
+    if ".attentions." in key:
+        for old, new in _OLD_ATTENTION.items():
+            key = key.replace(old, new)
+    return key
+
+
 # Weights
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in a file of weights."""
-
-    dtype: str
-    """As safetensors names it: F32, BF16, …"""
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    """Its first byte in the file."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return math.prod(self.shape) * FLOATS.get(self.dtype, ("", 8))[1]
-
-    def is_read_as_it_is(self, precision: Precision) -> bool:
-        """Whether its bytes in memory are those in the file: convolutions are laid out anew, with channels last."""
-        return FLOATS.get(self.dtype, ("", 0))[0] == precision and len(self.shape) != 4
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ class Weights:
         files = _files(folder)
         entries = {}
         for file in files:
-            for key, entry in _header(file).items():
+            for key, entry in read_header(file)[0].items():
                 if (renamed := name(key)) is not None:
                     entries[renamed] = entry
         return cls(files, entries)
@@ -158,7 +139,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
         if (index := folder / f"{stem}.safetensors.index.json").is_file():
             names = sorted(set(read_config(index).get("weight_map", {}).values()))
             if missing := [name for name in names if not (folder / name).is_file()]:
-                raise InputError(f"{folder} lacks {', '.join(missing[:SHOWN])}", todo=_AGAIN)
+                raise InputError(f"{folder} lacks {', '.join(missing[:SHOWN])}", todo=AGAIN)
             return tuple(folder / name for name in names)
         if (half := folder / f"{stem}.fp16.safetensors").is_file():
             return (half,)
@@ -170,35 +151,4 @@ def _files(folder: Path) -> tuple[Path, ...]:
             todo="fetch the .safetensors file of this model, or convert it where you trust its source "
             "(from_pretrained, then save_pretrained)",
         )
-    raise InputError(f"{folder} has no weights", expected=expected, todo=_AGAIN)
-
-
-def _header(path: Path) -> dict[str, Entry]:
-    """Names, types and shapes in a safetensors file: eight bytes of length, JSON, then the numbers."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size, _HEADER_LIMIT):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        found = {
-            name: Entry(str(entry["dtype"]), tuple(entry["shape"]), path, 8 + length + entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or no safetensors file: {error}", todo=_AGAIN) from error
-    if size != 8 + length + end:
-        raise InputError(f"{path} has {size} bytes", expected=f"{8 + length + end}", todo=_AGAIN)
-    return found
-
-
-def itemsize(precision: Precision) -> int:
-    """Bytes of a number."""
-    return 4 if precision == "float32" else 2
-
-
-def reserved(shape: Sequence[int], size: int) -> int:
-    return -(-math.prod(shape) * size // ALIGNMENT) * ALIGNMENT
+    raise InputError(f"{folder} has no weights", expected=expected, todo=AGAIN)

@@ -1,0 +1,193 @@
+"""Weights in safetensors files: headers checked before a number is read, tensors mapped or read, files of our own."""
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+from leanrecon.stores.files import write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+"""Floating-point numbers as safetensors names them, as PyTorch does, and their bytes."""
+
+SHORT = {long: short for short, (long, _) in FLOATS.items()}
+"""Names in a header, by PyTorch's."""
+
+ALIGNMENT = 64
+"""Bytes that the memory of each weight starts at a multiple of, as vector instructions like it."""
+
+AGAIN = "fetch it again: `leanrecon fetch-weights RECIPE` brings what a recipe names"
+"""What to do about a damaged file."""
+
+_HEADER_LIMIT = 100_000_000  # bytes; the format's own
+
+_ALIGNED = 4096  # tensors of our own files begin a page, so that giving one back leaves its neighbours alone
+
+_OWN_PAGES = 1_000_000  # bytes from which a tensor that is read gets pages of its own
+
+
+def itemsize(precision: str) -> int:
+    """Bytes of a number, by PyTorch's name of it."""
+    return FLOATS[SHORT[precision]][1]
+
+
+def reserved(shape: Sequence[int], size: int) -> int:
+    """Memory that a tensor of numbers of ``size`` bytes takes among others."""
+    return -(-math.prod(shape) * size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies in a file, from its header."""
+
+    file: Path
+    dtype: str
+    """As safetensors names it: F32, BF16, …"""
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file."""
+    nbytes: int
+    """Bytes in the file."""
+
+    def nbytes_as(self, precision: str) -> int:
+        """Bytes of as many numbers in another precision."""
+        return math.prod(self.shape) * itemsize(precision)
+
+    def is_read_as_it_is(self, precision: Precision) -> bool:
+        """Whether its bytes in memory are those in the file: convolutions are laid out anew, with channels last."""
+        return self.dtype == SHORT[precision] and len(self.shape) != 4
+
+
+Entries = dict[str, Entry]
+
+
+def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
+    """The tensors of a safetensors file and its metadata, without reading a weight.
+
+    Raises InputError for what is no such file, is cut short, or has tensors that are not where its header says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as source:
+            length = int.from_bytes(source.read(8), "little")
+            if length > min(size, _HEADER_LIMIT):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(source.read(length))
+        metadata = header.pop("__metadata__", {})
+        entries = {name: _entry(file, 8 + length, name, table) for name, table in header.items()}
+        end = 8 + length
+        for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.nbytes)):
+            if entry.start != end:
+                raise ValueError(f"the tensor at byte {entry.start} does not begin where another ends")
+            end += entry.nbytes
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file}", expected="weights as .safetensors") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged, or no safetensors file: {error}", todo=AGAIN) from error
+    if size != end:
+        raise InputError(f"{file} has {size} bytes", expected=f"{end}", todo=AGAIN)
+    return entries, metadata
+
+
+def _entry(file: Path, data: int, name: str, table: Mapping[str, Any]) -> Entry:
+    shape, (start, stop) = tuple(map(index, table["shape"])), map(index, table["data_offsets"])
+    entry = Entry(file, str(table["dtype"]), shape, data + start, stop - start)
+    if entry.nbytes < 0 or (entry.dtype in FLOATS and entry.nbytes != math.prod(shape) * FLOATS[entry.dtype][1]):
+        raise ValueError(f"{name} of {list(shape)} in {entry.nbytes} bytes")
+    return entry
+
+
+class MappedWeights(Mapping[str, "torch.Tensor"]):
+    """Tensors whose memory is the file itself: the kernel reads pages when they are used and may drop them at will."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self._entries = entries
+        self._maps: dict[Path, mmap.mmap] = {}
+        for file in {entry.file for entry in entries.values()}:
+            with file.open("rb") as source:
+                # A private mapping: nothing writes to it, but PyTorch warns of memory that can't be written.
+                self._maps[file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        import torch
+
+        entry = self._entries[name]
+        if entry.dtype not in FLOATS:
+            raise InputError(f"{name} in {entry.file} is {entry.dtype}", expected="floating-point weights")
+        dtype = getattr(torch, FLOATS[entry.dtype][0])
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=dtype)
+        count = math.prod(entry.shape)
+        flat = torch.frombuffer(self._maps[entry.file], dtype=dtype, count=count, offset=entry.start)
+        return flat.reshape(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor back; they are read again, from the page cache or the disk, when it is next used."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
+            return
+        entry = self._entries[name]
+        first = entry.start // mmap.PAGESIZE * mmap.PAGESIZE
+        if entry.nbytes:
+            self._maps[entry.file].madvise(mmap.MADV_DONTNEED, first, entry.start + entry.nbytes - first)
+
+
+class ReadWeights(MappedWeights):
+    """Tensors read into memory of their own each time that they are asked for, and held by whoever asked."""
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        import torch
+
+        mapped, nbytes = super().__getitem__(name), self._entries[name].nbytes
+        if nbytes < _OWN_PAGES:
+            return mapped.clone()
+        # From malloc, what one layer frees would stay in the heap: twice a layer's weights in the end.
+        own = torch.from_numpy(buffer((nbytes,), np.uint8)).view(mapped.dtype).reshape(mapped.shape).copy_(mapped)
+        self.release(name)
+        return own
+
+
+def write_weights(
+    path: Path, tensors: Iterator[tuple[str, "torch.Tensor"]], shapes: Mapping[str, Sequence[int]], dtype: str
+) -> None:
+    """Write tensors one by one, in one precision, as a safetensors file that appears whole or not at all.
+
+    ``shapes`` gives their names in the order in which they come.
+    """
+    import torch
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        stop = offset + math.prod(shape) * itemsize(dtype)
+        header[name] = {"dtype": SHORT[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
+
+    def write(file: Any) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, tensor), expected in zip(tensors, shapes, strict=True):
+            if name != expected:
+                raise ValueError(f"{name} came where {expected} was expected")
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+    write_whole(path, write)
