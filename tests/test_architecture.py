@@ -14,7 +14,7 @@ ROOT = Path(leanrecon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "__init__": 0,
+    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "paths": 0, "__init__": 0,
     "stores": 1,
     "datasets": 2, "features": 2, "regression": 2, "refinement": 2, "evaluation": 2,
     "settings": 3, "records": 3, "variants": 3, "assessment": 4, "pipeline": 5, "plan": 6, "repair": 6, "doctor": 7,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.hdf5_index import Layout
-from leanrecon.datasets.ingest import keep_json
 from leanrecon.datasets.nsd import FORMAT, SAMPLE, SPLITS, NsdSettings, plan_fetch
 from leanrecon.datasets.nsd_average import average, sample
 from leanrecon.datasets.nsd_betas import session_trials
@@ -21,17 +20,15 @@ from leanrecon.datasets.nsd_files import (
     open_source,
     prepare,
     recall,
-    sources_path,
-    trials_table,
 )
 from leanrecon.datasets.nsd_layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd_stimuli import captions_of, read_images, stimuli_layout, stored_shape
 from leanrecon.datasets.reliability import Reliability, repeat_reliability
+from leanrecon.datasets.sidecars import keep_json, sources_path, sweep
 from leanrecon.datasets.staging import Staging
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.memory import MemoryBudget, format_bytes
 from leanrecon.progress import Progress
-from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import write_json
 from leanrecon.stores.store import Store, remove
 from leanrecon.study import Study
@@ -73,7 +70,7 @@ class Fetch:
                 images = stimuli_layout(file)
                 work = plan_fetch(self.settings, prepared, images, self.chunk).work
                 self.budget.require("fetching the dataset", work)
-                self._sweep()
+                sweep(self.study)
                 trials = self._create_trials(prepared)
                 self.study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
                 if known is None:
@@ -157,20 +154,6 @@ class Fetch:
 
     def _staging(self, store: Store) -> Staging:
         return Staging(store, store.path.with_name(f"{store.path.stem}.fetched"))
-
-    def _sweep(self) -> None:
-        """Remove what a killed run left half-written beside the stores."""
-        files = [
-            self.study.rows,
-            self.study.voxels,
-            sources_path(self.study),
-            trials_table(self.study),
-            self._reliability,
-        ]
-        with explained_disk_errors(self.study.root):
-            for file in (*files, *map(self.study.captions, SPLITS)):
-                for partial in file.parent.glob(f"{file.name}.*.partial"):
-                    partial.unlink(missing_ok=True)
 
     # Steps
 

@@ -20,6 +20,9 @@ from leanrecon.study import Study
 Array = np.ndarray[Any, Any]
 Open = Callable[[str], RangeFile | None]
 
+MASKS = (".nii", ".nii.gz")
+"""Names of files end so; any other name of a region is that of an area."""
+
 
 @dataclass(frozen=True)
 class Voxels:
@@ -135,7 +138,7 @@ def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, Pat
     """The NIfTI files among the names of a region."""
     found = {}
     for name in names_of(roi):
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(MASKS):
             path = find_file(name, base_dir)
             if path is None:
                 raise InputError(f"dataset.roi: there is no file {name}", todo="check the path")
@@ -203,7 +206,7 @@ def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
             f"{vector} holds {values.dtype} of shape {values.shape}",
             expected=f"one number for each of {len(voxels.index)} voxels",
         )
-    if not str(out).endswith((".nii", ".nii.gz")):
+    if not str(out).endswith(MASKS):
         raise InputError(f"{out} is no name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
     whole = values.dtype.kind != "f"
     volume = np.full(voxels.shape, 0 if whole else np.nan, np.int32 if whole else np.float32)
