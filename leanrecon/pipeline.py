@@ -266,7 +266,7 @@ class Pipeline:
         refiner.refine(images, text, start, out, budget=budget, progress=self.progress, label=label)
 
     def _evaluate(self) -> None:
-        assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
+        assess(self._located, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
 
     # What there is to run
 
@@ -284,9 +284,14 @@ class Pipeline:
     def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
         return recorded(stage, study, self.settings.general.memory, made=made)
 
+    @property
+    def _located(self) -> Settings:
+        """The settings with the dataset's files found, so that any folder can continue and repair the study."""
+        return replace(self.settings, dataset=self.settings.dataset.located(self.base_dir))
+
     def _write_settings(self, stage: str) -> None:
         """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""
-        tables = replace(self.settings, dataset=self.settings.dataset.located(self.base_dir)).tables()
+        tables = self._located.tables()
         if stage != STAGES[-1] and not self.overwrite and self.study.settings.exists():
             accepted = ("dataset", "stores", *STAGES[: STAGES.index(stage) + 1])
             with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new

@@ -147,7 +147,7 @@ def ingest_arrays(
     but speed. Relative paths start at the current folder or, failing that, at ``base_dir``.
     Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
     """
-    from leanrecon.datasets.sidecars import keep_json, n_voxels, sources_path, sweep
+    from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, sources_path, sweep
     from leanrecon.stores.files import read_json, write_json, write_whole
     from leanrecon.stores.layout import chunk_nbytes
 
@@ -158,6 +158,8 @@ def ingest_arrays(
         budget.require("reading the arrays", _plan(inputs, chunk_bytes, budget.free).work)
         captions = inputs.captions()
         sweep(study)
+        if overwrite:
+            forget_other_kind(study, "arrays")
         sources = sources_path(study)
         inputs.prints = read_json(sources) or {}
         filling = _Filling(inputs, study, chunk_bytes, budget.free, progress)
@@ -334,6 +336,7 @@ class _Filling:
 
 def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
     """Remove what other settings made and these don't: the test stores of a split that is now folded, say."""
+    from leanrecon.datasets.sidecars import remove_others
     from leanrecon.stores.store import remove
 
     for split in ("train", "test"):
@@ -341,7 +344,5 @@ def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
             remove(study.betas(split))
         if split not in splits or "stimuli" not in inputs.roles:
             remove(study.stimuli(split))
-        if split not in splits or not getattr(inputs.settings, inputs.names("captions")[0]):
-            study.captions(split).unlink(missing_ok=True)
-    if not inputs.settings.folds:
-        study.folds.unlink(missing_ok=True)
+    captions = getattr(inputs.settings, inputs.names("captions")[0])
+    remove_others(study, captions=splits if captions else (), folds=bool(inputs.settings.folds))

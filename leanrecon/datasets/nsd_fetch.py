@@ -1,5 +1,6 @@
 """The way from NSD's files to a study's stores: trials, the check that they match the images, betas, images, captions."""
 
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from leanrecon.datasets.nsd_files import (
 from leanrecon.datasets.nsd_layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd_stimuli import captions_of, read_images, stimuli_layout, stored_shape
 from leanrecon.datasets.reliability import Reliability, repeat_reliability
-from leanrecon.datasets.sidecars import keep_json, sources_path, sweep
+from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.staging import Staging
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.memory import MemoryBudget, format_bytes
 from leanrecon.progress import Progress
+from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import write_json
 from leanrecon.stores.store import Store, remove
 from leanrecon.study import Study
@@ -66,6 +68,8 @@ class Fetch:
                     if not self.overwrite:
                         raise
                     self._discard()
+            if self.overwrite:
+                remove_others(self.study, captions=SPLITS if self.settings.captions else ())
             with files.need(STIMULI) as file:
                 images = stimuli_layout(file)
                 work = plan_fetch(self.settings, prepared, images, self.chunk).work
@@ -147,13 +151,17 @@ class Fetch:
 
     def _discard(self) -> None:
         """Remove what was made from files that have changed."""
-        for split in SPLITS:
-            remove(self.study.betas(split))
-            remove(self.study.stimuli(split))
-        remove(self.trials_path)
+        for path in (
+            self.trials_path,
+            *(of(split) for of in (self.study.betas, self.study.stimuli) for split in SPLITS),
+        ):
+            if _fetched(path).exists():
+                with explained_disk_errors(path):
+                    shutil.rmtree(_fetched(path))
+            remove(path)
 
     def _staging(self, store: Store) -> Staging:
-        return Staging(store, store.path.with_name(f"{store.path.stem}.fetched"))
+        return Staging(store, _fetched(store.path))
 
     # Steps
 
@@ -243,6 +251,11 @@ class Fetch:
                 "repeats": [len(trials) for trials in numbers],
             }
         write_json(self.study.rows, records)
+
+
+def _fetched(path: Path) -> Path:
+    """The folder of what has come of a store and waits for its neighbours."""
+    return path.with_name(f"{path.stem}.fetched")
 
 
 def _accept(settings: NsdSettings, study: Study, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Voxels:
                 x, y, z = (int(n) for n in found["shape"])
                 labels = {name: found[name] for name in found.files if name in (*ATLASES, GENERAL)}
                 return cls((x, y, z), found["affine"], found["index"], found["areas"], found["ncsnr"], labels)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path} doesn't say where the voxels lie in a volume: {error}",
                 expected="a study of kind nsd whose stage dataset is done",

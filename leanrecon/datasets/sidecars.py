@@ -1,13 +1,14 @@
 """The small files beside a study's betas and stimuli: kept while they stay the same, and swept of what a kill left."""
 
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.errors import StoreError
-from leanrecon.stores import files
+from leanrecon.stores import Store, files
 from leanrecon.study import Study
 
 
@@ -35,6 +36,26 @@ def n_voxels(study: Study, key: str) -> int | None:
             return len(voxels[key])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def forget_other_kind(study: Study, kind: str) -> None:
+    """Remove what tells of the voxels and the files of another kind of dataset, which is about to be replaced."""
+    try:
+        made_of = Store.open(study.betas("train"), incomplete=True).made_of
+    except StoreError:
+        return
+    if kind not in (made_of.get("kind"), made_of.get("dataset", {}).get("kind")):
+        for path in (study.voxels, sources_path(study)):
+            path.unlink(missing_ok=True)
+
+
+def remove_others(study: Study, *, captions: Container[str] = (), folds: bool = False) -> None:
+    """Remove the captions of all splits but these, and the folds, that an earlier dataset left."""
+    for split in ("train", "test"):
+        if split not in captions:
+            study.captions(split).unlink(missing_ok=True)
+    if not folds:
+        study.folds.unlink(missing_ok=True)
 
 
 def sweep(study: Study) -> None:

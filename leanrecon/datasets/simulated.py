@@ -107,7 +107,7 @@ def ingest_simulated(
     true ncsnr. ``seed`` decides scenes, subject and noise; the memory budget decides nothing.
     Raises StoreError for stores made of something else, BudgetError before any work.
     """
-    from leanrecon.datasets.sidecars import keep_json, n_voxels, sources_path, sweep
+    from leanrecon.datasets.sidecars import keep_json, n_voxels, remove_others, sources_path, sweep
     from leanrecon.stores.files import write_json
     from leanrecon.stores.layout import chunk_nbytes
 
@@ -117,8 +117,8 @@ def ingest_simulated(
     stores = _create(settings, study, chunk_nbytes(chunk), seed, overwrite=overwrite)
     done = all(store.complete for store in stores.values()) and _is_recorded(settings, study)
     if overwrite:  # what a dataset of another kind left, too
-        for other in (study.folds, sources_path(study)):
-            other.unlink(missing_ok=True)
+        remove_others(study, captions=_SPLITS)
+        sources_path(study).unlink(missing_ok=True)
     if not done:
         study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
         for split in _SPLITS:
