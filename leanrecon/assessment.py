@@ -167,10 +167,14 @@ def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             value = _without_folders(value)
-        elif isinstance(value, str) and Path(value).is_absolute():
-            value = Path(value).name
-        named[key] = value
+        elif isinstance(value, list):
+            value = [_name_alone(item) for item in value]
+        named[key] = _name_alone(value)
     return named
+
+
+def _name_alone(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 # What the figures are taken from

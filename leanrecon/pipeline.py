@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import tomli_w
 
 from leanrecon import datasets, features
 from leanrecon.assessment import assess
-from leanrecon.datasets.files import locate
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
@@ -252,7 +252,7 @@ class Pipeline:
         copied.finish()
 
     def _evaluate(self) -> None:
-        assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
+        assess(self._located, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
 
     # What there is to run
 
@@ -270,10 +270,14 @@ class Pipeline:
     def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
         return recorded(stage, study, self.settings.general.memory, made=made)
 
+    @property
+    def _located(self) -> Settings:
+        """The settings with the dataset's files found, so that any folder can continue and repair the study."""
+        return replace(self.settings, dataset=self.settings.dataset.located(self.base_dir))
+
     def _write_settings(self, stage: str) -> None:
         """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""
-        tables = self.settings.tables()
-        tables["dataset"] = _absolute(tables["dataset"], self.base_dir)
+        tables = self._located.tables()
         if stage != STAGES[-1] and not self.overwrite and self.study.settings.exists():
             accepted = ("dataset", "stores", *STAGES[: STAGES.index(stage) + 1])
             with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new
@@ -282,27 +286,3 @@ class Pipeline:
                 check_settings(kept)
                 tables = kept
         write_text(self.study.settings, HEADER + tomli_w.dumps(tables))
-
-
-def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
-    """``[dataset]`` with its files found, so that study.toml continues and repairs the study from any folder."""
-    roles = [f"{role}{split}" for role in ("betas", "stimuli", "captions") for split in ("", "_train", "_test")]
-    found: dict[str, Any] = {}
-    for name in ("path", "test_index", *roles):
-        if isinstance(table.get(name), str) and not table[name].startswith(":"):
-            with contextlib.suppress(InputError):  # the stage dataset says what is missing
-                path, key = locate(table[name], None, base_dir)
-                found[name] = str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
-    if table["kind"] == "nsd":
-        found["root"] = _folder(table["root"], base_dir)
-        areas = table["roi"] if isinstance(table["roi"], list) else table["roi"].split("+")
-        found["roi"] = [_folder(area.strip(), base_dir) for area in areas]
-    return table | found
-
-
-def _folder(name: str, base_dir: Path | None) -> str:
-    """A folder or file as found from here or from ``base_dir``; any other name, as that of an area, as it is."""
-    for path in (Path(name).expanduser(), (base_dir or Path()) / name):
-        if path.exists():
-            return str(path.absolute())
-    return name

@@ -16,12 +16,16 @@ from leanrecon.errors import SettingsError
 from leanrecon.evaluation.settings import EvaluateSettings
 from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
+from leanrecon.paths import located
 from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
 
 Model = TypeVar("Model", bound=BaseModel)
+
+WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative")
+"""Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
 
@@ -111,13 +115,8 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
 
 def _located(space: Model, base_dir: Path) -> Model:
     """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
-    found: dict[str, str] = {}
-    for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative"):
-        if isinstance(text := getattr(space, key, None), str) and text:
-            path = Path(text).expanduser()
-            there = next((place for place in (path, base_dir / path) if place.exists()), None)
-            found |= {key: str(there.absolute())} if there else {}  # else a name in the cache of weights
-    return space.model_copy(update=found) if found else space
+    given = {key: getattr(space, key, None) for key in WEIGHTS}  # else a name in the cache of weights
+    return space.model_copy(update={key: located(text, base_dir) for key, text in given.items() if text})
 
 
 def find_settings(source: str | Path) -> Path:

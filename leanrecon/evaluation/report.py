@@ -35,6 +35,7 @@ from leanrecon.evaluation.tables import (
 )
 from leanrecon.evaluation.verdict import MIN_TEST_IMAGES, verdict
 from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import write_whole
 
 PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_features")
 """Metrics drawn as dots, where there are such figures."""
@@ -102,7 +103,6 @@ def render(page: Page, out: Path) -> None:
     )
     template = environment.get_template("report.html.j2")
     scored, strip = score_columns(page.scores), strip_rows(page.scores)
-    partial = out.with_name(f"{out.name}.partial")
     with explained_disk_errors(out), tempfile.TemporaryFile("w+", dir=out.parent, encoding="utf-8") as waiting:
         kept = spool(page.pictures, len(page.scores), waiting, keep={i for _, rows in strip for i in rows})
         context = _context(page) | {
@@ -114,12 +114,8 @@ def render(page: Page, out: Path) -> None:
             ],
             "cards": (card(page.scores[i], i, scored, pictures) for i, pictures in enumerate(spooled(waiting))),
         }
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(template.generate(**context))
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        parts = (text.encode() for text in template.generate(**context))
+        write_whole(out, lambda file: file.writelines(parts))
 
 
 def _context(page: Page) -> dict[str, Any]:
