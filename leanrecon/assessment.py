@@ -18,6 +18,7 @@ from leanrecon.evaluation.report import Page, render
 from leanrecon.evaluation.sources import Chosen, Drawn
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.features.unconditional import read_unconditional
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import is_complete, recorded, versions
@@ -267,13 +268,14 @@ def _refine_ceiling(
 ) -> None:
     """Draw what the generator makes of true features: a ceiling, which no brain gave."""
     general = settings.general
-    refiner = Refiner(settings.refine, seed=general.seed, device=general.device, scratch=study.weights)
+    nothing = read_unconditional(study, settings.refine.unconditional())
+    how: dict[str, Any] = {"seed": general.seed, "device": general.device, "scratch": study.weights}
+    refiner = Refiner(settings.refine, unconditional=nothing, **how)
     for variant in every:
         first = Pictures.open(variant.oracle.reconstructions("stage1"))
         true = {
             role: variant.test_rows(Store.open(variant.of(spaces[name]).features(name, variant.test_split)))
-            for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
-            if name != "stage1"
+            for role, name in settings.refine.roles().items()
         }
         out = Pictures.create(
             variant.oracle.reconstructions("final"),
@@ -284,14 +286,13 @@ def _refine_ceiling(
                 "refine": refiner.made_of(),
                 **{
                     role: Store.open(variant.of(spaces[name]).features(name, variant.test_split)).content
-                    for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
-                    if role in true
+                    for role, name in settings.refine.roles().items()
                 },
             },
             overwrite=overwrite,
         )
         label = f"{variant.prefix}ceiling, refined"
-        refiner.refine(first, true["text"], true.get("latents"), out, budget=budget, progress=progress, label=label)
+        refiner.refine(first, true, out, budget=budget, progress=progress, label=label)
 
 
 def _fold(

@@ -15,8 +15,9 @@ from leanrecon.datasets.files import locate
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
-from leanrecon.features.space import DecodingSpace, FeatureSpace
+from leanrecon.features.space import DecodingSpace, FeatureSpace, GuidingSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.features.unconditional import keep_unconditional, read_unconditional
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
@@ -108,7 +109,8 @@ class Pipeline:
                 where = variant.of(space)
                 splits = ("train",) if variant.is_fold else ("train", "test")
                 made = [where.features(name, split) for split in splits]
-                with self._recorded(f"features {name}", where, made) as (record, budget):
+                nothing = where.unconditional(name)
+                with self._recorded(f"features {name}", where, [*made, nothing]) as (record, budget):
                     images = Store.open(self.study.stimuli("train"))
                     how: dict[str, Any] = {"budget": budget, "overwrite": self.overwrite, "progress": self.progress}
                     space.fit(images, where.fitted(name), rows=variant.train, **how)
@@ -119,6 +121,8 @@ class Pipeline:
                             extract_captions(space, captions, path, chunk=self.settings.stores.chunk, **how)
                         else:
                             extract(space, images, path, chunk=self.settings.stores.chunk, **how)
+                    if name in self.settings.refine.unconditional().values() and isinstance(space, GuidingSpace):
+                        keep_unconditional(space, image_shape(images), nothing, budget=budget, overwrite=self.overwrite)
                     record["settings"] = self.settings.features[name].model_dump(exclude_none=True)
             space.release()
 
@@ -222,7 +226,9 @@ class Pipeline:
         settings, general = self.settings.refine, self.settings.general
         refiner = None
         if settings.kind != "none":
-            refiner = Refiner(settings, seed=general.seed, device=general.device, scratch=self.study.weights)
+            nothing = read_unconditional(self.study, settings.unconditional())
+            how: dict[str, Any] = {"seed": general.seed, "device": general.device, "scratch": self.study.weights}
+            refiner = Refiner(settings, unconditional=nothing, **how)
         for variant in self._variants():
             studies = {"final": variant.study} | variant.refined(settings.baselines)
             made = {name: study.reconstructions("final") for name, study in studies.items()}
@@ -247,11 +253,7 @@ class Pipeline:
     ) -> None:
         """Draw final images from predictions alone: those of this brain, or one of the baselines."""
         settings, seed = self.settings.refine, self.settings.general.seed
-        predicted = {
-            role: Store.open(variant.study.predictions(space))
-            for role, space in (("text", settings.text), ("latents", settings.start))
-            if space != "stage1"
-        }
+        predicted = {role: Store.open(variant.study.predictions(space)) for role, space in settings.roles().items()}
         contents = {role: store.content for role, store in predicted.items()}
         made_of: dict[str, Any] = {"stage1": first.content, "refine": refiner.made_of(), **contents}
         if name != "final":
@@ -259,11 +261,10 @@ class Pipeline:
         out = Pictures.create(path, first.rows, refiner.shape, made_of=made_of, overwrite=self.overwrite)
         if out.complete:
             return
-        latents = as_matrix(predicted["latents"]) if "latents" in predicted else None
-        given = first, as_matrix(predicted["text"]), latents
-        images, text, start = given if name == "final" else without_brain(name, *given, seed=seed)
+        given = first, {role: as_matrix(store) for role, store in predicted.items()}
+        images, rows = given if name == "final" else without_brain(name, *given, seed=seed)
         label = f"{variant.prefix}refine" + (f", {name}" if name != "final" else "")
-        refiner.refine(images, text, start, out, budget=budget, progress=self.progress, label=label)
+        refiner.refine(images, rows, out, budget=budget, progress=self.progress, label=label)
 
     def _evaluate(self) -> None:
         assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)

@@ -112,7 +112,7 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
 def _located(space: Model, base_dir: Path) -> Model:
     """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
     found: dict[str, str] = {}
-    for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative"):
+    for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision"):
         if isinstance(text := getattr(space, key, None), str) and text:
             path = Path(text).expanduser()
             there = next((place for place in (path, base_dir / path) if place.exists()), None)
@@ -172,10 +172,16 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
             f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
         )
     refine = checked(validate, RefineSettings, section["refine"], "refine.")
-    for key in ("text", "start") if refine is not None and refine.kind != "none" else ():
-        name = getattr(refine, key)
-        if name not in (*spaces, *(("stage1",) if key == "start" else ())):
+    for role, name in (refine.roles() if refine is not None else {}).items():
+        key = "start" if role == "latents" else role
+        if name not in spaces:
             problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
+        elif role in refine.unconditional() and chosen[name] is not None and not features.guides(chosen[name]):
+            negative = "negative" if role == "text" else f"negative_{role}"
+            problems.append(
+                f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "
+                f"from, as the feature space {name} can't tell (clip-text and clip-vision can)"
+            )
     evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
     if problems:
         raise SettingsError("; ".join(dict.fromkeys(problems)))

@@ -136,7 +136,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(
             f"the model {file.parent.parent} lacks {file.parent.name}/{file.name}",
-            expected="a folder in diffusers' format, with unet, vae and scheduler",
+            expected="a whole folder in diffusers' format",
             todo="download it whole, or choose another base",
         ) from None
     except (OSError, ValueError) as error:
