@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leanrecon.features.space import FeatureSpace
+from leanrecon.features.unconditional import read_unconditional
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.refinement.baselines import without_brain
@@ -16,13 +17,14 @@ from leanrecon.study import Study
 from leanrecon.variants import Variant
 
 Given = dict[str, tuple[Matrix, str]]
-"""By what they are to the generator (text, latents): rows, and the content of the store that they lie in."""
+"""By what they are to the generator (text, vision, latents): rows, and the content of the store that they lie in."""
 
 
 def make_refiner(settings: Settings, study: Study) -> Refiner:
     """The generator of a study; its record is of the images that it has drawn itself."""
-    general = settings.general
-    return Refiner(settings.refine, seed=general.seed, device=general.device, scratch=study.weights)
+    nothing = read_unconditional(study, settings.refine.unconditional())
+    how: dict[str, Any] = {"seed": settings.general.seed, "device": settings.general.device, "scratch": study.weights}
+    return Refiner(settings.refine, unconditional=nothing, **how)
 
 
 def predicted(variant: Variant, settings: Settings) -> Given:
@@ -64,6 +66,5 @@ def draw_final(
     if out.complete:
         return
     rows = {role: matrix for role, (matrix, _) in given.items()}
-    inputs = first, rows["text"], rows.get("latents")
-    images, text, latents = without_brain(baseline, *inputs, seed=refiner.seed) if baseline else inputs
-    refiner.refine(images, text, latents, out, budget=budget, progress=progress, label=label)
+    images, led = without_brain(baseline, first, rows, seed=refiner.seed) if baseline else (first, rows)
+    refiner.refine(images, led, out, budget=budget, progress=progress, label=label)

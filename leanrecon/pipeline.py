@@ -15,8 +15,9 @@ from leanrecon.assessment import assess
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
-from leanrecon.features.space import DecodingSpace, FeatureSpace
+from leanrecon.features.space import DecodingSpace, FeatureSpace, GuidingSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
@@ -107,7 +108,8 @@ class Pipeline:
                 where = variant.of(space)
                 splits = ("train",) if variant.is_fold else ("train", "test")
                 made = [where.features(name, split) for split in splits]
-                with self._recorded(f"features {name}", where, made) as (record, budget):
+                nothing = where.unconditional(name)
+                with self._recorded(f"features {name}", where, [*made, nothing]) as (record, budget):
                     images = Store.open(self.study.stimuli("train"))
                     how: dict[str, Any] = {"budget": budget, "overwrite": self.overwrite, "progress": self.progress}
                     space.fit(images, where.fitted(name), rows=variant.train, **how)
@@ -118,6 +120,8 @@ class Pipeline:
                             extract_captions(space, captions, path, chunk=self.settings.stores.chunk, **how)
                         else:
                             extract(space, images, path, chunk=self.settings.stores.chunk, **how)
+                    if name in self.settings.refine.unconditional().values() and isinstance(space, GuidingSpace):
+                        keep_unconditional(space, image_shape(images), nothing, budget=budget, overwrite=self.overwrite)
                     record["settings"] = self.settings.features[name].model_dump(exclude_none=True)
             space.release()
 

@@ -24,7 +24,7 @@ from leanrecon.validation import nearest, validate
 
 Model = TypeVar("Model", bound=BaseModel)
 
-WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative")
+WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision")
 """Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
@@ -171,10 +171,16 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
             f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
         )
     refine = checked(validate, RefineSettings, section["refine"], "refine.")
-    for key in ("text", "start") if refine is not None and refine.kind != "none" else ():
-        name = getattr(refine, key)
-        if name not in (*spaces, *(("stage1",) if key == "start" else ())):
+    for role, name in (refine.roles() if refine is not None else {}).items():
+        key = "start" if role == "latents" else role
+        if name not in spaces:
             problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
+        elif role in refine.unconditional() and chosen[name] is not None and not features.guides(chosen[name]):
+            negative = "negative" if role == "text" else f"negative_{role}"
+            problems.append(
+                f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "
+                f"from, as the feature space {name} can't tell (clip-text and clip-vision can)"
+            )
     evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
     if problems:
         raise SettingsError("; ".join(dict.fromkeys(problems)))
