@@ -136,7 +136,7 @@ def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
                 )
             check_shape(name, shape[:3], voxels.shape, "the mask")
             check_trials(name, shape[3])
-            file.read(int(header["vox_offset"]) - 352)
+            file.read(max(int(header["vox_offset"]) - 352, 0))
             volume = np.empty(int(np.prod(shape[:3])), dtype)
             index = np.ravel_multi_index(tuple(voxels.corners.T), voxels.shape, order="F")
             for row in out:
@@ -144,7 +144,9 @@ def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
                 row[:] = volume[index]
             while file.read(PIECE):  # at its end what was unpacked is compared with the checksum
                 pass
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except InputError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         raise _damaged(name, error) from error
 
 

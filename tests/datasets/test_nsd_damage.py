@@ -1,9 +1,13 @@
 """What is damaged on its way, or left over from other files and other datasets, is never taken for this one's data."""
 
+import errno
 import gzip
+import io
 import os
 import shutil
+import struct
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,11 +15,11 @@ import pytest
 
 from leanrecon.datasets.arrays import ArraysSettings, ingest_arrays
 from leanrecon.datasets.nsd import NsdSettings, ingest_nsd
-from leanrecon.datasets.nsd_betas import session_trials
+from leanrecon.datasets.nsd_betas import nifti_shape, session_trials
 from leanrecon.datasets.nsd_files import deciding
 from leanrecon.datasets.nsd_layout import SIMULATED, STIMULI, SubjectFiles
 from leanrecon.datasets.nsd_voxels import Voxels
-from leanrecon.datasets.ranges import LocalFile, Traffic
+from leanrecon.datasets.ranges import Folder, LocalFile, Traffic
 from leanrecon.datasets.simulated import SimulatedSettings, ingest_simulated
 from leanrecon.errors import InputError
 from leanrecon.pipeline import Pipeline
@@ -66,6 +70,21 @@ def test_a_byte_that_only_the_checksum_of_a_nifti_tells_of_is_an_error(copied: P
     betas = tmp_path / "study" / "betas"
     assert not Store.open(betas / "trials.zarr", incomplete=True).has(0)
     assert not list(betas.rglob("*.rows")), "not a row of it was kept"
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value"), [(70, "<h", 12345), (108, "<f", float("nan")), (108, "<f", -1e30), (40, "<h", 9)]
+)  # the type of the numbers, where they begin, how many dimensions there are
+def test_a_wrong_header_of_a_nifti_is_an_error_in_words(
+    small_nsd: Path, study: Study, tmp_path: Path, at: int, form: str, value: float
+) -> None:
+    header = bytearray(gzip.decompress((small_nsd / NAMES.betas(1, "nii.gz")).read_bytes()))
+    struct.pack_into(form, header, at, value)
+    path = tmp_path / "session01.nii.gz"
+    path.write_bytes(gzip.compress(header, 1))
+    with LocalFile(path, path.name, Traffic()) as file, pytest.raises(InputError, match=r"session01\.nii\.gz"):
+        nifti_shape(file)
+        list(session_trials(file, path, Voxels.read(study.voxels), tmp_path))
 
 
 def test_a_fetched_file_that_the_disk_damaged_is_fetched_again(small_nsd: Path, study: Study, tmp_path: Path) -> None:
@@ -134,6 +153,49 @@ def test_voxels_of_another_kind_of_dataset_go_when_a_study_is_begun_anew(tmp_pat
     ingest_arrays(settings, mine, overwrite=True)
     with np.load(mine.voxels) as voxels:
         assert voxels.files == ["index"], "areas and ncsnr were those of the simulated subject"
+
+
+class Halting(io.RawIOBase):
+    """A file on a network drive, which gives less than it is asked for, or nothing any more."""
+
+    def __init__(self, data: bytes) -> None:
+        self.file = io.BytesIO(data)
+        self.gone = False
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, memory: Any) -> int:
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return self.file.readinto(memoryview(memory)[:1000])
+
+
+def test_a_drive_that_gives_little_at_once_is_no_damaged_file(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(300_000)
+    (tmp_path / "x").write_bytes(data)
+    file = LocalFile(tmp_path / "x", "x", Traffic())
+    file._file.close()
+    file._file = Halting(data)
+    assert file.fetch(5, 250_000) == data[5:250_000]
+    with pytest.raises(InputError, match="x is cut short: it ends at byte 300000"):
+        file.fetch(0, 300_001)
+    file._file.gone = True
+    with pytest.raises(InputError, match="x can't be read: Input/output error"):
+        file.fetch(0, 10)
+
+
+def test_what_may_not_be_read_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert Folder(tmp_path).find("x") is None
 
 
 # The settings as any folder finds them
