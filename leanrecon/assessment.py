@@ -18,10 +18,10 @@ from leanrecon.evaluation.report import Page, render
 from leanrecon.evaluation.sources import Chosen, Drawn
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.final import draw_final, make_refiner, true
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import is_complete, recorded, versions
-from leanrecon.refinement.refiner import Refiner
 from leanrecon.settings import Settings
 from leanrecon.stores import Matrix, Store, as_matrix
 from leanrecon.stores.files import read_json, write_json, write_text, write_whole
@@ -46,22 +46,22 @@ def assess(
 ) -> None:
     """Measure the reconstructions of a study, and write metrics.json, the scores of every image and the report."""
     every = variants(study, settings.dataset.folds)
-    for variant in every:
-        _require(variant, settings, spaces, first)
-    made_of = fingerprint(_made_of(every, study, settings, spaces))
+    made_of = fingerprint(_made_of(every, study, settings, spaces, first))
     made = [
         study.scores,
         *(study.latent_r2(name) for name in spaces),
         *(v.study.metrics for v in every),
     ]
-    there = all(path.exists() for path in made) and all(is_complete(v.oracle.reconstructions("stage1")) for v in every)
+    stages = ("stage1", "final") if _with_oracle(settings) else ("stage1",)
+    ceilings = [variant.oracle.reconstructions(stage) for variant in every for stage in stages]
+    there = all(path.exists() for path in made) and all(is_complete(path) for path in ceilings)
     known = there and not overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
     if known and study.report.exists():
         return
     if not known:
         study.report.unlink(missing_ok=True)  # a report of other figures
         _measure(every, study, settings, spaces, first, made_of, overwrite=overwrite, progress=progress)
-    _report(every, study, settings, progress)
+    _report(every, study, settings, spaces, progress)
 
 
 def write_report(study: Study, settings: Settings, *, progress: Progress) -> None:
@@ -72,15 +72,13 @@ def write_report(study: Study, settings: Settings, *, progress: Progress) -> Non
     spaces = {name: features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()}
     first = decoding_space(list(spaces.values()), settings.stage1.space)
     every = variants(study, settings.dataset.folds)
-    for variant in every:
-        _require(variant, settings, spaces, first)
     found = (read_json(study.metrics) or {}).get("made_of")
-    if found != fingerprint(_made_of(every, study, settings, spaces)):
+    if found != fingerprint(_made_of(every, study, settings, spaces, first)):
         raise StoreError(
             f"{study.root} has no figures" + (" of its present stores, only of earlier ones" if found else " yet"),
             todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
         )
-    _report(every, study, settings, progress)
+    _report(every, study, settings, spaces, progress)
 
 
 def _measure(
@@ -129,7 +127,9 @@ def _notes(settings: Settings) -> list[str]:
     ]
 
 
-def _report(every: list[Variant], study: Study, settings: Settings, progress: Progress) -> None:
+def _report(
+    every: list[Variant], study: Study, settings: Settings, spaces: Mapping[str, FeatureSpace], progress: Progress
+) -> None:
     metrics = read_json(study.metrics)
     scores = read_scores(study)
     with progress.task("report", total=len(scores), unit="images") as advance:
@@ -154,15 +154,11 @@ def _report(every: list[Variant], study: Study, settings: Settings, progress: Pr
                     for name in settings.features
                     if study.latent_r2(name).exists()
                 },
-                latent_groups={name: groups for name, groups in _groups(settings).items() if groups},
+                latent_groups={name: groups for name, space in spaces.items() if (groups := space.groups())},
                 versions=metrics["versions"],
             ),
             study.report,
         )
-
-
-def _groups(settings: Settings) -> dict[str, dict[str, slice]]:
-    return {name: features.make(name, table).groups() for name, table in settings.features.items()}
 
 
 def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
@@ -171,30 +167,27 @@ def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         if isinstance(value, dict):
             value = _without_folders(value)
-        elif isinstance(value, str) and Path(value).is_absolute():
-            value = Path(value).name
-        named[key] = value
+        elif isinstance(value, list):
+            value = [_name_alone(item) for item in value]
+        named[key] = _name_alone(value)
     return named
+
+
+def _name_alone(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 # What the figures are taken from
 
 
-def _require(variant: Variant, settings: Settings, spaces: Mapping[str, FeatureSpace], first: DecodingSpace) -> None:
-    """Raise StoreError unless all that is compared is complete."""
-    for name, space in spaces.items():
-        Store.open(variant.study.predictions(name))
-        Store.open(variant.of(space).features(name, variant.test_split))
-    for study in (variant.study, *variant.shuffled(settings.evaluate.permutations)):
-        Store.open(study.predictions(first.name))
-        Pictures.open(study.reconstructions("stage1"))
-    for study in (variant.study, *variant.refined(settings.refine.baselines).values()):
-        Pictures.open(study.reconstructions("final"))
-
-
 def _made_of(
-    every: list[Variant], study: Study, settings: Settings, spaces: Mapping[str, FeatureSpace]
+    every: list[Variant],
+    study: Study,
+    settings: Settings,
+    spaces: Mapping[str, FeatureSpace],
+    first: DecodingSpace,
 ) -> dict[str, Any]:
+    """The contents of all that is compared; raises StoreError unless it is complete."""
     made_of: dict[str, Any] = {
         "format": FORMAT,
         "seed": settings.general.seed,
@@ -203,20 +196,17 @@ def _made_of(
         "names": fingerprint({"rows": [variant.names() for variant in every]}),
     }
     for variant in every:
+        shuffled = variant.shuffled(settings.evaluate.permutations)
+        refined = [variant.study, *variant.refined(settings.refine.baselines).values()]
+        images = [*((of, "final") for of in refined), *((of, "stage1") for of in (variant.study, *shuffled))]
         made_of[variant.study.root.name if variant.is_fold else "split"] = {
             "predictions": {name: Store.open(variant.study.predictions(name)).content for name in spaces},
+            "shuffled": [Store.open(of.predictions(first.name)).content for of in shuffled],
             "features": [
                 Store.open(variant.of(space).features(name, variant.test_split)).content
                 for name, space in spaces.items()
             ],
-            "images": [
-                Pictures.open(of.reconstructions(stage)).content
-                for of, stage in [
-                    (variant.study, "final"),
-                    *((of, "final") for of in variant.refined(settings.refine.baselines).values()),
-                    *((s, "stage1") for s in (variant.study, *variant.shuffled(settings.evaluate.permutations))),
-                ]
-            ],
+            "images": [Pictures.open(of.reconstructions(stage)).content for of, stage in images],
         }
     return made_of
 
@@ -266,32 +256,17 @@ def _refine_ceiling(
     progress: Progress,
 ) -> None:
     """Draw what the generator makes of true features: a ceiling, which no brain gave."""
-    general = settings.general
-    refiner = Refiner(settings.refine, seed=general.seed, device=general.device, scratch=study.weights)
     for variant in every:
-        first = Pictures.open(variant.oracle.reconstructions("stage1"))
-        true = {
-            role: variant.test_rows(Store.open(variant.of(spaces[name]).features(name, variant.test_split)))
-            for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
-            if name != "stage1"
-        }
-        out = Pictures.create(
+        draw_final(
+            make_refiner(settings, study),
+            true(variant, settings, spaces),
+            Pictures.open(variant.oracle.reconstructions("stage1")),
             variant.oracle.reconstructions("final"),
-            first.rows,
-            refiner.shape,
-            made_of={
-                "stage1": first.content,
-                "refine": refiner.made_of(),
-                **{
-                    role: Store.open(variant.of(spaces[name]).features(name, variant.test_split)).content
-                    for role, name in (("text", settings.refine.text), ("latents", settings.refine.start))
-                    if role in true
-                },
-            },
             overwrite=overwrite,
+            budget=budget,
+            progress=progress,
+            label=f"{variant.prefix}ceiling, refined",
         )
-        label = f"{variant.prefix}ceiling, refined"
-        refiner.refine(first, true["text"], true.get("latents"), out, budget=budget, progress=progress, label=label)
 
 
 def _fold(

@@ -52,7 +52,9 @@ def run(
     sets: Sets = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
-    settings, base_dir = _settings(source, [*(sets or ()), *_terms(source, sets, memory)], memory)
+    settings, base_dir = _settings(source, sets, memory)
+    if _accepts_terms(settings):
+        settings, base_dir = _settings(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
     from leanrecon.pipeline import STAGES, Pipeline
     from leanrecon.study import Study
 
@@ -233,16 +235,16 @@ def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple
     return read_settings(source, sets or (), memory=memory)
 
 
-def _terms(source: str, sets: list[str] | None, memory: str | None) -> list[str]:
-    """What accepts the terms of use of a dataset that is fetched, once whoever sits at the terminal has said yes."""
-    dataset = _settings(source, sets, memory)[0].dataset.model_dump()
+def _accepts_terms(settings: "Settings") -> bool:
+    """Whether someone at the terminal accepts the terms of a dataset that is fetched; asked if settings don't say so."""
+    dataset = settings.dataset.model_dump()
     fetched = dataset["kind"] == "nsd" and dataset["root"].startswith("s3://")
     if not fetched or dataset["accept_terms"] or not sys.stdin.isatty():
-        return []
+        return False
     from leanrecon.datasets.nsd_layout import TERMS
 
     typer.echo(TERMS)
-    return ["dataset.accept_terms=true"] if typer.confirm("Do you accept them?") else []
+    return typer.confirm("Do you accept them?")
 
 
 def _folder(source: str, study: Path | None) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,19 @@ import tomli_w
 
 from leanrecon import datasets, features
 from leanrecon.assessment import assess
-from leanrecon.datasets.files import locate
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import CaptionSpace, extract_captions, read_captions
-from leanrecon.features.space import DecodingSpace, FeatureSpace
+from leanrecon.features.space import DecodingSpace, FeatureSpace, GuidingSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
+from leanrecon.features.unconditional import keep_unconditional
+from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
-from leanrecon.refinement.baselines import without_brain
-from leanrecon.refinement.refiner import Refiner
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.settings import Settings, check_settings
-from leanrecon.stores import Store, as_matrix
+from leanrecon.stores import Store
 from leanrecon.stores.files import write_text
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -111,7 +111,8 @@ class Pipeline:
                 where = variant.of(space)
                 splits = ("train",) if variant.is_fold else ("train", "test")
                 made = [where.features(name, split) for split in splits]
-                with self._recorded(f"features {name}", where, made) as (record, budget):
+                nothing = where.unconditional(name)
+                with self._recorded(f"features {name}", where, [*made, nothing]) as (record, budget):
                     images = Store.open(self.study.stimuli("train"))
                     how: dict[str, Any] = {"budget": budget, "overwrite": self.overwrite, "progress": self.progress}
                     space.fit(images, where.fitted(name), rows=variant.train, **how)
@@ -122,6 +123,8 @@ class Pipeline:
                             extract_captions(space, captions, path, chunk=self.settings.stores.chunk, **how)
                         else:
                             extract(space, images, path, chunk=self.settings.stores.chunk, **how)
+                    if name in self.settings.refine.unconditional().values() and isinstance(space, GuidingSpace):
+                        keep_unconditional(space, image_shape(images), nothing, budget=budget, overwrite=self.overwrite)
                     record["settings"] = self.settings.features[name].model_dump(exclude_none=True)
             space.release()
 
@@ -222,54 +225,41 @@ class Pipeline:
         space.release()
 
     def _refine(self) -> None:
-        settings, general = self.settings.refine, self.settings.general
-        refiner = None
-        if settings.kind != "none":
-            refiner = Refiner(settings, seed=general.seed, device=general.device, scratch=self.study.weights)
+        settings = self.settings.refine
         for variant in self._variants():
-            studies = {"final": variant.study} | variant.refined(settings.baselines)
+            studies = {"": variant.study} | variant.refined(settings.baselines)
             made = {name: study.reconstructions("final") for name, study in studies.items()}
             with self._recorded("refine", variant.study, list(made.values())) as (record, budget):
                 first = Pictures.open(variant.study.reconstructions("stage1"))
                 record["settings"] = settings.table()
-                if refiner is None:
-                    budget.require("refine", COPYING)
-                    made_of = {"stage1": first.content, "refine": settings.table()}
-                    copied = Pictures.create(
-                        made["final"], first.rows, first.shape, made_of=made_of, overwrite=self.overwrite
-                    )
-                    copied.copy(first)
-                    copied.finish()
+                if settings.kind == "none":
+                    self._keep(first, made[""], budget)
                     continue
+                refiner, given = make_refiner(self.settings, self.study), predicted(variant, self.settings)
                 for name, path in made.items():
-                    self._draw_final(refiner, variant, name, path, first, budget)
+                    draw_final(
+                        refiner,
+                        given,
+                        first,
+                        path,
+                        baseline=name,
+                        overwrite=self.overwrite,
+                        budget=budget,
+                        progress=self.progress,
+                        label=f"{variant.prefix}refine" + (f", {name}" if name else ""),
+                    )
                 record |= refiner.record()
 
-    def _draw_final(
-        self, refiner: Refiner, variant: Variant, name: str, path: Path, first: Pictures, budget: MemoryBudget
-    ) -> None:
-        """Draw final images from predictions alone: those of this brain, or one of the baselines."""
-        settings, seed = self.settings.refine, self.settings.general.seed
-        predicted = {
-            role: Store.open(variant.study.predictions(space))
-            for role, space in (("text", settings.text), ("latents", settings.start))
-            if space != "stage1"
-        }
-        contents = {role: store.content for role, store in predicted.items()}
-        made_of: dict[str, Any] = {"stage1": first.content, "refine": refiner.made_of(), **contents}
-        if name != "final":
-            made_of |= {"baseline": name, "seed": seed}
-        out = Pictures.create(path, first.rows, refiner.shape, made_of=made_of, overwrite=self.overwrite)
-        if out.complete:
-            return
-        latents = as_matrix(predicted["latents"]) if "latents" in predicted else None
-        given = first, as_matrix(predicted["text"]), latents
-        images, text, start = given if name == "final" else without_brain(name, *given, seed=seed)
-        label = f"{variant.prefix}refine" + (f", {name}" if name != "final" else "")
-        refiner.refine(images, text, start, out, budget=budget, progress=self.progress, label=label)
+    def _keep(self, first: Pictures, path: Path, budget: MemoryBudget) -> None:
+        """Without refinement the final images are the first ones."""
+        budget.require("refine", COPYING)
+        made_of = {"stage1": first.content, "refine": self.settings.refine.table()}
+        copied = Pictures.create(path, first.rows, first.shape, made_of=made_of, overwrite=self.overwrite)
+        copied.copy(first)
+        copied.finish()
 
     def _evaluate(self) -> None:
-        assess(self.settings, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
+        assess(self._located, self.study, self.spaces, self.first, overwrite=self.overwrite, progress=self.progress)
 
     # What there is to run
 
@@ -287,10 +277,14 @@ class Pipeline:
     def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
         return recorded(stage, study, self.settings.general.memory, made=made)
 
+    @property
+    def _located(self) -> Settings:
+        """The settings with the dataset's files found, so that any folder can continue and repair the study."""
+        return replace(self.settings, dataset=self.settings.dataset.located(self.base_dir))
+
     def _write_settings(self, stage: str) -> None:
         """Write study.toml: what the stages up to this one accepted, and what later ones were run with before."""
-        tables = self.settings.tables()
-        tables["dataset"] = _absolute(tables["dataset"], self.base_dir)
+        tables = self._located.tables()
         if stage != STAGES[-1] and not self.overwrite and self.study.settings.exists():
             accepted = ("dataset", "stores", *STAGES[: STAGES.index(stage) + 1])
             with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new
@@ -299,27 +293,3 @@ class Pipeline:
                 check_settings(kept)
                 tables = kept
         write_text(self.study.settings, HEADER + tomli_w.dumps(tables))
-
-
-def _absolute(table: dict[str, Any], base_dir: Path | None) -> dict[str, Any]:
-    """``[dataset]`` with its files found, so that study.toml continues and repairs the study from any folder."""
-    roles = [f"{role}{split}" for role in ("betas", "stimuli", "captions") for split in ("", "_train", "_test")]
-    found: dict[str, Any] = {}
-    for name in ("path", "test_index", *roles):
-        if isinstance(table.get(name), str) and not table[name].startswith(":"):
-            with contextlib.suppress(InputError):  # the stage dataset says what is missing
-                path, key = locate(table[name], None, base_dir)
-                found[name] = str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
-    if table["kind"] == "nsd":
-        found["root"] = _folder(table["root"], base_dir)
-        areas = table["roi"] if isinstance(table["roi"], list) else table["roi"].split("+")
-        found["roi"] = [_folder(area.strip(), base_dir) for area in areas]
-    return table | found
-
-
-def _folder(name: str, base_dir: Path | None) -> str:
-    """A folder or file as found from here or from ``base_dir``; any other name, as that of an area, as it is."""
-    for path in (Path(name).expanduser(), (base_dir or Path()) / name):
-        if path.exists():
-            return str(path.absolute())
-    return name

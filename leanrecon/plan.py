@@ -120,11 +120,12 @@ def _features(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memor
             )
         work = max(batch.work, space.fit_nbytes((arrays.n_train, *shape), image_rows))
         times = arrays.folds if arrays.folds and space.learns else 1
+        one = 1 if space.name in settings.refine.unconditional().values() else 0
         yield PlannedStage(
             f"features {space.name}",
             f"{dims} dims, {batch.batch} rows a batch",
             held.reserved + work,
-            times * store_nbytes((total, dims), np.float32, chunk),
+            times * store_nbytes((total, dims), np.float32, chunk) + one * store_nbytes((1, dims), np.float32, chunk),
         )
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leanrecon.memory import MemoryBudget, PeakMemory
-from leanrecon.stores import Store
-from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores import Store, files
 from leanrecon.stores.files import read_json, write_json
 from leanrecon.stores.hold import held
 from leanrecon.stores.pictures import Pictures
@@ -19,6 +18,9 @@ VERSIONS = ("leanrecon", "numpy", "scipy", "scikit-learn", "zarr", "pillow", "to
 
 HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
 """First line of a study's study.toml, which tells it from a settings file that someone wrote."""
+
+SWEPT = ("betas", "captions", "evaluation", "evaluation/latent_r2", "reconstructions")
+"""The folders of a study with small files beside its stores."""
 
 
 def versions() -> dict[str, str]:
@@ -66,11 +68,8 @@ def _stamp(path: Path) -> int | None:
 
 def sweep(study: Study) -> None:
     """Remove what a killed run left half-written beside the stores, which sweep themselves."""
-    with explained_disk_errors(study.root):
-        for root in (study.root, *study.root.glob("variants/*"), *study.root.glob("variants/*/variants/*")):
-            for pattern in ("*.partial", "betas/*.partial", "evaluation/**/*.partial", "reconstructions/*.partial"):
-                for partial in root.glob(pattern):
-                    partial.unlink(missing_ok=True)
+    for root in (study.root, *study.root.glob("variants/*"), *study.root.glob("variants/*/variants/*")):
+        files.sweep(root, *(root / name for name in SWEPT))
 
 
 def is_study(root: Path) -> bool:

@@ -16,13 +16,18 @@ from leanrecon.errors import SettingsError
 from leanrecon.evaluation.settings import EvaluateSettings
 from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
+from leanrecon.paths import find
 from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
 from leanrecon.weights.folders import cached_file
+from leanrecon.weights.published import FILES
 
 Model = TypeVar("Model", bound=BaseModel)
+
+WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision")
+"""Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
 
@@ -107,28 +112,22 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     settings = check_settings(tables)
     spaces = {name: _located(space, base_dir) for name, space in settings.features.items()}
     refine = _located(settings.refine, base_dir)
-    dataset = _with_captions(settings.dataset, base_dir)
+    dataset = settings.dataset
+    if (captions := getattr(dataset, "captions", None)) in FILES and find(captions, base_dir) is None:
+        dataset = dataset.model_copy(update={"captions": _found(captions, base_dir)})
     return replace(settings, features=spaces, refine=refine, dataset=dataset), base_dir
 
 
 def _located(space: Model, base_dir: Path) -> Model:
     """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
-    found: dict[str, str] = {}
-    for key in ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative"):
-        if isinstance(text := getattr(space, key, None), str) and text:
-            path = Path(text).expanduser()
-            there = next((place for place in (path, base_dir / path) if place.exists()), cached_file(text))
-            found |= {key: str(there.absolute())} if there else {}  # else a name in the cache of weights
-    return space.model_copy(update=found) if found else space
+    given = {key: getattr(space, key, None) for key in WEIGHTS}  # else a name in the cache of weights
+    return space.model_copy(update={key: _found(text, base_dir) for key, text in given.items() if text})
 
 
-def _with_captions(dataset: Model, base_dir: Path) -> Model:
-    """The settings of a dataset whose captions were fetched, unless they are beside the settings."""
-    text = getattr(dataset, "captions", None)
-    if not isinstance(text, str) or any(place.exists() for place in (Path(text), base_dir / text)):
-        return dataset
-    found = cached_file(text)
-    return dataset if found is None else dataset.model_copy(update={"captions": str(found)})
+def _found(text: str, base_dir: Path) -> str:
+    """The whole path of what a setting names: from here, from ``base_dir``, or among fetched files; else the text."""
+    path = find(text, base_dir) or cached_file(text)
+    return text if path is None else str(path.absolute())
 
 
 def find_settings(source: str | Path) -> Path:
@@ -183,10 +182,16 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
             f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
         )
     refine = checked(validate, RefineSettings, section["refine"], "refine.")
-    for key in ("text", "start") if refine is not None and refine.kind != "none" else ():
-        name = getattr(refine, key)
-        if name not in (*spaces, *(("stage1",) if key == "start" else ())):
+    for role, name in (refine.roles() if refine is not None else {}).items():
+        key = "start" if role == "latents" else role
+        if name not in spaces:
             problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
+        elif role in refine.unconditional() and chosen[name] is not None and not features.guides(chosen[name]):
+            negative = "negative" if role == "text" else f"negative_{role}"
+            problems.append(
+                f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "
+                f"from, as the feature space {name} can't tell (clip-text and clip-vision can)"
+            )
     evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
     if problems:
         raise SettingsError("; ".join(dict.fromkeys(problems)))

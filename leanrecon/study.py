@@ -42,6 +42,10 @@ class Study:
     def features(self, space: str, split: str) -> Path:
         return self.root / "features" / space / f"{split}.zarr"
 
+    def unconditional(self, space: str) -> Path:
+        """What a feature space says of an empty text or a black image: one row, where a generator is led away from it."""
+        return self.root / "features" / space / "unconditional.zarr"
+
     def fitted(self, space: str) -> Path:
         """What a feature space learned from the train images (the components of a PCA)."""
         return self.root / "features" / space / "fitted.npz"

@@ -160,7 +160,7 @@ def ours(arguments):
             first.write(row, image)
         first.finish()
         out = Pictures.create(Path(folder) / "final", n, (SIZE, SIZE, 3), made_of={})
-        refiner_of(arguments).refine(first, ArrayMatrix(text), None, out, budget=budget, progress=Clock())
+        refiner_of(arguments).refine(first, {"text": ArrayMatrix(text)}, out, budget=budget, progress=Clock())
         np.save(arguments.image, out.read(n - 1))
     (a, b), (c, d) = ticks[-2:]
     return {"seconds": c - a, "cpu": d - b, "planned": budget.required[0]}
@@ -170,7 +170,7 @@ def prepare(arguments):
     """Write the weights in bfloat16, as the first run does."""
     started = time.perf_counter()
     refiner = refiner_of(arguments)
-    for source in refiner._sources(arguments.precision):
+    for source in refiner.generator.sources(arguments.precision):
         from leanrecon.stores.fingerprint import fingerprint
 
         content = fingerprint({"part": source.part.content, "lora": None})

@@ -679,3 +679,8 @@ def test_a_plan_names_the_stages_that_draw_and_compare(leanrecon: Any, data: Pat
     for stage in ("stage1", "refine", "evaluate"):
         assert re.search(rf"│ {stage} .* [MG]B", said)
     assert stamps(data) == before
+
+
+def test_the_report_names_no_folders_of_the_settings_not_even_in_lists() -> None:
+    table = {"dataset": {"roi": ["V1", "/home/someone/mine.nii.gz"], "root": "/data/nsd"}, "seed": 0}
+    assert assessment._without_folders(table) == {"dataset": {"roi": ["V1", "mine.nii.gz"], "root": "nsd"}, "seed": 0}

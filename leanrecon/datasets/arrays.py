@@ -3,7 +3,6 @@
 Zarr, h5py and SciPy are imported by the functions that need them, so that settings can be checked without.
 """
 
-import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from leanrecon.datasets.files import located_array
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.inputs import Inputs, Split
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.rows import Convert
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
 from leanrecon.errors import InputError, StoreError
-from leanrecon.memory import MemoryBudget, parse_bytes
+from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.study import Study
 
@@ -70,6 +70,11 @@ class ArraysSettings(DatasetSettings):
     def has_images(self) -> bool:
         return bool(self.stimuli or self.stimuli_train)
 
+    def located(self, base_dir: Path | None) -> Self:
+        names = ("path", "test_index", *(f"{role}{split}" for role in _ROLES for split in ("", "_train", "_test")))
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return self.model_copy(update={name: located_array(spec, base_dir) for name, spec in given.items()})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         pairs = [name for role in _ROLES for name in (f"{role}_train", f"{role}_test") if getattr(self, name)]
@@ -106,14 +111,10 @@ def plan_arrays(
 
     Raises InputError for arrays that are missing, unreadable or don't fit together.
     """
+    from leanrecon.stores.layout import chunk_nbytes
+
     with ExitStack() as opened:
-        return _plan(Inputs(settings, base_dir, opened), _chunk_bytes(chunk), free)
-
-
-def _chunk_bytes(chunk: str | int | None) -> int:
-    from leanrecon.stores.layout import DEFAULT_CHUNK
-
-    return parse_bytes(DEFAULT_CHUNK if chunk is None else chunk)
+        return _plan(Inputs(settings, base_dir, opened), chunk_nbytes(chunk), free)
 
 
 def _plan(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
@@ -146,17 +147,20 @@ def ingest_arrays(
     but speed. Relative paths start at the current folder or, failing that, at ``base_dir``.
     Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
     """
-    from leanrecon.datasets.ingest import keep_json
+    from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, sources_path, sweep
     from leanrecon.stores.files import read_json, write_json, write_whole
+    from leanrecon.stores.layout import chunk_nbytes
 
-    chunk_bytes = _chunk_bytes(chunk)
+    chunk_bytes = chunk_nbytes(chunk)
     budget = MemoryBudget.of(None) if budget is None else budget
     with ExitStack() as opened:
         inputs = Inputs(settings, base_dir, opened)
         budget.require("reading the arrays", _plan(inputs, chunk_bytes, budget.free).work)
         captions = inputs.captions()
-        _sweep(study)
-        sources = study.root / "betas" / "sources.json"
+        sweep(study)
+        if overwrite:
+            forget_other_kind(study, "arrays")
+        sources = sources_path(study)
         inputs.prints = read_json(sources) or {}
         filling = _Filling(inputs, study, chunk_bytes, budget.free, progress)
         known = filling.recorded()
@@ -179,7 +183,7 @@ def ingest_arrays(
         rows = [row for array in inputs.of_split(captions or [], split.name) for row in array]
         captions_of = [rows[i] for i in split.index]
         keep_json(study.captions(split.name), captions_of, "captions", overwrite=overwrite)
-    if _n_voxels(study) != inputs.voxels:
+    if n_voxels(study, "index") != inputs.voxels:
         write_whole(study.voxels, lambda file: np.savez(file, index=np.arange(inputs.voxels)))
     if settings.folds:
         tests = fold_rows(ids["train"], settings.folds, seed)
@@ -330,19 +334,9 @@ class _Filling:
         return ids
 
 
-def _sweep(study: Study) -> None:
-    """Remove what a killed run left half-written beside the stores."""
-    from leanrecon.stores.disk import explained_disk_errors
-
-    files = [study.rows, study.voxels, study.folds, *(study.captions(s) for s in ("train", "test"))]
-    with explained_disk_errors(study.root):
-        for file in files:
-            for partial in file.parent.glob(f"{file.name}.*.partial"):
-                partial.unlink(missing_ok=True)
-
-
 def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
     """Remove what other settings made and these don't: the test stores of a split that is now folded, say."""
+    from leanrecon.datasets.sidecars import remove_others
     from leanrecon.stores.store import remove
 
     for split in ("train", "test"):
@@ -350,16 +344,5 @@ def _remove_others(study: Study, splits: set[str], inputs: Inputs) -> None:
             remove(study.betas(split))
         if split not in splits or "stimuli" not in inputs.roles:
             remove(study.stimuli(split))
-        if split not in splits or not getattr(inputs.settings, inputs.names("captions")[0]):
-            study.captions(split).unlink(missing_ok=True)
-    if not inputs.settings.folds:
-        study.folds.unlink(missing_ok=True)
-
-
-def _n_voxels(study: Study) -> int | None:
-    """How many voxels voxels.npz tells of, so that what others added to it is kept; None if it can't be read."""
-    try:
-        with np.load(study.voxels, allow_pickle=False) as voxels:
-            return len(voxels["index"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    captions = getattr(inputs.settings, inputs.names("captions")[0])
+    remove_others(study, captions=splits if captions else (), folds=bool(inputs.settings.folds))

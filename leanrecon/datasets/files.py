@@ -17,6 +17,7 @@ from leanrecon.datasets.rows import (
     explained_damage,
 )
 from leanrecon.errors import InputError
+from leanrecon.paths import find
 
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 
@@ -26,8 +27,7 @@ LISTED = 20
 
 def find_file(text: str, base_dir: Path | None) -> Path | None:
     """The file of that name in the current folder or, failing that, in ``base_dir``; None where there is none."""
-    path = Path(text).expanduser()
-    return next((p for p in (path, *([base_dir / path] if base_dir else [])) if p.is_file()), None)
+    return find(text, base_dir, Path.is_file)
 
 
 def locate(spec: str, default_path: str | None, base_dir: Path | None) -> tuple[Path, str | None]:
@@ -49,6 +49,17 @@ def locate(spec: str, default_path: str | None, base_dir: Path | None) -> tuple[
         left, _, right = spec.rpartition(":")
         text = left if Path(left).suffix.lower() in SUFFIXES and not Path(right).suffix else spec
     raise _missing_file(text, base_dir)
+
+
+def located_array(spec: str, base_dir: Path | None) -> str:
+    """``FILE`` or ``FILE:KEY`` with the file's whole path; what is not there, and ``:KEY``, stay as they are."""
+    if spec.startswith(":"):
+        return spec
+    try:
+        path, key = locate(spec, None, base_dir)
+    except InputError:  # the stage dataset says what is missing
+        return spec
+    return str(path.absolute()) if key is None else f"{path.absolute()}:{key}"
 
 
 def _missing_file(text: str, base_dir: Path | None) -> InputError:

@@ -7,6 +7,7 @@ all index nodes of a level at once. Formats after the HDF5 File Format Specifica
 version 3 (IV.A.2.i). HDF5 writes these unless told otherwise, and MATLAB always.
 """
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def read_layout(file: RangeFile, key: str) -> Layout:
 
     Raises InputError for a damaged file and a dataset that is not there, UnknownLayoutError for other formats.
     """
+    with _explained(file):
+        return _read_layout(file, key)
+
+
+def _read_layout(file: RangeFile, key: str) -> Layout:
     block = _Superblock.read(file)
     links = _links(file, block)
     if key not in links:
@@ -79,10 +85,10 @@ def read_layout(file: RangeFile, key: str) -> Layout:
             expected="numbers in the file itself, as HDF5 1.8 and before lay them out (libver 'earliest')",
         )
     if message[1] == 1:
-        address, chunk = _unpack("<Q", message, 2, file)[0], None
+        address, chunk = struct.unpack_from("<Q", message, 2)[0], None
     else:
-        address = _unpack("<Q", message, 3, file)[0]
-        chunk = tuple(_unpack(f"<{len(shape)}I", message, 11, file))
+        address = struct.unpack_from("<Q", message, 3)[0]
+        chunk = tuple(struct.unpack_from(f"<{len(shape)}I", message, 11))
     where = None if address == _UNDEFINED else address + block.base
     return Layout(file, name, shape, dtype, chunk, where, block.branching, block.base)
 
@@ -92,6 +98,11 @@ def locate_chunks(layout: Layout, corners: Array) -> Array:
 
     Memory: a few hundred bytes a chunk. Raises InputError for a damaged index.
     """
+    with _explained(layout.file):
+        return _locate_chunks(layout, corners)
+
+
+def _locate_chunks(layout: Layout, corners: Array) -> Array:
     assert layout.chunk is not None
     wanted = _rank(corners, layout.shape)
     order = np.argsort(wanted, kind="stable")
@@ -128,6 +139,17 @@ def locate_chunks(layout: Layout, corners: Array) -> Array:
 def damaged(file: RangeFile, what: object) -> InputError:
     """The error of a file that can't be what was once written."""
     return InputError(f"{file.name} is damaged or cut short: {what}", todo="copy it again, or do without it")
+
+
+@contextlib.contextmanager
+def _explained(file: RangeFile) -> Iterator[None]:
+    """Say in words that a file is damaged where its headers make no sense as numbers."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (struct.error, IndexError, OverflowError, ValueError, TypeError) as error:
+        raise damaged(file, f"its headers make no sense ({error})") from error
 
 
 def _rank(corners: Array, shape: tuple[int, ...]) -> Array:
@@ -219,7 +241,7 @@ def _links(file: RangeFile, block: _Superblock) -> dict[str, int]:
     messages = _messages(file, block.root, block.base)
     if _GROUP not in messages:
         raise UnknownLayoutError(f"{file.name} keeps its groups in another way", expected="as libver 'earliest' does")
-    tree, heap = (at + block.base for at in _unpack("<QQ", messages[_GROUP], 0, file))
+    tree, heap = (at + block.base for at in struct.unpack_from("<QQ", messages[_GROUP], 0))
     size, _, names = struct.unpack("<QQQ", _read(file, heap, 32, b"HEAP")[8:])
     texts = _read(file, names + block.base, size)
     links: dict[str, int] = {}
@@ -257,7 +279,7 @@ def _messages(file: RangeFile, address: int, base: int) -> dict[int, bytes]:
             kind, length, flags = struct.unpack_from("<HHB", data, at)
             body = data[at + 8 : at + 8 + length]
             if kind == _CONTINUATION:
-                start, more = _unpack("<QQ", body, 0, file)
+                start, more = struct.unpack_from("<QQ", body, 0)
                 blocks.append((start + base, more))
             elif kind == _TYPE and flags & 2:
                 raise UnknownLayoutError(f"{file.name} keeps its types apart", expected="plain numbers")
@@ -280,13 +302,6 @@ def _dtype(message: bytes) -> np.dtype[Any]:
     if code is None or size not in (1, 2, 4, 8):
         return np.dtype((np.void, size))
     return np.dtype(f"{'>' if bits & 1 else '<'}{code}{size}")
-
-
-def _unpack(form: str, message: bytes, at: int, file: RangeFile) -> tuple[Any, ...]:
-    try:
-        return struct.unpack_from(form, message, at)
-    except struct.error as error:
-        raise damaged(file, f"a header is too short ({error})") from error
 
 
 def _read(file: RangeFile, start: int, size: int, magic: bytes = b"", *, short: bool = False) -> bytes:

@@ -3,16 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.rows import Convert, Rows
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.progress import Progress
-from leanrecon.stores.files import read_json, write_json
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.store import Store
 
@@ -162,15 +160,3 @@ def _first_nan(stores: Sequence[tuple[Store, Callable[[int], str]]], voxels: Arr
                 if len(found):
                     return locate(group.start + k), int(found[0])
     raise AssertionError("the NaN counted are gone")
-
-
-def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -> None:
-    """Write plain values as JSON unless they are there already; raises StoreError where others are, or replaces them."""
-    there = read_json(path)
-    if there is None or (overwrite and there != content):
-        write_json(path, content)
-    elif there != content:
-        raise StoreError(
-            f"{path} was made with other {what}",
-            todo="go back to them, choose another --study, or replace what was made with --overwrite",
-        )

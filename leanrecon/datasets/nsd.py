@@ -4,14 +4,16 @@ Allen et al. (2022), Nature Neuroscience 25, 116-126. boto3 and nibabel are impo
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
 
+from leanrecon.datasets.files import located_array
 from leanrecon.datasets.nsd_layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
-from leanrecon.memory import MemoryBudget, parse_bytes
+from leanrecon.memory import MemoryBudget
+from leanrecon.paths import located
 from leanrecon.progress import Progress
 from leanrecon.study import Study
 
@@ -64,6 +66,19 @@ class NsdSettings(DatasetSettings):
     def simulated(self) -> bool:
         return (Path(self.root).expanduser() / SIMULATED).exists()
 
+    def located(self, base_dir: Path | None) -> Self:
+        from leanrecon.datasets.nsd_voxels import MASKS, names_of
+
+        names = names_of(self.roi)
+        masks = {name: located(name, base_dir, Path.is_file) for name in names if name.endswith(MASKS)}
+        return self.model_copy(
+            update={
+                "root": located(self.root, base_dir, Path.is_dir),
+                "roi": [masks.get(name, name) for name in names] if masks else self.roi,
+                "captions": self.captions and located_array(self.captions, base_dir),
+            }
+        )
+
     @field_validator("folds")
     @classmethod
     def _no_folds(cls, folds: int | None) -> int | None:
@@ -95,19 +110,13 @@ def plan_nsd(
     """
     from leanrecon.datasets.nsd_files import Files, open_source, prepare
     from leanrecon.datasets.nsd_stimuli import stimuli_layout
+    from leanrecon.stores.layout import chunk_nbytes
 
     with open_source(settings.root, settings.endpoint_url, base_dir) as source:
         files = Files(source)
         prepared = prepare(settings, files, base_dir)
         with files.need(STIMULI) as file:
             return plan_fetch(settings, prepared, stimuli_layout(file), chunk_nbytes(chunk))
-
-
-def chunk_nbytes(chunk: str | int | None) -> int:
-    """Bytes of a chunk file; the stores' own default where nothing is said."""
-    from leanrecon.stores.layout import DEFAULT_CHUNK
-
-    return parse_bytes(DEFAULT_CHUNK if chunk is None else chunk)
 
 
 def plan_fetch(settings: NsdSettings, prepared: "Prepared", images: "Layout", chunk: int) -> DatasetPlan:
@@ -164,6 +173,7 @@ def ingest_nsd(
     don't match the images, and where the terms of use are not accepted; NetworkError, BudgetError, StoreError.
     """
     from leanrecon.datasets.nsd_fetch import Fetch
+    from leanrecon.stores.layout import chunk_nbytes
 
     budget = MemoryBudget.of(None) if budget is None else budget
     Fetch(settings, study, base_dir, chunk_nbytes(chunk), budget, overwrite, progress).run()

@@ -118,8 +118,8 @@ def _header(name: str, start: bytes) -> Any:
         raise _damaged(name, error) from error
 
 
-def read_nifti(name: str, path: Path, voxels: Voxels) -> Iterator[tuple[int, Array]]:
-    """Yield a session's trials from a .nii.gz, ``ROWS`` at a time: number of the first, int16 [trials, voxels].
+def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
+    """Fill ``out``, int16 [trials, voxels], from a .nii.gz, whose checksum stands at its end.
 
     Raises InputError for a damaged file, other types of numbers or another shape than the mask's.
     """
@@ -136,16 +136,17 @@ def read_nifti(name: str, path: Path, voxels: Voxels) -> Iterator[tuple[int, Arr
                 )
             check_shape(name, shape[:3], voxels.shape, "the mask")
             check_trials(name, shape[3])
-            file.read(int(header["vox_offset"]) - 352)
+            file.read(max(int(header["vox_offset"]) - 352, 0))
             volume = np.empty(int(np.prod(shape[:3])), dtype)
             index = np.ravel_multi_index(tuple(voxels.corners.T), voxels.shape, order="F")
-            for first in range(0, shape[3], ROWS):
-                block = np.empty((min(ROWS, shape[3] - first), len(index)), np.int16)
-                for row in block:
-                    _read_whole(file, volume)
-                    row[:] = volume[index]
-                yield first, block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            for row in out:
+                _read_whole(file, volume)
+                row[:] = volume[index]
+            while file.read(PIECE):  # at its end what was unpacked is compared with the checksum
+                pass
+    except InputError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         raise _damaged(name, error) from error
 
 
@@ -179,7 +180,15 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
             yield first, np.ascontiguousarray(session[:, first : first + ROWS].T)
         return
     fetched = download(file, scratch) if path is None else path
-    yield from read_nifti(file.name, fetched, voxels)
+    session = buffer((TRIALS, len(voxels.index)), np.int16)
+    try:
+        read_nifti(file.name, fetched, voxels, session)
+    except InputError:
+        if path is None:  # it may be this copy alone that is damaged: the next run fetches another
+            fetched.unlink()
+        raise
+    for first in range(0, TRIALS, ROWS):
+        yield first, session[first : first + ROWS]
     if path is None:
         fetched.unlink()
 
@@ -192,6 +201,8 @@ def session_nbytes(voxels: Voxels, names: Iterable[str]) -> int:
         n * (TRIALS * 2 + 200) + (CONNECTIONS + AHEAD) * SPAN if any(name.endswith(".hdf5") for name in names) else 0
     )
     streamed = (
-        2 * volume + (CONNECTIONS + AHEAD) * PIECE + n * 40 if any(name.endswith(".nii.gz") for name in names) else 0
+        2 * volume + (CONNECTIONS + AHEAD) * PIECE + n * (TRIALS * 2 + 40)
+        if any(name.endswith(".nii.gz") for name in names)
+        else 0
     )
     return max(surgical, streamed) + 2 * ROWS * n * 2

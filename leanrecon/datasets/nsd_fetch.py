@@ -1,5 +1,6 @@
 """The way from NSD's files to a study's stores: trials, the check that they match the images, betas, images, captions."""
 
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.hdf5_index import Layout
-from leanrecon.datasets.ingest import keep_json
 from leanrecon.datasets.nsd import FORMAT, SAMPLE, SPLITS, NsdSettings, plan_fetch
 from leanrecon.datasets.nsd_average import average, sample
 from leanrecon.datasets.nsd_betas import session_trials
@@ -21,12 +21,11 @@ from leanrecon.datasets.nsd_files import (
     open_source,
     prepare,
     recall,
-    sources_path,
-    trials_table,
 )
 from leanrecon.datasets.nsd_layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd_stimuli import captions_of, read_images, stimuli_layout, stored_shape
 from leanrecon.datasets.reliability import Reliability, repeat_reliability
+from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.staging import Staging
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.memory import MemoryBudget, format_bytes
@@ -69,11 +68,13 @@ class Fetch:
                     if not self.overwrite:
                         raise
                     self._discard()
+            if self.overwrite:
+                remove_others(self.study, captions=SPLITS if self.settings.captions else ())
             with files.need(STIMULI) as file:
                 images = stimuli_layout(file)
                 work = plan_fetch(self.settings, prepared, images, self.chunk).work
                 self.budget.require("fetching the dataset", work)
-                self._sweep()
+                sweep(self.study)
                 trials = self._create_trials(prepared)
                 self.study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
                 if known is None:
@@ -150,27 +151,17 @@ class Fetch:
 
     def _discard(self) -> None:
         """Remove what was made from files that have changed."""
-        for split in SPLITS:
-            remove(self.study.betas(split))
-            remove(self.study.stimuli(split))
-        remove(self.trials_path)
+        for path in (
+            self.trials_path,
+            *(of(split) for of in (self.study.betas, self.study.stimuli) for split in SPLITS),
+        ):
+            if _fetched(path).exists():
+                with explained_disk_errors(path):
+                    shutil.rmtree(_fetched(path))
+            remove(path)
 
     def _staging(self, store: Store) -> Staging:
-        return Staging(store, store.path.with_name(f"{store.path.stem}.fetched"))
-
-    def _sweep(self) -> None:
-        """Remove what a killed run left half-written beside the stores."""
-        files = [
-            self.study.rows,
-            self.study.voxels,
-            sources_path(self.study),
-            trials_table(self.study),
-            self._reliability,
-        ]
-        with explained_disk_errors(self.study.root):
-            for file in (*files, *map(self.study.captions, SPLITS)):
-                for partial in file.parent.glob(f"{file.name}.*.partial"):
-                    partial.unlink(missing_ok=True)
+        return Staging(store, _fetched(store.path))
 
     # Steps
 
@@ -260,6 +251,11 @@ class Fetch:
                 "repeats": [len(trials) for trials in numbers],
             }
         write_json(self.study.rows, records)
+
+
+def _fetched(path: Path) -> Path:
+    """The folder of what has come of a store and waits for its neighbours."""
+    return path.with_name(f"{path.stem}.fetched")
 
 
 def _accept(settings: NsdSettings, study: Study, progress: Progress) -> None:

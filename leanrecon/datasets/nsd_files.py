@@ -12,7 +12,9 @@ from leanrecon.datasets.nsd_layout import DESIGN, FORMATS, STIMULI, Design, Subj
 from leanrecon.datasets.nsd_stimuli import stimuli_layout
 from leanrecon.datasets.nsd_voxels import Voxels, check_shape, mask_files, read_voxels
 from leanrecon.datasets.ranges import Folder, Found, RangeFile, Source, changed
+from leanrecon.datasets.sidecars import sources_path
 from leanrecon.errors import InputError, StoreError
+from leanrecon.paths import find
 from leanrecon.study import Study
 
 if TYPE_CHECKING:
@@ -30,10 +32,8 @@ def open_source(root: str, endpoint_url: str | None, base_dir: Path | None) -> S
         from leanrecon.datasets.s3 import Bucket
 
         return Bucket(root, endpoint_url=endpoint_url)
-    path = Path(root).expanduser()
-    for folder in (path, *([base_dir / path] if base_dir else [])):
-        if folder.is_dir():
-            return Folder(folder)
+    if (folder := find(root, base_dir, Path.is_dir)) is not None:
+        return Folder(folder)
     raise InputError(f"dataset.root: there is no folder {root}", expected='a folder in NSD\'s layout, or "s3://BUCKET"')
 
 
@@ -144,11 +144,6 @@ def deciding(settings: "NsdSettings", base_dir: Path | None) -> dict[str, Any]:
     keys = ("root", "endpoint_url", "subject", "sessions", "roi", "betas_format")
     masks = {name: file_fingerprint(path) for name, path in mask_files(settings.roi, base_dir).items()}
     return settings.model_dump(include=set(keys)) | {"masks": masks}
-
-
-def sources_path(study: Study) -> Path:
-    """The file that says which files a study is made from."""
-    return study.root / "betas" / "sources.json"
 
 
 def trials_table(study: Study) -> Path:

@@ -69,7 +69,8 @@ def _read_apart(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tu
     """Images of which each is one run of bytes."""
     nbytes = int(np.prod(layout.shape[1:]))
     if layout.chunk is None:
-        starts = int(layout.address or 0) + images * nbytes
+        address = np.full(len(images), UNWRITTEN if layout.address is None else layout.address, np.int64)
+        starts = _written(layout, address, images) + images * nbytes
         if len(starts) and starts[-1] + nbytes > layout.file.size:
             raise InputError(f"{layout.name} is cut short", todo="copy it again")
     else:

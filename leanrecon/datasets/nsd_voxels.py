@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from leanrecon.study import Study
 
 Array = np.ndarray[Any, Any]
 Open = Callable[[str], RangeFile | None]
+
+MASKS = (".nii", ".nii.gz")
+"""Names of files end so; any other name of a region is that of an area."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Voxels:
                 x, y, z = (int(n) for n in found["shape"])
                 labels = {name: found[name] for name in found.files if name in (*ATLASES, GENERAL)}
                 return cls((x, y, z), found["affine"], found["index"], found["areas"], found["ncsnr"], labels)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path} doesn't say where the voxels lie in a volume: {error}",
                 expected="a study of kind nsd whose stage dataset is done",
@@ -135,7 +139,7 @@ def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, Pat
     """The NIfTI files among the names of a region."""
     found = {}
     for name in names_of(roi):
-        if name.endswith((".nii", ".nii.gz")):
+        if name.endswith(MASKS):
             path = find_file(name, base_dir)
             if path is None:
                 raise InputError(f"dataset.roi: there is no file {name}", todo="check the path")
@@ -203,7 +207,7 @@ def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
             f"{vector} holds {values.dtype} of shape {values.shape}",
             expected=f"one number for each of {len(voxels.index)} voxels",
         )
-    if not str(out).endswith((".nii", ".nii.gz")):
+    if not str(out).endswith(MASKS):
         raise InputError(f"{out} is no name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
     whole = values.dtype.kind != "f"
     volume = np.full(voxels.shape, 0 if whole else np.nan, np.int32 if whole else np.float32)

@@ -1,6 +1,8 @@
 """What every kind of dataset says of itself before it is read: its settings, and what it would make and take."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +24,10 @@ class DatasetSettings(BaseModel):
     def has_images(self) -> bool:
         """Whether there are images to take features from."""
         return True
+
+    def located(self, base_dir: Path | None) -> Self:
+        """The same settings with whole paths to the files that are there, so that any folder can continue the study."""
+        return self
 
 
 @dataclass(frozen=True)

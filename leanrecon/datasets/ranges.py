@@ -142,6 +142,7 @@ class LocalFile(RangeFile):
         self._file = path.open("rb", buffering=0)
         self._reading = threading.Lock()
         self._traffic = traffic
+        self.name = name
         size = self._file.seek(0, io.SEEK_END)
         starts = np.unique(np.linspace(0, max(size - BLOCK, 0), _SAMPLES).astype(np.int64)).tolist()
         if size <= _SAMPLES * BLOCK:
@@ -151,7 +152,7 @@ class LocalFile(RangeFile):
             digest.update(self._read(start, min(start + BLOCK, size)))
         super().__init__(name, size, digest.hexdigest())
 
-    def fetch(self, start: int, stop: int) -> bytes:
+    def fetch(self, start: int, stop: int) -> bytearray:
         data = self._read(start, stop)
         self._traffic.add(1, len(data))
         if len(data) != stop - start:
@@ -162,10 +163,19 @@ class LocalFile(RangeFile):
             )
         return data
 
-    def _read(self, start: int, stop: int) -> bytes:
-        with self._reading:
-            self._file.seek(start)
-            return self._file.read(stop - start)
+    def _read(self, start: int, stop: int) -> bytearray:
+        """The bytes ``start:stop``, fewer where the file ends before; a drive may give them in pieces."""
+        data = bytearray(stop - start)
+        done = 0
+        try:
+            with self._reading, memoryview(data) as view:
+                self._file.seek(start)
+                while done < len(view) and (n := self._file.readinto(view[done:])):
+                    done += n
+        except OSError as error:
+            raise InputError(f"{self.name} can't be read: {error.strerror}", todo="check the drive it is on") from error
+        del data[done:]
+        return data
 
     def close(self) -> None:
         self._file.close()
@@ -221,8 +231,11 @@ class Folder(Source):
     def find(self, name: str) -> Found | None:
         if not (self.root / name).is_file():
             return None
-        with LocalFile(self.root / name, self.where(name), self.traffic) as file:
-            return Found(file.size, file.print)
+        try:
+            with LocalFile(self.root / name, self.where(name), self.traffic) as file:
+                return Found(file.size, file.print)
+        except PermissionError:
+            return None
 
     def open(self, name: str, found: Found) -> RangeFile:
         try:

@@ -1,6 +1,5 @@
 """A simulated subject: drawn scenes, and the responses of a simulated visual cortex to them, in place of a download."""
 
-import zipfile
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -13,7 +12,7 @@ from leanrecon.datasets.cortex import PANEL, Cortex, cortex_nbytes, draw_voxels,
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.scenes import compose, describe, paint
-from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.study import Study
 
@@ -72,9 +71,9 @@ def plan_simulated(
     settings: SimulatedSettings, *, base_dir: Path | None = None, chunk: str | int | None = None, free: int
 ) -> DatasetPlan:
     """Say what simulating the subject would make and take; more than the least memory would not speed it up."""
-    from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks, store_nbytes
+    from leanrecon.stores.layout import chunk_nbytes, plan_chunks, store_nbytes
 
-    chunk_bytes = parse_bytes(DEFAULT_CHUNK if chunk is None else chunk)
+    chunk_bytes = chunk_nbytes(chunk)
     group, chunks, disk = {}, {}, 0
     for role, dtype in (("betas", np.float32), ("stimuli", np.uint8)):
         shapes = [settings.shape(role, split) for split in _SPLITS]
@@ -108,18 +107,18 @@ def ingest_simulated(
     true ncsnr. ``seed`` decides scenes, subject and noise; the memory budget decides nothing.
     Raises StoreError for stores made of something else, BudgetError before any work.
     """
-    from leanrecon.datasets.ingest import keep_json
+    from leanrecon.datasets.sidecars import keep_json, n_voxels, remove_others, sources_path, sweep
     from leanrecon.stores.files import write_json
-    from leanrecon.stores.layout import DEFAULT_CHUNK
+    from leanrecon.stores.layout import chunk_nbytes
 
     budget = MemoryBudget.of(None) if budget is None else budget
     budget.require("simulating the subject", plan_simulated(settings, chunk=chunk, free=budget.free).work)
-    _sweep(study)
-    stores = _create(settings, study, DEFAULT_CHUNK if chunk is None else chunk, seed, overwrite=overwrite)
+    sweep(study)
+    stores = _create(settings, study, chunk_nbytes(chunk), seed, overwrite=overwrite)
     done = all(store.complete for store in stores.values()) and _is_recorded(settings, study)
     if overwrite:  # what a dataset of another kind left, too
-        for other in (study.root / "folds.json", study.root / "betas" / "sources.json"):
-            other.unlink(missing_ok=True)
+        remove_others(study, captions=_SPLITS)
+        sources_path(study).unlink(missing_ok=True)
     if not done:
         study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
         for split in _SPLITS:
@@ -129,7 +128,7 @@ def ingest_simulated(
         scenes = range(FIRST[split], FIRST[split] + settings.rows(split))
         captions = [[describe(compose(seed, i))] for i in scenes]
         keep_json(study.captions(split), captions, "captions", overwrite=overwrite)
-    if not (done and _n_voxels(study) == settings.voxels):  # else what others added is kept
+    if not (done and n_voxels(study, "ncsnr") == settings.voxels):  # else what others added is kept
         _write_voxels(settings, study, seed)
     if not done:
         trials = _trials(settings, seed)
@@ -145,7 +144,7 @@ def ingest_simulated(
 
 
 def _create(
-    settings: SimulatedSettings, study: Study, chunk: str | int, seed: int, *, overwrite: bool
+    settings: SimulatedSettings, study: Study, chunk: int, seed: int, *, overwrite: bool
 ) -> dict[tuple[str, str], "Store"]:
     """Open every store for writing, so that one made of something else is refused before anything is written."""
     from leanrecon.stores.store import Store
@@ -249,22 +248,3 @@ def _is_recorded(settings: SimulatedSettings, study: Study) -> bool:
         return all(len(records[split]["stimulus"]) == settings.rows(split) for split in _SPLITS)
     except (TypeError, KeyError):
         return False
-
-
-def _n_voxels(study: Study) -> int | None:
-    """How many voxels voxels.npz tells of; None if it can't be read."""
-    try:
-        with np.load(study.voxels, allow_pickle=False) as voxels:
-            return len(voxels["ncsnr"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _sweep(study: Study) -> None:
-    """Remove what a killed run left half-written beside the stores."""
-    from leanrecon.stores.disk import explained_disk_errors
-
-    with explained_disk_errors(study.root):
-        for file in (study.rows, study.voxels, *(study.captions(split) for split in _SPLITS)):
-            for partial in file.parent.glob(f"{file.name}.*.partial"):
-                partial.unlink(missing_ok=True)

@@ -171,15 +171,30 @@ SOURCES = {
         "The same decoder, its brain responses shuffled among the images: what it makes without their meaning.",
         "shuffled brain responses",
     ),
+    "prior_only": Source(
+        "Generator alone",
+        "What the generator makes of the mean prediction, the same for every test image: what it brings by itself.",
+        "the generator alone",
+    ),
+    "shuffled_predictions": Source(
+        "Another image's prediction",
+        "What the generator makes of what was predicted for another test image.",
+        "another image's prediction",
+    ),
     "true_features": Source(
         "True features",
         "Made from the true features of the test images: the best that these features allow, with no brain at all.",
         "the true features",
     ),
+    "oracle": Source(
+        "True features, refined",
+        "What the generator makes of the true features of the test images, with no brain at all: its own ceiling.",
+        "the generator on true features",
+    ),
 }
 
-WITHOUT_BRAIN = ("mean_train_image", "random_train_image", "shuffled_betas")
-"""Baselines that hold nothing of what the brain answered to the test images."""
+WITHOUT_BRAIN = ("mean_train_image", "random_train_image", "shuffled_betas", "prior_only")
+"""Baselines that hold nothing of what the brain answered to each test image."""
 
 
 def metric(key: str) -> Metric:

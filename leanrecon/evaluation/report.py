@@ -29,11 +29,13 @@ from leanrecon.evaluation.tables import (
     columns,
     figure_rows,
     memory_scale,
+    per_image,
     record,
     settings_tables,
 )
 from leanrecon.evaluation.verdict import MIN_TEST_IMAGES, verdict
 from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.stores.files import write_whole
 
 PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_features")
 """Metrics drawn as dots, where there are such figures."""
@@ -101,7 +103,6 @@ def render(page: Page, out: Path) -> None:
     )
     template = environment.get_template("report.html.j2")
     scored, strip = score_columns(page.scores), strip_rows(page.scores)
-    partial = out.with_name(f"{out.name}.partial")
     with explained_disk_errors(out), tempfile.TemporaryFile("w+", dir=out.parent, encoding="utf-8") as waiting:
         kept = spool(page.pictures, len(page.scores), waiting, keep={i for _, rows in strip for i in rows})
         context = _context(page) | {
@@ -113,12 +114,8 @@ def render(page: Page, out: Path) -> None:
             ],
             "cards": (card(page.scores[i], i, scored, pictures) for i, pictures in enumerate(spooled(waiting))),
         }
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(template.generate(**context))
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        parts = (text.encode() for text in template.generate(**context))
+        write_whole(out, lambda file: file.writelines(parts))
 
 
 def _context(page: Page) -> dict[str, Any]:
@@ -149,6 +146,7 @@ def _context(page: Page) -> dict[str, Any]:
         "spaces": list(_spaces(page)),
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
         "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
+        "per_image": per_image(runs),
         "settings": settings_tables(page.settings),
         "versions": page.versions or page.records.get("versions") or metrics.get("versions") or {},
         "style": Markup(style),

@@ -1,6 +1,7 @@
 """The report's tables as plain rows: figures beside baselines, stages with their memory, settings."""
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,12 +166,25 @@ def _notes(entry: Mapping[str, Any]) -> str:
         elif key == "voxels_left_out":
             if value:
                 notes.append(f"{value} {'voxel' if value == 1 else 'voxels'} left out")
+        elif key == "seconds_per_image":
+            notes.append(f"{duration(float(value))} an image")
+        elif key == "retried":
+            notes += [f"{len(value)} drawn again in float32"] if value else []
+        elif key == "black":
+            notes += [f"{len(value)} black"] if value else []
         elif isinstance(value, Mapping | list):
             notes.append(f"{key.replace('_', ' ')} {json.dumps(value, ensure_ascii=False)}")
         else:
             amount = number(value)
             notes.append(f"{key.replace('_', ' ')} {value if amount is None else _plain(amount)}")
     return ", ".join(notes)
+
+
+def per_image(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The time that refining takes an image: the median over runs; empty where none was timed."""
+    stages = [(run.get("stages") or {}).get("refine") or {} for run in runs.values()]
+    times = [seconds for stage in stages if (seconds := number(stage.get("seconds_per_image"))) is not None]
+    return duration(statistics.median(times)) if times else ""
 
 
 def _plain(value: float) -> str:

@@ -69,6 +69,12 @@ def settings_of(name: str, table: Mapping[str, Any]) -> "BaseModel":
     return validate(model, {**table, "kind": kind}, f"features.{name}.")
 
 
+def guides(settings: "BaseModel") -> bool:
+    """Whether this kind of feature space knows what describes nothing (see ``space.GuidingSpace``)."""
+    found = KINDS[settings.model_dump()["kind"]]
+    return hasattr(getattr(import_module(found.module), found.space), "unconditional")
+
+
 def make(name: str, settings: "Mapping[str, Any] | BaseModel", *, seed: int = 0, device: str = "cpu") -> "FeatureSpace":
     """Make the feature space of a table ``[features.NAME]``; cheap, no weights are loaded.
 

@@ -21,7 +21,7 @@ from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
-from leanrecon.stores.files import write_whole
+from leanrecon.stores.files import sweep, write_whole
 from leanrecon.stores.fingerprint import differences
 from leanrecon.stores.images import ImageReader, image_shape, row_numbers
 
@@ -157,8 +157,7 @@ class PCA:
             "images": train.content,
             "rows": "all" if len(index) == train.rows else f"{len(index)} of {train.rows} ({digits})",
         }
-        for partial in path.parent.glob(f"{path.name}.*.partial"):  # of a run that was killed
-            partial.unlink(missing_ok=True)
+        sweep(path.parent)
         if path.exists():
             try:
                 self.load(path, record)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from leanrecon.stores import Store
 
-__all__ = ["Array", "DecodingSpace", "FeatureSpace", "Given", "ImageShape", "Rows"]
+__all__ = ["Array", "DecodingSpace", "FeatureSpace", "Given", "GuidingSpace", "ImageShape", "Rows"]
 
 
 class FeatureSpace(Protocol):
@@ -90,6 +90,14 @@ class DecodingSpace(FeatureSpace, Protocol):
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Images [b, *decoded_shape] in uint8 of rows [b, dims] with these row numbers."""
+
+
+@runtime_checkable
+class GuidingSpace(FeatureSpace, Protocol):
+    """A feature space that knows what describes nothing, for a generator to be led away from."""
+
+    def unconditional(self) -> Array:
+        """The row [dims] in float32 of an empty text, or of a black image."""
 
 
 class Given:

@@ -1,5 +1,7 @@
 """Inputs without this brain: what the generator makes of the mean prediction, or of another row's."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from leanrecon.images import Array
@@ -70,15 +72,15 @@ def another_row(n: int, seed: int) -> Array:
 
 
 def without_brain(
-    name: str, first: Images, text: Rows, latents: Rows | None, *, seed: int
-) -> tuple[Images, Rows, Rows | None]:
-    """First images, text and latents for a baseline: ``prior``, the mean of each; ``shuffled``, those of another row.
+    name: str, first: Images, predicted: Mapping[str, Rows], *, seed: int
+) -> tuple[Images, dict[str, Rows]]:
+    """First images and predictions for a baseline: ``prior``, the mean of each; ``shuffled``, those of another row.
 
     The oracle's inputs are true features, which only whoever holds them can hand over.
     """
     if name == "prior":
-        return MeanImage(first), MeanRow(text), None if latents is None else MeanRow(latents)
+        return MeanImage(first), {role: MeanRow(rows) for role, rows in predicted.items()}
     if name != "shuffled":
         raise ValueError(f"{name} is no baseline that predictions alone can give")
     order = another_row(first.rows, seed)
-    return OtherImages(first, order), OtherRows(text, order), None if latents is None else OtherRows(latents, order)
+    return OtherImages(first, order), {role: OtherRows(rows, order) for role, rows in predicted.items()}

@@ -1,4 +1,4 @@
-"""Stable Diffusion from image to image: started from a first image, conditioned on predicted prompt embeddings.
+"""Latent diffusion from image to image: started from a first image, conditioned on predicted embeddings.
 
 Sources: Rombach et al. 2022, arXiv:2112.10752; Meng et al. 2021, arXiv:2108.01073 (SDEdit: the start from an image);
 Luo et al. 2023, arXiv:2310.04378 and 2311.05556 (LCM, LCM-LoRA). The arithmetic and the order of random numbers are
@@ -98,16 +98,16 @@ def denoised(
     networks: Networks,
     sampler: tuple[Any, Any],
     latents: "torch.Tensor",
-    text: "torch.Tensor",
+    conditions: "torch.Tensor",
     drawn: "list[torch.Generator]",
     *,
     guidance: float = 1.0,
     negative: "torch.Tensor | None" = None,
 ) -> "torch.Tensor":
-    """Noise latents [images, …] to the sampler's first level and remove it under ``text`` [images, 77, width].
+    """Noise latents [images, …] to the sampler's first level and remove it under ``conditions`` [images, tokens, width].
 
-    With guidance w > 1: ε = ε(negative) + w (ε(text) - ε(negative)). The sampler's own arithmetic is float32 in every
-    precision.
+    With guidance w > 1: ε = ε(negative) + w (ε(conditions) - ε(negative)). The sampler's own arithmetic is float32 in
+    every precision.
     """
     import torch
 
@@ -116,14 +116,14 @@ def denoised(
     latents = latents.clone(memory_format=torch.channels_last)
     latents = scheduler.add_noise(latents, noise, levels[:1].repeat(len(latents)))
     if negative is not None:
-        text = torch.cat([negative.expand_as(text), text])
-    text = text.to(networks.device, networks.dtype)
+        conditions = torch.cat([negative.expand_as(conditions), conditions])
+    conditions = conditions.to(networks.device, networks.dtype)
     stochastic = {} if type(scheduler).__name__ == SCHEDULERS["ddim"] else {"generator": drawn}
     with torch.inference_mode():
         for level in levels:
             inputs = latents if negative is None else torch.cat([latents, latents])
             inputs = scheduler.scale_model_input(inputs, level).to(networks.device, networks.dtype)
-            found = networks.unet.network(inputs, level.to(networks.device), encoder_hidden_states=text).sample
+            found = networks.unet.network(inputs, level.to(networks.device), encoder_hidden_states=conditions).sample
             found = found.float().cpu()
             if negative is not None:
                 away, towards = found.chunk(2)

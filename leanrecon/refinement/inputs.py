@@ -35,16 +35,14 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a brain gave: first images, predicted prompt embeddings, and latents or None."""
+    """All that a brain gave: first images, and by role what was predicted: text, vision, latents."""
 
     first: Images
-    text: Rows
-    latents: Rows | None
+    predicted: dict[str, Rows]
 
     def check_finite(self, rows: list[int]) -> None:
         """Raise InputError for a prediction with NaN or infinite numbers."""
-        predicted = {"text": self.text} | ({} if self.latents is None else {"latents": self.latents})
-        for name, matrix in predicted.items():
+        for name, matrix in self.predicted.items():
             for row in rows:
                 if not np.isfinite(read_rows(matrix, range(row, row + 1))).all():
                     raise InputError(

@@ -14,8 +14,6 @@ from leanrecon.weights.safetensors import SHORT, Entry, MappedWeights, read_head
 FORMAT = 1
 """Of the files of merged and cast weights."""
 
-LAYOUT = "a model in diffusers' format, with unet, vae and scheduler"
-
 
 @dataclass(frozen=True)
 class Part:
@@ -86,7 +84,7 @@ class Source:
         return read_header(path)[0]
 
 
-def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what: str = LAYOUT) -> Part:
+def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what: str) -> Part:
     """Read the sizes of one network of a model and the headers of its weights, from the first of these parts that is there.
 
     Raises InputError for what is missing or another.

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,28 @@ from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import MemoryBudget, format_bytes
 from leanrecon.progress import Progress
 from leanrecon.refinement import diffusion
+from leanrecon.refinement.generator import Generator
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
-from leanrecon.refinement.lora import LoRA, read_lora
-from leanrecon.refinement.models import LAYOUT, Part, Source, read_part
 from leanrecon.refinement.offload import place
-from leanrecon.refinement.plan import IMPORTS, RefinePlan, Sizes, plan_refine
+from leanrecon.refinement.plan import IMPORTS, RefinePlan, plan_refine
 from leanrecon.refinement.precision import precision_of
 from leanrecon.refinement.settings import RefineSettings
+from leanrecon.refinement.stable import StableDiffusion
+from leanrecon.refinement.versatile import VersatileDiffusion
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.stores.pictures import Pictures
-from leanrecon.weights.folders import find_model, part_of, read_config
 
 FORMAT = 1
 """Of the arithmetic that leads from first images to final ones."""
-
-TOKENS = 77
-"""Tokens of a text in CLIP."""
-
-_SHRUNK = 8  # the autoencoder's latents are an eighth of an image wide
 
 _VRAM_SHARE = 0.9  # of the GPU memory that is free; the rest is for the allocator's gaps
 
 
 class Refiner:
-    """Final images by Stable Diffusion from first images, predicted prompt embeddings and, if asked, latents.
+    """Final images by a generator from first images, predicted embeddings and, if asked, latents.
 
-    ``scratch`` holds weights that were merged with a LoRA or cast, for the modes that read them from disk.
+    ``scratch`` holds weights that were merged with a LoRA or cast, for the modes that read them from disk;
+    ``unconditional`` the rows [tokens · width] to be led away from, by role, where settings name no file.
     """
 
     def __init__(
@@ -50,10 +46,10 @@ class Refiner:
         device: str = "auto",
         scratch: Path,
         vram: int | None = None,
+        unconditional: Mapping[str, Array] | None = None,
     ) -> None:
-        if settings.kind == "none" or settings.steps is None:
-            raise ValueError("with kind = 'none' there is nothing to refine")
-        self.steps = settings.steps
+        made = VersatileDiffusion if settings.kind == "versatile" else StableDiffusion
+        self.generator: Generator = made(settings, unconditional)
         self.settings = settings
         self.seed = seed
         self.device = choose(device)
@@ -77,60 +73,6 @@ class Refiner:
 
     # What it is made of
 
-    @cached_property
-    def base(self) -> Path:
-        return find_model(self.settings.base, "refine.base")
-
-    @cached_property
-    def unet(self) -> Part:
-        return read_part(self.base, ("unet",), ("UNet2DConditionModel",))
-
-    @cached_property
-    def vae(self) -> Part:
-        if not self.settings.tiny_autoencoder:
-            return read_part(self.base, ("vae",), ("AutoencoderKL",))
-        folder = find_model(self.settings.tiny_autoencoder, "refine.tiny_autoencoder")
-        return read_part(folder, (".", "vae"), ("AutoencoderTiny",), "an AutoencoderTiny, such as madebyollin/taesd")
-
-    @cached_property
-    def lora(self) -> LoRA | None:
-        if not self.settings.lora:
-            return None
-        path = find_model(self.settings.lora, "refine.lora")
-        return read_lora(path, self.unet.entries, scale=self.settings.lora_scale)
-
-    @cached_property
-    def scheduler(self) -> dict[str, Any]:
-        name = "scheduler_config.json"
-        return read_config(part_of(self.base, ("scheduler",), name, LAYOUT) / name)
-
-    @property
-    def width(self) -> int:
-        """Numbers a token of the prompt embeddings."""
-        return int(self.unet.config["cross_attention_dim"])
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.settings.size // _SHRUNK
-        return int(self.unet.config.get("in_channels", 4)), side, side
-
-    @cached_property
-    def negative(self) -> Array | None:
-        """The embedding to be led away from, float32 [1, 77, width]; None without guidance."""
-        if self.settings.guidance == 1:
-            return None
-        path = Path(self.settings.negative).expanduser()
-        try:
-            row = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"refine.negative: {path} can't be read ({error})", expected="an array as .npy") from None
-        if row.size != TOKENS * self.width or not np.isfinite(row).all():
-            raise InputError(
-                f"refine.negative: {path} holds {list(row.shape)} numbers", expected=f"finite [{TOKENS}, {self.width}]"
-            )
-        embedding: Array = row.astype(np.float32).reshape(1, TOKENS, self.width)
-        return embedding
-
     @property
     def shape(self) -> ImageShape:
         """Of the final images."""
@@ -138,22 +80,7 @@ class Refiner:
 
     def made_of(self) -> dict[str, Any]:
         """All that decides final images beyond first images and predictions: contents and settings, never places."""
-        settings = self.settings
-        scheduler = {key: value for key, value in self.scheduler.items() if not key.startswith("_")}
-        made_of = {
-            "format": FORMAT,
-            **settings.model_dump(include={"kind", "steps", "strength", "guidance", "text", "start", "size"}),
-            "unet": self.unet.content,
-            "vae": self.vae.content,
-            "scheduler": fingerprint(scheduler),
-            "precision": self.precision,
-            "seed": self.seed,
-        }
-        if self.lora is not None:
-            made_of |= {"lora": file_content(self.lora.file), "lora_scale": settings.lora_scale}
-        if self.negative is not None:
-            made_of["negative"] = fingerprint({"numbers": self.negative.tobytes().hex()})
-        return made_of
+        return {"format": FORMAT, **self.generator.made_of(), "precision": self.precision, "seed": self.seed}
 
     def record(self) -> dict[str, Any]:
         """What a run is remembered by: how it ran, the median time an image, and rows with trouble."""
@@ -161,22 +88,6 @@ class Refiner:
         return found | ({"seconds_per_image": float(np.median(self.seconds))} if self.seconds else {})
 
     # How it will run
-
-    def sizes(self) -> Sizes:
-        """Counts of numbers, from headers and settings of the model."""
-        size, unet, vae = self.settings.size, self.unet.config, self.vae.config
-        channels = unet.get("block_out_channels", [320])[0]
-        if self.vae.kind == "AutoencoderTiny":
-            wide = max(vae.get("decoder_block_out_channels", [64]))
-        else:  # the decoder enlarges the states of its last block but one to the size of the image
-            wide = vae["block_out_channels"][min(1, len(vae["block_out_channels"]) - 1)]
-        return Sizes(
-            unet=self.unet.nbytes_as("float32") // 4,
-            vae=self.vae.nbytes_as("float32") // 4,
-            largest=max(self.unet.largest, self.vae.largest),
-            unet_state=8 * channels * (size // _SHRUNK) ** 2,
-            vae_state=wide * size**2,
-        )
 
     def plan(self, rows: int, free: int, *, precision: str | None = None) -> RefinePlan:
         """Plan the drawing of ``rows`` images into ``free`` bytes; reads headers of weights only.
@@ -187,7 +98,7 @@ class Refiner:
         settings, precision = self.settings, precision or self.precision
         vram = self._free_vram()
         plan = plan_refine(
-            self.sizes(),
+            self.generator.sizes(),
             device=self.device,
             precision=precision,
             offload=settings.offload,
@@ -197,7 +108,7 @@ class Refiner:
             vram=vram,
             imports=sum(nbytes for name, nbytes in IMPORTS.items() if name not in sys.modules),
             guided=settings.guidance > 1,
-            as_stored=all(source.as_stored for source in self._sources(precision)),
+            as_stored=all(source.as_stored for source in self.generator.sources(precision)),
         )
         if plan.vram > vram:
             raise BudgetError(
@@ -210,7 +121,7 @@ class Refiner:
         """Bytes of weights that a plan keeps in ``scratch``."""
         if plan.mode not in ("disk", "stream"):
             return 0
-        sources = self._sources(plan.precision)
+        sources = self.generator.sources(plan.precision)
         return sum(source.part.nbytes_as(plan.precision) for source in sources if not source.as_stored)
 
     # Drawing
@@ -218,8 +129,7 @@ class Refiner:
     def refine(
         self,
         first: Images,
-        text: Rows,
-        latents: Rows | None,
+        predicted: Mapping[str, Rows],
         out: Pictures,
         *,
         budget: MemoryBudget,
@@ -228,19 +138,20 @@ class Refiner:
     ) -> None:
         """Draw the final images that ``out`` lacks, each written as soon as it is there, and complete it.
 
-        ``text`` [rows, 77 · width] holds prompt embeddings as predicted; ``latents`` [rows, 4 · (size / 8)²] scaled
-        latents of the autoencoder (channels, height, width), which replace ``first`` as the start where given. Raises
-        InputError, SettingsError or BudgetError before the first image. Batches lie where they lie when all images
-        are drawn, so that a run that was killed ends with the same ones.
+        ``predicted`` holds by role what settings.roles() names: ``text`` [rows, 77 · width], ``vision`` [rows,
+        257 · width] for Versatile Diffusion, and ``latents`` [rows, 4 · (size / 8)²], scaled latents of the autoencoder
+        (channels, height, width), which replace ``first`` as the start where given. Raises InputError, SettingsError or
+        BudgetError before the first image. Batches lie where they lie when all images are drawn, so that a run that was
+        killed ends with the same ones.
         """
         progress = progress or Progress()
-        inputs = Inputs(first, text, latents)
+        inputs = Inputs(first, dict(predicted))
         self._check(inputs, out)
         missing = set(out.missing())
         if missing:
             plan = self.plan(out.rows, budget.free)
             budget.require(label, plan.work)
-            self._sampler()  # what the model's own scheduler can't do is refused now
+            self.generator.sampler()  # what the model's own scheduler can't do is refused now
             batches = [range(k, min(k + plan.batch, out.rows)) for k in range(0, out.rows, plan.batch)]
             wanted = [rows for rows in batches if missing.intersection(rows)]
             inputs.check_finite([row for rows in wanted for row in rows])
@@ -274,28 +185,25 @@ class Refiner:
                 out.write(row, np.rint(final * 255).astype(np.uint8))
         self.seconds += [(time.perf_counter() - started) / len(rows)] * len(lacking)
 
-    def _sampler(self) -> tuple[Any, Any]:
-        return diffusion.scheduled(self.settings.kind, self.scheduler, self.steps, self.settings.strength)
-
     def _drawn(self, rows: range, inputs: Inputs, plan: RefinePlan) -> Array:
         """Images float32 [rows, size, size, 3] from 0 to 1."""
         import torch
 
-        networks = self._networks(plan)
+        networks, generator = self._networks(plan), self.generator
         drawn = diffusion.generators(self.seed, rows)
-        if inputs.latents is None:
+        if (latents := inputs.predicted.get("latents")) is None:
             images = [resize(with_channels(inputs.first.read(row), 3), self.shape, bicubic=True) for row in rows]
             start = diffusion.encoded(networks, np.stack(images), drawn)
         else:
-            start = torch.from_numpy(read_rows(inputs.latents, rows).reshape(len(rows), *self.latent_shape))
+            start = torch.from_numpy(read_rows(latents, rows).reshape(len(rows), *generator.shapes["latents"]))
         end = diffusion.denoised(
             networks,
-            self._sampler(),
+            generator.sampler(),
             start,
-            torch.from_numpy(read_rows(inputs.text, rows).reshape(len(rows), TOKENS, self.width)),
+            torch.from_numpy(generator.conditions(inputs, rows)),
             drawn,
             guidance=self.settings.guidance,
-            negative=None if self.negative is None else torch.from_numpy(self.negative),
+            negative=None if generator.negative is None else torch.from_numpy(generator.negative),
         )
         return diffusion.decoded(networks, end)
 
@@ -327,17 +235,15 @@ class Refiner:
         if self._loaded is None or self._loaded[0] != plan:
             self._loaded = None
             parts = []
-            for source in self._sources(plan.precision):
+            for source in self.generator.sources(plan.precision):
                 lora = source.lora
                 added = None if lora is None else [file_content(lora.file), self.settings.lora_scale]
                 content = fingerprint({"part": source.part.content, "lora": added})
                 how: dict[str, Any] = {"device": self.device, "scratch": self.scratch, "content": content}
                 parts.append(place(source, plan.mode, **how))
+            self.generator.made_ready(parts[0].network)
             self._loaded = plan, diffusion.Networks(parts[0], parts[1], plan.precision, self.device)
         return self._loaded[1]
-
-    def _sources(self, precision: str) -> list[Source]:
-        return [Source(self.unet, precision, self.lora), Source(self.vae, precision)]
 
     def _free_vram(self) -> int:
         if self._vram is not None:
@@ -349,28 +255,15 @@ class Refiner:
         return int(torch.cuda.mem_get_info()[0] * _VRAM_SHARE)
 
     def _check(self, inputs: Inputs, out: Pictures) -> None:
-        text, latents = inputs.text, inputs.latents
         if out.shape != self.shape:
             raise InputError(f"{out.path} is for images of {out.shape}", expected=f"{self.shape}")
-        if text.shape[1] != TOKENS * self.width:
-            raise InputError(
-                f"refine.text = {self.settings.text!r} has rows of {text.shape[1]} numbers",
-                expected=f"{TOKENS * self.width}, the base's {TOKENS} tokens of {self.width}",
-                todo="predict the prompt embeddings of this base's own text encoder",
-            )
-        channels, height, width = self.latent_shape
-        if latents is not None and latents.shape[1] != channels * height * width:
-            raise InputError(
-                f"refine.start = {self.settings.start!r} has rows of {latents.shape[1]} numbers",
-                expected=f"{channels * height * width}, latents of {channels} × {height} × {width}",
-                todo='set refine.size to the size of the images that they were made from, or refine.start = "stage1"',
-            )
-        counts = {"first images": inputs.first.rows, "rows of text": text.shape[0], "images to draw": out.rows}
-        if latents is not None:
-            counts["rows of latents"] = latents.shape[0]
+        if set(inputs.predicted) != set(self.settings.roles()):
+            raise ValueError(f"predictions of {list(inputs.predicted)} for {list(self.settings.roles())}")
+        self.generator.check(inputs)
+        counts = {"first images": inputs.first.rows, "images to draw": out.rows}
+        counts |= {f"rows of {role}": matrix.shape[0] for role, matrix in inputs.predicted.items()}
         if len(set(counts.values())) > 1:
             raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="as many of each")
-        _ = self.lora, self.negative
 
 
 def _trouble(image: Array) -> str:

@@ -39,6 +39,14 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+def sweep(*folders: Path) -> None:
+    """Remove what a killed run left half-written of the small files in these folders."""
+    for folder in folders:
+        with explained_disk_errors(folder):
+            for partial in folder.glob("*.partial"):
+                partial.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> Any:
     """The values in a JSON file, or None where there is no readable one."""
     try:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.memory import parse_bytes
+
 DEFAULT_CHUNK = "8MB"
 """Size of a chunk file where the setting `stores.chunk` says nothing."""
 
@@ -16,6 +18,11 @@ MIN_COLUMNS = 1024
 """Fewest columns that rows are split into (4 kB of float32: one disk page a row)."""
 
 _COLUMN_STEP = 16  # columns of a split chunk are a multiple of this (64 bytes of float32: a cache line)
+
+
+def chunk_nbytes(chunk: str | int | None) -> int:
+    """Bytes of a chunk file, of a setting such as ``"8MB"``; the default where nothing is said."""
+    return parse_bytes(DEFAULT_CHUNK if chunk is None else chunk)
 
 
 def plan_chunks(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> tuple[int, ...]:

@@ -136,3 +136,21 @@ def test_a_flipped_byte_is_an_error_in_words_or_changes_nothing_that_is_read(tmp
                 assert (locate_chunks(layout, corners) < len(data)).all()
         except InputError:
             continue  # anything else would be no error in words
+
+
+def test_any_byte_of_a_header_may_be_wrong(tmp_path):
+    path = tmp_path / "x.hdf5"
+    write(path, (5, 1, 1, 1), (5, 1, 1, 1))
+    data = path.read_bytes()
+    corners, refused = np.zeros((1, 4), np.int64), 0
+    for at in range(800, 960):  # what says of which shape, type and layout the dataset is
+        for wrong in (0, 20, 255):
+            path.write_bytes(data[:at] + bytes([wrong]) + data[at + 1 :])
+            with opened(path) as file:
+                try:
+                    layout = read_layout(file, "betas")
+                    if layout.chunk is not None and len(layout.shape) == 4:
+                        locate_chunks(layout, corners)
+                except InputError:  # anything else would be no error in words
+                    refused += 1
+    assert refused > 50

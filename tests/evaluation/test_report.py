@@ -11,8 +11,9 @@ import pytest
 from report_data import study_page
 
 from leanrecon.errors import InputError
-from leanrecon.evaluation import thumbnails
+from leanrecon.evaluation import evaluate, thumbnails
 from leanrecon.evaluation.gallery import score_columns, strip_rows
+from leanrecon.evaluation.legend import SOURCES
 from leanrecon.evaluation.report import render
 from leanrecon.evaluation.thumbnails import thumbnail
 
@@ -320,3 +321,16 @@ def test_the_same_study_makes_the_same_bytes(tmp_path):
     for name in ("a.html", "b.html"):
         render(study_page(rows=5, side=70), tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+@pytest.mark.parametrize("refined", [True, False])
+def test_the_time_of_refining_an_image_stands_beside_the_images_and_the_stage(rendered, refined):
+    page = rendered(study_page(rows=3, side=16, refined=refined))
+    assert ("From the first stage to the final image: 5.3 s each." in page.text) == refined
+    noted = "precision float16, 5.3 s an image, 1 drawn again in float32"  # and none that stayed black
+    assert (noted in page.texts["td"]) == refined
+
+
+def test_every_set_of_figures_is_named_in_words():
+    named = {*evaluate.BASELINES, *evaluate.REFINED.values(), evaluate.CEILING, evaluate.REFINED_CEILING}
+    assert named <= set(SOURCES)

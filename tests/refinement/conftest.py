@@ -43,10 +43,10 @@ def text():
 def make(base, tmp_path):
     """A refiner with small settings; what is given replaces them."""
 
-    def refiner(*, seed=7, device="cpu", scratch=tmp_path / "scratch", **table):
+    def refiner(*, seed=7, device="cpu", scratch=tmp_path / "scratch", unconditional=None, **table):
         table = {"kind": "lcm", "base": str(base), "text": "clip", "size": SIZE, "precision": "float32"} | table
         settings = validate(RefineSettings, table, "refine.")
-        return Refiner(settings, seed=seed, device=device, scratch=scratch)
+        return Refiner(settings, seed=seed, device=device, scratch=scratch, unconditional=unconditional)
 
     return refiner
 
@@ -56,10 +56,11 @@ def drawn(first, text, tmp_path):
     """The final images of a refiner, uint8 [rows, size, size, 3]."""
     count = iter(range(1000))
 
-    def images(refiner, *, text=text, latents=None, first=first, memory="50GB"):
+    def images(refiner, *, text=text, first=first, memory="50GB", **others):
         size = refiner.settings.size
         out = Pictures.create(tmp_path / f"final{next(count)}", first.rows, (size, size, 3), made_of={"a": 1})
-        refiner.refine(first, text, latents, out, budget=MemoryBudget.of(memory))
+        predicted = {"text": text} | others
+        refiner.refine(first, predicted, out, budget=MemoryBudget.of(memory))
         return np.stack([out.read(row) for row in range(out.rows)])
 
     return images

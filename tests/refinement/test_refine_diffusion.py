@@ -146,7 +146,7 @@ def test_a_lora_is_added_as_peft_adds_it(make, base, tmp_path):
     made.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     made.fuse_lora(lora_scale=0.7)
     made.unload_lora_weights()
-    source = make(lora=str(tmp_path / "lora.safetensors"), lora_scale=0.7)._sources("float32")[0]
+    source = make(lora=str(tmp_path / "lora.safetensors"), lora_scale=0.7).generator.sources("float32")[0]
     for name, weight in made.unet.state_dict().items():
         torch.testing.assert_close(source.read(name), weight, rtol=0, atol=2e-6)
 

@@ -34,7 +34,7 @@ text = ArrayMatrix(np.ones((1, 77 * 16), np.float32))
 refiner = Refiner(RefineSettings(**table), device="cpu", scratch=folder / "scratch")
 with PeakMemory() as memory:
     budget = MemoryBudget.of("8GB")
-    refiner.refine(first, text, None, out, budget=budget)
+    refiner.refine(first, {"text": text}, out, budget=budget)
 print(json.dumps([budget.required[0], memory.peak]))
 """
 

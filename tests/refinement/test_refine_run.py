@@ -34,7 +34,8 @@ def out(tmp_path):
 @pytest.fixture
 def refine(first, text, out):
     def run(refiner, *, text=text, latents=None, first=first, out=out, memory="50GB", progress=None):
-        refiner.refine(first, text, latents, out, budget=MemoryBudget.of(memory), progress=progress)
+        predicted = {"text": text} | ({} if latents is None else {"latents": latents})
+        refiner.refine(first, predicted, out, budget=MemoryBudget.of(memory), progress=progress)
         return np.stack([out.read(row) for row in range(out.rows)])
 
     return run
@@ -81,7 +82,7 @@ write = Pictures.write
 Pictures.write = lambda self, row, image: (write(self, row, image), time.sleep(0.3))
 refiner = Refiner(RefineSettings(**json.loads(sys.argv[2])), seed=7, device="cpu", scratch=folder / "scratch")
 text = ArrayMatrix(np.load(folder / "text.npy"))
-refiner.refine(Pictures.open(folder / "stage1"), text, None,
+refiner.refine(Pictures.open(folder / "stage1"), {"text": text},
                Pictures.create(folder / "out", 5, tuple(json.loads(sys.argv[3])), made_of={"a": 1}),
                budget=MemoryBudget.of("50GB"))
 """
@@ -242,6 +243,7 @@ def test_a_budget_under_every_mode_s_need_is_refused(make, refine, out):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_negative_embedding_that_is_none_is_refused(precision, make, refine, out, tmp_path):
     table = {"guidance": 2.0, "precision": precision}
+    refused(refine, out, make(**table), "leads away from an empty text, whose encoding is not there")
     refused(refine, out, make(negative=str(tmp_path / "none.npy"), **table), "can't be read")
     np.save(tmp_path / "wrong.npy", np.zeros((TOKENS, WIDTH + 1)))
     refused(refine, out, make(negative=str(tmp_path / "wrong.npy"), **table), "holds [77, 17] numbers")
@@ -258,7 +260,7 @@ def test_a_negative_embedding_that_is_none_is_refused(precision, make, refine, o
         ({"steps": 10, "strength": 0.1}, "lower steps to 5 or less"),
         ({"kind": "ddim", "steps": 4, "strength": 0.001}, "part of a schedule of 4000, more than the 1000"),
         ({"strength": 0}, "refine.strength = 0"),
-        ({"guidance": 2}, "guidance = 2 needs negative"),
+        ({"mixing": 0.4}, 'mixing is for kind = "versatile", not for kind = "lcm"'),
         ({"guidance": 0.5}, "refine.guidance = 0.5"),
         ({"size": 100}, "refine.size = 100"),
         ({"batch": 0}, "refine.batch = 0"),
@@ -308,18 +310,21 @@ def test_images_are_made_of_contents_and_settings_alone(make, tmp_path, base):
 
 
 def test_the_prior_is_the_mean_and_shuffled_rows_are_others(first, text):
-    images, rows, latents = without_brain("prior", first, text, None, seed=0)
-    assert latents is None
+    vision = ArrayMatrix(np.random.default_rng(8).standard_normal((5, 20), dtype=np.float32))
+    images, predicted = without_brain("prior", first, {"text": text, "vision": vision}, seed=0)
+    assert set(predicted) == {"text", "vision"}
+    rows = predicted["text"]
     block = np.empty((2, 10), np.float32)
     rows.read(range(1, 3), range(5, 15), block)
     np.testing.assert_allclose(block, np.repeat(text.array[:, 5:15].mean(0, keepdims=True), 2, 0), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(images.read(4), np.rint(smooth(5).mean(axis=0)).astype(np.uint8))
-    images, rows, _ = without_brain("shuffled", first, text, None, seed=0)
+    images, predicted = without_brain("shuffled", first, {"text": text, "vision": vision}, seed=0)
     order = another_row(5, 0)
     for row in range(5):
-        one = np.empty((1, text.shape[1]), np.float32)
-        rows.read(range(row, row + 1), range(text.shape[1]), one)
-        np.testing.assert_array_equal(one[0], text.array[order[row]])
+        for role, true in (("text", text), ("vision", vision)):
+            one = np.empty((1, true.shape[1]), np.float32)
+            predicted[role].read(range(row, row + 1), range(true.shape[1]), one)
+            np.testing.assert_array_equal(one[0], true.array[order[row]])
         np.testing.assert_array_equal(images.read(row), smooth(5)[order[row]])
 
 
@@ -332,8 +337,8 @@ def test_no_row_is_shuffled_into_its_own_place(n):
 
 
 def test_baselines_are_drawn_like_images(make, drawn, first, text):
-    images, rows, _ = without_brain("shuffled", first, text, None, seed=0)
-    assert drawn(make(), first=images, text=rows).shape == (5, SIZE, SIZE, 3)
+    images, predicted = without_brain("shuffled", first, {"text": text}, seed=0)
+    assert drawn(make(), first=images, **predicted).shape == (5, SIZE, SIZE, 3)
 
 
 # Import

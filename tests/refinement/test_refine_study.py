@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     leanrecon("run", "generator.toml", "--study", "study", cwd=finished.parent)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Path) -> None:
+    study, where = tmp_path / "study", "variants/oracle/reconstructions/final"
+    few = ["--set", 'refine.baselines=["prior", "shuffled"]']
+    shutil.copytree(finished, study)
+    shutil.rmtree(study / "variants" / "oracle")
+    leanrecon("run", "generator.toml", "--study", study, *few, cwd=finished.parent)
+    metrics = study / "evaluation" / "metrics.json"
+    assert "oracle" not in json.loads(metrics.read_text())["ceilings"]
+    assert not (study / where).exists()
+    leanrecon("run", "generator.toml", "--study", study, cwd=finished.parent)
+    assert images(study, f"{where}/*.png") == images(finished, f"{where}/*.png")
+    assert json.loads(metrics.read_text())["ceilings"].keys() == {"true_features", "oracle"}
 
 
 def test_the_wall_holds_with_a_generator(finished: Path) -> None:

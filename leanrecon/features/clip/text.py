@@ -95,6 +95,11 @@ class CLIPText(CLIPSpace):
         out /= np.array([len(texts) for texts in captions], np.float32)[:, None]
         return out
 
+    def unconditional(self) -> Array:
+        """The row [dims] of an empty text."""
+        row: Array = self._encode([""])[0]
+        return row
+
     def _encode(self, texts: list[str]) -> Array:
         """Each text's row [n, dims]."""
         model, tokenizer = self._model()

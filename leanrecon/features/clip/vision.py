@@ -91,6 +91,11 @@ class CLIPVision(CLIPSpace):
             out[part] = self._encode(model, self._preprocessing(images[part]))
         return out
 
+    def unconditional(self) -> Array:
+        """The row [dims] of a black image."""
+        row: Array = self.encode(np.zeros((1, *self._preprocessing.crop, 3), np.uint8), range(1))[0]
+        return row
+
     def _encode(self, model: Any, pixels: Array) -> Array:
         import torch
 
