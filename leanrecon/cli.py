@@ -82,8 +82,11 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
     settings, base_dir = _settings(source, sets, memory)
     from leanrecon.pipeline import STAGES
     from leanrecon.plan import plan_study, show
+    from leanrecon.wanted import missing
 
-    show(plan_study(settings, base_dir=base_dir, until=_stage(until, STAGES)), settings.general.memory)
+    last = _stage(until, STAGES)
+    stages = plan_study(settings, base_dir=base_dir, until=last)
+    show(stages, settings.general.memory, missing(settings, last))
 
 
 @app.command("fetch-weights")

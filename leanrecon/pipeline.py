@@ -71,8 +71,7 @@ class Pipeline:
             )
         if until != "dataset" and not self.settings.dataset.has_images:
             raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
-        if until != "dataset":
-            require_weights(self.settings, refined=STAGES.index(until) >= STAGES.index("refine"))
+        require_weights(self.settings, until)
         if until not in STAGES[:3]:
             _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):

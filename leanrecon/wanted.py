@@ -1,6 +1,6 @@
 """Which weights and captions settings name, and which of them are not here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from leanrecon.errors import InputError
@@ -9,6 +9,10 @@ from leanrecon.weights.fetch import Want, where
 from leanrecon.weights.folders import cache_folder
 from leanrecon.weights.pieces import Piece
 from leanrecon.weights.published import FILES
+
+BRINGS = "`leanrecon fetch-weights RECIPE_OR_FILE` brings them"
+
+NOT_HERE = "weights are not here"
 
 _TINY = (Piece("network", (".", "vae")),)
 
@@ -43,21 +47,25 @@ def wanted(settings: Settings) -> list[Want]:
     return list(merged.values())
 
 
-def missing(settings: Settings, *, refined: bool = True) -> list[Want]:
-    """The weights that are not here; those of refinement only if it is to run."""
-    every = [*_of_features(settings), *(_of_refinement(settings) if refined else ())]
-    return [want for want in every if where(want) is None]
+def missing(settings: Settings, until: str = "evaluate") -> list[Want]:
+    """The weights that the stages up to ``until`` take and that are not here."""
+    features = () if until == "dataset" else _of_features(settings)
+    refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
+    return [want for want in (*features, *refinement) if where(want) is None]
 
 
-def require_weights(settings: Settings, *, refined: bool = True) -> None:
-    """Raise InputError that names all weights that are not here, and the command that fetches them."""
-    if lacking := missing(settings, refined=refined):
-        named = ", ".join(f"{want.name} ({want.setting})" for want in lacking)
-        raise InputError(
-            f"weights are not here: {named}",
-            todo="`leanrecon fetch-weights RECIPE_OR_FILE` brings them, with the --set of this command; "
-            "or set each to where it is",
-        )
+def require_weights(settings: Settings, until: str, *, planned: bool = False) -> None:
+    """Raise InputError that names all weights that are not here, and the command that fetches them.
+
+    Where a study is only ``planned``, it takes the folders of models alone: sizes of other networks stand in settings.
+    """
+    if lacking := [want for want in missing(settings, until) if want.pieces or not planned]:
+        raise InputError(told(lacking), todo=f"{BRINGS}, with the --set of this command; or set each to where it is")
+
+
+def told(lacking: Sequence[Want]) -> str:
+    """What is not here, with the settings that name it."""
+    return f"{NOT_HERE}: " + ", ".join(f"{want.name} ({want.setting})" for want in lacking)
 
 
 def _named(text: str) -> str:

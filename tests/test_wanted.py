@@ -7,7 +7,7 @@ import pytest
 
 from leanrecon import doctor
 from leanrecon.errors import InputError
-from leanrecon.plan import plan_study
+from leanrecon.plan import plan_study, show
 from leanrecon.settings import read_settings, recipes
 from leanrecon.wanted import missing, require_weights, wanted
 from leanrecon.weights.published import FILES
@@ -68,16 +68,42 @@ def test_every_setting_that_names_weights_is_known(cache, tmp_path):
     }
 
 
+def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
+    def folders(*overrides):
+        (tmp_path / "study.toml").write_text(EVERY)
+        chosen, _ = read_settings(tmp_path / "study.toml", [*overrides, "refine.base=other/base"])
+        return next({p.folders[0] for p in want.pieces} for want in wanted(chosen) if want.setting == "refine.base")
+
+    assert folders() == {"unet", "vae", "scheduler"}
+    assert folders("refine.tiny_autoencoder=some/tiny") == {"unet", "scheduler"}
+    versatile = folders("refine.kind=versatile", "refine.vision=vision", "refine.guidance=7.5")
+    assert versatile == {"image_unet", "text_unet", "vae", "scheduler"}
+
+
 def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
     chosen = settings(EVERY, tmp_path)
     assert len(missing(chosen)) == 6
-    assert len(missing(chosen, refined=False)) == 5
+    assert len(missing(chosen, "stage1")) == 5
+    assert missing(chosen, "dataset") == []
     with pytest.raises(InputError) as error:
         plan_study(chosen, base_dir=tmp_path)
-    for want in missing(chosen):
-        assert f"{want.name} ({want.setting})" in str(error.value)
+    named = [f"{want.name} ({want.setting})" for want in missing(chosen)]
+    assert [name in str(error.value) for name in named] == [not name.startswith(VDVAE) for name in named]
+    with pytest.raises(InputError) as error:
+        require_weights(chosen, "evaluate")
+    assert all(name in str(error.value) for name in named)
     assert "`leanrecon fetch-weights RECIPE_OR_FILE` brings them" in str(error.value)
     assert plan_study(chosen, base_dir=tmp_path, until="dataset")
+
+
+def test_a_study_is_planned_without_weights_whose_sizes_are_known(cache, tmp_path, capsys):
+    text = EVERY.partition("[features.text]")[0]
+    chosen = settings(text, tmp_path)
+    stages = plan_study(chosen, base_dir=tmp_path)
+    assert "features vdvae" in [stage.stage for stage in stages]
+    show(stages, "4GB", missing(chosen))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"weights are not here: {VDVAE} (features.vdvae.checkpoint); `leanrecon fetch-weights" in said
 
 
 def test_a_bare_name_is_a_path_first_and_then_one_in_the_cache(cache, tmp_path):
@@ -112,7 +138,11 @@ def test_doctor_names_the_command_that_fetches(cache):
     said = {need.recipe: need.missing for need in doctor.needs()}
     assert "`leanrecon fetch-weights nsd` brings them" in said["nsd"]
     assert "leanrecon plan nsd" in said["nsd"]
-    assert said["brain-diffuser"] == "lacks weights: `leanrecon fetch-weights brain-diffuser` brings them"
+    assert re.fullmatch(
+        r".*betas_train.*; see `leanrecon plan brain-diffuser`; "
+        r"lacks weights: `leanrecon fetch-weights brain-diffuser` brings them",
+        said["brain-diffuser"],
+    )
     (cache / VDVAE).write_bytes(b"fetched")
     assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.needs()})
 
@@ -127,4 +157,4 @@ def test_recipes_name_what_can_be_fetched(recipe, cache):
 def test_settings_without_weights_require_none(cache, tmp_path):
     chosen = settings('[dataset]\nkind = "simulated"\n', tmp_path)
     assert wanted(chosen) == []
-    require_weights(chosen)
+    require_weights(chosen, "evaluate")

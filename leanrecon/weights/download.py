@@ -1,9 +1,14 @@
 """Files fetched over HTTP: continued where they stopped, of one version only, checked, and there whole or not at all."""
 
+import base64
+import binascii
+import functools
 import hashlib
 import http.client
+import importlib.util
 import random
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -171,7 +176,9 @@ class _Transfer:
             if self.version.get("etag") and not (self.remote.sha256 or self.remote.git):  # which prove the version
                 headers["If-Range"] = self.version["etag"]
         with _opened(self.remote, "GET", headers) as answer:
-            start = _start(answer)
+            start, etag = _start(answer), answer.headers.get("ETag")
+            if self.done and start and "If-Range" in headers and etag not in (None, self.version["etag"]):
+                start = -1  # of another version: a server that does not know If-Range
             if start != self.done:  # another version, or a server that sends files from their start only
                 self.restart(advance)
             if start not in (0, self.done) or answer.status == 416:
@@ -215,7 +222,7 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
     for name, value in remote.headers.items():
         request.add_unredirected_header(name, value)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        return urllib.request.urlopen(request, timeout=TIMEOUT, context=_trusted())
     except urllib.error.HTTPError as error:
         if error.code == 416:
             return error
@@ -229,6 +236,17 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
             if refused
             else "check the name; if it is right, the file has moved",
         ) from None
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Who vouches for servers: those that the system trusts and, as not every Python finds them, those of certifi."""
+    context = ssl.create_default_context()
+    if importlib.util.find_spec("certifi"):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def _described(remote: Remote, answer: Any) -> Remote:
@@ -251,9 +269,6 @@ def _described(remote: Remote, answer: Any) -> Remote:
 
 
 def _hexadecimal(text: str) -> str | None:
-    import base64
-    import binascii
-
     try:
         return base64.b64decode(text, validate=True).hex()
     except binascii.Error:

@@ -107,13 +107,14 @@ def begun(server, target, how=None, **known):
     return remote
 
 
-def test_another_version_is_begun_anew(server, target):
+@pytest.mark.parametrize("if_range", [True, False])
+def test_another_version_is_begun_anew(if_range, server, target):
     remote = begun(server, target)
-    server.put("/a.th", OTHER)
+    server.put("/a.th", OTHER, if_range=if_range)
     fetch(remote, target)
     assert target.read_bytes() == OTHER
     assert server.asked[0].headers["if-range"] == f'"{hashlib.md5(DATA).hexdigest()}"'
-    assert server.nbytes() == len(OTHER)
+    assert len(server.asked) == (1 if if_range else 2)
 
 
 def test_another_version_that_was_found_beforehand_is_begun_anew(server, target):
