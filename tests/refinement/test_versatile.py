@@ -1,6 +1,7 @@
 """Versatile Diffusion beside the library's own networks and schedulers, run by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,21 +29,13 @@ from versatile_models import (  # noqa: E402
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.refinement import diffusion  # noqa: E402
+from leanrecon.refinement.models import Part, build  # noqa: E402
+from leanrecon.refinement.versatile import joined  # noqa: E402
+from leanrecon.refinement.weights import Entry  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
 FEW = {"steps": 4, "guidance": 1.0}
-
-
-@pytest.fixture(scope="session")
-def versatile(tmp_path_factory):
-    return write_versatile(tmp_path_factory.mktemp("models") / "versatile")
-
-
-@pytest.fixture
-def vision():
-    rng = np.random.default_rng(4)
-    return ArrayMatrix(rng.standard_normal((5, VISION * WIDTH), dtype=np.float32))
 
 
 @pytest.fixture
@@ -257,6 +250,29 @@ def test_a_folder_that_lacks_a_part_is_refused_by_its_name(missing, made, seen, 
         made(base=str(base)),
         f"{missing.split('/')[0]} has no weights" if missing.endswith("safetensors") else f"has no {missing}",
     )
+
+
+def test_networks_of_the_published_sizes_are_joined():
+    """Names and shapes alone: nothing of 5 GB is held."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
+
+    sizes = {"cross_attention_dim": 768, "attention_head_dim": 8}  # all else is the default of both, as published
+    flat = ("CrossAttnDownBlockFlat",) * 3 + ("DownBlockFlat",), ("UpBlockFlat",) + ("CrossAttnUpBlockFlat",) * 3
+    with torch.device("meta"):
+        image = UNet2DConditionModel(**sizes)
+        text = UNetFlatConditionModel(down_block_types=flat[0], up_block_types=flat[1], **sizes)
+    parts = []
+    for network, kind in ((image, "UNet2DConditionModel"), (text, "UNetFlatConditionModel")):
+        entries = {name: Entry(Path(kind), "F32", tuple(it.shape), 0) for name, it in network.state_dict().items()}
+        parts.append(Part(Path(kind), kind, json.loads(network.to_json_string()), entries, entries))
+    part = joined(*parts)
+    network = build(part)  # refuses what lacks or has another shape
+    assert set(network.state_dict()) == set(part.entries)
+    assert sum(it.numel() for it in image.parameters()) == 859_520_964  # as Stable Diffusion 1.5
+    own = sum(it.numel() for name, it in text.named_parameters() if ".attentions." in name)
+    assert sum(it.numel() for it in network.parameters()) == 859_520_964 + own
+    print(f"{part.nbytes_as('float16') / 1e9:.2f} GB in float16")
 
 
 def test_stable_diffusion_is_no_versatile_diffusion(made, seen, tmp_path):
