@@ -17,7 +17,7 @@ FLOORS = {
     "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "__init__": 0,
     "stores": 1,
     "datasets": 2, "features": 2, "regression": 2, "refinement": 2, "evaluation": 2,
-    "settings": 3, "records": 3, "variants": 3, "assessment": 4, "pipeline": 5, "plan": 6, "repair": 6, "doctor": 7,
+    "settings": 3, "records": 3, "variants": 3, "assessment": 4, "prediction": 4, "pipeline": 5, "plan": 6, "repair": 6, "doctor": 7,
     "cli": 8, "__main__": 9,
 }  # fmt: skip
 STAGES = {name for name, floor in FLOORS.items() if floor == 2}
@@ -26,6 +26,7 @@ HEAVY = {
     "torchvision",
     "diffusers",
     "transformers",
+    "accelerate",
     "sklearn",
     "PIL",
     "h5py",
