@@ -58,7 +58,9 @@ def predict_with_network(
                 [general.seed, k - 1], folder=study.network(name), label=f"{label}, shuffled betas {k}"
             )
         done = store.column_groups - len(store.missing_column_groups())
-        with progress.task(f"{fitted.label}, predictions", total=store.column_groups, unit="blocks", done=done) as advance:
+        with progress.task(
+            f"{fitted.label}, predictions", total=store.column_groups, unit="blocks", done=done
+        ) as advance:
             fitted.predict_into(test, store, advance=advance)
         store.finish()
     history = mlp.history_

@@ -21,9 +21,7 @@ class Progress:
     """
 
     @contextmanager
-    def task(
-        self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None
-    ) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         yield lambda n: None
 
     def say(self, text: str) -> None:
@@ -34,9 +32,7 @@ class PlainProgress(Progress):
     """One line every few seconds and one at a task's end, for logs and pipes."""
 
     @contextmanager
-    def task(
-        self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None
-    ) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         started = last = time.monotonic()
         at, resumed = done, done
 
@@ -70,9 +66,7 @@ class RichProgress(Progress):
         self.console = console
 
     @contextmanager
-    def task(
-        self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None
-    ) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 

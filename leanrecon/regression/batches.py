@@ -113,7 +113,9 @@ class Batches:
         drawn = np.random.default_rng([self.seed, _ORDER, epoch])
         shuffled = [self._panels[i] for i in drawn.permutation(len(self._panels))]
         groups = [shuffled[i : i + self._at_once] for i in range(0, len(shuffled), self._at_once)]
-        return [(group, drawn.permutation(np.concatenate([self._within(panel) for panel in group]))) for group in groups]
+        return [
+            (group, drawn.permutation(np.concatenate([self._within(panel) for panel in group]))) for group in groups
+        ]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, list[Array]]]:
         """Yield ``(row numbers, one array [batch, columns] a source)`` from step ``start`` on; valid until the next."""

@@ -79,8 +79,9 @@ def code(
     del kernel
     values = spectrum.values[::-1]
     share = values / values.sum()
+    rounding = float(np.finfo(np.float64 if dtype == np.float64 else np.float32).eps)
     enough = int(np.searchsorted(np.cumsum(share), explained * (1 - 1e-12))) + 1
-    sound = int(np.count_nonzero(values > values[0] * np.finfo(dtype).eps * NOISE))
+    sound = int(np.count_nonzero(values > values[0] * rounding * NOISE))
     k = max(min(components, enough, sound, n - 1), 1)
     spread = np.sqrt(values[:k] / n)
     leading = spectrum.vectors[-k:]  # rows, ascending

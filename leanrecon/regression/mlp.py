@@ -8,7 +8,7 @@ leaves of the train rows when each is predicted from all others, and is added to
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,24 +18,22 @@ from leanrecon import devices
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
-from leanrecon.regression.batches import VALIDATION_ROWS, Batches, Held, Source, paired_at_random, split, take
+from leanrecon.regression.batches import Batches, Held, Source, paired_at_random, split, take
 from leanrecon.regression.checkpoint import Folder, History, load_weights, weights_of
 from leanrecon.regression.coding import Coding, code, target_moments
-from leanrecon.regression.estimator import Regressor, checked_test, checked_train, is_lazy
-from leanrecon.regression.hat import converted, refuse_nan_rows
+from leanrecon.regression.estimator import checked_train
 from leanrecon.regression.mlp_plan import NetworkPlan, NetworkShapes, plan_network
 from leanrecon.regression.network import residual_mlp
-from leanrecon.regression.normalise import Centred, Moments, moments
+from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
-from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.regression.settings import MLPSettings
-from leanrecon.regression.targets import Components, EveryTarget, from_hats
+from leanrecon.regression.targets import Components, EveryTarget
+from leanrecon.regression.trained import Trained
 from leanrecon.regression.training import Data, Schedule, own_random_numbers, train
 from leanrecon.regression.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, StoreMatrix, as_matrix, column_blocks, panels
-from leanrecon.stores.store import Store
+from leanrecon.stores.matrix import Matrix, StoreMatrix, as_matrix, panels
 from leanrecon.validation import validate
 
 Array = np.ndarray[Any, Any]
@@ -48,7 +46,7 @@ _NO_MATTER = {"checkpoint_minutes", "restandardize", "kind"}
 """Settings that change no weight."""
 
 
-class StreamingMLP(Regressor):
+class StreamingMLP(Trained):
     """A residual network trained by mini-batches, streamed from disk within a memory budget (a scikit-learn estimator).
 
     Parameters
@@ -110,8 +108,6 @@ class StreamingMLP(Regressor):
         Seconds that steps waited for data.
     n_features_in_ : int
     """
-
-    _learned = "network_"
 
     def __init__(
         self,
@@ -208,13 +204,18 @@ class StreamingMLP(Regressor):
         betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
         return self._fit(betas, targets, groups, test_rows, None)
 
-    def shuffled(self, seed: int | Sequence[int], *, folder: str | Path | None = None, label: str = "") -> "StreamingMLP":
+    def shuffled(
+        self, seed: int | Sequence[int], *, folder: str | Path | None = None, label: str = ""
+    ) -> "StreamingMLP":
         """The same network trained again with betas and targets paired at random: what is predicted without information.
 
         With the full head, targets are permuted within panels of 256 rows, so that chunks are still read whole.
         """
         self._check_fitted()
-        other = StreamingMLP(**self.get_params() | {"folder": folder, "label": label or self.label})
+        changed: dict[str, Any] = {"folder": folder, "label": label or self.label}
+        if self.alpha_ is not None:
+            changed["alpha"] = self.alpha_  # as it was chosen
+        other = StreamingMLP(**self.get_params() | changed)
         order = paired_at_random(self.betas_.shape[0], seed, within_panels=self.head == "full")
         other._one_dimensional, other._coding_at = self._one_dimensional, self._coding_at
         return other._fit(self.betas_, self.targets_, self._groups, self._test_rows, order)
@@ -302,14 +303,6 @@ class StreamingMLP(Regressor):
         self.waited_ = batches.waited
         folder.write("network", weights_of(self.network_), history=self.history_.as_dict())
 
-    def _given(self, betas: Centred, offset: Array | None) -> Source:
-        """What the network is given of some rows: betas, or what the ridge predicts, each coordinate of variance one in training."""
-        if self.inputs == "betas":
-            return betas
-        assert offset is not None and self._offset is not None
-        scale = self._offset.std(axis=0)
-        return Held(offset / np.where(scale > 0, scale, 1))
-
     def _coded(self, at: Path, plan: NetworkPlan) -> Components | EveryTarget:
         """The targets as the network learns them; their coordinates are computed once and kept."""
         if self.head == "full":
@@ -350,137 +343,16 @@ class StreamingMLP(Regressor):
         folder.write("ridge", {"offset": offset}, alpha=float(ridge.alpha_))
         return float(ridge.alpha_), offset
 
-    def _ridge(self, alpha: Any) -> StreamingRidge:
-        ridge = StreamingRidge(
-            alpha, standardize=self.standardize, alphas=self.alphas, budget=self.budget, seed=self.seed,
-            scratch=self.scratch,
-        )  # fmt: skip
-        return ridge.fit(self.betas_, self.targets_)
-
-    # Predicting
-
-    def predict(self, X: Any) -> Array:
-        """Predictions for test betas ``X`` [m, p], as an array [m, t] (or [m], if the targets were)."""
-        test = self._test_matrix(X)
-        result = np.empty((test.shape[0], self.targets_.shape[1]), self._dtype)
-        for rows, columns, values in self.predict_blocks(test, held=result.nbytes):
-            result[rows.start : rows.stop, columns.start : columns.stop] = values
-        return result[:, 0] if self._one_dimensional else result
-
-    def predict_into(self, X: Any, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
-        """Write predictions for test betas into a store [m, t]: only the blocks of columns that it lacks.
-
-        ``advance`` is told of every block that is done.
-        """
-        test = self._test_matrix(X)
-        if (store.rows, store.columns) != (test.shape[0], self.targets_.shape[1]):
-            raise InputError(f"a store of {store.shape} can't take predictions of {test.shape[0]} rows")
-        for rows, columns, values in self.predict_blocks(
-            test, block=store.chunk_columns, wanted=store.missing_column_groups()
-        ):
-            store.write_columns(columns.start // store.chunk_columns, values, first_row=rows.start)
-            if rows.stop == store.rows:
-                advance(1)
-
-    def predict_blocks(
-        self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
-    ) -> Iterator[tuple[range, range, Array]]:
-        """Yield ``(rows, columns, predictions)`` block by block, as the ridge does."""
-        test = self._test_matrix(X)
-        targets = self.targets_ if block in (None, self.targets_.block) else Reblocked(self.targets_, block)
-        wanted = range(len(column_blocks(targets))) if wanted is None else wanted
-        if not len(wanted):
-            return
-        self._test_rows = test.shape[0]
-        self._require("predicting", phases=["predictions"])
-        together = self.restandardize == "transductive"
-        ridge = None if self.alpha_ is None else self._ridge(self.alpha_)
-        for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
-            if isinstance(self._head, EveryTarget):
-                yield from self._through_head(rows, test, targets, wanted)
-            else:
-                hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
-                yield from from_hats(rows, hats, targets, wanted, self.restandardize, self._dtype)
-
-    def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
-        """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
-        assert isinstance(self._head, Components)
-        of_ridge = None if ridge is None else ridge.hat_of(test, rows).astype(np.float32, copy=False)
-        return self._mixed(Centred(test, self.moments_, scale=self.standardize), rows, of_ridge)
-
-    def _mixed(self, betas: Centred, rows: range, of_ridge: Array | None) -> Array:
-        assert isinstance(self._head, Components)
-        offset = None
-        if of_ridge is not None:
-            offset = of_ridge @ (self._head.coding.coordinates if self._order is None else self._paired())
-        given = self._given(betas, offset)
-        # The ridge's predictions are of these rows alone, betas are of all.
-        answers = self._answers(given, range(len(rows)) if self.inputs == "ridge" else rows)
-        refuse_nan_rows(answers, rows)
-        hat = self._head.hat(answers, mean=of_ridge is None)
-        if of_ridge is not None:
-            hat += converted(of_ridge, np.dtype(np.float32), self._order)
-        return hat
-
-    def _paired(self) -> Array:
-        assert isinstance(self._head, Components)
-        return self._head.coding.coordinates[self._order]
-
-    def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
-        """The hat matrix of the validation rows, where their predictions give the moments."""
-        if self.restandardize != "inductive":
-            return []
-        rows = self._held
-        of_ridge = None if ridge is None else ridge.left_out(rows).astype(np.float32, copy=False)
-        betas = Held(take([self._train], rows)[0])
-        return [self._mixed(betas, range(len(rows)), of_ridge)]  # type: ignore[arg-type]
-
-    def _through_head(
-        self, rows: range, test: Matrix, targets: Matrix, wanted: Sequence[int]
-    ) -> Iterator[tuple[range, range, Array]]:
-        assert isinstance(self._head, EveryTarget)
-        betas = Centred(test, self.moments_, scale=self.standardize)
-        features = self._answers(betas, rows, features=True)
-        like = None
-        if self.restandardize == "inductive":
-            like = self._answers(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
-        head = tuple(tensor.cpu().numpy() for tensor in (self.network_.head.weight, self.network_.head.bias))
-        yield from self._head.blocks(rows, features, like, head, targets, wanted, self.restandardize)  # type: ignore[arg-type]
-
-    def _answers(self, given: Source, rows: range, *, features: bool = False) -> Array:
-        """The network's answers to some rows [len(rows), outputs], or its last layer's inputs.
-
-        Always 256 rows at a time, the last of them zeros where there are fewer: a row's answer is the same in any company.
-        """
-        import torch
-
-        width = given.shape[1]
-        result = buffer((len(rows), self.hidden if features else self._head.outputs), np.float32)
-        memory = buffer((PANEL * width * 4,), np.uint8)
-        ask = self.network_.features if features else self.network_
-        for part in panels(len(rows)):
-            memory[:] = 0
-            given.read(range(rows.start + part.start, rows.start + part.stop), range(width), memory, np.float32)
-            x = torch.from_numpy(memory.view(np.float32).reshape(PANEL, width)).to(self._device)
-            with torch.inference_mode():
-                result[part.start : part.stop] = ask(x)[: len(part)].float().cpu().numpy()
-        return result
-
     # Checks
-
-    def _test_matrix(self, X: Any) -> Matrix:
-        self._check_fitted()
-        test = as_matrix(X if is_lazy(X) else checked_test(self, X))
-        if test.shape[1] != self.n_features_in_:
-            raise InputError(f"test betas of {test.shape[1]} voxels", expected=f"{self.n_features_in_}, as in training")
-        return test
 
     def _checked_settings(self) -> None:
         table = {name: getattr(self, name) for name in MLPSettings.model_fields if name != "kind"}
         table["alphas"] = None if self.alphas is None else [float(a) for a in self.alphas]
         validate(MLPSettings, table, "")
         if self.precision == "float16" and devices.choose(self.device) == "cpu":
-            raise SettingsError("precision = 'float16' on a CPU, which is slower than float32", expected="float32 or bfloat16")
+            raise SettingsError(
+                "precision = 'float16' on a CPU, which is slower than float32", expected="float32 or bfloat16"
+            )
 
     def _made_of(self) -> dict[str, Any]:
         """All that decides the weights."""
@@ -499,10 +371,6 @@ class StreamingMLP(Regressor):
         """What a matrix holds, where a folder outlives this process; arrays are read once for it."""
         return contents(matrix) if self.folder else ""
 
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float64 if np.result_type(self.targets_.dtype, np.float32) == np.float64 else np.float32)
-
     def _shapes(self) -> NetworkShapes:
         betas, targets = self.betas_, self.targets_
         wide = self._dtype == np.float64
@@ -516,7 +384,3 @@ class StreamingMLP(Regressor):
             skip=self.skip == "ridge", from_ridge=self.inputs == "ridge", loo=self.alpha == "loo",
             half=self.precision != "float32", restandardized=self.restandardize != "none", device=self._device,
         )  # fmt: skip
-
-
-def _parts(rows: range) -> list[range]:
-    return [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows), TEST_ROWS)]

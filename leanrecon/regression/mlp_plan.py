@@ -135,7 +135,8 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
     phases["moments of betas"] = WORKSPACE + 2 * shapes.x_tile + 8 * shapes.p * 8 + shapes.scratch + shapes.coordinates
     if shapes.skip:
         ridge = ridge_plan(shapes, free - shapes.coordinates)
-        phases |= {f"ridge: {name}": work + shapes.coordinates for name, work in ridge.phases.items()}
+        beside = shapes.coordinates + TEST_ROWS * shapes.n * FLOAT
+        phases |= {f"ridge: {name}": work + beside for name, work in ridge.phases.items()}
         triangle = max(triangle, 0 if ridge.in_memory else ridge.triangle)
     phases["training"] = library + shapes.coordinates + _training(shapes)
     phases["predictions"] = imported + shapes.coordinates + _predicting(shapes, free - imported)
@@ -188,13 +189,15 @@ def _training(shapes: NetworkShapes) -> int:
     window = min(max(shapes.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
     reading = 2 * window * columns * FLOAT + shapes.scratch + PANEL * shapes.inputs * FLOAT
     batch = shapes.batch * columns * FLOAT
+    if shapes.components is not None:  # targets in another order, offsets and inputs on the network's scale
+        batch += (1 + shapes.skip + shapes.from_ridge) * shapes.n * shapes.outputs * FLOAT
     validation = shapes.held_rows * columns * FLOAT
     taking = PANEL * max(shapes.inputs, shapes.outputs) * FLOAT
     if shapes.device != "cpu":
         return reading + batch + validation + taking + shapes.weights * FLOAT
     per_weight = ADAMW + (4 if shapes.half else 0)
-    activations = shapes.batch * FLOAT * (
-        4 * shapes.inputs + (LAYERS * shapes.blocks + 6) * shapes.hidden + 6 * shapes.outputs
+    activations = (
+        shapes.batch * FLOAT * (4 * shapes.inputs + (LAYERS * shapes.blocks + 6) * shapes.hidden + 6 * shapes.outputs)
     )
     stepping = shapes.weights * per_weight + activations
     return validation + batch + max(reading + stepping, taking + shapes.weights * FLOAT)

@@ -1,8 +1,8 @@
 """The residual network and its losses.
 
-    h = dropout(GELU(LayerNorm(W₀ x + b₀)))
-    h ← h + dropout(GELU(W_l LayerNorm(h) + b_l))      for each block l
-    out = W LayerNorm(h) + b
+h = dropout(GELU(LayerNorm(W₀ x + b₀)))
+h ← h + dropout(GELU(W_l LayerNorm(h) + b_l))      for each block l
+out = W LayerNorm(h) + b
 """
 
 import math

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +16,6 @@ from leanrecon.stores.matrix import Matrix, column_blocks
 
 Array = np.ndarray[Any, Any]
 Blocks = Iterator[tuple[range, range, Array]]
-
-
-class Head(Protocol):
-    """Targets as a network learns them; ``spread`` [outputs] brings its answers back to the targets' units."""
-
-    outputs: int
-    spread: Array
-
-    def source(self, order: Array | None) -> Source:
-        """What is learned of every train row; ``order`` pairs rows with targets in another order."""
 
 
 def common(spread: Array) -> Array:
@@ -110,8 +100,6 @@ class EveryTarget:
             yield rows, columns, values
 
 
-def from_hats(
-    rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, dtype: Any
-) -> Blocks:
+def from_hats(rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, dtype: Any) -> Blocks:
     """Predictions through hat matrices, in the targets' precision."""
     return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, kind)

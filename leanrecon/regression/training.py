@@ -225,7 +225,9 @@ def _not_finite(value: float, place: Place, rows: Array, arrays: list[Array]) ->
     return InputError(
         f"the loss became {value} in epoch {place.epoch + 1}, step {place.step + 1}: {what}",
         expected="a finite loss",
-        todo="mend those rows" if bad else "lower regression.learning_rate, or look at these rows; the last checkpoint is kept",
+        todo="mend those rows"
+        if bad
+        else "lower regression.learning_rate, or look at these rows; the last checkpoint is kept",
     )
 
 

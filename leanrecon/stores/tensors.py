@@ -73,7 +73,9 @@ class TensorFile:
         except FileNotFoundError:
             raise StoreError(f"there is no file {path}", todo="run what writes it first") from None
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise StoreError(f"{path} is damaged ({error})", todo="remove it and run again, which makes it anew") from None
+            raise StoreError(
+                f"{path} is damaged ({error})", todo="remove it and run again, which makes it anew"
+            ) from None
 
     @property
     def names(self) -> list[str]:
