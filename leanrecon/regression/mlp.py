@@ -7,6 +7,7 @@ leaves of the train rows when each is predicted from all others, and is added to
 """
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ from leanrecon.regression.checkpoint import Folder, History, load_weights, weigh
 from leanrecon.regression.coding import Coding, code, target_moments
 from leanrecon.regression.estimator import checked_train
 from leanrecon.regression.mlp_plan import NetworkPlan, NetworkShapes, plan_network
-from leanrecon.regression.network import residual_mlp
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
@@ -217,11 +217,11 @@ class StreamingMLP(Trained):
             changed["alpha"] = self.alpha_  # as it was chosen
         other = StreamingMLP(**self.get_params() | changed)
         order = paired_at_random(self.betas_.shape[0], seed, within_panels=self.head == "full")
-        other._one_dimensional, other._coding_at = self._one_dimensional, self._coding_at
+        other._one_dimensional, other._shared = self._one_dimensional, self._head
         return other._fit(self.betas_, self.targets_, self._groups, self._test_rows, order)
 
-    _coding_at: Path | None = None
-    """The folder with the targets' coordinates, where it is that of another training."""
+    _shared: Components | EveryTarget | None = None
+    """The targets as another training learned them."""
 
     def _fit(
         self, betas: Matrix, targets: Matrix, groups: Sequence[Any] | None, test_rows: int, order: Array | None
@@ -240,21 +240,23 @@ class StreamingMLP(Trained):
                 todo="lower regression.batch_size",
             )
         self._held = held
-        plan = self._require("training the network")
+        plan = self._planned()
         with contextlib.ExitStack() as stack:
             at = Path(self.folder or stack.enter_context(tempfile.TemporaryDirectory(dir=self.scratch)))
             self._learn(at, learned, plan)
         return self
 
-    def _require(self, what: str, *, phases: Sequence[str] = ()) -> NetworkPlan:
-        """Plan, and raise BudgetError with the phase that takes the most where the budget is too small."""
-        import sys
-
+    def _planned(self) -> NetworkPlan:
+        """The plan; raises BudgetError with the phase that takes the most where the budget is too small."""
         budget = MemoryBudget.of(self.budget)
-        plan = plan_network(self._shapes(), budget.free, torch_held="torch" in sys.modules)
-        work = max(plan.phases[name] for name in phases) if phases else plan.work
-        self.projected_ = budget.require(f"{self.label}: {what}" + ("" if phases else f" ({plan.largest})"), work)
+        plan = plan_network(self._shapes(self._test_rows), budget.free, torch_held="torch" in sys.modules)
+        self.projected_ = budget.require(f"{self.label}: training the network ({plan.largest})", plan.work)
         return plan
+
+    def _require_for_predictions(self, rows: int, held: int) -> None:
+        budget = MemoryBudget.of(self.budget)
+        plan = plan_network(self._shapes(rows), budget.free - held, torch_held=True)
+        budget.require(f"{self.label}: predicting", plan.phases["predictions"] + held)
 
     def _learn(self, at: Path, learned: Array, plan: NetworkPlan) -> None:
         made_of = self._made_of()
@@ -265,18 +267,10 @@ class StreamingMLP(Trained):
         if self.left_out_ == self.betas_.shape[1]:
             raise InputError(f"none of the {self.left_out_} voxels varies over the {self.betas_.shape[0]} train rows")
         self._train = Centred(self.betas_, self.moments_, scale=self.standardize)
-        self._coding_at = self._coding_at or (at if self.folder else None)
-        self._head = self._coded(self._coding_at or at, plan)
+        self._head = self._shared or self._coded(at, plan)
         self.alpha_, self._offset = self._left_by_ridge(at)
         with own_random_numbers(self.seed):
-            self.network_ = residual_mlp(
-                self._shapes().inputs if self.inputs == "betas" else self._head.outputs,
-                self._head.outputs,
-                hidden=self.hidden,
-                blocks=self.blocks,
-                dropout=self.dropout,
-                zero_head=self.skip == "ridge",
-            )
+            self.network_ = self._new_network()
             self.waited_ = 0.0
             if known is not None:
                 load_weights(self.network_, known)
@@ -371,14 +365,14 @@ class StreamingMLP(Trained):
         """What a matrix holds, where a folder outlives this process; arrays are read once for it."""
         return contents(matrix) if self.folder else ""
 
-    def _shapes(self) -> NetworkShapes:
+    def _shapes(self, test_rows: int) -> NetworkShapes:
         betas, targets = self.betas_, self.targets_
         wide = self._dtype == np.float64
         y_scratch = 0 if isinstance(targets, StoreMatrix) else targets.scratch_nbytes
         if targets.dtype != self._dtype:
             y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize
         return NetworkShapes(
-            betas.shape[0], betas.shape[1], self._test_rows, targets.shape[1], self.hidden, self.blocks, self.batch_size,
+            betas.shape[0], betas.shape[1], test_rows, targets.shape[1], self.hidden, self.blocks, self.batch_size,
             self.window, self.components if self.head == "pca" else None, self.validation, targets.block,
             betas.tile_nbytes, targets.tile_nbytes, betas.scratch_nbytes, y_scratch, 8 if wide else 4,
             skip=self.skip == "ridge", from_ridge=self.inputs == "ridge", loo=self.alpha == "loo",

@@ -9,9 +9,10 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.batches import Held, Source, take
+from leanrecon.regression.checkpoint import weights_of
 from leanrecon.regression.estimator import Regressor, checked_test, is_lazy
 from leanrecon.regression.hat import converted, refuse_nan_rows
-from leanrecon.regression.mlp_plan import NetworkPlan
+from leanrecon.regression.network import residual_mlp
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
@@ -35,6 +36,8 @@ class Trained(Regressor):
     restandardize: Kind
     inputs: str
     hidden: int
+    blocks: int
+    dropout: float
     budget: str | int | MemoryBudget | None
     seed: int
     scratch: str | Path | None
@@ -53,10 +56,35 @@ class Trained(Regressor):
     _held: Array
     _device: str
     _one_dimensional: bool
-    _test_rows: int
 
-    def _require(self, what: str, *, phases: Sequence[str] = ()) -> NetworkPlan:
+    def _require_for_predictions(self, rows: int, held: int) -> None:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if "network_" in state:  # its class is made with it, and a pickle holds names of classes alone
+            state["network_"] = weights_of(self.network_)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "network_" in state:
+            import torch
+
+            network = self._new_network()
+            network.load_state_dict({name: torch.from_numpy(a) for name, a in state["network_"].items()})
+            self.network_ = network.to(self._device).eval().requires_grad_(False)
+
+    def _new_network(self) -> Any:
+        """The network before it has learned, with weights from PyTorch's present seed."""
+        return residual_mlp(
+            self._head.outputs if self.inputs == "ridge" else self.n_features_in_,
+            self._head.outputs,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            dropout=self.dropout,
+            zero_head=self.alpha_ is not None,
+        )
 
     def predict(self, X: Any) -> Array:
         """Predictions for test betas ``X`` [m, p], as an array [m, t] (or [m], if the targets were)."""
@@ -90,8 +118,7 @@ class Trained(Regressor):
         wanted = range(len(column_blocks(targets))) if wanted is None else wanted
         if not len(wanted):
             return
-        self._test_rows = test.shape[0]
-        self._require("predicting", phases=["predictions"])
+        self._require_for_predictions(test.shape[0], held)
         together = self.restandardize == "transductive"
         ridge = None if self.alpha_ is None else self._ridge(self.alpha_)
         for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):

@@ -40,11 +40,18 @@ def test_a_mixture_of_train_targets_stands_for_predicted_coordinates(n, t):
     Y = targets_of(n, t, far=50.0)
     found = coded(Y, 12)
     predicted = np.random.default_rng(1).standard_normal((7, 12))
-    mean, U, s, V = Y.mean(axis=0, dtype=np.float64), *np.linalg.svd(Y - Y.mean(axis=0, dtype=np.float64), full_matrices=False)
+    mean, U, s, V = (
+        Y.mean(axis=0, dtype=np.float64),
+        *np.linalg.svd(Y - Y.mean(axis=0, dtype=np.float64), full_matrices=False),
+    )
     signs = np.sign((found.coordinates * U[:, :12]).sum(axis=0))
     expected = mean + (predicted * signs * s[:12] / np.sqrt(n)) @ V[:12]
-    np.testing.assert_allclose(mixing(predicted, found.coordinates, mean=True) @ Y.astype(np.float64), expected, atol=2e-3)
-    np.testing.assert_allclose(mixing(predicted, found.coordinates, mean=False) @ Y.astype(np.float64), expected - mean, atol=2e-3)
+    np.testing.assert_allclose(
+        mixing(predicted, found.coordinates, mean=True) @ Y.astype(np.float64), expected, atol=2e-3
+    )
+    np.testing.assert_allclose(
+        mixing(predicted, found.coordinates, mean=False) @ Y.astype(np.float64), expected - mean, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize(("n", "t"), FORMS)

@@ -14,7 +14,9 @@ def by_hand(x, w, blocks):
 
     def norm(h, name):
         centred = h - h.mean(axis=1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return (
+            centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
 
     def gelu(h):
         return h / 2 * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
@@ -92,5 +94,7 @@ def test_the_contrastive_loss_compares_in_the_units_of_the_targets():
     spread = torch.tensor([3.0, 1.0, 0.5, 0.1])
     found = loss_of("softclip", spread, temperature=0.2, contrast=0.7)(p, t).item()
     error = float(((p - t) ** 2).mean())
-    assert found == pytest.approx(error + 0.7 * soft_clip_by_hand((p * spread).numpy(), (t * spread).numpy(), 0.2), rel=1e-5)
+    assert found == pytest.approx(
+        error + 0.7 * soft_clip_by_hand((p * spread).numpy(), (t * spread).numpy(), 0.2), rel=1e-5
+    )
     assert loss_of("mse", spread, temperature=0.2, contrast=0.7)(p, t).item() == pytest.approx(error, rel=1e-6)
