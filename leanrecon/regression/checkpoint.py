@@ -14,7 +14,7 @@ import numpy as np
 
 from leanrecon.errors import StoreError
 from leanrecon.stores.fingerprint import differences
-from leanrecon.stores.tensors import TensorFile, write_tensors
+from leanrecon.weights.tensors import TensorFile, write_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from leanrecon.progress import Progress
 from leanrecon.regression.batches import Batches
 from leanrecon.regression.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
 from leanrecon.regression.network import loss_of
-from leanrecon.stores.tensors import TensorFile
+from leanrecon.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.errors import StoreError
+from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
 from leanrecon.stores.files import write_whole
+from leanrecon.weights.safetensors import header_of, read_header
 
 Array = np.ndarray[Any, Any]
 
 _TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 _READ = 1 << 24  # bytes that are checked at once
 
 
@@ -27,20 +26,16 @@ def write_tensors(path: Path, arrays: Mapping[str, Array], record: Mapping[str, 
 
     Nothing is copied but what is not contiguous.
     """
-    header: dict[str, Any] = {}
-    digest, offset = hashlib.sha256(), 0
     flat = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        stop = offset + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, stop]}
-        offset = stop
-        digest.update(flat[name].data)
+    digest = hashlib.sha256()
+    for data in flat.values():
+        digest.update(data.data)
     told = {"record": json.dumps(record, sort_keys=True, allow_nan=False), "sha256": digest.hexdigest()}
-    text = json.dumps({"__metadata__": told, **header}).encode()
-    text += b" " * (-len(text) % 8)
+    tables = {name: (_NAMES[array.dtype], array.shape, array.nbytes) for name, array in arrays.items()}
+    start = header_of(tables, told)
 
     def write(file: Any) -> None:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(start)
         for data in flat.values():
             file.write(data.data)
 
@@ -55,24 +50,19 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.exists():
+            raise StoreError(f"there is no file {path}", todo="run what writes it first")
         try:
+            self._entries, told = read_header(path)
+            self.record: dict[str, Any] = json.loads(told["record"])
+            digest = hashlib.sha256()
             with path.open("rb") as file:
-                length = struct.unpack("<Q", file.read(8))[0]
-                if length > _HEADER_LIMIT:
-                    raise ValueError("its header is too long")
-                header = json.loads(file.read(length))
-                told = header.pop("__metadata__")
-                self.record: dict[str, Any] = json.loads(told["record"])
-                self._entries: dict[str, Any] = header
-                self._start = 8 + length
-                digest = hashlib.sha256()
-                while block := file.read(_READ):
+                file.seek(min((entry.start for entry in self._entries.values()), default=0))
+                while self._entries and (block := file.read(_READ)):
                     digest.update(block)
             if digest.hexdigest() != told["sha256"]:
                 raise ValueError("it does not match its checksum")
-        except FileNotFoundError:
-            raise StoreError(f"there is no file {path}", todo="run what writes it first") from None
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path} is damaged ({error})", todo="remove it and run again, which makes it anew"
             ) from None
@@ -84,7 +74,7 @@ class TensorFile:
     def read(self, name: str, out: Array | None = None) -> Array:
         """One array, in pages of its own or in ``out`` (contiguous, of its type and shape)."""
         entry = self._entries[name]
-        dtype, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = _TYPES[entry.dtype], entry.shape
         if out is None:
             out = buffer(shape, dtype)
         if out.dtype != dtype or out.shape != shape:
@@ -92,7 +82,7 @@ class TensorFile:
         if not prod(shape):
             return out
         with self.path.open("rb") as file:
-            file.seek(self._start + entry["data_offsets"][0])
+            file.seek(entry.start)
             view = out.reshape(-1).view(np.uint8).data
             while view:
                 n = file.readinto(view)

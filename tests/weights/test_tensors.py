@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from leanrecon.errors import StoreError
-from leanrecon.stores.tensors import TensorFile, write_tensors
+from leanrecon.weights.tensors import TensorFile, write_tensors
 
 ARRAYS = {
     "a": np.arange(12, dtype=np.float32).reshape(3, 4),
