@@ -20,10 +20,12 @@ RESAMPLES = 2000
 
 METHODS = {
     "ridge": None,
-    "network alone": {"skip": "none", "dropout": 0.5, "hidden": 512, "blocks": 1, "epochs": 60},
-    "network beside ridge": {"dropout": 0.8, "hidden": 512, "blocks": 1, "epochs": 40},
-    "network on ridge's predictions": {"inputs": "ridge", "dropout": 0.8, "hidden": 2048, "blocks": 0, "noise": 0.0,
-                                       "voxel_dropout": 0.0, "epochs": 60},
+    "network alone": {"skip": "none", "hidden": 512, "blocks": 1, "epochs": 40, "whiten": False},
+    "network beside ridge": {"hidden": 512, "blocks": 1, "epochs": 40, "whiten": False},
+    "network on ridge's predictions": {
+        "inputs": "ridge", "hidden": 512, "blocks": 1, "epochs": 40, "whiten": False, "noise": 0.0, "voxel_dropout": 0.0,
+        "validation": 0.2, "patience": 20,
+    },
 }  # fmt: skip
 
 

@@ -19,6 +19,9 @@ TORCH_NBYTES = 225_000_000
 STEPPING = 60_000_000
 """Bytes of kernels, threads and the heap's gaps while networks are trained: 25 to 50 MB measured on two cores."""
 
+LAPACK_NBYTES = 32_000_000
+"""What a decomposition of order 8859 took beyond its matrices."""
+
 LAYERS = 6
 """Arrays of [batch, hidden] that a block keeps for its gradient."""
 
@@ -166,7 +169,7 @@ def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int
         found = {
             "moments": 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch,
             "Gram matrix of the targets": held + own.slabs,
-            "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0),
+            "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0) + LAPACK_NBYTES,
             "coordinates of the targets": kept + square + taken,
         }
         return {name: WORKSPACE + 8 * shapes.t * 4 + work for name, work in found.items()}
