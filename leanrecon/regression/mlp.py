@@ -23,7 +23,7 @@ from leanrecon.regression.batches import Batches, Held, Source, paired_at_random
 from leanrecon.regression.checkpoint import Folder, History, load_weights, weights_of
 from leanrecon.regression.coding import Coding, code, target_moments
 from leanrecon.regression.estimator import checked_train
-from leanrecon.regression.mlp_plan import NetworkPlan, NetworkShapes, plan_network
+from leanrecon.regression.mlp_plan import NetworkPlan, NetworkShapes, beside_ridge, plan_network
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
@@ -327,7 +327,7 @@ class StreamingMLP(Trained):
         folder = Folder(at, {name: self._made_of()[name] for name in names}, overwrite=self.overwrite)
         if (found := folder.find("ridge")) is not None:
             return float(found.record["alpha"]), found.read("offset")
-        ridge = self._ridge(self.alpha)
+        ridge = self._ridge(self.alpha, beside_ridge(self.betas_.shape[0], TEST_ROWS))
         coordinates = self._head.coding.coordinates
         paired = coordinates if self._order is None else coordinates[self._order]
         offset = buffer(coordinates.shape, np.float32)

@@ -13,11 +13,15 @@ FLOAT = 4
 ADAMW = 16
 """Bytes a weight while it is trained: itself, its gradient and two moments, float32."""
 
-TORCH_NBYTES = 225_000_000
-"""Importing PyTorch (CPU) and accelerate, and their first step: 210 MB measured, of which 138 MB are the imports."""
+TORCH_NBYTES = 265_000_000
+"""Importing PyTorch (CPU) and accelerate (138 MB measured), and the kernels, threads and heap's gaps of training: up to
+110 MB more on two cores."""
 
-STEPPING = 60_000_000
-"""Bytes of kernels, threads and the heap's gaps while networks are trained: 25 to 50 MB measured on two cores."""
+STEPPING = 100_000_000
+"""Of that, what training takes in a process that has imported them."""
+
+LAPACK_NBYTES = 32_000_000
+"""What a decomposition of order 8859 took beyond its matrices."""
 
 LAYERS = 6
 """Arrays of [batch, hidden] that a block keeps for its gradient."""
@@ -134,12 +138,13 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
         phases["moments"] = WORKSPACE + 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch
     phases["moments of betas"] = WORKSPACE + 2 * shapes.x_tile + 8 * shapes.p * 8 + shapes.scratch + shapes.coordinates
     if shapes.skip:
-        ridge = ridge_plan(shapes, free - shapes.coordinates)
-        beside = shapes.coordinates + TEST_ROWS * shapes.n * FLOAT
+        beside = shapes.coordinates + beside_ridge(shapes.n, TEST_ROWS)
+        ridge = ridge_plan(shapes, free - beside)
         phases |= {f"ridge: {name}": work + beside for name, work in ridge.phases.items()}
         triangle = max(triangle, 0 if ridge.in_memory else ridge.triangle)
     phases["training"] = library + shapes.coordinates + _training(shapes)
-    phases["predictions"] = imported + shapes.coordinates + _predicting(shapes, free - imported)
+    held = imported + shapes.coordinates
+    phases["predictions"] = held + _predicting(shapes, free - held)
     adam = 3 * shapes.weights * FLOAT * 2  # while a checkpoint is replaced, both are there
     return NetworkPlan(phases, in_memory, pass_nbytes, adam + (0 if in_memory else triangle))
 
@@ -166,7 +171,7 @@ def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int
         found = {
             "moments": 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch,
             "Gram matrix of the targets": held + own.slabs,
-            "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0),
+            "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0) + LAPACK_NBYTES,
             "coordinates of the targets": kept + square + taken,
         }
         return {name: WORKSPACE + 8 * shapes.t * 4 + work for name, work in found.items()}
@@ -218,10 +223,12 @@ def _predicting(shapes: NetworkShapes, free: int) -> int:
         streaming += 2 * PANEL * shapes.block * 8
     work = hats + streaming
     if shapes.skip:
-        ridge = ridge_plan(shapes, free - held).phases
-        work = max(work + rows * shapes.n * ridge_itemsize(shapes), max(ridge.values()) + hats)
+        beside = hats + beside_ridge(shapes.n, min(m, TEST_ROWS))
+        ridge = ridge_plan(shapes, free - WORKSPACE - held - beside).phases
+        work = max(work + rows * shapes.n * shapes.ridge.itemsize, max(ridge.values()) + beside)
     return WORKSPACE + held + work
 
 
-def ridge_itemsize(shapes: NetworkShapes) -> int:
-    return shapes.ridge.itemsize
+def beside_ridge(n: int, rows: int) -> int:
+    """Bytes of a hat matrix of some rows in single precision, which the ridge's own plan does not know of."""
+    return rows * n * FLOAT

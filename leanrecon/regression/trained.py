@@ -12,6 +12,7 @@ from leanrecon.regression.batches import Held, Source, take
 from leanrecon.regression.checkpoint import weights_of
 from leanrecon.regression.estimator import Regressor, checked_test, is_lazy
 from leanrecon.regression.hat import converted, refuse_nan_rows
+from leanrecon.regression.mlp_plan import beside_ridge
 from leanrecon.regression.network import residual_mlp
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.plan import TEST_ROWS
@@ -120,7 +121,8 @@ class Trained(Regressor):
             return
         self._require_for_predictions(test.shape[0], held)
         together = self.restandardize == "transductive"
-        ridge = None if self.alpha_ is None else self._ridge(self.alpha_)
+        n, rows_at_once = self.targets_.shape[0], min(test.shape[0], TEST_ROWS)
+        ridge = None if self.alpha_ is None else self._ridge(self.alpha_, beside_ridge(n, 3 * rows_at_once))
         for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
             if isinstance(self._head, EveryTarget):
                 yield from self._through_head(rows, test, targets, wanted)
@@ -203,9 +205,11 @@ class Trained(Regressor):
         scale = self._offset.std(axis=0)
         return Held(offset / np.where(scale > 0, scale, 1))
 
-    def _ridge(self, alpha: Any) -> StreamingRidge:
+    def _ridge(self, alpha: Any, beside: int) -> StreamingRidge:
+        """The ridge, within what the budget leaves to it when ``beside`` bytes more are taken."""
+        budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
-            alpha, standardize=self.standardize, alphas=self.alphas, budget=self.budget, seed=self.seed,
+            alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved, budget.required), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
         return ridge.fit(self.betas_, self.targets_)

@@ -187,7 +187,7 @@ def test_predictions_fill_only_the_blocks_that_a_store_lacks(study, tmp_path):
         fitted.predict_into(T[1:], store)
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -209,7 +209,7 @@ class StopsAfter(Progress):
     def advance(self, n):
         self.left -= n
         if self.left < 0:
-            raise Stop
+            raise StoppedError
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(study, tmp_path, h
     for steps in (0, 1, 4, 11, 2):
         try:
             StreamingMLP(**how, folder=stopped, progress=StopsAfter(steps)).fit(X, Y)
-        except Stop:
+        except StoppedError:
             assert (stopped / "checkpoint.safetensors").exists() or steps == 0
     fitted = StreamingMLP(**how, folder=stopped).fit(X, Y)
     for name in {path.name for path in (tmp_path / "whole").iterdir()}:
@@ -261,7 +261,7 @@ def test_another_setting_refuses_what_was_trained_by_its_name(study, tmp_path, c
     if left == "network":
         StreamingMLP(**how, folder=tmp_path / "a").fit(X, Y)
     else:
-        with pytest.raises(Stop):
+        with pytest.raises(StoppedError):
             StreamingMLP(**how, folder=tmp_path / "a", progress=StopsAfter(5)).fit(X, Y)
     change = dict(change)
     if change.pop("betas", False):
