@@ -87,8 +87,23 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
     settings, base_dir = _settings(source, sets, memory)
     from leanrecon.pipeline import STAGES
     from leanrecon.plan import plan_study, show
+    from leanrecon.wanted import missing
 
-    show(plan_study(settings, base_dir=base_dir, until=_stage(until, STAGES)), settings.general.memory)
+    last = _stage(until, STAGES)
+    stages = plan_study(settings, base_dir=base_dir, until=last)
+    show(stages, settings.general.memory, missing(settings, last))
+
+
+@app.command("fetch-weights")
+def fetch_weights(source: Source, sets: Sets = None) -> None:
+    """Fetch the weights that settings name, once: only the files that are needed, resumed and checked."""
+    settings, _ = _settings(source, sets, None)
+    from leanrecon.wanted import wanted
+    from leanrecon.weights.fetch import fetch_all
+
+    wants = wanted(settings)
+    fetch_all(wants, _progress())
+    typer.echo("all weights are here" if wants else "these settings name no weights")
 
 
 @app.command()

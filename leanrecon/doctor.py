@@ -14,6 +14,7 @@ from leanrecon.errors import InputError, LeanreconError
 from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
 from leanrecon.plan import plan_study
 from leanrecon.settings import read_settings, recipes
+from leanrecon.wanted import NOT_HERE, missing
 
 LIBRARIES = {
     "numpy": "", "scipy": "", "scikit-learn": "", "zarr": "", "h5py": "", "pillow": "",
@@ -69,14 +70,22 @@ def needs(memory: str | None = None) -> Iterator[Need]:
     """What each recipe that comes with leanrecon needs, and whether it fits here."""
     free = shutil.disk_usage(Path.cwd()).free
     for name in recipes():
+        lacking = ""
         try:
             settings, base_dir = read_settings(name, memory=memory)
+            if missing(settings):
+                lacking = f"lacks weights: `leanrecon fetch-weights {name}` brings them"
             if str(settings.dataset.model_dump().get("root", "")).startswith("s3://"):  # no waiting for a network
-                yield Need(name, missing=f"is fetched: `leanrecon plan {name}` asks how much")
+                asks = f"is fetched: `leanrecon plan {name}` asks how much"
+                yield Need(name, missing="; ".join(filter(None, (asks, lacking))))
                 continue
             stages = plan_study(settings, base_dir=base_dir)
         except LeanreconError as error:
-            yield Need(name, missing=f"{error.found}; see `leanrecon plan {name}`")
+            said = "" if error.found.startswith(NOT_HERE) else f"{error.found}; see `leanrecon plan {name}`"
+            yield Need(name, missing="; ".join(filter(None, (said, lacking))))
+            continue
+        if lacking:
+            yield Need(name, missing=lacking)
             continue
         peak = max(stage.memory for stage in stages)
         disk = sum(stage.disk for stage in stages) + max(stage.scratch for stage in stages)

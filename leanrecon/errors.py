@@ -45,5 +45,12 @@ class StoreError(LeanreconError, OSError):
         return str(self.args[0])
 
 
+class NetworkError(LeanreconError):
+    """A server that can't be reached, that keeps failing, or that has something else than it is asked for.
+
+    No OSError, which would be taken for one of the disk that is written to.
+    """
+
+
 class LeanreconWarning(UserWarning):
     """Something that a user should know about a result that is otherwise fine."""

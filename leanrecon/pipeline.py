@@ -33,6 +33,7 @@ from leanrecon.stores.images import image_shape
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study import Study
 from leanrecon.variants import Variant, variants
+from leanrecon.wanted import require_weights
 
 NO_IMAGES = "there are no images to take features from"
 STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
@@ -74,6 +75,7 @@ class Pipeline:
             )
         if until != "dataset" and not self.settings.dataset.has_images:
             raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
+        require_weights(self.settings, until)
         if until not in STAGES[:3]:
             _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):

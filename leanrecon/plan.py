@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from leanrecon.regression.restandardise import LOO_ROWS
 from leanrecon.settings import Settings
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.matrix import PANEL
+from leanrecon.wanted import BRINGS, require_weights, told
+from leanrecon.weights.fetch import Want
 
 _FLOAT = 4  # bytes
 
@@ -64,6 +66,7 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
     ]
     last = STAGES.index(until)
     if last >= STAGES.index("features"):
+        require_weights(settings, until, planned=True)
         stages += _features(settings, arrays, chunk, budget)
     if last >= STAGES.index("regression"):
         budget = _after(budget, _staying(_spaces(settings), _shape(arrays)))
@@ -209,8 +212,8 @@ def _split(arrays: DatasetPlan) -> tuple[int, int]:
     return arrays.n_train + arrays.n_test - m, m
 
 
-def show(stages: list[PlannedStage], memory: str | None) -> None:
-    """Print the plan as a table, with what is allowed."""
+def show(stages: list[PlannedStage], memory: str | None, lacking: Sequence[Want] = ()) -> None:
+    """Print the plan as a table, with what is allowed, and the weights that are lacking."""
     from rich.console import Console
     from rich.table import Table
 
@@ -234,3 +237,5 @@ def show(stages: list[PlannedStage], memory: str | None) -> None:
         console.print(
             f'too little memory is allowed; "{-(-(most.memory + SPARE) // 1_000_000)}MB" would do', highlight=False
         )
+    if lacking:
+        console.print(f"{told(lacking)}; {BRINGS}", highlight=False, markup=False)

@@ -1,18 +1,16 @@
 """What a study keeps of its runs: who holds it, what every stage took, and whether it is one of ours."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.stores import Store, files
-from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import read_json, write_json
+from leanrecon.stores.hold import held
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study import Study
 
@@ -87,26 +85,6 @@ def is_complete(path: Path) -> bool:
     return Pictures.there(path) and Pictures.open(path, incomplete=True).complete
 
 
-@contextlib.contextmanager
-def only_run(root: Path) -> Iterator[None]:
+def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a study's folder against a second run at the same time; the hold ends with the process, however it ends."""
-    with explained_disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"another run is at work in {root}", todo="wait for it, or choose another --study"
-            ) from None
-        except OSError:  # a file system without locks, as some mounted drives are
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+    return held(root, "another run", "wait for it, or choose another --study")

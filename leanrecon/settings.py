@@ -16,11 +16,13 @@ from leanrecon.errors import SettingsError
 from leanrecon.evaluation.settings import EvaluateSettings
 from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
-from leanrecon.paths import located
+from leanrecon.paths import find
 from leanrecon.refinement.settings import RefineSettings
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
+from leanrecon.weights.folders import cached_file
+from leanrecon.weights.published import FILES
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -110,13 +112,22 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     settings = check_settings(tables)
     spaces = {name: _located(space, base_dir) for name, space in settings.features.items()}
     refine = _located(settings.refine, base_dir)
-    return replace(settings, features=spaces, refine=refine), base_dir
+    dataset = settings.dataset
+    if (captions := getattr(dataset, "captions", None)) in FILES and find(captions, base_dir) is None:
+        dataset = dataset.model_copy(update={"captions": _found(captions, base_dir)})
+    return replace(settings, features=spaces, refine=refine, dataset=dataset), base_dir
 
 
 def _located(space: Model, base_dir: Path) -> Model:
     """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
     given = {key: getattr(space, key, None) for key in WEIGHTS}  # else a name in the cache of weights
-    return space.model_copy(update={key: located(text, base_dir) for key, text in given.items() if text})
+    return space.model_copy(update={key: _found(text, base_dir) for key, text in given.items() if text})
+
+
+def _found(text: str, base_dir: Path) -> str:
+    """The whole path of what a setting names: from here, from ``base_dir``, or among fetched files; else the text."""
+    path = find(text, base_dir) or cached_file(text)
+    return text if path is None else str(path.absolute())
 
 
 def find_settings(source: str | Path) -> Path:

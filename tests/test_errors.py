@@ -4,9 +4,9 @@ import re
 import pytest
 
 from leanrecon import errors
-from leanrecon.errors import BudgetError, InputError, LeanreconError, SettingsError, StoreError
+from leanrecon.errors import BudgetError, InputError, LeanreconError, NetworkError, SettingsError, StoreError
 
-KINDS = [LeanreconError, InputError, SettingsError, BudgetError, StoreError]
+KINDS = [LeanreconError, InputError, SettingsError, BudgetError, StoreError, NetworkError]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from leanrecon.datasets.ranges import Found, RangeFile, Source, Traffic, changed
-from leanrecon.errors import InputError, LeanreconError, SettingsError
+from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError
 
 CONNECTIONS = 32
 """Requests that are under way at once."""
@@ -28,13 +28,6 @@ LONGEST = 16.0
 _PIECE = 256 * 1024  # bytes read at once: what a connection that breaks can cost
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
-
-
-class NetworkError(LeanreconError):
-    """A server that can't be reached, or that keeps failing.
-
-    No OSError, which would be taken for one of the disk that is written to.
-    """
 
 
 class Bucket(Source):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanrecon.errors import InputError
+from leanrecon.weights.pieces import LORA_FILES
 from leanrecon.weights.safetensors import Entry, MappedWeights, read_header
 
 if TYPE_CHECKING:
@@ -90,10 +91,9 @@ def read_lora(path: Path, targets: Mapping[str, Entry], *, scale: float = 1.0) -
 
 def _file_of(path: Path) -> Path:
     if path.is_dir():
-        known = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-        found = [path / name for name in known if (path / name).exists()] or sorted(path.glob("*.safetensors"))
-        if len(found) != 1 and not (found and found[0].name in known):
-            raise InputError(f"{path} holds {len(found)} files of weights", expected=f"one, such as {known[0]}")
+        found = [path / name for name in LORA_FILES if (path / name).exists()] or sorted(path.glob("*.safetensors"))
+        if len(found) != 1 and not (found and found[0].name in LORA_FILES):
+            raise InputError(f"{path} holds {len(found)} files of weights", expected=f"one, such as {LORA_FILES[0]}")
         return found[0]
     return path
 

@@ -22,8 +22,9 @@ _UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
 class explained_disk_errors:
     """Turns a full disk, a read-only folder, or a path that can't be written into a StoreError with what to do."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "--study") -> None:
         self.path = path
+        self.setting = setting
 
     def __enter__(self) -> None:
         return None
@@ -41,7 +42,7 @@ class explained_disk_errors:
         forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise StoreError(
             f"{self.path} can't be written: {error.strerror or error}",
-            todo="choose a folder you may write to with --study" if forbidden else "check the path",
+            todo=f"choose a folder you may write to with {self.setting}" if forbidden else "check the path",
         ) from error
 
 

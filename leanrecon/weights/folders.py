@@ -8,7 +8,9 @@ code when it is opened.
 import contextlib
 import importlib.util
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +25,49 @@ SHOWN = 6
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-_STEMS = ("model", "diffusion_pytorch_model")  # as transformers and as diffusers name weights
+STEMS = ("model", "diffusion_pytorch_model")  # as transformers and as diffusers name weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_ARITHMETIC = ("architectures", "transformers_version", "torch_dtype", "dtype")  # in a config.json
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 # Finding
+
+
+def cache_folder() -> Path:
+    """Where fetched files go that are no models in Hugging Face's cache: ``$LEANRECON_CACHE``, or the user's cache."""
+    if chosen := os.environ.get("LEANRECON_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leanrecon"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "leanrecon"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanrecon"
+
+
+def converted_folder(name: str) -> Path:
+    """Where a model of this name on the hub is kept whose weights are published as pickles only, converted."""
+    return cache_folder() / "models" / name.replace("/", "--")
+
+
+def cached_file(name: str) -> Path | None:
+    """The file of this bare name in the cache of fetched files, if it is there."""
+    path = cache_folder() / name
+    return path if name and Path(name).name == name and path.is_file() else None
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of a model that was fetched by its name on the hub, if it is here."""
+    if not HUB_NAME.fullmatch(name):
+        return None
+    if (folder := converted_folder(name)).is_dir():
+        return folder
+    if importlib.util.find_spec("huggingface_hub"):
+        from huggingface_hub import snapshot_download
+
+        with contextlib.suppress(OSError, ValueError):  # what is not in the cache, or no name at all
+            return Path(snapshot_download(name, local_files_only=True))
+    return None
 
 
 def find_model(name: str, setting: str) -> Path:
@@ -40,11 +78,8 @@ def find_model(name: str, setting: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if HUB_NAME.fullmatch(name) and importlib.util.find_spec("huggingface_hub"):
-        from huggingface_hub import snapshot_download
-
-        with contextlib.suppress(OSError, ValueError):  # what is not in the cache, or no name at all
-            return Path(snapshot_download(name, local_files_only=True))
+    if (found := cached_model(name)) is not None:
+        return found
     raise InputError(
         f"there is no folder {name}, and Hugging Face's cache has no model of that name",
         expected="a folder with config.json and .safetensors, as transformers and diffusers write it",
@@ -133,7 +168,7 @@ class Weights:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    for stem in _STEMS:
+    for stem in STEMS:
         if (whole := folder / f"{stem}.safetensors").is_file():
             return (whole,)
         if (index := folder / f"{stem}.safetensors.index.json").is_file():
@@ -143,7 +178,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
             return tuple(folder / name for name in names)
         if (half := folder / f"{stem}.fp16.safetensors").is_file():
             return (half,)
-    expected = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    expected = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES):
         raise InputError(
             f"{folder} has its weights in {pickles[0]} only, and leanrecon opens no file that can run code",

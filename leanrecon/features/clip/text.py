@@ -15,6 +15,7 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.folders import part_of, read_config
+from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS
 from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
@@ -28,9 +29,6 @@ AT_ONCE_ON_GPU = 64
 
 TOKENIZER_NBYTES = 30_000_000
 """CLIP's vocabulary of 49,408 and its merges, in the tokenizer."""
-
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_SPECIAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class CLIPTextSettings(CLIPSettings):
@@ -134,9 +132,9 @@ class CLIPText(CLIPSpace):
     def _tokenizer_files(self) -> tuple[Path, ...]:
         """The files that decide how captions become tokens."""
         for folder in (self._root / "tokenizer", self._root, self._root / "../tokenizer"):
-            for names in _TOKENIZERS:
+            for names in TOKENIZERS:
                 if all((folder / name).is_file() for name in names):
-                    return tuple(folder / name for name in (*names, *_SPECIAL) if (folder / name).is_file())
+                    return tuple(folder / name for name in (*names, *SPECIAL_TOKENS) if (folder / name).is_file())
         raise InputError(
             f"{self._root} has no tokenizer",
             expected="tokenizer.json, or vocab.json and merges.txt, in it or in its folder tokenizer",
@@ -158,9 +156,9 @@ class CLIPText(CLIPSpace):
 
 def _tokenizer_content(files: Sequence[Path]) -> dict[str, Any]:
     """All that decides how captions become tokens: contents of files, and of the config what is no path or name."""
-    content: dict[str, Any] = {path.name: file_content(path) for path in files if path.name != _SPECIAL[0]}
+    content: dict[str, Any] = {path.name: file_content(path) for path in files if path.name != SPECIAL_TOKENS[0]}
     for path in files:
-        if path.name == _SPECIAL[0]:
+        if path.name == SPECIAL_TOKENS[0]:
             config = {k: v for k, v in read_config(path).items() if k.endswith("_token") or k == "do_lower_case"}
             content[path.name] = fingerprint(config)
     return content

@@ -13,6 +13,7 @@ from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, import
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.weights.folders import part_of
+from leanrecon.weights.pieces import PROCESSORS
 from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
@@ -24,7 +25,6 @@ image of one core with ViT-L/14, 2.5 s eight at a time."""
 
 AT_ONCE_ON_GPU = 32
 
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _PROCESSOR_FOLDERS = (
     "image_feature_extractor",
     "feature_extractor",
@@ -117,10 +117,10 @@ class CLIPVision(CLIPSpace):
     @functools.cached_property
     def _preprocessing(self) -> Preprocessing:
         folders = [self._root / part for part in _PROCESSOR_FOLDERS]
-        folder = next((f for f in folders if any((f / name).is_file() for name in _PROCESSORS)), None)
+        folder = next((f for f in folders if any((f / name).is_file() for name in PROCESSORS)), None)
         if folder is None:
             raise InputError(
-                f"{self._root} has no {_PROCESSORS[0]}",
+                f"{self._root} has no {PROCESSORS[0]}",
                 expected="how images are resized and normalised, in it or in its folder feature_extractor",
                 todo=AGAIN,
             )

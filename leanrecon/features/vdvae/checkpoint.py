@@ -1,7 +1,5 @@
 """VDVAE weights from files: checked against the config name by name, held once, and never run as code."""
 
-import importlib.util
-import re
 import shutil
 import uuid
 import zipfile
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leanrecon.errors import InputError, LeanreconError, SettingsError
+from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
 from leanrecon.memory import buffer
 from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.weights.pickles import open_checkpoint, require
 from leanrecon.weights.safetensors import Precision, reserved
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def require_file(path: Path) -> None:
         raise InputError(
             f"there is no file {path}",
             expected="VDVAE weights (.th or .safetensors)",
-            todo="set checkpoint to its path",
+            todo="set checkpoint to its path, or run `leanrecon fetch-weights RECIPE`, which brings the published file",
         )
 
 
@@ -99,7 +98,7 @@ def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[st
     source, target = Path(checkpoint).expanduser(), Path(safetensors_path).expanduser()
     if target.suffix != ".safetensors":
         raise SettingsError(f"{target} is to hold safetensors", expected="a name that ends in .safetensors")
-    _require("safetensors", "safetensors")
+    require("safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in _checked(source, config).items()}
     from safetensors.torch import save_file
 
@@ -116,7 +115,7 @@ def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[st
 
 def _checked(path: Path, config: VDVAEConfig) -> "dict[str, Tensor]":
     """All tensors of a file, in the config's order, once names, shapes and numbers are found to be right."""
-    _require("torch", "PyTorch")
+    require("torch")
     found: dict[str, Any] = {}
     doubled = []
     for key, value in _opened(path).items():
@@ -166,43 +165,5 @@ def _listed(names: list[str], what: str) -> list[str]:
 
 def _opened(path: Path) -> Mapping[Any, Any]:
     """The arrays of a file, mapped into memory where its format allows; nothing in it is run."""
-    import pickle
-
-    import torch
-
     require_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            _require("safetensors", "safetensors")
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if not (named := re.search(r"GLOBAL (\S+)", str(error))):
-            raise InputError(
-                f"{path} can't be read as weights: it is damaged, or something else", todo=_AGAIN
-            ) from None
-        raise InputError(
-            f"{path} holds more than weights ({named[1]}), and leanrecon runs no code that comes with them",
-            expected="a state_dict of tensors",
-            todo="take the file from its published source, or save only the tensors",
-        ) from None
-    except (LeanreconError, MemoryError):
-        raise
-    except Exception as error:  # what a damaged file makes of its reader has no common kind
-        raise InputError(f"{path} can't be read: {_first_line(error)}", todo=_AGAIN) from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds a {type(content).__name__}", expected="a state_dict: names and tensors")
-    return content
-
-
-def _require(package: str, name: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise SettingsError(
-            f"VDVAE weights need {name}, which is not installed", todo=f"install it with: pip install {package}"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return open_checkpoint(path, again=_AGAIN)

@@ -1,0 +1,95 @@
+"""Which weights and captions settings name, and which of them are not here."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from leanrecon.errors import InputError
+from leanrecon.settings import Settings
+from leanrecon.weights.fetch import Want, where
+from leanrecon.weights.folders import cache_folder
+from leanrecon.weights.pieces import Piece
+from leanrecon.weights.published import FILES
+
+BRINGS = "`leanrecon fetch-weights RECIPE_OR_FILE` brings them"
+
+NOT_HERE = "weights are not here"
+
+_TINY = (Piece("network", (".", "vae")),)
+
+_OF_FEATURES = {
+    ("vdvae", "checkpoint"): (),
+    ("clip-text", "model"): (Piece("network", ("text_encoder", ".")), Piece("tokenizer", ("tokenizer", "."))),
+    ("clip-vision", "model"): (
+        Piece("network", ("image_encoder", ".")),
+        Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
+    ),
+    ("autokl", "model"): (Piece("network", ("vae", ".")),),
+    ("autokl", "tiny"): _TINY,
+}
+"""What a kind of feature space takes of what one of its settings names."""
+
+_UNETS = {"versatile": ("image_unet", "text_unet")}
+"""Networks that denoise, where it is not one unet."""
+
+
+def wanted(settings: Settings) -> list[Want]:
+    """All that these settings name, each once; with captions only if they are published."""
+    every = [*_of_features(settings), *_of_refinement(settings)]
+    captions = _named(settings.dataset.model_dump().get("captions") or "")
+    if captions in FILES:
+        every.append(Want("dataset.captions", captions))
+    merged: dict[str, Want] = {}
+    for want in every:
+        known = merged.setdefault(want.name, want)
+        pieces = tuple(dict.fromkeys((*known.pieces, *want.pieces)))
+        named = known.setting if want.setting in known.setting.split(", ") else f"{known.setting}, {want.setting}"
+        merged[want.name] = Want(named, want.name, pieces)
+    return list(merged.values())
+
+
+def missing(settings: Settings, until: str = "evaluate") -> list[Want]:
+    """The weights that the stages up to ``until`` take and that are not here."""
+    features = () if until == "dataset" else _of_features(settings)
+    refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
+    return [want for want in (*features, *refinement) if where(want) is None]
+
+
+def require_weights(settings: Settings, until: str, *, planned: bool = False) -> None:
+    """Raise InputError that names all weights that are not here, and the command that fetches them.
+
+    Where a study is only ``planned``, it takes the folders of models alone: sizes of other networks stand in settings.
+    """
+    if lacking := [want for want in missing(settings, until) if want.pieces or not planned]:
+        raise InputError(told(lacking), todo=f"{BRINGS}, with the --set of this command; or set each to where it is")
+
+
+def told(lacking: Sequence[Want]) -> str:
+    """What is not here, with the settings that name it."""
+    return f"{NOT_HERE}: " + ", ".join(f"{want.name} ({want.setting})" for want in lacking)
+
+
+def _named(text: str) -> str:
+    """What a setting names: the file's own name, where it was found in the cache of fetched files."""
+    path = Path(text)
+    return path.name if path.parent == cache_folder() else text
+
+
+def _of_features(settings: Settings) -> Iterator[Want]:
+    for name, space in settings.features.items():
+        table = space.model_dump()
+        for (kind, key), pieces in _OF_FEATURES.items():
+            if table.get("kind") == kind and table.get(key):
+                yield Want(f"features.{name}.{key}", _named(table[key]), pieces)
+
+
+def _of_refinement(settings: Settings) -> Iterator[Want]:
+    refine = settings.refine
+    if refine.kind == "none":
+        return
+    networks = [*_UNETS.get(refine.kind, ("unet",)), *(() if refine.tiny_autoencoder else ("vae",))]
+    pieces = (*(Piece("network", (name,)) for name in networks), Piece("scheduler", ("scheduler",)))
+    yield Want("refine.base", refine.base, pieces)
+    if refine.lora:
+        yield Want("refine.lora", refine.lora, (Piece("lora", (".",)),))
+    if refine.tiny_autoencoder:
+        yield Want("refine.tiny_autoencoder", refine.tiny_autoencoder, _TINY)

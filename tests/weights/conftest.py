@@ -1,0 +1,33 @@
+import pytest
+from hub_server import serving
+
+from leanrecon.progress import Progress
+from leanrecon.weights import download
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Files and models on loopback, and little patience with them."""
+    monkeypatch.setattr(download, "PATIENCE", 0.001)
+    monkeypatch.setattr(download, "TIMEOUT", 5.0)
+    with serving() as started:
+        yield started
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def said():
+    return Said()
