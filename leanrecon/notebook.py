@@ -6,6 +6,7 @@
 import contextlib
 import ctypes
 import html
+import os
 import queue
 import re
 import shlex
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _TIME_LEFT = re.compile(r".+/s, \S+ left")
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 _BAR = 24  # characters
+_WIDTH = 110  # characters of a line
 
 
 class CommandError(LeanreconError):
@@ -57,6 +59,7 @@ def run(line: str) -> None:
     arguments = shlex.split(line)
     process = subprocess.Popen(
         [sys.executable, "-m", "leanrecon", *arguments],
+        env=_plain(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,6 +86,12 @@ def run(line: str) -> None:
         raise CommandError(
             f"`leanrecon {line}` {ended}", todo=f"{killed}see above; run all cells again to go on from here"
         )
+
+
+def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program that writes to no terminal: kernels ask for colours, which cells would show as codes."""
+    kept = {key: value for key, value in environment.items() if key not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    return kept | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(_WIDTH), "PYTHONUNBUFFERED": "1"}
 
 
 def _end_with_kernel() -> None:
