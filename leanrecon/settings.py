@@ -98,7 +98,8 @@ class Settings:
 def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
     """Read a settings file, or a recipe by its name; returns the settings and the folder that paths may start from.
 
-    ``overrides`` are ``section.key=value`` as on the command line, ``general`` keys outside of any table.
+    ``overrides`` are ``section.key=value`` as on the command line, where ``false`` leaves out a table, a path or a number
+    that is there; ``general`` keys outside of any table.
     """
     path = find_settings(source)
     try:
@@ -247,7 +248,12 @@ def _set(tables: dict[str, Any], override: str) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise SettingsError(f"--set {override}: {name} is a value, not a table")
-    table[names[-1]] = value
+    if value is False and not isinstance(table.get(names[-1], False), bool):
+        del table[names[-1]]  # a table, a path or a number is left out
+        if names[0] == "features" and isinstance(own := tables.get("regression"), dict):
+            own.pop(names[-1], None)  # and what is said of its regression
+    else:
+        table[names[-1]] = value
 
 
 def _is_size(text: str) -> str:

@@ -248,6 +248,44 @@ def test_every_recipe_is_described_and_valid():
         assert settings.tables() == check_settings(settings.tables()).tables()
 
 
+def test_false_leaves_out_what_is_there(tmp_path):
+    path = write(tmp_path / "a.toml", {"dataset": DATASET, "features": {"pca": {}, "pixels": {}}, "seed": 3})
+    settings, _ = read_settings(path, ["features.pixels=false", "seed=false"])
+    assert (list(settings.features), settings.general.seed) == (["pca"], 0)
+    with pytest.raises(SettingsError, match="features.pixels is not a table"):
+        read_settings(write(path, {"dataset": DATASET}), ["features.pixels=false"])
+    assert not read_settings(path, ["regression.standardize=false"])[0].regression["pca"].standardize
+
+
+def test_nsd_can_be_run_without_a_generator():
+    whole, _ = read_settings("nsd")
+    assert (whole.refine.kind, whole.refine.steps, whole.refine.roles()) == ("lcm", 4, {"text": "clip"})
+    settings, _ = read_settings("nsd", ["refine=false", "features.clip=false", "dataset.captions=false"])
+    assert settings.refine.kind == "none"
+    assert list(settings.features) == ["vdvae"]
+    assert settings.dataset.captions is None
+
+
+@pytest.mark.parametrize(
+    ("refine", "said"),
+    [
+        ({"guidance": 3.0, "text": "pca"}, "refine.guidance = 3 needs refine.negative, .* the feature space pca can't"),
+        ({"guidance": 3.0, "text": "pca", "negative": "nothing.npy"}, None),
+        ({"guidance": 3.0, "text": "clip-text"}, None),
+        ({"kind": "versatile", "text": "clip-text", "vision": "pca"}, "needs refine.negative_vision"),
+        ({"kind": "versatile", "text": "clip-text", "vision": "clap"}, "refine.vision = 'clap' is not a feature space"),
+    ],
+)
+def test_guidance_needs_what_can_be_led_away_from(refine, said):
+    spaces = {"pca": {}, "clip-text": {"model": "a", "form": "sd15"}}
+    tables = {"dataset": DATASET, "features": spaces, "refine": {"kind": "ddim", "base": "b"} | refine}
+    if said is None:
+        assert check_settings(tables).refine.guidance == 3
+        return
+    with pytest.raises(SettingsError, match=said):
+        check_settings(tables)
+
+
 def test_settings_are_checked_without_the_libraries_that_stages_need():
     command = "import sys, leanrecon.settings; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout.split()

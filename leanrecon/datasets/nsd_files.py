@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanrecon.datasets.files import locate
 from leanrecon.datasets.nsd_betas import betas_layout, check_trials, nifti_shape
 from leanrecon.datasets.nsd_layout import DESIGN, FORMATS, STIMULI, Design, SubjectFiles, chosen_sessions, read_design
 from leanrecon.datasets.nsd_stimuli import stimuli_layout
@@ -84,6 +85,8 @@ class Prepared:
 def prepare(settings: "NsdSettings", files: Files, base_dir: Path | None) -> Prepared:
     """Find all files and read the small ones; what doesn't fit together is refused here, before anything large moves."""
     sessions = chosen_sessions(settings.subject, settings.sessions)
+    if settings.captions is not None:
+        locate(settings.captions, None, base_dir)
     betas = _find_sessions(files, settings, sessions)
     with files.need(STIMULI) as file:
         stimuli = stimuli_layout(file).shape

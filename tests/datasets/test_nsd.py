@@ -452,6 +452,12 @@ def test_images_that_were_never_written_are_named(copied: Path, tmp_path: Path) 
         run(copied, tmp_path / "study")
 
 
+def test_captions_that_are_not_there_are_refused_before_anything_is_fetched(small_nsd: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no file none\.npy"):
+        run(small_nsd, tmp_path / "study", captions="none.npy")
+    assert not list((tmp_path / "study").glob("**/*.zarr"))
+
+
 def test_captions_of_other_images_are_refused(small_nsd: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.array([["a", "b"]] * 10))
     with pytest.raises(InputError, match=r"few\.npy has 10 rows. Expected one for each of 73000 images"):

@@ -114,6 +114,20 @@ def test_captions_of_an_image_are_averaged_after_they_are_encoded(clip):
         np.testing.assert_allclose(space.encode_captions([CAPTIONS[1]], [1])[0], mean, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("form", ["sd15", "versatile"])
+def test_the_row_of_nothing_is_that_of_an_empty_text(clip, form):
+    model = CLIPTextModelWithProjection.from_pretrained(clip)
+    tokens = CLIPTokenizer.from_pretrained(clip)("", padding="max_length", max_length=POSITIONS, return_tensors="pt")
+    with torch.inference_mode():
+        found = model(input_ids=tokens.input_ids)
+        states = found.last_hidden_state
+        if form == "versatile":
+            states = model.text_projection(states) / found.text_embeds.norm()
+    row = make(clip, form).unconditional()
+    assert row.shape == (make(clip, form).dims((0, 0, 0)),)
+    np.testing.assert_allclose(row, states.reshape(-1).numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_row_has_the_same_bytes_in_every_batch(clip):
     space = make(clip, "versatile")
     together = space.encode_captions(CAPTIONS, range(4))

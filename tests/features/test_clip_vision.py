@@ -141,6 +141,12 @@ def test_pixels_are_those_of_transformers_pillow_processor(folder, smooth_images
     assert found.min() < -0.5 < found.max() < 2.7  # divided by 255 once
 
 
+def test_the_row_of_nothing_is_that_of_a_black_image(folder, weights):
+    tokens = clip_in_numpy(np.zeros((50, 60, 3), np.uint8), weights)
+    row = make(folder).unconditional()
+    np.testing.assert_allclose(row, (tokens / np.linalg.norm(tokens[0])).reshape(-1), rtol=0, atol=2e-5)
+
+
 def test_a_row_has_the_same_bytes_in_every_batch(folder, images, store_of, tmp_path):
     rows = make(folder).encode(images, range(5))
     np.testing.assert_array_equal(rows, [make(folder).encode(image[None], [i])[0] for i, image in enumerate(images)])

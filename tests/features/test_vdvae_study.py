@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +148,12 @@ def test_a_study_continues_from_any_folder(study, tmp_path):
     assert image.read_bytes() == whole
 
 
-def test_the_recipe_is_brain_diffuser_s_first_stage(tmp_path, here, monkeypatch):
+def test_the_recipe_is_brain_diffuser(tmp_path, here, monkeypatch):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    sys.path.append(str(Path(__file__).parents[1] / "refinement"))
+    from versatile_models import write_encoders, write_versatile
+
     table = read_settings("brain-diffuser")[0].tables()
     published = {
         "n_latents": 31,
@@ -157,16 +163,26 @@ def test_the_recipe_is_brain_diffuser_s_first_stage(tmp_path, here, monkeypatch)
         "config": "imagenet64",
     }
     assert table["features"]["vdvae"].items() >= published.items()
-    assert table["regression"].items() >= {"alpha": 5e4, "standardize": True, "restandardize": "transductive"}.items()
+    assert table["regression"].items() >= {"standardize": True, "restandardize": "transductive"}.items()
+    regression = read_settings("brain-diffuser")[0].regression
+    alphas = {name: ridge.alpha for name, ridge in regression.items()}
+    assert alphas == {"vdvae": 5e4, "clip-vision": 6e4, "clip-text": 1e5}
+    guided = {"kind": "versatile", "steps": 37, "strength": 0.75, "guidance": 7.5, "mixing": 0.6, "scheduler": "ddim"}
+    assert table["refine"].items() >= (guided | {"text": "clip-text", "vision": "clip-vision", "size": 512}).items()
     assert table["stage1"]["size"] == 512
     save_arrays(tmp_path, np.random.default_rng(0).integers(0, 256, (9, 12, 12, 3), np.uint8))
+    for split in ("train", "test"):
+        (tmp_path / f"captions_{split}.json").write_text(json.dumps([["a scene", "a view"]] * 9))
+    write_encoders(write_versatile(tmp_path / "versatile"))
     monkeypatch.chdir(tmp_path)
     code, said = here("run", "brain-diffuser")
     assert code == 2
     assert "there is no file imagenet64-iter-1600000-model-ema.th" in said.splitlines()[-1]
     sizes = ", ".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
-    small = (f"config={{{sizes}}}", "n_latents=5", "checkpoint=model.th")
-    code, said = here("run", "brain-diffuser", *(word for s in small for word in ("--set", f"features.vdvae.{s}")))
+    small = [f"features.vdvae.{it}" for it in (f"config={{{sizes}}}", "n_latents=5", "checkpoint=model.th")]
+    small += [f"features.{name}.model=versatile" for name in ("clip-text", "clip-vision")]
+    small += ["refine.base=versatile", "refine.size=64", "refine.steps=2"]
+    code, said = here("run", "brain-diffuser", *(word for setting in small for word in ("--set", setting)))
     assert code == 0, said
     with Image.open(tmp_path / "brain-diffuser" / "reconstructions" / "stage1" / "00008.png") as picture:
         assert picture.size == (512, 512)

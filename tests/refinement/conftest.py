@@ -5,6 +5,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base
+from versatile_models import VISION, write_versatile
 
 from leanrecon.memory import MemoryBudget
 from leanrecon.refinement.refiner import Refiner
@@ -37,6 +38,18 @@ def first(tmp_path):
 def text():
     rng = np.random.default_rng(3)
     return ArrayMatrix(rng.standard_normal((ROWS, TOKENS * WIDTH), dtype=np.float32))
+
+
+@pytest.fixture(scope="session")
+def versatile(tmp_path_factory):
+    pytest.importorskip("transformers")
+    return write_versatile(tmp_path_factory.mktemp("models") / "versatile")
+
+
+@pytest.fixture
+def vision():
+    rng = np.random.default_rng(4)
+    return ArrayMatrix(rng.standard_normal((ROWS, VISION * WIDTH), dtype=np.float32))
 
 
 @pytest.fixture

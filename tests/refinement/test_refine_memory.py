@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusion_models import write_base  # noqa: E402
+from versatile_models import write_versatile  # noqa: E402
 
 SIZE = 128
 
@@ -30,11 +31,13 @@ first = Pictures.create(folder / "first", 1, (size, size, 3), made_of={})
 first.write(0, np.full((size, size, 3), 50, np.uint8))
 first.finish()
 out = Pictures.create(folder / "out", 1, (size, size, 3), made_of={})
-text = ArrayMatrix(np.ones((1, 77 * 16), np.float32))
-refiner = Refiner(RefineSettings(**table), device="cpu", scratch=folder / "scratch")
+text, vision = (ArrayMatrix(np.ones((1, tokens * 16), np.float32)) for tokens in (77, 257))
+predicted = {"text": text} | ({"vision": vision} if table["kind"] == "versatile" else {})
+nothing = {role: rows.array[0] for role, rows in predicted.items()}
+refiner = Refiner(RefineSettings(**table), device="cpu", scratch=folder / "scratch", unconditional=nothing)
 with PeakMemory() as memory:
     budget = MemoryBudget.of("8GB")
-    refiner.refine(first, {"text": text}, out, budget=budget)
+    refiner.refine(first, predicted, out, budget=budget)
 print(json.dumps([budget.required[0], memory.peak]))
 """
 
@@ -45,9 +48,18 @@ def wide(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("wide") / "base", channels=(320, 640))
 
 
+@pytest.fixture(scope="module")
+def versatile(tmp_path_factory):
+    """Versatile Diffusion whose joined network has 69 million weights."""
+    return write_versatile(tmp_path_factory.mktemp("wide") / "versatile", channels=(320, 640))
+
+
+@pytest.mark.parametrize("kind", ["lcm", "versatile"])
 @pytest.mark.parametrize("offload", ["none", "stream"])
-def test_measured_memory_stays_under_the_plan(offload, wide, tmp_path):
-    table = {"kind": "lcm", "base": str(wide), "text": "clip", "size": SIZE, "steps": 1, "precision": "float32"}
+def test_measured_memory_stays_under_the_plan(offload, kind, wide, versatile, tmp_path):
+    base = str(versatile if kind == "versatile" else wide)
+    table = {"kind": kind, "base": base, "text": "clip", "size": SIZE, "steps": 1, "precision": "float32"}
+    table |= {"vision": "seen"} if kind == "versatile" else {}
     command = [sys.executable, "-c", MEASURED, str(tmp_path), json.dumps(table | {"offload": offload})]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert run.returncode == 0, run.stderr

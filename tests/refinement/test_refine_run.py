@@ -33,8 +33,8 @@ def out(tmp_path):
 
 @pytest.fixture
 def refine(first, text, out):
-    def run(refiner, *, text=text, latents=None, first=first, out=out, memory="50GB", progress=None):
-        predicted = {"text": text} | ({} if latents is None else {"latents": latents})
+    def run(refiner, *, text=text, first=first, out=out, memory="50GB", progress=None, **others):
+        predicted = {"text": text} | others
         refiner.refine(first, predicted, out, budget=MemoryBudget.of(memory), progress=progress)
         return np.stack([out.read(row) for row in range(out.rows)])
 
@@ -81,18 +81,25 @@ folder = Path(sys.argv[1])
 write = Pictures.write
 Pictures.write = lambda self, row, image: (write(self, row, image), time.sleep(0.3))
 refiner = Refiner(RefineSettings(**json.loads(sys.argv[2])), seed=7, device="cpu", scratch=folder / "scratch")
-text = ArrayMatrix(np.load(folder / "text.npy"))
-refiner.refine(Pictures.open(folder / "stage1"), {"text": text},
+predicted = {file.stem: ArrayMatrix(np.load(file)) for file in folder.glob("*.npy")}
+refiner.refine(Pictures.open(folder / "stage1"), predicted,
                Pictures.create(folder / "out", 5, tuple(json.loads(sys.argv[3])), made_of={"a": 1}),
                budget=MemoryBudget.of("50GB"))
 """
 
 
-def test_a_killed_run_ends_with_the_same_bytes(make, refine, text, tmp_path):
-    refiner = make(batch=2)
+@pytest.mark.parametrize("kind", ["lcm", "versatile"])
+def test_a_killed_run_ends_with_the_same_bytes(kind, make, refine, text, vision, versatile, tmp_path):
+    table = {"kind": kind, "batch": 2}
     np.save(tmp_path / "text.npy", text.array)
+    others = {}
+    if kind == "versatile":
+        table |= {"base": str(versatile), "vision": "seen", "guidance": 1.0, "steps": 3, "scheduler": "ddpm"}
+        np.save(tmp_path / "vision.npy", vision.array)
+        others = {"vision": vision}
+    refiner = make(**table)
     whole = Pictures.create(tmp_path / "whole", 5, (SIZE, SIZE, 3), made_of={"a": 1})
-    refine(refiner, out=whole)
+    refine(refiner, out=whole, **others)
     (tmp_path / "out.json").unlink()
     (tmp_path / "out").rmdir()
     arguments = [str(tmp_path), json.dumps(refiner.settings.model_dump()), json.dumps([SIZE, SIZE, 3])]
@@ -105,8 +112,8 @@ def test_a_killed_run_ends_with_the_same_bytes(make, refine, text, tmp_path):
     half = Pictures.create(tmp_path / "out", 5, (SIZE, SIZE, 3), made_of={"a": 1})
     kept = 5 - len(half.missing())
     assert 0 < kept < 5
-    again = make(batch=2)
-    refine(again, out=half)
+    again = make(**table)
+    refine(again, out=half, **others)
     assert len(again.seconds) == 5 - kept
     assert [half.file(row).read_bytes() for row in range(5)] == [whole.file(row).read_bytes() for row in range(5)]
     assert half.complete

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "features"))
 
 import published_models as models
 from diffusion_models import write_base
+from PIL import Image
 
 from leanrecon.stores import Store
 
@@ -149,6 +150,27 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
 def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words: str) -> None:
     said = leanrecon("run", "generator.toml", "--study", "study", "--set", setting, cwd=finished.parent, code=2)
     assert re.search(words, said), said
+
+
+def test_guidance_needs_no_file_and_equals_that_from_one(finished: Path) -> None:
+    """The empty text is encoded as transformers encodes it, and images are led away from it."""
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = finished.parent
+    tokens = CLIPTokenizer.from_pretrained(folder / "base" / "tokenizer")("", padding="max_length", return_tensors="pt")
+    with torch.inference_mode():
+        encoder = CLIPTextModel.from_pretrained(folder / "base" / "text_encoder").eval()
+        np.save(folder / "empty.npy", encoder(tokens.input_ids).last_hidden_state[0].numpy())
+    guided = ("--until", "refine", "--set", "refine.guidance=3.0", "--set", "refine.baselines=[]")
+    leanrecon("run", "generator.toml", "--study", "guided", *guided, cwd=folder)
+    leanrecon("run", "generator.toml", "--study", "file", *guided, "--set", "refine.negative=empty.npy", cwd=folder)
+    assert not (folder / "file" / "features" / "clip" / "unconditional.zarr").exists()
+    for row in range(12):
+        name = f"reconstructions/final/{row:05d}.png"
+        one, two, free = (np.asarray(Image.open(folder / s / name)).astype(int) for s in ("guided", "file", "study"))
+        assert np.abs(one - two).max() <= 1
+        assert np.abs(one - free).max() > 1
 
 
 def test_the_plan_knows_the_generator(finished: Path) -> None:

@@ -1,6 +1,7 @@
 """Versatile Diffusion beside the library's own networks and schedulers, run by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,21 +29,13 @@ from versatile_models import (  # noqa: E402
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.refinement import diffusion  # noqa: E402
+from leanrecon.refinement.models import Part, build  # noqa: E402
+from leanrecon.refinement.versatile import joined  # noqa: E402
+from leanrecon.refinement.weights import Entry  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
 FEW = {"steps": 4, "guidance": 1.0}
-
-
-@pytest.fixture(scope="session")
-def versatile(tmp_path_factory):
-    return write_versatile(tmp_path_factory.mktemp("models") / "versatile")
-
-
-@pytest.fixture
-def vision():
-    rng = np.random.default_rng(4)
-    return ArrayMatrix(rng.standard_normal((5, VISION * WIDTH), dtype=np.float32))
 
 
 @pytest.fixture
@@ -166,9 +159,10 @@ def test_the_library_s_own_pipeline_runs(tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_mode_gives_the_same_images(precision, made, seen, tmp_path):
-    expected = seen(made(offload="none", precision=precision))
+    table = {"precision": precision, "steps": 1}
+    expected = seen(made(offload="none", **table))
     for mode in ("model", "sequential", "disk", "stream"):
-        refiner = made(offload=mode, precision=precision, scratch=tmp_path / mode)
+        refiner = made(offload=mode, scratch=tmp_path / mode, **table)
         np.testing.assert_array_equal(seen(refiner), expected, err_msg=mode)
         written = list((tmp_path / mode).glob("*"))
         # two folders of weights become one network, which is written where it has to be cast
@@ -177,7 +171,7 @@ def test_every_mode_gives_the_same_images(precision, made, seen, tmp_path):
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_batches_change_no_image(scheduler, made, seen):
-    one, four = (seen(made(scheduler=scheduler, batch=batch)) for batch in (1, 4))
+    one, four = (seen(made(scheduler=scheduler, batch=batch, steps=2)) for batch in (1, 4))
     assert np.abs(one.astype(int) - four).max() <= 1
     assert (one != four).mean() < 1e-3
 
@@ -256,6 +250,29 @@ def test_a_folder_that_lacks_a_part_is_refused_by_its_name(missing, made, seen, 
         made(base=str(base)),
         f"{missing.split('/')[0]} has no weights" if missing.endswith("safetensors") else f"has no {missing}",
     )
+
+
+def test_networks_of_the_published_sizes_are_joined():
+    """Names and shapes alone: nothing of 5 GB is held."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import UNetFlatConditionModel
+
+    sizes = {"cross_attention_dim": 768, "attention_head_dim": 8}  # all else is the default of both, as published
+    flat = ("CrossAttnDownBlockFlat",) * 3 + ("DownBlockFlat",), ("UpBlockFlat",) + ("CrossAttnUpBlockFlat",) * 3
+    with torch.device("meta"):
+        image = UNet2DConditionModel(**sizes)
+        text = UNetFlatConditionModel(down_block_types=flat[0], up_block_types=flat[1], **sizes)
+    parts = []
+    for network, kind in ((image, "UNet2DConditionModel"), (text, "UNetFlatConditionModel")):
+        entries = {name: Entry(Path(kind), "F32", tuple(it.shape), 0) for name, it in network.state_dict().items()}
+        parts.append(Part(Path(kind), kind, json.loads(network.to_json_string()), entries, entries))
+    part = joined(*parts)
+    network = build(part)  # refuses what lacks or has another shape
+    assert set(network.state_dict()) == set(part.entries)
+    assert sum(it.numel() for it in image.parameters()) == 859_520_964  # as Stable Diffusion 1.5
+    own = sum(it.numel() for name, it in text.named_parameters() if ".attentions." in name)
+    assert sum(it.numel() for it in network.parameters()) == 859_520_964 + own
+    print(f"{part.nbytes_as('float16') / 1e9:.2f} GB in float16")
 
 
 def test_stable_diffusion_is_no_versatile_diffusion(made, seen, tmp_path):
