@@ -28,7 +28,7 @@ from leanrecon.memory import format_bytes, parse_bytes, process_memory
 EVERY = 0.5
 """Seconds between two looks at a command's memory."""
 
-_TIME_LEFT = re.compile(r".+/s, \S+ left")
+_TIME_LEFT = re.compile(r".+/s, \S+ left(, .*)?")
 """A line that tells how far a stage is, replaced by the next one rather than kept."""
 
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
