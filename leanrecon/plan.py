@@ -26,7 +26,7 @@ from leanrecon.settings import Settings
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.matrix import PANEL
 from leanrecon.wanted import BRINGS, require_weights, told
-from leanrecon.weights.fetch import Want
+from leanrecon.weights.fetch import Want, is_published
 
 _FLOAT = 4  # bytes
 
@@ -238,4 +238,5 @@ def show(stages: list[PlannedStage], memory: str | None, lacking: Sequence[Want]
             f'too little memory is allowed; "{-(-(most.memory + SPARE) // 1_000_000)}MB" would do', highlight=False
         )
     if lacking:
-        console.print(f"{told(lacking)}; {BRINGS}", highlight=False, markup=False)
+        brings = f"; {BRINGS}" if any(map(is_published, lacking)) else ""
+        console.print(told(lacking) + brings, highlight=False, markup=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from leanrecon.errors import InputError
 from leanrecon.settings import Settings
-from leanrecon.weights.fetch import Want, where
+from leanrecon.weights.fetch import Want, is_published, where
 from leanrecon.weights.folders import cache_folder
 from leanrecon.weights.pieces import Piece
 from leanrecon.weights.published import FILES
@@ -59,13 +59,20 @@ def require_weights(settings: Settings, until: str, *, planned: bool = False) ->
 
     Where a study is only ``planned``, it takes the folders of models alone: sizes of other networks stand in settings.
     """
-    if lacking := [want for want in missing(settings, until) if want.pieces or not planned]:
+    lacking = [want for want in missing(settings, until) if want.pieces or not planned]
+    if paths := [want for want in lacking if not is_published(want)]:
+        raise InputError(f"there is no file or folder {_listed(paths)}", todo="set each to where it is")
+    if lacking:
         raise InputError(told(lacking), todo=f"{BRINGS}, with the --set of this command; or set each to where it is")
 
 
 def told(lacking: Sequence[Want]) -> str:
     """What is not here, with the settings that name it."""
-    return f"{NOT_HERE}: " + ", ".join(f"{want.name} ({want.setting})" for want in lacking)
+    return f"{NOT_HERE}: {_listed(lacking)}"
+
+
+def _listed(wants: Sequence[Want]) -> str:
+    return ", ".join(f"{want.name} ({want.setting})" for want in wants)
 
 
 def _named(text: str) -> str:

@@ -96,6 +96,14 @@ def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
     assert plan_study(chosen, base_dir=tmp_path, until="dataset")
 
 
+def test_a_path_that_is_not_there_is_told_from_a_name(cache, tmp_path):
+    gone = EVERY.replace("some/tiny", str(tmp_path / "tiny")).replace(VDVAE, "mine.th")
+    with pytest.raises(InputError) as error:
+        require_weights(settings(gone, tmp_path), "evaluate")
+    assert "there is no file or folder mine.th (features.vdvae.checkpoint), " in str(error.value)
+    assert f"{tmp_path / 'tiny'} (features.autokl.tiny). Set each to where it is." in str(error.value)
+
+
 def test_a_study_is_planned_without_weights_whose_sizes_are_known(cache, tmp_path, capsys):
     text = EVERY.partition("[features.text]")[0]
     chosen = settings(text, tmp_path)

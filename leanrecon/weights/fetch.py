@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError, NetworkError, StoreError
 from leanrecon.memory import format_bytes
 from leanrecon.progress import Progress
 from leanrecon.stores.files import read_json, write_json
@@ -61,6 +61,11 @@ def where(want: Want) -> Path | None:
     return folder if folder is not None and _whole(want, folder) else None
 
 
+def is_published(want: Want) -> bool:
+    """Whether it may be had elsewhere: the name of a published file or, as it seems, of a model on the hub."""
+    return bool(HUB_NAME.fullmatch(want.name)) if want.pieces else want.name in FILES
+
+
 def fetch_all(wants: Sequence[Want], progress: Progress) -> None:
     """Bring here what is not, after showing how much that is; what is here is checked, and fetched again if damaged.
 
@@ -86,6 +91,13 @@ def fetch_all(wants: Sequence[Want], progress: Progress) -> None:
                 fetch(remote, target, progress=progress, label=name)
             job.finish()
             progress.say(f"{job.want.name} is here: {where(job.want)}")
+        for pickled in _pickled().glob("*.bin"):  # of a process that ended between converting and removing
+            pickled.unlink()
+
+
+def _pickled() -> Path:
+    """The folder of pickles that are on their way."""
+    return cache_folder() / "downloads"
 
 
 def _whole(want: Want, folder: Path) -> list[str]:
@@ -106,10 +118,10 @@ def _is_sound(want: Want, path: Path, progress: Progress) -> bool:
         folder, names = path, _whole(want, path)
     else:
         return True
-    sound = True
+    sound, ours = True, folder in (cache_folder(), converted_folder(want.name))
     for name in names:
         file = folder / name
-        if not (is_sound(file) if folder != cache_folder() and file.is_symlink() else _as_recorded(folder, name)):
+        if not (_as_recorded(folder, name) if ours else is_sound(file)):
             progress.say(f"{file} is damaged, and fetched again")
             file.resolve().unlink()
             sound = False
@@ -120,10 +132,15 @@ def _is_sound(want: Want, path: Path, progress: Progress) -> bool:
 
 
 def _planned(want: Want) -> Job:
+    if not is_published(want):
+        raise InputError(
+            f"{want.setting} = {want.name!r} is not here, and leanrecon knows of no place that publishes it",
+            expected="a folder, or the name of a model on the Hugging Face Hub"
+            if want.pieces
+            else f"the path of a file, or one of {', '.join(FILES)}",
+        )
     if not want.pieces:
         return _planned_file(want)
-    if not HUB_NAME.fullmatch(want.name):
-        raise InputError(f"there is no folder {want.name}", todo=f"set {want.setting} to one, or to a name on the hub")
     repository = look_up(want.name)
     chosen = choose(repository.files, want.pieces, want.name)
     pickled = pickles(chosen)
@@ -133,7 +150,7 @@ def _planned(want: Want) -> Job:
         last = sorted(chosen, key=lambda name: name.endswith(".json"))  # a config that is there stands for its weights
         return _job(want, repository.files, places, lambda: show_in_cache(repository, last))
     places = {
-        name: cache_folder() / "downloads" / f"{blob_of(repository, name).name}.bin" if name in pickled else own / name
+        name: _pickled() / f"{blob_of(repository, name).name}.bin" if name in pickled else own / name
         for name in chosen
         if name not in pickled or not _as_recorded(own, pickled[name])
     }
@@ -150,15 +167,12 @@ def _planned(want: Want) -> Job:
 
 
 def _planned_file(want: Want) -> Job:
-    address = FILES.get(want.name)
-    if address is None:
-        raise InputError(
-            f"{want.setting} = {want.name!r} is not here, and leanrecon knows of no place that publishes it",
-            expected=f"the path of a file, or one of {', '.join(FILES)}",
-        )
-    folder = cache_folder()
+    address, folder = FILES[want.name], cache_folder()
     if address.dataset:
-        remote = look_up(address.dataset, "dataset").files[want.name]
+        files = look_up(address.dataset, "dataset").files
+        if want.name not in files:
+            raise NetworkError(f"the data set {address.dataset} has no {want.name} any more", todo="bring the file")
+        remote = files[want.name]
     else:
         first = (read_json(folder / RECORD) or {}).get(want.name, {}).get("sha256")
         remote = find(Remote(address.url, sha256=address.sha256 or first))

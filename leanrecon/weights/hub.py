@@ -60,7 +60,7 @@ def blob_of(repository: Repository, file: str) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     digest = repository.files[file].digest
-    if digest is None:
+    if digest is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest[1]):
         raise NetworkError(f"the hub tells no digest of {file} in {repository.name}", todo="try again later")
     folder = repo_folder_name(repo_id=repository.name, repo_type=repository.kind)
     return Path(constants.HF_HUB_CACHE) / folder / "blobs" / digest[1]

@@ -31,9 +31,10 @@ from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.refinement import diffusion  # noqa: E402
 from leanrecon.refinement.models import Part, build  # noqa: E402
 from leanrecon.refinement.versatile import joined  # noqa: E402
-from leanrecon.refinement.weights import Entry  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
+from leanrecon.weights.folders import Weights  # noqa: E402
+from leanrecon.weights.safetensors import Entry  # noqa: E402
 
 FEW = {"steps": 4, "guidance": 1.0}
 
@@ -264,8 +265,11 @@ def test_networks_of_the_published_sizes_are_joined():
         text = UNetFlatConditionModel(down_block_types=flat[0], up_block_types=flat[1], **sizes)
     parts = []
     for network, kind in ((image, "UNet2DConditionModel"), (text, "UNetFlatConditionModel")):
-        entries = {name: Entry(Path(kind), "F32", tuple(it.shape), 0) for name, it in network.state_dict().items()}
-        parts.append(Part(Path(kind), kind, json.loads(network.to_json_string()), entries, entries))
+        entries = {
+            name: Entry(Path(kind), "F32", tuple(it.shape), 0, 4 * it.numel())
+            for name, it in network.state_dict().items()
+        }
+        parts.append(Part(Path(kind), kind, json.loads(network.to_json_string()), Weights((), entries)))
     part = joined(*parts)
     network = build(part)  # refuses what lacks or has another shape
     assert set(network.state_dict()) == set(part.entries)

@@ -233,6 +233,9 @@ def test_pickles_are_converted_once_and_not_kept(hub, base, said, tmp_path):
     hub.asked.clear()
     fetch_all([BASE], said)
     assert hub.asked == []
+    (tmp_path / "cache" / "downloads" / f"{'0' * 64}.bin").write_bytes(b"left by a killed process")
+    fetch_all([BASE], said)
+    assert list((tmp_path / "cache" / "downloads").iterdir()) == []
     # Another part comes to the same place, and what is there stays.
     fetch_all([Want(TEXT.setting, TEXT.name, (*BASE.pieces, *TEXT.pieces))], said)
     assert where(TEXT) == where(BASE) == folder
@@ -303,6 +306,12 @@ def test_captions_come_from_a_data_set(hub, said, tmp_path):
     assert hub.files() == {"captions.npy"}
 
 
+def test_a_data_set_without_the_file_is_refused(hub, base, said):
+    hub.put_model("datasets/some/captions", base)
+    with pytest.raises(NetworkError, match=r"some/captions has no captions\.npy any more"):
+        fetch_all([Want("dataset.captions", "captions.npy")], said)
+
+
 # What can be wrong
 
 
@@ -322,7 +331,11 @@ def test_what_is_here_already_is_left_as_it_is(hub, base, said, tmp_path, monkey
             InputError,
             r"checkpoint = 'folder/x\.th' is not here.*knows",
         ),
-        (Want("refine.base", "/nowhere/base", BASE.pieces), InputError, "no folder /nowhere/base.*Set refine.base"),
+        (
+            Want("refine.base", "/nowhere/base", BASE.pieces),
+            InputError,
+            "refine.base = '/nowhere/base' is not here.*Expected a folder",
+        ),
         (Want("refine.base", "no/such-model", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
         (Want("refine.base", "a--b/c", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
         (Want("refine.base", "tiny/base", (Piece("network", ("prior",)),)), InputError, "tiny/base has no network in"),
