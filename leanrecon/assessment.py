@@ -5,7 +5,8 @@ It alone looks at test stimuli to judge by; nothing before it may.
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _report(
     with progress.task("report", total=len(scores), unit="images") as advance:
 
         def pictures() -> Iterator[tuple[Array, Array, Array | None]]:
-            for shown in _pictures(every, study, refined=settings.refine.kind != "none"):
+            for shown in rows_of_pictures(every, study, refined=settings.refine.kind != "none"):
                 yield shown
                 advance(1)
 
@@ -346,11 +347,17 @@ def _captioned(scores: list[dict[str, Any]], every: list[Variant], study: Study)
     return [score | {"captions": said} for score, said in zip(scores, own, strict=True)]
 
 
-def _pictures(every: list[Variant], study: Study, *, refined: bool) -> Iterator[tuple[Array, Array, Array | None]]:
+def rows_of_pictures(
+    every: list[Variant], study: Study, *, refined: bool, only: Collection[int] | None = None
+) -> Iterator[tuple[Array, Array, Array | None]]:
+    """What was seen, the first image and, if ``refined``, the final one of every row of scores, or of some, in order."""
+    number = itertools.count()
     for variant in every:
         stimuli = Store.open(study.stimuli(variant.test_split))
         seen = Chosen(stimuli, variant.index(stimuli, variant.test))
         first = Drawn(Pictures.open(variant.study.reconstructions("stage1")))
         final = Drawn(Pictures.open(variant.study.reconstructions("final"))) if refined else None
         for row in range(first.pictures.rows):
+            if only is not None and next(number) not in only:
+                continue
             yield seen.read(row), first.read(row), final.read(row) if final else None

@@ -50,6 +50,10 @@ def run(
     until: Until = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
     sets: Sets = None,
+    mirror: Annotated[
+        Path | None,
+        typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
+    ] = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
     settings, base_dir = _settings(source, sets, memory)
@@ -60,7 +64,8 @@ def run(
 
     last = _stage(until, STAGES)
     folder = _folder(source, study)
-    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress()).run(last)
+    how: dict[str, Any] = {"base_dir": base_dir, "overwrite": overwrite, "progress": _progress(), "mirror": mirror}
+    Pipeline(settings, Study(folder), **how).run(last)
     typer.echo(f"done: {Study(folder).report if last == STAGES[-1] else folder}")
 
 
@@ -164,6 +169,23 @@ def doctor(
         show_vdvae(vdvae)
     else:
         show(memory)
+
+
+@app.command()
+def mirror(
+    study: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
+) -> None:
+    """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    from leanrecon.mirror import Mirror
+    from leanrecon.records import is_study, only_run
+
+    if not is_study(study):
+        raise LeanreconError(f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+    with only_run(study):
+        Mirror(study, folder, overwrite=overwrite, progress=_progress()).keep()
+    typer.echo(f"all that {study} has finished is in {folder}")
 
 
 @app.command("simulate-nsd")

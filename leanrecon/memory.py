@@ -86,12 +86,15 @@ def cgroup_free(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
                 yield max(int(limit) - int(usage) + (int(droppable[1]) if droppable else 0), 0)
 
 
-def process_memory() -> int:
-    """Bytes of anonymous memory resident in this process (RssAnon; the whole resident set where there is no /proc)."""
+def process_memory(process: int | None = None) -> int:
+    """Bytes of anonymous memory resident in a process (RssAnon; the whole resident set where there is no /proc).
+
+    ``process`` is its number, None this one. Raises psutil.NoSuchProcess for one that has ended.
+    """
     try:
-        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+        resident, shared = Path(f"/proc/{process or 'self'}/statm").read_text().split()[1:3]
     except OSError:
-        return int(psutil.Process().memory_info().rss)
+        return int(psutil.Process(process).memory_info().rss)
     return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
+from leanrecon.mirror import Mirror
 from leanrecon.prediction import predict_with_network
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
@@ -43,7 +45,7 @@ COPYING = 8_000_000
 
 
 class Pipeline:
-    """Runs the stages of one study; what is complete already is not done again."""
+    """Runs the stages of one study; what is complete already is not done again, nor what its mirror has."""
 
     def __init__(
         self,
@@ -53,12 +55,14 @@ class Pipeline:
         base_dir: Path | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
+        mirror: Path | None = None,
     ) -> None:
         self.settings = settings
         self.study = study
         self.base_dir = base_dir
         self.overwrite = overwrite
         self.progress = progress or Progress()
+        self.mirror = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
         self.spaces: dict[str, FeatureSpace] = {
             name: features.make(name, table, seed=settings.general.seed, device=settings.general.device)
             for name, table in settings.features.items()
@@ -78,11 +82,15 @@ class Pipeline:
             _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):
             sweep(self.study)
+            if self.mirror is not None:
+                self.mirror.restore()
             if not self.study.settings.exists():
                 self._write_settings(STAGES[-1])
             for stage in STAGES[: STAGES.index(until) + 1]:
                 getattr(self, f"_{stage}")()
                 self._write_settings(stage)  # once this stage has accepted them
+            if self.mirror is not None:
+                self.mirror.keep()
 
     @property
     def first(self) -> DecodingSpace:
@@ -282,8 +290,12 @@ class Pipeline:
             return []
         return variant.shuffled(self.settings.evaluate.permutations) if name == first else []
 
-    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Any:
-        return recorded(stage, study, self.settings.general.memory, made=made)
+    @contextlib.contextmanager
+    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
+        with recorded(stage, study, self.settings.general.memory, made=made) as found:
+            yield found
+        if self.mirror is not None:
+            self.mirror.keep_or_warn()
 
     @property
     def _located(self) -> Settings:

@@ -89,6 +89,10 @@ class Pictures:
         return height, width, channels
 
     @property
+    def made_of(self) -> dict[str, Any]:
+        return dict(self._record["made_of"])
+
+    @property
     def complete(self) -> bool:
         return bool(self._record.get("complete"))
 

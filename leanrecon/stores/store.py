@@ -6,6 +6,7 @@ Encoding: little-endian bytes and a crc32c, no compression (float32 latents comp
 
 import hashlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.memory import buffer, parse_bytes
 from leanrecon.stores.disk import PAGE, explained_disk_errors, read_at, read_file, write_file
+from leanrecon.stores.files import write_json
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 
@@ -119,6 +121,24 @@ class Store:
                 },
             )
         return cls(path, array)
+
+    @classmethod
+    def begin_copy(cls, source: "Store", path: Path) -> "Store":
+        """Open a store for writing that is to become a copy of another one, or continue an earlier copy.
+
+        What is there of a store made of something else is removed first.
+        """
+        there = (path / "zarr.json").exists() and cls(path, _open_array(path))
+        if there and there.made_of == source.made_of:
+            there.sweep()
+        else:
+            remove(path)
+        described = json.loads((source.path / "zarr.json").read_bytes())
+        record = described["attributes"][_ATTRIBUTE]
+        record["complete"] = False
+        record.pop("content", None)  # fixed again once all chunks are there
+        write_json(path / "zarr.json", described, indent=2)
+        return cls(path, _open_array(path))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, incomplete: bool = False) -> "Store":
@@ -269,12 +289,16 @@ class Store:
         with explained_disk_errors(self.path):
             zarr.open_array(str(self.path), mode="r+").attrs[_ATTRIBUTE] = self._record
 
+    def checksum(self, i: int, j: int = 0) -> bytes:
+        """The checksum that was written behind a chunk."""
+        with self.chunk_path(i, j).open("rb") as file:
+            file.seek(self.chunk_nbytes)
+            return file.read(_CRC)
+
     def _content_now(self) -> str:
         digest = hashlib.sha256(repr((self.shape, self.dtype.name, self.chunks)).encode())
         for i, j in itertools.product(range(self.row_groups), range(self.column_groups)):
-            with self.chunk_path(i, j).open("rb") as file:
-                file.seek(self.chunk_nbytes)
-                digest.update(file.read(_CRC))
+            digest.update(self.checksum(i, j))
         return digest.hexdigest()
 
     # Reading
