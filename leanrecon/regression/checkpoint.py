@@ -110,7 +110,7 @@ def save_place(folder: Folder, place: Place, network: "nn.Module", optimizer: "t
     for name, parameter in network.named_parameters():
         state = optimizer.state.get(parameter) or {}  # none while half precision has only skipped steps
         for moment in _MOMENTS:
-            tensor = state.get(moment, torch.zeros_like(parameter))
+            tensor = state[moment] if state else torch.zeros_like(parameter)
             arrays[f"{name}:{moment}"] = tensor.detach().cpu().numpy()
         steps = float(state.get("step", 0.0))
     folder.write("checkpoint", arrays, place=asdict(place), steps=steps)

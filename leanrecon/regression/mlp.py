@@ -33,7 +33,7 @@ from leanrecon.regression.trained import Trained
 from leanrecon.regression.training import Data, Schedule, own_random_numbers, train
 from leanrecon.regression.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import Matrix, StoreMatrix, as_matrix, panels
+from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, as_matrix, panels
 from leanrecon.validation import validate
 
 Array = np.ndarray[Any, Any]
@@ -268,7 +268,7 @@ class StreamingMLP(Trained):
             raise InputError(f"none of the {self.left_out_} voxels varies over the {self.betas_.shape[0]} train rows")
         self._train = Centred(self.betas_, self.moments_, scale=self.standardize)
         self._head = self._shared or self._coded(at, plan)
-        self.alpha_, self._offset = self._left_by_ridge(at)
+        self.alpha_, self._offset = self._left_by_ridge(at, learned)
         with own_random_numbers(self.seed):
             self.network_ = self._new_network()
             self.waited_ = 0.0
@@ -319,23 +319,33 @@ class StreamingMLP(Trained):
             coding = Coding(*(found.read(name) for name in ("coordinates", "spread", "explained")))
         return Components(coding, self.whiten)
 
-    def _left_by_ridge(self, at: Path) -> tuple[float | None, Array | None]:
-        """The ridge's alpha, and its leave-one-out predictions of the train rows' coordinates, computed once and kept."""
+    def _left_by_ridge(self, at: Path, learned: Array) -> tuple[float | None, Array | None]:
+        """The ridge's alpha, and its predictions of every train row's coordinates, computed once and kept.
+
+        Of the rows that are learned from, each is predicted from all others; validation rows are predicted from those, so
+        that nothing that is learned knows of them.
+        """
         if self.skip == "none" or not isinstance(self._head, Components):
             return None, None
         names = ("betas", "targets", "components", "explained", "standardize", "alpha", "alphas", "seed", "order")
-        folder = Folder(at, {name: self._made_of()[name] for name in names}, overwrite=self.overwrite)
+        made_of = {name: self._made_of()[name] for name in (*names, "validation", "groups")}
+        folder = Folder(at, made_of, overwrite=self.overwrite)
         if (found := folder.find("ridge")) is not None:
             return float(found.record["alpha"]), found.read("offset")
-        ridge = self._ridge(self.alpha, beside_ridge(self.betas_.shape[0], TEST_ROWS))
-        coordinates = self._head.coding.coordinates
-        paired = coordinates if self._order is None else coordinates[self._order]
-        offset = buffer(coordinates.shape, np.float32)
-        for rows in panels(len(offset), TEST_ROWS):
-            hat = ridge.left_out(np.arange(rows.start, rows.stop))
-            offset[rows.start : rows.stop] = hat.astype(np.float32, copy=False) @ paired
-        folder.write("ridge", {"offset": offset}, alpha=float(ridge.alpha_))
-        return float(ridge.alpha_), offset
+        beside = beside_ridge(self.betas_.shape[0], TEST_ROWS)
+        alpha = float(self._ridge(self.alpha, beside).alpha_ if self.alpha == "loo" else self.alpha)
+        ridge = self._ridge(alpha, beside, learned)
+        paired = self._paired()[learned]
+        offset = buffer(self._head.coding.coordinates.shape, np.float32)
+        for part in panels(len(learned), TEST_ROWS):
+            hat = ridge.left_out(np.arange(part.start, part.stop))
+            offset[learned[part.start : part.stop]] = hat.astype(np.float32, copy=False) @ paired
+        held = RowSubset(self.betas_, self._held)
+        for part in panels(len(self._held), TEST_ROWS):
+            hat = ridge.hat_of(held, part)
+            offset[self._held[part.start : part.stop]] = hat.astype(np.float32, copy=False) @ paired
+        folder.write("ridge", {"offset": offset}, alpha=alpha)
+        return alpha, offset
 
     # Checks
 

@@ -152,8 +152,8 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
 def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
     """The plan of the ridge beside the network: its factor is kept for the leave-one-out predictions of the train rows."""
     ridge = Shapes(
-        shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile, shapes.scratch,
-        shapes.y_scratch, y_itemsize=shapes.y_itemsize,
+        shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile,
+        shapes.scratch + shapes.x_tile, shapes.y_scratch + shapes.y_tile, y_itemsize=shapes.y_itemsize,
     )  # fmt: skip
     return plan_fit(ridge, free, loo=shapes.loo)
 

@@ -19,7 +19,7 @@ from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.regression.targets import Components, EveryTarget, from_hats
-from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, as_matrix, column_blocks, panels
+from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, as_matrix, column_blocks, panels
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -140,7 +140,7 @@ class Trained(Regressor):
         assert isinstance(self._head, Components)
         offset = None
         if of_ridge is not None:
-            offset = of_ridge @ (self._head.coding.coordinates if self._order is None else self._paired())
+            offset = of_ridge @ self._paired()
         given = self._given(betas, offset)
         # The ridge's predictions are of these rows alone, betas are of all.
         answers = self._answers(given, range(len(rows)) if self.inputs == "ridge" else rows)
@@ -151,8 +151,10 @@ class Trained(Regressor):
         return hat
 
     def _paired(self) -> Array:
+        """The coordinates of the targets that each train row of betas is paired with."""
         assert isinstance(self._head, Components)
-        return self._head.coding.coordinates[self._order]
+        coordinates = self._head.coding.coordinates
+        return coordinates if self._order is None else coordinates[self._order]
 
     def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
         """The hat matrix of the validation rows, where their predictions give the moments."""
@@ -205,14 +207,16 @@ class Trained(Regressor):
         scale = self._offset.std(axis=0)
         return Held(offset / np.where(scale > 0, scale, 1))
 
-    def _ridge(self, alpha: Any, beside: int) -> StreamingRidge:
-        """The ridge, within what the budget leaves to it when ``beside`` bytes more are taken."""
+    def _ridge(self, alpha: Any, beside: int, rows: Array | None = None) -> StreamingRidge:
+        """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
         budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
             alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved, budget.required), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
-        return ridge.fit(self.betas_, self.targets_)
+        if rows is None:
+            return ridge.fit(self.betas_, self.targets_)
+        return ridge.fit(RowSubset(self.betas_, rows), RowSubset(self.targets_, rows))
 
     @property
     def _dtype(self) -> np.dtype[Any]:

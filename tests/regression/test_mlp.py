@@ -97,15 +97,17 @@ def test_before_it_has_learned_anything_a_network_beside_a_ridge_is_the_ridge(st
 
 @pytest.mark.parametrize("order", [False, True])
 def test_the_network_learns_what_the_ridge_leaves_of_rows_predicted_from_all_others(study, closed_form, order):
+    """Validation rows are predicted from the others, and none of the others from them."""
     X, Y, _ = study(60, 90)
     fitted = StreamingMLP(**SMALL, components=6).fit(X, Y)
     if order:
         fitted = fitted.shuffled(3)
     paired = np.arange(60) if fitted._order is None else fitted._order
     C = fitted._head.coding.coordinates[paired].astype(np.float64)
-    scale = X.std(axis=0, ddof=1)
-    for row in (0, 31, 59):
-        others = np.delete(np.arange(60), row)
+    learned, held = split(60, 0.1, 0)
+    scale = X[learned].std(axis=0, ddof=1)
+    for row in (*learned[[0, 31, -1]], *held):
+        others = np.setdiff1d(learned, [row])
         expected = closed_form(X[others] / scale, C[others], X[[row]] / scale, 30.0)[0]
         np.testing.assert_allclose(fitted._offset[row], expected, atol=1e-5)
     assert order is bool((paired != np.arange(60)).any())

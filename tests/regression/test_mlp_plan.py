@@ -24,7 +24,7 @@ def test_the_heads_of_a_network_at_nsd_size():
     assert pca.weights == body + 1024 * 2049 == 38_511_616
     assert full.weights == body + 91_168 * 2049 == 223_216_672
     planned = plan_network(pca, 8 * GB)
-    assert ADAMW * pca.weights < planned.phases["training"] < planned.work < 1.5 * GB
+    assert ADAMW * pca.weights < planned.phases["training"] <= planned.work < 1.5 * GB
     assert planned.phases["eigenvectors of the targets"] > 3 * 4 * 8859**2
     assert plan_network(full, 8 * GB).work > ADAMW * full.weights > 3.5 * GB
     assert pca.kept_nbytes == 4 * pca.weights + 4 * 8859 * 1024
