@@ -56,14 +56,22 @@ def build_wheel(folder):
 
 
 def fresh_environment(folder):
-    """An environment that sees the libraries installed in this one, as a machine with much installed; its Python."""
+    """An environment that sees the libraries of this one, as a machine with much installed, but no leanrecon; its Python.
+
+    What it sees stands in a folder of links beside it, where its pip does not touch them.
+    """
     command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]  # pip is seen as well
     subprocess.run(command, check=True, capture_output=True)
     python = folder / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip()
-    seen = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    (Path(own) / "seen.pth").write_text("\n".join(sorted(seen)) + "\n")
+    seen = folder.with_name(f"seen-by-{folder.name}")  # pip takes what begins with its own path for its own
+    seen.mkdir()
+    for place in {sysconfig.get_path(name) for name in ("purelib", "platlib")}:
+        for path in Path(place).iterdir():
+            if "leanrecon" not in path.name and path.suffix != ".pth" and not (seen / path.name).exists():
+                (seen / path.name).symlink_to(path)
+    (Path(own) / "seen.pth").write_text(f"{seen}\n")
     return python
 
 

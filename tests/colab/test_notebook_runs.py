@@ -103,7 +103,24 @@ def test_your_data_takes_files_of_ones_own(wheel: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "own" / "evaluation" / "metrics.json").read_text())["n_test"] == 25
 
 
-# What pip may not change
+# The environment, and what pip may not change
+
+
+def test_the_environment_is_one_without_leanrecon_that_can_not_harm_this_one(wheel: Path, tmp_path: Path) -> None:
+    python = fresh_environment(tmp_path / "environment")
+    own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_CONSTRAINT")}
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([python, *arguments], capture_output=True, text=True, env=own, cwd=tmp_path)
+
+    assert "No module named" in run("-c", "import leanrecon").stderr
+    assert run("-c", "import numpy; print(numpy.__version__)").stdout.strip() == np.__version__
+    assert run("-m", "pip", "install", "--no-index", str(wheel)).returncode == 0
+    place = run("-c", "import leanrecon; print(leanrecon.__file__)").stdout.strip()
+    assert Path(place).is_relative_to(tmp_path / "environment")
+    refused = run("-m", "pip", "uninstall", "--yes", "iniconfig")
+    assert "outside environment" in refused.stdout + refused.stderr
+    assert run("-c", "import iniconfig").returncode == 0
 
 
 def fake_wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
