@@ -249,11 +249,11 @@ def gallery(study: str | Path) -> Shown:
     marks = {True: "✓", False: "✕", None: "?"}
     checks = [f"{marks[check.passed]} {check.name}: {check.evidence}" for check in found.checks]
     groups = "".join(
-        f"<td style='vertical-align:top;text-align:left'><b>{name}</b><br>{''.join(_pair(drawn[row], pixcorr(scores[row])) for row in these)}</td>"
+        f"<td style='vertical-align:top;text-align:left;white-space:nowrap'><b>{name}</b><br>{''.join(_pair(drawn[row], pixcorr(scores[row])) for row in these)}</td>"
         for name, these in strip
     )
     page = (
-        f"{simulated}<h3>{html.escape(found.headline)}</h3>{_paragraph(found.detail)}"
+        f"{simulated}<h3>{html.escape(found.headline)}</h3>{_paragraph(found.detail[:1].upper() + found.detail[1:])}"
         f"<ul>{''.join(f'<li>{html.escape(check)}</li>' for check in checks)}</ul>"
         f"<p>Above: seen. Below: reconstructed{' (first and final image)' if settings.refine.kind != 'none' else ''}, "
         f"with its pixel correlation.</p><table><tr>{groups}</tr></table>{_paragraph(f'All of it: {place.report}')}"
@@ -263,11 +263,11 @@ def gallery(study: str | Path) -> Shown:
 
 def _pair(images: list[Any], score: float | None) -> str:
     shown = "<br>".join(
-        f"<img src='{image.uri}' width=112 style='{'image-rendering:pixelated' if image.pixelated else ''}'>"
+        f"<img src='{image.uri}' width=80 style='{'image-rendering:pixelated' if image.pixelated else ''}'>"
         for image in images
     )
     told = "" if score is None else f"<figcaption>{score:.2f}</figcaption>"
-    return f"<figure style='display:inline-block;margin:4px'>{shown}{told}</figure>"
+    return f"<figure style='display:inline-block;margin:3px'>{shown}{told}</figure>"
 
 
 def _paragraph(text: str) -> str:

@@ -65,7 +65,7 @@ def fresh_environment(folder):
     python = folder / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip()
-    seen = folder.with_name(f"{folder.name}-sees")
+    seen = folder.with_name(f"seen-by-{folder.name}")  # pip takes what begins with its own path for its own
     seen.mkdir()
     for place in {sysconfig.get_path(name) for name in ("purelib", "platlib")}:
         for path in Path(place).iterdir():
