@@ -22,9 +22,11 @@ from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
 from leanrecon.mirror import Mirror
+from leanrecon.prediction import predict_with_network
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
 from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.settings import MLPSettings
 from leanrecon.settings import Settings, check_settings
 from leanrecon.stores import Store
 from leanrecon.stores.files import write_text
@@ -167,7 +169,7 @@ class Pipeline:
             "betas": train.content,
             "test betas": test.content,
             "features": targets.content,
-            "regression": settings.model_dump(exclude_none=True),
+            "regression": settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"}),
             "seed": self.settings.general.seed,
             "rows": fingerprint({"train": variant.train, "test": variant.test}) if variant.is_fold else "split",
         }
@@ -183,6 +185,13 @@ class Pipeline:
             for k, path in enumerate(made)
         ]
         if all(store.complete for store in stores):
+            return
+        if isinstance(settings, MLPSettings):
+            fits.clear()  # a ridge's factor, and whose network's memory it would share
+            record |= predict_with_network(
+                settings, self.settings.general, variant, name, [betas, y, test_betas], stores, [variant.study, *self._shuffled(variant, name)],
+                budget=budget, scratch=self.study.root, overwrite=self.overwrite, progress=self.progress,
+            )  # fmt: skip
             return
         key = json.dumps(how, sort_keys=True)
         if key in fits and settings.alpha != "loo":

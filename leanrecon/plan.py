@@ -20,8 +20,10 @@ from leanrecon.images import ImageShape
 from leanrecon.memory import SPARE, MemoryBudget, format_bytes, parse_bytes
 from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
 from leanrecon.refinement.refiner import Refiner
+from leanrecon.regression.mlp_plan import NetworkShapes, plan_network
 from leanrecon.regression.plan import Shapes, plan_fit
 from leanrecon.regression.restandardise import LOO_ROWS
+from leanrecon.regression.settings import MLPSettings
 from leanrecon.settings import Settings
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.matrix import PANEL
@@ -72,6 +74,8 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str = STAGES
         budget = _after(budget, _staying(_spaces(settings), _shape(arrays)))
         stages += _regression(settings, arrays, chunk, budget)
     if last >= STAGES.index("stage1"):
+        if any(isinstance(how, MLPSettings) for how in settings.regression.values()):
+            budget = _after(budget, _LIBRARIES["torch"])
         drawn = _drawing(settings, arrays, chunk, budget)
         stages += itertools.islice(drawn, last + 1 - STAGES.index("stage1"))
     return stages
@@ -138,12 +142,16 @@ def _regression(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Mem
     for space in spaces:
         dims = space.dims(shape)
         ridge = settings.regression[space.name]
+        times = 1 + (settings.evaluate.permutations if space.name == first else 0)
+        if isinstance(ridge, MLPSettings):
+            yield _network(ridge, space.name, arrays, dims, chunk, budget, times)
+            budget = _after(budget, _LIBRARIES["torch"])
+            continue
         block = plan_chunks((n, dims), np.float32, chunk)[1]
         width = plan_chunks((n, arrays.voxels), np.float32, chunk)[1]
         x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
         scratch = x_tile * (2 if arrays.folds else 1)
         restandardized = ridge.restandardize != "none"
-        times = 1 + (settings.evaluate.permutations if space.name == first else 0)
         shapes = Shapes(
             n, arrays.voxels, m, dims, block, x_tile, y_tile, scratch=scratch, restandardized=restandardized,
             shuffled=times > 1,
@@ -159,6 +167,34 @@ def _regression(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Mem
             times * (arrays.folds or 1) * store_nbytes((m, dims), np.float32, chunk),
             0 if planned.in_memory else planned.triangle,
         )
+
+
+def _network(
+    how: MLPSettings, space: str, arrays: DatasetPlan, dims: int, chunk: int, budget: MemoryBudget, times: int
+) -> PlannedStage:
+    """A network that is trained ``times`` times: for the predictions, and for each pairing at random."""
+    n, m = _split(arrays)
+    block = plan_chunks((n, dims), np.float32, chunk)[1]
+    width = plan_chunks((n, arrays.voxels), np.float32, chunk)[1]
+    x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
+    shapes = NetworkShapes(
+        n, arrays.voxels, m, dims, how.hidden, how.blocks, how.batch_size, how.window,
+        how.components if how.head == "pca" else None, how.validation, block, x_tile, y_tile,
+        scratch=x_tile * (2 if arrays.folds else 1), y_scratch=y_tile if arrays.folds else 0, skip=how.skip == "ridge",
+        from_ridge=how.inputs == "ridge", loo=how.alpha == "loo", half=how.precision != "float32",
+        restandardized=how.restandardize != "none",
+    )  # fmt: skip
+    planned = plan_network(shapes, budget.free)
+    steps = (n - shapes.held_rows) // how.batch_size * how.epochs
+    trained = times * (arrays.folds or 1)
+    return PlannedStage(
+        f"regression {space}",
+        f"{shapes.weights:,} weights, {steps} steps of {how.batch_size} rows at most"
+        + (f", trained {trained} times" if trained > 1 else ""),
+        budget.reserved + planned.work,
+        trained * (store_nbytes((m, dims), np.float32, chunk) + shapes.kept_nbytes),
+        planned.scratch,
+    )
 
 
 def _drawing(settings: Settings, arrays: DatasetPlan, chunk: int, budget: MemoryBudget) -> Iterator[PlannedStage]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Advance = Callable[[int], None]
+Note = Callable[[], str]
 
 LINE_EVERY = 5.0
 """Seconds between two plain lines of one task."""
@@ -16,10 +17,11 @@ class Progress:
     """Shows nothing; the interface of those that do.
 
     ``with progress.task("pca, train", total=8859, unit="images", done=512) as advance: advance(64)``
+    ``note`` tells what is shown beside it, as the losses of a training.
     """
 
     @contextmanager
-    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         yield lambda n: None
 
     def say(self, text: str) -> None:
@@ -30,7 +32,7 @@ class PlainProgress(Progress):
     """One line every few seconds and one at a task's end, for logs and pipes."""
 
     @contextmanager
-    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         started = last = time.monotonic()
         at, resumed = done, done
 
@@ -42,12 +44,16 @@ class PlainProgress(Progress):
                 last = now
                 rate = (at - resumed) / (now - started)
                 left = (total - at) / rate if rate else float("inf")
-                self.say(f"{name}: {at}/{total} {unit}, {rate:.3g} {unit}/s, {_clock(left)} left")
+                told = f", {text}" if note and (text := note()) else ""
+                self.say(f"{name}: {at}/{total} {unit}, {rate:.3g} {unit}/s, {_clock(left)} left{told}")
 
         yield advance
         seconds = time.monotonic() - started
         if at > resumed:
-            self.say(f"{name}: {at - resumed} {unit} in {seconds:.1f} s ({(at - resumed) / max(seconds, 1e-9):.3g}/s)")
+            self.say(
+                f"{name}: {at - resumed} {unit} in {seconds:.1f} s ({(at - resumed) / max(seconds, 1e-9):.3g}/s)"
+                + (f", {text}" if note and (text := note()) else "")
+            )
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -60,7 +66,7 @@ class RichProgress(Progress):
         self.console = console
 
     @contextmanager
-    def task(self, name: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, *, total: int, unit: str, done: int = 0, note: Note | None = None) -> Iterator[Advance]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
@@ -72,17 +78,18 @@ class RichProgress(Progress):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         started = time.monotonic()
         at = done
         with Bar(*columns, console=self.console, transient=False) as bar:
-            row = bar.add_task(name, total=total, completed=done, rate=unit)
+            row = bar.add_task(name, total=total, completed=done, rate=unit, note="")
 
             def advance(n: int) -> None:
                 nonlocal at
                 at += n
                 rate = (at - done) / max(time.monotonic() - started, 1e-9)
-                bar.update(row, completed=at, rate=f"{rate:.3g} {unit}/s")
+                bar.update(row, completed=at, rate=f"{rate:.3g} {unit}/s", note=note() if note else "")
 
             yield advance
 

@@ -14,7 +14,18 @@ from leanrecon.stores.hold import held
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study import Study
 
-VERSIONS = ("leanrecon", "numpy", "scipy", "scikit-learn", "zarr", "pillow", "torch", "diffusers", "transformers")
+VERSIONS = (
+    "leanrecon",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "zarr",
+    "pillow",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+)
 
 HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
 """First line of a study's study.toml, which tells it from a settings file that someone wrote."""

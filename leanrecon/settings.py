@@ -18,7 +18,7 @@ from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
 from leanrecon.paths import find
 from leanrecon.refinement.settings import RefineSettings
-from leanrecon.regression.settings import RidgeSettings
+from leanrecon.regression.settings import KINDS, RegressionSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
 from leanrecon.weights.folders import cached_file
@@ -40,7 +40,7 @@ class GeneralSettings(BaseModel):
     memory: str | None = None
     """What the process may hold, as in "4GB"; absent: 80 % of the free memory."""
     device: Device = "auto"
-    """Where models run; pixels, principal components and ridge run on the CPU."""
+    """Where models run and networks are trained; pixels, principal components and ridge run on the CPU."""
     seed: int = Field(default=0, ge=0)
 
     @field_validator("memory")
@@ -71,7 +71,7 @@ class Settings:
     dataset: DatasetSettings
     stores: StoresSettings
     features: dict[str, BaseModel]
-    regression: dict[str, RidgeSettings]
+    regression: dict[str, RegressionSettings]
     stage1: StageOneSettings
     refine: RefineSettings
     evaluate: EvaluateSettings
@@ -216,7 +216,7 @@ def _space(name: str, table: Any) -> BaseModel:
 
 def _regression(
     table: Mapping[str, Any], spaces: list[str], checked: Any, problems: list[str]
-) -> dict[str, RidgeSettings]:
+) -> dict[str, RegressionSettings]:
     for_all = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     for_one = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     problems += [
@@ -224,14 +224,38 @@ def _regression(
         for name in for_one
         if name not in spaces
     ]
-    common = checked(validate, RidgeSettings, for_all, "regression.")
+    kinds = {name: str(for_one.get(name, {}).get("kind", for_all.get("kind", "ridge"))) for name in spaces}
+    shared = _of_all(for_all, set(kinds.values()))
+    common = checked(_regressor, shared, "regression.")
     result = {}
     for name in spaces:
         result[name] = common
         if name in for_one:
-            merged = {**for_all, **for_one[name]} if common else for_one[name]  # problems of all are told once
-            result[name] = checked(validate, RidgeSettings, merged, f"regression.{name}.")
+            own = {"kind": kinds[name], **for_one[name]}
+            merged = {**_known_to(kinds[name], for_all), **own} if common else own  # problems of all are told once
+            result[name] = checked(_regressor, merged, f"regression.{name}.")
     return result
+
+
+def _regressor(table: Mapping[str, Any], prefix: str) -> RegressionSettings:
+    kind = str(table.get("kind", "ridge"))
+    if kind not in KINDS:
+        raise SettingsError(f"{prefix}kind = {kind!r} ({nearest(kind, KINDS)})")
+    return validate(KINDS[kind], table, prefix)
+
+
+def _of_all(table: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
+    """``[regression]`` for the kind it names, without what it says for another kind that some space has."""
+    own = str(table.get("kind", "ridge"))
+    others = {key for kind in kinds - {own} if kind in KINDS for key in KINDS[kind].model_fields}
+    known = set(KINDS[own].model_fields) if own in KINDS else set()
+    return {key: value for key, value in table.items() if key in known or key not in others}
+
+
+def _known_to(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``[regression]`` says that a kind of regression knows, which one space has and others have not."""
+    fields = KINDS[kind].model_fields if kind in KINDS else {}
+    return {key: value for key, value in table.items() if key in fields}
 
 
 def _set(tables: dict[str, Any], override: str) -> None:

@@ -50,6 +50,10 @@ class Study:
         """What a feature space learned from the train images (the components of a PCA)."""
         return self.root / "features" / space / "fitted.npz"
 
+    def network(self, space: str) -> Path:
+        """A network's weights, what it was trained on besides the stores, and, while it is trained, its checkpoint."""
+        return self.root / "networks" / space
+
     def predictions(self, space: str) -> Path:
         return self.root / "predictions" / space / "test.zarr"
 

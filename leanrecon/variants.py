@@ -64,9 +64,13 @@ class Variant:
         """The stimulus of every test row."""
         return self._stimuli(self.test_split, self.test)
 
+    def learned(self) -> list[str]:
+        """The stimulus of every train row."""
+        return self._stimuli("train", self.train)
+
     def trained(self) -> int:
         """How many test rows show a stimulus that was trained on."""
-        learned = set(self._stimuli("train", self.train))
+        learned = set(self.learned())
         return sum(name in learned for name in self.names())
 
     def _stimuli(self, split: str, rows: list[int] | None) -> list[str]:

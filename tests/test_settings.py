@@ -290,3 +290,36 @@ def test_settings_are_checked_without_the_libraries_that_stages_need():
     command = "import sys, leanrecon.settings; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout.split()
     assert {"torch", "sklearn", "scipy", "h5py", "PIL"}.isdisjoint(loaded)
+
+
+def test_kinds_of_regression_may_differ_between_spaces():
+    tables = {"dataset": {"kind": "simulated"}, "features": {"pca": {}, "pixels": {}}}
+    for regression, kinds in (
+        ({"kind": "mlp", "epochs": 7, "standardize": False, "pixels": {"kind": "ridge", "alpha": 3}}, ("mlp", "ridge")),
+        ({"epochs": 7, "standardize": False, "alpha": 3, "pca": {"kind": "mlp", "alpha": "loo"}}, ("mlp", "ridge")),
+        ({"kind": "mlp", "epochs": 7, "standardize": False, "pixels": {"alpha": 3}}, ("mlp", "mlp")),
+    ):
+        settings = check_settings(tables | {"regression": regression})
+        pca, pixels = settings.regression["pca"], settings.regression["pixels"]
+        assert (pca.kind, pixels.kind) == kinds
+        assert (pca.epochs, pca.alpha, pixels.alpha) == (7, "loo", 3.0)
+        assert pca.standardize is pixels.standardize is False
+        assert check_settings(settings.tables()) == settings  # as study.toml is read again
+
+
+@pytest.mark.parametrize(
+    ("regression", "found"),
+    [
+        ({"kind": "mpl"}, r"^regression\.kind = 'mpl' \(did you mean mlp\?\)\.$"),
+        ({"pca": {"kind": "mpl"}}, r"^regression\.pca\.kind = 'mpl' \(did you mean mlp\?\)\.$"),
+        ({"kind": "mlp", "epoch": 3}, r"^regression\.epoch is unknown \(did you mean epochs\?\)\.$"),
+        ({"epochs": 3}, r"^regression\.epochs is unknown"),
+        ({"pca": {"kind": "mlp", "hiden": 3}}, r"^regression\.pca\.hiden is unknown \(did you mean hidden\?\)\.$"),
+        ({"kind": "mlp", "hidden": 1.5}, r"^regression\.hidden = 1\.5: input should be a valid integer"),
+        ({"kind": "mlp", "pca": {"head": "full"}}, r'^regression\.pca: skip = "ridge" needs head = "pca"'),
+    ],
+)
+def test_what_a_network_does_not_know_is_refused(regression, found):
+    tables = {"dataset": {"kind": "simulated"}, "features": {"pca": {}}, "regression": regression}
+    with pytest.raises(SettingsError, match=found):
+        check_settings(tables)

@@ -148,6 +148,34 @@ def curve(title: str, values: Sequence[float] | Array, write: Write) -> str:
     return _svg(title, bottom + 20, parts)
 
 
+def losses(title: str, train: Sequence[float | None], validation: Sequence[float | None], best: int) -> str:
+    """Losses by epoch, of what was learned from and of what was held out, and the epoch whose weights were kept."""
+    known = [value for value in (*train, *validation) if value is not None]
+    ticks = _ticks(min(known), max(known))
+    left, right, top, bottom = 40, WIDTH - 8, 18, 138
+    last = max(len(train), len(validation)) - 1
+
+    def x_at(epoch: int) -> float:
+        return left + (right - left) * epoch / max(last, 1)
+
+    def y_at(value: float) -> float:
+        return bottom - (bottom - top) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = []
+    for tick in ticks:
+        parts.append(_line(left, y_at(tick), right, y_at(tick), "grid"))
+        parts.append(_text(left - 5, y_at(tick) + 3.5, _short(tick), "note end"))
+    for epoch in sorted({0, last}):
+        parts.append(_text(x_at(epoch), bottom + 14, f"epoch {epoch}", "note" + (" end" if epoch else "")))
+    parts.append(_line(x_at(best), top - 4, x_at(best), bottom, "chance"))
+    parts.append(_text(min(max(x_at(best), left + 12), right - 12), top - 7, "kept", "note middle"))
+    for values, kind in ((train, "curve held"), (validation, "curve")):
+        points = " ".join(f"{x_at(i):.1f},{y_at(v):.1f}" for i, v in enumerate(values) if v is not None)
+        if points:
+            parts.append(f'<polyline class="{kind}" points="{points}"/>')
+    return _svg(title, bottom + 20, parts)
+
+
 def _axis(
     ticks: Sequence[float], at: Callable[[float], float], top: float, bottom: float, write: Write, *, grid: bool = True
 ) -> list[str]:

@@ -209,7 +209,22 @@ def _spaces(page: Page) -> Iterator[Space]:
     features = page.metrics.get("features") or {}
     for name in dict.fromkeys([*features, *page.latent_r2]):
         rows = figure_rows([Column(name, "final", source(name), features.get(name) or {})], {})
-        yield Space(name, rows, list(_r2(name, page)))
+        yield Space(name, rows, [*_r2(name, page), *_training(name, page)])
+
+
+def _training(space: str, page: Page) -> Iterator[Plot]:
+    """The training curve of a network, of the first fold where there are folds."""
+    for run_name, run in {"": page.records, **page.variants}.items():
+        curve = ((run.get("stages") or {}).get(f"regression {space}") or {}).get("curve")
+        if not curve or len(curve["train"]) < 2:
+            continue
+        svg = plots.losses(f"Training of {space}", curve["train"], curve["validation"], curve["best"])
+        where = f" in {run_name}" if run_name else ""
+        remark = f"Dashed: the loss of the rows learned from{where}, with noise and dropout. "
+        if curve["validation"][-1] is not None:
+            remark += "Solid: that of train rows held out. No test row is among them"
+        yield _svg("Losses while the network learned", remark, svg)
+        return
 
 
 def _r2(space: str, page: Page) -> Iterator[Plot]:

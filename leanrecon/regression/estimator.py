@@ -14,6 +14,9 @@ from leanrecon.stores.store import Store
 class Regressor:
     """Parameters, tags and score of a regressor whose ``__init__`` stores its arguments untouched."""
 
+    _learned = "alpha_"
+    """The attribute that is there once it is fitted."""
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
@@ -47,7 +50,7 @@ class Regressor:
         raise NotImplementedError
 
     def _check_fitted(self) -> None:
-        if not hasattr(self, "alpha_"):
+        if not hasattr(self, self._learned):
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")

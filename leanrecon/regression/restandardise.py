@@ -6,11 +6,13 @@ moments over the test rows, so each prediction depends on the other test rows an
 are: it needs no test statistics and works for one test image.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from leanrecon.stores.matrix import panels
+from leanrecon.regression.hat import stream
+from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
@@ -59,3 +61,18 @@ def restandardise(predictions: Array, reference: Array, mean: Array, std: Array)
     predictions -= centre.astype(predictions.dtype)
     predictions *= factor.astype(predictions.dtype)
     predictions += mean.astype(predictions.dtype)
+
+
+def through_hats(
+    rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, out: Array | None = None
+) -> Iterator[tuple[range, range, Array]]:
+    """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.
+
+    Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``.
+    """
+    for block in stream(hats, targets, wanted, moments=kind != "none", out=out):
+        values = block.values[: len(rows)]
+        if kind != "none":
+            like = block.values[len(rows) :] if kind == "inductive" else values
+            restandardise(values, like, block.mean, block.std)
+        yield rows, block.columns, values

@@ -19,7 +19,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression import per_target
 from leanrecon.regression.estimator import Regressor, checked_test, checked_train, is_lazy
-from leanrecon.regression.hat import converted, gram, hat_matrix, stream
+from leanrecon.regression.hat import converted, gram, hat_matrix
 from leanrecon.regression.kernel import Panels, cholesky
 from leanrecon.regression.loo import best_alpha, default_alphas, eigenvectors, loo_errors, mean_eigenvalue, project
 from leanrecon.regression.normalise import Centred, moments
@@ -35,7 +35,7 @@ from leanrecon.regression.plan import (
     plan_stream,
     plan_weights,
 )
-from leanrecon.regression.restandardise import KINDS, LOO_ROWS, Kind, leave_one_out, loo_rows, restandardise
+from leanrecon.regression.restandardise import KINDS, LOO_ROWS, Kind, leave_one_out, loo_rows, through_hats
 from leanrecon.regression.weights import contents, through_weights, weights
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import (
@@ -289,6 +289,23 @@ class StreamingRidge(Regressor):
             yield from self._through_hats(group, hats + reference, targets, wanted, out)
             del hats  # before the next ones are formed
 
+    def hat_of(self, X: Any, rows: range) -> Array:
+        """The hat matrix of up to 1,024 rows of betas: H Y are their predictions, before any ``restandardize``."""
+        return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor)
+
+    def left_out(self, rows: Array) -> Array:
+        """The hat matrix of some train rows (ascending), each predicted from all other rows."""
+        some = RowSubset(self.betas_, rows)
+        hat = hat_matrix(self._train, self._centred(some), range(len(rows)), self._kept_factor)
+        leave_one_out(hat, rows)
+        return hat
+
+    @property
+    def _kept_factor(self) -> Panels:
+        if self._factor is None:
+            raise SettingsError("the factor was not kept", todo="fit without per_target and without test betas")
+        return self._factor
+
     def _reference(self, factor: Panels) -> list[Array]:
         """The hat matrix of leave-one-out predictions of train rows, where they give the moments."""
         if self.restandardize != "inductive":
@@ -302,14 +319,7 @@ class StreamingRidge(Regressor):
         self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], out: Array | None = None
     ) -> Iterator[tuple[range, range, Array]]:
         hats = [converted(hat, self._stream_dtype, self._order) for hat in hats]
-        restandardized = self.restandardize != "none"
-        for block in stream(hats, targets, wanted, moments=restandardized, out=out):
-            values = block.values[: len(rows)]
-            if restandardized:
-                inductive = self.restandardize == "inductive"
-                like = block.values[len(rows) :] if inductive else values
-                restandardise(values, like, block.mean, block.std)
-            yield rows, block.columns, values
+        return through_hats(rows, hats, targets, wanted, self.restandardize, out)
 
     # Weights
 
@@ -320,16 +330,15 @@ class StreamingRidge(Regressor):
         have weight 0.
         """
         self._check_fitted()
-        if self._factor is None:
-            raise SettingsError("the factor was not kept", todo="fit without per_target and without test betas")
+        factor = self._kept_factor
         scale = (
             np.where(self.moments_.usable, self.moments_.std, 1) if self.standardize else np.ones(self.n_features_in_)
         )
         centre = np.where(self.moments_.usable, self.moments_.mean, 0)
         shapes = self._shapes(self.betas_, self.targets_, 1)
-        MemoryBudget.of(self.budget).require("the weights", plan_weights(shapes, on_disk=self._factor.on_disk))
+        MemoryBudget.of(self.budget).require("the weights", plan_weights(shapes, on_disk=factor.on_disk))
         for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
-            w, mean = weights(self._train, self._factor, self.targets_, columns, self._order)
+            w, mean = weights(self._train, factor, self.targets_, columns, self._order)
             w /= scale.astype(w.dtype)
             yield columns, w, mean - np.einsum("ij,j->i", w, centre, dtype=np.float64)
 

@@ -110,6 +110,21 @@ def _entry(file: Path, data: int, name: str, table: Mapping[str, Any]) -> Entry:
     return entry
 
 
+def header_of(
+    tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str], aligned: int = 8
+) -> bytes:
+    """What a file begins with whose tensors (kind of numbers, shape, bytes by name) follow one another in this order."""
+    tables: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (kind, shape, nbytes) in tensors.items():
+        stop = offset + nbytes
+        tables[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(tables).encode()
+    text += b" " * (-(8 + len(text)) % aligned)
+    return len(text).to_bytes(8, "little") + text
+
+
 class MappedWeights(Mapping[str, "torch.Tensor"]):
     """Tensors whose memory is the file itself: the kernel reads pages when they are used and may drop them at will."""
 
@@ -174,17 +189,12 @@ def write_weights(
     """
     import torch
 
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        stop = offset + math.prod(shape) * itemsize(dtype)
-        header[name] = {"dtype": SHORT[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
-        offset = stop
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNED)
+    size = itemsize(dtype)
+    tables = {name: (SHORT[dtype], shape, math.prod(shape) * size) for name, shape in shapes.items()}
+    start = header_of(tables, {"format": "pt"}, _ALIGNED)
 
     def write(file: Any) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(start)
         for (name, tensor), expected in zip(tensors, shapes, strict=True):
             if name != expected:
                 raise ValueError(f"{name} came where {expected} was expected")
