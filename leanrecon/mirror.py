@@ -115,8 +115,8 @@ class Mirror:
                 f"{self.folder} holds {sorted(others)[0]} and is no mirror of a study",
                 todo="choose an empty folder, or one that is not there yet",
             )
-        for pattern in RECORDS:
-            files.sweep(*(found for place in STUDIES for found in _folders(folder, place + pattern)))
+        for place in (root, folder):  # what an earlier copy left half-written, either way
+            files.sweep(*(found for within in STUDIES for kind in RECORDS for found in _folders(place, within + kind)))
 
     def _conflict(self, path: Path, other: Path, changed: list[str]) -> StoreError:
         return StoreError(

@@ -194,6 +194,14 @@ def test_what_another_machine_made_of_the_same_settings_gives_way_to_the_study(f
     assert contents(folder / "mirror") == contents(folder / "study")
 
 
+def test_what_a_copy_left_half_written_is_removed_either_way(folder: Path) -> None:
+    for place in ("study", "mirror"):
+        for name in ("evaluation/latent_r2/pca.npy", "features/pca/fitted.npz", "study.toml"):
+            (folder / place / f"{name}.abc.partial").touch()
+    Mirror(folder / "study", folder / "mirror").restore()
+    assert not list(folder.rglob("*.partial"))
+
+
 def test_folders_that_can_not_be_mirrors_are_refused(folder: Path, tmp_path: Path) -> None:
     study = folder / "study"
     for place in (study, study / "inside", folder):
