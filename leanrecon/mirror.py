@@ -116,7 +116,8 @@ class Mirror:
                 todo="choose an empty folder, or one that is not there yet",
             )
         for place in (root, folder):  # what an earlier copy left half-written, either way
-            files.sweep(*(found for within in STUDIES for kind in RECORDS for found in _folders(place, within + kind)))
+            kinds = (*RECORDS, "reconstructions/")
+            files.sweep(*(found for within in STUDIES for kind in kinds for found in _folders(place, within + kind)))
 
     def _conflict(self, path: Path, other: Path, changed: list[str]) -> StoreError:
         return StoreError(

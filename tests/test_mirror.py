@@ -196,7 +196,12 @@ def test_what_another_machine_made_of_the_same_settings_gives_way_to_the_study(f
 
 def test_what_a_copy_left_half_written_is_removed_either_way(folder: Path) -> None:
     for place in ("study", "mirror"):
-        for name in ("evaluation/latent_r2/pca.npy", "features/pca/fitted.npz", "study.toml"):
+        for name in (
+            "evaluation/latent_r2/pca.npy",
+            "features/pca/fitted.npz",
+            "reconstructions/stage1.json",
+            "study.toml",
+        ):
             (folder / place / f"{name}.abc.partial").touch()
     Mirror(folder / "study", folder / "mirror").restore()
     assert not list(folder.rglob("*.partial"))
