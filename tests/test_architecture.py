@@ -14,7 +14,7 @@ ROOT = Path(leanrecon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "paths": 0, "__init__": 0,
+    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "paths": 0, "patience": 0, "__init__": 0,
     "stores": 1, "weights": 2,
     "datasets": 3, "features": 3, "regression": 3, "refinement": 3, "evaluation": 3,
     "settings": 4, "records": 4, "variants": 4, "wanted": 5, "final": 5, "mirror": 5, "prediction": 5, "assessment": 6, "pipeline": 7,

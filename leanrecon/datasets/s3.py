@@ -3,7 +3,6 @@
 Works with any bucket that allows it, at Amazon or at another endpoint. boto3 is imported when a bucket is opened.
 """
 
-import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,22 +10,12 @@ from typing import Any
 
 from leanrecon.datasets.ranges import Found, RangeFile, Source, Traffic, changed
 from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError
+from leanrecon.patience import PASSING, TIMEOUT, Patience
 
 CONNECTIONS = 32
 """Requests that are under way at once."""
 
-TIMEOUT = 20.0
-"""Seconds without a byte after which a request is given up and sent again."""
-
-ATTEMPTS = 8
-"""Requests in a row that may bring nothing before the network is taken for gone: about a minute of waiting."""
-
-PATIENCE = 0.25
-"""Seconds of waiting after the first failure; doubled after each further one, up to ``LONGEST``."""
-LONGEST = 16.0
-
 _PIECE = 256 * 1024  # bytes read at once: what a connection that breaks can cost
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 
 
@@ -133,13 +122,16 @@ class S3File(RangeFile):
             body.close()
 
 
-class _Patience:
-    """Waits after failures that may pass, longer each time, and raises those that won't."""
+class _Patience(Patience):
+    """Raises failures that waiting can't help as what they are; a bucket that is closed waits no more."""
 
     def __init__(self, name: str, closed: threading.Event) -> None:
-        self.name = name
+        super().__init__(name, "the connection", self._wait)
         self.closed = closed
-        self.failures = 0
+
+    def _wait(self, seconds: float) -> None:
+        if self.closed.wait(seconds):
+            raise NetworkError(f"reading {self.name} was given up")
 
     def after(self, error: Exception, *, progress: bool = False) -> None:
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -155,18 +147,9 @@ class _Patience:
             raise InputError(f"{self.name} is not there (any more), or may not be read: {error}") from error
         code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
         lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)
-        if not (lost or status in _PASSING or code in _PASSING_CODES):
+        if not (lost or status in PASSING or code in _PASSING_CODES):
             raise error
-        self.failures = 1 if progress else self.failures + 1
-        if self.failures >= ATTEMPTS:
-            raise NetworkError(
-                f"{self.name} could not be read in {ATTEMPTS} attempts: {error}",
-                todo="check the connection and run the same command again; everything fetched so far is kept",
-            ) from error
-        # Waits differ by chance, so that requests that failed together don't come back together.
-        seconds = min(PATIENCE * 2 ** (self.failures - 1), LONGEST) * random.uniform(0.5, 1)
-        if self.closed.wait(seconds):
-            raise NetworkError(f"reading {self.name} was given up") from error
+        super().after(error, progress=progress)
 
 
 def _status(error: Exception) -> int | None:

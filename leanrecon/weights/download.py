@@ -6,10 +6,8 @@ import functools
 import hashlib
 import http.client
 import importlib.util
-import random
 import re
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -18,26 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from leanrecon.errors import LeanreconError, NetworkError
+from leanrecon.errors import NetworkError
+from leanrecon.patience import PASSING, TIMEOUT, Patience
 from leanrecon.progress import Advance, Progress
 from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import read_json, write_json
 
-TIMEOUT = 20.0
-"""Seconds without a byte after which a request is given up and sent again."""
-
-ATTEMPTS = 8
-"""Requests in a row that may bring nothing before the network is taken for gone: about a minute of waiting."""
-
-PATIENCE = 0.25
-"""Seconds of waiting after the first failure; doubled after each further one, up to ``LONGEST``."""
-LONGEST = 16.0
-
 CHOOSES = "LEANRECON_CACHE (files) or HF_HOME (models)"
 """What says where fetched files go."""
-
-PASSING = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that are worth asking again after."""
 
 _PIECE = 2**20  # bytes
 _BROKEN = (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError)
@@ -83,7 +69,7 @@ def partial_of(target: Path) -> Path:
 
 def find(remote: Remote) -> Remote:
     """The file with what its server says of it: size, version, MD5; raises NetworkError where there is none."""
-    patience = Patience(remote.url)
+    patience = patience_with(remote.url)
     while True:
         try:
             with _opened(remote, "HEAD", {}) as answer:
@@ -140,7 +126,7 @@ class _Transfer:
 
     def run(self, advance: Advance) -> None:
         """Fetch what is missing."""
-        patience = Patience(self.remote.url)
+        patience = patience_with(self.remote.url)
         while self.remote.size is None or self.done < self.remote.size:
             before = self.done
             try:
@@ -148,9 +134,7 @@ class _Transfer:
                     return
                 raise http.client.IncompleteRead(b"")
             except _BROKEN as error:
-                if self.done > before:
-                    patience = Patience(self.remote.url)
-                patience.after(error)
+                patience.after(error, progress=self.done > before)
 
     def restart(self, advance: Advance) -> None:
         advance(-self.done)
@@ -283,26 +267,6 @@ def _start(answer: Any) -> int:
     return int(found[1]) if found else -1
 
 
-class Patience:
-    """How long a server that fails is asked again."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.failed = 0
-
-    def after(self, error: Exception) -> None:
-        """Wait; raises NetworkError once there were too many failures in a row."""
-        if isinstance(error, LeanreconError):
-            raise error
-        self.failed += 1
-        if self.failed >= ATTEMPTS:
-            raise NetworkError(
-                f"{self.url} could not be read in {ATTEMPTS} attempts ({_first_line(error)})",
-                todo=f"check the network and {urlsplit(self.url).netloc}, and run the same command again; "
-                "everything fetched so far is kept",
-            ) from error
-        time.sleep(min(PATIENCE * 2 ** (self.failed - 1), LONGEST) * random.uniform(0.5, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def patience_with(url: str) -> Patience:
+    """How long the server of an address is asked again."""
+    return Patience(url, f"the network and {urlsplit(url).netloc},")

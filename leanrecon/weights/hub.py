@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from leanrecon.errors import NetworkError, SettingsError
+from leanrecon.patience import PASSING
 from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import write_text
-from leanrecon.weights.download import CHOOSES, PASSING, Patience, Remote, digest_of
+from leanrecon.weights.download import CHOOSES, Remote, digest_of, patience_with
 
 Kind = Literal["model", "dataset"]
 
@@ -92,7 +93,7 @@ def _asked(name: str, ask: Callable[[], Answer]) -> Answer:
     # Its versions speak through different libraries.
     libraries = [sys.modules[library] for library in ("httpx", "httpx2") if library in sys.modules]
     broken = (OSError, *(library.HTTPError for library in libraries))
-    patience = Patience(f"{constants.ENDPOINT}/{name}")
+    patience = patience_with(f"{constants.ENDPOINT}/{name}")
     while True:
         try:
             return ask()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
+from leanrecon import patience
 from leanrecon.datasets import ranges, s3
 from leanrecon.datasets.nsd import NsdSettings, ingest_nsd, plan_nsd
 from leanrecon.datasets.nsd_layout import SubjectFiles
@@ -43,7 +44,7 @@ def contents(study: Study) -> dict[str, bytes]:
 
 @pytest.fixture
 def proxy(s3_url: str, monkeypatch):
-    monkeypatch.setattr(s3, "PATIENCE", 0.001)
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
     monkeypatch.setattr(s3, "TIMEOUT", 1.0)
     monkeypatch.setattr(s3, "CONNECTIONS", CONNECTIONS)
     monkeypatch.setattr(ranges, "SPAN", SPAN)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
+from leanrecon import patience
 from leanrecon.datasets import s3
 from leanrecon.datasets.ranges import BLOCK, LocalFile, Traffic, coalesce
 from leanrecon.datasets.s3 import Bucket, NetworkError
@@ -29,8 +30,8 @@ def url(s3_url: str) -> str:
 
 @pytest.fixture
 def proxy(url: str, monkeypatch):
-    monkeypatch.setattr(s3, "PATIENCE", 0.001)
-    monkeypatch.setattr(s3, "LONGEST", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
+    monkeypatch.setattr(patience, "LONGEST", 0.01)
     with proxied(url) as found:
         yield found
 
@@ -131,12 +132,12 @@ def test_a_network_that_stays_away_is_an_error_with_what_to_do(proxy: Proxy):
         file = bucket.open("data", bucket.find("data"))
         with pytest.raises(NetworkError, match="8 attempts.*same command again; everything fetched so far is kept"):
             file.fetch(0, 10)
-    assert sum(answer.fault == "503" for answer in proxy.answers) == s3.ATTEMPTS
+    assert sum(answer.fault == "503" for answer in proxy.answers) == patience.ATTEMPTS
 
 
 def test_a_bucket_that_is_closed_gives_up_at_once(proxy: Proxy, monkeypatch):
-    monkeypatch.setattr(s3, "PATIENCE", 60.0)
-    monkeypatch.setattr(s3, "LONGEST", 60.0)
+    monkeypatch.setattr(patience, "PATIENCE", 60.0)
+    monkeypatch.setattr(patience, "LONGEST", 60.0)
     proxy.choose = lambda number, method, path: "503" if method == "GET" else None
     started = time.monotonic()
     with Bucket(ROOT, endpoint_url=proxy.url) as bucket:
@@ -151,7 +152,7 @@ def test_a_bucket_that_is_closed_gives_up_at_once(proxy: Proxy, monkeypatch):
 
 def test_a_server_that_is_not_there_is_an_error_with_its_name(monkeypatch):
     pytest.importorskip("boto3")
-    monkeypatch.setattr(s3, "PATIENCE", 0.001)
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
     with (
         Bucket(ROOT, endpoint_url="http://127.0.0.1:9") as bucket,
         pytest.raises(NetworkError, match="objects/data.*127.0.0.1:9"),

@@ -1,6 +1,7 @@
 import pytest
 from hub_server import serving
 
+from leanrecon import patience
 from leanrecon.progress import Progress
 from leanrecon.weights import download
 
@@ -8,7 +9,7 @@ from leanrecon.weights import download
 @pytest.fixture
 def server(monkeypatch):
     """Files and models on loopback, and little patience with them."""
-    monkeypatch.setattr(download, "PATIENCE", 0.001)
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
     monkeypatch.setattr(download, "TIMEOUT", 5.0)
     with serving() as started:
         yield started

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hub_server import git_name
 
+from leanrecon import patience
 from leanrecon.errors import LeanreconError, NetworkError, StoreError
 from leanrecon.progress import Progress
 from leanrecon.weights import download
@@ -69,7 +70,7 @@ def test_a_connection_that_breaks_costs_nothing_of_what_it_brought(known, server
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 def test_a_later_call_fetches_only_the_rest(known, server, target, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
     remote = Remote(server.put("/a.th", DATA), **known)
     server.fault = once(3 * MB, 0, 0)
     with pytest.raises(NetworkError, match="could not be read in 2 attempts.*everything fetched so far is kept"):
@@ -225,7 +226,7 @@ def test_what_may_pass_is_asked_for_again(status, server, target):
 
 
 def test_a_server_that_is_not_there_is_named(target, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.001)
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
     with pytest.raises(NetworkError, match=r"could not be read in 8 attempts.*Check the network and 127\.0\.0\.1:9"):
         fetch(Remote("http://127.0.0.1:9/a.th"), target)
 

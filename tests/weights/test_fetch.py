@@ -15,6 +15,7 @@ constants = pytest.importorskip("huggingface_hub.constants")
 from hub_server import LARGE  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from leanrecon import patience  # noqa: E402
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
 from leanrecon.weights import download  # noqa: E402
 from leanrecon.weights.fetch import RECORD, Want, fetch_all, where  # noqa: E402
@@ -138,7 +139,7 @@ def test_another_part_of_a_model_is_fetched_alone(hub, base, said):
 
 def test_an_interrupted_fetch_continues(hub, base, said, monkeypatch):
     hub.put_model("tiny/base", base)
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(patience, "ATTEMPTS", 1)
     large = "vae/diffusion_pytorch_model.safetensors"
     hub.fault = lambda asked: 5000 if large in asked.path and asked.method == "GET" else None
     with pytest.raises(NetworkError, match="everything fetched so far is kept"):
