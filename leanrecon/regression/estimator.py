@@ -1,21 +1,31 @@
-"""What scikit-learn asks of an estimator; it is imported only when a user's own arrays are checked."""
+"""What regressors have in common: what scikit-learn asks of them, and predictions into arrays and stores.
+
+scikit-learn is imported only when a user's own arrays are checked.
+"""
 
 import inspect
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from leanrecon.errors import SettingsError
-from leanrecon.stores.matrix import ArrayMatrix, Reblocked, RowSubset, StoreMatrix
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.stores.matrix import ArrayMatrix, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
 from leanrecon.stores.store import Store
+
+Array = np.ndarray[Any, Any]
 
 
 class Regressor:
-    """Parameters, tags and score of a regressor whose ``__init__`` stores its arguments untouched."""
+    """A regressor whose ``__init__`` stores its arguments untouched, and that predicts block by block."""
 
     _learned = "alpha_"
     """The attribute that is there once it is fitted."""
+
+    n_features_in_: int
+    targets_: Matrix
+    _one_dimensional: bool
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
@@ -46,8 +56,69 @@ class Regressor:
 
         return float(r2_score(y, self.predict(X)))
 
-    def predict(self, X: Any) -> Any:
+    # Predicting
+
+    def predict(self, X: Any) -> Array:
+        """Predictions for test betas ``X`` [m, p], as an array [m, t] (or [m], if the targets were)."""
+        test = self._validated_test(X)
+        result = np.empty((test.shape[0], self.targets_.shape[1]), self._stream_dtype)
+        for rows, columns, values in self.predict_blocks(test, held=result.nbytes):
+            result[rows.start : rows.stop, columns.start : columns.stop] = values
+        return result[:, 0] if self._one_dimensional else result
+
+    def predict_into(self, X: Any, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
+        """Write predictions for test betas into a store [m, t]: only the blocks of columns that it lacks.
+
+        ``advance`` is told of every block that is done.
+        """
+        test = self._validated_test(X)
+        if (store.rows, store.columns) != (test.shape[0], self.targets_.shape[1]):
+            raise InputError(f"a store of {store.shape} can't take predictions of {test.shape[0]} rows")
+        for rows, columns, values in self.predict_blocks(
+            test, block=store.chunk_columns, wanted=store.missing_column_groups()
+        ):
+            store.write_columns(columns.start // store.chunk_columns, values, first_row=rows.start)
+            if rows.stop == store.rows:
+                advance(1)
+
+    def predict_blocks(
+        self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
+    ) -> Iterator[tuple[range, range, Array]]:
+        """Yield ``(rows, columns, predictions)`` block by block; each is valid until the next one is asked for.
+
+        ``block`` columns make a block (by default as the targets lie on disk), ``wanted`` picks some of the blocks,
+        ``held`` bytes are kept by the caller.
+        """
         raise NotImplementedError
+
+    @property
+    def _stream_dtype(self) -> np.dtype[Any]:
+        """Of predictions."""
+        raise NotImplementedError
+
+    # Checks
+
+    def _train_matrices(self, X: Any, y: Any) -> tuple[Matrix, Matrix]:
+        """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n]."""
+        X, y = checked_train(self, X, y)
+        self._one_dimensional = len(y.shape) == 1 if isinstance(y, np.ndarray) else False
+        betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
+        if targets.shape[0] != betas.shape[0]:
+            raise InputError(
+                f"{betas.shape[0]} rows of betas and {targets.shape[0]} rows of targets", expected="as many of each"
+            )
+        self.n_features_in_ = betas.shape[1]
+        return betas, targets
+
+    def _validated_test(self, X: Any) -> Matrix:
+        self._check_fitted()
+        return self._test_matrix(X)
+
+    def _test_matrix(self, X: Any) -> Matrix:
+        test = as_matrix(X if is_lazy(X) else checked_test(self, X))
+        if test.shape[1] != self.n_features_in_:
+            raise InputError(f"test betas of {test.shape[1]} voxels", expected=f"{self.n_features_in_}, as in training")
+        return test
 
     def _check_fitted(self) -> None:
         if not hasattr(self, self._learned):

@@ -22,7 +22,6 @@ from leanrecon.progress import Progress
 from leanrecon.regression.batches import Batches, Held, Source, paired_at_random, split, take
 from leanrecon.regression.checkpoint import Folder, History, load_weights, weights_of
 from leanrecon.regression.coding import Coding, code, target_moments
-from leanrecon.regression.estimator import checked_train
 from leanrecon.regression.mlp_plan import NetworkPlan, NetworkShapes, beside_ridge, plan_network
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.plan import TEST_ROWS
@@ -33,7 +32,7 @@ from leanrecon.regression.trained import Trained
 from leanrecon.regression.training import Data, Schedule, own_random_numbers, train
 from leanrecon.regression.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, as_matrix, panels
+from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, panels
 from leanrecon.validation import validate
 
 Array = np.ndarray[Any, Any]
@@ -199,9 +198,7 @@ class StreamingMLP(Trained):
         that was trained with other settings.
         """
         self._checked_settings()
-        X, y = checked_train(self, X, y)
-        self._one_dimensional = len(y.shape) == 1 if isinstance(y, np.ndarray) else False
-        betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
+        betas, targets = self._train_matrices(X, y)
         return self._fit(betas, targets, groups, test_rows, None)
 
     def shuffled(
@@ -226,10 +223,7 @@ class StreamingMLP(Trained):
     def _fit(
         self, betas: Matrix, targets: Matrix, groups: Sequence[Any] | None, test_rows: int, order: Array | None
     ) -> Self:
-        n, p = betas.shape
-        if targets.shape[0] != n:
-            raise InputError(f"{n} rows of betas and {targets.shape[0]} rows of targets", expected="as many of each")
-        self.n_features_in_ = p
+        n, self.n_features_in_ = betas.shape
         self.betas_, self.targets_, self._groups, self._order = betas, targets, groups, order
         self._test_rows, self._device = test_rows, devices.choose(self.device)
         learned, held = split(n, self.validation, self.seed, groups)
@@ -377,9 +371,9 @@ class StreamingMLP(Trained):
 
     def _shapes(self, test_rows: int) -> NetworkShapes:
         betas, targets = self.betas_, self.targets_
-        wide = self._dtype == np.float64
+        wide = self._stream_dtype == np.float64
         y_scratch = 0 if isinstance(targets, StoreMatrix) else targets.scratch_nbytes
-        if targets.dtype != self._dtype:
+        if targets.dtype != self._stream_dtype:
             y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize
         return NetworkShapes(
             betas.shape[0], betas.shape[1], test_rows, targets.shape[1], self.hidden, self.blocks, self.batch_size,

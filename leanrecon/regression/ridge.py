@@ -8,7 +8,7 @@ same bytes as result.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +18,7 @@ import numpy as np
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression import per_target
-from leanrecon.regression.estimator import Regressor, checked_test, checked_train, is_lazy
+from leanrecon.regression.estimator import Regressor
 from leanrecon.regression.hat import converted, gram, hat_matrix
 from leanrecon.regression.kernel import Panels, cholesky
 from leanrecon.regression.loo import best_alpha, default_alphas, eigenvectors, loo_errors, mean_eigenvalue, project
@@ -129,13 +129,8 @@ class StreamingRidge(Regressor):
         in number, BudgetError for a budget that can't hold the work, before any of it is done.
         """
         self._check_settings()
-        X, y = checked_train(self, X, y)
-        self._one_dimensional = len(y.shape) == 1 if isinstance(y, np.ndarray) else False
-        betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
+        betas, targets = self._train_matrices(X, y)
         n, p = betas.shape
-        if targets.shape[0] != n:
-            raise InputError(f"{n} rows of betas and {targets.shape[0]} rows of targets", expected="as many of each")
-        self.n_features_in_ = p
         known = None if test is None else self._test_matrix(test)
         loo = self.alpha == "loo"
         budget = MemoryBudget.of(self.budget)
@@ -218,30 +213,6 @@ class StreamingRidge(Regressor):
         return other
 
     # Predicting
-
-    def predict(self, X: Any) -> Array:
-        """Predictions for test betas ``X`` [m, p], as an array [m, t] (or [m], if the targets were)."""
-        test = self._validated_test(X)
-        m, t = test.shape[0], self.targets_.shape[1]
-        result = np.empty((m, t), self._stream_dtype)
-        for rows, columns, values in self.predict_blocks(test, held=result.nbytes):
-            result[rows.start : rows.stop, columns.start : columns.stop] = values
-        return result[:, 0] if self._one_dimensional else result
-
-    def predict_into(self, X: Any, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
-        """Write predictions for test betas into a store [m, t]: only the blocks of columns that it lacks.
-
-        ``advance`` is told of every block that is done.
-        """
-        test = self._validated_test(X)
-        if (store.rows, store.columns) != (test.shape[0], self.targets_.shape[1]):
-            raise InputError(f"a store of {store.shape} can't take predictions of {test.shape[0]} rows")
-        for rows, columns, values in self.predict_blocks(
-            test, block=store.chunk_columns, wanted=store.missing_column_groups()
-        ):
-            store.write_columns(columns.start // store.chunk_columns, values, first_row=rows.start)
-            if rows.stop == store.rows:
-                advance(1)
 
     def predict_blocks(
         self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
@@ -375,12 +346,6 @@ class StreamingRidge(Regressor):
         if self._known is not None and X is self._known.given:
             return self._known.betas
         return self._test_matrix(X)
-
-    def _test_matrix(self, X: Any) -> Matrix:
-        test = as_matrix(X if is_lazy(X) else checked_test(self, X))
-        if test.shape[1] != self.n_features_in_:
-            raise InputError(f"test betas of {test.shape[1]} voxels", expected=f"{self.n_features_in_}, as in training")
-        return test
 
     def _check_settings(self) -> None:
         number = isinstance(self.alpha, int | float | np.number)

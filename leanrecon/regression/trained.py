@@ -1,16 +1,15 @@
 """Predictions by a network that was trained: its answers as mixtures of train targets, streamed as the ridge's are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leanrecon.errors import InputError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.batches import Held, Source, take
 from leanrecon.regression.checkpoint import weights_of
-from leanrecon.regression.estimator import Regressor, checked_test, is_lazy
+from leanrecon.regression.estimator import Regressor
 from leanrecon.regression.hat import converted, refuse_nan_rows
 from leanrecon.regression.mlp_plan import beside_ridge
 from leanrecon.regression.network import residual_mlp
@@ -19,8 +18,7 @@ from leanrecon.regression.plan import TEST_ROWS
 from leanrecon.regression.restandardise import Kind
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.regression.targets import Components, EveryTarget, from_hats
-from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, as_matrix, column_blocks, panels
-from leanrecon.stores.store import Store
+from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
 
 Array = np.ndarray[Any, Any]
 
@@ -47,16 +45,13 @@ class Trained(Regressor):
     network_: Any
     alpha_: float | None
     moments_: Moments
-    n_features_in_: int
     betas_: Matrix
-    targets_: Matrix
     _train: Centred
     _head: Components | EveryTarget
     _offset: Array | None
     _order: Array | None
     _held: Array
     _device: str
-    _one_dimensional: bool
 
     def _require_for_predictions(self, rows: int, held: int) -> None:
         raise NotImplementedError
@@ -87,34 +82,11 @@ class Trained(Regressor):
             zero_head=self.alpha_ is not None,
         )
 
-    def predict(self, X: Any) -> Array:
-        """Predictions for test betas ``X`` [m, p], as an array [m, t] (or [m], if the targets were)."""
-        test = self._test_matrix(X)
-        result = np.empty((test.shape[0], self.targets_.shape[1]), self._dtype)
-        for rows, columns, values in self.predict_blocks(test, held=result.nbytes):
-            result[rows.start : rows.stop, columns.start : columns.stop] = values
-        return result[:, 0] if self._one_dimensional else result
-
-    def predict_into(self, X: Any, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
-        """Write predictions for test betas into a store [m, t]: only the blocks of columns that it lacks.
-
-        ``advance`` is told of every block that is done.
-        """
-        test = self._test_matrix(X)
-        if (store.rows, store.columns) != (test.shape[0], self.targets_.shape[1]):
-            raise InputError(f"a store of {store.shape} can't take predictions of {test.shape[0]} rows")
-        for rows, columns, values in self.predict_blocks(
-            test, block=store.chunk_columns, wanted=store.missing_column_groups()
-        ):
-            store.write_columns(columns.start // store.chunk_columns, values, first_row=rows.start)
-            if rows.stop == store.rows:
-                advance(1)
-
     def predict_blocks(
         self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
     ) -> Iterator[tuple[range, range, Array]]:
         """Yield ``(rows, columns, predictions)`` block by block, as the ridge does."""
-        test = self._test_matrix(X)
+        test = self._validated_test(X)
         targets = self.targets_ if block in (None, self.targets_.block) else Reblocked(self.targets_, block)
         wanted = range(len(column_blocks(targets))) if wanted is None else wanted
         if not len(wanted):
@@ -128,7 +100,7 @@ class Trained(Regressor):
                 yield from self._through_head(rows, test, targets, wanted)
             else:
                 hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
-                yield from from_hats(rows, hats, targets, wanted, self.restandardize, self._dtype)
+                yield from from_hats(rows, hats, targets, wanted, self.restandardize, self._stream_dtype)
 
     def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
         """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
@@ -219,15 +191,8 @@ class Trained(Regressor):
         return ridge.fit(RowSubset(self.betas_, rows), RowSubset(self.targets_, rows))
 
     @property
-    def _dtype(self) -> np.dtype[Any]:
+    def _stream_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float64 if np.result_type(self.targets_.dtype, np.float32) == np.float64 else np.float32)
-
-    def _test_matrix(self, X: Any) -> Matrix:
-        self._check_fitted()
-        test = as_matrix(X if is_lazy(X) else checked_test(self, X))
-        if test.shape[1] != self.n_features_in_:
-            raise InputError(f"test betas of {test.shape[1]} voxels", expected=f"{self.n_features_in_}, as in training")
-        return test
 
 
 def _parts(rows: range) -> list[range]:
