@@ -206,9 +206,8 @@ def alignment(study: str | Path) -> Shown:
     place = Study(Path(study))
     if not place.rows.exists():
         raise StoreError(f"there is no {place.rows}", todo="run the stage dataset first")
-    record: dict[str, Any] = read_json(place.root / "betas" / "reliability.json") or {}
-    known = [float("inf") if record[name] is None else record[name] for name in ("matched", "mismatched", "error")] if record else []  # fmt: skip
-    found = Reliability(record["pairs"], *known) if record else None
+    record = read_json(place.reliability)
+    found = Reliability.of(record) if record else None
     if found is None or not found.judged:
         text = "Too few images were shown twice to compare repeats; the report compares with shuffled betas instead."
         return Shown(text, _paragraph(text))

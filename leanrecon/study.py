@@ -42,6 +42,11 @@ class Study:
     def features(self, space: str, split: str) -> Path:
         return self.root / "features" / space / f"{split}.zarr"
 
+    @property
+    def reliability(self) -> Path:
+        """How alike responses to repeats of an image are (NSD)."""
+        return self.root / "betas" / "reliability.json"
+
     def unconditional(self, space: str) -> Path:
         """What a feature space says of an empty text or a black image: one row, where a generator is led away from it."""
         return self.root / "features" / space / "unconditional.zarr"

@@ -24,7 +24,7 @@ from leanrecon.datasets.nsd_files import (
 )
 from leanrecon.datasets.nsd_layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd_stimuli import captions_of, read_images, stimuli_layout, stored_shape
-from leanrecon.datasets.reliability import Reliability, repeat_reliability
+from leanrecon.datasets.reliability import repeat_reliability
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.staging import Staging
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
@@ -189,7 +189,7 @@ class Fetch:
             columns = np.sort(np.random.default_rng(0).choice(len(columns), SAMPLE, replace=False))
         found = repeat_reliability(sample(trials, columns), design.stimulus, design.session)
         self.progress.say(f"repeat reliability: {found}")
-        write_json(self._reliability, _record(found), indent=1)
+        write_json(self.study.reliability, found.as_record(), indent=1)
         if not found.judged:
             self.progress.say("too few images were repeated to tell whether trials and images match")
         elif not found.above_chance:
@@ -201,10 +201,6 @@ class Fetch:
             if self.settings.check == "stop":
                 raise problem
             warnings.warn(str(problem), LeanreconWarning, stacklevel=2)
-
-    @property
-    def _reliability(self) -> Path:
-        return self.study.root / "betas" / "reliability.json"
 
     def _average(self, prepared: Prepared, trials: Store, betas: dict[str, Store]) -> None:
         total = max(store.column_groups for store in betas.values())
@@ -281,8 +277,3 @@ def _rows(prepared: Prepared) -> dict[str, int]:
             todo="choose more sessions",
         )
     return n
-
-
-def _record(found: Reliability) -> dict[str, Any]:
-    names = ("pairs", "matched", "mismatched", "error")
-    return {name: getattr(found, name) if np.isfinite(getattr(found, name)) else None for name in names}

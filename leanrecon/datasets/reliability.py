@@ -1,7 +1,8 @@
 """Whether trials and images match: responses to one image should be more alike than responses to two images."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -28,6 +29,15 @@ class Reliability:
     """The same, of the first showing and the trial next to the second: another image at the same distance in time."""
     error: float
     """Standard error of the mean difference of the two."""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """What ``as_record`` gave."""
+        return cls(**{name: np.inf if value is None else value for name, value in record.items()})
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain values by name; null for a number that is not finite."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
 
     @property
     def judged(self) -> bool:

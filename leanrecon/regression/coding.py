@@ -9,7 +9,6 @@ which stream through a hat matrix as the ridge's do. The basis V (373 MB for 1,0
 never formed; C (36 MB) is all that is kept.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,16 +104,3 @@ def mixing(predicted: Array, coordinates: Array, *, mean: bool, dtype: Any = np.
     # The coordinates' columns sum to zero up to rounding, which a target far from zero would make felt.
     hat += ((float(mean) - hat.sum(axis=1, dtype=np.float64)) / n)[:, None].astype(np.float32)
     return hat if hat.dtype == dtype else hat.astype(dtype)
-
-
-def leave_one_out_coordinates(hats: Callable[[], Any], coordinates: Array, order: Array | None = None) -> Array:
-    """Coordinates of every train row as predicted from all others, float32 [n, k].
-
-    ``hats`` yields ``(rows, hat matrix of leave-one-out predictions)``; ``order`` pairs betas with targets in another
-    order.
-    """
-    result = buffer(coordinates.shape, np.float32)
-    paired = coordinates if order is None else coordinates[order]
-    for rows, hat in hats():
-        result[rows.start : rows.stop] = hat.astype(np.float32, copy=False) @ paired
-    return result
