@@ -1,7 +1,6 @@
 """The stages of a study in their order, each planned, measured and resumable, from stores to stores."""
 
 import contextlib
-import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,11 +21,10 @@ from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.final import draw_final, make_refiner, predicted
 from leanrecon.memory import MemoryBudget
 from leanrecon.mirror import Mirror
-from leanrecon.prediction import predict_with_network
+from leanrecon.prediction import Fits, Given, predict_with_network, predict_with_ridge
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
-from leanrecon.regression.ridge import StreamingRidge
-from leanrecon.regression.settings import MLPSettings
+from leanrecon.regression.settings import RidgeSettings
 from leanrecon.settings import Settings, check_settings
 from leanrecon.stores import Store
 from leanrecon.stores.files import write_text
@@ -139,87 +137,58 @@ class Pipeline:
 
     def _regression(self) -> None:
         for variant in self._variants():
-            fits: dict[str, StreamingRidge] = {}
+            fits: Fits = {}
             for name, space in self.spaces.items():
                 studies = [variant.study, *self._shuffled(variant, name)]
                 made = [study.predictions(name) for study in studies]
                 with self._recorded(f"regression {name}", variant.study, made) as (record, budget):
-                    self._predict(variant, name, space, fits, made, record, budget)
+                    record |= self._predict(variant, name, space, fits, studies, budget)
 
     def _predict(
         self,
         variant: Variant,
         name: str,
         space: FeatureSpace,
-        fits: dict[str, StreamingRidge],
-        made: list[Path],
-        record: dict[str, Any],
+        fits: Fits,
+        studies: list[Study],
         budget: MemoryBudget,
-    ) -> None:
-        """Predict the features of the test rows, and again from betas and stimuli paired at random.
-
-        Spaces with the same settings share one factor.
-        """
-        settings = self.settings.regression[name]
+    ) -> dict[str, Any]:
+        """Predict the features of the test rows, and again from betas and stimuli paired at random."""
+        settings, general = self.settings.regression[name], self.settings.general
         train, test = Store.open(self.study.betas("train")), Store.open(self.study.betas(variant.test_split))
         targets = Store.open(variant.of(space).features(name, "train"))
-        betas, test_betas, y = variant.train_rows(train), variant.test_rows(test), variant.train_rows(targets)
-        how = settings.model_dump(exclude={"kind"})
         made_of = {
             "betas": train.content,
             "test betas": test.content,
             "features": targets.content,
             "regression": settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"}),
-            "seed": self.settings.general.seed,
+            "seed": general.seed,
             "rows": fingerprint({"train": variant.train, "test": variant.test}) if variant.is_fold else "split",
         }
+        given = Given(variant.train_rows(train), variant.train_rows(targets), variant.test_rows(test))
         stores = [
             Store.create(
-                path,
-                (test_betas.shape[0], targets.columns),
+                study.predictions(name),
+                (given.test.shape[0], targets.columns),
                 np.float32,
                 made_of=made_of | ({"shuffled": k - 1} if k else {}),
                 chunk=self.settings.stores.chunk,
                 overwrite=self.overwrite,
             )
-            for k, path in enumerate(made)
+            for k, study in enumerate(studies)
         ]
         if all(store.complete for store in stores):
-            return
-        if isinstance(settings, MLPSettings):
-            fits.clear()  # a ridge's factor, and whose network's memory it would share
-            record |= predict_with_network(
-                settings, self.settings.general, variant, name, [betas, y, test_betas], stores, [variant.study, *self._shuffled(variant, name)],
-                budget=budget, scratch=self.study.root, overwrite=self.overwrite, progress=self.progress,
-            )  # fmt: skip
-            return
-        key = json.dumps(how, sort_keys=True)
-        if key in fits and settings.alpha != "loo":
-            ridge = fits[key].with_targets(y)
-            ridge.budget = budget  # what it asks for belongs to this stage's record
-        else:
-            fits.clear()  # one factor at a time
-            ridge = StreamingRidge(**how, seed=self.settings.general.seed, budget=budget, scratch=self.study.root)
-            fits[key] = ridge.fit(betas, y, test=test_betas, shuffled=len(stores) > 1)
+            return {}
         label = f"{variant.prefix}regression {name}"
-        if ridge.left_out_:
-            self.progress.say(f"{label}: {ridge.left_out_} of {betas.shape[1]} voxels do not vary and are left out")
-        if settings.alpha == "loo":
-            chosen = f"{np.median(ridge.alpha_):.4g}" + (" (median over targets)" if settings.per_target else "")
-            self.progress.say(f"{label}: leave-one-out chose alpha = {chosen}")
-        total = sum(store.column_groups for store in stores)
-        done = total - sum(len(store.missing_column_groups()) for store in stores)
-        with self.progress.task(label, total=total, unit="blocks", done=done) as advance:
-            for k, store in enumerate(stores):
-                paired = ridge.shuffled([self.settings.general.seed, k - 1]) if k else ridge
-                paired.predict_into(test_betas, store, advance=advance)
-                store.finish()
-        alpha = np.asarray(ridge.alpha_)
-        record |= {
-            "settings": settings.model_dump(exclude_none=True),
-            "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
-            "voxels_left_out": ridge.left_out_,
-        }
+        how: dict[str, Any] = {"budget": budget, "scratch": self.study.root, "progress": self.progress, "label": label}
+        if isinstance(settings, RidgeSettings):
+            return predict_with_ridge(settings, general, given, stores, fits, **how)
+        fits.clear()  # a ridge's factor, and whose network's memory it would share
+        folders = [study.network(name) for study in studies]
+        groups = variant.learned()
+        return predict_with_network(
+            settings, general, given, stores, folders, groups=groups, overwrite=self.overwrite, **how
+        )
 
     def _stage1(self) -> None:
         space, wanted = self.first, self.settings.stage1.size

@@ -33,7 +33,8 @@ class Reliability:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """What ``as_record`` gave."""
-        return cls(**{name: np.inf if value is None else value for name, value in record.items()})
+        known: dict[str, Any] = {name: np.inf if value is None else value for name, value in record.items()}
+        return cls(**known)
 
     def as_record(self) -> dict[str, Any]:
         """Plain values by name; null for a number that is not finite."""
