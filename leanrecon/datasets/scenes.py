@@ -39,6 +39,19 @@ BACKDROPS = ("plain", "hills", "mountains", "forest")
 WORDS = (*SKIES, *GROUNDS, *BACKDROPS[1:], *KINDS)
 """The words that tell what a scene shows; a plain backdrop goes without."""
 
+TEST = 1_000_000_000
+"""Index of the first scene that no model may be trained on, by whatever seed."""
+
+HELD_OUT = frozenset({
+    ("house", "orange"), ("house", "purple"), ("tree", "pink"), ("boat", "red"), ("boat", "green"),
+    ("duck", "brown"), ("car", "white"), ("car", "blue"), ("sheep", "brown"), ("cow", "black"),
+    ("balloon", "yellow"), ("balloon", "blue"),
+})  # fmt: skip
+"""Kinds in colours that only scenes from ``TEST`` on show, so that whoever knows all others by heart is found out."""
+
+MODELS_SEED = 64
+"""The seed of the scenes that the models of the demo were trained on; a subject of another seed sees none of them."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -69,7 +82,7 @@ def draw_scene(seed: int, index: int, size: int = 64) -> tuple[Array, str]:
 
 
 def compose(seed: int, index: int) -> Scene:
-    """Decide what is where in scene ``index`` of ``seed``."""
+    """Decide what is where in scene ``index`` of ``seed``; before ``TEST`` nothing that is ``HELD_OUT``."""
     rng = np.random.default_rng([seed, index])
     time = str(rng.choice(list(SKIES), p=(0.15, 0.38, 0.15, 0.17, 0.15)))
     ground = str(rng.choice(list(GROUNDS), p=(0.42, 0.28, 0.15, 0.15)))
@@ -85,12 +98,12 @@ def compose(seed: int, index: int) -> Scene:
     tint = tuple(rng.uniform(0.93, 1.05, 3).tolist())
     return Scene(
         time=time, ground=ground, backdrop=backdrop, horizon=horizon, orb=orb if shown else None,
-        clouds=tuple(sorted(clouds, key=lambda cloud: cloud[2])), things=_place(rng, ground, horizon),
+        clouds=tuple(sorted(clouds, key=lambda cloud: cloud[2])), things=_place(rng, ground, horizon, held_out=index < TEST),
         tint=(tint[0], tint[1], tint[2]), texture=int(rng.integers(2**32)),
     )  # fmt: skip
 
 
-def _place(rng: np.random.Generator, ground: str, horizon: float) -> tuple[Thing, ...]:
+def _place(rng: np.random.Generator, ground: str, horizon: float, *, held_out: bool) -> tuple[Thing, ...]:
     """One to three things of different kinds, side by side, larger towards the front."""
     found = [kind for kind, what in KINDS.items() if ground in what.grounds]
     n = min(int(rng.choice([1, 2, 3], p=(0.3, 0.45, 0.25))), len(found))
@@ -100,7 +113,8 @@ def _place(rng: np.random.Generator, ground: str, horizon: float) -> tuple[Thing
         floats = kind == "balloon"
         y = rng.uniform(0.55, 0.95) * horizon if floats else horizon + near * (1 - horizon)
         grown = (0.85 if floats else 0.55 + 0.75 * near) * rng.uniform(0.8, 1.3) * (1.35 - 0.12 * n)
-        colour, shape = str(rng.choice(KINDS[kind].colours)), tuple(rng.random(6).tolist())
+        colours = [colour for colour in KINDS[kind].colours if not (held_out and (kind, colour) in HELD_OUT)]
+        colour, shape = str(rng.choice(colours)), tuple(rng.random(6).tolist())
         things.append(Thing(kind, colour, x, y, KINDS[kind].height * grown, shape))
     return tuple(sorted(things, key=lambda thing: thing.y))
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from leanrecon.datasets.cortex import PANEL, Cortex, cortex_nbytes, draw_voxels, trial_numbers, word_rows
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
-from leanrecon.datasets.scenes import compose, describe, paint
+from leanrecon.datasets.scenes import TEST, compose, describe, paint
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.study import Study
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Of the scenes and of the arithmetic that leads to the responses: raised whenever either changes."""
 
-FIRST = {"train": 0, "test": 1_000_000_000}
-"""Index of a split's first scene. Scenes from the first test scene on are never to be trained on, by any model."""
+FIRST = {"train": 0, "test": TEST}
+"""Index of a split's first scene."""
 
 OVERHEAD = 32 * 10**6
 """Bytes that Zarr and BLAS take when they are first used, with room for captions and ids."""

@@ -1,0 +1,60 @@
+"""Train the small models of the demo from scratch, one after the other; a killed training goes on where it was.
+
+    python scripts/train_demo_models.py                    # on a CPU in hours, on a GPU in minutes
+    python scripts/train_demo_models.py --only vdvae       # one of them; several may run side by side
+
+Each has a folder of its own under --work, with a checkpoint and log.jsonl; weights go to leanrecon/models.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from demo_models.autoencoder import LearnAutoencoder
+from demo_models.clip import LearnCLIP
+from demo_models.data import held_out, training
+from demo_models.tokens import Tokens
+from demo_models.training import Schedule, Task, train
+from demo_models.vdvae import LearnVDVAE
+
+SCENES = 60_000
+
+
+def clip(work: Path, device: str) -> Task:
+    schedule = Schedule(steps=1800, batch=128, rate=1e-3, decay=0.05)
+    return LearnCLIP(*_scenes(work), Tokens(work / "tokenizer"), schedule, device)
+
+
+def autoencoder(work: Path, device: str) -> Task:
+    return LearnAutoencoder(*_scenes(work), Schedule(steps=2800, batch=16, rate=1e-3), device)
+
+
+def vdvae(work: Path, device: str) -> Task:
+    return LearnVDVAE(*_scenes(work), Schedule(steps=3800, batch=16, rate=1e-3, average=0.998), device)
+
+
+MODELS: dict[str, Callable[[Path, str], Task]] = {"clip": clip, "autoencoder": autoencoder, "vdvae": vdvae}
+
+
+def _scenes(work: Path):
+    return training(work / "data", SCENES), held_out(work / "data")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=MODELS, action="append", help="train this model; may be given again")
+    parser.add_argument("--work", type=Path, default=Path(".demo-models"), help="where checkpoints and logs go")
+    parser.add_argument("--out", type=Path, default=Path("leanrecon/models"), help="where weights go")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.only or MODELS:
+        task = MODELS[name](args.work, args.device)
+        weights = train(task, args.work / name, device=args.device)
+        task.export(args.out / name, weights)
+
+
+if __name__ == "__main__":
+    main()
