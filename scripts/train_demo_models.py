@@ -7,13 +7,16 @@ Each has a folder of its own under --work, with a checkpoint and log.jsonl; weig
 """
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from demo_models.autoencoder import LearnAutoencoder
 from demo_models.clip import LearnCLIP
-from demo_models.data import held_out, training
+from demo_models.data import Scenes, held_out, training
+from demo_models.diffusion import Described, LearnDiffusion
+from demo_models.lcm import LearnLCM
 from demo_models.tokens import Tokens
 from demo_models.training import Schedule, Task, train
 from demo_models.vdvae import LearnVDVAE
@@ -21,24 +24,47 @@ from demo_models.vdvae import LearnVDVAE
 SCENES = 60_000
 
 
-def clip(work: Path, device: str) -> Task:
-    schedule = Schedule(steps=1800, batch=128, rate=1e-3, decay=0.05)
+def clip(work: Path, models: Path, device: str) -> Task:
+    schedule = Schedule(steps=1100, batch=128, rate=1e-3, decay=0.05)
     return LearnCLIP(*_scenes(work), Tokens(work / "tokenizer"), schedule, device)
 
 
-def autoencoder(work: Path, device: str) -> Task:
-    return LearnAutoencoder(*_scenes(work), Schedule(steps=2800, batch=16, rate=1e-3), device)
+def autoencoder(work: Path, models: Path, device: str) -> Task:
+    return LearnAutoencoder(*_scenes(work), Schedule(steps=5600, batch=4, rate=1e-3), device)
 
 
-def vdvae(work: Path, device: str) -> Task:
-    return LearnVDVAE(*_scenes(work), Schedule(steps=3800, batch=16, rate=1e-3, average=0.998), device)
+def vdvae(work: Path, models: Path, device: str) -> Task:
+    return LearnVDVAE(*_scenes(work), Schedule(steps=2600, batch=16, rate=1e-3, average=0.998), device)
 
 
-MODELS: dict[str, Callable[[Path, str], Task]] = {"clip": clip, "autoencoder": autoencoder, "vdvae": vdvae}
+def diffusion(work: Path, models: Path, device: str) -> Task:
+    described = _described(work, models, device)
+    return LearnDiffusion(*described, models, Schedule(steps=2400, batch=32, rate=1e-3, average=0.998), device)
 
 
-def _scenes(work: Path):
+def lcm(work: Path, models: Path, device: str) -> Task:
+    return LearnLCM(*_described(work, models, device), models, Schedule(steps=1000, batch=16, rate=5e-4, average=0.99), device)
+
+
+MODELS: dict[str, Callable[[Path, Path, str], Task]] = {
+    "clip": clip,
+    "autoencoder": autoencoder,
+    "vdvae": vdvae,
+    "diffusion": diffusion,
+    "lcm": lcm,
+}
+FOLDERS = {"autoencoder": "diffusion/vae", "lcm": "lcm-lora"}
+"""Where weights go, where it is not named as the model."""
+
+
+def _scenes(work: Path) -> tuple[Scenes, Scenes]:
     return training(work / "data", SCENES), held_out(work / "data")
+
+
+def _described(work: Path, models: Path, device: str) -> tuple[Described, Described]:
+    scenes, unseen = _scenes(work)
+    data = work / "data"
+    return Described(data, "training", scenes, models, device), Described(data, "held-out", unseen, models, device)
 
 
 def main() -> None:
@@ -51,9 +77,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.only or MODELS:
-        task = MODELS[name](args.work, args.device)
+        task = MODELS[name](args.work, args.out, args.device)
         weights = train(task, args.work / name, device=args.device)
-        task.export(args.out / name, weights)
+        task.export(args.out / FOLDERS.get(name, name), weights)
+        logs = args.out / "logs"
+        logs.mkdir(exist_ok=True)
+        shutil.copy(args.work / name / "log.jsonl", logs / f"{name}.jsonl")
 
 
 if __name__ == "__main__":

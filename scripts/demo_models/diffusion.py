@@ -1,6 +1,6 @@
 """A small latent diffusion model guided by CLIP's text states (Rombach et al. 2022), in Stable Diffusion's layout."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ class Described:
         return len(self.latents)
 
 
-def _kept(path: Path, make) -> Array:
+def _kept(path: Path, make: Callable[[], Array]) -> Array:
     if not path.exists():
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -74,7 +74,7 @@ def _kept(path: Path, make) -> Array:
 
 @torch.no_grad()
 def _latents(scenes: Scenes, models: Path, device: str) -> Array:
-    vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKL.from_pretrained(models / "diffusion" / "vae", torch_dtype=torch.float32).to(device)
     found = [
         vae.encode(pixels(scenes.images[at : at + 100], device)).latent_dist.mode().cpu()
         for at in range(0, len(scenes), 100)

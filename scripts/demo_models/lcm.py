@@ -1,0 +1,102 @@
+"""LCM-LoRA: low-rank weights with which the diffusion model needs four steps (Luo et al. 2023, arXiv:2311.05556).
+
+The network with them is to say the same clean latents at a level as at the level twenty below, where the untouched
+network, guided, leads by one step of DDIM (latent consistency distillation, Luo et al. 2023, arXiv:2310.04378).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo_models.diffusion import Described, scheduler, text_states
+from demo_models.training import Array, Schedule, Task, Weights
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+RANK = 32
+GUIDANCE = 3.0
+"""Of the untouched network, which the low-rank weights take up."""
+LEVELS, SKIP = 1000, 20
+SPREAD, STRETCH = 0.5, 10.0
+"""Of the latents, and of the levels, in the weights with which noisy latents count: as in diffusers' LCMScheduler."""
+HUBER = 0.001
+
+
+class LearnLCM(Task):
+    """Consistency of what the network says of clean latents, from level to level."""
+
+    name = "lcm-lora"
+
+    def __init__(self, described: Described, held_out: Described, models: Path, schedule: Schedule, device: str) -> None:
+        torch.manual_seed(4)
+        self.described, self.held_out, self.schedule, self.device = described, held_out, schedule, device
+        unet = UNet2DConditionModel.from_pretrained(models / "diffusion" / "unet", torch_dtype=torch.float32)
+        unet = unet.to(device, memory_format=torch.channels_last)
+        layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        self.model = get_peft_model(unet, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers))
+        self.weights = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
+        self.signal = scheduler().alphas_cumprod.to(device)
+        self.empty = torch.from_numpy(text_states([""], models, device)).to(device).float()
+
+    @property
+    def rows(self) -> int:
+        return len(self.described)
+
+    def loss(self, rows: Array, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self._loss(self.described, rows, rng)
+
+    def _loss(self, described: Described, rows: Array, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        x = torch.from_numpy(described.latents[rows]).to(self.device).float()
+        states = torch.from_numpy(described.states[rows]).to(self.device).float()
+        n, steps = len(rows), LEVELS // SKIP
+        step = ((rng.permutation(n) + rng.random(n)) / n * steps).astype(np.int64)
+        t = torch.from_numpy((step + 1) * SKIP - 1).to(self.device)
+        below = (t - SKIP).clamp(min=0)
+        noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(self.device)
+        noisy = self._at(t).sqrt() * x + (1 - self._at(t)).sqrt() * noise
+        with torch.no_grad():
+            with self.model.disable_adapter():
+                both = self.model(
+                    torch.cat((noisy, noisy)), torch.cat((t, t)), torch.cat((states, self.empty.expand_as(states)))
+                ).sample
+            clean, left = self._split(noisy, t, both[:n])
+            clean_0, left_0 = self._split(noisy, t, both[n:])
+            clean, left = clean_0 + GUIDANCE * (clean - clean_0), left_0 + GUIDANCE * (left - left_0)
+            a = self._at(below)
+            target = self._clean(a.sqrt() * clean + (1 - a).sqrt() * left, below, states)  # one step of DDIM lower
+        away = self._clean(noisy, t, states) - target
+        return (torch.sqrt(away.square() + HUBER**2) - HUBER).mean(), {"squared": away.square().mean().item()}
+
+    def _at(self, t: Tensor) -> Tensor:
+        return self.signal[t][:, None, None, None]
+
+    def _split(self, noisy: Tensor, t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents and noise, by what the network says."""
+        a = self._at(t)
+        return a.sqrt() * noisy - (1 - a).sqrt() * velocity, a.sqrt() * velocity + (1 - a).sqrt() * noisy
+
+    def _clean(self, noisy: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """The consistency function: clean latents by the network, and at the lowest levels the noisy ones themselves."""
+        clean, _ = self._split(noisy, t, self.model(noisy, t, states).sample)
+        level = (t.float() * STRETCH)[:, None, None, None]
+        kept = SPREAD**2 / (level.square() + SPREAD**2)
+        return kept * noisy + level / (level.square() + SPREAD**2).sqrt() * clean
+
+    @torch.no_grad()
+    def measure(self, weights: Weights) -> dict[str, float]:
+        """The loss on held-out scenes, at levels and noise that stay the same."""
+        kept = {name: weight.clone() for name, weight in self.weights.items()}
+        self.model.load_state_dict(weights, strict=False)
+        found = [
+            self._loss(self.held_out, np.arange(at, at + 100), np.random.default_rng(at))[0] for at in (0, 100, 200)
+        ]
+        self.model.load_state_dict(kept, strict=False)
+        return {"loss": float(torch.stack(found).mean())}
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write the low-rank weights in peft's format, in half precision."""
+        self.model.load_state_dict(weights, strict=False)
+        self.model.half().save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # a form to be filled in
+
