@@ -122,7 +122,9 @@ def diffusion_figures(models: Path, judge: Judge, scenes: Scenes) -> tuple[dict[
     shown = {}
     for name, draw in ways.items():
         began = time.perf_counter()
-        latents = torch.cat([draw(noise[at : at + AMONG], states[at : at + AMONG]) for at in range(0, len(rows), AMONG)])
+        latents = torch.cat(
+            [draw(noise[at : at + AMONG], states[at : at + AMONG]) for at in range(0, len(rows), AMONG)]
+        )
         seconds = (time.perf_counter() - began) / len(rows)
         with torch.no_grad():
             images = as_bytes(vae.decode(latents / vae.config.scaling_factor).sample)
@@ -158,7 +160,9 @@ def _is_new(row: int) -> bool:
 
 
 def _ssim(found: Array, images: Array) -> float:
-    scores = [compare(look(a, ["ssim"]), look(b, ["ssim"]), ["ssim"])["ssim"] for a, b in zip(found, images, strict=True)]
+    scores = [
+        compare(look(a, ["ssim"]), look(b, ["ssim"]), ["ssim"])["ssim"] for a, b in zip(found, images, strict=True)
+    ]
     return float(np.mean(scores))
 
 

@@ -22,6 +22,8 @@ from demo_models.training import Schedule, Task, train
 from demo_models.vdvae import LearnVDVAE
 
 SCENES = 60_000
+DESCRIBED = 30_000
+"""Scenes whose latents and text states are kept for the diffusion model."""
 
 
 def clip(work: Path, models: Path, device: str) -> Task:
@@ -39,11 +41,13 @@ def vdvae(work: Path, models: Path, device: str) -> Task:
 
 def diffusion(work: Path, models: Path, device: str) -> Task:
     described = _described(work, models, device)
-    return LearnDiffusion(*described, models, Schedule(steps=2400, batch=32, rate=1e-3, average=0.998), device)
+    return LearnDiffusion(*described, models, Schedule(steps=2000, batch=32, rate=8e-4, average=0.998), device)
 
 
 def lcm(work: Path, models: Path, device: str) -> Task:
-    return LearnLCM(*_described(work, models, device), models, Schedule(steps=1000, batch=16, rate=5e-4, average=0.99), device)
+    return LearnLCM(
+        *_described(work, models, device), models, Schedule(steps=1000, batch=16, rate=5e-4, average=0.99), device
+    )
 
 
 MODELS: dict[str, Callable[[Path, Path, str], Task]] = {
@@ -64,7 +68,8 @@ def _scenes(work: Path) -> tuple[Scenes, Scenes]:
 def _described(work: Path, models: Path, device: str) -> tuple[Described, Described]:
     scenes, unseen = _scenes(work)
     data = work / "data"
-    return Described(data, "training", scenes, models, device), Described(data, "held-out", unseen, models, device)
+    train = Described(data, "training", scenes.images[:DESCRIBED], scenes.captions[:DESCRIBED], models, device)
+    return train, Described(data, "held-out", unseen.images, unseen.captions, models, device)
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_models.data import SIZE, Scenes
-from demo_models.training import Array, Schedule, Task, Weights
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn import functional
+
+from demo_models.data import SIZE, Scenes
+from demo_models.training import Array, Schedule, Task, Weights
 
 CHANNELS = (16, 32, 64)
 LATENT_CHANNELS = 4

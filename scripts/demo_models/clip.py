@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_models.data import SIZE, Scenes
-from demo_models.tokens import POSITIONS, Tokens, write_tokenizer
-from demo_models.training import Array, Schedule, Task, Weights
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from demo_models.data import SIZE, Scenes
+from demo_models.tokens import POSITIONS, Tokens, write_tokenizer
+from demo_models.training import Array, Schedule, Task, Weights
 
 PROJECTION = 64
 TEXT = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}

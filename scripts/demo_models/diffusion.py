@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_models.autoencoder import pixels
-from demo_models.data import Scenes
-from demo_models.tokens import POSITIONS, Tokens
-from demo_models.training import Array, Schedule, Task, Weights
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
+
+from demo_models.autoencoder import pixels
+from demo_models.tokens import POSITIONS, Tokens
+from demo_models.training import Array, Schedule, Task, Weights
 
 CHANNELS = (64, 128, 192)
 DROPPED = 0.1
@@ -55,9 +55,9 @@ def scheduler() -> DDIMScheduler:
 class Described:
     """Latents and text states of scenes, made once and kept as two mapped files: float16."""
 
-    def __init__(self, folder: Path, name: str, scenes: Scenes, models: Path, device: str) -> None:
-        self.latents = _kept(folder / f"latents-{name}.npy", lambda: _latents(scenes, models, device))
-        self.states = _kept(folder / f"states-{name}.npy", lambda: text_states(scenes.captions, models, device))
+    def __init__(self, folder: Path, name: str, images: Array, captions: list[str], models: Path, device: str) -> None:
+        self.latents = _kept(folder / f"latents-{name}.npy", lambda: _latents(images, models, device))
+        self.states = _kept(folder / f"states-{name}.npy", lambda: text_states(captions, models, device))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -73,11 +73,10 @@ def _kept(path: Path, make: Callable[[], Array]) -> Array:
 
 
 @torch.no_grad()
-def _latents(scenes: Scenes, models: Path, device: str) -> Array:
+def _latents(images: Array, models: Path, device: str) -> Array:
     vae = AutoencoderKL.from_pretrained(models / "diffusion" / "vae", torch_dtype=torch.float32).to(device)
     found = [
-        vae.encode(pixels(scenes.images[at : at + 100], device)).latent_dist.mode().cpu()
-        for at in range(0, len(scenes), 100)
+        vae.encode(pixels(images[at : at + 100], device)).latent_dist.mode().cpu() for at in range(0, len(images), 100)
     ]
     return (torch.cat(found) * vae.config.scaling_factor).half().numpy()
 
@@ -99,7 +98,9 @@ class LearnDiffusion(Task):
 
     name = "diffusion"
 
-    def __init__(self, described: Described, held_out: Described, models: Path, schedule: Schedule, device: str) -> None:
+    def __init__(
+        self, described: Described, held_out: Described, models: Path, schedule: Schedule, device: str
+    ) -> None:
         torch.manual_seed(3)
         self.described, self.held_out, self.schedule, self.device = described, held_out, schedule, device
         latents, states = described.latents, described.states

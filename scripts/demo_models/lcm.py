@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_models.diffusion import Described, scheduler, text_states
-from demo_models.training import Array, Schedule, Task, Weights
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+
+from demo_models.diffusion import Described, scheduler, text_states
+from demo_models.training import Array, Schedule, Task, Weights
 
 RANK = 32
 GUIDANCE = 3.0
@@ -28,7 +29,9 @@ class LearnLCM(Task):
 
     name = "lcm-lora"
 
-    def __init__(self, described: Described, held_out: Described, models: Path, schedule: Schedule, device: str) -> None:
+    def __init__(
+        self, described: Described, held_out: Described, models: Path, schedule: Schedule, device: str
+    ) -> None:
         torch.manual_seed(4)
         self.described, self.held_out, self.schedule, self.device = described, held_out, schedule, device
         unet = UNet2DConditionModel.from_pretrained(models / "diffusion" / "unet", torch_dtype=torch.float32)
@@ -99,4 +102,3 @@ class LearnLCM(Task):
         self.model.load_state_dict(weights, strict=False)
         self.model.half().save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a form to be filled in
-

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_models.data import batches
 from torch import Tensor
+
+from demo_models.data import batches
 
 Array = np.ndarray[Any, Any]
 Weights = dict[str, Tensor]

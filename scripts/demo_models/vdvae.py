@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_models.data import SIZE, Scenes
-from demo_models.training import Array, Schedule, Task, Weights
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from demo_models.data import SIZE, Scenes
+from demo_models.training import Array, Schedule, Task, Weights
 from leanrecon.features.vdvae.config import VDVAEConfig, weight_shapes
 from leanrecon.features.vdvae.mixture import LEAST_LOG_SCALE
 from leanrecon.features.vdvae.network import VDVAE
