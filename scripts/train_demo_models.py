@@ -36,17 +36,17 @@ def autoencoder(work: Path, models: Path, device: str) -> Task:
 
 
 def vdvae(work: Path, models: Path, device: str) -> Task:
-    return LearnVDVAE(*_scenes(work), Schedule(steps=2600, batch=16, rate=1e-3, average=0.998), device)
+    return LearnVDVAE(*_scenes(work), Schedule(steps=6000, batch=4, rate=8e-4), device)
 
 
 def diffusion(work: Path, models: Path, device: str) -> Task:
     described = _described(work, models, device)
-    return LearnDiffusion(*described, models, Schedule(steps=2000, batch=32, rate=8e-4, average=0.998), device)
+    return LearnDiffusion(*described, models, Schedule(steps=6000, batch=8, rate=5e-4), device)
 
 
 def lcm(work: Path, models: Path, device: str) -> Task:
     return LearnLCM(
-        *_described(work, models, device), models, Schedule(steps=1000, batch=16, rate=5e-4, average=0.99), device
+        *_described(work, models, device), models, Schedule(steps=2000, batch=8, rate=5e-4, average=0.99), device
     )
 
 

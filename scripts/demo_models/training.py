@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 Weights = dict[str, Tensor]
 
 SAVE_SECONDS = 180
-LOG_STEPS = 20
+LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
