@@ -121,6 +121,25 @@ def test_a_voxel_answers_to_the_image_and_the_words_of_its_scene(small_nsd: Path
                 assert (r.argmax(axis=1) == np.arange(len(numbers))).mean() > 0.8  # with the words of others, 1 in 40
 
 
+def test_ncsnr_is_what_repeats_of_the_images_say(small_nsd: Path) -> None:
+    """As NSD's authors estimate it: noise is the variance over repeats, signal what is left of that over trials."""
+    shown = loadmat(small_nsd / DESIGN)["masterordering"][0, :1500].astype(int)
+    mask = nibabel.load(small_nsd / NAMES.roi("nsdgeneral")).get_fdata() > 0
+    volumes = [np.asarray(nibabel.load(small_nsd / NAMES.betas(s, "nii.gz")).dataobj)[mask] for s in (1, 2)]
+    trials = np.concatenate(volumes, axis=1).T / 300
+    repeats = [trials[shown == image] for image in np.unique(shown) if (shown == image).sum() > 1]
+    degrees = np.array([len(of) - 1 for of in repeats])
+    noise = sum(len(of) * of.var(axis=0) for of in repeats) / degrees.sum()
+    estimated = np.sqrt(np.maximum(trials.var(axis=0, ddof=1) - noise, 0) / noise)
+    ncsnr = nibabel.load(small_nsd / NAMES.ncsnr).get_fdata()[mask]
+    assert degrees.sum() > 300
+    assert np.median(estimated / ncsnr) == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(estimated, ncsnr)[0, 1] > 0.9
+    low, middle, high = np.quantile(ncsnr, [0.05, 0.5, 0.95])
+    assert 2 < middle / low < 4, "NSD's visual voxels lie between about a third and three times the median"
+    assert 2 < high / middle < 4
+
+
 def test_what_an_earlier_version_simulated_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / SIMULATED).write_text('{"subject": 1, "sessions": 2, "scale": 0.1, "seed": 0}')
     with pytest.raises(
