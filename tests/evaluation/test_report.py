@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_data import study_page
+from report_data import VOXELS, study_page
 
 from leanrecon.errors import InputError
 from leanrecon.evaluation import evaluate, thumbnails
@@ -158,15 +158,6 @@ def test_a_real_subject_is_not_called_simulated(rendered):
     page = rendered(study_page(rows=12))
     assert "simulated" not in page.text.lower()
     assert not page.all("span", **{"class": "badge"})
-
-
-VOXELS = {
-    "repeats": [3, 3],
-    "areas": [
-        {"area": "V1", "voxels": 1205, "ncsnr": 0.5004, "percent": 42.857},
-        {"area": "", "voxels": 2300, "ncsnr": 0.25, "percent": 15.789},
-    ],
-}
 
 
 @pytest.mark.parametrize("simulated", [True, False])
