@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon import features
+from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.report import Page, render
@@ -156,6 +157,7 @@ def _report(
                     if study.latent_r2(name).exists()
                 },
                 latent_groups={name: groups for name, space in spaces.items() if (groups := space.groups())},
+                voxels=area_ceilings(study) if settings.dataset.tells_noise else None,
                 versions=metrics["versions"],
             ),
             study.report,

@@ -657,6 +657,9 @@ def test_the_demo_runs_offline_in_little_memory(tmp_path: Path) -> None:
     assert metrics["margins"]["mean_train_image"]["pixcorr"]["low"] > 0
     page = (study / "report.html").read_text()
     assert "simulated" in page
+    with np.load(study / "betas" / "voxels.npz") as voxels:
+        ncsnr = voxels["ncsnr"][voxels["areas"] == "V1"].astype(float)
+    assert f"<td>{np.median(100 * ncsnr**2 / (ncsnr**2 + 1 / 3)):.1f} %</td>" in page  # known, of three repeats
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert (study / "study.toml").read_text().startswith(HEADER)
 

@@ -6,14 +6,14 @@ of these, z-scored over a fixed set of scenes that no study trains on or tests; 
 a tuning drawn for it. All of a voxel is decided by (seed, voxel), all of a trial's noise by (seed, split, row, repeat).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.scenes import WORDS, compose, content_words, paint
+from leanrecon.datasets.scenes import WORDS, Scene, compose, content_words, paint
 
 Array = np.ndarray[Any, Any]
 
@@ -197,7 +197,12 @@ def _through(down: Array, images: Array, across: Array) -> Array:
 
 def word_rows(seed: int, rows: range) -> Array:
     """Which of ``WORDS`` each scene shows: bool [rows, words]."""
-    shown = [content_words(compose(seed, i)) for i in rows]
+    return words_of(compose(seed, i) for i in rows)
+
+
+def words_of(scenes: Iterable[Scene]) -> Array:
+    """Which of ``WORDS`` each scene shows: bool [scenes, words]."""
+    shown = [content_words(scene) for scene in scenes]
     return np.array([[word in words for word in WORDS] for words in shown])
 
 

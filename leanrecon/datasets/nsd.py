@@ -66,6 +66,10 @@ class NsdSettings(DatasetSettings):
     def simulated(self) -> bool:
         return (Path(self.root).expanduser() / SIMULATED).exists()
 
+    @property
+    def tells_noise(self) -> bool:
+        return True
+
     def located(self, base_dir: Path | None) -> Self:
         from leanrecon.datasets.nsd_voxels import MASKS, names_of
 

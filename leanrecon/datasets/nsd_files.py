@@ -9,7 +9,16 @@ import numpy as np
 
 from leanrecon.datasets.files import locate
 from leanrecon.datasets.nsd_betas import betas_layout, check_trials, nifti_shape
-from leanrecon.datasets.nsd_layout import DESIGN, FORMATS, STIMULI, Design, SubjectFiles, chosen_sessions, read_design
+from leanrecon.datasets.nsd_layout import (
+    DESIGN,
+    FORMATS,
+    STIMULI,
+    Design,
+    SubjectFiles,
+    check_simulation,
+    chosen_sessions,
+    read_design,
+)
 from leanrecon.datasets.nsd_stimuli import stimuli_layout
 from leanrecon.datasets.nsd_voxels import Voxels, check_shape, mask_files, read_voxels
 from leanrecon.datasets.ranges import Folder, Found, RangeFile, Source, changed
@@ -28,12 +37,16 @@ LISTED = 8
 
 
 def open_source(root: str, endpoint_url: str | None, base_dir: Path | None) -> Source:
-    """The files of ``s3://BUCKET``, or of a folder (in the current folder or, failing that, in ``base_dir``)."""
+    """The files of ``s3://BUCKET``, or of a folder (in the current folder or, failing that, in ``base_dir``).
+
+    Raises InputError where there is no such folder, and for one that an earlier version simulated.
+    """
     if root.startswith("s3://"):
         from leanrecon.datasets.s3 import Bucket
 
         return Bucket(root, endpoint_url=endpoint_url)
     if (folder := find(root, base_dir, Path.is_dir)) is not None:
+        check_simulation(folder)
         return Folder(folder)
     raise InputError(f"dataset.root: there is no folder {root}", expected='a folder in NSD\'s layout, or "s3://BUCKET"')
 

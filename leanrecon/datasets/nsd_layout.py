@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,22 @@ class SubjectFiles:
 
 SIMULATED = "simulated.json"
 """A file that says that what is beside it was never measured, so that reports of it say so too."""
+
+SIMULATION = 2
+"""Version of what is simulated there, which that file holds: raised whenever its images or responses change."""
+
+
+def check_simulation(folder: Path) -> None:
+    """Refuse what an earlier version simulated; raises InputError. Folders that were not simulated here pass."""
+    from leanrecon.stores.files import read_json
+
+    found = read_json(folder / SIMULATED)
+    if isinstance(found, dict) and "seed" in found and found.get("format", 1) != SIMULATION:
+        raise InputError(
+            f"{folder} was simulated by another version of leanrecon (format {found.get('format', 1)})",
+            expected=f"format {SIMULATION}, whose test images no model has been trained on",
+            todo=f"remove it and make it again with `leanrecon simulate-nsd {folder}`, or choose another folder",
+        )
 
 
 def chosen_sessions(subject: int, sessions: int | Sequence[int] | None) -> list[int]:

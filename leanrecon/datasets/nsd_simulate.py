@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.cortex import PANEL, Cortex, word_rows
+from leanrecon.datasets.cortex import PANEL, Cortex, words_of
 from leanrecon.datasets.nsd_layout import (
     ATLASES,
     BETAS_KEY,
@@ -24,14 +24,16 @@ from leanrecon.datasets.nsd_layout import (
     SESSIONS,
     SHARED,
     SIMULATED,
+    SIMULATION,
     STIMULI,
     STIMULI_KEY,
     TRIALS,
     SubjectFiles,
+    check_simulation,
     chosen_sessions,
 )
 from leanrecon.datasets.nsd_voxels import nibabel_library
-from leanrecon.datasets.scenes import compose, describe, paint
+from leanrecon.datasets.scenes import TEST, Scene, compose, describe, paint
 from leanrecon.errors import SettingsError
 from leanrecon.images import resize
 from leanrecon.progress import Progress
@@ -76,14 +78,17 @@ def simulate_nsd(
     """Write a small NSD into ``folder``: betas, design, masks, ncsnr, images and captions of one subject.
 
     ``scale`` shrinks the volume (at 1: subject 1's 81x104x83) and the images (425 pixels) along each side. The same
-    seed gives the same design and images to all subjects. Existing files are replaced.
+    seed gives the same design and images to all subjects. Existing files are replaced, unless another version made
+    them: raises InputError there, since sessions that are left over would not fit the images.
     """
     numbers = chosen_sessions(subject, sessions if isinstance(sessions, int) else list(sessions))
     if not 0.1 <= scale <= 1:
         raise SettingsError(f"scale = {scale}", expected="a number from 0.1 to 1")
+    check_simulation(folder)
     names = SubjectFiles(subject)
     order, images = draw_design(seed)
-    write_json(folder / SIMULATED, {"subject": subject, "sessions": len(numbers), "scale": scale, "seed": seed})
+    about = {"format": SIMULATION, "subject": subject, "sessions": len(numbers), "scale": scale, "seed": seed}
+    write_json(folder / SIMULATED, about)
     _save_design(folder / DESIGN, order, images)
     shape = tuple(max(round(n * scale), 4) for n in SHAPES[subject - 1])
     mask = _mask(shape)
@@ -95,7 +100,8 @@ def simulate_nsd(
     trials = np.concatenate([np.arange((s - 1) * TRIALS, s * TRIALS) for s in numbers])
     seen = images[subject - 1, order[trials] - 1] - 1
     shown = np.unique(seen)
-    responses = _save_images(folder, shown, seed, round(SIDE * scale), cortex, progress)
+    scenes = image_scenes(images, seed, shown)
+    responses = _save_images(folder, shown, scenes, round(SIDE * scale), cortex, progress)
     with progress.task("betas", total=len(numbers), unit="sessions") as advance:
         for k, session in enumerate(numbers):
             own = slice(k * TRIALS, (k + 1) * TRIALS)
@@ -132,6 +138,15 @@ def draw_design(seed: int) -> tuple[Array, Array]:
     own = ids[SHARED:].reshape(len(SESSIONS), PER_SUBJECT - SHARED)
     shared = np.broadcast_to(np.sort(ids[:SHARED]), (len(SESSIONS), SHARED))
     return order, np.concatenate([shared, np.sort(own, axis=1)], axis=1)
+
+
+def image_scenes(images: Array, seed: int, numbers: Array) -> list[Scene]:
+    """The scene on each of some of the 73,000 images, ``numbers`` from 0; ``images`` are those of ``draw_design``.
+
+    The images that all subjects see are tested on, so no model may have been trained on their scenes.
+    """
+    first = np.where(np.isin(numbers, images[0, :SHARED] - 1), TEST, 0)
+    return [compose(seed, index) for index in (first + numbers).tolist()]
 
 
 def _save_design(path: Path, order: Array, images: Array) -> None:
@@ -182,31 +197,29 @@ def _save_masks(folder: Path, names: SubjectFiles, mask: Array, place: Array, co
     _save_volume(folder / names.ncsnr, ncsnr.reshape(mask.shape))
 
 
-def _save_images(folder: Path, shown: Array, seed: int, side: int, cortex: Cortex, progress: Progress) -> Array:
+def _save_images(
+    folder: Path, shown: Array, scenes: list[Scene], side: int, cortex: Cortex, progress: Progress
+) -> Array:
     """Paint and describe the images that were shown; returns the responses to them without noise [images, voxels]."""
     import h5py
 
     responses = np.empty((len(shown), len(cortex.voxels.area)), np.float32)
     path = folder / STIMULI
     path.parent.mkdir(parents=True, exist_ok=True)
-    sentences = []
     with (
         h5py.File(path, "w", libver="earliest") as file,
         progress.task("stimuli", total=len(shown), unit="images") as advance,
     ):
         bricks = file.create_dataset(STIMULI_KEY, (IMAGES, side, side, 3), np.uint8, chunks=(1, side, side, 3))
         for start in range(0, len(shown), PANEL):
-            numbers = shown[start : start + PANEL].tolist()
-            scenes = [compose(seed, number) for number in numbers]
-            images = [paint(scene, side) for scene in scenes]
-            for number, scene, image in zip(numbers, scenes, images, strict=True):
+            of = slice(start, min(start + PANEL, len(shown)))
+            images = [paint(scene, side) for scene in scenes[of]]
+            for number, image in zip(shown[of].tolist(), images, strict=True):
                 bricks[number] = image
-                sentences.append(describe(scene))
             looked_at = np.stack([resize(image, (SIGHT, SIGHT, 3)) for image in images])
-            words = np.concatenate([word_rows(seed, range(number, number + 1)) for number in numbers])
-            of = slice(start, start + len(numbers))
-            responses[of] = cortex.respond(looked_at, words, range(start, start + len(numbers)))
-            advance(len(numbers))
+            responses[of] = cortex.respond(looked_at, words_of(scenes[of]), range(of.start, of.stop))
+            advance(len(images))
+    sentences = [describe(scene) for scene in scenes]
     longest = max(len(form.format(sentence)) for sentence in sentences for form in SENTENCES)
     captions = np.lib.format.open_memmap(folder / CAPTIONS, "w+", f"<U{longest}", (IMAGES, len(SENTENCES)))
     for number, sentence in zip(shown.tolist(), sentences, strict=True):

@@ -21,6 +21,11 @@ class DatasetSettings(BaseModel):
         return False
 
     @property
+    def tells_noise(self) -> bool:
+        """Whether it says how noisy each voxel is, and how many trials each row is the mean of."""
+        return False
+
+    @property
     def has_images(self) -> bool:
         """Whether there are images to take features from."""
         return True

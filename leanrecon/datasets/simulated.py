@@ -52,6 +52,10 @@ class SimulatedSettings(DatasetSettings):
     def simulated(self) -> bool:
         return True
 
+    @property
+    def tells_noise(self) -> bool:
+        return True
+
     @field_validator("folds")
     @classmethod
     def _no_folds(cls, folds: int | None) -> int | None:

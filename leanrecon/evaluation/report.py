@@ -64,6 +64,8 @@ class Page:
     """R² of every predicted feature, ``[dims]`` by feature space."""
     latent_groups: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)
     """Named runs of the features of a space (the layers of VDVAE)."""
+    voxels: Mapping[str, Any] | None = None
+    """``repeats`` [fewest, most] averaged in a test row, and ``areas``: ``area``, ``voxels``, ``ncsnr``, ``percent`` each."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries; where there are none, those of run.json or metrics.json are shown."""
 
@@ -144,6 +146,7 @@ def _context(page: Page) -> dict[str, Any]:
         "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),
         "plots": [*_dots(shown), *_histogram(page, shown)],
         "spaces": list(_spaces(page)),
+        "voxels": page.voxels,
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
         "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
         "per_image": per_image(runs),

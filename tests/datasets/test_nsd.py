@@ -12,6 +12,7 @@ import zarr
 from pydantic import ValidationError
 from scipy.io import loadmat, savemat
 
+from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.nsd import NsdSettings, ingest_nsd, plan_nsd
 from leanrecon.datasets.nsd_layout import DESIGN, STIMULI, TRIALS, SubjectFiles
 from leanrecon.datasets.nsd_voxels import export_nifti
@@ -169,6 +170,24 @@ def test_voxels_know_their_places_areas_and_noise(small_nsd: Path, study: Study)
         for number, name in ((1, "V1"), (2, "V1"), (3, "V2"), (6, "V3"), (7, "hV4")):
             assert set(voxels["areas"][labels == number]) == {name}
         assert np.array_equal(voxels["prf-visualrois"], labels)
+
+
+def test_noise_ceilings_are_those_of_the_volume_and_of_the_test_rows(small_nsd: Path, study: Study) -> None:
+    ncsnr = nibabel.load(small_nsd / NAMES.ncsnr).get_fdata()
+    areas, streams = (nibabel.load(small_nsd / NAMES.roi(name)).get_fdata() for name in ("prf-visualrois", "streams"))
+    masks = {"V1": (areas == 1) | (areas == 2), "hV4": areas == 7, "ventral": streams == 5, "": mask_of(small_nsd)}
+    shown = np.bincount([len(trials) for trials in by_recipe(small_nsd)["test"].values()])
+    noise = (shown[1] + shown[2] / 2 + shown[3] / 3) / shown.sum()
+    found = area_ceilings(study)
+    assert found is not None
+    assert found["repeats"] == [1, 3]
+    told = {row["area"]: row for row in found["areas"]}
+    assert list(told) == ["V1", "V2", "V3", "hV4", "ventral", ""]
+    for area, mask in masks.items():
+        own = np.median(100 * ncsnr[mask] ** 2 / (ncsnr[mask] ** 2 + noise))
+        assert told[area]["percent"] == pytest.approx(own, rel=1e-5)
+        assert told[area]["voxels"] == mask.sum()
+        assert told[area]["ncsnr"] == pytest.approx(np.median(ncsnr[mask]), rel=1e-6)
 
 
 def test_the_table_of_trials_tells_of_every_row(small_nsd: Path, study: Study) -> None:

@@ -1,6 +1,7 @@
 """The small NSD is laid out as the large one is, and stays small."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import h5py
@@ -8,10 +9,14 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from leanrecon.datasets.nsd_layout import DESIGN, STIMULI, SubjectFiles
-from leanrecon.datasets.nsd_simulate import draw_design, simulate_nsd
-from leanrecon.datasets.scenes import Scene, draw_scene
-from leanrecon.errors import SettingsError
+from leanrecon.datasets.cortex import Cortex
+from leanrecon.datasets.nsd import NsdSettings, ingest_nsd
+from leanrecon.datasets.nsd_layout import DESIGN, SHARED, SIMULATED, STIMULI, SubjectFiles
+from leanrecon.datasets.nsd_simulate import draw_design, image_scenes, simulate_nsd
+from leanrecon.datasets.scenes import HELD_OUT, TEST, WORDS, Scene, compose, draw_scene
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.images import resize
+from leanrecon.study import Study
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
@@ -55,15 +60,103 @@ def test_betas_are_laid_out_as_matlab_does(small_nsd: Path) -> None:
 def test_all_images_have_a_place_and_only_those_shown_take_room(small_nsd: Path) -> None:
     design = loadmat(small_nsd / DESIGN)
     shown = np.unique(design["subjectim"][0, design["masterordering"][0, :1500].astype(int) - 1]).astype(int) - 1
+    everyone = set((design["sharedix"][0].astype(int) - 1).tolist())
+    shared = np.isin(shown, list(everyone))
     with h5py.File(small_nsd / STIMULI) as file:
         bricks = file["imgBrick"]
         assert (bricks.shape, bricks.dtype) == ((73_000, 85, 85, 3), np.uint8)
         assert bricks.id.get_num_chunks() == len(shown)
-        assert np.array_equal(bricks[shown[5]], draw_scene(0, int(shown[5]), 85)[0])
+        for number in (some := [*(shown[~shared][[0, 5]]), *(shown[shared][[0, 5]])]):
+            assert np.array_equal(bricks[number], draw_scene(0, number + TEST * (number in everyone), 85)[0])
     assert (small_nsd / STIMULI).stat().st_size < 1.05 * len(shown) * 85 * 85 * 3
     captions = np.load(small_nsd / "COCO_73k_annots_curated.npy", mmap_mode="r")
     assert captions.shape == (73_000, 5)
-    assert captions[shown[5]][0] == draw_scene(0, int(shown[5]), 16)[1]
+    for number in some:
+        assert captions[number][0] == draw_scene(0, number + TEST * (number in everyone), 16)[1]
+
+
+def test_images_to_test_on_alone_show_what_is_held_out() -> None:
+    _, images = draw_design(5)
+    mine, everyone = images[2, SHARED:] - 1, images[2, :SHARED] - 1
+
+    def held_out(numbers: np.ndarray) -> set[tuple[str, str]]:
+        scenes = image_scenes(images, 5, numbers)
+        return HELD_OUT & {(thing.kind, thing.colour) for scene in scenes for thing in scene.things}
+
+    assert held_out(everyone) == HELD_OUT
+    assert held_out(mine[:2000]) == set()
+    both = image_scenes(images, 5, np.sort(np.concatenate([mine[:3], everyone[:3]])))
+    assert [both[k] for k in np.argsort(np.argsort([*mine[:3], *everyone[:3]]))] == [
+        *(compose(5, int(number)) for number in mine[:3]),
+        *(compose(5, 1_000_000_000 + int(number)) for number in everyone[:3]),
+    ]
+
+
+def test_a_voxel_answers_to_the_image_and_the_words_of_its_scene(small_nsd: Path) -> None:
+    """The mean over repeats is nearest to what a cortex answers to the image in the file, with the words of its caption."""
+    design = loadmat(small_nsd / DESIGN)
+    order = design["masterordering"][0, :1500].astype(int)
+    shown = design["subjectim"][0, order - 1].astype(int) - 1
+    mask = nibabel.load(small_nsd / NAMES.roi("nsdgeneral")).get_fdata() > 0
+    volumes = [np.asarray(nibabel.load(small_nsd / NAMES.betas(s, "nii.gz")).dataobj)[mask] for s in (1, 2)]
+    trials = np.concatenate(volumes, axis=1).T / 300
+    place = np.argsort(np.argwhere(mask)[:, 1], kind="stable")  # area by area, from the back on
+    cortex = Cortex(1, 64, int(mask.sum()), 1.0, 30_000)
+    ventral = cortex.voxels.area == "ventral"
+    captions = np.load(small_nsd / "COCO_73k_annots_curated.npy", mmap_mode="r")
+    with h5py.File(small_nsd / STIMULI) as file:
+        for numbers in (np.unique(shown[order <= SHARED])[:40], np.unique(shown[order > SHARED])[:40]):
+            images = [file["imgBrick"][number] for number in numbers]
+            said = [set(captions[number][0].lower().strip(".").replace(",", "").split()) for number in numbers]
+            words = np.array([[word in words for word in WORDS] for words in said])
+            words[:, WORDS.index("day")] &= ~words[:, WORDS.index("overcast")]
+            looked_at = np.stack([resize(image, (64, 64, 3)) for image in images])
+            clean = np.concatenate([
+                cortex.respond(looked_at[k : k + 8], words[k : k + 8], range(8)) for k in range(0, len(images), 8)
+            ])  # fmt: skip
+            measured = np.stack([trials[shown == number].mean(axis=0) for number in numbers])[:, place]
+            for group in (ventral, ~ventral):
+                of_both = [rows[:, group] - rows[:, group].mean(axis=0) for rows in (measured, clean)]
+                r = np.corrcoef(*of_both)[: len(numbers), len(numbers) :]
+                assert (r.argmax(axis=1) == np.arange(len(numbers))).mean() > 0.8  # with the words of others, 1 in 40
+
+
+def test_ncsnr_is_what_repeats_of_the_images_say(small_nsd: Path) -> None:
+    """As NSD's authors estimate it: noise is the variance over repeats, signal what is left of that over trials."""
+    shown = loadmat(small_nsd / DESIGN)["masterordering"][0, :1500].astype(int)
+    mask = nibabel.load(small_nsd / NAMES.roi("nsdgeneral")).get_fdata() > 0
+    volumes = [np.asarray(nibabel.load(small_nsd / NAMES.betas(s, "nii.gz")).dataobj)[mask] for s in (1, 2)]
+    trials = np.concatenate(volumes, axis=1).T / 300
+    repeats = [trials[shown == image] for image in np.unique(shown) if (shown == image).sum() > 1]
+    degrees = np.array([len(of) - 1 for of in repeats])
+    noise = sum(len(of) * of.var(axis=0) for of in repeats) / degrees.sum()
+    estimated = np.sqrt(np.maximum(trials.var(axis=0, ddof=1) - noise, 0) / noise)
+    ncsnr = nibabel.load(small_nsd / NAMES.ncsnr).get_fdata()[mask]
+    assert degrees.sum() > 300
+    assert np.median(estimated / ncsnr) == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(estimated, ncsnr)[0, 1] > 0.9
+    low, middle, high = np.quantile(ncsnr, [0.05, 0.5, 0.95])
+    assert 2 < middle / low < 4, "NSD's visual voxels lie between about a third and three times the median"
+    assert 2 < high / middle < 4
+
+
+def test_what_an_earlier_version_simulated_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / SIMULATED).write_text('{"subject": 1, "sessions": 2, "scale": 0.1, "seed": 0}')
+    with pytest.raises(
+        InputError, match=r"simulated by another version of leanrecon \(format 1\).* format 2, .*simulate-nsd"
+    ):
+        simulate_nsd(tmp_path, scale=0.1, sessions=1)
+    with pytest.raises(InputError, match="simulated by another version"):
+        ingest_nsd(NsdSettings(root=str(tmp_path)), Study(tmp_path / "study"))
+    assert [path.name for path in tmp_path.iterdir()] == [SIMULATED]
+    (tmp_path / SIMULATED).write_text("{}")  # a mark that others set
+    with pytest.raises(InputError, match="session 1, 2"):
+        ingest_nsd(NsdSettings(root=str(tmp_path)), Study(tmp_path / "study"))
+
+
+def test_what_is_simulated_says_by_which_version(small_nsd: Path) -> None:
+    about = json.loads((small_nsd / SIMULATED).read_text())
+    assert about == {"format": 2, "subject": 1, "sessions": 2, "scale": 0.2, "seed": 0}
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,22 @@
 import re
 from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from leanrecon.datasets.canvas import Canvas
 from leanrecon.datasets.scenes import (
     BACKDROPS,
     GROUNDS,
+    HELD_OUT,
+    MODELS_SEED,
     SKIES,
+    TEST,
     WORDS,
+    Scene,
     compose,
     content_words,
     describe,
@@ -36,8 +42,84 @@ def test_scenes_differ_between_indices_and_seeds():
     assert len(set(images)) == 60
 
 
-def test_a_scene_keeps_its_caption_from_version_to_version():
-    assert draw_scene(0, 1, 16)[1] == "A blue boat on the left and a green balloon on the right, on the sea at night."
+RECORDED = {
+    1: "A purple boat on the left and a green balloon on the right, on the sea at night.",
+    2: "A green pine on the left and a black sheep on the right, on a meadow in the morning.",
+    TEST + 1: "A red balloon on the left, a brown duck in the middle and a green boat on the right, on the sea "
+    "in front of mountains by day.",
+}
+
+
+@pytest.mark.parametrize("index", RECORDED)
+def test_a_scene_keeps_its_caption_from_version_to_version(index):
+    assert draw_scene(0, index, 16)[1] == RECORDED[index]
+
+
+# What models learn from, and what they are tested on
+
+
+@pytest.fixture(scope="module")
+def learnt() -> list[Scene]:
+    return [compose(seed, i) for seed in (0, MODELS_SEED) for i in (*range(1500), *range(TEST - 500, TEST))]
+
+
+@pytest.fixture(scope="module")
+def tested() -> list[Scene]:
+    return [compose(0, i) for i in range(TEST, TEST + 4000)]
+
+
+def things_in(scenes: list[Scene]) -> Counter[tuple[str, str]]:
+    return Counter((thing.kind, thing.colour) for scene in scenes for thing in scene.things)
+
+
+def test_what_is_held_out_is_in_no_scene_to_learn_from_and_in_many_to_test_on(learnt, tested):
+    assert not HELD_OUT & things_in(learnt).keys()
+    shown = things_in(tested)
+    assert min(shown[pair] for pair in HELD_OUT) > 50
+    some = np.mean([any((thing.kind, thing.colour) in HELD_OUT for thing in scene.things) for scene in tested])
+    assert 0.3 < some < 0.45, "a scene to test on in three has a thing of a colour that its kind never had"
+
+
+def test_every_kind_and_every_colour_that_is_tested_can_be_learnt(learnt):
+    pairs = things_in(learnt).keys()
+    assert {kind for kind, _ in HELD_OUT} <= {kind for kind, _ in pairs}, "in another colour"
+    assert {colour for _, colour in HELD_OUT} <= {colour for _, colour in pairs}, "on another thing"
+    assert {(kind, colour) for kind, what in KINDS.items() for colour in what.colours} == pairs | HELD_OUT
+
+
+def test_scenes_to_learn_from_and_to_test_on_differ_in_nothing_else(learnt, tested):
+    def alike(*of: Callable[[Scene], Hashable]) -> float:
+        """Least p of chi-square tests on the counts of each thing told of a scene."""
+        found = []
+        for told in of:
+            counts = [Counter(told(scene) for scene in scenes) for scenes in (learnt, tested)]
+            names = sorted(counts[0].keys() | counts[1].keys(), key=repr)
+            found.append(chi2_contingency([[count[name] for name in names] for count in counts]).pvalue)
+        return min(found)
+
+    whole = alike(
+        lambda scene: (scene.time, scene.ground), lambda scene: (scene.ground, scene.backdrop),
+        lambda scene: len(scene.things), lambda scene: round(scene.horizon, 1), lambda scene: scene.orb is None,
+        lambda scene: len(scene.clouds),
+    )  # fmt: skip
+    assert whole > 0.01
+    assert alike(*(lambda scene, kind=kind: kind in content_words(scene) for kind in KINDS)) > 0.01
+    assert alike(lambda scene: round(max(thing.size for thing in scene.things), 1)) > 0.01
+    shown = [things_in(scenes) for scenes in (learnt, tested)]
+    for kind, what in KINDS.items():
+        left = [colour for colour in dict.fromkeys(what.colours) if (kind, colour) not in HELD_OUT]
+        if len(left) > 1:
+            counts = [[count[kind, colour] for colour in left] for count in shown]
+            assert chi2_contingency(counts).pvalue > 0.01, f"colours of a {kind}"
+
+
+def test_no_scene_of_the_models_is_one_of_another_subject():
+    of_models = {draw_scene(MODELS_SEED, i, 16)[0].tobytes() for i in range(300)}
+    of_subjects = {
+        draw_scene(seed, first + i, 16)[0].tobytes() for seed in (0, 1) for first in (0, TEST) for i in range(150)
+    }
+    assert len(of_models) == 300
+    assert not of_models & of_subjects
 
 
 @pytest.mark.parametrize("index", range(8))

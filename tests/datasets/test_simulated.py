@@ -221,6 +221,26 @@ def test_drift_is_slow_and_common_to_a_group():
     assert abs(shared[~same].mean()) < 0.05
 
 
+def test_drift_has_only_slow_waves_and_runs_on_through_all_trials():
+    cortex = Cortex(5, 16, 20, 1.0, trials=4096)
+    power = np.abs(np.fft.rfft([cortex.drift(trial) for trial in range(4096)], axis=0)) ** 2
+    assert power[1:9].sum() / power.sum() > 1 - 1e-5  # cycles over the experiment
+    assert ((power / power.sum(axis=0) > 0.3).sum(axis=0) == 3).all(), "three waves a group, of like strength"
+    shared_drift = np.corrcoef(np.array([cortex.drift(trial) for trial in range(4096)]).T)
+    assert np.abs(shared_drift[~np.eye(len(shared_drift), dtype=bool)]).mean() < 0.4, (
+        "groups drift in ways of their own"
+    )
+
+
+def test_three_repeats_are_one_experiment_in_one_drawn_order():
+    trials = trial_numbers(3, 500, 3)
+    assert sorted(trials.ravel()) == list(range(1500))
+    assert (np.diff(trials, axis=1) > 0).all()
+    gaps = np.diff(trials, axis=1).mean()
+    assert gaps == pytest.approx(1500 / 4, rel=0.1)  # of three places drawn among all, in order
+    assert not np.array_equal(trials, trial_numbers(4, 500, 3))
+
+
 def test_voxels_answer_to_what_their_area_answers_to():
     cortex = Cortex(0, 32, 200, 1.0, trials=10)
     area, prf = cortex.voxels.area, cortex.voxels.prf

@@ -10,6 +10,14 @@ from leanrecon.evaluation.report import Page
 
 METRICS = ("pixcorr", "ssim", "mse", "two_way_pixels", "two_way_pixels_reverse", "top1_pixels")
 
+VOXELS = {
+    "repeats": [3, 3],
+    "areas": [
+        {"area": "V1", "voxels": 1205, "ncsnr": 0.5004, "percent": 42.857},
+        {"area": "", "voxels": 2300, "ncsnr": 0.25, "percent": 15.789},
+    ],
+}
+
 
 def images(rows: int, side: int, channels: int, seed: int) -> np.ndarray:
     """Smooth random images, uint8 [rows, side, side, channels]."""

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_data import study_page
+from report_data import VOXELS, study_page
 
 from leanrecon.errors import InputError
 from leanrecon.evaluation import evaluate, thumbnails
@@ -158,6 +158,29 @@ def test_a_real_subject_is_not_called_simulated(rendered):
     page = rendered(study_page(rows=12))
     assert "simulated" not in page.text.lower()
     assert not page.all("span", **{"class": "badge"})
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_noise_ceilings_say_whether_they_are_known_or_estimated(rendered, simulated):
+    page = rendered(dataclasses.replace(study_page(rows=12, simulated=simulated), voxels=VOXELS))
+    assert page.all("h2", id="voxels")
+    headings = len(page.all("h1")) + len(page.all("h2"))
+    assert len(page.all("span", **{"class": "badge"})) == (headings + 1 if simulated else 0)
+    assert ("Known, because the subject is simulated" in page.text) == simulated
+    assert ("As published with the dataset" in page.text) != simulated
+    whence = "known" if simulated else "published estimate"
+    assert page.texts["small"].count(whence) == 2
+    for cell in ("1,205", "0.50", "42.9 %", "2,300", "0.25", "15.8 %"):
+        assert cell in page.texts["td"]
+    assert {"V1", "All voxels"} <= set(page.texts["th"])
+    assert "ncsnr² / (ncsnr² + 1/3)" in page.text
+    mixed = rendered(dataclasses.replace(study_page(rows=12), voxels=VOXELS | {"repeats": [1, 3]}))
+    assert "the mean of 1 to 3 trials" in mixed.text
+    assert "1/n averaged over the images" in mixed.text
+
+
+def test_voxels_of_unknown_noise_are_not_told_of(rendered):
+    assert not rendered(study_page(rows=12)).all("h2", id="voxels")
 
 
 def test_null_and_missing_figures_are_left_open(rendered):

@@ -1,5 +1,6 @@
 """The report in a real browser: its controls do what they say, and it fits a narrow screen."""
 
+import dataclasses
 import html
 import json
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from report_data import study_page
+from report_data import VOXELS, study_page
 
 from leanrecon.evaluation.report import render
 
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "report.html"
-    render(study_page(rows=24, side=32, folds=3, simulated=True), out)
+    page = study_page(rows=24, side=32, folds=3, simulated=True)
+    render(dataclasses.replace(page, voxels=VOXELS), out)
     return out
 
 
