@@ -90,7 +90,9 @@ class Generator(ABC):
         """
         vae, channels = self.vae, int(self.unet.config.get("in_channels", 4))
         factor, back = shrinks_by(vae.kind, vae.config), enlarges_by(vae.kind, vae.config)
-        own = self.base / "vae" / "config.json"  # weights are not needed beside a tiny autoencoder, and may not be there
+        own = (
+            self.base / "vae" / "config.json"
+        )  # weights are not needed beside a tiny autoencoder, and may not be there
         of_base = shrinks_by("AutoencoderKL", read_config(own)) if own.is_file() else factor
         found = int(vae.config.get("latent_channels", 4))
         if (found, factor, back) != (channels, of_base, of_base):

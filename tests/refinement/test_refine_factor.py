@@ -17,7 +17,9 @@ from leanrecon.refinement.models import enlarges_by, shrinks_by  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 
 
-@pytest.mark.parametrize("network", [vae(), vae(channels=(8, 8, 16)), vae(channels=(8,)), tiny_vae(), tiny_vae(blocks=3)])
+@pytest.mark.parametrize(
+    "network", [vae(), vae(channels=(8, 8, 16)), vae(channels=(8,)), tiny_vae(), tiny_vae(blocks=3)]
+)
 def test_factors_are_those_of_the_networks(network):
     """By the shapes that diffusers' networks give."""
     with torch.inference_mode():
@@ -55,7 +57,9 @@ def test_velocities_in_larger_latents_are_drawn_as_diffusers_draws_them(
     expected = theirs(made, kind, 1, smooth(5)[1], guidance_scale=guidance, **given)
     assert_alike(images[1], expected)
     made.scheduler.register_to_config(prediction_type="epsilon")  # it is not by chance that they are alike
-    assert np.abs(images[1].astype(int) - theirs(made, kind, 1, smooth(5)[1], guidance_scale=guidance, **given)).max() > 1
+    assert (
+        np.abs(images[1].astype(int) - theirs(made, kind, 1, smooth(5)[1], guidance_scale=guidance, **given)).max() > 1
+    )
 
 
 @pytest.mark.parametrize("offload", ["none", "stream"])
@@ -84,11 +88,15 @@ def test_a_size_that_the_base_can_not_halve_is_refused_before_any_work(make, dra
     for use in (drawn, lambda refiner: refiner.plan(5, 10**12)):
         with pytest.raises(SettingsError) as error:
             use(make(size=72))
-        assert str(error.value).startswith("refine.size = 72. Expected a multiple of 16: the base's autoencoder shrinks")
+        assert str(error.value).startswith(
+            "refine.size = 72. Expected a multiple of 16: the base's autoencoder shrinks"
+        )
 
 
 def test_a_tiny_autoencoder_of_another_factor_is_refused(make, small_base, taesd, tmp_path):
-    with pytest.raises(InputError, match=r"taesd makes latents of 4 channels, 8 times narrower.*Expected 4 .* and 4 times"):
+    with pytest.raises(
+        InputError, match=r"taesd makes latents of 4 channels, 8 times narrower.*Expected 4 .* and 4 times"
+    ):
         make(base=str(small_base), tiny_autoencoder=str(taesd)).plan(5, 10**12)
     tiny_vae(blocks=3).save_pretrained(tmp_path / "tiny")
     fits = make(base=str(small_base), tiny_autoencoder=str(tmp_path / "tiny"))
