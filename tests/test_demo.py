@@ -137,7 +137,7 @@ def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
 def test_the_recipe_describes_the_network_that_is_trained() -> None:
     from leanrecon.settings import read_settings
 
-    sys.path.append(str(PACKAGE.parent / "scripts"))
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
     pytest.importorskip("torch")
     from demo_models.vdvae import CONFIG
 
