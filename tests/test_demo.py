@@ -33,7 +33,7 @@ runpy.run_module('leanrecon', run_name='__main__')
 
 
 def command(program: str, *arguments: object, cwd: Path, code: int = 0, package: Path = PACKAGE) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(package.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(package.parent), "COLUMNS": "400"}
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600,
@@ -59,7 +59,7 @@ def damaged(tmp_path: Path, needs_models: None) -> Path:
 
 def test_the_demo_runs_offline_from_voxels_to_final_images(needs_models: None, tmp_path: Path) -> None:
     said = command(OFFLINE, "demo", *SMALL, cwd=tmp_path)
-    assert said.splitlines()[-1] == "done: demo/report.html"
+    assert "done: demo/report.html" in said.splitlines()
     study = tmp_path / "demo"
     for where in ("", "variants/prior", "variants/shuffled", "variants/oracle"):
         assert len(list((study / where).glob("reconstructions/final/*.png"))) == 8, where
@@ -93,9 +93,7 @@ def test_a_damaged_model_is_refused_by_name_before_any_work(damaged: Path, tmp_p
         assert f"{weights} is damaged, or another version" in said
         assert "Install leanrecon again" in said
     assert [path.name for path in tmp_path.iterdir()] == ["installed"]
-    assert "vdvae.safetensors is damaged" in "".join(
-        re.sub(r"[│\n ]+", " ", command(OFFLINE, "doctor", cwd=tmp_path, package=damaged))
-    )
+    assert f"{weights} is damaged, or another version" in command(OFFLINE, "doctor", cwd=tmp_path, package=damaged)
 
 
 def test_networks_that_can_not_run_are_told_before_any_work(tmp_path: Path) -> None:
@@ -119,12 +117,12 @@ def test_the_recipe_is_run_whatever_study_of_its_name_is_there(tmp_path: Path) -
 def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leanrecon.settings import read_settings
+    from leanrecon.settings import read_settings, recipes
 
     (tmp_path / "models" / "clip").mkdir(parents=True)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    settings, _ = read_settings("demo")
+    settings, _ = read_settings(recipes()["demo"])
     assert settings.features["clip"].model == str(PACKAGE / "models" / "clip")
     assert settings.features["vdvae"].checkpoint == str(PACKAGE / "models" / "vdvae" / "vdvae.safetensors")
     assert settings.refine.base == str(PACKAGE / "models" / "diffusion")
@@ -135,12 +133,12 @@ def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
 
 
 def test_the_recipe_describes_the_network_that_is_trained() -> None:
-    from leanrecon.settings import read_settings
+    from leanrecon.settings import read_settings, recipes
 
     sys.path.append(str(Path(__file__).parents[1] / "scripts"))
     pytest.importorskip("torch")
     from demo_models.vdvae import CONFIG
 
-    settings, _ = read_settings("demo")
+    settings, _ = read_settings(recipes()["demo"])
     assert settings.features["vdvae"].network == CONFIG
     assert settings.features["vdvae"].network.dims(6) == 8 + 2 * 128 + 3 * 512

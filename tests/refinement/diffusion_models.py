@@ -54,12 +54,12 @@ def tiny_vae(seed=0, blocks=4):
     )
 
 
-def write_base(folder, **how):
+def write_base(folder, autoencoder=(8, 8, 16, 16), **how):
     """A base as Stable Diffusion 1.5 is laid out; its scheduler is the one that is published with it."""
     from diffusers import PNDMScheduler
 
     unet(**how).save_pretrained(folder / "unet")
-    vae().save_pretrained(folder / "vae")
+    vae(channels=autoencoder).save_pretrained(folder / "vae")
     PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

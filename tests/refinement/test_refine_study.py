@@ -186,6 +186,7 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
         ("refine.text=clap", "refine.text = 'clap' is not a feature space here .*clip"),
         ("refine.start=vae", "refine.start = 'vae' is not a feature space here"),
         ("refine.base=nowhere", "nowhere"),
+        ("refine.size=72", "refine.size = 72. Expected a multiple of 16"),
     ],
 )
 def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words: str) -> None:
