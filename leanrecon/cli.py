@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from leanrecon.progress import Progress
     from leanrecon.settings import Settings
 
-FAST = ("dataset.n_train=400", "dataset.n_test=60")
-"""What `leanrecon demo --fast` sets."""
+_NETWORKS = ("torch", "transformers", "diffusers")  # that the demo runs
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 
@@ -71,14 +71,26 @@ def run(
 
 @app.command()
 def demo(
-    fast: Annotated[bool, typer.Option("--fast", help="Fewer images: done in half a minute.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Without networks and PyTorch, from fewer images: done in half a minute.")
+    ] = False,
     study: StudyFolder = None,
     memory: Memory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
     sets: Sets = None,
 ) -> None:
     """Reconstruct what a simulated subject saw: the whole way, offline, on any machine."""
-    chosen = [*(FAST if fast else ()), *(sets or ())]
-    run("demo", study or Path("demo-fast" if fast else "demo"), memory, sets=chosen)
+    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    if lacking and not fast:
+        raise LeanreconError(
+            f"the demo runs networks, and {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed",
+            todo='install what they need with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which does '
+            "without them",
+        )
+    from leanrecon.settings import recipes
+
+    name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
+    run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets)
 
 
 @app.command()
@@ -98,10 +110,11 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
 def fetch_weights(source: Source, sets: Sets = None) -> None:
     """Fetch the weights that settings name, once: only the files that are needed, resumed and checked."""
     settings, _ = _settings(source, sets, None)
-    from leanrecon.wanted import wanted
+    from leanrecon.wanted import require_packaged, wanted
     from leanrecon.weights.fetch import fetch_all
 
     wants = wanted(settings)
+    require_packaged(wants)
     fetch_all(wants, _progress())
     typer.echo("all weights are here" if wants else "these settings name no weights")
 

@@ -15,6 +15,8 @@ from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format
 from leanrecon.plan import plan_study
 from leanrecon.settings import read_settings, recipes
 from leanrecon.wanted import NOT_HERE, missing
+from leanrecon.weights.fetch import is_published
+from leanrecon.weights.packaged import check_packaged
 
 LIBRARIES = {
     "numpy": "", "scipy": "", "scikit-learn": "", "zarr": "", "h5py": "", "pillow": "",
@@ -66,14 +68,23 @@ def libraries() -> Iterator[tuple[str, str]]:
             yield name, f"not installed (pip install 'leanrecon[{extra}]')" if extra else "not installed"
 
 
+def packaged() -> tuple[str, str]:
+    """Whether the models of the demo are as they came with leanrecon."""
+    try:
+        files = check_packaged()
+    except InputError as error:
+        return "models of the demo", str(error)
+    return "models of the demo", f"{format_bytes(sum(file.stat().st_size for file in files))}, sound"
+
+
 def needs(memory: str | None = None) -> Iterator[Need]:
     """What each recipe that comes with leanrecon needs, and whether it fits here."""
     free = shutil.disk_usage(Path.cwd()).free
-    for name in recipes():
+    for name, path in recipes().items():
         lacking = ""
         try:
-            settings, base_dir = read_settings(name, memory=memory)
-            if missing(settings):
+            settings, base_dir = read_settings(path, memory=memory)
+            if any(map(is_published, missing(settings))):
                 lacking = f"lacks weights: `leanrecon fetch-weights {name}` brings them"
             if str(settings.dataset.model_dump().get("root", "")).startswith("s3://"):  # no waiting for a network
                 asks = f"is fetched: `leanrecon plan {name}` asks how much"
@@ -114,7 +125,7 @@ def show(memory: str | None = None) -> bool:
 
     console = Console()
     about = Table(title="this machine", title_justify="left", show_header=False)
-    for name, value in (*machine(), *libraries()):
+    for name, value in (*machine(), *libraries(), packaged()):
         about.add_row(name, value)
     console.print(about)
     table = Table(title="recipes", title_justify="left")

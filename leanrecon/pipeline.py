@@ -24,6 +24,7 @@ from leanrecon.mirror import Mirror
 from leanrecon.prediction import Fits, Given, predict_with_network, predict_with_ridge
 from leanrecon.progress import Progress
 from leanrecon.records import HEADER, is_study, only_run, recorded, sweep
+from leanrecon.refinement.refiner import generator_of
 from leanrecon.regression.settings import RidgeSettings
 from leanrecon.settings import Settings, check_settings
 from leanrecon.stores import Store
@@ -76,6 +77,8 @@ class Pipeline:
         if until != "dataset" and not self.settings.dataset.has_images:
             raise InputError(NO_IMAGES, todo="set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli")
         require_weights(self.settings, until)
+        if until not in STAGES[:4] and self.settings.refine.kind != "none":
+            generator_of(self.settings.refine).check_size()
         if until not in STAGES[:3]:
             _ = self.first  # images can be decoded, or nothing is begun
         with only_run(self.study.root):

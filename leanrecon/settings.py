@@ -22,12 +22,16 @@ from leanrecon.regression.settings import KINDS, RegressionSettings
 from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
 from leanrecon.weights.folders import cached_file
+from leanrecon.weights.packaged import in_recipe
 from leanrecon.weights.published import FILES
 
 Model = TypeVar("Model", bound=BaseModel)
 
 WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision")
 """Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
+
+RECIPES = Path(str(resources.files("leanrecon") / "recipes")).absolute()
+"""The folder of the recipes that come with the package."""
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
 
@@ -127,6 +131,8 @@ def _located(space: Model, base_dir: Path) -> Model:
 
 def _found(text: str, base_dir: Path) -> str:
     """The whole path of what a setting names: from here, from ``base_dir``, or among fetched files; else the text."""
+    if base_dir == RECIPES and (packaged := in_recipe(text)):  # whatever lies beside the current folder
+        return str(packaged)
     path = find(text, base_dir) or cached_file(text)
     return text if path is None else str(path.absolute())
 
@@ -149,8 +155,7 @@ def find_settings(source: str | Path) -> Path:
 
 def recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    folder = Path(str(resources.files("leanrecon") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
 def check_settings(tables: Mapping[str, Any]) -> Settings:

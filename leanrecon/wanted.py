@@ -7,6 +7,7 @@ from leanrecon.errors import InputError
 from leanrecon.settings import Settings
 from leanrecon.weights.fetch import Want, is_published, where
 from leanrecon.weights.folders import cache_folder
+from leanrecon.weights.packaged import check_packaged, is_packaged
 from leanrecon.weights.pieces import Piece
 from leanrecon.weights.published import FILES
 
@@ -49,21 +50,34 @@ def wanted(settings: Settings) -> list[Want]:
 
 def missing(settings: Settings, until: str = "evaluate") -> list[Want]:
     """The weights that the stages up to ``until`` take and that are not here."""
-    features = () if until == "dataset" else _of_features(settings)
-    refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
-    return [want for want in (*features, *refinement) if where(want) is None]
+    return [want for want in _taken(settings, until) if where(want) is None]
+
+
+def require_packaged(wants: Sequence[Want]) -> None:
+    """Raise InputError for models that come with leanrecon, where any of them is wanted and they are not as they came."""
+    if any(is_packaged(want.name) for want in wants):
+        check_packaged()
 
 
 def require_weights(settings: Settings, until: str, *, planned: bool = False) -> None:
     """Raise InputError that names all weights that are not here, and the command that fetches them.
 
     Where a study is only ``planned``, it takes the folders of models alone: sizes of other networks stand in settings.
+    Models that come with leanrecon are compared with their checksums.
     """
+    require_packaged(_taken(settings, until))
     lacking = [want for want in missing(settings, until) if want.pieces or not planned]
     if paths := [want for want in lacking if not is_published(want)]:
         raise InputError(f"there is no file or folder {_listed(paths)}", todo="set each to where it is")
     if lacking:
         raise InputError(told(lacking), todo=f"{BRINGS}, with the --set of this command; or set each to where it is")
+
+
+def _taken(settings: Settings, until: str) -> list[Want]:
+    """The weights that the stages up to ``until`` take."""
+    features = () if until == "dataset" else _of_features(settings)
+    refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
+    return [*features, *refinement]
 
 
 def told(lacking: Sequence[Want]) -> str:

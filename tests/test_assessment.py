@@ -669,7 +669,8 @@ def test_the_doctor_prints_every_recipe(leanrecon: Any, tmp_path: Path, monkeypa
     said = leanrecon("doctor", cwd=tmp_path)
     for name in (path.stem for path in (Path(cli.__file__).parent / "recipes").glob("*.toml")):
         assert re.search(rf"│ {name} ", said), said
-    (demo,) = [line for line in said.splitlines() if line.startswith("│ demo ")]
+    assert re.search(r"│ models of the demo ", said)
+    (demo,) = [line for line in said.splitlines() if line.startswith("│ demo-fast ")]
     assert "fits" in demo
     small = leanrecon("doctor", "--memory", "60MB", cwd=tmp_path)
     assert "does not fit" in small

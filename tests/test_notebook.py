@@ -47,7 +47,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Handle:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("notebook")
-    command = [sys.executable, "-m", "leanrecon", "demo", "--study", str(folder / "demo"), *SMALL.split()]
+    command = [sys.executable, "-m", "leanrecon", "demo", "--fast", "--study", str(folder / "demo"), *SMALL.split()]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "demo"
 
@@ -56,7 +56,7 @@ def test_the_magic_is_the_command_line(
     meter: Handle, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as kernels do
-    notebook.run("plan demo --memory 3GB")
+    notebook.run("plan demo-fast --memory 3GB")
     said = capfd.readouterr().out
     assert "plan, 3 GB of memory allowed" in said
     assert "\x1b" not in said
@@ -100,7 +100,7 @@ class Silent:
     def update(self, *_, **__): pass
 
 IPython.display.display = lambda *_, **__: Silent()
-notebook.run("run demo --study study --set dataset.n_train=20000")
+notebook.run("run demo-fast --study study --set dataset.n_train=20000")
 """
 
 

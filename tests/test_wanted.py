@@ -10,6 +10,7 @@ from leanrecon.errors import InputError
 from leanrecon.plan import plan_study, show
 from leanrecon.settings import read_settings, recipes
 from leanrecon.wanted import missing, require_weights, wanted
+from leanrecon.weights.packaged import is_packaged
 from leanrecon.weights.published import FILES
 
 VDVAE = "imagenet64-iter-1600000-model-ema.th"
@@ -150,7 +151,7 @@ def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
         r"lacks weights: `leanrecon fetch-weights brain-diffuser` brings them",
         said["brain-diffuser"],
     )
-    assert "fetch-weights" not in said["digits69"] + said["demo"]
+    assert "fetch-weights" not in said["digits69"] + said["demo-fast"] + said["demo"]
     monkeypatch.setattr("leanrecon.wanted.where", lambda want: cache)
     assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.needs()})
 
@@ -158,7 +159,9 @@ def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipes_name_what_can_be_fetched(recipe, cache):
     own = ["dataset.path=data.mat"] if recipe == "digits69" else []
-    for want in wanted(read_settings(recipe, own)[0]):
+    wants = wanted(read_settings(recipe, own)[0])
+    assert {is_packaged(want.name) for want in wants} <= {recipe == "demo"}
+    for want in wants if recipe != "demo" else ():
         assert want.name in FILES or (want.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", want.name))
 
 

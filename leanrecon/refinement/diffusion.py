@@ -74,7 +74,7 @@ def scheduled(kind: str, config: dict[str, Any], steps: int, strength: float) ->
 
 
 def encoded(networks: Networks, images: Array, drawn: "list[torch.Generator]") -> "torch.Tensor":
-    """Latents float32 [images, 4, height / 8, width / 8] of uint8 images, each drawn from its posterior and scaled."""
+    """Latents float32 [images, channels, height, width] of uint8 images, each drawn from its posterior and scaled."""
     import torch
 
     latents = []

@@ -9,17 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, SettingsError
 from leanrecon.images import Array
 from leanrecon.refinement import diffusion
 from leanrecon.refinement.inputs import Inputs, read_rows
-from leanrecon.refinement.models import Part, Source, read_part
+from leanrecon.refinement.models import Part, Source, enlarges_by, read_part, shrinks_by
 from leanrecon.refinement.plan import Sizes
 from leanrecon.refinement.settings import RefineSettings
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.weights.folders import find_model, part_of, read_config
-
-_SHRUNK = 8  # the autoencoder's latents are an eighth of an image wide
 
 _OF = {"text": "an empty text", "vision": "a black image"}
 
@@ -84,6 +82,37 @@ class Generator(ABC):
 
     # What it takes
 
+    @cached_property
+    def factor(self) -> int:
+        """How many times narrower the autoencoder's latents are than images: 8 for Stable Diffusion's.
+
+        Raises InputError for one that does not come back to the size of its images, or whose latents are not the base's.
+        """
+        vae, channels = self.vae, int(self.unet.config.get("in_channels", 4))
+        factor, back = shrinks_by(vae.kind, vae.config), enlarges_by(vae.kind, vae.config)
+        own = (
+            self.base / "vae" / "config.json"
+        )  # weights are not needed beside a tiny autoencoder, and may not be there
+        of_base = shrinks_by("AutoencoderKL", read_config(own)) if own.is_file() else factor
+        found = int(vae.config.get("latent_channels", 4))
+        if (found, factor, back) != (channels, of_base, of_base):
+            raise InputError(
+                f"{vae.folder} makes latents of {found} channels, {factor} times narrower than images, and images "
+                f"{back} times wider than latents",
+                expected=f"{channels} channels and {of_base} times, as {self.base} has them",
+            )
+        return factor
+
+    def check_size(self) -> None:
+        """Raise SettingsError for images that autoencoder and network can't halve as often as they do."""
+        blocks = shrinks_by("UNet2DConditionModel", self.unet.config)
+        if self.settings.size % (self.factor * blocks):
+            raise SettingsError(
+                f"refine.size = {self.settings.size}",
+                expected=f"a multiple of {self.factor * blocks}: the base's autoencoder shrinks images by {self.factor}, "
+                f"its network latents by {blocks}",
+            )
+
     @property
     def width(self) -> int:
         """Numbers a token."""
@@ -92,12 +121,13 @@ class Generator(ABC):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of a predicted row of each role: tokens and their width, or channels, height and width of latents."""
-        side = self.settings.size // _SHRUNK
+        side = self.settings.size // self.factor
         latents = int(self.unet.config.get("in_channels", 4)), side, side
         return {role: (tokens, self.width) for role, tokens in self.tokens.items()} | {"latents": latents}
 
     def check(self, inputs: Inputs) -> None:
         """Raise InputError for predictions that are not as long as the network takes them, and for parts that fail."""
+        self.check_size()
         for role, matrix in inputs.predicted.items():
             shape = self.shapes[role]
             if matrix.shape[1] == prod(shape):
@@ -170,6 +200,7 @@ class Generator(ABC):
 
     def sizes(self) -> Sizes:
         """Counts of numbers, from headers and settings of the model."""
+        self.check_size()
         size, unet, vae = self.settings.size, self.unet.config, self.vae.config
         channels = unet.get("block_out_channels", [320])[0]
         if self.vae.kind == "AutoencoderTiny":
@@ -180,6 +211,6 @@ class Generator(ABC):
             unet=self.unet.nbytes_as("float32") // 4,
             vae=self.vae.nbytes_as("float32") // 4,
             largest=max(self.unet.largest, self.vae.largest),
-            unet_state=8 * channels * (size // _SHRUNK) ** 2,
+            unet_state=8 * channels * (size // self.factor) ** 2,
             vae_state=wide * size**2,
         )

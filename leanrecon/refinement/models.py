@@ -14,6 +14,13 @@ from leanrecon.weights.safetensors import SHORT, Entry, MappedWeights, read_head
 FORMAT = 1
 """Of the files of merged and cast weights."""
 
+_BLOCKS = {
+    "AutoencoderKL": ("block_out_channels", 1),
+    "AutoencoderTiny": ("num_encoder_blocks", 4),
+    "UNet2DConditionModel": ("block_out_channels", 4),
+}
+"""Where a config lists the blocks of which all but one halve what they are given, and how many there are by default."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -42,6 +49,21 @@ class Part:
     def largest(self) -> int:
         """Numbers in the largest weight."""
         return max(entry.nbytes_as("float32") for entry in self.entries.values()) // 4
+
+
+def shrinks_by(kind: str, config: Mapping[str, Any]) -> int:
+    """How many times narrower an autoencoder's latents are than its images, or a UNet's narrowest states than latents."""
+    key, default = _BLOCKS[kind]
+    blocks = len(config[key]) if key in config else default
+    return int(2 ** (blocks - 1))
+
+
+def enlarges_by(kind: str, config: Mapping[str, Any]) -> int:
+    """How many times wider an autoencoder's images are than the latents that it decodes."""
+    if kind != "AutoencoderTiny":
+        return shrinks_by(kind, config)
+    blocks = len(config["num_decoder_blocks"]) if "num_decoder_blocks" in config else 4
+    return int(config.get("upsampling_scaling_factor", 2) ** (blocks - 1))
 
 
 class Source:

@@ -31,6 +31,12 @@ FORMAT = 1
 _VRAM_SHARE = 0.9  # of the GPU memory that is free; the rest is for the allocator's gaps
 
 
+def generator_of(settings: RefineSettings, unconditional: Mapping[str, Array] | None = None) -> Generator:
+    """The generator that settings name; cheap, no weights are loaded."""
+    made = VersatileDiffusion if settings.kind == "versatile" else StableDiffusion
+    return made(settings, unconditional)
+
+
 class Refiner:
     """Final images by a generator from first images, predicted embeddings and, if asked, latents.
 
@@ -48,8 +54,7 @@ class Refiner:
         vram: int | None = None,
         unconditional: Mapping[str, Array] | None = None,
     ) -> None:
-        made = VersatileDiffusion if settings.kind == "versatile" else StableDiffusion
-        self.generator: Generator = made(settings, unconditional)
+        self.generator = generator_of(settings, unconditional)
         self.settings = settings
         self.seed = seed
         self.device = choose(device)
@@ -139,8 +144,8 @@ class Refiner:
         """Draw the final images that ``out`` lacks, each written as soon as it is there, and complete it.
 
         ``predicted`` holds by role what settings.roles() names: ``text`` [rows, 77 · width], ``vision`` [rows,
-        257 · width] for Versatile Diffusion, and ``latents`` [rows, 4 · (size / 8)²], scaled latents of the autoencoder
-        (channels, height, width), which replace ``first`` as the start where given. Raises InputError, SettingsError or
+        257 · width] for Versatile Diffusion, and ``latents`` [rows, channels · (size / factor)²], scaled latents of the
+        autoencoder (channels, height, width), which replace ``first`` as the start where given. Raises InputError, SettingsError or
         BudgetError before the first image. Batches lie where they lie when all images are drawn, so that a run that was
         killed ends with the same ones.
         """

@@ -2,9 +2,6 @@
 
 from math import ceil
 
-SIDE = 64
-"""Sides of images are multiples of it: the autoencoder shrinks by 8, the network by 8 again."""
-
 TRAINED = 1000
 """Noise levels that Stable Diffusion was trained on."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from leanrecon.refinement.schedule import SIDE, problem_of
+from leanrecon.refinement.schedule import problem_of
 
 Baseline = Literal["prior", "shuffled", "oracle"]
 
@@ -58,8 +58,8 @@ class RefineSettings(BaseModel):
     """Where weights wait that are not in use; changes memory and time, never an image."""
     tiny_autoencoder: str = ""
     """A tiny autoencoder (TAESD) instead of the base's own: a folder or a name on the hub."""
-    size: Annotated[int, Field(strict=True, ge=SIDE, le=2048, multiple_of=SIDE)] = 512
-    """Height and width of the final images in pixels."""
+    size: Annotated[int, Field(strict=True, ge=16, le=2048, multiple_of=8)] = 512
+    """Height and width of the final images in pixels: for Stable Diffusion 1.5 a multiple of 64."""
     batch: Annotated[int, Field(strict=True, ge=1)] | Literal["auto"] = "auto"
     """Images that are denoised together; auto: 1 on a CPU, 4 on a GPU or what fits."""
     baselines: list[Baseline] = []

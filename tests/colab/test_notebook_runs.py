@@ -28,6 +28,8 @@ sys.path += [str(ROOT / "tests" / room) for room in ("datasets", "features", "re
 
 from run_notebook import build_wheel, fresh_environment  # noqa: E402
 
+from leanrecon.weights import packaged  # noqa: E402
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the script that runs notebooks needs Linux")
 
 
@@ -61,9 +63,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_demo_runs_offline_within_limits(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_holds_recipes_templates_and_models(wheel: Path) -> None:
+    package = ROOT / "leanrecon"
+    beside = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    expected = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in beside}
+    assert "leanrecon/recipes/demo.toml" in expected
+    with zipfile.ZipFile(wheel) as file:
+        found = {info.filename: info.file_size for info in file.infolist()}
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("what", ["demo-fast", "demo"])
+def test_the_demo_runs_offline_within_limits(what: str, wheel: Path, tmp_path: Path) -> None:
+    if what == "demo" and not (packaged.FOLDER / packaged.MANIFEST).is_file():
+        pytest.skip(f"{packaged.FOLDER} has no {packaged.MANIFEST}: run scripts/train_demo_models.py")
     less = "--set dataset.n_train=120 --set dataset.n_test=24 --set evaluate.permutations=2"
-    said = finished(run_notebook("leanrecon.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel, MORE=less))
+    values = {"LEANRECON_SOURCE": wheel, "WHAT": what, "MORE": less}
+    said = finished(run_notebook("leanrecon.ipynb", tmp_path, "--offline", **values))
     assert "limit: 12GB of address space for every process" in said
     assert re.search(r"memory cgroup: (12GB for all together|this machine allows none)", said)
     peak = float(re.search(r"peak memory: ([\d.]+) GB together", said)[1])
@@ -77,8 +93,8 @@ def test_the_demo_runs_offline_within_limits(wheel: Path, tmp_path: Path) -> Non
     assert sum("at most of 4 GB" in cell for cell in shown) >= 6, "a meter below every command"
     assert "shown twice" in shown[6]
     assert "Simulated subject: no one was measured." in shown[-1]
-    assert shown[-1].count("<img src='data:image/") == 2 * (5 + 3 + 3)
-    assert (tmp_path / "demo" / "report.html").exists()
+    assert shown[-1].count("<img src='data:image/") == (2 if what == "demo-fast" else 3) * (5 + 3 + 3)
+    assert (tmp_path / what / "report.html").exists()
 
 
 def test_your_data_runs_as_it_is(wheel: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base
+from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base, write_small_base
 from versatile_models import VISION, write_versatile
 
 from leanrecon.memory import MemoryBudget
@@ -20,6 +20,11 @@ ROWS = 5
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    return write_small_base(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="session")

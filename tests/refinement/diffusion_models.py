@@ -25,46 +25,64 @@ def unet(seed=0, width=WIDTH, channels=(16, 32)):
     )
 
 
-def vae(seed=0):
+def vae(seed=0, channels=(8, 8, 16, 16)):
     import torch
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=0.18215,
     )
 
 
-def tiny_vae(seed=0):
+def tiny_vae(seed=0, blocks=4):
     import torch
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(seed)
-    channels = (8, 8, 8, 8)
+    channels, ones = (8,) * blocks, (1,) * blocks
     return AutoencoderTiny(
         encoder_block_out_channels=channels,
         decoder_block_out_channels=channels,
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
+        num_encoder_blocks=ones,
+        num_decoder_blocks=ones,
     )
 
 
-def write_base(folder, **how):
+def write_base(folder, autoencoder=(8, 8, 16, 16), **how):
     """A base as Stable Diffusion 1.5 is laid out; its scheduler is the one that is published with it."""
     from diffusers import PNDMScheduler
 
     unet(**how).save_pretrained(folder / "unet")
-    vae().save_pretrained(folder / "vae")
+    vae(channels=autoencoder).save_pretrained(folder / "vae")
     PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def write_small_base(folder):
+    """A base whose autoencoder has three blocks and whose network predicts velocities; weights in half precision."""
+    from diffusers import DDIMScheduler
+
+    unet().half().save_pretrained(folder / "unet")
+    vae(channels=(8, 8, 16)).half().save_pretrained(folder / "vae")
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
     ).save_pretrained(folder / "scheduler")

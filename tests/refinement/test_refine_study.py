@@ -16,8 +16,10 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parents[1] / "features"))
 
 import published_models as models
-from diffusion_models import write_base
+import torch
+from diffusion_models import vae, write_base
 from PIL import Image
+from vdvae_models import SMALL, random_weights
 
 from leanrecon.stores import Store
 
@@ -29,8 +31,12 @@ n_train = 40
 n_test = 12
 size = 16
 voxels = 60
-[features.pca]
-components = 8
+[features.vdvae]
+checkpoint = "vdvae.pth"
+n_latents = 5
+latents = "mean"
+[features.vdvae.config]
+{sizes}
 [features.clip]
 kind = "clip-text"
 model = "base"
@@ -74,7 +80,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refined")
     write_base(folder / "base", width=models.WIDTH)
     models.write_text_encoder(folder / "base", projection=False)
-    (folder / "generator.toml").write_text(SETTINGS)
+    torch.save(random_weights(), folder / "vdvae.pth")
+    sizes = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
+    (folder / "generator.toml").write_text(SETTINGS.format(sizes=sizes))
     leanrecon("run", "generator.toml", "--study", "study", cwd=folder)
     return folder / "study"
 
@@ -100,6 +108,39 @@ def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     leanrecon("run", "generator.toml", "--study", "study", cwd=finished.parent)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("weights", "where", "named"),
+    [
+        ("vdvae", "features/vdvae/train.zarr", "space.weights"),
+        ("clip", "features/clip/train.zarr", "space.weights"),
+        ("unet", "reconstructions/final", "refine.unet"),
+        ("vae", "reconstructions/final", "refine.vae"),
+    ],
+)
+def test_what_other_weights_made_is_refused_by_name(
+    weights: str, where: str, named: str, finished: Path, tmp_path: Path
+) -> None:
+    """As after an update of leanrecon that brings models of another training."""
+    for name in ("base", "study"):
+        shutil.copytree(finished.parent / name, tmp_path / name)
+    for name in ("generator.toml", "vdvae.pth"):
+        shutil.copy(finished.parent / name, tmp_path)
+    if weights == "vdvae":
+        torch.save(random_weights(seed=1), tmp_path / "vdvae.pth")
+    elif weights == "clip":
+        shutil.rmtree(tmp_path / "base" / "text_encoder")
+        models.write_text_encoder(tmp_path / "base", projection=False, seed=1)
+    else:
+        write_base(tmp_path / "other", seed=1, width=models.WIDTH)
+        shutil.copytree(tmp_path / "other" / weights, tmp_path / "base" / weights, dirs_exist_ok=True)
+        if weights == "vae":
+            vae(seed=1).save_pretrained(tmp_path / "base" / "vae")
+    said = leanrecon("run", "generator.toml", "--study", "study", cwd=tmp_path, code=2)
+    assert re.search(rf"study/{where} was made with other settings: {named} was \S+, is \S+\. ", said), said
+    assert "choose another --study" in said
+    assert "--overwrite" in said
 
 
 def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Path) -> None:
@@ -145,6 +186,7 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
         ("refine.text=clap", "refine.text = 'clap' is not a feature space here .*clip"),
         ("refine.start=vae", "refine.start = 'vae' is not a feature space here"),
         ("refine.base=nowhere", "nowhere"),
+        ("refine.size=72", "refine.size = 72. Expected a multiple of 16"),
     ],
 )
 def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words: str) -> None:
