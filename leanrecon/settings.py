@@ -26,7 +26,7 @@ from leanrecon.weights.published import FILES
 
 Model = TypeVar("Model", bound=BaseModel)
 
-WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision")
+WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision", "clip")
 """Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
 
 SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
@@ -116,7 +116,8 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     dataset = settings.dataset
     if (captions := getattr(dataset, "captions", None)) in FILES and find(captions, base_dir) is None:
         dataset = dataset.model_copy(update={"captions": _found(captions, base_dir)})
-    return replace(settings, features=spaces, refine=refine, dataset=dataset), base_dir
+    evaluate = _located(settings.evaluate, base_dir)
+    return replace(settings, features=spaces, refine=refine, evaluate=evaluate, dataset=dataset), base_dir
 
 
 def _located(space: Model, base_dir: Path) -> Model:

@@ -16,13 +16,15 @@ NOT_HERE = "weights are not here"
 
 _TINY = (Piece("network", (".", "vae")),)
 
+_VISION = (
+    Piece("network", ("image_encoder", ".")),
+    Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
+)
+
 _OF_FEATURES = {
     ("vdvae", "checkpoint"): (),
     ("clip-text", "model"): (Piece("network", ("text_encoder", ".")), Piece("tokenizer", ("tokenizer", "."))),
-    ("clip-vision", "model"): (
-        Piece("network", ("image_encoder", ".")),
-        Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
-    ),
+    ("clip-vision", "model"): _VISION,
     ("autokl", "model"): (Piece("network", ("vae", ".")),),
     ("autokl", "tiny"): _TINY,
 }
@@ -34,7 +36,7 @@ _UNETS = {"versatile": ("image_unet", "text_unet")}
 
 def wanted(settings: Settings) -> list[Want]:
     """All that these settings name, each once; with captions only if they are published."""
-    every = [*_of_features(settings), *_of_refinement(settings)]
+    every = [*_of_features(settings), *_of_refinement(settings), *_of_evaluation(settings)]
     captions = _named(settings.dataset.model_dump().get("captions") or "")
     if captions in FILES:
         every.append(Want("dataset.captions", captions))
@@ -51,7 +53,8 @@ def missing(settings: Settings, until: str = "evaluate") -> list[Want]:
     """The weights that the stages up to ``until`` take and that are not here."""
     features = () if until == "dataset" else _of_features(settings)
     refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
-    return [want for want in (*features, *refinement) if where(want) is None]
+    evaluation = _of_evaluation(settings) if until == "evaluate" else ()
+    return [want for want in (*features, *refinement, *evaluation) if where(want) is None]
 
 
 def require_weights(settings: Settings, until: str, *, planned: bool = False) -> None:
@@ -87,6 +90,11 @@ def _of_features(settings: Settings) -> Iterator[Want]:
         for (kind, key), pieces in _OF_FEATURES.items():
             if table.get("kind") == kind and table.get(key):
                 yield Want(f"features.{name}.{key}", _named(table[key]), pieces)
+
+
+def _of_evaluation(settings: Settings) -> Iterator[Want]:
+    if settings.evaluate.clip:
+        yield Want("evaluate.clip", settings.evaluate.clip, _VISION)
 
 
 def _of_refinement(settings: Settings) -> Iterator[Want]:
