@@ -134,7 +134,7 @@ def _measure(
         found.metrics |= origin | about
         found.metrics["notes"] += _notes(settings)
         _write(study, found)
-        record["settings"] = settings.evaluate.model_dump()
+        record["settings"] = settings.evaluate.table()
 
 
 def _notes(settings: Settings) -> list[str]:
@@ -230,7 +230,7 @@ def _made_of(
     made_of: dict[str, Any] = {
         "format": FORMAT,
         "seed": settings.general.seed,
-        "evaluate": settings.evaluate.model_dump(exclude={"clip", "clip_precision"}),
+        "evaluate": settings.evaluate.of_figures(),
         **({"clip": judged} if settings.evaluate.clip else {}),
         "stimuli": [Store.open(study.stimuli(split)).content for split in ("train", every[0].test_split)],
         "names": fingerprint({"rows": [variant.names() for variant in every]}),

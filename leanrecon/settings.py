@@ -91,7 +91,7 @@ class Settings:
             "regression": {**shared, **{name: table for name, table in own.items() if table}},
             "stage1": self.stage1.model_dump(exclude_none=True),
             "refine": self.refine.table(),
-            "evaluate": self.evaluate.model_dump(exclude_none=True),
+            "evaluate": self.evaluate.table(),
         }
 
 

@@ -238,6 +238,7 @@ def test_without_the_setting_there_is_none_of_it(plain: Path) -> None:
     text = (study / "evaluation" / "metrics.json").read_text() + (study / "evaluation" / "scores.csv").read_text()
     assert "clip" not in text
     assert "CLIP" not in (study / "report.html").read_text()
+    assert "clip" not in (study / "study.toml").read_text()
 
 
 # What is kept

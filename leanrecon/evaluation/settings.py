@@ -1,6 +1,6 @@
 """``[evaluate]``: what is measured, and at which size images are compared."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,9 @@ PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)
 
 ``bd2023``: as Ozcelik & VanRullen 2023 compare pixels; of their figures by networks, the one by CLIP is taken with ``clip``.
 """
+
+
+_OF_CLIP = ("clip", "clip_precision")
 
 
 class EvaluateSettings(BaseModel):
@@ -28,3 +31,11 @@ class EvaluateSettings(BaseModel):
     """A CLIP by whose image embedding images are identified too: its folder, or its name in Hugging Face's cache."""
     clip_precision: Precision = "float32"
     """Of that network; float16 on a GPU only."""
+
+    def table(self) -> dict[str, Any]:
+        """The settings as a TOML table with all defaults; without a CLIP there is nothing to tell of it."""
+        return self.model_dump(exclude=set() if self.clip else set(_OF_CLIP))
+
+    def of_figures(self) -> dict[str, Any]:
+        """Those that decide figures, but for the CLIP, which counts by its content."""
+        return self.model_dump(exclude=set(_OF_CLIP))
