@@ -15,12 +15,14 @@ import numpy as np
 from leanrecon import features
 from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.errors import StoreError
+from leanrecon.evaluation.embeddings import Encoder
 from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.report import Page, render
 from leanrecon.evaluation.sources import Chosen, Drawn
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.final import draw_final, make_refiner, true
+from leanrecon.judge import judge_name, make_judge
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
 from leanrecon.records import is_complete, recorded, versions
@@ -48,7 +50,9 @@ def assess(
 ) -> None:
     """Measure the reconstructions of a study, and write metrics.json, the scores of every image and the report."""
     every = variants(study, settings.dataset.folds)
-    made_of = fingerprint(_made_of(every, study, settings, spaces, first))
+    judge = make_judge(settings)
+    judged = _content(judge)
+    made_of = fingerprint(_made_of(every, study, settings, spaces, first, judged))
     made = [
         study.scores,
         *(study.latent_r2(name) for name in spaces),
@@ -56,13 +60,15 @@ def assess(
     ]
     stages = ("stage1", "final") if _with_oracle(settings) else ("stage1",)
     ceilings = [variant.oracle.reconstructions(stage) for variant in every for stage in stages]
-    there = all(path.exists() for path in made) and all(is_complete(path) for path in ceilings)
+    embeddings = [path for v in every for path in v.study.embeddings.glob("*.zarr")] if judge else []
+    there = all(path.exists() for path in made) and all(is_complete(path) for path in (*ceilings, *embeddings))
     known = there and not overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
     if known and study.report.exists():
         return
     if not known:
         study.report.unlink(missing_ok=True)  # a report of other figures
-        _measure(every, study, settings, spaces, first, made_of, overwrite=overwrite, progress=progress)
+        about = {"made_of": made_of, **({"clip": {"model": judge.model, "content": judged}} if judge else {})}
+        _measure(every, study, settings, spaces, first, judge, about, overwrite=overwrite, progress=progress)
     _report(every, study, settings, spaces, progress)
 
 
@@ -74,13 +80,24 @@ def write_report(study: Study, settings: Settings, *, progress: Progress) -> Non
     spaces = {name: features.make(name, table, seed=settings.general.seed) for name, table in settings.features.items()}
     first = decoding_space(list(spaces.values()), settings.stage1.space)
     every = variants(study, settings.dataset.folds)
-    found = (read_json(study.metrics) or {}).get("made_of")
-    if found != fingerprint(_made_of(every, study, settings, spaces, first)):
+    metrics = read_json(study.metrics) or {}
+    found, clip = metrics.get("made_of"), metrics.get("clip") or {}
+    judged = ""
+    if settings.evaluate.clip:  # a report takes no weights: what those were that judged stands in the figures
+        judged = (
+            str(clip.get("content")) if clip.get("model") == judge_name(settings) else _content(make_judge(settings))
+        )
+    if found != fingerprint(_made_of(every, study, settings, spaces, first, judged)):
         raise StoreError(
             f"{study.root} has no figures" + (" of its present stores, only of earlier ones" if found else " yet"),
             todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
         )
     _report(every, study, settings, spaces, progress)
+
+
+def _content(judge: Encoder | None) -> str:
+    """A fingerprint of the network that judges, ``""`` where there is none."""
+    return "" if judge is None else fingerprint(judge.made_of())
 
 
 def _measure(
@@ -89,7 +106,8 @@ def _measure(
     settings: Settings,
     spaces: Mapping[str, FeatureSpace],
     first: DecodingSpace,
-    made_of: str,
+    judge: Encoder | None,
+    about: dict[str, Any],
     *,
     overwrite: bool,
     progress: Progress,
@@ -109,24 +127,43 @@ def _measure(
             budget=budget,
             progress=progress,
             n_folds=settings.dataset.folds,
+            encoder=judge,
         )
-        about = {"versions": versions(), "simulated": settings.dataset.simulated}
+        origin = {"versions": versions(), "simulated": settings.dataset.simulated}
         for variant, own in zip(every, found.folds, strict=False):
-            write_json(variant.study.metrics, own | about | {"notes": own["notes"] + _notes(settings)}, indent=1)
-        found.metrics |= about | {"made_of": made_of}
+            write_json(variant.study.metrics, own | origin | {"notes": own["notes"] + _notes(settings)}, indent=1)
+        found.metrics |= origin | about
         found.metrics["notes"] += _notes(settings)
         _write(study, found)
-        record["settings"] = settings.evaluate.model_dump()
+        record["settings"] = settings.evaluate.table()
 
 
 def _notes(settings: Settings) -> list[str]:
-    """What a reader has to know of settings that take more than the train rows."""
+    """What a reader has to know of settings: who judged, and what takes more than the train rows."""
     return [
-        f"Predictions of {name} were re-standardised with the mean and spread of all test predictions together "
-        '(restandardize = "transductive"): a row depends on which others were tested.'
-        for name, ridge in settings.regression.items()
-        if ridge.restandardize == "transductive"
+        *_judged_by(settings),
+        *(
+            f"Predictions of {name} were re-standardised with the mean and spread of all test predictions together "
+            '(restandardize = "transductive"): a row depends on which others were tested.'
+            for name, ridge in settings.regression.items()
+            if ridge.restandardize == "transductive"
+        ),
     ]
+
+
+def _judged_by(settings: Settings) -> Iterator[str]:
+    if settings.evaluate.clip:
+        yield f"Figures by CLIP are by the image embedding of {judge_name(settings)}."
+        led = [name for name in settings.refine.roles().values() if _is_of_clip(settings.features[name])]
+        if led:
+            yield (
+                f"The generator was led by predictions of {' and '.join(led)}, which are a CLIP's own features: "
+                "figures by CLIP judge final images on the ground that they were drawn for."
+            )
+
+
+def _is_of_clip(space: Any) -> bool:
+    return str(space.model_dump().get("kind", "")).startswith("clip-")
 
 
 def _report(
@@ -189,12 +226,14 @@ def _made_of(
     settings: Settings,
     spaces: Mapping[str, FeatureSpace],
     first: DecodingSpace,
+    judged: str,
 ) -> dict[str, Any]:
-    """The contents of all that is compared; raises StoreError unless it is complete."""
+    """The contents of all that is compared, and of the network that judges; raises StoreError unless it is complete."""
     made_of: dict[str, Any] = {
         "format": FORMAT,
         "seed": settings.general.seed,
-        "evaluate": settings.evaluate.model_dump(),
+        "evaluate": settings.evaluate.of_figures(),
+        **({"clip": judged} if settings.evaluate.clip else {}),
         "stimuli": [Store.open(study.stimuli(split)).content for split in ("train", every[0].test_split)],
         "names": fingerprint({"rows": [variant.names() for variant in every]}),
     }
@@ -307,6 +346,7 @@ def _fold(
         ],
         ceiling=Pictures.open(variant.oracle.reconstructions("stage1")),
         refined_ceiling=Pictures.open(variant.oracle.reconstructions("final")) if _with_oracle(settings) else None,
+        embeddings=variant.study.embeddings,
     )
 
 

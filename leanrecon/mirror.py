@@ -18,7 +18,7 @@ from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.fingerprint import differences
 
 STUDIES = ("", "variants/*/", "variants/*/variants/*/")
-STORES = ("betas/*.zarr", "stimuli/*.zarr", "features/*/*.zarr", "predictions/*/*.zarr")
+STORES = ("betas/*.zarr", "stimuli/*.zarr", "features/*/*.zarr", "predictions/*/*.zarr", "embeddings/*.zarr")
 IMAGES = "reconstructions/*.json"
 RECORDS = ("", "betas/", "captions/", "features/*/", "evaluation/", "evaluation/latent_r2/")
 """The folders of a study with small files, which are records; their kinds:"""
@@ -50,7 +50,7 @@ class Mirror:
             path = self.root / name
             there = opened(path)
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
-            if changed and not self.overwrite:
+            if changed and not (self.overwrite or _is_of_figures(path)):
                 raise self._conflict(path, self.folder / name, changed)
             if not changed and (there is None or not there.complete):
                 self._bring(kept, name, path)
@@ -74,7 +74,7 @@ class Mirror:
             if is_copy(kept, there):
                 continue
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
-            if changed and not self.overwrite:
+            if changed and not (self.overwrite or _is_of_figures(path)):
                 raise self._conflict(path, kept.path, changed)
             with self.progress.task(f"to the mirror: {name}", total=_parts(kept), unit="parts") as advance:
                 damaged = copy(kept, path, advance)
@@ -124,6 +124,11 @@ class Mirror:
             f"{path} was made with other settings than {other}: {'; '.join(changed)}",
             todo="choose another --mirror, go back to those settings, or replace what was made with --overwrite",
         )
+
+
+def _is_of_figures(path: Path) -> bool:
+    """Whether a store is taken anew with the figures when settings change, without being asked to overwrite."""
+    return path.parent.name == "embeddings"
 
 
 def _finished(root: Path) -> Iterator[tuple[str, Kept]]:

@@ -19,6 +19,7 @@ from leanrecon.features.space import DecodingSpace, FeatureSpace, GuidingSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.final import draw_final, make_refiner, predicted
+from leanrecon.judge import make_judge
 from leanrecon.memory import MemoryBudget
 from leanrecon.mirror import Mirror
 from leanrecon.prediction import Fits, Given, predict_with_network, predict_with_ridge
@@ -81,6 +82,8 @@ class Pipeline:
             generator_of(self.settings.refine).check_size()
         if until not in STAGES[:3]:
             _ = self.first  # images can be decoded, or nothing is begun
+        if until == STAGES[-1]:
+            make_judge(self.settings)  # as for the network that judges them
         with only_run(self.study.root):
             sweep(self.study)
             if self.mirror is not None:

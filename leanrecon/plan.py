@@ -11,12 +11,14 @@ import numpy as np
 from leanrecon import datasets, features
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import InputError
-from leanrecon.evaluation.evaluate import plan_evaluate
+from leanrecon.evaluation.embeddings import GROUP
+from leanrecon.evaluation.evaluate import most_sources, plan_evaluate
 from leanrecon.features.extract_captions import CaptionSpace, plan_captions
 from leanrecon.features.plan import plan_decode, plan_extract
 from leanrecon.features.space import DecodingSpace, FeatureSpace
 from leanrecon.features.stage1 import decoding_space, picture_shape
 from leanrecon.images import ImageShape
+from leanrecon.judge import judge_name, make_judge
 from leanrecon.memory import SPARE, MemoryBudget, format_bytes, parse_bytes
 from leanrecon.pipeline import COPYING, NO_IMAGES, STAGES
 from leanrecon.refinement.refiner import Refiner
@@ -214,23 +216,28 @@ def _drawing(settings: Settings, arrays: DatasetPlan, chunk: int, budget: Memory
         times * m * (per_image + permutations * per_baseline),
     )
     yield _refining(settings, m, times, per_image, budget)
+    final = () if settings.refine.kind == "none" else (_refiner(settings).shape,)
     image_chunk = plan_chunks((n, *shape), np.uint8, chunk)[0] * math.prod(shape)
     every = {other.name: other.dims(shape) for other in _spaces(settings)}
     block = plan_chunks((n, dims), np.float32, chunk)[1]
-    work = plan_evaluate(shape, m, n, every, settings.evaluate, image_chunk, block)
+    judge = make_judge(settings)
+    work = plan_evaluate(
+        shape, m, n, every, settings.evaluate, image_chunk, block, encoder=judge, drawn=(drawn, *final)
+    )
+    embeddings = judge and store_nbytes((m, judge.dims), np.float32, GROUP * judge.dims * _FLOAT)
     yield PlannedStage(
         "evaluate",
-        f"{permutations} permutations, {settings.evaluate.resamples} resamples",
+        f"{permutations} permutations, {settings.evaluate.resamples} resamples"
+        + (f", {judge_name(settings)}" if judge else ""),
         budget.reserved + max(work, batch.work),
-        times * m * (per_baseline + REPORTED),
+        times * (m * (per_baseline + REPORTED) + (embeddings or 0) * (most_sources(settings.evaluate) + 1)),
     )
 
 
 def _refining(settings: Settings, m: int, times: int, per_image: int, budget: MemoryBudget) -> PlannedStage:
     if settings.refine.kind == "none":
         return PlannedStage("refine", "none", budget.reserved + COPYING, times * m * per_image)
-    general = settings.general
-    refiner = Refiner(settings.refine, seed=general.seed, device=general.device, scratch=Path())
+    refiner = _refiner(settings)
     plan = refiner.plan(m, budget.free)
     return PlannedStage(
         "refine",
@@ -238,6 +245,11 @@ def _refining(settings: Settings, m: int, times: int, per_image: int, budget: Me
         budget.reserved + plan.work,
         times * m * math.prod(refiner.shape) * (1 + len(settings.refine.baselines)) + refiner.scratch_nbytes(plan),
     )
+
+
+def _refiner(settings: Settings) -> Refiner:
+    general = settings.general
+    return Refiner(settings.refine, seed=general.seed, device=general.device, scratch=Path())
 
 
 def _split(arrays: DatasetPlan) -> tuple[int, int]:

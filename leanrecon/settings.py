@@ -27,7 +27,7 @@ from leanrecon.weights.published import FILES
 
 Model = TypeVar("Model", bound=BaseModel)
 
-WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision")
+WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision", "clip")
 """Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
 
 RECIPES = Path(str(resources.files("leanrecon") / "recipes")).absolute()
@@ -95,7 +95,7 @@ class Settings:
             "regression": {**shared, **{name: table for name, table in own.items() if table}},
             "stage1": self.stage1.model_dump(exclude_none=True),
             "refine": self.refine.table(),
-            "evaluate": self.evaluate.model_dump(exclude_none=True),
+            "evaluate": self.evaluate.table(),
         }
 
 
@@ -120,7 +120,8 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     dataset = settings.dataset
     if (captions := getattr(dataset, "captions", None)) in FILES and find(captions, base_dir) is None:
         dataset = dataset.model_copy(update={"captions": _found(captions, base_dir)})
-    return replace(settings, features=spaces, refine=refine, dataset=dataset), base_dir
+    evaluate = _located(settings.evaluate, base_dir)
+    return replace(settings, features=spaces, refine=refine, evaluate=evaluate, dataset=dataset), base_dir
 
 
 def _located(space: Model, base_dir: Path) -> Model:

@@ -59,6 +59,11 @@ class Study:
         """A network's weights, what it was trained on besides the stores, and, while it is trained, its checkpoint."""
         return self.root / "networks" / space
 
+    @property
+    def embeddings(self) -> Path:
+        """What the CLIP that judges says of the images that are compared: a store for each source of them."""
+        return self.root / "embeddings"
+
     def predictions(self, space: str) -> Path:
         return self.root / "predictions" / space / "test.zarr"
 

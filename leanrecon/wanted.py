@@ -17,13 +17,15 @@ NOT_HERE = "weights are not here"
 
 _TINY = (Piece("network", (".", "vae")),)
 
+_VISION = (
+    Piece("network", ("image_encoder", ".")),
+    Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
+)
+
 _OF_FEATURES = {
     ("vdvae", "checkpoint"): (),
     ("clip-text", "model"): (Piece("network", ("text_encoder", ".")), Piece("tokenizer", ("tokenizer", "."))),
-    ("clip-vision", "model"): (
-        Piece("network", ("image_encoder", ".")),
-        Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
-    ),
+    ("clip-vision", "model"): _VISION,
     ("autokl", "model"): (Piece("network", ("vae", ".")),),
     ("autokl", "tiny"): _TINY,
 }
@@ -35,7 +37,7 @@ _UNETS = {"versatile": ("image_unet", "text_unet")}
 
 def wanted(settings: Settings) -> list[Want]:
     """All that these settings name, each once; with captions only if they are published."""
-    every = [*_of_features(settings), *_of_refinement(settings)]
+    every = [*_of_features(settings), *_of_refinement(settings), *_of_evaluation(settings)]
     captions = _named(settings.dataset.model_dump().get("captions") or "")
     if captions in FILES:
         every.append(Want("dataset.captions", captions))
@@ -77,7 +79,8 @@ def _taken(settings: Settings, until: str) -> list[Want]:
     """The weights that the stages up to ``until`` take."""
     features = () if until == "dataset" else _of_features(settings)
     refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
-    return [*features, *refinement]
+    evaluation = _of_evaluation(settings) if until == "evaluate" else ()
+    return [*features, *refinement, *evaluation]
 
 
 def told(lacking: Sequence[Want]) -> str:
@@ -101,6 +104,11 @@ def _of_features(settings: Settings) -> Iterator[Want]:
         for (kind, key), pieces in _OF_FEATURES.items():
             if table.get("kind") == kind and table.get(key):
                 yield Want(f"features.{name}.{key}", _named(table[key]), pieces)
+
+
+def _of_evaluation(settings: Settings) -> Iterator[Want]:
+    if settings.evaluate.clip:
+        yield Want("evaluate.clip", settings.evaluate.clip, _VISION)
 
 
 def _of_refinement(settings: Settings) -> Iterator[Want]:

@@ -17,7 +17,7 @@ FLOORS = {
     "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "paths": 0, "patience": 0, "__init__": 0,
     "stores": 1, "weights": 2,
     "datasets": 3, "features": 3, "regression": 3, "refinement": 3, "evaluation": 3,
-    "settings": 4, "records": 4, "variants": 4, "wanted": 5, "final": 5, "mirror": 5, "prediction": 5, "assessment": 6, "pipeline": 7,
+    "settings": 4, "records": 4, "variants": 4, "wanted": 5, "final": 5, "judge": 5, "mirror": 5, "prediction": 5, "assessment": 6, "pipeline": 7,
     "plan": 8, "repair": 8, "doctor": 9, "notebook": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 STAGES = {name for name, floor in FLOORS.items() if floor == FLOORS["datasets"]}

@@ -36,6 +36,8 @@ tiny = "some/tiny"
 kind = "ddim"
 base = "some/base"
 text = "text"
+[evaluate]
+clip = "some/clip"
 """
 
 
@@ -66,6 +68,7 @@ def test_every_setting_that_names_weights_is_known(cache, tmp_path):
         ),
         "some/base": ("features.autokl.model, refine.base", {"vae", "unet", "scheduler"}),
         "some/tiny": ("features.autokl.tiny", {"."}),
+        "some/clip": ("evaluate.clip", {"image_encoder", "image_feature_extractor"}),
     }
 
 
@@ -83,7 +86,8 @@ def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
 
 def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
     chosen = settings(EVERY, tmp_path)
-    assert len(missing(chosen)) == 6
+    assert len(missing(chosen)) == 7
+    assert len(missing(chosen, "refine")) == 6
     assert len(missing(chosen, "stage1")) == 5
     assert missing(chosen, "dataset") == []
     with pytest.raises(InputError) as error:

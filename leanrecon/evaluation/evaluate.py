@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from leanrecon.evaluation.bootstrap import (
     numbered,
 )
 from leanrecon.evaluation.comparison import compare_images, compare_nbytes
+from leanrecon.evaluation.embeddings import STIMULI, Encoder, embed, embed_nbytes, identified
 from leanrecon.evaluation.latents import compare_latents, latents_nbytes
 from leanrecon.evaluation.settings import PRESETS, EvaluateSettings
 from leanrecon.evaluation.sources import (
     Chosen,
     Drawn,
+    Images,
     Same,
-    Source,
     mean_image,
     nearest_nbytes,
     nearest_rows,
@@ -77,6 +79,8 @@ class Fold:
     """Decoded from the true features of the test stimuli."""
     refined_ceiling: Pictures | None = None
     """Final images from the true features."""
+    embeddings: Path | None = None
+    """Where embeddings of all these images are kept, if a network judges them."""
 
 
 @dataclass
@@ -116,12 +120,13 @@ def evaluate(
     budget: MemoryBudget,
     progress: Progress,
     n_folds: int | None = None,
+    encoder: Encoder | None = None,
 ) -> Evaluation:
     """Measure the reconstructions of every fold, and average the figures over the folds.
 
-    Raises BudgetError before any image is read.
+    With an ``encoder`` images are identified by its embeddings as well. Raises BudgetError before any image is read.
     """
-    judged = [_judge(fold, k, settings, seed, budget, progress) for k, fold in enumerate(folds)]
+    judged = [_judge(fold, k, settings, seed, budget, progress, encoder) for k, fold in enumerate(folds)]
     about = {
         "preset": settings.preset,
         "folds": n_folds,
@@ -158,49 +163,86 @@ def _metrics(judged: Sequence[_Judged]) -> dict[str, Any]:
 
 
 def plan_evaluate(
-    shape: ImageShape, m: int, n: int, dims: Mapping[str, int], settings: EvaluateSettings, chunk: int, block: int
+    shape: ImageShape,
+    m: int,
+    n: int,
+    dims: Mapping[str, int],
+    settings: EvaluateSettings,
+    chunk: int,
+    block: int,
+    *,
+    encoder: Encoder | None = None,
+    drawn: Sequence[ImageShape] = (),
 ) -> int:
-    """Memory that ``evaluate`` takes in bytes, of stimuli of ``shape`` and feature spaces of so many ``dims``."""
+    """Memory that ``evaluate`` takes in bytes, of stimuli of ``shape`` and feature spaces of so many ``dims``.
+
+    An ``encoder`` is shown them and reconstructions of the shapes ``drawn``.
+    """
     compared = PRESETS[settings.preset] or shape
-    sources = len(BASELINES) + len(REFINED) + 4 + settings.permutations
     counts = bootstrap_nbytes(m, settings.resamples)
-    return SLACK + counts + max(
-        compare_nbytes(compared, m, sources, chunk),
+    embedding = 0 if encoder is None else embed_nbytes(encoder, (shape, *drawn), m, chunk)
+    staying = 0 if encoder is None else encoder.staying_nbytes
+    return SLACK + counts + staying + max(
+        embedding,
+        compare_nbytes(compared, m, most_sources(settings), chunk),
         max(latents_nbytes(m, d) for d in dims.values()),
         nearest_nbytes(m, n, block),
         shape[0] * shape[1] * shape[2] * 24 + 2 * chunk,
     )  # fmt: skip
 
 
+def most_sources(settings: EvaluateSettings) -> int:
+    """How many sources of images are compared with the test stimuli, at most."""
+    return len(BASELINES) + len(REFINED) + 4 + settings.permutations
+
+
 def _judge(
-    fold: Fold, k: int, settings: EvaluateSettings, seed: int, budget: MemoryBudget, progress: Progress
+    fold: Fold,
+    k: int,
+    settings: EvaluateSettings,
+    seed: int,
+    budget: MemoryBudget,
+    progress: Progress,
+    encoder: Encoder | None,
 ) -> _Judged:
     m = len(fold.names)
     height, width, channels = fold.stimuli.shape[1:]
     shape = PRESETS[settings.preset] or (height, width, channels)
     dims = {name: matrix.shape[1] for name, matrix in fold.true.items()}
     chunk, block = fold.stimuli.buffer_nbytes(), fold.train_features.block
-    work = plan_evaluate((height, width, channels), m, len(fold.train_rows), dims, settings, chunk, block)
+    drawn_shapes = [pictures.shape for pictures in (fold.stage1, fold.final) if pictures is not None]
+    work = plan_evaluate(
+        (height, width, channels), m, len(fold.train_rows), dims, settings, chunk, block,
+        encoder=encoder, drawn=drawn_shapes,
+    )  # fmt: skip
     budget.require("evaluate", work)
     drawn = Resampling(numbered(fold.names), settings.resamples, seed, k)
     sources = dict(_sources(fold, seed))
     seen = Chosen(fold.stimuli, fold.test_rows)
-    images = compare_images(sources, seen, fold.names, shape, progress=progress, label=f"{fold.label}evaluate")
+    label, by_clip = f"{fold.label}evaluate", {}
+    if encoder is not None and fold.embeddings is not None:
+        every = {STIMULI: seen, **sources}
+        where = fold.embeddings
+        found = embed(encoder, every, m, (height, width, channels), where, progress=progress, label=label)
+        by_clip = identified(found, fold.names)
+    images = compare_images(sources, seen, fold.names, shape, progress=progress, label=label)
+    for source, scores in by_clip.items():
+        images[source].add(scores)
     features, r2 = {}, {}
     for name, predicted in fold.predicted.items():
         features[name], r2[name] = compare_latents(predicted, fold.true[name], fold.names)
     images["stage1"].add(features[fold.space])
     for j, (predicted, _) in enumerate(fold.shuffled):
         images[f"{SHUFFLED} {j}"].add(compare_latents(predicted, fold.true[fold.space], fold.names)[0])
-    for name in ("two_way_pixels_reverse", "top1_pixels_reverse"):  # one image for all ties with itself
-        images[MEAN].rows.pop(name, None)
+    for name in ("two_way_pixels", "top1_pixels", "two_way_clip", "top1_clip"):
+        images[MEAN].rows.pop(f"{name}_reverse", None)  # one image for all ties with itself
     shuffled = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.shuffled))]
     if shuffled:
         images[SHUFFLED] = average(shuffled)
     return _Judged(drawn, images, features, r2, fold.names, fold.test_rows, fold.trained)
 
 
-def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Source]]:
+def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, Images]]:
     yield "stage1", Drawn(fold.stage1)
     if fold.final is not None:
         yield "final", Drawn(fold.final)

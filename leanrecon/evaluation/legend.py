@@ -42,6 +42,10 @@ class Metric:
 
 _TWO_WAY = "The share of pairs in which a {what} picks out its own {which} from two. Half of them by chance."
 _TOP1 = "How often a {what} picks out its own {which} from all test images at once."
+_BY_CLIP = (
+    " Compared by the correlation of image embeddings of the CLIP that the notes and the settings name (Radford et al. "
+    "2021); with ViT-L/14, Brain-Diffuser's figure by CLIP (Ozcelik & VanRullen 2023)."
+)
 
 METRICS = {
     metric.key: metric
@@ -106,6 +110,34 @@ METRICS = {
             "First of all reconstructions",
             "Top 1 rev.",
             _TOP1.format(what="seen image", which="reconstruction"),
+            percent=True,
+        ),
+        Metric(
+            "two_way_clip",
+            "Two-way identification by CLIP",
+            "CLIP two-way",
+            _TWO_WAY.format(what="reconstruction", which="image") + _BY_CLIP,
+            percent=True,
+        ),
+        Metric(
+            "two_way_clip_reverse",
+            "Two-way by CLIP, from image to reconstruction",
+            "CLIP two-way rev.",
+            _TWO_WAY.format(what="seen image", which="reconstruction") + _BY_CLIP,
+            percent=True,
+        ),
+        Metric(
+            "top1_clip",
+            "First of all test images by CLIP",
+            "CLIP top 1",
+            _TOP1.format(what="reconstruction", which="image") + _BY_CLIP,
+            percent=True,
+        ),
+        Metric(
+            "top1_clip_reverse",
+            "First of all reconstructions by CLIP",
+            "CLIP top 1 rev.",
+            _TOP1.format(what="seen image", which="reconstruction") + _BY_CLIP,
             percent=True,
         ),
         Metric(

@@ -37,7 +37,7 @@ from leanrecon.evaluation.verdict import MIN_TEST_IMAGES, verdict
 from leanrecon.stores.disk import explained_disk_errors
 from leanrecon.stores.files import write_whole
 
-PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_features")
+PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_clip", "two_way_features")
 """Metrics drawn as dots, where there are such figures."""
 
 

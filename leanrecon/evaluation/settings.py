@@ -1,16 +1,20 @@
 """``[evaluate]``: what is measured, and at which size images are compared."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.images import ImageShape
+from leanrecon.weights.safetensors import Precision
 
 PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)}
 """The shape that images are brought to before they are compared; None: that of the stimuli.
 
-``bd2023``: as Ozcelik & VanRullen 2023 compare pixels; their figures by networks are not among those here.
+``bd2023``: as Ozcelik & VanRullen 2023 compare pixels; of their figures by networks, the one by CLIP is taken with ``clip``.
 """
+
+
+_OF_CLIP = ("clip", "clip_precision")
 
 
 class EvaluateSettings(BaseModel):
@@ -23,3 +27,15 @@ class EvaluateSettings(BaseModel):
     """How often betas and stimuli are paired at random and decoded again, for the baseline of shuffled betas."""
     resamples: int = Field(default=1000, ge=100, le=100_000)
     """Bootstrap resamples behind the intervals."""
+    clip: str = ""
+    """A CLIP by whose image embedding images are identified too: its folder, or its name in Hugging Face's cache."""
+    clip_precision: Precision = "float32"
+    """Of that network; float16 on a GPU only."""
+
+    def table(self) -> dict[str, Any]:
+        """The settings as a TOML table with all defaults; without a CLIP there is nothing to tell of it."""
+        return self.model_dump(exclude=set() if self.clip else set(_OF_CLIP))
+
+    def of_figures(self) -> dict[str, Any]:
+        """Those that decide figures, but for the CLIP, which counts by its content."""
+        return self.model_dump(exclude=set(_OF_CLIP))

@@ -1,5 +1,6 @@
 """Where the images come from that are compared: stimuli, reconstructions, and baselines without a brain."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from leanrecon.images import Array, ImageShape, resize
 from leanrecon.memory import buffer
+from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import ImageReader
 from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories
 from leanrecon.stores.pictures import Pictures
@@ -23,6 +25,17 @@ class Source(Protocol):
         """The image of a test row, uint8 [height, width, channels]; any size."""
 
 
+class Images(Source, Protocol):
+    """Images by test row, some of which may be the same one."""
+
+    @property
+    def content(self) -> str:
+        """A fingerprint of all that decides the images, but for which of them a test row has."""
+
+    def numbers(self, m: int) -> Array:
+        """Which image each of ``m`` test rows has, as numbers [m] that are the same for one image."""
+
+
 class Chosen:
     """Images of a store: for each test row the one in the row of the store that was chosen for it."""
 
@@ -34,6 +47,13 @@ class Chosen:
         at = int(self.rows[row])
         image: Array = self._reader.read(range(at, at + 1), np.empty(self._reader.images.columns, np.uint8))[0]
         return image
+
+    @property
+    def content(self) -> str:
+        return self._reader.images.content
+
+    def numbers(self, m: int) -> Array:
+        return self.rows[:m]
 
 
 class Drawn:
@@ -47,6 +67,13 @@ class Drawn:
         image = self.pictures.read(row)
         return image if self.shape is None else resize(image, (*self.shape[:2], image.shape[2]), bicubic=True)
 
+    @property
+    def content(self) -> str:
+        return fingerprint({"pictures": self.pictures.content, "enlarged": self.shape and list(self.shape[:2])})
+
+    def numbers(self, m: int) -> Array:
+        return np.arange(m)
+
 
 class Same:
     """One image for all rows."""
@@ -56,6 +83,13 @@ class Same:
 
     def read(self, row: int) -> Array:
         return self.image
+
+    @property
+    def content(self) -> str:
+        return hashlib.sha256(repr(self.image.shape).encode() + self.image.tobytes()).hexdigest()
+
+    def numbers(self, m: int) -> Array:
+        return np.zeros(m, np.int64)
 
 
 def mean_image(images: Store, rows: Sequence[int] | Array) -> Array:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,40 @@ def test_what_other_weights_made_is_refused_by_name(
     assert re.search(rf"study/{where} was made with other settings: {named} was \S+, is \S+\. ", said), said
     assert "choose another --study" in said
     assert "--overwrite" in said
+
+
+def test_a_clip_judges_final_images_at_their_own_size_beside_all_their_baselines(
+    finished: Path, tmp_path: Path
+) -> None:
+    study, judge = Path(shutil.copytree(finished, tmp_path / "study")), models.write_clip(tmp_path / "judge")
+    leanrecon("run", "generator.toml", "--study", study, "--set", f"evaluate.clip={judge}", cwd=finished.parent)
+    metrics = json.loads((study / "evaluation" / "metrics.json").read_text())
+    every = {"final": metrics["final"], "stage1": metrics["stage1"], **metrics["baselines"], **metrics["ceilings"]}
+    assert len(every) == 10
+    assert all(0 <= figures["two_way_clip"]["value"] <= 1 for figures in every.values())
+    final = [np.asarray(Image.open(file)) for file in sorted((study / "reconstructions" / "final").glob("*.png"))]
+    seen = Store.open(study / "stimuli" / "test.zarr")[0:12]
+    a, b = (by_clip(judge, images) for images in (final, seen))
+    r = np.corrcoef(a, b)[:12, 12:]
+    wins = [[r[i, i] > r[i, j] for j in range(12) if j != i] for i in range(12)]
+    assert metrics["final"]["two_way_clip"]["value"] == pytest.approx(np.mean(wins))
+    notes = " ".join(metrics["notes"])
+    assert "by the image embedding of judge." in notes
+    assert "led by predictions of clip, which are a CLIP's own features" in notes
+    record = json.loads((study / "run.json").read_text())["stages"]["evaluate"]
+    assert record["peak_bytes"] <= record["planned_bytes"]
+
+
+def by_clip(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """The image embeddings of transformers' own CLIPModel and processor."""
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        found = CLIPModel.from_pretrained(folder).eval().get_image_features(pixel_values=pixels)
+    return np.asarray(getattr(found, "pooler_output", found), dtype=np.float64)
 
 
 def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Path) -> None:

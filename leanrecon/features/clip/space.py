@@ -33,7 +33,11 @@ class CLIPSpace(FromWeights):
         self.settings = settings
         self.name = name or settings.kind
         self.device = choose(device)
-        self.precision = runs_in(settings.precision, self.device, f"features.{self.name}.precision")
+        self.precision = runs_in(settings.precision, self.device, self.setting("precision"))
+
+    def setting(self, key: str) -> str:
+        """What a key of its settings is called in errors."""
+        return f"features.{self.name}.{key}"
 
     @property
     def _at_once(self) -> int:
@@ -41,4 +45,4 @@ class CLIPSpace(FromWeights):
 
     @functools.cached_property
     def _root(self) -> Path:
-        return find_model(self.settings.model, f"features.{self.name}.model")
+        return find_model(self.settings.model, self.setting("model"))
