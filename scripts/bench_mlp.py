@@ -19,8 +19,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench_ridge import make_data
+
 NSD = {"n": 8859, "p": 15_724, "m": 982, "t": 91_168}
-SIGNAL = 16  # betas that each target depends on
 
 HOW = {
     "full head": {"head": "full", "skip": "none"},
@@ -28,26 +29,6 @@ HOW = {
     "PCA head + ridge": {"skip": "ridge", "alpha": 50_000.0},
     "PCA head + ridge, of its predictions": {"skip": "ridge", "inputs": "ridge", "alpha": 50_000.0},
 }
-
-
-def make_data(folder, shape):
-    """Write betas and targets chunk by chunk; what is there already is kept."""
-    import numpy as np
-
-    from leanrecon.stores import Store
-
-    n, p, m, t = shape["n"], shape["p"], shape["m"], shape["t"]
-    for name, rows, columns, seed in (("X", n, p, 1), ("T", m, p, 2), ("Y", n, t, 3)):
-        store = Store.create(folder / f"{name}.zarr", (rows, columns), "f4", made_of={"seed": seed})
-        betas = Store.open(folder / "X.zarr") if name == "Y" and not store.complete else None
-        for i in store.missing_row_groups():
-            group = store.group_rows(i)
-            block = np.random.default_rng((seed, i)).standard_normal((len(group), columns), dtype=np.float32)
-            if betas is not None:
-                some = betas[group.start : group.stop][:, :SIGNAL]
-                block += some @ np.random.default_rng(4).standard_normal((SIGNAL, columns), dtype=np.float32)
-            store.write_rows(i, block)
-        store.finish()
 
 
 def worker(folder, name, budget, hidden, blocks):
