@@ -156,12 +156,11 @@ def export(
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
     """Write report.html again, from the figures and images that a study holds."""
     from leanrecon.assessment import write_report
-    from leanrecon.records import is_study, only_run
+    from leanrecon.records import only_run
     from leanrecon.settings import read_settings
     from leanrecon.study import Study
 
-    if not is_study(study):
-        raise LeanreconError(f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+    _require_study(study)
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
         write_report(Study(study), settings, progress=_progress())
@@ -192,10 +191,9 @@ def mirror(
 ) -> None:
     """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
     from leanrecon.mirror import Mirror
-    from leanrecon.records import is_study, only_run
+    from leanrecon.records import only_run
 
-    if not is_study(study):
-        raise LeanreconError(f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+    _require_study(study)
     with only_run(study):
         Mirror(study, folder, overwrite=overwrite, progress=_progress()).keep()
     typer.echo(f"all that {study} has finished is in {folder}")
@@ -294,6 +292,13 @@ def _folder(source: str, study: Path | None) -> Path:
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     return folder if (path.is_dir() or path.name == "study.toml") and is_study(folder) else Path(path.stem)
+
+
+def _require_study(folder: Path) -> None:
+    from leanrecon.records import is_study
+
+    if not is_study(folder):
+        raise LeanreconError(f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
 
 
 def _stage(name: str | None, stages: tuple[str, ...]) -> str:
