@@ -266,8 +266,10 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
-    from leanrecon.settings import read_settings
+    from leanrecon.settings import find_settings, read_settings, recipes
 
+    if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
+        typer.echo(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
     return read_settings(source, sets or (), memory=memory)
 
 

@@ -32,6 +32,7 @@ from transformers import CLIPModel
 from leanrecon.datasets.scenes import HELD_OUT, MODELS_SEED, TEST, compose
 from leanrecon.evaluation.metrics import compare, look
 from leanrecon.features.vdvae.network import VDVAE
+from leanrecon.weights.packaged import write_manifest
 
 Array = np.ndarray[Any, Any]
 
@@ -230,6 +231,8 @@ def main() -> None:
     grid([scenes.images[:GRID], back], out / "vdvae.png")
     curves(args.models / "logs", out / "curves.svg")
     (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    if out == args.models:
+        write_manifest(out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from demo_models.tokens import Tokens
 from demo_models.training import Schedule, Task, train
 from demo_models.vdvae import LearnVDVAE
 
+from leanrecon.weights.packaged import write_manifest
+
 SCENES = 60_000
 DESCRIBED = 30_000
 """Scenes whose latents and text states are kept for the diffusion model."""
@@ -36,7 +38,7 @@ def autoencoder(work: Path, models: Path, device: str) -> Task:
 
 
 def vdvae(work: Path, models: Path, device: str) -> Task:
-    return LearnVDVAE(*_scenes(work), Schedule(steps=6000, batch=4, rate=8e-4), device)
+    return LearnVDVAE(*_scenes(work), Schedule(steps=3400, batch=4, rate=1e-3), device)
 
 
 def diffusion(work: Path, models: Path, device: str) -> Task:
@@ -46,7 +48,7 @@ def diffusion(work: Path, models: Path, device: str) -> Task:
 
 def lcm(work: Path, models: Path, device: str) -> Task:
     return LearnLCM(
-        *_described(work, models, device), models, Schedule(steps=2000, batch=8, rate=5e-4, average=0.99), device
+        *_described(work, models, device), models, Schedule(steps=2000, batch=8, rate=3e-4, average=0.97), device
     )
 
 
@@ -88,6 +90,7 @@ def main() -> None:
         logs = args.out / "logs"
         logs.mkdir(exist_ok=True)
         shutil.copy(args.work / name / "log.jsonl", logs / f"{name}.jsonl")
+        write_manifest(args.out)
 
 
 if __name__ == "__main__":

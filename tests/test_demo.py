@@ -112,6 +112,8 @@ def test_the_recipe_is_run_whatever_study_of_its_name_is_there(tmp_path: Path) -
     assert "shape was [60, 64, 64, 3], is [400, 64, 64, 3]" in said
     assert "choose another --study" in said
     assert "--overwrite" in said
+    said = command(OFFLINE, "run", "demo-fast", "--until", "dataset", cwd=tmp_path)
+    assert "demo-fast is a study here: its own settings hold, not those of the recipe demo-fast" in said
 
 
 def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(

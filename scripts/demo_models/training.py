@@ -52,6 +52,8 @@ class Task(ABC):
     schedule: Schedule
     weights: Weights
     """Those that are learned, changed in place."""
+    averaged: Weights
+    """Their averages so far, which ``train`` keeps."""
 
     @property
     @abstractmethod
@@ -87,6 +89,7 @@ def train(task: Task, folder: Path, *, device: str, seed: int = 0, measure_every
     step, spent = 0, 0.0
     if checkpoint.exists():
         step, spent = _load(checkpoint, task.weights, averaged, optimizer, device)
+    task.averaged = averaged
     began = saved = time.monotonic()
     lines: list[dict[str, Any]] = []
     numbers: dict[str, list[float]] = {}
