@@ -1,5 +1,6 @@
 """The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -87,6 +88,8 @@ def demo(
             todo='install what they need with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which does '
             "without them",
         )
+    # Networks this small gain nothing from a second core, and threads that wait for each other lose much on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from leanrecon.settings import recipes
 
     name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
