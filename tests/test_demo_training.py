@@ -50,6 +50,7 @@ class Line(Task):
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("demo_models.training.LOG_STEPS", 20)
     whole = train(Line(60), tmp_path / "whole", device="cpu")
     monkeypatch.setattr("demo_models.training.SAVE_SECONDS", -1)  # after every step
     for at in (13, 20):
