@@ -303,7 +303,9 @@ def _require_study(folder: Path) -> None:
     from leanrecon.records import is_study
 
     if not is_study(folder):
-        raise LeanreconError(f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+        raise LeanreconError(
+            f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote"
+        )
 
 
 def _stage(name: str | None, stages: tuple[str, ...]) -> str:
