@@ -36,7 +36,7 @@ from leanrecon.weights.packaged import write_manifest
 
 Array = np.ndarray[Any, Any]
 
-GROUPS, AMONG = 3, 64
+GROUPS, AMONG = 6, 64
 GUIDANCE = 3.0
 MEASURED = 200
 GRID = 8
