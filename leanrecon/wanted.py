@@ -37,7 +37,7 @@ _UNETS = {"versatile": ("image_unet", "text_unet")}
 
 def wanted(settings: Settings) -> list[Want]:
     """All that these settings name, each once; with captions only if they are published."""
-    every = [*_of_features(settings), *_of_refinement(settings), *_of_evaluation(settings)]
+    every = _taken(settings, "evaluate")
     captions = _named(settings.dataset.model_dump().get("captions") or "")
     if captions in FILES:
         every.append(Want("dataset.captions", captions))

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from demo_models.autoencoder import as_bytes
 from demo_models.autoencoder import pixels as autoencoder_pixels
+from demo_models.clip import different, retrieval
 from demo_models.clip import pixels as clip_pixels
-from demo_models.clip import retrieval
 from demo_models.data import Scenes, held_out
 from demo_models.diffusion import text_states
 from demo_models.tokens import Tokens
@@ -112,8 +112,7 @@ def diffusion_figures(models: Path, judge: Judge, scenes: Scenes) -> tuple[dict[
     }
     empty = torch.from_numpy(text_states([""], models, "cpu")).float()
     vae = _autoencoder(models)
-    _, first = np.unique(scenes.captions, return_index=True)
-    rows = np.sort(first)[: GROUPS * AMONG]
+    rows = different(scenes.captions)[: GROUPS * AMONG]
     captions = [scenes.captions[row] for row in rows]
     states = torch.from_numpy(text_states(captions, models, "cpu")).float()
     shape = (len(rows), unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -225,9 +224,7 @@ def main() -> None:
     found["diffusion"], shown = diffusion_figures(args.models, judge, scenes)
     print(json.dumps(found["diffusion"]), flush=True)
     out = args.out or args.models
-    _, first = np.unique(scenes.captions, return_index=True)
-    seen = np.sort(first)[:GRID]
-    grid([scenes.images[seen], *shown.values()], out / "samples.png")
+    grid([scenes.images[different(scenes.captions)[:GRID]], *shown.values()], out / "samples.png")
     grid([scenes.images[:GRID], back], out / "vdvae.png")
     curves(args.models / "logs", out / "curves.svg")
     (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from demo_models.data import SIZE, Scenes
-from demo_models.training import Array, Schedule, Task, Weights
+from demo_models.training import Array, Schedule, Task, Weights, holding
 
 CHANNELS = (16, 32, 64)
 LATENT_CHANNELS = 4
@@ -77,16 +77,16 @@ class LearnAutoencoder(Task):
         """SSIM and PixCorr of held-out scenes that come back, and how far their latents are spread."""
         from leanrecon.evaluation.metrics import compare, look
 
-        kept = {name: weight.clone() for name, weight in self.weights.items()}
-        self.model.load_state_dict(weights, strict=False)
         metrics, scores, spread = ["pixcorr", "ssim"], [], []
-        for at in range(0, MEASURED, 50):
-            images = self.held_out.images[at : at + 50]
-            latents = self.model.encode(pixels(images, self.device)).latent_dist.mode()
-            spread.append(float(latents.std()))
-            back = as_bytes(self.model.decode(latents).sample)
-            scores += [compare(look(a, metrics), look(b, metrics), metrics) for a, b in zip(back, images, strict=True)]
-        self.model.load_state_dict(kept, strict=False)
+        with holding(self.model, weights):
+            for at in range(0, MEASURED, 50):
+                images = self.held_out.images[at : at + 50]
+                latents = self.model.encode(pixels(images, self.device)).latent_dist.mode()
+                spread.append(float(latents.std()))
+                back = as_bytes(self.model.decode(latents).sample)
+                scores += [
+                    compare(look(a, metrics), look(b, metrics), metrics) for a, b in zip(back, images, strict=True)
+                ]
         return {m: float(np.mean([s[m] for s in scores])) for m in metrics} | {"spread": float(np.mean(spread))}
 
     def export(self, folder: Path, weights: Weights) -> None:

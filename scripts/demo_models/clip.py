@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextC
 
 from demo_models.data import SIZE, Scenes
 from demo_models.tokens import POSITIONS, Tokens, write_tokenizer
-from demo_models.training import Array, Schedule, Task, Weights
+from demo_models.training import Array, Schedule, Task, Weights, holding
 
 PROJECTION = 64
 TEXT = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -86,13 +86,11 @@ class LearnCLIP(Task):
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
         """Retrieval among 64 distinct captions, both ways."""
-        kept = {name: weight.clone() for name, weight in self.weights.items()}
-        self.model.load_state_dict(weights, strict=False)
-        found = [
-            self._embed(pixels(self.held_out.images[at : at + 100], self.device), self._short(self.held_out_tokens[at : at + 100]))
-            for at in range(0, len(self.held_out), 100)
-        ]  # fmt: skip
-        self.model.load_state_dict(kept, strict=False)
+        with holding(self.model, weights):
+            found = [
+                self._embed(pixels(self.held_out.images[at : at + 100], self.device), self._short(self.held_out_tokens[at : at + 100]))
+                for at in range(0, len(self.held_out), 100)
+            ]  # fmt: skip
         image, text = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
         return {
             "image_to_text": retrieval(image, text, self.held_out.captions),
@@ -110,10 +108,15 @@ class LearnCLIP(Task):
         ).save_pretrained(folder)
 
 
+def different(captions: list[str]) -> Array:
+    """The first row of every caption, in order."""
+    _, first = np.unique(captions, return_index=True)
+    return np.sort(first)
+
+
 def retrieval(queries: Array, keys: Array, captions: list[str], among: int = 64) -> float:
     """How often a query's own key is the nearest among that of ``among`` rows of different captions; unit vectors."""
-    _, first = np.unique(captions, return_index=True)
-    rows = np.sort(first)
+    rows = different(captions)
     groups = [rows[at : at + among] for at in range(0, len(rows) - among + 1, among)]
     right = [(queries[g] @ keys[g].T).argmax(1) == np.arange(among) for g in groups]
     return float(np.mean(right))

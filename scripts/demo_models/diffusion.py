@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from demo_models.autoencoder import pixels
 from demo_models.tokens import POSITIONS, Tokens
-from demo_models.training import Array, Schedule, Task, Weights
+from demo_models.training import Array, Schedule, Task, Weights, holding
 
 CHANNELS = (64, 128, 192)
 DROPPED = 0.1
@@ -148,16 +148,14 @@ class LearnDiffusion(Task):
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
         """The loss on held-out scenes, at levels and noise that stay the same."""
-        kept = {name: weight.clone() for name, weight in self.weights.items()}
-        self.model.load_state_dict(weights, strict=False)
         found = []
-        for at in range(0, 400, 100):
-            x = torch.from_numpy(self.held_out.latents[at : at + 100]).to(self.device).float()
-            states = torch.from_numpy(self.held_out.states[at : at + 100]).to(self.device).float()
-            levels = (np.arange(100) + 0.5) / 100 * len(self.signal)
-            loss, told = self._loss(self.model, x, states, levels.astype(np.int64), np.random.default_rng(at))
-            found.append((loss.item(), told["velocity"]))
-        self.model.load_state_dict(kept, strict=False)
+        with holding(self.model, weights):
+            for at in range(0, 400, 100):
+                x = torch.from_numpy(self.held_out.latents[at : at + 100]).to(self.device).float()
+                states = torch.from_numpy(self.held_out.states[at : at + 100]).to(self.device).float()
+                levels = (np.arange(100) + 0.5) / 100 * len(self.signal)
+                loss, told = self._loss(self.model, x, states, levels.astype(np.int64), np.random.default_rng(at))
+                found.append((loss.item(), told["velocity"]))
         loss_mean, velocity = np.mean(found, axis=0).tolist()
         return {"loss": loss_mean, "velocity": velocity}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from demo_models.diffusion import Described, scheduler, text_states
-from demo_models.training import Array, Schedule, Task, Weights
+from demo_models.training import Array, Schedule, Task, Weights, holding
 
 RANK = 32
 GUIDANCE = 3.0
@@ -99,10 +99,8 @@ class LearnLCM(Task):
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
         """The loss on held-out scenes, at levels and noise that stay the same."""
-        kept = {name: weight.clone() for name, weight in self.weights.items()}
-        self.model.load_state_dict(weights, strict=False)
-        found = [self._loss(self.held_out, np.arange(at, at + 50), np.random.default_rng(at))[0] for at in (0, 50)]
-        self.model.load_state_dict(kept, strict=False)
+        with holding(self.model, weights):
+            found = [self._loss(self.held_out, np.arange(at, at + 50), np.random.default_rng(at))[0] for at in (0, 50)]
         return {"loss": float(torch.stack(found).mean())}
 
     def export(self, folder: Path, weights: Weights) -> None:

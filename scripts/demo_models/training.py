@@ -1,5 +1,6 @@
 """One loop for every model: AdamW, averaged weights, a log, and checkpoints that a killed training goes on from."""
 
+import contextlib
 import json
 import math
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo_models.data import batches
 
@@ -67,6 +68,17 @@ class Task(ABC):
     @abstractmethod
     def measure(self, weights: Weights) -> dict[str, float]:
         """Figures of averaged weights on held-out scenes."""
+
+
+@contextlib.contextmanager
+def holding(module: nn.Module, weights: Weights) -> Iterator[None]:
+    """Give a module other weights for a while."""
+    kept = {name: value.detach().clone() for name, value in module.named_parameters() if name in weights}
+    module.load_state_dict(weights, strict=False)
+    try:
+        yield
+    finally:
+        module.load_state_dict(kept, strict=False)
 
 
 def train(task: Task, folder: Path, *, device: str, seed: int = 0, measure_every: int = 500) -> Weights:
