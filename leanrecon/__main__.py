@@ -1,5 +1,5 @@
 """``python -m leanrecon``."""
 
-from leanrecon.cli import main
+from leanrecon.app.cli import main
 
 main()

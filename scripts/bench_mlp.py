@@ -35,7 +35,7 @@ def worker(folder, name, budget, hidden, blocks):
     """Train for an epoch and predict, in this process; prints the result as JSON."""
     from leanrecon.memory import PeakMemory
     from leanrecon.progress import Progress
-    from leanrecon.regression.mlp import StreamingMLP
+    from leanrecon.regression.mlp.mlp import StreamingMLP
     from leanrecon.stores import Store
 
     class Clock(Progress):

@@ -41,8 +41,8 @@ def build(root: Path) -> None:
     """Write the files, unless they are there."""
     import h5py
 
-    from leanrecon.datasets import nsd_simulate as simulate
-    from leanrecon.datasets.nsd_layout import DESIGN, STIMULI, STIMULI_KEY, SubjectFiles
+    from leanrecon.datasets.nsd import simulate
+    from leanrecon.datasets.nsd.layout import DESIGN, STIMULI, STIMULI_KEY, SubjectFiles
 
     if (root / "built").exists():
         return
@@ -123,14 +123,14 @@ def serve(root: Path, latency_ms: float) -> None:
 
 def fetch(folder: Path, port: int, what: str) -> None:
     """Fetch a session, images or all of it, and print what it took as JSON."""
-    from leanrecon.datasets import nsd_layout
-    from leanrecon.datasets.nsd import NsdSettings, ingest_nsd, plan_nsd
-    from leanrecon.datasets.nsd_fetch import Fetch
-    from leanrecon.datasets.nsd_files import Files, open_source, prepare
-    from leanrecon.datasets.nsd_stimuli import read_images, stimuli_layout
+    from leanrecon.datasets.nsd import layout as nsd_layout
+    from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+    from leanrecon.datasets.nsd.fetch import Fetch
+    from leanrecon.datasets.nsd.files import Files, open_source, prepare
+    from leanrecon.datasets.nsd.stimuli import read_images, stimuli_layout
     from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
     from leanrecon.progress import PlainProgress, Progress
-    from leanrecon.study import Study
+    from leanrecon.study.layout import Study
 
     settings = NsdSettings(
         endpoint_url=f"http://127.0.0.1:{port}", sessions=ALL if what == "all" else 1, accept_terms=True,

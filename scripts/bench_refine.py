@@ -79,7 +79,7 @@ def plain(arguments):
     from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
     from PIL import Image
 
-    from leanrecon.refinement.diffusion import generators
+    from leanrecon.refinement.diffusion.sampling import generators
 
     base = arguments.data / "sd15"
     config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
@@ -119,8 +119,8 @@ def plain(arguments):
 
 
 def refiner_of(arguments):
-    from leanrecon.refinement.refiner import Refiner
-    from leanrecon.refinement.settings import RefineSettings
+    from leanrecon.refinement.diffusion.refiner import Refiner
+    from leanrecon.refinement.diffusion.settings import RefineSettings
 
     settings = RefineSettings(
         kind="lcm",

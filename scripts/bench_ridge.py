@@ -82,7 +82,7 @@ def gemm_rate(times=5):
     import numpy as np
 
     from leanrecon.memory import buffer
-    from leanrecon.regression import blas
+    from leanrecon.regression.ridge import blas
 
     a, c = buffer((4096, 4096), np.float32), buffer((4096, 4096), np.float32)
     a[:] = 1
@@ -123,7 +123,7 @@ def ours(folder, budget, loo):
     """Fit and predict from stores into a store; returns also what was planned."""
     import numpy as np
 
-    from leanrecon.regression.ridge import StreamingRidge
+    from leanrecon.regression.ridge.ridge import StreamingRidge
     from leanrecon.stores import Store
 
     shutil.rmtree(folder / "P.zarr", ignore_errors=True)

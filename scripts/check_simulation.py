@@ -14,9 +14,9 @@ import argparse
 
 import numpy as np
 
-from leanrecon.datasets.cortex import PANEL, Cortex, trial_numbers, words_of
-from leanrecon.datasets.scenes import TEST, compose, paint
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.datasets.simulated.cortex import PANEL, Cortex, trial_numbers, words_of
+from leanrecon.datasets.simulated.scenes import TEST, compose, paint
+from leanrecon.regression.ridge.ridge import StreamingRidge
 
 LAYOUT = ("brightness", "places of things", "horizon")
 GROUPS = {"V1-V3": ("V1", "V2", "V3"), "ventral": ("ventral",)}

@@ -31,9 +31,9 @@ METHODS = {
 
 def simulated(folder, seed, n_train, n_test):
     """Betas and features of one simulated subject: [(space, X, Y, T, true rows)]."""
-    from leanrecon.pipeline import Pipeline
-    from leanrecon.settings import check_settings
-    from leanrecon.study import Study
+    from leanrecon.stages.pipeline import Pipeline
+    from leanrecon.study.layout import Study
+    from leanrecon.study.settings import check_settings
 
     dataset = {"kind": "simulated", "n_train": n_train, "n_test": n_test, "voxels": 1500, "noise": 2.0}
     spaces = {"pca": {"components": 100, "size": 32}, "pixels": {"size": 16}}
@@ -65,8 +65,8 @@ def digits(path, seed):
 
 
 def predict(how, X, Y, T, seed, batch):
-    from leanrecon.regression.mlp import StreamingMLP
-    from leanrecon.regression.ridge import StreamingRidge
+    from leanrecon.regression.mlp.mlp import StreamingMLP
+    from leanrecon.regression.ridge.ridge import StreamingRidge
 
     if how is None:
         return StreamingRidge("loo", standardize=True).fit(X, Y).predict(T)

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from leanrecon.datasets.scenes import HELD_OUT, MODELS_SEED, TEST, compose
+from leanrecon.datasets.simulated.scenes import HELD_OUT, MODELS_SEED, TEST, compose
 from leanrecon.evaluation.metrics import compare, look
 from leanrecon.features.vdvae.network import VDVAE
 from leanrecon.weights.packaged import write_manifest

@@ -44,7 +44,7 @@ def shapes(scale):
 
 
 def settings_of(given):
-    from leanrecon.settings import check_settings
+    from leanrecon.study.settings import check_settings
 
     spaces = {name: {"kind": "pixels"} for name in SPACES}  # replaced by made-up ones, of the same names
     regression = {name: {"alpha": "loo" if given.loo_now else alpha} for name, alpha in ALPHAS.items()}
@@ -66,9 +66,9 @@ def prepared(given):
     """The design of so many images in so many trials, each image two or three times, and a mask."""
     import numpy as np
 
-    from leanrecon.datasets.nsd_files import Prepared
-    from leanrecon.datasets.nsd_layout import TRIALS, Design
-    from leanrecon.datasets.nsd_voxels import Voxels
+    from leanrecon.datasets.nsd.files import Prepared
+    from leanrecon.datasets.nsd.layout import TRIALS, Design
+    from leanrecon.datasets.nsd.voxels import Voxels
 
     rng = np.random.default_rng(0)
     images, trials = given.train + given.test, given.sessions * TRIALS
@@ -104,7 +104,7 @@ def mixing(seed, columns):
 
 
 def fetch_of(given, study):
-    from leanrecon.datasets.nsd_fetch import Fetch
+    from leanrecon.datasets.nsd.fetch import Fetch
     from leanrecon.memory import MemoryBudget
     from leanrecon.progress import PlainProgress
     from leanrecon.stores.layout import chunk_nbytes
@@ -117,7 +117,7 @@ def make(given, study):
     """Write trials and images as a fetch would have, and its notes."""
     import numpy as np
 
-    from leanrecon.datasets.nsd_files import deciding, keep
+    from leanrecon.datasets.nsd.files import deciding, keep
 
     ready, fetch = prepared(given), fetch_of(given, study)
     keep(ready, study, deciding(fetch.settings, None))
@@ -139,10 +139,10 @@ def make(given, study):
 
 def average(given, study):
     """Check that trials and images match, and average the trials: the rest of the stage dataset."""
-    from leanrecon.datasets.nsd import OVERHEAD, SAMPLE
-    from leanrecon.datasets.nsd_average import average_nbytes
-    from leanrecon.datasets.nsd_layout import TRIALS
-    from leanrecon.records import recorded
+    from leanrecon.datasets.nsd.average import average_nbytes
+    from leanrecon.datasets.nsd.dataset import OVERHEAD, SAMPLE
+    from leanrecon.datasets.nsd.layout import TRIALS
+    from leanrecon.study.record import recorded
 
     fetch, ready = fetch_of(given, study), prepared(given)
     trials = fetch._create_trials(ready)
@@ -199,8 +199,8 @@ def made_up(name, dims):
 
 def pipeline(given, study, until):
     """Run the package's own stages up to one."""
-    from leanrecon.pipeline import Pipeline
     from leanrecon.progress import PlainProgress
+    from leanrecon.stages.pipeline import Pipeline
 
     running = Pipeline(settings_of(given), study, progress=PlainProgress())
     running.spaces = {name: made_up(name, round(dims * given.scale)) for name, dims in SPACES.items()}
@@ -224,7 +224,7 @@ def correlations(study, name):
 def worker(given):
     import resource
 
-    from leanrecon.study import Study
+    from leanrecon.study.layout import Study
 
     resource.setrlimit(resource.RLIMIT_AS, (given.limit_bytes, given.limit_bytes))
     study = Study(given.folder / "study")
@@ -265,7 +265,7 @@ def used(*folders):
 def show(given):
     from run_notebook import cgroup
 
-    from leanrecon.study import Study
+    from leanrecon.study.layout import Study
 
     study = Study(given.folder / "study")
     held = "with a memory cgroup" if cgroup(given.limit_bytes) else "no memory cgroup: this machine allows none"

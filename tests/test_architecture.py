@@ -14,11 +14,10 @@ ROOT = Path(leanrecon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "study": 0, "devices": 0, "paths": 0, "patience": 0, "__init__": 0,
-    "stores": 1, "weights": 2,
-    "datasets": 3, "features": 3, "regression": 3, "refinement": 3, "evaluation": 3,
-    "settings": 4, "records": 4, "variants": 4, "wanted": 5, "final": 5, "judge": 5, "mirror": 5, "prediction": 5, "assessment": 6, "pipeline": 7,
-    "plan": 8, "repair": 8, "doctor": 9, "notebook": 9, "cli": 10, "__main__": 11,
+    "errors": 0, "memory": 0, "progress": 0, "images": 0, "validation": 0, "devices": 0, "context": 0, "kinds": 0, "__init__": 0,
+    "places": 1, "stores": 2, "net": 2, "weights": 3, "study": 4,
+    "datasets": 5, "alignment": 5, "decoders": 5, "features": 5, "regression": 5, "refinement": 5, "evaluation": 5,
+    "stages": 6, "app": 7, "__main__": 8,
 }  # fmt: skip
 STAGES = {name for name, floor in FLOORS.items() if floor == FLOORS["datasets"]}
 HEAVY = {
@@ -121,7 +120,7 @@ def test_only_stores_name_chunk_keys_and_codecs():
 HELP = """
 import sys
 sys.argv = ["leanrecon", "--help"]
-from leanrecon.cli import main
+from leanrecon.app.cli import main
 try:
     main()
 except SystemExit as exit_:

@@ -1,13 +1,9 @@
 """How the demo's models are trained: a training that was killed goes on as if it had not been."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from demo_models.data import batches  # noqa: E402
 from demo_models.lcm import LearnLCM  # noqa: E402

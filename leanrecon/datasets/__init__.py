@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
     from leanrecon.memory import MemoryBudget
     from leanrecon.progress import Progress
-    from leanrecon.study import Study
+    from leanrecon.study.layout import Study
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,11 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "arrays": Kind("leanrecon.datasets.arrays", "ArraysSettings", "plan_arrays", "ingest_arrays"),
-    "nsd": Kind("leanrecon.datasets.nsd", "NsdSettings", "plan_nsd", "ingest_nsd"),
-    "simulated": Kind("leanrecon.datasets.simulated", "SimulatedSettings", "plan_simulated", "ingest_simulated"),
+    "arrays": Kind("leanrecon.datasets.arrays.dataset", "ArraysSettings", "plan_arrays", "ingest_arrays"),
+    "nsd": Kind("leanrecon.datasets.nsd.dataset", "NsdSettings", "plan_nsd", "ingest_nsd"),
+    "simulated": Kind(
+        "leanrecon.datasets.simulated.dataset", "SimulatedSettings", "plan_simulated", "ingest_simulated"
+    ),
 }
 
 

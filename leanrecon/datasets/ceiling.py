@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.nsd_layout import ATLASES
-from leanrecon.study import Study
+from leanrecon.datasets.nsd.layout import ATLASES
+from leanrecon.study.layout import Study
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +49,7 @@ def area_ceilings(study: Study) -> dict[str, Any] | None:
     ``repeats`` holds the fewest and the most trials of a row, ``areas`` a ``Ceiling`` each. None where the study's
     voxels come without ncsnr.
     """
-    from leanrecon.stores.files import read_json
+    from leanrecon.places.files import read_json
 
     records = read_json(study.rows)
     try:

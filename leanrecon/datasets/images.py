@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leanrecon.datasets.rows import Convert, Rows
+from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.rows import Convert, Rows
+from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.progress import Progress

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from leanrecon.errors import StoreError
-from leanrecon.stores import Store, files
-from leanrecon.study import Study
+from leanrecon.places import files
+from leanrecon.stores import Store
+from leanrecon.study.layout import Study
 
 
 def sources_path(study: Study) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files import find_file, open_array
+from leanrecon.datasets.files.open import find_file, open_array
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from leanrecon.evaluation.bootstrap import (
     numbered,
 )
 from leanrecon.evaluation.comparison import compare_images, compare_nbytes
-from leanrecon.evaluation.embeddings import STIMULI, Encoder, embed, embed_nbytes, identified
+from leanrecon.evaluation.judges.embeddings import STIMULI, Encoder, embed, embed_nbytes, identified
 from leanrecon.evaluation.latents import compare_latents, latents_nbytes
 from leanrecon.evaluation.settings import PRESETS, EvaluateSettings
 from leanrecon.evaluation.sources import (

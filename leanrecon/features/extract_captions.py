@@ -12,9 +12,9 @@ from leanrecon.features.extract import check_rows, cut, resumed
 from leanrecon.features.plan import BatchPlan, Cost, plan_extract
 from leanrecon.features.space import Array, FeatureSpace, Rows
 from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.places.files import read_json
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
-from leanrecon.stores.files import read_json
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 

@@ -19,9 +19,9 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import MemoryBudget, buffer
+from leanrecon.places.files import sweep, write_whole
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
-from leanrecon.stores.files import sweep, write_whole
 from leanrecon.stores.fingerprint import differences
 from leanrecon.stores.images import ImageReader, image_shape, row_numbers
 

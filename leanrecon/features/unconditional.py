@@ -8,7 +8,7 @@ import numpy as np
 from leanrecon.features.space import Array, GuidingSpace, ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.stores import Store
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 
 
 def keep_unconditional(

@@ -12,8 +12,8 @@ import numpy as np
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.images import Array, ImageShape
-from leanrecon.stores.disk import explained_disk_errors
-from leanrecon.stores.files import read_json, write_json, write_whole
+from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import differences
 
 FORMAT = 1

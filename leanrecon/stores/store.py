@@ -23,8 +23,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.memory import buffer, parse_bytes
-from leanrecon.stores.disk import PAGE, explained_disk_errors, read_at, read_file, write_file
-from leanrecon.stores.files import write_json
+from leanrecon.places.disk import PAGE, explained_disk_errors, read_at, read_file, write_file
+from leanrecon.places.files import write_json
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from leanrecon.errors import InputError, NetworkError, StoreError
 from leanrecon.memory import format_bytes
+from leanrecon.net.download import CHOOSES, Remote, digest_of, fetch, find, partial_of
+from leanrecon.places.files import read_json, write_json
+from leanrecon.places.hold import held
 from leanrecon.progress import Progress
-from leanrecon.stores.files import read_json, write_json
-from leanrecon.stores.hold import held
-from leanrecon.weights.download import CHOOSES, Remote, digest_of, fetch, find, partial_of
 from leanrecon.weights.folders import HUB_NAME, cache_folder, cached_file, cached_model, converted_folder
 from leanrecon.weights.hub import blob_of, is_sound, look_up, show_in_cache
 from leanrecon.weights.pickles import convert

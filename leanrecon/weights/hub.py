@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from leanrecon.errors import NetworkError, SettingsError
-from leanrecon.patience import PASSING
-from leanrecon.stores.disk import explained_disk_errors
-from leanrecon.stores.files import write_text
-from leanrecon.weights.download import CHOOSES, Remote, digest_of, patience_with
+from leanrecon.net.download import CHOOSES, Remote, digest_of, patience_with
+from leanrecon.net.retry import PASSING
+from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.files import write_text
 
 Kind = Literal["model", "dataset"]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from leanrecon.errors import InputError
-from leanrecon.stores.files import write_json
+from leanrecon.places.files import write_json
 from leanrecon.stores.fingerprint import file_content
 from leanrecon.weights.folders import read_config
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.stores.files import write_whole
+from leanrecon.places.files import write_whole
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
-from leanrecon.stores.files import write_whole
+from leanrecon.places.files import write_whole
 from leanrecon.weights.safetensors import header_of, read_header
 
 Array = np.ndarray[Any, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.scenes import MODELS_SEED, TEST, draw_scene
+from leanrecon.datasets.simulated.scenes import MODELS_SEED, TEST, draw_scene
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.scenes import MODELS_SEED, compose, describe
+from leanrecon.datasets.simulated.scenes import MODELS_SEED, compose, describe
 
 Array = np.ndarray[Any, Any]
 

@@ -13,11 +13,10 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "scripts"))
 
 from run_notebook import PARAMETER, set_parameters  # noqa: E402
 
-from leanrecon.settings import recipes  # noqa: E402
+from leanrecon.study.settings import recipes  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,7 +89,7 @@ def test_leanrecon_comes_from_one_constant_which_is_the_published_package(path: 
 def test_fields_are_plain_values_and_commands_are_there(path: Path) -> None:
     from typer.main import get_command
 
-    from leanrecon.cli import app
+    from leanrecon.app.cli import app
 
     fields = [found for line in code(path).split("\n") if (found := PARAMETER.match(line))]
     assert code(path).count("# @param") == len(fields) == len({found["name"] for found in fields})
@@ -128,7 +127,7 @@ def test_commands_of_the_readmes_are_there(name: str) -> None:
     """Each starts with a command and options that the command line knows."""
     from typer.main import get_command
 
-    from leanrecon.cli import app
+    from leanrecon.app.cli import app
 
     commands = get_command(app).commands
     text = (ROOT / name).read_text()

@@ -23,8 +23,6 @@ pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).parents[2]
 COLAB = ROOT / "colab"
-sys.path.append(str(ROOT / "scripts"))
-sys.path += [str(ROOT / "tests" / room) for room in ("datasets", "features", "refinement")]
 
 from run_notebook import build_wheel, fresh_environment  # noqa: E402
 
@@ -217,12 +215,12 @@ def nsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, object
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     pytest.importorskip("nibabel")
-    import published_models
-    from diffusion_models import write_base
-    from nsd_server import proxied, serving
-    from vdvae_models import SMALL, random_weights
+    from support import published_models
+    from support.diffusion_models import write_base
+    from support.nsd_server import proxied, serving
+    from support.vdvae_models import SMALL, random_weights
 
-    from leanrecon.datasets.nsd_simulate import simulate_nsd
+    from leanrecon.datasets.nsd.simulate import simulate_nsd
 
     data, models = tmp_path_factory.mktemp("nsd"), tmp_path_factory.mktemp("models")
     simulate_nsd(data, sessions=1, scale=0.12, formats=("hdf5",))

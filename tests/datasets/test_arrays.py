@@ -17,17 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from leanrecon.datasets.arrays import ArraysSettings, ingest_arrays, plan_arrays
+from leanrecon.datasets.arrays.dataset import ArraysSettings, ingest_arrays, plan_arrays
+from leanrecon.datasets.arrays.inputs import OVERHEAD
+from leanrecon.datasets.files.rows import NpyRows, Rows
 from leanrecon.datasets.images import Values, image_shape_of, scale_of
 from leanrecon.datasets.ingest import bands, plan_store
-from leanrecon.datasets.inputs import OVERHEAD
-from leanrecon.datasets.rows import NpyRows, Rows
 from leanrecon.datasets.splits import fold_rows, fraction_rows, read_test_rows
 from leanrecon.errors import BudgetError, InputError, LeanreconError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
+from leanrecon.places import files as files_module
 from leanrecon.stores import Store
-from leanrecon.stores import files as files_module
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 
 RNG = np.random.default_rng(7)
 N_TRAIN, N_TEST, N_VOXELS = 70, 9, 33
@@ -414,7 +414,7 @@ def test_settings_that_contradict_are_refused(given_settings, words):
 
 def test_checking_settings_loads_neither_zarr_nor_h5py_nor_scipy():
     code = (
-        "import sys, leanrecon.datasets.arrays as a; a.ArraysSettings(betas='x', folds=2); "
+        "import sys, leanrecon.datasets.arrays.dataset as a; a.ArraysSettings(betas='x', folds=2); "
         "print([m for m in ('zarr', 'h5py', 'scipy', 'PIL', 'torch') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from leanrecon.datasets.ceiling import area_ceilings, noise_ceiling
-from leanrecon.datasets.cortex import PANEL, Cortex, trial_numbers, word_rows
-from leanrecon.datasets.scenes import draw_scene
-from leanrecon.study import Study
+from leanrecon.datasets.simulated.cortex import PANEL, Cortex, trial_numbers, word_rows
+from leanrecon.datasets.simulated.scenes import draw_scene
+from leanrecon.study.layout import Study
 
 NAN = float("nan")
 

@@ -11,10 +11,10 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanrecon.datasets import rows as rows_module
-from leanrecon.datasets.captions import read_captions
-from leanrecon.datasets.files import locate, open_array
-from leanrecon.datasets.rows import H5Rows, NpyRows, Pooled, block_shape, row_blocks
+from leanrecon.datasets.files import rows as rows_module
+from leanrecon.datasets.files.captions import read_captions
+from leanrecon.datasets.files.open import locate, open_array
+from leanrecon.datasets.files.rows import H5Rows, NpyRows, Pooled, block_shape, row_blocks
 from leanrecon.errors import InputError
 from leanrecon.memory import PeakMemory, process_memory
 

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from scipy.io import loadmat, savemat
 
 from leanrecon.datasets.ceiling import area_ceilings
-from leanrecon.datasets.nsd import NsdSettings, ingest_nsd, plan_nsd
-from leanrecon.datasets.nsd_layout import DESIGN, STIMULI, TRIALS, SubjectFiles
-from leanrecon.datasets.nsd_voxels import export_nifti
+from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+from leanrecon.datasets.nsd.layout import DESIGN, STIMULI, TRIALS, SubjectFiles
+from leanrecon.datasets.nsd.voxels import export_nifti
 from leanrecon.errors import BudgetError, InputError, LeanreconWarning, SettingsError, StoreError
 from leanrecon.images import resize
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Progress
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 

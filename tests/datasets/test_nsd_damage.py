@@ -13,19 +13,19 @@ import h5py
 import numpy as np
 import pytest
 
-from leanrecon.datasets.arrays import ArraysSettings, ingest_arrays
-from leanrecon.datasets.nsd import NsdSettings, ingest_nsd
-from leanrecon.datasets.nsd_betas import nifti_shape, session_trials
-from leanrecon.datasets.nsd_files import deciding
-from leanrecon.datasets.nsd_layout import SIMULATED, STIMULI, SubjectFiles
-from leanrecon.datasets.nsd_voxels import Voxels
-from leanrecon.datasets.ranges import Folder, LocalFile, Traffic
-from leanrecon.datasets.simulated import SimulatedSettings, ingest_simulated
+from leanrecon.datasets.arrays.dataset import ArraysSettings, ingest_arrays
+from leanrecon.datasets.nsd.betas import nifti_shape, session_trials
+from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.datasets.nsd.files import deciding
+from leanrecon.datasets.nsd.layout import SIMULATED, STIMULI, SubjectFiles
+from leanrecon.datasets.nsd.voxels import Voxels
+from leanrecon.datasets.simulated.dataset import SimulatedSettings, ingest_simulated
 from leanrecon.errors import InputError
-from leanrecon.pipeline import Pipeline
-from leanrecon.settings import check_settings
+from leanrecon.net.ranges import Folder, LocalFile, Traffic
+from leanrecon.stages.pipeline import Pipeline
 from leanrecon.stores import Store
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
+from leanrecon.study.settings import check_settings
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
@@ -229,7 +229,9 @@ def test_a_simulated_nsd_beside_its_settings_is_told_as_such(tmp_path: Path, mon
     (tmp_path / "nsd" / SIMULATED).write_text("{}")
     settings = check_settings({"dataset": {"kind": "nsd", "root": "nsd"}, "features": {"pixels": {}}})
     told: list[bool] = []
-    monkeypatch.setattr("leanrecon.pipeline.assess", lambda settings, *_, **__: told.append(settings.dataset.simulated))
+    monkeypatch.setattr(
+        "leanrecon.stages.pipeline.assess", lambda settings, *_, **__: told.append(settings.dataset.simulated)
+    )
     assert not os.path.samefile(tmp_path, os.getcwd())
     Pipeline(settings, Study(tmp_path / "study"), base_dir=tmp_path)._evaluate()
     assert told == [True]

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
+from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
-from leanrecon import patience
-from leanrecon.datasets import ranges, s3
-from leanrecon.datasets.nsd import NsdSettings, ingest_nsd, plan_nsd
-from leanrecon.datasets.nsd_layout import SubjectFiles
-from leanrecon.datasets.staging import Staging
+from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+from leanrecon.datasets.nsd.layout import SubjectFiles
+from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.errors import InputError
+from leanrecon.net import ranges, s3
+from leanrecon.net import retry as patience
 from leanrecon.progress import Progress
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 
 ROUNDS = int(os.environ.get("LEANRECON_KILLS", "4"))
 SPAN = 150_000  # bytes fetched as one: small, so that there are many requests to fail and to be killed in
@@ -74,9 +74,10 @@ def undisturbed(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 PROGRAM = f"""
 import sys
 from pathlib import Path
-from leanrecon.datasets import ranges, s3
-from leanrecon.datasets.nsd import NsdSettings, ingest_nsd
-from leanrecon.study import Study
+from leanrecon.net import ranges
+from leanrecon.net import s3
+from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.study.layout import Study
 ranges.SPAN, s3.CONNECTIONS = {SPAN}, {CONNECTIONS}
 settings = NsdSettings(endpoint_url=sys.argv[1], sessions=2, betas_format=sys.argv[2], accept_terms=True)
 ingest_nsd(settings, Study(Path(sys.argv[3])), chunk="100KB")

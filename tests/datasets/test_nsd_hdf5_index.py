@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from leanrecon.datasets.hdf5_index import UNWRITTEN, UnknownLayoutError, locate_chunks, read_layout
-from leanrecon.datasets.ranges import LocalFile, RangeFile, Traffic
+from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, UnknownLayoutError, locate_chunks, read_layout
 from leanrecon.errors import InputError
+from leanrecon.net.ranges import LocalFile, RangeFile, Traffic
 
 
 def opened(path: Path, traffic: Traffic | None = None) -> RangeFile:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leanrecon.datasets.nsd_simulate import draw_design
+from leanrecon.datasets.nsd.simulate import draw_design
 from leanrecon.datasets.reliability import CLEAR, FEWEST, repeat_pairs, repeat_reliability
 
 TRIALS, VOXELS = 1500, 80

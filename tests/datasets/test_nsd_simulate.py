@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from leanrecon.datasets.cortex import Cortex
-from leanrecon.datasets.nsd import NsdSettings, ingest_nsd
-from leanrecon.datasets.nsd_layout import DESIGN, SHARED, SIMULATED, STIMULI, SubjectFiles
-from leanrecon.datasets.nsd_simulate import draw_design, image_scenes, simulate_nsd
-from leanrecon.datasets.scenes import HELD_OUT, TEST, WORDS, Scene, compose, draw_scene
+from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.datasets.nsd.layout import DESIGN, SHARED, SIMULATED, STIMULI, SubjectFiles
+from leanrecon.datasets.nsd.simulate import draw_design, image_scenes, simulate_nsd
+from leanrecon.datasets.simulated.cortex import Cortex
+from leanrecon.datasets.simulated.scenes import HELD_OUT, TEST, WORDS, Scene, compose, draw_scene
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.images import resize
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 

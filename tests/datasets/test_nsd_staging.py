@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanrecon.datasets.staging import Staging
+from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.stores import Store
 
 ROWS = np.random.default_rng(1).integers(-999, 999, (21, 5), np.int16)

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
-from leanrecon.datasets.nsd_stimuli import captions_of, read_images, stimuli_layout
-from leanrecon.datasets.ranges import LocalFile, Traffic
+from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_layout
 from leanrecon.errors import InputError
 from leanrecon.images import resize
+from leanrecon.net.ranges import LocalFile, Traffic
 
 SHAPE = (200, 12, 10, 3)
 SHOWN = np.unique(np.random.default_rng(0).integers(0, SHAPE[0], 60))
@@ -70,7 +70,7 @@ def test_no_chunk_is_read_twice(tmp_path, chunks) -> None:
 
 @pytest.mark.parametrize("chunks", [None, (1, 12, 10, 3)])
 def test_images_of_their_own_are_all_that_is_moved(tmp_path, chunks, monkeypatch) -> None:
-    monkeypatch.setattr("leanrecon.datasets.nsd_stimuli._NEAR", 0)
+    monkeypatch.setattr("leanrecon.datasets.nsd.stimuli._NEAR", 0)
     file = written(tmp_path / "x.hdf5", chunks)
     fetched(file, SHAPE[1:])
     numbers = [span for span in file.spans if (span[1] - span[0]) % 360 == 0]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
+from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
-from leanrecon import patience
-from leanrecon.datasets import s3
-from leanrecon.datasets.ranges import BLOCK, LocalFile, Traffic, coalesce
-from leanrecon.datasets.s3 import Bucket, NetworkError
 from leanrecon.errors import InputError
+from leanrecon.net import retry as patience
+from leanrecon.net import s3
+from leanrecon.net.ranges import BLOCK, LocalFile, Traffic, coalesce
+from leanrecon.net.s3 import Bucket, NetworkError
 
 DATA = np.random.default_rng(5).bytes(1_000_000)
 ROOT = f"s3://{NAME}/objects"
@@ -74,7 +74,7 @@ def test_it_reads_and_seeks_as_any_file_does(url):
 
 
 def test_the_cache_of_blocks_is_bounded(url, monkeypatch):
-    monkeypatch.setattr("leanrecon.datasets.ranges.BLOCKS", 3)
+    monkeypatch.setattr("leanrecon.net.ranges.BLOCKS", 3)
     with Bucket(ROOT, endpoint_url=url) as bucket:
         file = bucket.open("data", bucket.find("data"))
         assert file.read() == DATA

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
-from leanrecon.datasets.canvas import Canvas
-from leanrecon.datasets.scenes import (
+from leanrecon.datasets.simulated.canvas import Canvas
+from leanrecon.datasets.simulated.scenes import (
     BACKDROPS,
     GROUNDS,
     HELD_OUT,
@@ -23,7 +23,7 @@ from leanrecon.datasets.scenes import (
     draw_scene,
     paint,
 )
-from leanrecon.datasets.things import COLOURS, KINDS, Thing, paint_thing
+from leanrecon.datasets.simulated.things import COLOURS, KINDS, Thing, paint_thing
 
 SCENES = [compose(0, i) for i in range(400)]
 

@@ -10,15 +10,15 @@ import zarr
 from pydantic import ValidationError
 
 from leanrecon import datasets
-from leanrecon.datasets.cortex import AREAS, CALIBRATION, PANEL, Cortex, trial_numbers, word_rows
 from leanrecon.datasets.images import stimulus_ids
-from leanrecon.datasets.scenes import draw_scene
-from leanrecon.datasets.simulated import FIRST, SimulatedSettings, ingest_simulated, plan_simulated
+from leanrecon.datasets.simulated.cortex import AREAS, CALIBRATION, PANEL, Cortex, trial_numbers, word_rows
+from leanrecon.datasets.simulated.dataset import FIRST, SimulatedSettings, ingest_simulated, plan_simulated
+from leanrecon.datasets.simulated.scenes import draw_scene
 from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import Store
-from leanrecon.study import Study
+from leanrecon.study.layout import Study
 from leanrecon.validation import validate
 
 SMALL = {"n_train": 40, "n_test": 9, "size": 16, "voxels": 60}
@@ -338,6 +338,6 @@ def test_the_plan_holds(tmp_path, sizes):
 
 
 def test_settings_load_nothing_heavy():
-    code = "import sys, leanrecon.datasets.simulated; print(*sys.modules)"
+    code = "import sys, leanrecon.datasets.simulated.dataset; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"zarr", "scipy", "PIL", "torch"} & set(loaded)

@@ -1,16 +1,9 @@
 """The simulated areas hold what they were built to hold: a check of the simulation, which says nothing of real brains."""
 
-import sys
-from pathlib import Path
-
+import check_simulation as check
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-
-import leanrecon
-
-sys.path.append(str(Path(leanrecon.__file__).parents[1] / "scripts"))
-import check_simulation as check
 
 
 @pytest.fixture(scope="module")

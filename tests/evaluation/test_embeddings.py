@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leanrecon.errors import InputError
-from leanrecon.evaluation.embeddings import GROUP, STIMULI, embed, embed_nbytes, identified
+from leanrecon.evaluation.judges.embeddings import GROUP, STIMULI, embed, embed_nbytes, identified
 from leanrecon.evaluation.sources import Chosen, Drawn, Same
 from leanrecon.images import ImageShape, resize
 from leanrecon.progress import Progress

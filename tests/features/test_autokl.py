@@ -12,9 +12,9 @@ pytest.importorskip("diffusers")
 from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: E402
 from diffusers.image_processor import VaeImageProcessor  # noqa: E402
 from PIL import Image  # noqa: E402
-from published_models import write_autoencoder, write_clip, write_tiny_autoencoder  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from vdvae_models import one_thread  # noqa: E402, F401
+from support.published_models import write_autoencoder, write_clip, write_tiny_autoencoder  # noqa: E402
+from support.vdvae_models import one_thread  # noqa: E402, F401
 
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError  # noqa: E402
 from leanrecon.features.autokl import AutoKL, AutoKLSettings  # noqa: E402

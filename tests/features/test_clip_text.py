@@ -10,10 +10,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
-from published_models import POSITIONS, PROJECTION, WIDTH, randomised, text_config, write_clip, write_text_encoder  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.published_models import (  # noqa: E402
+    POSITIONS,
+    PROJECTION,
+    WIDTH,
+    randomised,
+    text_config,
+    write_clip,
+    write_text_encoder,
+)
+from support.vdvae_models import one_thread  # noqa: E402, F401
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E402
-from vdvae_models import one_thread  # noqa: E402, F401
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.features.clip import CLIPText, CLIPTextSettings  # noqa: E402
@@ -49,7 +57,7 @@ def make(folder, form="sd15", *, device="cpu", name="clip-text", **table):
 
 def test_sd15_rows_are_the_prompt_embeddings_of_diffusers(pipeline):
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from published_models import autoencoder
+    from support.published_models import autoencoder
     from transformers import CLIPTextModel
 
     unet = UNet2DConditionModel(

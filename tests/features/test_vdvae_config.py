@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from vdvae_models import SMALL, recorded, recorded_config
+from support.vdvae_models import SMALL, recorded, recorded_config
 
 from leanrecon.errors import SettingsError
 from leanrecon.features.vdvae import VDVAEConfig, latent_groups

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
-from vdvae_models import SHARED, SMALL, random_weights, recorded, recorded_config  # noqa: E402
+from support.vdvae_models import SHARED, SMALL, random_weights, recorded, recorded_config  # noqa: E402
 
-from leanrecon import cli  # noqa: E402
+from leanrecon.app import cli  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig  # noqa: E402
-from leanrecon.settings import read_settings  # noqa: E402
 from leanrecon.stores import Store  # noqa: E402
+from leanrecon.study.settings import read_settings  # noqa: E402
 
 SETTINGS = """
 seed = 3
@@ -151,8 +150,7 @@ def test_a_study_continues_from_any_folder(study, tmp_path):
 def test_the_recipe_is_brain_diffuser(tmp_path, here, monkeypatch):
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
-    sys.path.append(str(Path(__file__).parents[1] / "refinement"))
-    from versatile_models import write_encoders, write_versatile
+    from support.versatile_models import write_encoders, write_versatile
 
     table = read_settings("brain-diffuser")[0].tables()
     published = {

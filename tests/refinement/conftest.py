@@ -4,12 +4,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base, write_small_base
-from versatile_models import VISION, write_versatile
+from support.diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base, write_small_base
+from support.versatile_models import VISION, write_versatile
 
 from leanrecon.memory import MemoryBudget
-from leanrecon.refinement.refiner import Refiner
-from leanrecon.refinement.settings import RefineSettings
+from leanrecon.refinement.diffusion.refiner import Refiner
+from leanrecon.refinement.diffusion.settings import RefineSettings
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.validation import validate

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusionImg2ImgPipeline  # noqa: E402
-from diffusion_models import SIZE, TOKENS, WIDTH, merged_by_hand, smooth, unet, vae, write_lora  # noqa: E402
 from PIL import Image  # noqa: E402
+from support.diffusion_models import SIZE, TOKENS, WIDTH, merged_by_hand, smooth, unet, vae, write_lora  # noqa: E402
 
-from leanrecon.refinement import diffusion  # noqa: E402
-from leanrecon.refinement.schedule import schedule_length  # noqa: E402
+from leanrecon.refinement.diffusion import sampling as diffusion  # noqa: E402
+from leanrecon.refinement.diffusion.schedule import schedule_length  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 
 SCHEDULERS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # noqa: E402
-from diffusion_models import SIZE, smooth, tiny_vae, vae  # noqa: E402
+from support.diffusion_models import SIZE, smooth, tiny_vae, vae  # noqa: E402
 from test_refine_diffusion import assert_alike, embeddings, pipeline, theirs  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.refinement.models import enlarges_by, shrinks_by  # noqa: E402
+from leanrecon.refinement.diffusion.networks import enlarges_by, shrinks_by  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 
 

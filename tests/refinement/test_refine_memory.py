@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusion_models import write_base  # noqa: E402
-from versatile_models import write_versatile  # noqa: E402
+from support.diffusion_models import write_base  # noqa: E402
+from support.versatile_models import write_versatile  # noqa: E402
 
 SIZE = 128
 
@@ -20,8 +20,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from leanrecon.memory import MemoryBudget, PeakMemory
-from leanrecon.refinement.refiner import Refiner
-from leanrecon.refinement.settings import RefineSettings
+from leanrecon.refinement.diffusion.refiner import Refiner
+from leanrecon.refinement.diffusion.settings import RefineSettings
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
 

@@ -6,8 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusion_models import unet, write_lora  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.diffusion_models import unet, write_lora  # noqa: E402
 
 MODES = ("none", "model", "sequential", "disk", "stream")
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.refinement.plan import Sizes, plan_refine
-from leanrecon.refinement.precision import cpu_has_bfloat16, precision_of
-from leanrecon.refinement.schedule import problem_of, schedule_length
-from leanrecon.refinement.settings import RefineSettings
+from leanrecon.refinement.diffusion.plan import Sizes, plan_refine
+from leanrecon.refinement.diffusion.precision import cpu_has_bfloat16, precision_of
+from leanrecon.refinement.diffusion.schedule import problem_of, schedule_length
+from leanrecon.refinement.diffusion.settings import RefineSettings
 
 SD15 = Sizes(unet=859_520_964, vae=83_653_863, largest=29_491_200, unet_state=8 * 320 * 64**2, vae_state=256 * 512**2)
 

@@ -13,13 +13,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, unet, write_base, write_lora  # noqa: E402
+from support.diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, unet, write_base, write_lora  # noqa: E402
 
 from leanrecon.errors import BudgetError, InputError, SettingsError  # noqa: E402
 from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.progress import Progress  # noqa: E402
-from leanrecon.refinement import refiner as refiner_module  # noqa: E402
 from leanrecon.refinement.baselines import another_row, without_brain  # noqa: E402
+from leanrecon.refinement.diffusion import refiner as refiner_module  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
@@ -72,8 +72,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from leanrecon.memory import MemoryBudget
-from leanrecon.refinement.refiner import Refiner
-from leanrecon.refinement.settings import RefineSettings
+from leanrecon.refinement.diffusion.refiner import Refiner
+from leanrecon.refinement.diffusion.settings import RefineSettings
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
 
@@ -353,8 +353,8 @@ def test_baselines_are_drawn_like_images(make, drawn, first, text):
 
 def test_settings_and_plans_wait_with_heavy_libraries(base):
     code = (
-        "import sys; from pathlib import Path; from leanrecon.refinement.settings import RefineSettings; "
-        "from leanrecon.refinement.refiner import Refiner; "
+        "import sys; from pathlib import Path; from leanrecon.refinement.diffusion.settings import RefineSettings; "
+        "from leanrecon.refinement.diffusion.refiner import Refiner; "
         f"it = Refiner(RefineSettings(kind='lcm', base={str(base)!r}, text='clip', size=64), device='cpu', "
         "scratch=Path('x')); "
         "assert it.plan(5, 10**10).work > 3e8; it.made_of(); "

@@ -14,13 +14,12 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
-sys.path.append(str(Path(__file__).parents[1] / "features"))
 
-import published_models as models
 import torch
-from diffusion_models import vae, write_base
 from PIL import Image
-from vdvae_models import SMALL, random_weights
+from support import published_models as models
+from support.diffusion_models import vae, write_base
+from support.vdvae_models import SMALL, random_weights
 
 from leanrecon.stores import Store
 
@@ -58,9 +57,9 @@ resamples = 100
 
 LATER = """
 from pathlib import Path
-from leanrecon.pipeline import STAGES, Pipeline
-from leanrecon.settings import read_settings
-from leanrecon.study import Study
+from leanrecon.stages.pipeline import STAGES, Pipeline
+from leanrecon.study.settings import read_settings
+from leanrecon.study.layout import Study
 settings, base_dir = read_settings("generator.toml")
 pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)
 for stage in STAGES[1:]:

@@ -11,9 +11,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import DDIMScheduler  # noqa: E402
-from diffusion_models import SIZE, TOKENS, WIDTH, smooth, unet, write_base  # noqa: E402
 from PIL import Image  # noqa: E402
-from versatile_models import (  # noqa: E402
+from support.diffusion_models import SIZE, TOKENS, WIDTH, smooth, unet, write_base  # noqa: E402
+from support.versatile_models import (  # noqa: E402
     PUBLISHED,
     VISION,
     by_hand,
@@ -28,9 +28,9 @@ from versatile_models import (  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.memory import MemoryBudget  # noqa: E402
-from leanrecon.refinement import diffusion  # noqa: E402
-from leanrecon.refinement.models import Part, build  # noqa: E402
-from leanrecon.refinement.versatile import joined  # noqa: E402
+from leanrecon.refinement.diffusion import sampling as diffusion  # noqa: E402
+from leanrecon.refinement.diffusion.networks import Part, build  # noqa: E402
+from leanrecon.refinement.diffusion.versatile import joined  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 from leanrecon.weights.folders import Weights  # noqa: E402

@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusion_models import TOKENS, WIDTH
-from versatile_models import VISION, write_encoders, write_versatile
+from support.diffusion_models import TOKENS, WIDTH
+from support.versatile_models import VISION, write_encoders, write_versatile
 
 from leanrecon.stores import Store
 
@@ -52,9 +52,9 @@ resamples = 100
 
 LATER = """
 from pathlib import Path
-from leanrecon.pipeline import STAGES, Pipeline
-from leanrecon.settings import read_settings
-from leanrecon.study import Study
+from leanrecon.stages.pipeline import STAGES, Pipeline
+from leanrecon.study.settings import read_settings
+from leanrecon.study.layout import Study
 settings, base_dir = read_settings("versatile.toml")
 pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)
 for stage in STAGES[1:]:

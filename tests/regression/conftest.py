@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from leanrecon.regression import hat, kernel, loo, per_target, plan, ridge, weights
+from leanrecon.regression.ridge import hat, kernel, loo, per_target, plan, ridge, weights
 from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from leanrecon.regression import blas
+from leanrecon.regression.ridge import blas
 
 PRECISIONS = [(np.float32, 2e-5), (np.float64, 1e-13)]
 

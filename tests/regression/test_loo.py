@@ -7,10 +7,17 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
 from leanrecon.errors import InputError, LeanreconWarning
-from leanrecon.regression.hat import gram
-from leanrecon.regression.loo import best_alpha, default_alphas, eigenvectors, loo_errors, mean_eigenvalue, project
 from leanrecon.regression.normalise import Centred, moments
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.hat import gram
+from leanrecon.regression.ridge.loo import (
+    best_alpha,
+    default_alphas,
+    eigenvectors,
+    loo_errors,
+    mean_eigenvalue,
+    project,
+)
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import Reblocked, as_matrix
 
 FORMS = [pytest.param(40, 70, id="dual"), pytest.param(40, 40, id="square"), pytest.param(70, 40, id="primal")]

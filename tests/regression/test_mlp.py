@@ -10,11 +10,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import process_memory
 from leanrecon.progress import PlainProgress, Progress
-from leanrecon.regression.batches import Batches, Held, split
-from leanrecon.regression.mlp import StreamingMLP
-from leanrecon.regression.network import residual_mlp
-from leanrecon.regression.ridge import StreamingRidge
-from leanrecon.regression.training import own_random_numbers
+from leanrecon.regression.mlp.batches import Batches, Held, split
+from leanrecon.regression.mlp.mlp import StreamingMLP
+from leanrecon.regression.mlp.network import residual_mlp
+from leanrecon.regression.mlp.training import own_random_numbers
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
 SMALL = {"hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0}

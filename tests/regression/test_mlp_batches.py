@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leanrecon.regression.batches import Batches, Held, Shuffled, paired_at_random, split, take
+from leanrecon.regression.mlp.batches import Batches, Held, Shuffled, paired_at_random, split, take
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.stores import Store, as_matrix
 

@@ -5,9 +5,9 @@ import pytest
 from sklearn.decomposition import PCA
 
 from leanrecon.errors import InputError
-from leanrecon.regression import coding
-from leanrecon.regression.coding import code, mixing, target_moments
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.mlp import coding
+from leanrecon.regression.mlp.coding import code, mixing, target_moments
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, as_matrix
 
 FORMS = [pytest.param(60, 90, id="dual"), pytest.param(600, 40, id="primal")]

@@ -6,7 +6,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
-from leanrecon.regression.mlp import StreamingMLP
+from leanrecon.regression.mlp.mlp import StreamingMLP
 from leanrecon.stores import as_matrix
 
 SMALL = {"hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0}
@@ -100,8 +100,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_rows_and_keeps_the_last_checkp
 
 
 def test_rows_that_are_not_finite_are_named(monkeypatch):
-    from leanrecon.regression.checkpoint import Place
-    from leanrecon.regression.training import _not_finite
+    from leanrecon.regression.mlp.checkpoint import Place
+    from leanrecon.regression.mlp.training import _not_finite
 
     rows = np.array([40, 7, 9])
     x, y = np.zeros((3, 4)), np.zeros((3, 2))

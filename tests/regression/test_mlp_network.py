@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from leanrecon.regression.network import loss_of, n_weights, residual_mlp, soft_clip, weight_shapes
+from leanrecon.regression.mlp.network import loss_of, n_weights, residual_mlp, soft_clip, weight_shapes
 
 
 def by_hand(x, w, blocks):

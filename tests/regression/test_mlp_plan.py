@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.regression.mlp_plan import ADAMW, NetworkShapes, plan_network
+from leanrecon.regression.mlp.plan import ADAMW, NetworkShapes, plan_network
 
 GB = 1_000_000_000
 NSD = {
@@ -83,7 +83,7 @@ MEASURED = """
 import json, sys
 from pathlib import Path
 from leanrecon.memory import PeakMemory
-from leanrecon.regression.mlp import StreamingMLP
+from leanrecon.regression.mlp.mlp import StreamingMLP
 
 folder, how = Path(sys.argv[1]), json.loads(sys.argv[2])
 with PeakMemory() as memory:

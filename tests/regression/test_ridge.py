@@ -8,7 +8,7 @@ import pytest
 import zarr
 from sklearn.linear_model import Ridge
 
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
 SHAPES = [

@@ -7,8 +7,8 @@ import pytest
 
 from leanrecon.errors import BudgetError
 from leanrecon.memory import MemoryBudget
-from leanrecon.regression import ridge as module
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge import ridge as module
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
 WAYS = [
@@ -78,7 +78,7 @@ def plans(monkeypatch, constants, nothing_held):
     """Small panels and no workspace, so that budgets of some megabytes make a difference."""
     constants(WIDTH=64, DEPTH=32, TEST_ROWS=128)
     for name in ("WORKSPACE", "WARM"):
-        monkeypatch.setattr(f"leanrecon.regression.plan.{name}", 0)
+        monkeypatch.setattr(f"leanrecon.regression.ridge.plan.{name}", 0)
     return Plans(monkeypatch)
 
 

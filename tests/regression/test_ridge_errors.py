@@ -6,7 +6,7 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 from leanrecon.errors import InputError, LeanreconError, SettingsError, StoreError
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
 FORMS = [

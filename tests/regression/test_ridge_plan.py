@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.regression.kernel import DEPTH, panel_nbytes, triangle_nbytes
-from leanrecon.regression.plan import (
+from leanrecon.regression.ridge.kernel import DEPTH, panel_nbytes, triangle_nbytes
+from leanrecon.regression.ridge.plan import (
     TEST_ROWS,
     WARM,
     WORKSPACE,

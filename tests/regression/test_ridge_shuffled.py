@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from leanrecon.errors import LeanreconError
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 
 Array = np.ndarray[Any, Any]
 

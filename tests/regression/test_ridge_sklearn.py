@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 
 
 @pytest.mark.filterwarnings("ignore:.*does not inherit from.*BaseEstimator.*:UserWarning")
@@ -82,7 +82,7 @@ def test_the_score_is_r2(study):
 NO_SKLEARN = """
 import sys
 import numpy as np
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 x, y, t = (np.load(path) for path in sys.argv[1:])
 from leanrecon.stores import as_matrix
 StreamingRidge(3.0, restandardize="inductive").fit(as_matrix(x), as_matrix(y)).predict(as_matrix(t))

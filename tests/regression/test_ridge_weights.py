@@ -6,7 +6,7 @@ import zarr
 from sklearn.linear_model import Ridge
 
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
-from leanrecon.regression.ridge import StreamingRidge
+from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, as_matrix
 
 FORMS = [pytest.param(60, 90, id="dual"), pytest.param(90, 60, id="primal")]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from leanrecon.errors import StoreError
-from leanrecon.stores import files as small_files
+from leanrecon.places import files as small_files
 from leanrecon.stores.pictures import Pictures, remove
 
 Array = np.ndarray[Any, Any]

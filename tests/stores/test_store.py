@@ -11,7 +11,8 @@ import zarr
 
 from leanrecon.errors import LeanreconError, LeanreconWarning, StoreError
 from leanrecon.memory import buffer
-from leanrecon.stores import Store, disk
+from leanrecon.places import disk
+from leanrecon.stores import Store
 from leanrecon.stores.store import remove
 
 RNG = np.random.default_rng(3)

@@ -1,9 +1,9 @@
 import pytest
-from hub_server import serving
+from support.hub_server import serving
 
-from leanrecon import patience
+from leanrecon.net import download
+from leanrecon.net import retry as patience
 from leanrecon.progress import Progress
-from leanrecon.weights import download
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hub_server import git_name
+from support.hub_server import git_name
 
-from leanrecon import patience
 from leanrecon.errors import LeanreconError, NetworkError, StoreError
+from leanrecon.net import download
+from leanrecon.net import retry as patience
+from leanrecon.net.download import Remote, fetch, find, partial_of
 from leanrecon.progress import Progress
-from leanrecon.weights import download
-from leanrecon.weights.download import Remote, fetch, find, partial_of
 
 MB = 1_000_000
 DATA = np.random.default_rng(0).bytes(5 * MB)
@@ -282,7 +282,7 @@ def test_a_folder_that_may_not_be_written_is_named_with_what_chooses_another(ser
 FETCHING = """
 import sys
 from pathlib import Path
-from leanrecon.weights.download import Remote, fetch
+from leanrecon.net.download import Remote, fetch
 fetch(Remote(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 constants = pytest.importorskip("huggingface_hub.constants")
 
-from hub_server import LARGE  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.hub_server import LARGE  # noqa: E402
 
-from leanrecon import patience  # noqa: E402
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
-from leanrecon.weights import download  # noqa: E402
+from leanrecon.net import download  # noqa: E402
+from leanrecon.net import retry as patience  # noqa: E402
 from leanrecon.weights.fetch import RECORD, Want, fetch_all, where  # noqa: E402
 from leanrecon.weights.folders import find_model  # noqa: E402
 from leanrecon.weights.pieces import Piece  # noqa: E402
@@ -387,7 +387,7 @@ def test_converting_needs_room_for_both(hub, base, said, monkeypatch):
 
 
 def test_two_fetches_at_once_are_refused(hub, base, said, tmp_path):
-    from leanrecon.stores.hold import held
+    from leanrecon.places.hold import held
 
     with held(tmp_path / "cache", "another", ""), pytest.raises(StoreError, match="another fetch-weights is at work"):
         fetch_all([BASE], said)

@@ -5,18 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("features", "refinement")]
 
-import published_models as models
-from diffusion_models import tiny_vae, unet, write_base, write_lora
-from hub_server import serving
 from safetensors.torch import load_file, save_file
+from support import published_models as models
+from support.diffusion_models import tiny_vae, unet, write_base, write_lora
+from support.hub_server import serving
 
 SETTINGS = """
 memory = "3GB"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leanrecon.doctor import packaged as told
+from leanrecon.app.doctor import packaged as told
 from leanrecon.errors import InputError
 from leanrecon.weights import packaged
 from leanrecon.weights.packaged import MANIFEST, check_packaged, in_recipe, is_packaged, write_manifest

@@ -13,7 +13,7 @@ import numpy as np
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
 from leanrecon.memory import buffer
-from leanrecon.stores.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors
 from leanrecon.weights.pickles import open_checkpoint, require
 from leanrecon.weights.safetensors import Precision, reserved
 

@@ -1,0 +1,328 @@
+"""The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
+
+import os
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanrecon import __version__
+from leanrecon.errors import LeanreconError
+
+if TYPE_CHECKING:
+    from leanrecon.progress import Progress
+    from leanrecon.study.settings import Settings
+
+_NETWORKS = ("torch", "transformers", "diffusers")  # that the demo runs
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reconstruct the images a person saw from their fMRI, in a stated memory budget.",
+)
+
+Source = Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe's name, or a settings file (TOML).")]
+StudyFolder = Annotated[
+    Path | None, typer.Option("--study", help="Folder of the study; by default one named after the settings file.")
+]
+Memory = Annotated[str | None, typer.Option("--memory", help='What the process may hold, as in "4GB".')]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="STAGE", help="Last stage: dataset, features, regression, stage1, refine, evaluate."
+    ),
+]
+
+
+@app.command()
+def run(
+    source: Source,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    until: Until = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
+    sets: Sets = None,
+    mirror: Annotated[
+        Path | None,
+        typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
+    ] = None,
+) -> None:
+    """Run a study, or continue one that was stopped anywhere."""
+    settings, base_dir = _settings(source, sets, memory)
+    if _accepts_terms(settings):
+        settings, base_dir = _settings(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
+    from leanrecon.stages.pipeline import STAGES, Pipeline
+    from leanrecon.study.layout import Study
+
+    last = _stage(until, STAGES)
+    folder = _folder(source, study)
+    how: dict[str, Any] = {"base_dir": base_dir, "overwrite": overwrite, "progress": _progress(), "mirror": mirror}
+    Pipeline(settings, Study(folder), **how).run(last)
+    typer.echo(f"done: {Study(folder).report if last == STAGES[-1] else folder}")
+
+
+@app.command()
+def demo(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Without networks and PyTorch, from fewer images: done in half a minute.")
+    ] = False,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Reconstruct what a simulated subject saw: the whole way, offline, on any machine."""
+    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    if lacking and not fast:
+        raise LeanreconError(
+            f"the demo runs networks, and {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed",
+            todo='install what they need with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which does '
+            "without them",
+        )
+    # Networks this small gain nothing from a second core, and threads that wait for each other lose much on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from leanrecon.study.settings import recipes
+
+    name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
+    run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets)
+
+
+@app.command()
+def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
+    """Show what every stage will hold in memory and write to disk, before any of it is done."""
+    settings, base_dir = _settings(source, sets, memory)
+    from leanrecon.app.plan import plan_study, show
+    from leanrecon.stages.pipeline import STAGES
+    from leanrecon.study.needs import missing
+
+    last = _stage(until, STAGES)
+    stages = plan_study(settings, base_dir=base_dir, until=last)
+    show(stages, settings.general.memory, missing(settings, last))
+
+
+@app.command("fetch-weights")
+def fetch_weights(source: Source, sets: Sets = None) -> None:
+    """Fetch the weights that settings name, once: only the files that are needed, resumed and checked."""
+    settings, _ = _settings(source, sets, None)
+    from leanrecon.study.needs import require_packaged, wanted
+    from leanrecon.weights.fetch import fetch_all
+
+    wants = wanted(settings)
+    require_packaged(wants)
+    fetch_all(wants, _progress())
+    typer.echo("all weights are here" if wants else "these settings name no weights")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
+) -> None:
+    """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    from leanrecon.stages.repair import find_damage, mend
+
+    damaged = find_damage(path, progress=_progress())
+    for chunks in damaged.values():
+        for _, what in chunks:
+            typer.echo(what)
+    if not damaged:
+        typer.echo("all chunks are sound")
+    elif repair:
+        mend(path, damaged, progress=_progress())
+        typer.echo("repaired")
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="A store of a study.")],
+    file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
+) -> None:
+    """Copy a store into a .npy file, row group by row group."""
+    from leanrecon.stages.repair import export_npy
+
+    export_npy(store, file, progress=_progress())
+    typer.echo(f"wrote {file}")
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
+    """Write report.html again, from the figures and images that a study holds."""
+    from leanrecon.stages.evaluate import write_report
+    from leanrecon.study.layout import Study
+    from leanrecon.study.record import only_run
+    from leanrecon.study.settings import read_settings
+
+    _require_study(study)
+    settings, _ = read_settings(study / "study.toml")
+    with only_run(study):
+        write_report(Study(study), settings, progress=_progress())
+    typer.echo(f"wrote {Study(study).report}")
+
+
+@app.command()
+def doctor(
+    memory: Memory = None,
+    vdvae: Annotated[
+        Path | None, typer.Option("--vdvae", metavar="FILE", help="Prove a file of VDVAE weights instead.")
+    ] = None,
+) -> None:
+    """Show what this machine has, what each recipe needs, and whether it fits."""
+    from leanrecon.app.doctor import show, show_vdvae
+
+    if vdvae is not None:
+        show_vdvae(vdvae)
+    else:
+        show(memory)
+
+
+@app.command()
+def mirror(
+    study: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
+) -> None:
+    """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    from leanrecon.study.mirror import Mirror
+    from leanrecon.study.record import only_run
+
+    _require_study(study)
+    with only_run(study):
+        Mirror(study, folder, overwrite=overwrite, progress=_progress()).keep()
+    typer.echo(f"all that {study} has finished is in {folder}")
+
+
+@app.command("simulate-nsd")
+def simulate_nsd(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the small NSD into.")],
+    subject: Annotated[int, typer.Option(help="Number of the subject.")] = 1,
+    sessions: Annotated[int, typer.Option(help="Number of scan sessions.")] = 2,
+    scale: Annotated[float, typer.Option(help="Size of the volume and the images, beside the real ones.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed of images, tuning and noise.")] = 0,
+) -> None:
+    """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on."""
+    from leanrecon.datasets.nsd.simulate import simulate_nsd as write
+
+    write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=_progress())
+    typer.echo(f"wrote {folder}; use it with")
+    typer.echo(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
+    typer.echo(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
+
+
+@app.command("export-nifti")
+def export_nifti(
+    study: Annotated[Path, typer.Argument(help="A study of kind nsd.")],
+    vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
+    file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
+) -> None:
+    """Put one number a voxel back into the subject's space, as a NIfTI volume."""
+    from leanrecon.datasets.nsd.voxels import export_nifti as write
+    from leanrecon.study.layout import Study
+
+    write(Study(study), vector, file)
+    typer.echo(f"wrote {file}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with leanrecon."""
+    from leanrecon.study.settings import recipes as known
+
+    for name, path in known().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        typer.echo(f"{name:16} {first.lstrip('# ')}")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"leanrecon {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except LeanreconError as error:
+        typer.echo(f"leanrecon: {error}", err=True)
+        sys.exit(2)
+    except SystemExit as exit_:
+        if exit_.code == _INTERRUPTED:
+            typer.echo("leanrecon: stopped; the same command continues from here", err=True)
+        raise
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"leanrecon: {message}", err=True)
+
+
+def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
+    from leanrecon.study.settings import find_settings, read_settings, recipes
+
+    if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
+        typer.echo(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
+    return read_settings(source, sets or (), memory=memory)
+
+
+def _accepts_terms(settings: "Settings") -> bool:
+    """Whether someone at the terminal accepts the terms of a dataset that is fetched; asked if settings don't say so."""
+    dataset = settings.dataset.model_dump()
+    fetched = dataset["kind"] == "nsd" and dataset["root"].startswith("s3://")
+    if not fetched or dataset["accept_terms"] or not sys.stdin.isatty():
+        return False
+    from leanrecon.datasets.nsd.layout import TERMS
+
+    typer.echo(TERMS)
+    return typer.confirm("Do you accept them?")
+
+
+def _folder(source: str, study: Path | None) -> Path:
+    """The study's folder: as given, that of the study itself, or one named after the recipe or file."""
+    from leanrecon.study.record import is_study
+
+    if study is not None:
+        return study
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    return folder if (path.is_dir() or path.name == "study.toml") and is_study(folder) else Path(path.stem)
+
+
+def _require_study(folder: Path) -> None:
+    from leanrecon.study.record import is_study
+
+    if not is_study(folder):
+        raise LeanreconError(
+            f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote"
+        )
+
+
+def _stage(name: str | None, stages: tuple[str, ...]) -> str:
+    from leanrecon.errors import SettingsError
+    from leanrecon.validation import nearest
+
+    if name is None:
+        return stages[-1]
+    if name not in stages:
+        raise SettingsError(f"--until {name}: there is no such stage ({nearest(name, stages)})")
+    return name
+
+
+def _progress() -> "Progress":
+    from rich.console import Console
+
+    from leanrecon.progress import PlainProgress, RichProgress
+
+    console: Any = Console(stderr=True)
+    return RichProgress(console) if console.is_terminal or console.is_jupyter else PlainProgress()

@@ -1,0 +1,273 @@
+"""leanrecon within a notebook: ``%leanrecon`` runs the command line, and a study's checks and pictures are shown in cells.
+
+``%load_ext leanrecon.app.notebook`` brings the magic; ``alignment`` and ``gallery`` show a study as the value of a cell.
+"""
+
+import contextlib
+import ctypes
+import html
+import os
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from leanrecon.errors import LeanreconError, StoreError
+from leanrecon.memory import format_bytes, parse_bytes, process_memory
+
+EVERY = 0.5
+"""Seconds between two looks at a command's memory."""
+
+_TIME_LEFT = re.compile(r".+/s, \S+ left(, .*)?")
+"""A line that tells how far a stage is, replaced by the next one rather than kept."""
+
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+_BAR = 24  # characters
+_WIDTH = 110  # characters of a line
+
+
+class CommandError(LeanreconError):
+    """A command that ended with an error, which it has told; later cells should not run."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback: the command has said what was wrong."""
+        return [str(self)]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Give notebooks the line magic ``%leanrecon COMMAND …``, the command line as a cell."""
+    shell.register_magic_function(run, "line", "leanrecon")
+
+
+def run(line: str) -> None:
+    """Run ``leanrecon LINE`` in a process of its own, with what it holds in memory and the time left shown live.
+
+    The process ends with the notebook's kernel, so that a restarted notebook can go on with the same study.
+    Raises CommandError where the command fails.
+    """
+    arguments = shlex.split(line)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "leanrecon", *arguments],
+        env=_plain(os.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        preexec_fn=_end_with_kernel if sys.platform == "linux" else None,
+    )
+    meter = _Meter(process.pid, _allowed(arguments))
+    try:
+        for said in _lines(process):
+            if said is not None and not _TIME_LEFT.fullmatch(said):
+                print(said, flush=True)
+            meter.look(said if said and _TIME_LEFT.fullmatch(said) else None)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    code = process.wait()
+    meter.finish()
+    if code:
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        killed = "out of memory, perhaps: give --memory a smaller budget, and " if code == -signal.SIGKILL else ""
+        raise CommandError(
+            f"`leanrecon {line}` {ended}", todo=f"{killed}see above; run all cells again to go on from here"
+        )
+
+
+def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program that writes to no terminal: kernels ask for colours, which cells would show as codes."""
+    kept = {key: value for key, value in environment.items() if key not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    return kept | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(_WIDTH), "PYTHONUNBUFFERED": "1"}
+
+
+def _end_with_kernel() -> None:
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGTERM)
+
+
+def _allowed(arguments: list[str]) -> int | None:
+    """The budget that a command is given, where it is given one."""
+    for one, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, own = one.partition("=")
+        if name == "--memory":
+            with contextlib.suppress(LeanreconError):  # the command itself says what is wrong
+                return parse_bytes(own if equals else value)
+    return None
+
+
+def _lines(process: "subprocess.Popen[str]") -> Iterator[str | None]:
+    """The lines that a command writes, and None whenever a while has passed without one."""
+    found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            found.put(line.rstrip("\n"))
+        found.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = found.get(timeout=EVERY)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        yield line
+
+
+@dataclass
+class _Meter:
+    """A line below a cell: memory now and at most, beside what is allowed, and how far the stage is."""
+
+    process: int
+    allowed: int | None
+    peak: int = 0
+    now: int = 0
+    started: float = field(default_factory=time.monotonic)
+    shown: float = 0.0
+    left: str = ""
+    handle: Any = None
+
+    def look(self, left: str | None) -> None:
+        """Measure, and show it if there is something new to show and the last time is long enough ago."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.now = process_memory(self.process)
+        self.peak = max(self.peak, self.now)
+        self.left = left or self.left
+        if time.monotonic() - self.shown >= EVERY:
+            self._show(f"{self._bar()} {format_bytes(self.now)} now, {self._most()}", self.left)
+
+    def finish(self) -> None:
+        seconds = time.monotonic() - self.started
+        took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        self._show(f"{took}, memory: {self._most()}", "")
+
+    def _most(self) -> str:
+        return f"{format_bytes(self.peak)} at most" + (f" of {format_bytes(self.allowed)}" if self.allowed else "")
+
+    def _bar(self) -> str:
+        filled = round(_BAR * min(self.now / self.allowed, 1)) if self.allowed else 0
+        return "memory " + ("▮" * filled + "▯" * (_BAR - filled) if self.allowed else "")
+
+    def _show(self, text: str, left: str) -> None:
+        from IPython.display import display
+
+        self.shown = time.monotonic()
+        both = "   ".join(part for part in (text, left) if part)
+        shown = {"text/plain": both, "text/html": f"<pre>{html.escape(both)}</pre>"}
+        if self.handle is None:
+            self.handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self.handle.update(shown, raw=True)
+
+
+# A study's checks and pictures
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a cell shows: as a page in notebooks, as text elsewhere."""
+
+    text: str
+    page: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.page
+
+
+def alignment(study: str | Path) -> Shown:
+    """Whether betas and images belong together, as far as the study can tell by now.
+
+    Where images were shown twice, responses to repeats are compared with those to different images. Raises StoreError
+    where the stage dataset has not run.
+    """
+    from leanrecon.datasets.reliability import Reliability
+    from leanrecon.places.files import read_json
+    from leanrecon.study.layout import Study
+
+    place = Study(Path(study))
+    if not place.rows.exists():
+        raise StoreError(f"there is no {place.rows}", todo="run the stage dataset first")
+    record = read_json(place.reliability)
+    found = Reliability.of(record) if record else None
+    if found is None or not found.judged:
+        text = "Too few images were shown twice to compare repeats; the report compares with shuffled betas instead."
+        return Shown(text, _paragraph(text))
+    verdict = "Betas and images belong together" if found.above_chance else "BETAS AND IMAGES DO NOT MATCH"
+    text = f"{verdict}: {found}."
+    return Shown(text, _paragraph(text))
+
+
+def gallery(study: str | Path) -> Shown:
+    """The verdict, its checks, and the best, middle and worst reconstructions of a study that was evaluated.
+
+    Raises StoreError where it was not.
+    """
+    from leanrecon.evaluation.report.gallery import pixcorr, strip_rows
+    from leanrecon.evaluation.report.thumbnails import thumbnail
+    from leanrecon.evaluation.report.verdict import verdict
+    from leanrecon.places.files import read_json
+    from leanrecon.stages.evaluate import read_scores, rows_of_pictures
+    from leanrecon.study.layout import Study
+    from leanrecon.study.settings import read_settings
+    from leanrecon.study.variants import variants
+
+    place = Study(Path(study))
+    metrics = read_json(place.metrics)
+    if metrics is None:
+        raise StoreError(f"there is no {place.metrics}", todo="run the study to its end first")
+    settings, _ = read_settings(place.settings)
+    scores, found = read_scores(place), verdict(metrics)
+    strip = strip_rows(scores)
+    wanted = sorted(row for _, rows in strip for row in rows)
+    every = variants(place, settings.dataset.folds)
+    rows = rows_of_pictures(every, place, refined=settings.refine.kind != "none", only=set(wanted))
+    drawn = {
+        row: [thumbnail(image, len(wanted)) for image in images if image is not None]
+        for row, images in zip(wanted, rows, strict=True)
+    }
+    simulated = "<p><b>Simulated subject: no one was measured.</b></p>" if metrics.get("simulated") else ""
+    marks = {True: "✓", False: "✕", None: "?"}
+    checks = [f"{marks[check.passed]} {check.name}: {check.evidence}" for check in found.checks]
+    groups = "".join(
+        f"<td style='vertical-align:top;text-align:left;white-space:nowrap'><b>{name}</b><br>{''.join(_pair(drawn[row], pixcorr(scores[row])) for row in these)}</td>"
+        for name, these in strip
+    )
+    page = (
+        f"{simulated}<h3>{html.escape(found.headline)}</h3>{_paragraph(found.detail[:1].upper() + found.detail[1:])}"
+        f"<ul>{''.join(f'<li>{html.escape(check)}</li>' for check in checks)}</ul>"
+        f"<p>Above: seen. Below: reconstructed{' (first and final image)' if settings.refine.kind != 'none' else ''}, "
+        f"with its pixel correlation.</p><table><tr>{groups}</tr></table>{_paragraph(f'All of it: {place.report}')}"
+    )
+    return Shown("\n".join([found.text, *checks, f"All of it: {place.report}"]), page)
+
+
+def _pair(images: list[Any], score: float | None) -> str:
+    shown = "<br>".join(
+        f"<img src='{image.uri}' width=80 style='{'image-rendering:pixelated' if image.pixelated else ''}'>"
+        for image in images
+    )
+    told = "" if score is None else f"<figcaption>{score:.2f}</figcaption>"
+    return f"<figure style='display:inline-block;margin:3px'>{shown}{told}</figure>"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"

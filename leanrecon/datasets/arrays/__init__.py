@@ -1,0 +1,1 @@
+"""Datasets from any lab's arrays."""

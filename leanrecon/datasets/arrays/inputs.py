@@ -1,0 +1,237 @@
+"""The arrays that a study's settings name, opened and found to fit together; only their headers are read."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.datasets.files.captions import read_captions
+from leanrecon.datasets.files.open import open_array
+from leanrecon.datasets.files.rows import Convert, Pooled, Rows
+from leanrecon.datasets.images import image_shape_of, look_through, scale_of, to_images, to_uint8
+from leanrecon.datasets.splits import check_split, fold_rows, read_test_rows
+from leanrecon.errors import InputError
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.arrays.dataset import ArraysSettings
+    from leanrecon.datasets.ingest import StorePlan
+
+Array = np.ndarray[Any, Any]
+
+OVERHEAD = 32 * 10**6
+"""Bytes that h5py, scipy.io and Zarr take when they are loaded, with room for ids and captions."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: which rows of which arrays."""
+
+    name: str
+    betas: Rows
+    stimuli: Rows | None
+    index: Array
+    first: int
+    """Where its rows start when those of all splits are counted through."""
+
+    def rows(self, role: str) -> Rows:
+        rows = self.betas if role == "betas" else self.stimuli
+        assert rows is not None
+        return rows
+
+    def locate(self, role: str) -> Callable[[int], str]:
+        return lambda row: self.rows(role).locate(int(self.index[row]))
+
+
+class Inputs:
+    """The arrays of a study, opened and found to fit together; only headers have been read."""
+
+    def __init__(self, settings: "ArraysSettings", base_dir: Path | None, opened: ExitStack) -> None:
+        self.settings = settings
+        self.base_dir = base_dir
+        self.paired = settings.betas is None
+        self.roles = [role for role in ("betas", "stimuli") if getattr(settings, self.names(role)[0])]
+        self.arrays = {
+            role: [opened.enter_context(self.open(name)) for name in self.names(role)] for role in self.roles
+        }
+        betas, stimuli = self.arrays["betas"], self.arrays.get("stimuli", [])
+        for rows in betas:
+            _check_betas(rows)
+        for rows in stimuli:
+            _check_numbers(rows, "biuf", "images")
+        for responses, images in zip(betas, stimuli, strict=False):
+            _check_lengths(responses, images)
+        self.voxels = betas[0].shape[1]
+        if self.paired and betas[1].shape[1] != self.voxels:
+            raise InputError(
+                f"{betas[0].name} has {self.voxels} voxels and {betas[1].name} has {betas[1].shape[1]}",
+                expected="the same voxels in train and test",
+            )
+        shapes = [image_shape_of(r.name, r.shape, settings.image_shape, settings.image_order) for r in stimuli]
+        if len(set(shapes)) > 1:
+            raise InputError(
+                f"{stimuli[0].name} has images of shape {shapes[0]} and {stimuli[1].name} of {shapes[1]}",
+                expected="one shape (height, width, channels) in train and test",
+            )
+        self.image_shape = shapes[0] if shapes else None
+        self.n_rows = sum(map(len, betas))
+        self._test_rows: Array | None = None
+        self.prints: dict[str, str] = {}
+        """Fingerprints of files by their size and time of change, which spare reading a whole file again."""
+
+    def names(self, role: str) -> list[str]:
+        return [f"{role}_train", f"{role}_test"] if self.paired else [role]
+
+    def open(self, name: str) -> Rows:
+        return open_array(getattr(self.settings, name), self.settings.path, self.base_dir)
+
+    def test_rows(self) -> Array:
+        """The rows that test_index names."""
+        if self._test_rows is None:
+            spec = str(self.settings.test_index)
+            self._test_rows = read_test_rows(spec, self.n_rows, self.settings.path, self.base_dir)
+        return self._test_rows
+
+    def expected_test_rows(self) -> int:
+        """How many test rows there will be; with test_fraction, if no stimulus were repeated."""
+        settings, n = self.settings, self.n_rows
+        if settings.folds:
+            fold_rows([str(row) for row in range(n)], settings.folds, 0)  # refuses more folds than rows
+            return 0
+        if self.paired:
+            return len(self.arrays["betas"][1])
+        return len(self.test_rows()) if settings.test_index else max(round((settings.test_fraction or 0) * n), 1)
+
+    def splits(self, test_rows: Array) -> list[Split]:
+        """The splits that are stored; ``test_rows`` says which rows of a lone array are for testing."""
+        betas, stimuli = self.arrays["betas"], self.arrays.get("stimuli", [])
+        if self.settings.folds:
+            pooled = [Pooled(parts) if len(parts) > 1 else parts[0] for parts in (betas, stimuli) if parts]
+            return [Split("train", pooled[0], pooled[1] if stimuli else None, np.arange(self.n_rows), 0)]
+        if self.paired:
+            parts = [np.arange(len(rows)) for rows in betas]
+        else:
+            parts = [np.setdiff1d(np.arange(self.n_rows), test_rows), test_rows]
+            betas, stimuli = betas * 2, stimuli * 2
+        check_split(len(parts[0]), len(parts[1]))
+        images: list[Rows] | list[None] = stimuli or [None, None]
+        firsts = (0, len(parts[0]))
+        return [Split(*of) for of in zip(("train", "test"), betas, images, parts, firsts, strict=True)]
+
+    def store_shape(self, role: str, n: int) -> tuple[int, ...]:
+        return (n, self.voxels) if role == "betas" else (n, *(self.image_shape or ()))
+
+    def plan_store(self, role: str, rows: Rows, n: int, chunk: int, free: int) -> "StorePlan":
+        from leanrecon.datasets.ingest import plan_store
+
+        dtype = np.float32 if role == "betas" else np.uint8
+        about = {"together": rows.together, "held": rows.held, "scratch": rows.scratch + OVERHEAD}
+        return plan_store(self.store_shape(role, n), dtype, chunk, free=free, **about)
+
+    def group_rows(self, role: str, n: int, chunk: int) -> int:
+        """Rows of a row group of the store."""
+        from leanrecon.stores.layout import plan_chunks
+
+        return plan_chunks(self.store_shape(role, n), np.float32 if role == "betas" else np.uint8, chunk)[0]
+
+    def images(self, block: Array) -> Array:
+        assert self.image_shape is not None
+        return to_images(block, self.image_shape, self.settings.image_order)
+
+    def converter(self) -> Convert:
+        """How images become uint8, decided from all of them together; floating-point ones are looked through for it."""
+        arrays = self.arrays["stimuli"]
+        name = " and ".join(rows.name for rows in arrays)
+        floats = [rows for rows in arrays if rows.dtype.kind == "f"]
+        if not floats:
+            return to_uint8(name, 1)
+        whole_types = any(rows.dtype.kind in "iu" for rows in arrays)
+        names = " and ".join(rows.name for rows in floats)
+        values = []
+        for rows in floats:
+            values.append(look_through(rows))
+            rows.release()
+        return to_uint8(name, scale_of(names, values, beside_whole_types=whole_types))
+
+    def made_of(self, role: str, split: str, seed: int) -> dict[str, Any]:
+        """What decides a store's contents: the arrays, the split and, for images, shape and order."""
+        own = [f"{role}_{split}"] if self.paired and not self.settings.folds else self.names(role)
+        prints = {name: self._print(rows) for name, rows in zip(self.names(role), self.arrays[role], strict=True)}
+        made: dict[str, Any] = {"kind": "arrays"} | {name: prints[name] for name in own}
+        if self.settings.folds:
+            made["split"] = "folds"
+        elif self.settings.test_index:
+            made["test_index"] = hashlib.sha256(self.test_rows().astype("<i8").tobytes()).hexdigest()
+        elif self.settings.test_fraction:
+            made |= {"test_fraction": self.settings.test_fraction, "seed": seed}
+            made["stimuli"] = self._print(self.arrays["stimuli"][0]) if "stimuli" in self.arrays else None
+        if role == "stimuli":
+            flat = len(self.arrays[role][0].shape) == 2
+            made |= {
+                "image_shape": list(self.image_shape or ()),
+                "image_order": self.settings.image_order if flat else None,
+            }
+            if len(own) < len(prints) and any(rows.dtype.kind == "f" for rows in self.arrays[role]):
+                made["scaled_with"] = {name: of for name, of in prints.items() if name not in own}
+        return {"dataset": made}
+
+    def _print(self, rows: Rows) -> dict[str, Any]:
+        from leanrecon.stores.fingerprint import file_fingerprint
+
+        about = rows.path.stat()
+        seen = f"{rows.path.name} {about.st_size} {about.st_mtime_ns}"
+        if seen not in self.prints:
+            self.prints[seen] = file_fingerprint(rows.path)
+        return {"file": self.prints[seen], "key": rows.key}
+
+    def of_split(self, arrays: list[Any], split: str) -> list[Any]:
+        """Those of a list with one item an array that a split draws its rows from."""
+        if self.settings.folds or not self.paired:
+            return arrays
+        return [arrays[0 if split == "train" else 1]]
+
+    def captions(self) -> list[list[list[str]]] | None:
+        """The captions of each array, or None; each is as long as its betas."""
+        names = self.names("captions")
+        if not getattr(self.settings, names[0]):
+            return None
+        read = [read_captions(getattr(self.settings, name), self.settings.path, self.base_dir) for name in names]
+        for name, captions, rows in zip(names, read, self.arrays["betas"], strict=True):
+            if len(captions) != len(rows):
+                raise InputError(f"{name} has {len(captions)} rows and {rows.name} has {len(rows)}", expected="as many")
+        return read
+
+
+def _check_numbers(rows: Rows, kinds: str, what: str) -> None:
+    if rows.dtype.kind not in kinds:
+        raise InputError(f"{rows.name} holds {rows.kind} values", expected=f"{what} as real numbers")
+    if 0 in rows.shape:
+        raise InputError(f"{rows.name} is empty: its shape is {rows.shape}", expected=what)
+
+
+def _check_betas(rows: Rows) -> None:
+    _check_numbers(rows, "iuf", "betas")
+    if len(rows.shape) != 2:
+        raise InputError(
+            f"{rows.name} has shape {rows.shape}",
+            expected="betas as [rows, voxels]",
+            todo="bring volumes into this form with their mask: betas[:, mask]",
+        )
+
+
+def _check_lengths(betas: Rows, stimuli: Rows) -> None:
+    if len(betas) == len(stimuli):
+        return
+    todo = None
+    if stimuli.shape[-1] == len(betas):
+        todo = f"{stimuli.name} seems to have its images on the last axis: numpy.moveaxis(images, -1, 0)"
+    elif betas.shape[1] == len(stimuli):
+        todo = f"{betas.name} seems to be [voxels, rows]: transpose it"
+    raise InputError(
+        f"{betas.name} has {len(betas)} rows and {stimuli.name} has {len(stimuli)} images",
+        expected="one image a row of betas",
+        todo=todo,
+    )

@@ -1,0 +1,1 @@
+"""Arrays and captions in files: .npy, .npz, .mat and HDF5."""

@@ -1,0 +1,1 @@
+"""The Natural Scenes Dataset."""

@@ -1,0 +1,219 @@
+"""The files of NSD that a study is made from: found once, remembered beside the betas, and held to what they were."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.datasets.files.open import locate
+from leanrecon.datasets.nsd.betas import betas_layout, check_trials, nifti_shape
+from leanrecon.datasets.nsd.layout import (
+    DESIGN,
+    FORMATS,
+    STIMULI,
+    Design,
+    SubjectFiles,
+    check_simulation,
+    chosen_sessions,
+    read_design,
+)
+from leanrecon.datasets.nsd.stimuli import stimuli_layout
+from leanrecon.datasets.nsd.voxels import Voxels, check_shape, mask_files, read_voxels
+from leanrecon.datasets.sidecars import sources_path
+from leanrecon.errors import InputError, StoreError
+from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed
+from leanrecon.places.paths import find
+from leanrecon.study.layout import Study
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.nsd.dataset import NsdSettings
+
+Array = np.ndarray[Any, Any]
+
+LISTED = 8
+"""Missing sessions that an error names at most."""
+
+
+def open_source(root: str, endpoint_url: str | None, base_dir: Path | None) -> Source:
+    """The files of ``s3://BUCKET``, or of a folder (in the current folder or, failing that, in ``base_dir``).
+
+    Raises InputError where there is no such folder, and for one that an earlier version simulated.
+    """
+    if root.startswith("s3://"):
+        from leanrecon.net.s3 import Bucket
+
+        return Bucket(root, endpoint_url=endpoint_url)
+    if (folder := find(root, base_dir, Path.is_dir)) is not None:
+        check_simulation(folder)
+        return Folder(folder)
+    raise InputError(f"dataset.root: there is no folder {root}", expected='a folder in NSD\'s layout, or "s3://BUCKET"')
+
+
+@dataclass
+class Files:
+    """Files by name, each as it was when it was first found."""
+
+    source: Source
+    found: dict[str, Found] = field(default_factory=dict)
+
+    def find(self, name: str) -> Found | None:
+        """What was found under a name, now or earlier."""
+        if name not in self.found and (now := self.source.find(name)) is not None:
+            self.found[name] = now
+        return self.found.get(name)
+
+    def open(self, name: str) -> RangeFile | None:
+        """Open a file; None where there is none."""
+        found = self.find(name)
+        return None if found is None else self.source.open(name, found)
+
+    def need(self, name: str) -> RangeFile:
+        """Open a file that has to be there."""
+        file = self.open(name)
+        if file is None:
+            raise InputError(
+                f"{self.source.where(name)} is not there, or may not be read",
+                expected="the Natural Scenes Dataset as its authors lay it out",
+                todo="check dataset.root and dataset.subject",
+            )
+        return file
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before the first session is fetched."""
+
+    design: Design
+    voxels: Voxels
+    betas: dict[int, str]
+    """The name of the file of each session."""
+    stimuli: tuple[int, ...]
+    """Shape of the file of images: number, height, width, channels."""
+    found: dict[str, Found]
+    """All files by name."""
+
+
+def prepare(settings: "NsdSettings", files: Files, base_dir: Path | None) -> Prepared:
+    """Find all files and read the small ones; what doesn't fit together is refused here, before anything large moves."""
+    sessions = chosen_sessions(settings.subject, settings.sessions)
+    if settings.captions is not None:
+        locate(settings.captions, None, base_dir)
+    betas = _find_sessions(files, settings, sessions)
+    with files.need(STIMULI) as file:
+        stimuli = stimuli_layout(file).shape
+    with files.need(DESIGN) as file:
+        design = read_design(file, settings.subject, sessions)
+    if design.stimulus.max() >= stimuli[0]:
+        raise InputError(
+            f"the design shows image {design.stimulus.max() + 1}, and {files.source.where(STIMULI)} has {stimuli[0]}",
+            todo="check that they belong together",
+        )
+    voxels = read_voxels(settings.roi, settings.subject, files.open, base_dir)
+    with files.need(betas[sessions[0]]) as file:
+        _check_volume(file, voxels)
+    return Prepared(design, voxels, betas, stimuli, files.found)
+
+
+def _find_sessions(files: Files, settings: "NsdSettings", sessions: Sequence[int]) -> dict[int, str]:
+    """The file of every session: .hdf5 where there is one, unless .nii.gz is asked for."""
+    names = SubjectFiles(settings.subject)
+    betas: dict[int, str] = {}
+    for form in FORMATS if settings.betas_format == "auto" else (settings.betas_format,):
+        left = [session for session in sessions if session not in betas]
+        wanted = [names.betas(session, form) for session in left]
+        for session, name, found in zip(left, wanted, files.source.find_all(wanted), strict=True):
+            if found is not None:
+                files.found[name] = found
+                betas[session] = name
+    missing = [session for session in sessions if session not in betas]
+    if missing:
+        form = FORMATS[0] if settings.betas_format == "auto" else settings.betas_format
+        rest = [session for session in sessions if session in betas]
+        shown = ", ".join(map(str, missing[:LISTED])) + (" …" if len(missing) > LISTED else "")
+        raise InputError(
+            f"session {shown} of subject {settings.subject} is not there, or may not be read "
+            f"({files.source.where(names.betas(missing[0], form))})",
+            expected=f"sessions {sessions[0]} to {sessions[-1]}",
+            todo=f"go on without by dataset.sessions = {rest}" if rest else "check dataset.root and dataset.subject",
+        )
+    return betas
+
+
+def _check_volume(file: RangeFile, voxels: Voxels) -> None:
+    if file.name.endswith(".hdf5"):
+        check_shape("the mask", voxels.shape, betas_layout(file).shape[:0:-1], file.name)
+        return
+    *volume, trials = nifti_shape(file)
+    check_shape("the mask", voxels.shape, tuple(volume), file.name)
+    check_trials(file.name, trials)
+
+
+# What is kept of it
+
+
+def deciding(settings: "NsdSettings", base_dir: Path | None) -> dict[str, Any]:
+    """The settings that decide which files there are and what is taken from them."""
+    from leanrecon.stores.fingerprint import file_fingerprint
+
+    keys = ("root", "endpoint_url", "subject", "sessions", "roi", "betas_format")
+    masks = {name: file_fingerprint(path) for name, path in mask_files(settings.roi, base_dir).items()}
+    return settings.model_dump(include=set(keys)) | {"masks": masks}
+
+
+def trials_table(study: Study) -> Path:
+    """The file that says what each row of ``trials.zarr`` is."""
+    return study.root / "betas" / "trials.json"
+
+
+def keep(prepared: Prepared, study: Study, settings: Mapping[str, Any]) -> None:
+    """Write down what was found, the file of sources last."""
+    from leanrecon.places.files import write_json
+
+    prepared.voxels.write(study.voxels)
+    design = prepared.design
+    table = {key: getattr(design, key).tolist() for key in ("trial", "session", "stimulus", "shared")}
+    write_json(trials_table(study), table)
+    record = {
+        "settings": settings,
+        "betas": {str(session): name for session, name in prepared.betas.items()},
+        "stimuli": list(prepared.stimuli),
+        "files": {name: [found.size, found.print] for name, found in sorted(prepared.found.items())},
+    }
+    write_json(sources_path(study), record, indent=1)
+
+
+def recall(study: Study, settings: Mapping[str, Any]) -> Prepared | None:
+    """What an earlier run with the same settings found; None where there was none."""
+    from leanrecon.places.files import read_json
+
+    record, table = read_json(sources_path(study)), read_json(trials_table(study))
+    try:
+        if record["settings"] != settings:
+            return None
+        found = {name: Found(int(size), str(print_)) for name, (size, print_) in record["files"].items()}
+        betas = {int(session): str(name) for session, name in record["betas"].items()}
+        trial, stimulus = (np.array(table[key], np.int64) for key in ("trial", "stimulus"))
+        design = Design(list(betas), trial, stimulus, np.array(table["shared"], bool))
+        stimuli = tuple(int(n) for n in record["stimuli"])
+        return Prepared(design, Voxels.read(study.voxels), betas, stimuli, found)
+    except (TypeError, KeyError, ValueError):  # an InputError among them
+        return None
+
+
+def check_unchanged(study: Study, files: Files, settings: Mapping[str, Any]) -> None:
+    """Refuse files that are not what an earlier run found under their names."""
+    from leanrecon.places.files import read_json
+
+    record = read_json(sources_path(study))
+    earlier = record.get("files", {}) if isinstance(record, dict) else {}
+    for name, found in files.found.items():
+        if name in earlier and list(earlier[name]) != [found.size, found.print]:
+            places = [[of.get(key) for key in ("root", "endpoint_url")] for of in (record["settings"], settings)]
+            if places[0] != places[1]:
+                raise StoreError(
+                    f"{study.root} was begun from other files, those of {places[0][0]}",
+                    todo="go on with these, choose another --study, or begin anew with --overwrite",
+                )
+            raise changed(files.source.where(name))

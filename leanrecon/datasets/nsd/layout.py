@@ -1,0 +1,226 @@
+"""The Natural Scenes Dataset as its authors lay it out: names of files, sessions, areas, and who saw what when.
+
+Allen et al. (2022), Nature Neuroscience 25, 116-126; the data manual at https://cvnlab.slite.page/p/CT9Fwl4_hc
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.net.ranges import RangeFile
+from leanrecon.validation import nearest
+
+Array = np.ndarray[Any, Any]
+
+BUCKET = "s3://natural-scenes-dataset"
+
+TRIALS = 750
+"""Trials of a session."""
+
+SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
+"""Sessions of subjects 1 to 8."""
+
+SHARED = 1000
+"""The first so many of a subject's 10,000 images were shown to every subject: they are tested on."""
+
+SCALE = 300
+"""Betas are stored as integers: percent signal change times 300."""
+
+STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
+BETAS_KEY, STIMULI_KEY = "betas", "imgBrick"
+FORMATS = ("hdf5", "nii.gz")
+
+GENERAL = "nsdgeneral"
+ATLASES: dict[str, tuple[str, ...]] = {
+    "prf-visualrois": ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"),
+    "floc-faces": ("OFA", "FFA-1", "FFA-2", "mTL-faces", "aTL-faces"),
+    "floc-bodies": ("EBA", "FBA-1", "FBA-2", "mTL-bodies"),
+    "floc-places": ("OPA", "PPA", "RSC"),
+    "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
+    "streams": ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal"),
+}
+"""Files of labelled voxels, the names of labels 1, 2, … in each; where areas overlap, a voxel is named by the first."""
+
+JOINED: dict[str, tuple[str, ...]] = {
+    "V1": ("V1v", "V1d"),
+    "V2": ("V2v", "V2d"),
+    "V3": ("V3v", "V3d"),
+    "FFA": ("FFA-1", "FFA-2"),
+    "FBA": ("FBA-1", "FBA-2"),
+    "VWFA": ("VWFA-1", "VWFA-2"),
+}
+"""Areas that go by one name in the literature."""
+
+TERMS = (
+    "The Natural Scenes Dataset may be used under its Terms and Conditions, which you find, with a form to fill in, at "
+    "https://naturalscenesdataset.org. Work with it cites Allen et al. (2022), Nature Neuroscience 25, 116-126."
+)
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """The names of one subject's files at 1.8 mm."""
+
+    subject: int
+
+    @property
+    def _space(self) -> str:
+        return f"ppdata/subj{self.subject:02d}/func1pt8mm"
+
+    def betas(self, session: int, form: str) -> str:
+        return f"nsddata_betas/{self._space}/betas_fithrf_GLMdenoise_RR/betas_session{session:02d}.{form}"
+
+    @property
+    def ncsnr(self) -> str:
+        return f"nsddata_betas/{self._space}/betas_fithrf_GLMdenoise_RR/ncsnr.nii.gz"
+
+    def roi(self, atlas: str) -> str:
+        return f"nsddata/{self._space}/roi/{atlas}.nii.gz"
+
+
+SIMULATED = "simulated.json"
+"""A file that says that what is beside it was never measured, so that reports of it say so too."""
+
+SIMULATION = 2
+"""Version of what is simulated there, which that file holds: raised whenever its images or responses change."""
+
+
+def check_simulation(folder: Path) -> None:
+    """Refuse what an earlier version simulated; raises InputError. Folders that were not simulated here pass."""
+    from leanrecon.places.files import read_json
+
+    found = read_json(folder / SIMULATED)
+    if isinstance(found, dict) and "seed" in found and found.get("format", 1) != SIMULATION:
+        raise InputError(
+            f"{folder} was simulated by another version of leanrecon (format {found.get('format', 1)})",
+            expected=f"format {SIMULATION}, whose test images no model has been trained on",
+            todo=f"remove it and make it again with `leanrecon simulate-nsd {folder}`, or choose another folder",
+        )
+
+
+def chosen_sessions(subject: int, sessions: int | Sequence[int] | None) -> list[int]:
+    """The numbers of the sessions, ascending; a count stands for the first so many, None for all."""
+    there = SESSIONS[subject - 1]
+    if sessions is None:
+        return list(range(1, there + 1))
+    wanted = list(range(1, sessions + 1)) if isinstance(sessions, int) else sorted(set(sessions))
+    if not wanted or wanted[0] < 1 or wanted[-1] > there:
+        raise SettingsError(
+            f"dataset.sessions = {sessions}", expected=f"sessions 1 to {there}: subject {subject} has {there}"
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Design:
+    """What was shown in the trials of the chosen sessions, one entry a trial in the order of presentation."""
+
+    sessions: list[int]
+    trial: Array
+    """Number of the trial in the whole experiment, from 0."""
+    stimulus: Array
+    """Number of the image among NSD's 73,000, from 0."""
+    shared: Array
+    """Whether the image was shown to every subject."""
+
+    def rows(self, split: str) -> dict[int, list[int]]:
+        """The images of a split in order of first presentation, each with its trials, counted within these sessions."""
+        rows: dict[int, list[int]] = {}
+        for k in np.flatnonzero(self.shared == (split == "test")).tolist():
+            rows.setdefault(int(self.stimulus[k]), []).append(k)
+        return rows
+
+    def digest(self) -> str:
+        """SHA-256 of trials and images."""
+        parts = (self.trial, self.stimulus, self.shared)
+        return hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in parts)).hexdigest()
+
+    @property
+    def session(self) -> Array:
+        """The session of every trial."""
+        return self.trial // TRIALS + 1
+
+
+def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Design:
+    """Read ``nsd_expdesign.mat``; raises InputError where it is damaged or doesn't reach to these sessions."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    names = ("masterordering", "subjectim")
+    try:
+        tables = loadmat(io.BytesIO(bytes(file.fetch(0, file.size))), variable_names=list(names))
+        order, images = (np.asarray(tables[name], np.int64) for name in names)
+    except (MatReadError, ValueError, TypeError, KeyError, NotImplementedError, OSError, IndexError) as error:
+        raise InputError(
+            f"{file.name} can't be read: {error}", expected=f"NSD's design, with {' and '.join(names)}"
+        ) from error
+    order = order.ravel()
+    trial = np.concatenate([np.arange((s - 1) * TRIALS, s * TRIALS) for s in sessions])
+    if images.ndim != 2 or len(images) < subject or trial[-1] >= len(order):
+        raise InputError(
+            f"{file.name} tells of {len(order)} trials and {len(np.atleast_2d(images))} subjects",
+            expected=f"{trial[-1] + 1} trials or more, up to session {sessions[-1]}, and subject {subject}",
+            todo="check that it belongs to these betas, or choose fewer sessions",
+        )
+    seen = order[trial]
+    if seen.min() < 1 or seen.max() > images.shape[1] or images[subject - 1].min() < 1:
+        raise InputError(
+            f"{file.name} shows images numbered {seen.min()} to {seen.max()}",
+            expected=f"1 to {images.shape[1]}, the images of a subject",
+        )
+    return Design(list(sessions), trial, images[subject - 1, seen - 1] - 1, seen <= SHARED)
+
+
+def area_names(atlases: Sequence[str]) -> list[str]:
+    """All names that a region may have, given the files that are there."""
+    labels = [label for atlas in atlases for label in ATLASES.get(atlas, ())]
+    joined = [name for name, parts in JOINED.items() if set(parts) <= set(labels)]
+    return [*(atlas for atlas in atlases), *joined, *labels]
+
+
+def region(name: str, labelled: dict[str, Array]) -> Array:
+    """The voxels of an area as a boolean volume; ``labelled`` holds the volumes of labels by the names of their files.
+
+    Raises InputError for a name that is not there, with those that are.
+    """
+    if name in labelled:
+        return np.asarray(labelled[name] > 0)
+    found: Array | None = None
+    for part in JOINED.get(name, (name,)):
+        for atlas, volume in labelled.items():
+            if part in ATLASES.get(atlas, ()):
+                own = volume == ATLASES[atlas].index(part) + 1
+                found = own if found is None else np.logical_or(found, own)
+    if found is None:
+        names = area_names(list(labelled))
+        raise InputError(
+            f"dataset.roi = {name!r} is no area here ({nearest(name, names)})",
+            expected=f"one of {', '.join(names)}, a list of these, or a file .nii.gz",
+        )
+    if not found.any():
+        raise InputError(f"dataset.roi = {name!r}: this area has no voxels in this subject", todo="choose another")
+    return found
+
+
+def labels_of(labelled: dict[str, Array], index: Array) -> Array:
+    """The area of each voxel by name, "" where it is in none: the first of ``ATLASES`` that has it."""
+    names = np.full(len(index), "", dtype=f"<U{max(len(n) for labels in ATLASES.values() for n in labels)}")
+    joined = {
+        part: whole
+        for whole, parts in JOINED.items()
+        for part in parts
+        if whole.startswith("V") and whole[1:].isdigit()
+    }
+    for atlas, labels in ATLASES.items():
+        if atlas in labelled:
+            own = labelled[atlas].reshape(-1)[index].astype(np.int64)
+            for number, label in enumerate(labels, start=1):
+                names[(own == number) & (names == "")] = joined.get(label, label)
+    return names

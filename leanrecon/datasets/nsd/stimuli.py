@@ -1,0 +1,178 @@
+"""The images of NSD that a subject saw, out of the one file of all 73,000; and what people wrote about them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.files.captions import read_captions
+from leanrecon.datasets.files.open import find_file, open_array
+from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, Layout, locate_chunks, read_layout
+from leanrecon.datasets.nsd.layout import STIMULI_KEY
+from leanrecon.errors import InputError
+from leanrecon.images import ImageShape, resize
+from leanrecon.net.ranges import AHEAD, SPAN, Bytes, RangeFile, coalesce
+
+Array = np.ndarray[Any, Any]
+
+_NEAR = 4096  # bytes between two images up to which they are fetched as one: images are large
+_CAPTION_ROWS = 256  # rows of captions that are read together
+
+
+def stimuli_layout(file: RangeFile) -> Layout:
+    """Find the images; raises InputError where they are not uint8 [images, height, width, 3]."""
+    layout = read_layout(file, STIMULI_KEY)
+    if len(layout.shape) != 4 or layout.shape[3] != 3 or layout.dtype != np.uint8:
+        raise InputError(
+            f"{layout.name} holds {layout.dtype} of shape {layout.shape}", expected="uint8 [images, height, width, 3]"
+        )
+    return layout
+
+
+def stored_shape(shape: Sequence[int], size: int | None) -> ImageShape:
+    """Height, width and channels of the images as they are kept; ``shape`` is that of the file."""
+    height, width, channels = shape[1:]
+    return (size, size, channels) if size else (height, width, channels)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Images that lie in the same chunks of the file."""
+
+    first: int
+    """Number of the first image."""
+    images: Array
+    """The wanted ones, counted from the first."""
+    addresses: Array
+    """First bytes of its chunks."""
+
+
+def read_images(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
+    """Yield the wanted images (numbers, ascending) as they lie in the file: their numbers, uint8 [n, *shape].
+
+    Images that lie apart are fetched by themselves; where chunks hold several, each chunk is fetched once.
+    """
+    if len(images) and (images[0] < 0 or images[-1] >= layout.shape[0]):
+        raise InputError(
+            f"{layout.name} holds {layout.shape[0]} images and number {images[-1]} is wanted",
+            expected="the images that the design of the experiment shows",
+        )
+    if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
+        yield from _read_apart(layout, images, shape)
+    else:
+        yield from _read_chunks(layout, images, shape)
+
+
+def _read_apart(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
+    """Images of which each is one run of bytes."""
+    nbytes = int(np.prod(layout.shape[1:]))
+    if layout.chunk is None:
+        address = np.full(len(images), UNWRITTEN if layout.address is None else layout.address, np.int64)
+        starts = _written(layout, address, images) + images * nbytes
+        if len(starts) and starts[-1] + nbytes > layout.file.size:
+            raise InputError(f"{layout.name} is cut short", todo="copy it again")
+    else:
+        corners = np.zeros((len(images), 4), np.int64)
+        corners[:, 0] = images
+        starts = _written(layout, locate_chunks(layout, corners), images)
+    order = np.argsort(starts, kind="stable")
+    images, starts = images[order], starts[order]
+    begins, ends, first = coalesce(starts, starts + nbytes, gap=_NEAR)
+    lasts = [*first[1:].tolist(), len(starts)]
+
+    def cut(k: int, data: Bytes) -> tuple[Array, Array]:
+        of = slice(int(first[k]), lasts[k])
+        out = np.empty((lasts[k] - int(first[k]), *shape), np.uint8)
+        for n, at in enumerate((starts[of] - begins[k]).tolist()):
+            image = np.frombuffer(data, np.uint8, nbytes, at).reshape(layout.shape[1:])
+            out[n] = resize(image, shape)
+        return images[of], out
+
+    yield from layout.file.in_order(list(zip(begins.tolist(), ends.tolist(), strict=True)), cut)
+
+
+def _read_chunks(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
+    """Images in chunks that hold several of them, or parts of them."""
+    assert layout.chunk is not None
+    depth = layout.chunk[0]
+    grid = [range(0, n, c) for n, c in zip(layout.shape[1:], layout.chunk[1:], strict=True)]
+    tiles = np.stack([axis.reshape(-1) for axis in np.meshgrid(*grid, indexing="ij")], axis=1)
+    groups, of_image = np.unique(images // depth, return_inverse=True)
+    corners = np.empty((len(groups), len(tiles), 4), np.int64)
+    corners[:, :, 0] = groups[:, None] * depth
+    corners[:, :, 1:] = tiles
+    addresses = locate_chunks(layout, corners.reshape(-1, 4)).reshape(len(groups), len(tiles))
+    for g, group in enumerate(groups.tolist()):
+        own = images[of_image == g]
+        unit = _Unit(group * depth, own - group * depth, _written(layout, addresses[g], own))
+        whole = _assemble(layout, unit, tiles)
+        yield own, np.stack([resize(whole[n], shape) for n in range(len(own))])
+
+
+def _assemble(layout: Layout, unit: _Unit, tiles: Array) -> Array:
+    """The wanted images of one unit, [n, height, width, channels]."""
+    assert layout.chunk is not None
+    whole = np.empty((len(unit.images), *layout.shape[1:]), np.uint8)
+    spans = [(int(a), int(a) + layout.chunk_nbytes) for a in unit.addresses]
+    chunks = layout.file.in_order(spans, lambda _, data: data)
+    for data, (y, x, c) in zip(chunks, tiles.tolist(), strict=True):
+        chunk = np.frombuffer(data, np.uint8).reshape(layout.chunk)
+        part = whole[:, y : y + layout.chunk[1], x : x + layout.chunk[2], c : c + layout.chunk[3]]
+        part[:] = chunk[unit.images, : part.shape[1], : part.shape[2], : part.shape[3]]
+    return whole
+
+
+def _written(layout: Layout, addresses: Array, images: Array) -> Array:
+    if (addresses == UNWRITTEN).any():
+        raise InputError(
+            f"{layout.name} lacks images that were shown, such as one of {images[0]} to {images[-1]}",
+            expected="all images that the design of the experiment shows",
+            todo="check that stimuli and design belong together",
+        )
+    return addresses
+
+
+def reading_nbytes(layout: Layout, shape: ImageShape) -> int:
+    """Most bytes of memory that reading images takes."""
+    image, kept = int(np.prod(layout.shape[1:])), int(np.prod(shape))
+    at_once = layout.file.at_once + AHEAD + 1
+    if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
+        return at_once * (max(SPAN, image) + max(SPAN // image, 1) * kept + image)
+    depth = layout.chunk[0]
+    return at_once * layout.chunk_nbytes + depth * (image + 2 * kept)
+
+
+def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | None) -> list[list[str]]:
+    """What the annotation file says about each of these images, [1 or more sentences] an image.
+
+    The file has a row for each of NSD's ``total`` images: ``COCO_73k_annots_curated.npy``, or any that kind
+    ``arrays`` reads. Raises InputError for another number of rows and for images without a caption.
+    """
+    path = find_file(spec, base_dir)
+    if path is None or path.suffix.lower() != ".npy":
+        every = read_captions(spec, None, base_dir)
+        _check_captions(spec, len(every), total)
+        return [every[image] for image in images]
+    with open_array(spec, None, base_dir) as rows:
+        _check_captions(rows.name, len(rows), total)
+        if rows.dtype.kind not in "US":
+            raise InputError(f"{rows.name} holds {rows.kind}", expected="captions: strings")
+        wanted = np.unique(np.asarray(images, np.int64))
+        found: dict[int, list[str]] = {}
+        for start in range(0, len(wanted), _CAPTION_ROWS):
+            index = wanted[start : start + _CAPTION_ROWS]
+            out = np.empty((len(index), *rows.shape[1:]), rows.dtype)
+            rows.read(index, out)
+            for image, texts in zip(index.tolist(), out.reshape(len(index), -1).tolist(), strict=True):
+                decoded = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in texts]
+                found[image] = [text.strip() for text in decoded if text.strip()]
+                if not found[image]:
+                    raise InputError(f"row {image} of {rows.name} has no caption", expected="one or more an image")
+    return [found[image] for image in images]
+
+
+def _check_captions(name: str, rows: int, total: int) -> None:
+    if rows != total:
+        raise InputError(f"{name} has {rows} rows", expected=f"one for each of {total} images")

@@ -1,0 +1,223 @@
+"""The voxels of a region: read from NIfTI masks, kept beside the betas, and put back into the subject's volume."""
+
+import gzip
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.files.open import find_file
+from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels_of, region
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.net.ranges import RangeFile
+from leanrecon.study.layout import Study
+
+Array = np.ndarray[Any, Any]
+Open = Callable[[str], RangeFile | None]
+
+MASKS = (".nii", ".nii.gz")
+"""Names of files end so; any other name of a region is that of an area."""
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The voxels of a study in C order over the volume, as ``betas[mask]`` gives them."""
+
+    shape: tuple[int, int, int]
+    """Of the volume."""
+    affine: Array
+    """[4, 4]: from voxel numbers to millimetres; that of the mask, since some of NSD's betas carry none."""
+    index: Array
+    """int64: place in the flattened volume"""
+    areas: Array
+    """str: name of the area, or empty"""
+    ncsnr: Array
+    """float32: standard deviation of the signal over that of a trial's noise; NaN where it is not known"""
+    labels: dict[str, Array]
+    """int16 by the name of the atlas: the number that it gives the voxel"""
+
+    @property
+    def coordinates(self) -> Array:
+        """float32 [voxels, 3], millimetres in the subject's space."""
+        mm: Array = self.corners @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return mm.astype(np.float32)
+
+    @property
+    def corners(self) -> Array:
+        """int64 [voxels, 3]: place along x, y and z."""
+        return np.stack(np.unravel_index(self.index, self.shape), axis=1)
+
+    def digest(self) -> str:
+        """SHA-256 of the volume's shape and the voxels' places."""
+        return hashlib.sha256(repr(self.shape).encode() + self.index.astype("<i8").tobytes()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write ``voxels.npz``."""
+        from leanrecon.places.files import write_whole
+
+        entries: dict[str, Any] = {
+            "index": self.index, "shape": np.array(self.shape), "affine": self.affine, "areas": self.areas,
+            "coordinates": self.coordinates, "ncsnr": self.ncsnr, **self.labels,
+        }  # fmt: skip
+        write_whole(path, lambda file: np.savez(file, **entries))
+
+    @classmethod
+    def read(cls, path: Path) -> "Voxels":
+        """Read ``voxels.npz``; raises InputError where it tells of no volume, or is not there."""
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                x, y, z = (int(n) for n in found["shape"])
+                labels = {name: found[name] for name in found.files if name in (*ATLASES, GENERAL)}
+                return cls((x, y, z), found["affine"], found["index"], found["areas"], found["ncsnr"], labels)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} doesn't say where the voxels lie in a volume: {error}",
+                expected="a study of kind nsd whose stage dataset is done",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A NIfTI volume."""
+
+    name: str
+    numbers: Array
+    affine: Array
+
+
+def parse_nifti(name: str, data: bytes) -> Volume:
+    """Decode the bytes of a .nii or .nii.gz of three dimensions; raises InputError where they are damaged."""
+    nibabel = nibabel_library()
+    try:
+        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        numbers = np.asarray(image.dataobj)
+    except nifti_errors() as error:
+        raise InputError(f"{name} is damaged or cut short: {error}", todo="copy it again") from error
+    if numbers.ndim == 4 and numbers.shape[3] == 1:
+        numbers = numbers[..., 0]
+    if numbers.ndim != 3:
+        raise InputError(f"{name} has shape {numbers.shape}", expected="a volume of three dimensions")
+    return Volume(name, numbers, np.asarray(image.affine, np.float64))
+
+
+def nibabel_library() -> Any:
+    """nibabel, or an error that says how to get it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise SettingsError("reading NIfTI files needs nibabel", todo="pip install nibabel") from None
+    return nibabel
+
+
+def nifti_errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged NIfTI file raises."""
+    nibabel = nibabel_library()
+    return (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.wrapstruct.WrapStructError,
+    )
+
+
+def names_of(roi: str | Sequence[str]) -> list[str]:
+    """The areas and files that a setting names: one, several in a list, or joined by ``+``."""
+    parts = roi.split("+") if isinstance(roi, str) else roi
+    return [part.strip() for part in parts]
+
+
+def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, Path]:
+    """The NIfTI files among the names of a region."""
+    found = {}
+    for name in names_of(roi):
+        if name.endswith(MASKS):
+            path = find_file(name, base_dir)
+            if path is None:
+                raise InputError(f"dataset.roi: there is no file {name}", todo="check the path")
+            found[name] = path
+    return found
+
+
+def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_dir: Path | None) -> Voxels:
+    """Find the voxels of a region, with their areas and ncsnr; ``open_file`` gives NSD's files, None for one not there.
+
+    Every voxel of the mask is kept. Raises InputError for unknown areas and for volumes of different shapes.
+    """
+    files = SubjectFiles(subject)
+    labelled: dict[str, Volume] = {}
+    for atlas in (GENERAL, *ATLASES):
+        if (file := open_file(files.roi(atlas))) is not None:
+            with file:
+                labelled[atlas] = parse_nifti(file.name, bytes(file.fetch(0, file.size)))
+    given = {name: parse_nifti(str(path), path.read_bytes()) for name, path in mask_files(roi, base_dir).items()}
+    names = names_of(roi)
+    volumes = {atlas: volume.numbers for atlas, volume in labelled.items()}
+    masks = [given[name].numbers > 0 if name in given else region(name, volumes) for name in names]
+    reference = [*labelled.values(), *given.values()][0]
+    for volume in (*labelled.values(), *given.values()):
+        check_shape(volume.name, volume.numbers.shape, reference.numbers.shape, reference.name)
+    index = np.flatnonzero(np.logical_or.reduce(masks).reshape(-1))
+    if not len(index):
+        raise InputError(f"dataset.roi = {roi!r} has no voxels", expected="a mask with values above 0")
+    ncsnr = np.full(len(index), np.nan, np.float32)
+    if (file := open_file(files.ncsnr)) is not None:
+        with file:
+            volume = parse_nifti(file.name, bytes(file.fetch(0, file.size)))
+        check_shape(volume.name, volume.numbers.shape, reference.numbers.shape, reference.name)
+        ncsnr = volume.numbers.reshape(-1)[index].astype(np.float32)
+    x, y, z = reference.numbers.shape
+    labels = {atlas: numbers.reshape(-1)[index].astype(np.int16) for atlas, numbers in volumes.items()}
+    affine = next(iter(given.values()), reference).affine
+    return Voxels((x, y, z), affine, index, labels_of(volumes, index), ncsnr, labels)
+
+
+def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], other: str) -> None:
+    """Refuse a volume of another shape."""
+    if tuple(shape) != tuple(expected):
+        raise InputError(
+            f"{name} is a volume of {'x'.join(map(str, shape))} voxels and {other} of {'x'.join(map(str, expected))}",
+            expected="one shape, that of the betas",
+            todo="resample the mask to the betas' grid (func1pt8mm)",
+        )
+
+
+def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
+    """Write one number a voxel, a ``.npy`` file, as a NIfTI volume in the subject's space; outside the mask it is NaN.
+
+    Whole numbers stay whole, with 0 outside. Raises InputError where there are not as many numbers as voxels.
+    """
+    nibabel = nibabel_library()
+    voxels = Voxels.read(study.voxels)
+    try:
+        values = np.load(vector, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{vector} can't be read: {error}", expected="a .npy file of one number a voxel") from error
+    values = np.squeeze(values)
+    if values.shape != voxels.index.shape or values.dtype.kind not in "biuf":
+        raise InputError(
+            f"{vector} holds {values.dtype} of shape {values.shape}",
+            expected=f"one number for each of {len(voxels.index)} voxels",
+        )
+    if not str(out).endswith(MASKS):
+        raise InputError(f"{out} is no name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
+    whole = values.dtype.kind != "f"
+    volume = np.full(voxels.shape, 0 if whole else np.nan, np.int32 if whole else np.float32)
+    volume.reshape(-1)[voxels.index] = values
+    memory = io.BytesIO()
+    nibabel.Nifti1Image(volume, voxels.affine).to_stream(memory)
+    data = memory.getvalue()
+
+    from leanrecon.places.files import write_whole
+
+    # Without a name and a date in the gzip header, the same numbers are the same bytes.
+    packed = gzip.compress(data, mtime=0) if str(out).endswith(".gz") else data
+    write_whole(Path(out), lambda file: file.write(packed))

@@ -1,0 +1,256 @@
+"""The page that tells whether a decoding worked: figures beside baselines, every picture, how it was made."""
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.evaluation.report import plots
+from leanrecon.evaluation.report.gallery import (
+    Array,
+    Pictures,
+    Scores,
+    card,
+    pixcorr,
+    score_columns,
+    spool,
+    spooled,
+    strip_rows,
+)
+from leanrecon.evaluation.report.legend import figure, metric, number, source
+from leanrecon.evaluation.report.tables import (
+    Column,
+    FigureRow,
+    columns,
+    figure_rows,
+    memory_scale,
+    per_image,
+    record,
+    settings_tables,
+)
+from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, verdict
+from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.files import write_whole
+
+PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_clip", "two_way_features")
+"""Metrics drawn as dots, where there are such figures."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the report shows, as plain data."""
+
+    study: str
+    """The study's name, as the page's title."""
+    metrics: Mapping[str, Any]
+    """metrics.json."""
+    scores: Scores
+    """One a test row: ``row``, ``stimulus``, perhaps ``fold`` and ``captions``, and ``final.ssim`` and its like."""
+    pictures: Iterable[Pictures]
+    """One a test row, in the order of the scores; taken one at a time."""
+    simulated: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The tables of study.toml."""
+    records: Mapping[str, Any] = field(default_factory=dict)
+    """run.json."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The run.json of every variant."""
+    latent_r2: Mapping[str, Array] = field(default_factory=dict)
+    """R² of every predicted feature, ``[dims]`` by feature space."""
+    latent_groups: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)
+    """Named runs of the features of a space (the layers of VDVAE)."""
+    voxels: Mapping[str, Any] | None = None
+    """``repeats`` [fewest, most] averaged in a test row, and ``areas``: ``area``, ``voxels``, ``ncsnr``, ``percent`` each."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries; where there are none, those of run.json or metrics.json are shown."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot with its heading and a remark on how to read it."""
+
+    title: str
+    remark: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is shown of one feature space."""
+
+    name: str
+    figures: list[FigureRow]
+    plots: list[Plot]
+
+
+def render(page: Page, out: Path) -> None:
+    """Write the report as one self-contained HTML file, beside its place first and then renamed into it.
+
+    Pictures are taken one row at a time and wait on disk for their place in the page, so that a thousand rows
+    need no more memory than a few. Raises InputError when there are not as many pictures as rows of scores.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    scored, strip = score_columns(page.scores), strip_rows(page.scores)
+    with explained_disk_errors(out), tempfile.TemporaryFile("w+", dir=out.parent, encoding="utf-8") as waiting:
+        kept = spool(page.pictures, len(page.scores), waiting, keep={i for _, rows in strip for i in rows})
+        context = _context(page) | {
+            "scored": scored,
+            "refined": any(len(pictures) == 3 for pictures in kept.values()),
+            "strip": [
+                (name, [(card(page.scores[i], i, scored, kept[i]), _written(page.scores[i])) for i in rows])
+                for name, rows in strip
+            ],
+            "cards": (card(page.scores[i], i, scored, pictures) for i, pictures in enumerate(spooled(waiting))),
+        }
+        parts = (text.encode() for text in template.generate(**context))
+        write_whole(out, lambda file: file.writelines(parts))
+
+
+def _context(page: Page) -> dict[str, Any]:
+    """What the template shows besides pictures."""
+    from markupsafe import Markup
+
+    metrics = page.metrics
+    simulated = page.simulated or bool(metrics.get("simulated"))
+    shown = columns(metrics)
+    n_test = metrics.get("n_test") or len(page.scores)
+    few = (
+        metrics.get("n_stimuli", n_test) < MIN_TEST_IMAGES
+    )  # then their intervals mean nothing, and nothing is marked as better
+    runs = {"": page.records, **page.variants}
+    scale = memory_scale(runs)
+    here = Path(__file__).parent
+    style, script = ((here / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "study": page.study,
+        "simulated": simulated,
+        "metrics": metrics,
+        "n_test": n_test,
+        "verdict": verdict({**metrics, "n_test": n_test, "simulated": simulated}),
+        "columns": shown,
+        "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),
+        "plots": [*_dots(shown), *_histogram(page, shown)],
+        "spaces": list(_spaces(page)),
+        "voxels": page.voxels,
+        "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
+        "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
+        "per_image": per_image(runs),
+        "settings": settings_tables(page.settings),
+        "versions": page.versions or page.records.get("versions") or metrics.get("versions") or {},
+        "style": Markup(style),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",  # the page allows this script and no other
+    }
+
+
+def _written(score: Mapping[str, Any]) -> str:
+    value = pixcorr(score)
+    return "" if value is None else metric("pixcorr").write(value, 2)
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    value = number(text)
+    return value is None, value or 0.0, text
+
+
+def _svg(title: str, remark: str, svg: str) -> Plot:
+    from markupsafe import Markup
+
+    return Plot(title, remark, Markup(svg))  # plots escape the text in them
+
+
+def _dots(shown: list[Column]) -> Iterator[Plot]:
+    for key in PLOTTED:
+        how = metric(key)
+        rows = [
+            plots.Dot(
+                column.source.name,
+                value,
+                figure(column.figures, key, "low"),
+                figure(column.figures, key, "high"),
+                column.kind,
+            )
+            for column in shown
+            if (value := figure(column.figures, key)) is not None
+        ]
+        if len(rows) > 1:
+            chance = figure(shown[0].figures, key, "chance")
+            digits = 0 if how.percent else 2
+            svg = plots.dots(how.name, rows, lambda x, m=how, d=digits: m.write(x, d), chance=chance)  # type: ignore[misc]
+            yield _svg(how.name, "Dots are means, lines their 95 % intervals", svg)
+
+
+def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
+    values = [value for score in page.scores if (value := pixcorr(score)) is not None]
+    if len(values) > 1:
+        marks = [
+            plots.Mark("Mean of these" if column.kind == "final" else column.source.name, value, column.kind)
+            for column in shown
+            if column.kind in ("final", "baseline") and (value := figure(column.figures, "pixcorr")) is not None
+        ]
+        svg = plots.histogram("Pixel correlation, image by image", values, metric("pixcorr").write, marks)
+        yield _svg("Pixel correlation, image by image", f"{len(values)} images; lines are means", svg)
+
+
+def _spaces(page: Page) -> Iterator[Space]:
+    """Feature spaces with their figures, the curve of R² over their features, and R² by group."""
+    features = page.metrics.get("features") or {}
+    for name in dict.fromkeys([*features, *page.latent_r2]):
+        rows = figure_rows([Column(name, "final", source(name), features.get(name) or {})], {})
+        yield Space(name, rows, [*_r2(name, page), *_training(name, page)])
+
+
+def _training(space: str, page: Page) -> Iterator[Plot]:
+    """The training curve of a network, of the first fold where there are folds."""
+    for run_name, run in {"": page.records, **page.variants}.items():
+        curve = ((run.get("stages") or {}).get(f"regression {space}") or {}).get("curve")
+        if not curve or len(curve["train"]) < 2:
+            continue
+        svg = plots.losses(f"Training of {space}", curve["train"], curve["validation"], curve["best"])
+        where = f" in {run_name}" if run_name else ""
+        remark = f"Dashed: the loss of the rows learned from{where}, with noise and dropout. "
+        if curve["validation"][-1] is not None:
+            remark += "Solid: that of train rows held out. No test row is among them"
+        yield _svg("Losses while the network learned", remark, svg)
+        return
+
+
+def _r2(space: str, page: Page) -> Iterator[Plot]:
+    if space not in page.latent_r2:
+        return
+    values = np.asarray(page.latent_r2[space], dtype=np.float64).ravel()
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return
+    write = metric("latent_r2_mean").write
+    remark = (
+        f"{100 * np.mean(known > 0):.0f} % of {len(known):,} features are predicted better than by their mean; "
+        f"median R² {write(float(np.median(known)))}"
+    )
+    if len(known) < len(values):
+        remark += f"; {len(values) - len(known):,} without a value are left out"
+    yield _svg("R² of the predicted features, sorted", remark, plots.curve(f"R² of {space}", known, write))
+    rows = []
+    for group, where in page.latent_groups.get(space, {}).items():
+        part = values[where][np.isfinite(values[where])]
+        if len(part):
+            low, middle, high = (float(np.quantile(part, share)) for share in (0.1, 0.5, 0.9))
+            rows.append(plots.Dot(group, middle, low, high, "group"))
+    if rows:
+        svg = plots.dots(f"R² of {space} by group", rows, lambda x: metric("latent_r2_mean").write(x, 2))
+        yield _svg("R² by group of features", "Dots are medians, lines hold the middle 80 % of features", svg)

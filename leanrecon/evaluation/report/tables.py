@@ -1,0 +1,233 @@
+"""The report's tables as plain rows: figures beside baselines, stages with their memory, settings."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leanrecon.evaluation.report.legend import Figures, Metric, Source, figure, in_order, metric, number, source
+from leanrecon.memory import format_bytes
+
+
+@dataclass(frozen=True)
+class Column:
+    """One set of figures; ``kind`` is final, stage1, baseline or ceiling."""
+
+    key: str
+    kind: str
+    source: Source
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and its interval as text; ``marked`` when it is clearly better than the best baseline."""
+
+    value: str = ""
+    interval: str = ""
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One metric over all columns."""
+
+    metric: Metric
+    cells: list[Cell]
+    chance: str
+
+    @property
+    def marked(self) -> bool:
+        return any(cell.marked for cell in self.cells)
+
+
+def columns(metrics: Mapping[str, Any]) -> list[Column]:
+    """The sets of figures of metrics.json: the reconstruction, its first stage if it differs, baselines, ceilings."""
+    final, stage1 = metrics.get("final") or {}, metrics.get("stage1") or {}
+    found = [Column("final", "final", source("final"), final or stage1)]
+    if final and stage1 and stage1 != final:
+        found.append(Column("stage1", "stage1", source("stage1"), stage1))
+    for group, kind in (("baselines", "baseline"), ("ceilings", "ceiling")):
+        for key, figures in (metrics.get(group) or {}).items():
+            found.append(Column(key, kind, source(key), figures or {}))
+    return found
+
+
+def figure_rows(shown: list[Column], margins: Mapping[str, Any]) -> list[FigureRow]:
+    """One row a metric that any column has; the reconstruction is marked where it beats the best baseline."""
+    rows = []
+    for key in in_order(key for column in shown for key in column.figures):
+        how = metric(key)
+        chances = [figure(column.figures, key, "chance") for column in shown]
+        chance = next((chance for chance in chances if chance is not None), None)
+        cells = [
+            _cell(how, column.figures, marked=column.kind == "final" and _beats_best(how, shown, margins))
+            for column in shown
+        ]
+        if any(cell.value for cell in cells):
+            rows.append(FigureRow(how, cells, "" if chance is None else how.write(chance)))
+    return rows
+
+
+def _cell(how: Metric, figures: Figures, *, marked: bool = False) -> Cell:
+    value, low, high = (figure(figures, how.key, part) for part in ("value", "low", "high"))
+    if value is None:
+        return Cell()
+    return Cell(how.write(value), "" if low is None or high is None else how.interval(low, high), marked)
+
+
+def _beats_best(how: Metric, shown: list[Column], margins: Mapping[str, Any]) -> bool:
+    """Whether the whole interval of the paired margin over the best baseline lies on the good side."""
+    values = {column.key: figure(column.figures, how.key) for column in shown if column.kind == "baseline"}
+    known = {key: value for key, value in values.items() if value is not None}
+    if not known:
+        return False
+    best = (min if how.lower_is_better else max)(known, key=lambda key: known[key])
+    end = figure(margins.get(best) or {}, how.key, "high" if how.lower_is_better else "low")
+    return end is not None and (end < 0 if how.lower_is_better else end > 0)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Shares of the bar's width, in percent, that memory takes; None where there is no such number or it is beyond."""
+
+    peak: float | None
+    planned: float | None
+    budget: float | None
+    over: bool
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a run as it was measured."""
+
+    name: str
+    seconds: str
+    peak: str
+    planned: str
+    budget: str
+    notes: str
+    bar: Bar
+
+
+@dataclass(frozen=True)
+class Record:
+    """The stages of a study or of one of its variants."""
+
+    name: str
+    stages: list[StageRow]
+    seconds: str
+    peak: str
+
+
+def record(name: str, run: Mapping[str, Any], *, scale: float) -> Record:
+    """The stages of a run.json, their bars drawn to one scale in bytes."""
+    stages: Mapping[str, Any] = run.get("stages") or {}
+    rows = [_stage(stage, entry or {}, scale) for stage, entry in stages.items()]
+    seconds = [number((entry or {}).get("seconds")) for entry in stages.values()]
+    peaks = [number((entry or {}).get("peak_bytes")) for entry in stages.values()]
+    return Record(name, rows, duration(sum(s or 0 for s in seconds)), _bytes(max((p or 0 for p in peaks), default=0)))
+
+
+def memory_scale(runs: Mapping[str, Mapping[str, Any]]) -> float:
+    """Bytes at the end of a memory bar: room for every plan and peak, and for the budget unless it is far away."""
+    entries = [entry or {} for run in runs.values() for entry in (run.get("stages") or {}).values()]
+    used = max((number(e.get(key)) or 0 for e in entries for key in ("peak_bytes", "planned_bytes")), default=0)
+    budget = max((number(e.get("budget_bytes")) or 0 for e in entries), default=0)
+    return max(used * 1.05, min(budget * 1.02, used * 2.5)) or 1.0
+
+
+def _stage(name: str, entry: Mapping[str, Any], scale: float) -> StageRow:
+    peak, planned, budget = (number(entry.get(f"{key}_bytes")) or None for key in ("peak", "planned", "budget"))
+    shares = [None if x is None or x > scale else 100 * x / scale for x in (peak, planned, budget)]
+    over = peak is not None and planned is not None and peak > planned
+    seconds = number(entry.get("seconds"))
+    return StageRow(
+        name,
+        "" if seconds is None else duration(seconds),
+        _bytes(peak),
+        _bytes(planned),
+        _bytes(budget),
+        _notes(entry),
+        Bar(shares[0], shares[1], shares[2], over),
+    )
+
+
+def _notes(entry: Mapping[str, Any]) -> str:
+    """What a stage recorded besides time and memory: alpha, voxels left out, the device."""
+    notes = []
+    for key, value in entry.items():
+        if key in ("seconds", "settings", "curve") or key.endswith("_bytes") or value is None:
+            continue
+        if key == "alpha" and isinstance(value, Mapping):
+            median = number(value.get("median"))
+            notes.append("alpha per target" if median is None else f"alpha {_plain(median)} (median over targets)")
+        elif key == "voxels_left_out":
+            if value:
+                notes.append(f"{value} {'voxel' if value == 1 else 'voxels'} left out")
+        elif key == "seconds_per_image":
+            notes.append(f"{duration(float(value))} an image")
+        elif key == "retried":
+            notes += [f"{len(value)} drawn again in float32"] if value else []
+        elif key == "black":
+            notes += [f"{len(value)} black"] if value else []
+        elif isinstance(value, Mapping | list):
+            notes.append(f"{key.replace('_', ' ')} {json.dumps(value, ensure_ascii=False)}")
+        else:
+            amount = number(value)
+            notes.append(f"{key.replace('_', ' ')} {value if amount is None else _plain(amount)}")
+    return ", ".join(notes)
+
+
+def per_image(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The time that refining takes an image: the median over runs; empty where none was timed."""
+    stages = [(run.get("stages") or {}).get("refine") or {} for run in runs.values()]
+    times = [seconds for stage in stages if (seconds := number(stage.get("seconds_per_image"))) is not None]
+    return duration(statistics.median(times)) if times else ""
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A time as one reads it: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _bytes(n: float | None) -> str:
+    return format_bytes(n) if n else ""
+
+
+@dataclass(frozen=True)
+class SettingsTable:
+    """One table of study.toml: its dotted name and its keys with their values as TOML writes them."""
+
+    name: str
+    keys: list[tuple[str, str]]
+
+
+def settings_tables(settings: Mapping[str, Any], prefix: str = "") -> list[SettingsTable]:
+    """The tables of study.toml, nested ones under their dotted names; keys without a value are left out."""
+    own = [
+        (key, _toml(value)) for key, value in settings.items() if value is not None and not isinstance(value, Mapping)
+    ]
+    inner = [
+        table
+        for key, value in settings.items()
+        if isinstance(value, Mapping)
+        for table in settings_tables(value, f"{prefix}.{key}" if prefix else str(key))
+    ]
+    return ([SettingsTable(prefix, own)] if own or (prefix and not inner) else []) + inner
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

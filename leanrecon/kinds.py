@@ -1,0 +1,197 @@
+"""The registry of kinds: which datasets, feature spaces, regressors, … there are, and who provides them.
+
+Built-in kinds stand in one table. Other packages add theirs through entry points of the group ``leanrecon.<group>``
+(``leanrecon.datasets``, ``leanrecon.features``, …). A kind is imported when it is first asked for.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import BaseModel
+
+from leanrecon.errors import SettingsError
+from leanrecon.validation import nearest, validate
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "datasets": {
+        "arrays": "leanrecon.datasets.arrays.dataset:Arrays",
+        "nsd": "leanrecon.datasets.nsd.dataset:NSD",
+        "simulated": "leanrecon.datasets.simulated.dataset:Simulated",
+        "group": "leanrecon.datasets.group:Group",
+    },
+    "features": {
+        "autokl": "leanrecon.features.autokl:AutoKL",
+        "clip-text": "leanrecon.features.clip.text:CLIPText",
+        "clip-vision": "leanrecon.features.clip.vision:CLIPVision",
+        "pca": "leanrecon.features.pca:PCA",
+        "pixels": "leanrecon.features.pixels:Pixels",
+        "vdvae": "leanrecon.features.vdvae.space:VDVAESpace",
+    },
+    "regressors": {
+        "ridge": "leanrecon.regression.ridge.regressor:RidgeRegressor",
+        "mlp": "leanrecon.regression.mlp.regressor:MLPRegressor",
+    },
+    "alignments": {
+        "none": "leanrecon.alignment.none:NoAlignment",
+    },
+    "decoders": {},
+    "generators": {
+        "none": "leanrecon.refinement.none:NoRefinement",
+        "lcm": "leanrecon.refinement.diffusion.stable:LCM",
+        "ddim": "leanrecon.refinement.diffusion.stable:DDIM",
+        "ddpm": "leanrecon.refinement.diffusion.stable:DDPM",
+        "versatile": "leanrecon.refinement.diffusion.versatile:Versatile",
+    },
+    "judges": {
+        "clip": "leanrecon.evaluation.judges.clip:CLIPJudge",
+    },
+}
+"""``MODULE:CLASS`` of every built-in kind, by group."""
+
+GROUPS = tuple(BUILT_IN)
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "datasets": ("plan", "ingest"),
+    "features": ("dims", "cost", "encode", "made_of"),
+    "regressors": ("plan", "predict", "made_of"),
+    "alignments": ("plan", "fit", "transform"),
+    "decoders": ("plan", "train", "decode", "made_of"),
+    "generators": ("plan", "draw", "made_of"),
+    "judges": ("dims", "encode", "made_of"),
+}
+"""What a kind of each group must have beside ``Settings``; the protocols beside each group say what they do."""
+
+SELF = "leanrecon"
+"""The provider of built-in kinds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a kind is found, and the distribution that provides it."""
+
+    group: str
+    name: str
+    target: str
+    provider: str
+    entry_point: EntryPoint | None = None
+
+
+def entries(group: str) -> dict[str, Entry]:
+    """All kinds of a group by name; built-in kinds win over others of the same name."""
+    found = {name: Entry(group, name, target, SELF) for name, target in BUILT_IN[group].items()}
+    for entry in _third_party(group):
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def names(group: str) -> list[str]:
+    """The names of all kinds of a group."""
+    return sorted(entries(group))
+
+
+def clashes(group: str) -> list[str]:
+    """One sentence for each entry point whose name another kind has already; such entry points are not used."""
+    used = entries(group)
+    return [
+        f"the distribution {entry.provider} registers {group} kind {entry.name!r}, a name that "
+        f"{used[entry.name].provider} has taken; {entry.target} is not used"
+        for entry in _third_party(group)
+        if used[entry.name] != entry
+    ]
+
+
+def get(group: str, name: str) -> Any:
+    """The class of a kind, imported now.
+
+    Raises SettingsError for an unknown name, with the nearest known one; for a kind that fails to import; and for one
+    that lacks a part of its protocol. The message names the distribution that provides it.
+    """
+    known = entries(group)
+    if name not in known:
+        raise SettingsError(
+            f"{name!r} is not one of the {group} ({nearest(name, known) if known else 'none is installed'})",
+            expected=f"one of {', '.join(sorted(known))}" if known else None,
+            todo=None if known else f"install a package that provides one by an entry point leanrecon.{group}",
+        )
+    return _load(known[name])
+
+
+def kind_of(group: str, settings: BaseModel) -> Any:
+    """The class of the kind that these settings are for."""
+    return get(group, settings.model_dump(include={"kind"})["kind"])
+
+
+def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: str) -> BaseModel:
+    """Validate a table of settings with the model of its kind; ``default`` is the kind where the table names none.
+
+    ``prefix`` names the table in messages, as in ``dataset.``. Raises SettingsError with every problem.
+    """
+    name = table.get("kind", default)
+    try:
+        kind = get(group, name if isinstance(name, str) else repr(name))
+    except SettingsError as error:
+        hint = f'give [{prefix.rstrip(".")}] a kind, as in kind = "{next(iter(BUILT_IN[group]), "NAME")}"'
+        raise SettingsError(
+            f"{prefix}kind: {error.found}", expected=error.expected, todo=error.todo if "kind" in table else hint
+        ) from None
+    found: BaseModel = validate(kind.Settings, {**table, "kind": name}, prefix)
+    return found
+
+
+def broken(group: str) -> list[str]:
+    """One sentence for each kind of a group that can't be used, and for each name that clashes."""
+    problems = clashes(group)
+    for entry in entries(group).values():
+        try:
+            _load(entry)
+        except SettingsError as error:
+            problems.append(str(error))
+    return problems
+
+
+@functools.cache
+def _third_party(group: str) -> tuple[Entry, ...]:
+    found = []
+    for point in sorted(entry_points(group=f"{SELF}.{group}"), key=lambda p: (p.dist.name if p.dist else "", p.name)):
+        provider = point.dist.name if point.dist else "an unknown distribution"
+        found.append(Entry(group, point.name, point.value, provider, point))
+    return tuple(found)
+
+
+@functools.cache
+def _load(entry: Entry) -> Any:
+    try:
+        if entry.entry_point is not None:
+            kind = entry.entry_point.load()
+        else:
+            module, _, name = entry.target.partition(":")
+            kind = getattr(import_module(module), name)
+    except Exception as error:
+        if entry.provider == SELF:
+            raise
+        raise SettingsError(
+            f"the {entry.group} kind {entry.name!r} of the distribution {entry.provider} can't be imported "
+            f"({entry.target}: {type(error).__name__}: {error})",
+            todo=f"repair or uninstall {entry.provider}; every other kind works",
+        ) from error
+    if lacking := _lacking(kind, entry):
+        raise SettingsError(
+            f"the {entry.group} kind {entry.name!r} of the distribution {entry.provider} lacks {', '.join(lacking)}",
+            expected=f"a class with Settings, {', '.join(REQUIRED[entry.group])}",
+            todo="see docs/add-a-kind.md for the protocol of each group",
+        )
+    return kind
+
+
+def _lacking(kind: Any, entry: Entry) -> list[str]:
+    """The parts of its group's protocol that a kind does not have."""
+    model = getattr(kind, "Settings", None)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return ["Settings (a pydantic model)"]
+    if "kind" not in model.model_fields:
+        return [f'Settings.kind (kind: Literal["{entry.name}"] = "{entry.name}")']
+    return [name for name in REQUIRED[entry.group] if not hasattr(kind, name)]

@@ -1,0 +1,1 @@
+"""Reading over a network: retries, byte ranges, downloads, S3."""

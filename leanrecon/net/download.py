@@ -1,0 +1,272 @@
+"""Files fetched over HTTP: continued where they stopped, of one version only, checked, and there whole or not at all."""
+
+import base64
+import binascii
+import functools
+import hashlib
+import http.client
+import importlib.util
+import re
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from leanrecon.errors import NetworkError
+from leanrecon.net.retry import PASSING, TIMEOUT, Patience
+from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.files import read_json, write_json
+from leanrecon.progress import Advance, Progress
+
+CHOOSES = "LEANRECON_CACHE (files) or HF_HOME (models)"
+"""What says where fetched files go."""
+
+_PIECE = 2**20  # bytes
+_BROKEN = (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server, and what is known of its content."""
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    git: str | None = None
+    """The name that git gives its content: SHA-1 of a header and the bytes."""
+    md5: str | None = None
+    etag: str | None = None
+    """The server's name of this version."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For this server alone: not sent on where it redirects to another."""
+
+    @property
+    def digest(self) -> tuple[str, str] | None:
+        """The strictest check that there is of its content: kind and hexadecimal digits."""
+        kinds = {"sha256": self.sha256, "git": self.git, "md5": self.md5}
+        return next(((kind, found) for kind, found in kinds.items() if found), None)
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """The digest of a file's bytes: sha256, md5, or git's name of it."""
+    start = f"blob {path.stat().st_size}\0".encode() if kind == "git" else b""
+
+    def begun() -> Any:
+        return hashlib.new("sha1" if kind == "git" else kind, start, usedforsecurity=False)
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, begun).hexdigest()
+
+
+def partial_of(target: Path) -> Path:
+    """Where the bytes of a file are kept until it is whole."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def find(remote: Remote) -> Remote:
+    """The file with what its server says of it: size, version, MD5; raises NetworkError where there is none."""
+    patience = patience_with(remote.url)
+    while True:
+        try:
+            with _opened(remote, "HEAD", {}) as answer:
+                return _described(remote, answer)
+        except _BROKEN as error:
+            patience.after(error)
+
+
+def fetch(remote: Remote, target: Path, *, progress: Progress | None = None, label: str = "") -> None:
+    """Fetch a file, continuing what an earlier call left of the same version; ``target`` appears whole or not at all.
+
+    Raises NetworkError for a server that keeps failing or has other bytes than are expected, StoreError for a full disk:
+    what was fetched so far is kept for the next call.
+    """
+    partial = partial_of(target)
+    transfer = _Transfer(remote, partial)
+    with explained_disk_errors(target, CHOOSES):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    with (progress or Progress()).task(
+        label or target.name, total=remote.size or 0, unit="bytes", done=transfer.done
+    ) as advance:
+        resumed = transfer.done > 0
+        transfer.run(advance)
+        if (wrong := transfer.wrong()) and resumed:  # the old part may be of another version, or damaged
+            transfer.restart(advance)
+            transfer.run(advance)
+            wrong = transfer.wrong()
+    with explained_disk_errors(target, CHOOSES):
+        if wrong:
+            transfer.drop()
+            raise NetworkError(
+                f"{remote.url} gave bytes whose {wrong}",
+                todo="run the same command again; if that does not help, the file has changed where it is published",
+            )
+        partial.replace(target)
+        transfer.state.unlink(missing_ok=True)
+
+
+class _Transfer:
+    """One file on its way: its partial copy, and beside it which version that is of."""
+
+    def __init__(self, remote: Remote, partial: Path) -> None:
+        self.remote = remote
+        self.partial = partial
+        self.state = partial.with_name(f"{partial.name}.json")
+        self.version: dict[str, Any] = read_json(self.state) or {}
+        self.done = partial.stat().st_size if partial.exists() else 0
+        etag = self.version.get("etag")
+        if not (self.version and (remote.digest or etag)) or (remote.etag and remote.etag != etag):
+            self.done = 0  # of another version, or one that no one can tell
+        if remote.size is not None and self.done > remote.size:
+            self.done = 0
+
+    def run(self, advance: Advance) -> None:
+        """Fetch what is missing."""
+        patience = patience_with(self.remote.url)
+        while self.remote.size is None or self.done < self.remote.size:
+            before = self.done
+            try:
+                if self._fetch(advance):
+                    return
+                raise http.client.IncompleteRead(b"")
+            except _BROKEN as error:
+                patience.after(error, progress=self.done > before)
+
+    def restart(self, advance: Advance) -> None:
+        advance(-self.done)
+        self.done = 0
+
+    def wrong(self) -> str:
+        """What is wrong with the whole file; empty if nothing is that can be told."""
+        checked = self.remote.digest or (("md5", self.version["md5"]) if self.version.get("md5") else None)
+        if checked is None:
+            return ""
+        found = digest_of(self.partial, checked[0])
+        return "" if found == checked[1] else f"{checked[0]} is {found}, not {checked[1]}"
+
+    def drop(self) -> None:
+        self.partial.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
+
+    def _fetch(self, advance: Advance) -> bool:
+        """Send one request and write what it brings; returns whether the file is whole."""
+        headers = {}
+        if self.done:
+            headers["Range"] = f"bytes={self.done}-"
+            if self.version.get("etag") and not (self.remote.sha256 or self.remote.git):  # which prove the version
+                headers["If-Range"] = self.version["etag"]
+        with _opened(self.remote, "GET", headers) as answer:
+            start, etag = _start(answer), answer.headers.get("ETag")
+            if self.done and start and "If-Range" in headers and etag not in (None, self.version["etag"]):
+                start = -1  # of another version: a server that does not know If-Range
+            if start != self.done:  # another version, or a server that sends files from their start only
+                self.restart(advance)
+            if start not in (0, self.done) or answer.status == 416:
+                return False
+            if self.done == 0:
+                self._begin(_described(self.remote, answer))
+            total = self.version.get("size")
+            with self._written() as file:
+                while piece := answer.read(_PIECE):
+                    self._write(file, piece)
+                    advance(len(piece))
+        return total is None or self.done == total
+
+    def _begin(self, found: Remote) -> None:
+        """Note which version the bytes will be of, before the first of them."""
+        self.version = {"url": found.url, "size": found.size, "etag": found.etag, "md5": found.md5}
+        self._written().close()
+        write_json(self.state, self.version)
+
+    def _written(self) -> Any:
+        with explained_disk_errors(self.partial, CHOOSES):
+            file = self.partial.open("r+b", buffering=0)
+            file.truncate(self.done)
+            file.seek(self.done)
+        return file
+
+    def _write(self, file: Any, piece: bytes) -> None:
+        with explained_disk_errors(self.partial, CHOOSES):
+            view = memoryview(piece)
+            while view:
+                n = file.write(view)
+                self.done += n
+                view = view[n:]
+
+
+def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
+    """The server's answer; raises NetworkError for what asking again does not help."""
+    request = urllib.request.Request(
+        remote.url, headers={"User-Agent": "leanrecon", "Accept-Encoding": "identity", **headers}, method=method
+    )
+    for name, value in remote.headers.items():
+        request.add_unredirected_header(name, value)
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT, context=_trusted())
+    except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return error
+        error.close()
+        if error.code in PASSING:
+            raise
+        refused = error.code in (401, 403)
+        raise NetworkError(
+            f"{remote.url} is not to be had: {error.code} {error.reason}",
+            todo="sign in with `hf auth login`, once its terms are accepted on its page"
+            if refused
+            else "check the name; if it is right, the file has moved",
+        ) from None
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Who vouches for servers: those that the system trusts and, as not every Python finds them, those of certifi."""
+    context = ssl.create_default_context()
+    if importlib.util.find_spec("certifi"):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _described(remote: Remote, answer: Any) -> Remote:
+    """What the headers of a whole file say; raises NetworkError where they contradict what is known."""
+    length = answer.headers.get("Content-Length")
+    size = int(length) if length and length.isdecimal() else None
+    if None not in (size, remote.size) and size != remote.size:
+        raise NetworkError(f"{remote.url} has {size} bytes", expected=f"{remote.size}")
+    etag = answer.headers.get("ETag")
+    md5 = answer.headers.get("Content-MD5")
+    return Remote(
+        remote.url,
+        remote.size if size is None else size,
+        remote.sha256,
+        remote.git,
+        _hexadecimal(md5) if md5 else None,
+        etag if etag and etag.startswith('"') else None,  # a weak one does not tell bytes apart
+        remote.headers,
+    )
+
+
+def _hexadecimal(text: str) -> str | None:
+    try:
+        return base64.b64decode(text, validate=True).hex()
+    except binascii.Error:
+        return None
+
+
+def _start(answer: Any) -> int:
+    """The place in the file of the first byte of an answer."""
+    if answer.status != 206:
+        return 0
+    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def patience_with(url: str) -> Patience:
+    """How long the server of an address is asked again."""
+    return Patience(url, f"the network and {urlsplit(url).netloc},")

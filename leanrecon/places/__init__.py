@@ -1,0 +1,1 @@
+"""Where files lie: atomic writes, uncached reads and locks."""

@@ -1,0 +1,1 @@
+"""Latent diffusion from image to image."""

@@ -1,0 +1,152 @@
+"""The networks of a diffusion model in diffusers' format: their parts read and checked, their weights one by one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from leanrecon.errors import InputError
+from leanrecon.refinement.diffusion.lora import LoRA
+from leanrecon.stores.fingerprint import file_content, fingerprint
+from leanrecon.weights.folders import Weights, part_of, present_name, read_config
+from leanrecon.weights.safetensors import SHORT, Entry, MappedWeights, read_header, write_weights
+
+FORMAT = 1
+"""Of the files of merged and cast weights."""
+
+_BLOCKS = {
+    "AutoencoderKL": ("block_out_channels", 1),
+    "AutoencoderTiny": ("num_encoder_blocks", 4),
+    "UNet2DConditionModel": ("block_out_channels", 4),
+}
+"""Where a config lists the blocks of which all but one halve what they are given, and how many there are by default."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model: its class and sizes, and where its weights lie."""
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    weights: Weights
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self.weights.entries
+
+    @property
+    def content(self) -> str:
+        """A hash of the sizes and weights, whatever the names of files."""
+        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        return fingerprint({"config": config, "weights": [file_content(file) for file in self.weights.files]})
+
+    def nbytes_as(self, dtype: str) -> int:
+        """Bytes of the weights in a precision."""
+        return sum(entry.nbytes_as(dtype) for entry in self.entries.values())
+
+    @property
+    def largest(self) -> int:
+        """Numbers in the largest weight."""
+        return max(entry.nbytes_as("float32") for entry in self.entries.values()) // 4
+
+
+def shrinks_by(kind: str, config: Mapping[str, Any]) -> int:
+    """How many times narrower an autoencoder's latents are than its images, or a UNet's narrowest states than latents."""
+    key, default = _BLOCKS[kind]
+    blocks = len(config[key]) if key in config else default
+    return int(2 ** (blocks - 1))
+
+
+def enlarges_by(kind: str, config: Mapping[str, Any]) -> int:
+    """How many times wider an autoencoder's images are than the latents that it decodes."""
+    if kind != "AutoencoderTiny":
+        return shrinks_by(kind, config)
+    blocks = len(config["num_decoder_blocks"]) if "num_decoder_blocks" in config else 4
+    return int(config.get("upsampling_scaling_factor", 2) ** (blocks - 1))
+
+
+class Source:
+    """The weights of a part in the precision that they are used in, a LoRA added: computed one by one."""
+
+    def __init__(self, part: Part, dtype: str, lora: LoRA | None = None) -> None:
+        self.part = part
+        self.dtype = dtype
+        self.lora = lora
+        self._mapped = MappedWeights(part.entries)
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the files hold just these numbers already."""
+        return self.lora is None and all(entry.dtype == SHORT[self.dtype] for entry in self.part.entries.values())
+
+    def read(self, name: str) -> Any:
+        """One weight, in memory of its own."""
+        import torch
+
+        weight = self._mapped[name]
+        merged = weight if self.lora is None else self.lora.added_to(name, weight)
+        result = merged.to(getattr(torch, self.dtype))
+        if result is weight:
+            result = weight.clone()
+        self._mapped.release(name)
+        return result
+
+    def on_disk(self, scratch: Path, content: str) -> Mapping[str, Entry]:
+        """The weights in a file: the part's own where it holds them so, else one in ``scratch``, written once.
+
+        ``content`` names what the weights are made of.
+        """
+        if self.as_stored:
+            return self.part.entries
+        path = scratch / f"{self.part.kind}-{content[:16]}-{self.dtype}.safetensors"
+        if not path.exists():
+            shapes = {name: entry.shape for name, entry in self.part.entries.items()}
+            write_weights(path, ((name, self.read(name)) for name in shapes), shapes, self.dtype)
+        return read_header(path)[0]
+
+
+def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what: str) -> Part:
+    """Read the sizes of one network of a model and the headers of its weights, from the first of these parts that is there.
+
+    Raises InputError for what is missing or another.
+    """
+    folder = part_of(model, parts, "config.json", what)
+    config = read_config(folder / "config.json")
+    kind = config.get("_class_name", "")
+    if kind not in kinds:
+        raise InputError(f"{folder} holds a {kind or 'model of no known kind'}", expected=" or ".join(kinds))
+    return Part(folder, kind, config, Weights.of(folder, present_name))
+
+
+def build(part: Part) -> Any:
+    """The network of a part, without weights; raises InputError if the file holds other ones than it needs."""
+    import diffusers
+    import torch
+
+    # AutoencoderTiny writes a key that it does not take.
+    config = {key: value for key, value in part.config.items() if (part.kind, key) != ("AutoencoderTiny", _DERIVED)}
+    try:
+        with torch.device("meta"):
+            network = getattr(diffusers, part.kind).from_config(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{part.folder} describes a network that can't be built ({error})") from None
+    needed = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+    for name, shape in needed.items():
+        found = part.entries.get(name)
+        if found is None or found.shape != shape:
+            what = "lack" if found is None else f"have {list(found.shape)} instead of {list(shape)} for"
+            raise InputError(
+                f"the weights in {part.folder} {what} {name}", expected=f"those of a {part.kind} of these sizes"
+            )
+    return network.eval().requires_grad_(False)
+
+
+def only_needed(part: Part, network: Any) -> Part:
+    """The part without tensors that its network does not have."""
+    names = set(network.state_dict())
+    entries = {name: entry for name, entry in part.entries.items() if name in names}
+    return replace(part, weights=replace(part.weights, entries=entries))
+
+
+_DERIVED = "block_out_channels"

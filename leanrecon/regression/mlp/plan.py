@@ -1,0 +1,234 @@
+"""What training a network will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
+
+from dataclasses import dataclass
+
+from leanrecon.regression.mlp.batches import VALIDATION_ROWS
+from leanrecon.regression.mlp.network import n_weights
+from leanrecon.regression.ridge.kernel import panel_nbytes, pass_groups, triangle_nbytes
+from leanrecon.regression.ridge.plan import TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
+from leanrecon.stores.matrix import PANEL
+
+FLOAT = 4
+
+ADAMW = 16
+"""Bytes a weight while it is trained: itself, its gradient and two moments, float32."""
+
+TORCH_NBYTES = 265_000_000
+"""Importing PyTorch (CPU) and accelerate (138 MB measured), and the kernels, threads and heap's gaps of training: up to
+110 MB more on two cores."""
+
+STEPPING = 100_000_000
+"""Of that, what training takes in a process that has imported them."""
+
+LAPACK_NBYTES = 32_000_000
+"""What a decomposition of order 8859 took beyond its matrices."""
+
+LAYERS = 6
+"""Arrays of [batch, hidden] that a block keeps for its gradient."""
+
+
+@dataclass(frozen=True)
+class NetworkShapes:
+    """``n`` train rows, ``p`` voxels, ``m`` test rows, ``t`` targets in tiles of ``y_tile`` bytes; the network's own shape.
+
+    ``components`` coordinates stand for the targets, or, with None, the head answers every target. ``x_tile`` and
+    ``scratch`` are as those of the ridge. With ``skip`` a ridge is fitted too (``loo``: with the alpha chosen), and with
+    ``from_ridge`` its predictions are what the network is given.
+    """
+
+    n: int
+    p: int
+    m: int
+    t: int
+    hidden: int
+    blocks: int
+    batch: int
+    window: int
+    components: int | None
+    validation: float = 0.1
+    block: int = 4096
+    x_tile: int = 0
+    y_tile: int = 0
+    scratch: int = 0
+    y_scratch: int = 0
+    y_itemsize: int = 4
+    skip: bool = False
+    from_ridge: bool = False
+    loo: bool = True
+    half: bool = False
+    """Whether products are taken in half precision, of copies of the weights."""
+    restandardized: bool = False
+    device: str = "cpu"
+
+    @property
+    def outputs(self) -> int:
+        return self.t if self.components is None else max(min(self.components, self.t, self.n - 1), 1)
+
+    @property
+    def inputs(self) -> int:
+        return self.outputs if self.from_ridge else self.p
+
+    @property
+    def weights(self) -> int:
+        return n_weights(self.inputs, self.outputs, self.hidden, self.blocks)
+
+    @property
+    def held_rows(self) -> int:
+        """Validation rows."""
+        return min(round(self.validation * self.n), VALIDATION_ROWS)
+
+    @property
+    def coordinates(self) -> int:
+        """Bytes of the targets' coordinates, and of what the ridge predicts of them."""
+        if self.components is None:
+            return 8 * 2 * self.t
+        return (2 if self.skip else 1) * self.n * self.outputs * FLOAT
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes on disk that stay: the weights and the coordinates."""
+        return self.weights * FLOAT + self.coordinates
+
+    @property
+    def targets(self) -> Shapes:
+        """Of the Gram matrix of the targets."""
+        return Shapes(
+            self.n, self.t, 0, self.outputs, self.block, self.y_tile, self.y_tile, self.y_scratch, self.y_scratch
+        )
+
+    @property
+    def ridge(self) -> Shapes:
+        return Shapes(
+            self.n, self.p, 0, self.t, self.block, self.x_tile, self.y_tile, self.scratch, self.y_scratch,
+            y_itemsize=self.y_itemsize,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Bytes of work of each phase; ``coding`` says where the Gram matrix of the targets lies."""
+
+    phases: dict[str, int]
+    in_memory: bool = True
+    pass_nbytes: int = 0
+    scratch: int = 0
+    """Bytes of disk that are needed for a while: checkpoints and matrices."""
+
+    @property
+    def work(self) -> int:
+        return max(self.phases.values())
+
+    @property
+    def largest(self) -> str:
+        return max(self.phases, key=lambda name: self.phases[name])
+
+
+def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) -> NetworkPlan:
+    """The phases of coding the targets, fitting the ridge, training and predicting.
+
+    Only where matrices lie follows the budget. ``torch_held``: PyTorch is in the process already.
+    """
+    library = STEPPING if torch_held else TORCH_NBYTES
+    imported = 0 if torch_held else TORCH_NBYTES
+    phases: dict[str, int] = {}
+    in_memory, pass_nbytes, triangle = True, 0, 0
+    if shapes.components is not None:
+        phases, in_memory, pass_nbytes, triangle = _coding(shapes, free)
+    else:
+        phases["moments"] = WORKSPACE + 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch
+    phases["moments of betas"] = WORKSPACE + 2 * shapes.x_tile + 8 * shapes.p * 8 + shapes.scratch + shapes.coordinates
+    if shapes.skip:
+        beside = shapes.coordinates + beside_ridge(shapes.n, TEST_ROWS)
+        ridge = ridge_plan(shapes, free - beside)
+        phases |= {f"ridge: {name}": work + beside for name, work in ridge.phases.items()}
+        triangle = max(triangle, 0 if ridge.in_memory else ridge.triangle)
+    phases["training"] = library + shapes.coordinates + _training(shapes)
+    held = imported + shapes.coordinates
+    phases["predictions"] = held + _predicting(shapes, free - held)
+    adam = 3 * shapes.weights * FLOAT * 2  # while a checkpoint is replaced, both are there
+    return NetworkPlan(phases, in_memory, pass_nbytes, adam + (0 if in_memory else triangle))
+
+
+def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
+    """The plan of the ridge beside the network: its factor is kept for the leave-one-out predictions of the train rows."""
+    ridge = Shapes(
+        shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile,
+        shapes.scratch + shapes.x_tile, shapes.y_scratch + shapes.y_tile, y_itemsize=shapes.y_itemsize,
+    )  # fmt: skip
+    return plan_fit(ridge, free, loo=shapes.loo)
+
+
+def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int, int]:
+    """Phases of the targets' coordinates: their moments, Gram matrix, its eigenvectors, and what is kept of these."""
+    own, k = shapes.targets, shapes.outputs
+    order, e = own.order, own.itemsize
+    square, triangle = order * order * e, triangle_nbytes(order, e)
+    panel = panel_nbytes(order, e)
+    taken = 2 * shapes.n * k * max(e, FLOAT) + (0 if own.dual else own.slabs + 512 * k * e)
+
+    def phases(held: int, on_disk: bool) -> dict[str, int]:
+        kept = 0 if on_disk else held
+        found = {
+            "moments": 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch,
+            "Gram matrix of the targets": held + own.slabs,
+            "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0) + LAPACK_NBYTES,
+            "coordinates of the targets": kept + square + taken,
+        }
+        return {name: WORKSPACE + 8 * shapes.t * 4 + work for name, work in found.items()}
+
+    in_memory = phases(triangle, False)
+    if max(in_memory.values()) <= free:
+        return in_memory, True, triangle, 0
+    beside = phases(0, True)["Gram matrix of the targets"]
+    groups = pass_groups(order, e, max(free - beside, 0))
+    pass_nbytes = max(sum(panel_nbytes(order, e, j) for j in group) for group in groups)
+    on_disk = phases(pass_nbytes, True)
+    if max(on_disk.values()) < max(in_memory.values()):
+        return on_disk, False, pass_nbytes, triangle
+    return in_memory, True, triangle, 0
+
+
+def _training(shapes: NetworkShapes) -> int:
+    """Weights, gradients, moments; two windows and a batch; validation rows; activations."""
+    columns = shapes.inputs + shapes.outputs * (2 if shapes.skip else 1)
+    window = min(max(shapes.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
+    reading = 2 * window * columns * FLOAT + shapes.scratch + PANEL * shapes.inputs * FLOAT
+    batch = shapes.batch * columns * FLOAT
+    if shapes.components is not None:  # targets in another order, offsets and inputs on the network's scale
+        batch += (1 + shapes.skip + shapes.from_ridge) * shapes.n * shapes.outputs * FLOAT
+    validation = shapes.held_rows * columns * FLOAT
+    taking = PANEL * max(shapes.inputs, shapes.outputs) * FLOAT
+    if shapes.device != "cpu":
+        return reading + batch + validation + taking + shapes.weights * FLOAT
+    per_weight = ADAMW + (4 if shapes.half else 0)
+    activations = (
+        shapes.batch * FLOAT * (4 * shapes.inputs + (LAYERS * shapes.blocks + 6) * shapes.hidden + 6 * shapes.outputs)
+    )
+    stepping = shapes.weights * per_weight + activations
+    return validation + batch + max(reading + stepping, taking + shapes.weights * FLOAT)
+
+
+def _predicting(shapes: NetworkShapes, free: int) -> int:
+    """The weights; a hat matrix of up to 1,024 test rows and, beside it, that of the ridge; a block of targets."""
+    m = min(shapes.m, TEST_ROWS)
+    rows = m + (shapes.held_rows if shapes.restandardized else 0)
+    held = shapes.weights * FLOAT + PANEL * (shapes.inputs + 4 * shapes.hidden) * FLOAT
+    if shapes.components is None:
+        features = rows * shapes.hidden * FLOAT
+        return held + features + 4 * rows * shapes.block * max(FLOAT, shapes.y_itemsize) + shapes.y_tile
+    own = shapes.targets
+    hats = 2 * rows * shapes.n * max(FLOAT, shapes.y_itemsize) + rows * shapes.outputs * FLOAT
+    streaming = rows * shapes.block * shapes.y_itemsize + own.streaming
+    if shapes.restandardized:
+        streaming += 2 * PANEL * shapes.block * 8
+    work = hats + streaming
+    if shapes.skip:
+        beside = hats + beside_ridge(shapes.n, min(m, TEST_ROWS))
+        ridge = ridge_plan(shapes, free - WORKSPACE - held - beside).phases
+        work = max(work + rows * shapes.n * shapes.ridge.itemsize, max(ridge.values()) + beside)
+    return WORKSPACE + held + work
+
+
+def beside_ridge(n: int, rows: int) -> int:
+    """Bytes of a hat matrix of some rows in single precision, which the ridge's own plan does not know of."""
+    return rows * n * FLOAT

@@ -1,0 +1,199 @@
+"""Predictions by a network that was trained: its answers as mixtures of train targets, streamed as the ridge's are."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.memory import MemoryBudget, buffer
+from leanrecon.regression.estimator import Regressor
+from leanrecon.regression.mlp.batches import Held, Source, take
+from leanrecon.regression.mlp.checkpoint import weights_of
+from leanrecon.regression.mlp.network import residual_mlp
+from leanrecon.regression.mlp.plan import beside_ridge
+from leanrecon.regression.mlp.targets import Components, EveryTarget, from_hats
+from leanrecon.regression.normalise import Centred, Moments
+from leanrecon.regression.ridge.hat import converted, refuse_nan_rows
+from leanrecon.regression.ridge.plan import TEST_ROWS
+from leanrecon.regression.ridge.restandardise import Kind
+from leanrecon.regression.ridge.ridge import StreamingRidge
+from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
+
+Array = np.ndarray[Any, Any]
+
+
+class Trained(Regressor):
+    """What a trained network predicts, alone or added to a ridge; ``StreamingMLP`` trains it and says what its settings are."""
+
+    _learned = "network_"
+
+    # Settings
+    alpha: Any
+    alphas: Any
+    standardize: bool
+    restandardize: Kind
+    inputs: str
+    hidden: int
+    blocks: int
+    dropout: float
+    budget: str | int | MemoryBudget | None
+    seed: int
+    scratch: str | Path | None
+
+    # Learned
+    network_: Any
+    alpha_: float | None
+    moments_: Moments
+    betas_: Matrix
+    _train: Centred
+    _head: Components | EveryTarget
+    _offset: Array | None
+    _order: Array | None
+    _held: Array
+    _device: str
+
+    def _require_for_predictions(self, rows: int, held: int) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if "network_" in state:  # its class is made with it, and a pickle holds names of classes alone
+            state["network_"] = weights_of(self.network_)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "network_" in state:
+            import torch
+
+            network = self._new_network()
+            network.load_state_dict({name: torch.from_numpy(a) for name, a in state["network_"].items()})
+            self.network_ = network.to(self._device).eval().requires_grad_(False)
+
+    def _new_network(self) -> Any:
+        """The network before it has learned, with weights from PyTorch's present seed."""
+        return residual_mlp(
+            self._head.outputs if self.inputs == "ridge" else self.n_features_in_,
+            self._head.outputs,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            dropout=self.dropout,
+            zero_head=self.alpha_ is not None,
+        )
+
+    def predict_blocks(
+        self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
+    ) -> Iterator[tuple[range, range, Array]]:
+        """Yield ``(rows, columns, predictions)`` block by block, as the ridge does."""
+        test = self._validated_test(X)
+        targets = self.targets_ if block in (None, self.targets_.block) else Reblocked(self.targets_, block)
+        wanted = range(len(column_blocks(targets))) if wanted is None else wanted
+        if not len(wanted):
+            return
+        self._require_for_predictions(test.shape[0], held)
+        together = self.restandardize == "transductive"
+        n, rows_at_once = self.targets_.shape[0], min(test.shape[0], TEST_ROWS)
+        ridge = None if self.alpha_ is None else self._ridge(self.alpha_, beside_ridge(n, 3 * rows_at_once))
+        for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
+            if isinstance(self._head, EveryTarget):
+                yield from self._through_head(rows, test, targets, wanted)
+            else:
+                hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
+                yield from from_hats(rows, hats, targets, wanted, self.restandardize, self._stream_dtype)
+
+    def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
+        """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
+        assert isinstance(self._head, Components)
+        of_ridge = None if ridge is None else ridge.hat_of(test, rows).astype(np.float32, copy=False)
+        return self._mixed(Centred(test, self.moments_, scale=self.standardize), rows, of_ridge)
+
+    def _mixed(self, betas: Source, rows: range, of_ridge: Array | None) -> Array:
+        assert isinstance(self._head, Components)
+        offset = None
+        if of_ridge is not None:
+            offset = of_ridge @ self._paired()
+        given = self._given(betas, offset)
+        # The ridge's predictions are of these rows alone, betas are of all.
+        answers = self._answers(given, range(len(rows)) if self.inputs == "ridge" else rows)
+        refuse_nan_rows(answers, rows)
+        hat = self._head.hat(answers, mean=of_ridge is None)
+        if of_ridge is not None:
+            hat += converted(of_ridge, np.dtype(np.float32), self._order)
+        return hat
+
+    def _paired(self) -> Array:
+        """The coordinates of the targets that each train row of betas is paired with."""
+        assert isinstance(self._head, Components)
+        coordinates = self._head.coding.coordinates
+        return coordinates if self._order is None else coordinates[self._order]
+
+    def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
+        """The hat matrix of the validation rows, where their predictions give the moments."""
+        if self.restandardize != "inductive":
+            return []
+        rows = self._held
+        of_ridge = None if ridge is None else ridge.left_out(rows).astype(np.float32, copy=False)
+        betas = Held(take([self._train], rows)[0])
+        return [self._mixed(betas, range(len(rows)), of_ridge)]
+
+    def _through_head(
+        self, rows: range, test: Matrix, targets: Matrix, wanted: Sequence[int]
+    ) -> Iterator[tuple[range, range, Array]]:
+        assert isinstance(self._head, EveryTarget)
+        betas = Centred(test, self.moments_, scale=self.standardize)
+        features = self._answers(betas, rows, features=True)
+        like = None
+        if self.restandardize == "inductive":
+            like = self._answers(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
+        head = self.network_.head.weight.cpu().numpy(), self.network_.head.bias.cpu().numpy()
+        yield from self._head.blocks(rows, features, like, head, targets, wanted, self.restandardize)
+
+    def _answers(self, given: Source, rows: range, *, features: bool = False) -> Array:
+        """The network's answers to some rows [len(rows), outputs], or its last layer's inputs.
+
+        Always 256 rows at a time, the last of them zeros where there are fewer: a row's answer is the same in any company.
+        """
+        import torch
+
+        width = given.shape[1]
+        result = buffer((len(rows), self.hidden if features else self._head.outputs), np.float32)
+        memory = buffer((PANEL * width * 4,), np.uint8)
+        ask = self.network_.features if features else self.network_
+        for part in panels(len(rows)):
+            memory[:] = 0
+            given.read(range(rows.start + part.start, rows.start + part.stop), range(width), memory, np.float32)
+            x = torch.from_numpy(memory.view(np.float32).reshape(PANEL, width)).to(self._device)
+            with torch.inference_mode():
+                result[part.start : part.stop] = ask(x)[: len(part)].float().cpu().numpy()
+        return result
+
+    # What it is given, and the ridge that it is added to
+
+    def _given(self, betas: Source, offset: Array | None) -> Source:
+        """What the network is given of some rows: betas, or what the ridge predicts, each coordinate of variance one in training."""
+        if self.inputs == "betas":
+            return betas
+        assert offset is not None
+        assert self._offset is not None
+        scale = self._offset.std(axis=0)
+        return Held(offset / np.where(scale > 0, scale, 1))
+
+    def _ridge(self, alpha: Any, beside: int, rows: Array | None = None) -> StreamingRidge:
+        """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
+        budget = MemoryBudget.of(self.budget)
+        ridge = StreamingRidge(
+            alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved, budget.required), seed=self.seed,
+            scratch=self.scratch,
+        )  # fmt: skip
+        if rows is None:
+            return ridge.fit(self.betas_, self.targets_)
+        return ridge.fit(RowSubset(self.betas_, rows), RowSubset(self.targets_, rows))
+
+    @property
+    def _stream_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if np.result_type(self.targets_.dtype, np.float32) == np.float64 else np.float32)
+
+
+def _parts(rows: range) -> list[range]:
+    return [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows), TEST_ROWS)]

@@ -1,0 +1,245 @@
+"""The training loop: AdamW under a cosine schedule over batches that stream from disk, to be read from top to bottom."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.progress import Progress
+from leanrecon.regression.mlp.batches import Batches
+from leanrecon.regression.mlp.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
+from leanrecon.regression.mlp.network import loss_of
+from leanrecon.weights.tensors import TensorFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Array = np.ndarray[Any, Any]
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""What accelerate calls them. Weights and moments stay float32."""
+
+_WEIGHTS, _STEP = range(10, 12)  # streams of random numbers
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained; see ``mlp.StreamingMLP`` for what each number is."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    clip: float
+    patience: int
+    noise: float
+    voxel_dropout: float
+    loss: str
+    temperature: float
+    contrast: float
+    precision: str
+    checkpoint_minutes: float
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step: a linear rise over the first ``warmup`` of all steps, then half a cosine to zero."""
+        rising = max(round(self.warmup * steps), 1)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches of (inputs, targets[, offsets]) to learn from, and the same of the validation rows, held in memory.
+
+    What is predicted is the network's output plus the offset: what the ridge predicts of the row from all others.
+    """
+
+    batches: Batches
+    validation: list[Array]
+    spread: Array
+    """float32 [outputs]: brings targets to the units in which SoftCLIP compares directions."""
+
+
+def seeded(seed: int, *stream: int) -> int:
+    """A seed for PyTorch from ours and the numbers of a stream."""
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed: int) -> Iterator[None]:
+    """PyTorch's generators seeded for the network's first weights, and afterwards as they were."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seeded(seed, _WEIGHTS))
+        yield
+
+
+def train(
+    network: "nn.Module",
+    data: Data,
+    how: Schedule,
+    folder: Folder,
+    *,
+    seed: int,
+    device: str,
+    progress: Progress,
+    label: str,
+) -> History:
+    """Train from where an earlier run stopped; the network ends with the weights of the least validation loss.
+
+    The same data, settings and seed give the same weights on a CPU with the same number of threads, however often it was
+    stopped. A loss that is not finite raises InputError with the rows of its batch; the last checkpoint stays.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another training in this process
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[how.precision])
+    optimizer = torch.optim.AdamW(_groups(network, how.weight_decay), lr=how.learning_rate, fused=True)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    batches, steps = data.batches, data.batches.steps
+    measure = loss_of(
+        how.loss, torch.from_numpy(data.spread).to(device), temperature=how.temperature, contrast=how.contrast
+    )
+    place = load_place(folder, network, optimizer.optimizer) or Place()
+    if accelerator.scaler is not None and place.scaler:
+        accelerator.scaler.load_state_dict(place.scaler)
+    history = place.history
+    if not history.train:  # the network as it begins is a candidate too: with an offset it is the ridge
+        history.train.append(None)
+        history.validation.append(_validate(network, data, measure, how, accelerator))
+        _keep(folder, network, history, 0)
+    saved = time.monotonic()
+    with progress.task(
+        label, total=how.epochs * steps, unit="steps", done=place.epoch * steps + place.step, note=lambda: told(history)
+    ) as advance:
+        while place.epoch < how.epochs and not _is_enough(history, how.patience):
+            network.train()
+            for rows, arrays in batches.epoch(place.epoch, place.step):
+                step = place.epoch * steps + place.step
+                torch.manual_seed(seeded(seed, _STEP, step))
+                for group in optimizer.param_groups:
+                    group["lr"] = how.rate(step, how.epochs * steps)
+                x, true, *offset = (torch.from_numpy(array).to(device) for array in arrays)
+                with accelerator.autocast():
+                    predicted = network(_augmented(x, how))
+                loss = measure(predicted + offset[0] if offset else predicted, true)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise _not_finite(value, place, rows, arrays)
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(network.parameters(), how.clip)
+                optimizer.step()
+                place.step, place.total = place.step + 1, place.total + value
+                if place.step < steps and time.monotonic() - saved >= 60 * how.checkpoint_minutes:
+                    _save(folder, place, network, optimizer, accelerator)
+                    saved = time.monotonic()
+                advance(1)
+            history.train.append(place.total / steps)
+            place.epoch, place.step, place.total = place.epoch + 1, 0, 0.0
+            history.validation.append(_validate(network, data, measure, how, accelerator))
+            _keep(folder, network, history, place.epoch)
+            if time.monotonic() - saved >= 60 * how.checkpoint_minutes:
+                _save(folder, place, network, optimizer, accelerator)
+                saved = time.monotonic()
+    if len(data.validation[0]):
+        load_weights(network, TensorFile(folder.file("best")))
+    network.eval()
+    return history
+
+
+def _groups(network: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and the scales of norms do not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _augmented(x: "torch.Tensor", how: Schedule) -> "torch.Tensor":
+    """Inputs with noise of their own standard deviation's size, some of them left out and the rest raised to make up."""
+    import torch
+
+    if how.noise:
+        x = x + how.noise * torch.randn_like(x)
+    return torch.nn.functional.dropout(x, how.voxel_dropout) if how.voxel_dropout else x
+
+
+def _validate(network: "nn.Module", data: Data, measure: Any, how: Schedule, accelerator: Any) -> float | None:
+    """The mean loss over validation rows, in batches as in training."""
+    import torch
+
+    n = len(data.validation[0])
+    if not n:
+        return None
+    network.eval()
+    total = 0.0
+    device = next(network.parameters()).device
+    with torch.no_grad(), accelerator.autocast():
+        for start in range(0, n, how.batch_size):
+            x, true, *offset = (torch.from_numpy(a[start : start + how.batch_size]).to(device) for a in data.validation)
+            predicted = network(x).float()
+            total += float(measure(predicted + offset[0] if offset else predicted, true)) * len(x)
+    return total / n
+
+
+def _keep(folder: Folder, network: "nn.Module", history: History, epoch: int) -> None:
+    """Write the weights if they are the best so far; without validation rows the last ones count as that."""
+    last, best = history.validation[epoch], history.validation[history.best]
+    if last is None:
+        history.best = epoch
+    elif epoch == 0 or (best is not None and last < best):
+        history.best = epoch
+        folder.write("best", weights_of(network), epoch=epoch)
+
+
+def _is_enough(history: History, patience: int) -> bool:
+    return history.validation[-1] is not None and len(history.validation) - 1 - history.best >= patience
+
+
+def _save(folder: Folder, place: Place, network: Any, optimizer: Any, accelerator: Any) -> None:
+    if accelerator.scaler is not None:
+        place.scaler = accelerator.scaler.state_dict()
+    save_place(folder, place, network, optimizer.optimizer)
+
+
+def _not_finite(value: float, place: Place, rows: Array, arrays: list[Array]) -> InputError:
+    bad = [int(row) for row, *parts in zip(rows, *arrays, strict=True) if not all(np.isfinite(p).all() for p in parts)]
+    shown = ", ".join(str(int(row)) for row in sorted(bad or rows)[:12]) + (", …" if len(bad or rows) > 12 else "")
+    what = f"rows {shown} hold values that are not finite" if bad else f"its batch is of rows {shown}"
+    return InputError(
+        f"the loss became {value} in epoch {place.epoch + 1}, step {place.step + 1}: {what}",
+        expected="a finite loss",
+        todo="mend those rows"
+        if bad
+        else "lower regression.learning_rate, or look at these rows; the last checkpoint is kept",
+    )
+
+
+def told(history: History) -> str:
+    """The curve so far in a line: last losses, and the validation losses as little bars."""
+    if len(history.train) < 2:
+        return ""
+    text = f"loss {history.train[-1]:.4g}"
+    known = [value for value in history.validation if value is not None]
+    if known:
+        low, high = min(known), max(known)
+        shown = known[-24:]
+        bars = "".join(_BARS[round(7 * (v - low) / (high - low))] if high > low else _BARS[0] for v in shown)
+        text += f", validation {known[-1]:.4g}, best {low:.4g} {bars}"
+    return text

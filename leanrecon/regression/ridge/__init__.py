@@ -1,0 +1,1 @@
+"""Ridge regression by the hat matrix, streamed from disk."""

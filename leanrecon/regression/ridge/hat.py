@@ -1,0 +1,243 @@
+"""The mathematics of the ridge: Gram matrix, hat matrix, streamed predictions.
+
+With centred betas X [n, p], centred targets Y [n, t] and centred test betas T [m, p], ridge minimises
+‖Y − XW‖² + α‖W‖². Its predictions are
+
+    T W = H Y   with   H = T Xᵀ (X Xᵀ + αI)⁻¹ = T (Xᵀ X + αI)⁻¹ Xᵀ      (m×n)
+
+so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held: the smaller
+of the two Gram matrices is formed over panels of the betas and factored once, H serves every target, and Y
+streams through it (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+from leanrecon.regression.normalise import Centred
+from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.kernel import DEPTH, WIDTH, Panels, add_product, pass_groups, solve
+from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
+
+Array = np.ndarray[Any, Any]
+
+FAR_FROM_ZERO = 8.0
+"""A block of targets whose mean exceeds this many standard deviations is shifted before the product."""
+
+
+def gram(
+    betas: Centred,
+    dtype: Any,
+    *,
+    test: Centred | None = None,
+    directory: Path | None = None,
+    pass_nbytes: int | None = None,
+) -> tuple[Panels, Array | None]:
+    """K = X Xᵀ (n ≤ p) or Xᵀ X, summed over panels of voxels or rows in a fixed order, and T Xᵀ of test betas beside X Xᵀ.
+
+    With ``directory`` K lies on disk there, and ``pass_nbytes`` of it are formed in one pass over the betas.
+    """
+    n, p = betas.shape
+    dual = n <= p
+    order = min(n, p)
+    result = Panels(order, dtype, directory=directory)
+    cross = buffer((test.shape[0], n), dtype) if test is not None and dual else None
+    for group in pass_groups(order, np.dtype(dtype).itemsize, pass_nbytes if directory else None):
+        held = {j: buffer((order - j * WIDTH, len(result.columns[j])), dtype) for j in group}
+        if not dual:
+            for _, slab in row_slabs(betas, dtype):
+                add_product(held, slab, result.columns, transpose=True)
+        else:
+            beside = test if group[0] == 0 and test is not None else None
+            for slab, own in voxel_slabs(betas, dtype, test=beside):
+                add_product(held, slab, result.columns, transpose=False)
+                if own is not None and cross is not None:
+                    blas.gemm(own, slab, cross, tb=True)
+        for j in group:
+            result.save(j, held.pop(j))
+    return result, cross
+
+
+def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any) -> Array:
+    """T Xᵀ [len(rows), n] of some test rows, over panels of voxels."""
+    result = buffer((len(rows), betas.shape[0]), dtype)
+    for slab, own in voxel_slabs(betas, dtype, test=test, rows=rows):
+        assert own is not None
+        blas.gemm(own, slab, result, tb=True)
+    return result
+
+
+def hat_matrix(betas: Centred, test: Centred, rows: range, factor: Panels, *, cross: Array | None = None) -> Array:
+    """H [len(rows), n] such that H Y are the predictions of some test rows, the intercept included.
+
+    Its rows sum to one: H Y = ȳ + T W whatever the mean ȳ of the targets. ``cross`` is T Xᵀ where it is there
+    already; it becomes H.
+    """
+    n, p = betas.shape
+    dtype = factor.dtype
+    if n <= p:
+        hat = cross_kernel(betas, test, rows, dtype) if cross is None else cross
+        solve(factor, hat)
+    else:
+        hat = buffer((len(rows), n), dtype)
+        inner = test.read(rows, range(p), buffer((len(rows) * p * dtype.itemsize,), np.uint8), dtype)
+        solve(factor, inner)
+        for part, train_part in row_slabs(betas, dtype):
+            blas.gemm(inner, train_part, hat[:, part.start : part.stop], beta=0, tb=True)
+    sums = refuse_nan_rows(hat, rows)
+    hat += ((1 - sums) / n)[:, None].astype(dtype)
+    return hat
+
+
+def refuse_nan_rows(products: Array, rows: range) -> Array:
+    """The row sums of products with test betas, in float64; raises InputError where the betas made them NaN."""
+    with np.errstate(invalid="ignore"):  # of infinities
+        sums: Array = products.sum(axis=1, dtype=np.float64)
+    if not np.isfinite(sums).all():
+        row = rows[int(np.argmin(np.isfinite(sums)))]
+        raise InputError(f"test betas hold NaN or infinite values in row {row}", expected="finite betas")
+    return sums
+
+
+def row_slabs(betas: Centred, dtype: Any) -> Iterator[tuple[range, Array]]:
+    """Panels of rows over all voxels, the next one being read meanwhile."""
+    n, p = betas.shape
+    memories = [buffer((min(DEPTH, n) * p * np.dtype(dtype).itemsize,), np.uint8) for _ in range(2)]
+    return read_ahead(panels(n, DEPTH), lambda rows, memory: betas.read(rows, range(p), memory, dtype), memories)
+
+
+def voxel_slabs(
+    betas: Centred, dtype: Any, *, test: Centred | None = None, rows: range | None = None
+) -> Iterator[tuple[Array, Array | None]]:
+    """Panels of voxels over all rows of the betas, and over some rows (or all) of the test betas, the next being read meanwhile."""
+    n, p = betas.shape
+    itemsize = np.dtype(dtype).itemsize
+    rows = range(0) if test is None else range(test.shape[0]) if rows is None else rows
+    slab, own = (count * min(DEPTH, p) * itemsize for count in (n, len(rows)))
+
+    def read(voxels: range, memory: Array) -> Array:
+        betas.read(range(n), voxels, memory[:slab], dtype)
+        if test is not None:
+            test.read(rows, voxels, memory[slab:], dtype)
+        return memory
+
+    memories = [buffer((slab + own,), np.uint8) for _ in range(2)]
+    for voxels, memory in read_ahead(panels(p, DEPTH), read, memories):
+        k = len(voxels)
+        train_part = memory[: n * k * itemsize].view(dtype).reshape(n, k)
+        test_part = memory[slab : slab + len(rows) * k * itemsize].view(dtype).reshape(len(rows), k)
+        yield train_part, test_part if test is not None else None
+
+
+def converted(a: Array, dtype: np.dtype[Any], order: Array | None = None) -> Array:
+    """A hat matrix in another dtype, for targets in another ``order``; in pages of its own, unless nothing changes.
+
+    H Y[order] = H' Y, where column order[i] of H' is column i of H.
+    """
+    if a.dtype == dtype and order is None:
+        return a
+    result = buffer(a.shape, dtype)
+    if order is None:
+        result[:] = a
+    else:
+        for row, new in zip(a, result, strict=True):
+            new[order] = row
+    return result
+
+
+def reorder(block: Array, order: Array | None) -> None:
+    """Put the rows of a block of targets in another order, in place, a few columns at a time."""
+    for columns in panels(block.shape[1], 64) if order is not None else []:
+        part = block[:, columns.start : columns.stop]
+        part[:] = part[order]
+
+
+@dataclass
+class Block:
+    """Products of a hat matrix with one column block of the targets; ``mean`` and ``std`` (ddof = 0) are the targets'."""
+
+    columns: range
+    values: Array
+    mean: Array
+    std: Array
+
+
+def stream(
+    hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments: bool = False, out: Array | None = None
+) -> Iterator[Block]:
+    """Yield H Y for the wanted column blocks of the targets, [rows of all hats, columns of the block].
+
+    ``hats`` are panels of one hat matrix; each tile of targets is read once for all of them, the next one being
+    read meanwhile. A block is valid until the next one is asked for, or until ``out``, its memory, is used again.
+    The targets' moments are taken on request.
+    """
+    n = targets.shape[0]
+    blocks = column_blocks(targets)
+    starts = np.cumsum([0] + [len(hat) for hat in hats])
+    dtype = hats[0].dtype
+    out = buffer((int(starts[-1]), targets.block), dtype) if out is None else out[: int(starts[-1])]
+    shift, sums, squares = (np.zeros(targets.block) for _ in range(3))
+
+    def read(item: tuple[int, range], memory: Array) -> Array:
+        return targets.read_tile(item[1], item[0], memory)
+
+    items = [(j, rows) for j in wanted for rows in panels(n)]
+    for (j, rows), tile in read_ahead(items, read, tile_memories(targets)):
+        width = len(blocks[j])
+        if tile.dtype != dtype:
+            tile = tile.astype(dtype)
+        if rows.start == 0:
+            shift[:] = sums[:] = squares[:] = 0
+            shift[:width] = far_means(tile[:, :width])
+        if shift.any():
+            tile -= shift[: tile.shape[1]].astype(dtype)
+        for hat, start in zip(hats, starts, strict=False):
+            part = out[start : start + len(hat), : tile.shape[1]]
+            blas.gemm(hat[:, rows.start : rows.stop], tile, part, beta=0.0 if rows.start == 0 else 1.0)
+        if moments:
+            sums[:width] += tile[:, :width].sum(axis=0, dtype=np.float64)
+            squares[:width] += np.square(tile[:, :width], out=tile[:, :width]).sum(axis=0, dtype=np.float64)
+        if rows.stop == n:
+            values = out[:, :width]
+            if shift.any():
+                values += shift[:width].astype(dtype)
+            with np.errstate(invalid="ignore"):  # of infinities
+                refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
+            mean = sums[:width] / n
+            std = np.sqrt(np.maximum(squares[:width] / n - mean**2, 0))
+            yield Block(blocks[j], values, mean + shift[:width], std)
+
+
+def far_means(tile: Array) -> Array:
+    """Column means of a first tile if any is far from zero for its spread, else zeros.
+
+    A large mean would cost the product its last digits; near zero, a shift of every tile would cost time.
+    """
+    mean: Array = tile.mean(axis=0, dtype=np.float64)
+    mean_square = np.einsum("ij,ij->j", tile, tile).astype(np.float64) / len(tile)
+    return mean if np.any(mean**2 * (1 + FAR_FROM_ZERO**-2) > mean_square) else np.zeros_like(mean)
+
+
+def refuse_nan_columns(sums: Array, columns: range) -> None:
+    """Raise InputError where the sum of a target column is NaN or infinite, by the number of the first."""
+    finite = np.isfinite(sums)
+    if not finite.all():
+        first = columns[int(np.argmin(finite))]
+        raise InputError(f"target column {first} holds NaN or infinite values", expected="finite targets")
+
+
+def target_columns(targets: Matrix, columns: range, dtype: Any) -> tuple[Array, Array]:
+    """Some targets less their means, [n, len(columns)], and the means in float64; InputError where they are NaN."""
+    n = targets.shape[0]
+    block = buffer((n, len(columns)), dtype)
+    for rows in panels(n):
+        targets.read(rows, columns, block[rows.start : rows.stop])
+    mean = block.mean(axis=0, dtype=np.float64)
+    refuse_nan_columns(mean, columns)
+    block -= mean.astype(dtype)
+    return block, mean

@@ -1,0 +1,191 @@
+"""A symmetric matrix as block columns of its lower triangle, in memory or in a file, and its Cholesky factor.
+
+Every product has the same shapes and order whether the panels lie in memory or on disk, so the
+budget decides where they lie and never what comes out.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+from leanrecon.places.disk import explained_disk_errors
+from leanrecon.regression.ridge import blas
+from leanrecon.stores.matrix import panels, read_ahead
+
+Array = np.ndarray[Any, Any]
+
+WIDTH = 1024
+"""Columns of a panel of the Gram matrix (at most 36 MB each at NSD size)."""
+
+DEPTH = 512
+"""Voxels (or rows) of betas that are multiplied at once."""
+
+ROUNDING = 64
+"""Squared pivots below this many roundings of the largest are noise: collinear voxels left up to 48 (orders 60 to 2500)."""
+
+
+def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
+    """Bytes of panel ``j``: its rows from the diagonal down."""
+    first = j * WIDTH
+    return (order - first) * min(WIDTH, order - first) * itemsize
+
+
+def triangle_nbytes(order: int, itemsize: int) -> int:
+    """Bytes of all panels: half of the square and the upper halves of the diagonal blocks."""
+    return sum(panel_nbytes(order, itemsize, j) for j in range(-(-order // WIDTH)))
+
+
+def pass_groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:
+    """The panels that are formed in one pass over the betas: as many, in order, as ``nbytes`` hold, at least one."""
+    group: list[int] = []
+    held = 0
+    for j in range(-(-order // WIDTH)):
+        size = panel_nbytes(order, itemsize, j)
+        if nbytes is not None and group and held + size > nbytes:
+            yield group
+            group, held = [], 0
+        group.append(j)
+        held += size
+    yield group
+
+
+class Panels:
+    """The lower triangle of a symmetric matrix of some order; panel ``j`` holds [order - j·WIDTH, ≤ WIDTH].
+
+    With ``directory`` the panels lie in an unnamed file there, which vanishes with the process, and
+    ``load`` reads into memory that the caller owns.
+    """
+
+    def __init__(self, order: int, dtype: Any, *, directory: Path | None = None) -> None:
+        self.order = order
+        self.dtype = np.dtype(dtype)
+        self.columns = panels(order, WIDTH)
+        self._offsets = np.cumsum([0] + [panel_nbytes(order, self.dtype.itemsize, j) for j in range(len(self.columns))])
+        self._held: list[Array | None] = [None] * len(self.columns)
+        self._directory, self._file = directory, None
+        if directory is not None:
+            with explained_disk_errors(directory):
+                self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+
+    @property
+    def on_disk(self) -> bool:
+        return self._file is not None
+
+    def memories(self, count: int) -> list[Array | None]:
+        """Memory to load panels into; None where they lie in memory."""
+        if self._file is None:
+            return [None] * count
+        nbytes = panel_nbytes(self.order, self.dtype.itemsize)
+        return [buffer((nbytes,), np.uint8) for _ in range(count)]
+
+    def load(self, j: int, memory: Array | None = None, *, skip: int = 0) -> Array:
+        """Panel ``j`` without its first ``skip`` rows: the panel itself, or read from disk into ``memory``."""
+        width = len(self.columns[j])
+        shape = (self.order - self.columns[j].start - skip, width)
+        if self._file is None:
+            held = self._held[j]
+            assert held is not None
+            return held[skip:]
+        assert memory is not None
+        view: Array = memory[: shape[0] * width * self.dtype.itemsize]
+        self._file.seek(int(self._offsets[j]) + skip * width * self.dtype.itemsize)
+        if self._file.readinto(view.data) != len(view):
+            raise OSError("the scratch file of the Gram matrix is shorter than what was written to it")
+        panel: Array = view.view(self.dtype).reshape(shape)
+        return panel
+
+    def save(self, j: int, panel: Array) -> None:
+        if self._file is None or self._directory is None:
+            self._held[j] = panel
+            return
+        with explained_disk_errors(self._directory):
+            self._file.seek(int(self._offsets[j]))
+            view = panel.reshape(-1).view(np.uint8).data
+            while view:
+                view = view[self._file.write(view) :]
+
+    def ahead(
+        self, order: Iterable[int], memories: Sequence[Array | None], *, down_to: int = 0
+    ) -> Iterator[tuple[int, Array]]:
+        """Yield ``(j, panel j from row `down_to` of the matrix on)``; from disk, the next is read meanwhile."""
+
+        def load(j: int, memory: Array | None = None) -> Array:
+            return self.load(j, memory, skip=max(down_to - self.columns[j].start, 0))
+
+        if self._file is None:
+            return ((j, load(j)) for j in order)
+        return read_ahead(order, load, [memory for memory in memories if memory is not None])
+
+
+def add_product(held: dict[int, Array], slab: Array, columns: Sequence[range], *, transpose: bool) -> None:
+    """Add slab·slabᵀ (slabᵀ·slab with ``transpose``) to some panels, {j: panel}."""
+    for j, panel in held.items():
+        start, width = columns[j].start, len(columns[j])
+        if transpose:
+            head, below = slab[:, start : start + width], slab[:, start + width :]
+        else:
+            head, below = slab[start : start + width], slab[start + width :]
+        blas.syrk(head, panel[:width], ta=transpose)
+        blas.gemm(below, head, panel[width:], ta=transpose, tb=not transpose)
+
+
+def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
+    """Replace K by the factor L of K + alpha·I = L Lᵀ, panel by panel (left-looking).
+
+    ``deflate`` adds a constant to K = X Xᵀ. Centred betas leave K singular along the ones, so that only alpha
+    would hold that eigenvalue up; T Xᵀ is orthogonal to the ones, so no prediction changes, and a small alpha
+    no longer costs precision. Rows of zeros, which are voxels left out, get a one on the diagonal. Raises
+    InputError where K + alpha·I is singular in the panels' precision.
+    """
+    smallest, largest = np.inf, 0.0
+    target_memory, *ahead = gram.memories(3)
+    constant = gram.dtype.type(0)
+    eps = float(np.finfo(gram.dtype).eps)
+    for j, columns in enumerate(gram.columns):
+        target = gram.load(j, target_memory)
+        width = len(columns)
+        diagonal = np.arange(width)
+        if deflate:
+            if j == 0:
+                constant = gram.dtype.type(deflation(target))
+            target += constant
+        varies = target[diagonal, diagonal] > 0
+        target[diagonal, diagonal] += np.where(varies, alpha, 1).astype(gram.dtype)
+        largest = max(largest, float(target[diagonal, diagonal].max(initial=0, where=varies)))
+        for _, slab in gram.ahead(range(j), ahead, down_to=columns.start):
+            blas.syrk(slab[:width], target[:width], alpha=-1)
+            blas.gemm(slab[width:], slab[:width], target[width:], alpha=-1, tb=True)
+        bad = blas.potrf(target[:width])
+        smallest = min(smallest, float(np.square(target[diagonal, diagonal]).min(initial=np.inf, where=varies)))
+        if bad or not smallest > largest * eps * ROUNDING:
+            raise InputError(
+                f"alpha = {alpha:g} is too small for these betas: their Gram matrix is singular in {gram.dtype}",
+                todo=f"raise alpha to {largest * eps * 16 * ROUNDING:.1g} or more",
+            )
+        blas.trsm(target[:width], target[width:], transpose=True)
+        gram.save(j, target)
+
+
+def deflation(first_panel: Array) -> float:
+    """The constant that moves the eigenvalue of the ones to about the mean eigenvalue: mean diagonal / order."""
+    return float(np.diagonal(first_panel).mean(dtype=np.float64)) / len(first_panel)
+
+
+def solve(factor: Panels, rows: Array) -> None:
+    """Replace each row b of ``rows`` [m, order] by (L Lᵀ)⁻¹ b, in place."""
+    memories = factor.memories(2)
+    for j, panel in factor.ahead(range(len(factor.columns)), memories):
+        start, width = factor.columns[j].start, len(factor.columns[j])
+        here = rows[:, start : start + width]
+        blas.trsm(panel[:width], here, transpose=True)
+        blas.gemm(here, panel[width:], rows[:, start + width :], alpha=-1, tb=True)
+    for j, panel in factor.ahead(reversed(range(len(factor.columns))), memories):
+        start, width = factor.columns[j].start, len(factor.columns[j])
+        here = rows[:, start : start + width]
+        blas.gemm(rows[:, start + width :], panel[width:], here, alpha=-1)
+        blas.trsm(panel[:width], here, transpose=False)

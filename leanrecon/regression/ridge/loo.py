@@ -1,0 +1,199 @@
+"""Leave-one-out errors of every alpha from one eigendecomposition, and the alpha they choose.
+
+With the hat matrix S(α) of the train rows, intercept included, the error of a row predicted from all others is
+its residual over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation").
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import LeanreconWarning
+from leanrecon.memory import buffer
+from leanrecon.regression.normalise import Centred
+from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.hat import far_means, refuse_nan_columns, row_slabs
+from leanrecon.regression.ridge.kernel import DEPTH, Panels, deflation
+from leanrecon.regression.ridge.plan import PROJECTIONS
+from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories
+
+Array = np.ndarray[Any, Any]
+
+ALPHAS_PER_DECADE = 3
+ALPHA_DECADES = (-3, 4)
+"""The default grid of alphas spans these powers of ten, times the mean eigenvalue of the Gram matrix."""
+
+
+@dataclass
+class Spectrum:
+    """K = Vᵀ diag(values) V of a Gram matrix, ``vectors`` V [order, order].
+
+    Each row of ``vectors`` is an eigenvector. In the dual form the kernel was deflated by ``constant`` (see
+    ``kernel.cholesky``).
+    """
+
+    values: Array
+    vectors: Array
+    constant: float
+
+
+def default_alphas(mean_eigenvalue: float) -> Array:
+    """Alphas from 10⁻³ to 10⁴ times the mean eigenvalue of the Gram matrix, three a decade."""
+    low, high = ALPHA_DECADES
+    return mean_eigenvalue * np.logspace(low, high, (high - low) * ALPHAS_PER_DECADE + 1)
+
+
+def mean_eigenvalue(gram: Panels) -> float:
+    """The trace of a Gram matrix over its order."""
+    (memory,) = gram.memories(1)
+    diagonals = (np.diagonal(gram.load(j, memory)).sum(dtype=np.float64) for j in range(len(gram.columns)))
+    return float(sum(diagonals)) / gram.order
+
+
+def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
+    """The eigendecomposition of a Gram matrix, over one square copy of it (LAPACK's syevd, in place)."""
+    square = buffer((gram.order, gram.order), gram.dtype)
+    (memory,) = gram.memories(1)
+    constant = 0.0
+    for j, columns in enumerate(gram.columns):
+        panel = gram.load(j, memory)
+        if deflate and j == 0:
+            constant = deflation(panel)
+        np.add(panel, gram.dtype.type(constant), out=square[columns.start :, columns.start : columns.stop])
+    del memory
+    values = blas.syevd(square)
+    return Spectrum(np.maximum(values, 0).astype(np.float64), square, constant)
+
+
+def project(targets: Matrix, seed: int, dtype: Any) -> Array:
+    """Centred targets [n, t], or 512 random ±1 projections of them over √512, which keep sums of squares on average.
+
+    NaN or infinite targets raise InputError with their column.
+    """
+    n, t = targets.shape
+    k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
+    result = buffer((n, k), dtype)
+    blocks = column_blocks(targets)
+    items = [(j, rows) for j in range(len(blocks)) for rows in panels(n)]
+    signs = np.empty((0, k), dtype)
+    shift = np.empty(0, dtype)
+
+    def read(item: tuple[int, range], memory: Array) -> Array:
+        return targets.read_tile(item[1], item[0], memory)
+
+    for (j, rows), tile in read_ahead(items, read, tile_memories(targets)):
+        columns = blocks[j]
+        part = tile[:, : len(columns)]
+        if t <= PROJECTIONS:
+            result[rows.start : rows.stop, columns.start : columns.stop] = part
+            continue
+        if rows.start == 0:
+            signs = _signs(columns, k, seed).astype(dtype)
+            signs /= dtype.type(np.sqrt(k))
+            shift = far_means(part).astype(dtype)
+        # Less a rough mean where that is large, so that it costs no precision; the exact one goes below.
+        less = part - shift if shift.any() else part
+        blas.gemm(less.astype(dtype, copy=False), signs, result[rows.start : rows.stop])
+    mean = result.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        _refuse_nan(targets)
+    result -= mean.astype(dtype)
+    return result
+
+
+def _refuse_nan(targets: Matrix) -> None:
+    """Find the first target column that holds NaN or infinite values, and raise InputError with its number."""
+    for columns in column_blocks(targets):
+        sums = np.zeros(len(columns))
+        for rows in panels(targets.shape[0]):
+            block = np.empty((len(rows), len(columns)), targets.dtype)
+            targets.read(rows, columns, block)
+            sums += block.sum(axis=0, dtype=np.float64)
+        refuse_nan_columns(sums, columns)
+
+
+def _signs(columns: range, k: int, seed: int) -> Array:
+    """±1 [columns, k], the same for a column whatever block it is read in."""
+    words = k // 64
+    generator = np.random.PCG64(seed).advance(columns.start * words)
+    bits = np.unpackbits(generator.random_raw(len(columns) * words).astype("<u8").view(np.uint8))
+    return bits.reshape(len(columns), k).astype(np.int8) * 2 - 1
+
+
+def loo_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+    """Sums over the rows of squared leave-one-out errors, float64 [alphas, targets]; ``targets`` are centred [n, k]."""
+    n, p = betas.shape
+    alphas = np.asarray(alphas, np.float64)
+    return (_dual_errors if n <= p else _primal_errors)(betas, spectrum, targets, alphas)
+
+
+def _dual_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+    # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
+    vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
+    n, k = targets.shape
+    shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
+    loadings, weighted, residual = (buffer((n, k), dtype) for _ in range(3))
+    blas.gemm(vectors, targets, loadings, beta=0)
+    kept = np.zeros((n, len(alphas)), dtype)
+    for part in panels(n, PANEL):
+        blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], kept, ta=True)
+    kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
+    errors = np.zeros((len(alphas), k))
+    for a in range(len(alphas)):
+        np.multiply(loadings, shrink[:, a : a + 1], out=weighted)
+        blas.gemm(vectors, weighted, residual, beta=0, ta=True)
+        residual /= kept[:, a : a + 1]
+        errors[a] = _sums_of_squares(residual)
+    return errors
+
+
+def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+    n, p = betas.shape
+    dtype = spectrum.vectors.dtype
+    shrink = (1 / np.maximum(spectrum.values[:, None] + alphas, np.finfo(dtype).tiny)).astype(dtype)
+    loadings = np.zeros((p, targets.shape[1]), dtype)
+    for rows, scores in _scores(betas, spectrum):
+        blas.gemm(scores, targets[rows.start : rows.stop], loadings, ta=True)
+    errors = np.zeros((len(alphas), targets.shape[1]))
+    for rows, scores in _scores(betas, spectrum):
+        leverage = np.square(scores) @ shrink + 1 / n
+        for a in range(len(alphas)):
+            residual = targets[rows.start : rows.stop].copy()
+            blas.gemm(scores, loadings * shrink[:, a : a + 1], residual, alpha=-1)
+            residual /= 1 - leverage[:, a : a + 1]
+            errors[a] += _sums_of_squares(residual)
+    return errors
+
+
+def _scores(betas: Centred, spectrum: Spectrum) -> Iterator[tuple[range, Array]]:
+    """Panels of centred betas in the basis of the eigenvectors."""
+    n, p = betas.shape
+    dtype = spectrum.vectors.dtype
+    scores = buffer((min(DEPTH, n), p), dtype)
+    for rows, slab in row_slabs(betas, dtype):
+        blas.gemm(slab, spectrum.vectors, scores[: len(rows)], beta=0, tb=True)
+        yield rows, scores[: len(rows)]
+
+
+def _sums_of_squares(a: Array) -> Array:
+    """Column sums of squares in float64, without a copy of ``a``; overwrites it."""
+    sums: Array = np.square(a, out=a).sum(axis=0, dtype=np.float64)
+    return sums
+
+
+def best_alpha(errors: Array, alphas: Array) -> Array:
+    """The alpha of least error for each column of errors; warns where that is an end of the grid."""
+    best = np.argmin(errors, axis=0)
+    ends = np.isin(best, (0, len(alphas) - 1)).mean()
+    if len(alphas) > 1 and ends > 0.5:
+        warnings.warn(
+            f"leave-one-out chose an end of its grid of alphas, {alphas[0]:.3g} to {alphas[-1]:.3g}: at the upper end the "
+            "betas predict next to nothing, at the lower end a smaller alpha may do better (setting `alphas`)",
+            LeanreconWarning,
+            stacklevel=3,
+        )
+    chosen: Array = np.asarray(alphas, np.float64)[best]
+    return chosen

@@ -1,0 +1,250 @@
+"""What a ridge will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leanrecon.regression.ridge.kernel import DEPTH, panel_nbytes, pass_groups, triangle_nbytes
+from leanrecon.stores.matrix import PANEL
+
+FLOAT64_ORDER = 3072
+"""Gram matrices up to this order are formed and factored in float64, which costs them a second or two."""
+
+TEST_ROWS = 1024
+"""Test rows whose hat matrix is formed at once; more are taken in turns."""
+
+WEIGHT_BLOCK = 512
+"""Targets whose weights are formed at once."""
+
+PROJECTIONS = 512
+"""Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
+
+ALPHAS = 22
+"""Alphas of the default grid of leave-one-out."""
+
+WORKSPACE = 28_000_000
+"""Bytes that the BLAS threads and the interpreter take for themselves: 7 to 16 MB measured on two cores."""
+
+WARM = 12_000_000
+"""Bytes of that which predictions may still take, once a fit has taken the rest."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """``n`` train rows, ``p`` voxels, ``m`` test rows, ``t`` targets, streamed ``block`` at a time.
+
+    ``x_tile`` and ``y_tile`` are the bytes of a tile of betas and targets, ``scratch`` and ``y_scratch`` what reading
+    one takes besides, ``y_itemsize`` the bytes of a number of the streamed product.
+    """
+
+    n: int
+    p: int
+    m: int
+    t: int
+    block: int
+    x_tile: int = 0
+    y_tile: int = 0
+    scratch: int = 0
+    y_scratch: int = 0
+    y_itemsize: int = 4
+    restandardized: bool = False
+    shuffled: bool = False
+    """Whether predictions from shuffled targets are wanted as well."""
+
+    @property
+    def dual(self) -> bool:
+        """Whether the n×n kernel is factored (n ≤ p) rather than the p×p covariance."""
+        return self.n <= self.p
+
+    @property
+    def order(self) -> int:
+        return min(self.n, self.p)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of the Gram matrix and its factor."""
+        return 8 if self.order <= FLOAT64_ORDER else 4
+
+    @property
+    def through_hat(self) -> bool:
+        """Whether predictions go through the m×n hat matrix (2mnt flop) or through p×t weights (2pt(n + p + m))."""
+        return self.dual or self.restandardized or self.m * self.n <= self.p * (self.n + self.p + self.m)
+
+    @property
+    def slabs(self) -> int:
+        """Bytes of two panels of voxels over all rows (dual), or of rows over all voxels (primal)."""
+        return 2 * min(DEPTH, max(self.n, self.p)) * self.order * self.itemsize + self.scratch
+
+    @property
+    def streaming(self) -> int:
+        """Bytes of two tiles of targets and of one that is converted or written."""
+        converted = 2 * PANEL * self.block * 8 if self.restandardized else 0
+        return 2 * self.y_tile + self.y_scratch + PANEL * self.block * 4 + converted
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """Whether the Gram matrix (``triangle`` bytes) stays in memory, and how many of them are formed in one pass over the betas.
+
+    ``phases`` are the bytes of work of each phase, predictions of up to 1,024 rows included.
+    """
+
+    in_memory: bool
+    pass_nbytes: int
+    triangle: int
+    phases: dict[str, int]
+
+    @property
+    def work(self) -> int:
+        return max(self.phases.values())
+
+
+def plan_fit(
+    shapes: Shapes,
+    free: int,
+    *,
+    known: bool = False,
+    loo: bool = False,
+    per_target: bool = False,
+    alphas: int = ALPHAS,
+    extra_rows: int = 0,
+) -> FitPlan:
+    """Keep the Gram matrix in memory if it fits there through to the predictions, else on disk, in as few passes as fit.
+
+    Where even the least does not fit, the plan's ``work`` says what would. ``known`` test betas are predicted
+    without the factor; ``extra_rows`` go through the hat matrix beside the test rows.
+    """
+    order, itemsize = shapes.order, shapes.itemsize
+    triangle = triangle_nbytes(order, itemsize)
+    known = known and shapes.m <= TEST_ROWS and shapes.through_hat and not per_target
+    options: dict[str, Any] = {"known": known, "loo": alphas * loo, "per_target": per_target, "extra_rows": extra_rows}
+    in_memory = FitPlan(True, triangle, triangle, _fit_phases(shapes, triangle, True, **options))
+    if in_memory.work <= free:
+        return in_memory
+    beside = _fit_phases(shapes, 0, False, **options)["gram"]
+    groups = pass_groups(order, itemsize, max(free - beside, 0))
+    pass_nbytes = max(sum(panel_nbytes(order, itemsize, j) for j in group) for group in groups)
+    on_disk = FitPlan(False, pass_nbytes, triangle, _fit_phases(shapes, pass_nbytes, False, **options))
+    return on_disk if on_disk.work < in_memory.work else in_memory
+
+
+def plan_predict(
+    shapes: Shapes, free: int, *, on_disk: bool, extra_rows: int = 0, together: bool = False
+) -> tuple[int, int]:
+    """Panels of test rows that share a pass over the targets, and the bytes of work that takes after a fit.
+
+    ``together`` asks for all of them in one pass.
+    """
+    n_panels = max(-(-shapes.m // TEST_ROWS), 1)
+    panel = panel_nbytes(shapes.order, shapes.itemsize) if on_disk else 0
+    for count in range(n_panels, 0, -1):
+        rows = min(count * TEST_ROWS, shapes.m) + extra_rows
+        phases = _hat_phases(shapes, rows, panel)
+        if (
+            count < n_panels and shapes.through_hat
+        ):  # the last block of one group while the next group's hats are formed
+            phases["hat matrix"] += rows * shapes.block * shapes.y_itemsize
+        work = WARM + max(phases.values())
+        if work <= free or together or count == 1:
+            return count, work
+    raise AssertionError("there is at least one panel")
+
+
+def plan_stream(shapes: Shapes, rows: int) -> int:
+    """Bytes of work of streaming the targets through a hat matrix of some rows that is held already."""
+    return WARM + _streaming(shapes, rows)
+
+
+def plan_weights(shapes: Shapes, *, on_disk: bool) -> int:
+    """Bytes of work of forming the weights of 512 targets and writing them."""
+    columns = min(shapes.t, WEIGHT_BLOCK)
+    panel = panel_nbytes(shapes.order, shapes.itemsize) if on_disk else 0
+    return WARM + _forming(shapes, columns, panel) + columns * shapes.p * (shapes.itemsize + 4) + shapes.y_tile
+
+
+def plan_per_target(shapes: Shapes) -> int:
+    """Bytes of work of predictions with an alpha for every target, beside the eigenvectors."""
+    return WARM + max(_per_target_phases(shapes, shapes.m).values())
+
+
+def _fit_phases(
+    shapes: Shapes, pass_nbytes: int, in_memory: bool, *, known: bool, loo: int, per_target: bool, extra_rows: int
+) -> dict[str, int]:
+    n, p, e = shapes.n, shapes.p, shapes.itemsize
+    panel = panel_nbytes(shapes.order, e)
+    square = shapes.order**2 * e
+    held = pass_nbytes if in_memory else 0
+    cross = shapes.m * n * e if known and shapes.dual else 0
+    phases = {
+        "moments": 2 * shapes.x_tile + 8 * p * 8 + shapes.scratch,
+        "gram": pass_nbytes + shapes.slabs + cross + (2 * shapes.m * DEPTH * e if cross else 0),
+    }
+    if loo:
+        # The square, its eigenvectors over it, and a divide-and-conquer workspace of twice its size.
+        phases["eigenvectors"] = held + cross + 3 * square + (0 if in_memory else panel)
+        phases["leave one out"] = held + cross + square + _leaving_out(shapes, loo, per_target)
+    rows = min(shapes.m, TEST_ROWS)
+    if per_target:
+        phases |= {name: square + work for name, work in _per_target_phases(shapes, rows).items()}
+    else:
+        phases["factor"] = cross + (held if in_memory else 3 * panel)
+        formed = bool(cross) and not extra_rows
+        for name, work in _hat_phases(shapes, rows + extra_rows, 0 if in_memory else panel, formed=formed).items():
+            phases[name] = work + (0 if known and name == "predictions" else held)
+    return {name: WORKSPACE + work for name, work in phases.items()}
+
+
+def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
+    """Leave-one-out errors of a number of alphas: reading or projecting the targets, their loadings, and residuals."""
+    n, p, e = shapes.n, shapes.p, shapes.itemsize
+    k = min(shapes.t, WEIGHT_BLOCK if per_target else PROJECTIONS)
+    reading = 2 * shapes.y_tile + shapes.y_scratch
+    if shapes.t > k and not per_target:  # bits to signs, those of the block before, and the centred tile
+        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
+    leaving = 3 * n * k * e if shapes.dual else 2 * p * k * e + 2 * DEPTH * (p + k) * e + shapes.slabs
+    chosen = 8 * alphas * shapes.t if per_target else 0
+    return chosen + n * alphas * e + n * k * e + max(reading, leaving)
+
+
+def _hat_phases(shapes: Shapes, rows: int, panel: int, *, formed: bool = False) -> dict[str, int]:
+    """Work of predictions beside the factor; ``panel`` bytes of it are read at once if it is on disk.
+
+    Of a kernel that is ``formed`` already, no betas are read again.
+    """
+    n, p, e = shapes.n, shapes.p, shapes.itemsize
+    at_once = min(rows, TEST_ROWS)
+    if not shapes.through_hat:
+        columns = min(shapes.t, WEIGHT_BLOCK)
+        forming = _forming(shapes, columns, panel)
+        held = (shapes.block * p + at_once * shapes.block + at_once * p) * e
+        return {"weights": held + max(forming, shapes.scratch + shapes.y_tile)}
+    if formed:
+        reading = 0
+    elif shapes.dual:
+        reading = shapes.slabs + 2 * at_once * min(DEPTH, p) * e
+    else:
+        reading = shapes.slabs + at_once * p * e
+    hats = rows * n * e
+    return {"hat matrix": hats + max(reading, 2 * panel), "predictions": hats + _streaming(shapes, rows)}
+
+
+def _forming(shapes: Shapes, columns: int, panel: int) -> int:
+    """Weights of some targets: in the dual form the targets twice or once beside the weights, else the targets beside them."""
+    largest = max(2 * shapes.n, shapes.n + shapes.p) if shapes.dual else shapes.n + shapes.p
+    return columns * largest * shapes.itemsize + max(shapes.slabs, 2 * panel, shapes.y_tile + shapes.y_scratch)
+
+
+def _streaming(shapes: Shapes, rows: int) -> int:
+    copied = shapes.shuffled or shapes.itemsize > shapes.y_itemsize
+    converted = rows * shapes.n * shapes.y_itemsize if copied else 0
+    return converted + rows * shapes.block * shapes.y_itemsize + shapes.streaming
+
+
+def _per_target_phases(shapes: Shapes, rows: int) -> dict[str, int]:
+    """Work of scoring the test rows and of predictions with them, beside the eigenvectors."""
+    n, p, e = shapes.n, shapes.p, shapes.itemsize
+    columns = min(shapes.t, WEIGHT_BLOCK)
+    scores = rows * shapes.order * e
+    reading = shapes.slabs + 2 * rows * min(DEPTH, p) * e if shapes.dual else shapes.scratch
+    learning = (2 * n if shapes.dual else n + 2 * p) * columns * e + (0 if shapes.dual else shapes.slabs)
+    answering = rows * (shapes.block + columns) * e + shapes.y_tile + shapes.y_scratch
+    return {"scores": 2 * scores + reading, "predictions": scores + learning + answering}

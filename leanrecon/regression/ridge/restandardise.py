@@ -1,0 +1,78 @@
+"""Giving predictions back the spread of their targets, which ridge shrinks.
+
+``transductive`` is Brain-Diffuser's way (Ozcelik & VanRullen 2023): predictions are z-scored with their own
+moments over the test rows, so each prediction depends on the other test rows and one alone can't be made.
+``inductive`` takes the moments from leave-one-out predictions of train rows, which are as unseen as test rows
+are: it needs no test statistics and works for one test image.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from leanrecon.regression.ridge.hat import stream
+from leanrecon.stores.matrix import Matrix, panels
+
+Array = np.ndarray[Any, Any]
+
+Kind = Literal["none", "inductive", "transductive"]
+
+KINDS: tuple[str, ...] = get_args(Kind)
+
+LOO_ROWS = 1000
+"""Most train rows whose leave-one-out predictions give the moments."""
+
+
+def loo_rows(n: int) -> Array:
+    """Up to 1,000 train rows, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, LOO_ROWS)).round().astype(np.int64))
+
+
+def leave_one_out(hat: Array, rows: Array) -> None:
+    """Turn the hat matrix of some train rows into that of their leave-one-out predictions, in place.
+
+    A row's prediction from all others is (S_i Y − S_ii y_i) / (1 − S_ii).
+    """
+    own = hat[np.arange(len(rows)), rows].astype(np.float64)
+    hat[np.arange(len(rows)), rows] = 0
+    hat /= (1 - own)[:, None].astype(hat.dtype)
+
+
+def spread(a: Array, centre: Array) -> Array:
+    """The standard deviation (ddof = 0) of the columns of ``a`` about ``centre``, without float64 copies of it all."""
+    squares = np.zeros(len(centre))
+    for rows in panels(len(a)):
+        part = a[rows.start : rows.stop] - centre
+        squares += np.einsum("ij,ij->j", part, part)
+    result: Array = np.sqrt(squares / len(a))
+    return result
+
+
+def restandardise(predictions: Array, reference: Array, mean: Array, std: Array) -> None:
+    """Move predictions [m, w] from the moments of ``reference`` [r, w] to those of the train targets, in place.
+
+    Moments are population moments (ddof = 0). Where the reference does not vary there is no scale to give
+    back, and the prediction is the train mean.
+    """
+    centre = reference.mean(axis=0, dtype=np.float64)
+    own = spread(reference, centre)
+    factor = np.divide(std, own, out=np.zeros_like(own), where=own > 0)
+    predictions -= centre.astype(predictions.dtype)
+    predictions *= factor.astype(predictions.dtype)
+    predictions += mean.astype(predictions.dtype)
+
+
+def through_hats(
+    rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, out: Array | None = None
+) -> Iterator[tuple[range, range, Array]]:
+    """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.
+
+    Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``.
+    """
+    for block in stream(hats, targets, wanted, moments=kind != "none", out=out):
+        values = block.values[: len(rows)]
+        if kind != "none":
+            like = block.values[len(rows) :] if kind == "inductive" else values
+            restandardise(values, like, block.mean, block.std)
+        yield rows, block.columns, values

@@ -1,0 +1,175 @@
+"""What settings name of weights and captions, what of it is missing, and where a bare name is found."""
+
+import json
+import re
+
+import pytest
+
+from leanrecon.app import doctor
+from leanrecon.app.plan import plan_study, show
+from leanrecon.errors import InputError
+from leanrecon.study.needs import missing, require_weights, wanted
+from leanrecon.study.settings import read_settings, recipes
+from leanrecon.weights.packaged import is_packaged
+from leanrecon.weights.published import FILES
+
+VDVAE = "imagenet64-iter-1600000-model-ema.th"
+CAPTIONS = "COCO_73k_annots_curated.npy"
+
+EVERY = """
+[dataset]
+kind = "simulated"
+[features.vdvae]
+checkpoint = "imagenet64-iter-1600000-model-ema.th"
+[features.text]
+kind = "clip-text"
+form = "versatile"
+model = "some/versatile"
+[features.vision]
+kind = "clip-vision"
+form = "versatile"
+model = "some/versatile"
+[features.autokl]
+model = "some/base"
+tiny = "some/tiny"
+[refine]
+kind = "ddim"
+base = "some/base"
+text = "text"
+[evaluate]
+clip = "some/clip"
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Empty caches."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+def settings(text, tmp_path):
+    (tmp_path / "study.toml").write_text(text)
+    return read_settings(tmp_path / "study.toml")[0]
+
+
+def test_every_setting_that_names_weights_is_known(cache, tmp_path):
+    found = {want.name: (want.setting, {piece.folders[0] for piece in want.pieces})
+             for want in wanted(settings(EVERY, tmp_path))}  # fmt: skip
+    assert found == {
+        VDVAE: ("features.vdvae.checkpoint", set()),
+        "some/versatile": (
+            "features.text.model, features.vision.model",
+            {"text_encoder", "tokenizer", "image_encoder", "image_feature_extractor"},
+        ),
+        "some/base": ("features.autokl.model, refine.base", {"vae", "unet", "scheduler"}),
+        "some/tiny": ("features.autokl.tiny", {"."}),
+        "some/clip": ("evaluate.clip", {"image_encoder", "image_feature_extractor"}),
+    }
+
+
+def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
+    def folders(*overrides):
+        (tmp_path / "study.toml").write_text(EVERY)
+        chosen, _ = read_settings(tmp_path / "study.toml", [*overrides, "refine.base=other/base"])
+        return next({p.folders[0] for p in want.pieces} for want in wanted(chosen) if want.setting == "refine.base")
+
+    assert folders() == {"unet", "vae", "scheduler"}
+    assert folders("refine.tiny_autoencoder=some/tiny") == {"unet", "scheduler"}
+    versatile = folders("refine.kind=versatile", "refine.vision=vision", "refine.guidance=7.5")
+    assert versatile == {"image_unet", "text_unet", "vae", "scheduler"}
+
+
+def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
+    chosen = settings(EVERY, tmp_path)
+    assert len(missing(chosen)) == 7
+    assert len(missing(chosen, "refine")) == 6
+    assert len(missing(chosen, "stage1")) == 5
+    assert missing(chosen, "dataset") == []
+    with pytest.raises(InputError) as error:
+        plan_study(chosen, base_dir=tmp_path)
+    named = [f"{want.name} ({want.setting})" for want in missing(chosen)]
+    assert [name in str(error.value) for name in named] == [not name.startswith(VDVAE) for name in named]
+    with pytest.raises(InputError) as error:
+        require_weights(chosen, "evaluate")
+    assert all(name in str(error.value) for name in named)
+    assert "`leanrecon fetch-weights RECIPE_OR_FILE` brings them" in str(error.value)
+    assert plan_study(chosen, base_dir=tmp_path, until="dataset")
+
+
+def test_a_path_that_is_not_there_is_told_from_a_name(cache, tmp_path):
+    gone = EVERY.replace("some/tiny", str(tmp_path / "tiny")).replace(VDVAE, "mine.th")
+    with pytest.raises(InputError) as error:
+        require_weights(settings(gone, tmp_path), "evaluate")
+    assert "there is no file or folder mine.th (features.vdvae.checkpoint), " in str(error.value)
+    assert f"{tmp_path / 'tiny'} (features.autokl.tiny). Set each to where it is." in str(error.value)
+
+
+def test_a_study_is_planned_without_weights_whose_sizes_are_known(cache, tmp_path, capsys):
+    text = EVERY.partition("[features.text]")[0]
+    chosen = settings(text, tmp_path)
+    stages = plan_study(chosen, base_dir=tmp_path)
+    assert "features vdvae" in [stage.stage for stage in stages]
+    show(stages, "4GB", missing(chosen))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"weights are not here: {VDVAE} (features.vdvae.checkpoint); `leanrecon fetch-weights" in said
+
+
+def test_a_bare_name_is_a_path_first_and_then_one_in_the_cache(cache, tmp_path):
+    def checkpoint():
+        return settings(EVERY, tmp_path).features["vdvae"].model_dump()["checkpoint"]
+
+    assert checkpoint() == VDVAE
+    (cache / VDVAE).write_bytes(b"fetched")
+    assert checkpoint() == str(cache / VDVAE)
+    assert VDVAE not in [want.name for want in missing(settings(EVERY, tmp_path))]
+    assert VDVAE in [want.name for want in wanted(settings(EVERY, tmp_path))]  # and so is checked again
+    (tmp_path / VDVAE).write_bytes(b"mine")
+    assert checkpoint() == str(tmp_path / VDVAE)
+
+
+def test_captions_are_wanted_where_settings_name_the_published_file(cache, tmp_path):
+    def names(*overrides):
+        chosen, _ = read_settings("nsd", ["refine=false", "features.clip=false", *overrides])
+        return [want.name for want in wanted(chosen)], chosen.dataset.model_dump()["captions"]
+
+    assert names("dataset.captions=false") == ([VDVAE], None)
+    assert names() == ([VDVAE, CAPTIONS], CAPTIONS)
+    assert names("dataset.captions=mine.npy") == ([VDVAE], "mine.npy")
+    (cache / CAPTIONS).write_bytes(b"fetched")
+    assert names() == ([VDVAE, CAPTIONS], str(cache / CAPTIONS))
+    (tmp_path / CAPTIONS).write_bytes(b"mine")
+    assert names()[1] == CAPTIONS
+
+
+def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
+    said = {need.recipe: need.missing for need in doctor.needs()}
+    assert "`leanrecon fetch-weights nsd` brings them" in said["nsd"]
+    assert "leanrecon plan nsd" in said["nsd"]
+    assert re.fullmatch(
+        r".*betas_train.*; see `leanrecon plan brain-diffuser`; "
+        r"lacks weights: `leanrecon fetch-weights brain-diffuser` brings them",
+        said["brain-diffuser"],
+    )
+    assert "fetch-weights" not in said["digits69"] + said["demo-fast"] + said["demo"]
+    monkeypatch.setattr("leanrecon.study.needs.where", lambda want: cache)
+    assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.needs()})
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_recipes_name_what_can_be_fetched(recipe, cache):
+    own = ["dataset.path=data.mat"] if recipe == "digits69" else []
+    wants = wanted(read_settings(recipe, own)[0])
+    assert {is_packaged(want.name) for want in wants} <= {recipe == "demo"}
+    for want in wants if recipe != "demo" else ():
+        assert want.name in FILES or (want.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", want.name))
+
+
+def test_settings_without_weights_require_none(cache, tmp_path):
+    chosen = settings('[dataset]\nkind = "simulated"\n', tmp_path)
+    assert wanted(chosen) == []
+    require_weights(chosen, "evaluate")
