@@ -1,0 +1,1 @@
+"""Alignments: from the voxels of several subjects to one shared space."""

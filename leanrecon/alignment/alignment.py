@@ -1,0 +1,56 @@
+"""What an alignment is: fitted on the images that subjects share, applied to all rows of each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import BaseModel
+
+from leanrecon.context import Context
+from leanrecon.stores.matrix import Matrix
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class AlignmentShapes:
+    """Shapes of one alignment: voxels of each subject, and how many train images all of them saw."""
+
+    voxels: Mapping[str, int]
+    shared: int
+
+
+@dataclass(frozen=True)
+class AlignmentPlan:
+    """``work`` bytes of memory at the peak, and the number of shared dimensions."""
+
+    work: int
+    dims: int
+
+
+class Alignment(Protocol):
+    """A kind of alignment; made from its settings."""
+
+    Settings: ClassVar[type[BaseModel]]
+
+    def __init__(self, settings: Any) -> None: ...
+
+    @classmethod
+    def notes(cls, settings: Any) -> Iterable[str]:
+        """Sentences that a reader of the report must know."""
+
+    def plan(self, shapes: AlignmentShapes, free: int) -> AlignmentPlan:
+        """Plan the fit: arithmetic only."""
+
+    def fit(self, matrices: Mapping[str, Matrix], context: Context) -> None:
+        """Learn from train betas of the shared images, [shared, voxels] a subject, rows in the same order of images."""
+
+    def transform(self, subject: str, betas: Array) -> Array:
+        """Betas [rows, voxels] of a subject in the shared space, float32 [rows, dims]."""
+
+    def state(self) -> dict[str, Array]:
+        """What was learned, as arrays by name, to be kept beside the study's betas."""
+
+    def load(self, state: Mapping[str, Array], subjects: Sequence[str]) -> None:
+        """Take up what an earlier ``fit`` learned."""

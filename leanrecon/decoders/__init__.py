@@ -1,0 +1,1 @@
+"""Decoders that go from betas to images in one step (``[decode]``)."""

@@ -1,0 +1,109 @@
+"""What a regressor is: from train betas and features to predicted features of test betas."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import BaseModel
+
+from leanrecon.context import Context
+from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.store import Store
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class RegressionShapes:
+    """Shapes of one regression, known before anything is read."""
+
+    n: int
+    """Train rows of betas."""
+    p: int
+    """Voxels."""
+    m: int
+    """Test rows of betas."""
+    s: int
+    """Train images: rows of the targets, each image once."""
+    t: int
+    """Targets: numbers of a feature row."""
+    x_block: int
+    """Voxels of a chunk of the betas store."""
+    y_block: int
+    """Targets of a chunk of the features store."""
+    subset: bool = False
+    """Whether rows or voxels are picked from larger stores, as in folds and areas."""
+    pairings: int = 0
+    """How often betas and images are paired at random and predicted again."""
+
+
+@dataclass(frozen=True)
+class RegressionPlan:
+    """What a regression will hold and write."""
+
+    work: int
+    """Bytes of memory at the peak, beside what the process holds."""
+    summary: str
+    """How it will run, as one line of the plan's table."""
+    disk: int = 0
+    """Bytes on disk that stay, beside the predictions."""
+    scratch: int = 0
+    """Bytes on disk that are needed for a while."""
+    held: int = 0
+    """Bytes of libraries that stay in the process afterwards."""
+
+
+@dataclass(frozen=True)
+class RegressionData:
+    """The betas and features to learn from, and the betas to predict from."""
+
+    betas: Matrix
+    """[n, p]"""
+    targets: Matrix
+    """[s, t], each image once"""
+    test: Matrix
+    """[m, p]"""
+    groups: Sequence[str]
+    """[n] labels; rows of one label are never torn apart by validation or folds (the stimulus, or the run)."""
+    stimulus: Array | None = None
+    """[n] the row of ``targets`` that each train row shows; None where row i shows image i."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the predictions of one pairing of betas and images go."""
+
+    store: Store
+    """float32 [m, t]"""
+    folder: Path
+    """Where a trained network is kept."""
+    pairing: int | None = None
+    """Number of the random pairing of betas and images, for a baseline; None: as measured."""
+
+
+class Regressor(Protocol):
+    """A kind of regression; made from its settings, cheap until it works."""
+
+    Settings: ClassVar[type[BaseModel]]
+
+    def __init__(self, settings: Any) -> None: ...
+
+    @classmethod
+    def notes(cls, settings: Any, space: str) -> Iterable[str]:
+        """Sentences that a reader of the report must know, about the predictions of a feature space."""
+
+    def made_of(self) -> dict[str, Any]:
+        """All settings that decide the predictions, as plain values."""
+
+    def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        """Plan the work into ``free`` bytes of memory: arithmetic only. ``work`` may exceed ``free``."""
+
+    def predict(
+        self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fill the stores of all outputs, and finish them; returns what run.json keeps.
+
+        ``shared`` lives through one variant: feature spaces with the same settings may share a factor there.
+        """
