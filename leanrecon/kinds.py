@@ -195,3 +195,9 @@ def _lacking(kind: Any, entry: Entry) -> list[str]:
     if "kind" not in model.model_fields:
         return [f'Settings.kind (kind: Literal["{entry.name}"] = "{entry.name}")']
     return [name for name in REQUIRED[entry.group] if not hasattr(kind, name)]
+
+
+def optional(kind: Any, part: str, *arguments: Any) -> list[Any]:
+    """What ``needs`` or ``notes`` of a kind give; nothing where a kind leaves the part out."""
+    give = getattr(kind, part, None)
+    return [] if give is None else list(give(*arguments))
