@@ -38,7 +38,7 @@ class SharedAxes:
 
     @classmethod
     def notes(cls, settings: SharedAxesSettings) -> Iterable[str]:
-        return (f"Subjects were aligned to {settings.dims} axes on the train images that all of them saw.",)
+        return [f"Subjects were aligned to {settings.dims} axes on the train images that all of them saw."]
 
     def plan(self, shapes: AlignmentShapes, free: int) -> AlignmentPlan:
         largest = max(shapes.voxels.values())

@@ -1,6 +1,5 @@
 """Decoder ``linear``: one linear layer from betas to small images, trained by gradient descent with checkpoints."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +36,6 @@ class Linear:
     def __init__(self, settings: LinearSettings) -> None:
         self.settings = settings
         self._trained: TensorFile | None = None
-
-    @classmethod
-    def notes(cls, settings: LinearSettings) -> Iterable[str]:
-        return ()
 
     def image_shape(self, images: ImageShape) -> ImageShape:
         return images

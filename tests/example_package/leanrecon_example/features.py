@@ -24,6 +24,7 @@ class BlockMeans(FixedSpace):
     """Mean colour of every block, from 0 to 1; rows hold block rows, block columns, then channels."""
 
     Settings = BlockMeansSettings
+    decodes = True
 
     def dims(self, image_shape: ImageShape) -> int:
         return self.settings.blocks**2 * image_shape[2]
@@ -38,13 +39,10 @@ class BlockMeans(FixedSpace):
         """Rows float32 [b, dims] of images uint8 [b, height, width, channels]."""
         return np.stack([block_means(image, self.settings.blocks).reshape(-1) for image in images])
 
-    # The decoder. A space without one leaves out the four methods below.
+    # The decoder. A space without one leaves out ``decodes`` and the methods below.
 
     def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
         return image_shape
-
-    def decode_made_of(self) -> dict[str, Any]:
-        return {}
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         return Cost(held=0, per_image=8 * int(np.prod(image_shape)), batch=64)

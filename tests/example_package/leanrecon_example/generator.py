@@ -1,6 +1,6 @@
 """Generator ``sharpen``: sharpens first images, and corrects the colour of each block to the predicted one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -58,14 +58,6 @@ class Sharpen:
     @classmethod
     def unconditional_roles(cls, settings: SharpenSettings) -> dict[str, str]:
         return {}
-
-    @classmethod
-    def needs(cls, settings: SharpenSettings) -> Iterable[Any]:
-        return ()
-
-    @classmethod
-    def notes(cls, settings: SharpenSettings) -> Iterable[str]:
-        return ()
 
     @property
     def shape(self) -> ImageShape:

@@ -33,12 +33,8 @@ class Histogram:
         self.name = name
 
     @classmethod
-    def needs(cls, settings: HistogramSettings) -> Iterable[Any]:
-        return ()
-
-    @classmethod
     def notes(cls, settings: HistogramSettings) -> Iterable[str]:
-        return ("The colour histogram ignores where in the image a colour is.",)
+        return ["The colour histogram ignores where in the image a colour is."]
 
     @property
     def dims(self) -> int:

@@ -33,7 +33,7 @@ class SimilarRows:
 
     @classmethod
     def notes(cls, settings: SimilarRowsSettings, space: str) -> Iterable[str]:
-        return (f"Predictions of {space} are means of {settings.neighbours} train images' features.",)
+        return [f"Predictions of {space} are means of {settings.neighbours} train images' features."]
 
     def made_of(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json")
