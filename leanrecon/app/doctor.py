@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from leanrecon.app.plan import disk_nbytes
 from leanrecon.devices import available
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
-from leanrecon.study.needs import missing
-from leanrecon.app.plan import disk_nbytes
 from leanrecon.stages.pipeline import plan_study
+from leanrecon.study.needs import missing
 from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.weights.needs import MISSING, is_published
 from leanrecon.weights.packaged import check_packaged
