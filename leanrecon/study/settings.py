@@ -29,6 +29,9 @@ SECTIONS = (
     "evaluate",
 )
 
+_RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior")
+"""Names of variants that an area can't have."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")  # a name that is also that of a folder
 
 
@@ -202,8 +205,9 @@ class _Checker:
     def _areas(self) -> dict[str, list[str]]:
         areas = self.section("areas")
         for name, parts in areas.items():
-            if not _NAME.fullmatch(name):
-                self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected")
+            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+                reserved = "fold00, shuffled00, oracle, prior and shuffled are taken"
+                self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
             if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):
                 self.problems.append(f'areas.{name} = {parts!r}: a list of areas is expected, as in ["V1", "V2"]')
         return areas
