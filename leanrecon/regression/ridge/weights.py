@@ -10,8 +10,9 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import refuse_nan_rows, reorder, row_slabs, target_columns, voxel_slabs
-from leanrecon.regression.ridge.kernel import DEPTH, Panels, solve
+from leanrecon.regression.ridge.kernel import Panels, solve
 from leanrecon.regression.ridge.plan import TEST_ROWS, WEIGHT_BLOCK
+from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import (
     BLOCK,
     ColumnSubset,
