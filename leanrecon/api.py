@@ -131,7 +131,7 @@ class StudyResults:
     @property
     def path(self) -> Path:
         """The folder of the study."""
-        return Path(str(self.study.root))
+        return self.study.root.local_path()
 
     @property
     def variants(self) -> list[str]:

@@ -1,7 +1,6 @@
 """The stage decode: first images from betas in one step, by an end-to-end decoder."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderData, DecoderShapes
+from leanrecon.places import Location
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -48,14 +48,16 @@ class DecodeStage:
             pairings = 0 if variant.area else run.settings.evaluate.permutations
             every = [variant, *variant.shuffled(pairings)]
             folders = [one.study.reconstructions("stage1") for one in every]
-            with run.recorded(self.name, variant.study, folders, f"{variant.label}decode") as (record, context):
+            networks = [one.study.network(NETWORK) for one in every]
+            label = f"{variant.label}decode"
+            with run.recorded(self.name, variant.study, folders, label, networks) as (record, context):
                 for one, folder in zip(every, folders, strict=True):
                     pairing = "" if one.pairing is None else f", shuffled betas {one.pairing + 1}"
                     training = self._decode(run, one, folder, context.named(f"{context.label}{pairing}"))
                     if one is variant:
                         record |= training
 
-    def _decode(self, run: Run, variant: Variant, folder: Path, context: Context) -> dict[str, Any]:
+    def _decode(self, run: Run, variant: Variant, folder: Location, context: Context) -> dict[str, Any]:
         settings = run.settings.decode
         decoder = kinds.kind_of("decoders", settings)(settings)
         images = Store.open(run.study.stimuli("train"))
@@ -67,7 +69,7 @@ class DecodeStage:
             return {}
         shown = variant.images_of_train_rows[self._order(variant, context.seed)]
         data = DecoderData(variant.train_betas(), images, shown, variant.groups)
-        record: dict[str, Any] = decoder.train(data, variant.study.network(NETWORK), context)
+        record: dict[str, Any] = decoder.train(data, variant.study.network(NETWORK).local_path(), context)
         decoder.decode(test, pictures, context)
         return record
 

@@ -10,6 +10,7 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.features.unconditional import read_unconditional
 from leanrecon.refinement.baselines import without_brain
+from leanrecon.places import Location
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
@@ -57,9 +58,9 @@ class RefineStage:
     def _generator(run: Run, context: Context) -> Any:
         kind = kinds.kind_of("generators", run.settings.refine)
         embeddings = read_unconditional(run.study, kind.unconditional_roles(run.settings.refine))
-        return make_generator(run.settings, scratch=run.study.weights, unconditional=embeddings)
+        return make_generator(run.settings, scratch=run.study.weights.local_path(), unconditional=embeddings)
 
-    def _draw(self, run: Run, variant: Variant, generator: Any, folder: Path, context: Context) -> None:
+    def _draw(self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context) -> None:
         """Draw the final images that are missing from first images and features of the same rows."""
         oracle = variant.baseline == ORACLE
         source = variant if oracle else variant.made_from("")

@@ -64,10 +64,9 @@ class RegressionStage:
         name, settings = space.name, run.settings.regression[space.name]
         every = [variant, *variant.shuffled(pairings)]
         paths = [one.study.predictions(name) for one in every]
-        with run.recorded(f"regression {name}", variant.study, paths, f"{variant.label}regression {name}") as (
-            record,
-            context,
-        ):
+        networks = [one.study.network(name) for one in every]
+        label = f"{variant.label}regression {name}"
+        with run.recorded(f"regression {name}", variant.study, paths, label, networks) as (record, context):
             regressor = kinds.kind_of("regressors", settings)(settings)
             data = regression_data(variant, space)
             made_of = self._made_of(run, variant, space, regressor)
@@ -85,7 +84,7 @@ class RegressionStage:
             chunk=context.chunk,
             overwrite=context.overwrite,
         )
-        return Output(store, variant.study.network(name), variant.pairing)
+        return Output(store, variant.study.network(name).local_path(), variant.pairing)
 
     def _predict_train_rows(self, run: Run, variant: Variant, space: Any) -> None:
         """Predict train rows out of fold, for a space that learns its decode from such predictions."""

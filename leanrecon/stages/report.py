@@ -39,7 +39,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
                 advance(1)
 
         page = Page(
-            study=Path(str(study.root)).absolute().name,
+            study=study.root.local_path().absolute().name,
             metrics=metrics,
             scores=_with_captions(scores, whole, study),
             pictures=rows(),
@@ -52,7 +52,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
             voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
             versions=metrics["versions"],
         )
-        render(page, Path(str(study.report)))
+        render(page, study.report.local_path())
 
 
 def read_scores(study: Study) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def rows_of_images(
 
 def _latent_r2(run: Run) -> dict[str, Array]:
     paths = {name: run.study.latent_r2(name) for name in run.spaces}
-    return {name: np.load(str(path), allow_pickle=False) for name, path in paths.items() if path.exists()}
+    return {name: np.load(path.local_path(), allow_pickle=False) for name, path in paths.items() if path.exists()}
 
 
 def _with_captions(scores: list[dict[str, Any]], whole: Sequence[Variant], study: Study) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
 from leanrecon.study.record import recorded
@@ -132,7 +133,7 @@ class Run:
             seed=general.seed,
             device=general.device,
             chunk=self.settings.stores.chunk_bytes,
-            scratch=Path(str(self.study.root)),
+            scratch=self.study.root.local_path(),
             overwrite=self.overwrite,
             progress=self.progress,
             label=label,
@@ -140,11 +141,19 @@ class Run:
 
     @contextlib.contextmanager
     def recorded(
-        self, stage: str, study: Study, products: Sequence[Any], label: str = ""
+        self,
+        stage: str,
+        study: Study,
+        products: Sequence[Location],
+        label: str = "",
+        networks: Sequence[Location] = (),
     ) -> Iterator[tuple[dict[str, Any], Context]]:
-        """Measure a piece of a stage and keep its record in run.json, unless all ``products`` stay as they were."""
+        """Measure a piece of a stage and keep its record in run.json, unless all ``products`` stay as they were.
+
+        ``networks`` are folders of networks that it may train.
+        """
         context = self.context(label or stage)
-        with recorded(stage, study, context, products=products) as record:
+        with recorded(stage, study, context, products, networks) as record:
             yield record, context
         if self.mirror is not None:
             self.mirror.keep_or_warn()

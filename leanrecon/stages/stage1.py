@@ -1,7 +1,6 @@
 """The stage stage1: first images, drawn from predicted features by their space's own decoder."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from leanrecon.context import Context
 from leanrecon.features.first_images import draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
+from leanrecon.places import Location
 from leanrecon.stages.stage import PlannedStage, Planning, Run, decoding_space
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -73,7 +73,7 @@ class StageOneStage:
         path = variant.study.calibration(space.name)
         space.calibrate(as_matrix(predictions), images, variant.images_of_train_rows, path, context)
 
-    def _draw(self, run: Run, variant: Variant, space: Any, folder: Path, context: Context) -> None:
+    def _draw(self, run: Run, variant: Variant, space: Any, folder: Location, context: Context) -> None:
         images = image_shape(Store.open(run.study.stimuli("train")))
         size = run.settings.stage1.size if variant.pairing is None and not variant.baseline else "decoded"
         made_of: dict[str, Any] = {"space": space.made_of() | space.decode_made_of()}

@@ -39,7 +39,7 @@ def read_areas(study: Study) -> Array:
     """The area of every voxel by name, "" where it is in none; raises InputError where voxels.npz has no areas."""
     todo = "leave out [areas], or use a dataset that knows the areas of its voxels (nsd, simulated)"
     try:
-        with np.load(study.voxels, allow_pickle=False) as voxels:
+        with study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
             labels: Array = voxels["areas"]
             return labels
     except FileNotFoundError:
