@@ -1,4 +1,4 @@
-"""Made-up studies for the report's tests: smooth random images, and figures that follow from them."""
+"""Simulated studies for the report's tests: smooth random images, and figures computed from them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +55,7 @@ def study_page(
     works: bool = True,
     captions: bool = True,
 ) -> Page:
-    """A page that looks like a real study's."""
+    """A page like that of a real study."""
     rng = np.random.default_rng(5)
     seen = images(rows, side, channels, 0)
     wrong = images(rows, side, channels, 1)
