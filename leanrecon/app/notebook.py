@@ -234,7 +234,7 @@ def gallery(study: str | Path) -> Shown:
     metrics = read_json(place.metrics)
     if metrics is None:
         raise StoreError(f"there is no {place.metrics}", todo="run the study to its end first")
-    settings, _ = read_settings(place.settings)
+    settings, _ = read_settings(place.settings.local_path())
     scores, found = read_scores(place), verdict(metrics)
     strip = strip_rows(scores)
     wanted = sorted(row for _, rows in strip for row in rows)

@@ -63,10 +63,13 @@ class LocalPlace:
                     yield (Path(prefix) / here / name).as_posix()
 
     def children(self, prefix: str) -> list[str]:
+        path = self._path(prefix)
         try:
-            with os.scandir(self._path(prefix)) as entries:
+            with explained_disk_errors(path), os.scandir(path) as entries:
                 names = [f"{e.name}/" if e.is_dir() else e.name for e in entries if not e.name.endswith(PARTIAL)]
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
+            if path.is_dir():
+                raise
             return []
         return sorted(names)
 

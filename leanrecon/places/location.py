@@ -1,5 +1,6 @@
 """Locations: a place and a key, written and joined as paths are."""
 
+import fnmatch
 import io
 import os
 import re
@@ -56,6 +57,23 @@ class Location:
     def parent(self) -> "Location":
         return Location(self.place, str(PurePosixPath(self.key).parent))
 
+    @property
+    def parents(self) -> "list[Location]":
+        """The folders above, the nearest first, up to the root of the place."""
+        here = Location(self.place, ".")
+        above = PurePosixPath(here.address()).parents if self.place.local_path(".") is not None else ()
+        keys = [*PurePosixPath(self.key).parents, *above]
+        return [folder for key in keys if self.is_within(folder := Location(self.place, str(key)))]
+
+    def relative_to(self, folder: "Location") -> str:
+        """The key within a folder, such as ``betas/rows.json``; raises ValueError for what lies elsewhere."""
+        return str(PurePosixPath(self.key).relative_to(folder.key))
+
+    def is_within(self, folder: "Location") -> bool:
+        """Whether it is a folder or lies in it."""
+        own, other = self.address(), folder.address()
+        return own == other or own.startswith(other.rstrip("/") + "/")
+
     def with_name(self, name: str) -> "Location":
         return Location(self.place, str(PurePosixPath(self.key).with_name(name)))
 
@@ -99,6 +117,10 @@ class Location:
         """The files and subfolders of a folder, sorted by name."""
         for name in self.place.children(self.key):
             yield self / name.rstrip("/")
+
+    def glob(self, pattern: str) -> Iterator["Location"]:
+        """The files and subfolders directly in a folder whose names match a pattern such as ``*.zarr``, sorted."""
+        return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
     def files(self) -> Iterator["Location"]:
         """All files in a folder and its subfolders."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from leanrecon import features
 from leanrecon.datasets.ceiling import area_ceilings
+from leanrecon.context import Context
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.judges.clip import judge_name, make_judge
@@ -113,7 +114,9 @@ def _measure(
     progress: Progress,
 ) -> None:
     """Take all figures and write them, those of all folds last: their presence says that all is done."""
-    with recorded("evaluate", study, settings.general.memory, made=[study.metrics]) as (record, budget):
+    context = Context.of(settings.general.memory)
+    budget = context.budget
+    with recorded("evaluate", study, context, [study.metrics]) as record:
         for variant in every:
             _draw_ceiling(variant, study, first, settings, budget, overwrite=overwrite, progress=progress)
         first.release()
@@ -180,7 +183,7 @@ def _report(
 
         render(
             Page(
-                study=study.root.absolute().name,
+                study=study.root.local_path().absolute().name,
                 metrics=metrics,
                 scores=_captioned(scores, every, study),
                 pictures=pictures(),
@@ -368,7 +371,7 @@ def _write(study: Study, found: Evaluation) -> None:
 def read_scores(study: Study) -> list[dict[str, Any]]:
     """The scores of every test row as numbers, with its number, its stimulus and its fold."""
     try:
-        with study.scores.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(study.scores.open(), encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise StoreError(

@@ -2,7 +2,7 @@
 
 import contextlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import tomli_w
 
 from leanrecon import datasets, features
+from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.evaluation.judges.clip import make_judge
 from leanrecon.features.extract import extract
@@ -19,6 +20,7 @@ from leanrecon.features.space import DecodingSpace, FeatureSpace, GuidingSpace
 from leanrecon.features.stage1 import decoding_space, draw, picture_shape
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress
 from leanrecon.refinement.diffusion.refiner import generator_of
@@ -33,7 +35,8 @@ from leanrecon.stores.pictures import Pictures
 from leanrecon.study.layout import Study
 from leanrecon.study.mirror import Mirror
 from leanrecon.study.needs import require_weights
-from leanrecon.study.record import HEADER, is_study, only_run, recorded, sweep
+from leanrecon.study.lock import only_run
+from leanrecon.study.record import HEADER, is_study, recorded, sweep
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.study.variants import Variant, variants
 
@@ -147,7 +150,8 @@ class Pipeline:
             for name, space in self.spaces.items():
                 studies = [variant.study, *self._shuffled(variant, name)]
                 made = [study.predictions(name) for study in studies]
-                with self._recorded(f"regression {name}", variant.study, made) as (record, budget):
+                networks = [study.network(name) for study in studies]
+                with self._recorded(f"regression {name}", variant.study, made, networks) as (record, budget):
                     record |= self._predict(variant, name, space, fits, studies, budget)
 
     def _predict(
@@ -241,7 +245,7 @@ class Pipeline:
                     )
                 record |= refiner.record()
 
-    def _keep(self, first: Pictures, path: Path, budget: MemoryBudget) -> None:
+    def _keep(self, first: Pictures, path: Location, budget: MemoryBudget) -> None:
         """Without refinement the final images are the first ones."""
         budget.require("refine", COPYING)
         made_of = {"stage1": first.content, "refine": self.settings.refine.table()}
@@ -266,9 +270,13 @@ class Pipeline:
         return variant.shuffled(self.settings.evaluate.permutations) if name == first else []
 
     @contextlib.contextmanager
-    def _recorded(self, stage: str, study: Study, made: list[Path]) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
-        with recorded(stage, study, self.settings.general.memory, made=made) as found:
-            yield found
+    def _recorded(
+        self, stage: str, study: Study, made: list[Location], networks: Sequence[Location] = ()
+    ) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
+        context = Context.of(self.settings.general.memory)
+        follow = self.mirror.following() if self.mirror is not None and networks else contextlib.nullcontext()
+        with recorded(stage, study, context, made, networks) as record, follow:
+            yield record, context.budget
         if self.mirror is not None:
             self.mirror.keep_or_warn()
 

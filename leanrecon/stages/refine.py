@@ -1,12 +1,12 @@
 """Final images of one part of a study: of its predictions, of a baseline's, or of true features."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from leanrecon.features.space import FeatureSpace
 from leanrecon.features.unconditional import read_unconditional
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.refinement.baselines import without_brain
 from leanrecon.refinement.diffusion.refiner import Refiner
@@ -46,7 +46,7 @@ def draw_final(
     refiner: Refiner,
     given: Given,
     first: Pictures,
-    path: Path,
+    path: Location,
     *,
     baseline: str = "",
     overwrite: bool,
