@@ -128,7 +128,8 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
     """Decode every chunk of a study's stores and name those that are missing or damaged."""
-    from leanrecon.stages.repair import find_damage, mend
+    from leanrecon.stages.repair import mend
+    from leanrecon.study.verify import find_damage
 
     damaged = find_damage(path, progress=_progress())
     for chunks in damaged.values():
@@ -149,7 +150,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
 ) -> None:
     """Copy a store into a .npy file, row group by row group."""
-    from leanrecon.stages.repair import export_npy
+    from leanrecon.stores.export import export_npy
 
     export_npy(store, file, progress=_progress())
     typer.echo(f"wrote {file}")
@@ -159,14 +160,15 @@ def export(
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
     """Write report.html again, from the figures and images that a study holds."""
     from leanrecon.stages.evaluate import write_report
+    from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
+    from leanrecon.study.lock import only_run
     from leanrecon.study.recipes import read_settings
-    from leanrecon.study.record import only_run
 
     _require_study(study)
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
-        write_report(Study(study), settings, progress=_progress())
+        write_report(Run(settings, Study(study), progress=_progress()))
     typer.echo(f"wrote {Study(study).report}")
 
 
@@ -194,7 +196,7 @@ def mirror(
 ) -> None:
     """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
     from leanrecon.study.mirror import Mirror
-    from leanrecon.study.record import only_run
+    from leanrecon.study.lock import only_run
 
     _require_study(study)
     with only_run(study):

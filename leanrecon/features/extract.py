@@ -1,8 +1,6 @@
 """The one loop from images to feature rows, and the way back: batch by batch, in a planned amount of memory."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
 from leanrecon.features.space import Array, DecodingSpace, FeatureSpace, ImageShape, Rows
 from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
 from leanrecon.stores.images import ImageReader, row_numbers
@@ -21,7 +20,7 @@ from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
 def extract(
     space: FeatureSpace,
     images: Store,
-    target: str | os.PathLike[str],
+    target: LocationLike,
     *,
     chunk: str | int = DEFAULT_CHUNK,
     budget: MemoryBudget | None = None,
@@ -49,12 +48,12 @@ def extract(
 
     made_of = {"images": images.content}
     how: dict[str, Any] = {"chunk": chunk, "budget": budget, "overwrite": overwrite, "batch": batch}
-    return resumed(space, Path(target), (images.rows, dims), made_of, plan, encode, **how)
+    return resumed(space, as_location(target), (images.rows, dims), made_of, plan, encode, **how)
 
 
 def resumed(
     space: FeatureSpace,
-    target: Path,
+    target: Location,
     shape: tuple[int, int],
     made_of: Mapping[str, Any],
     plan: Callable[[int, int | None], BatchPlan],

@@ -1,8 +1,6 @@
 """The loop from captions to feature rows: as ``extract`` is from images, batch by batch in a planned amount of memory."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +10,7 @@ from leanrecon.features.extract import check_rows, cut, resumed
 from leanrecon.features.plan import BatchPlan, Cost, plan_extract
 from leanrecon.features.space import Array, FeatureSpace, Rows
 from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import read_json
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
@@ -36,7 +35,7 @@ class CaptionSpace(FeatureSpace, Protocol):
         """Rows [b, dims] in float32 of images with these captions and row numbers."""
 
 
-def read_captions(path: Path, rows: int) -> list[list[str]]:
+def read_captions(path: LocationLike, rows: int) -> list[list[str]]:
     """The captions that a study keeps of a split with so many rows; raises InputError where it has none."""
     found = read_json(path)
     if found is None:
@@ -71,7 +70,7 @@ def plan_captions(rows: int, dims: int, cost: Cost, *, chunk: int, free: int, ba
 def extract_captions(
     space: CaptionSpace,
     captions: Captions,
-    target: str | os.PathLike[str],
+    target: LocationLike,
     *,
     chunk: str | int = DEFAULT_CHUNK,
     budget: MemoryBudget | None = None,
@@ -96,7 +95,7 @@ def extract_captions(
 
     made_of = {"captions": fingerprint({"captions": captions})}
     how: dict[str, Any] = {"chunk": chunk, "budget": budget, "overwrite": overwrite, "batch": batch}
-    return resumed(space, Path(target), (n, dims), made_of, plan, encode, **how)
+    return resumed(space, as_location(target), (n, dims), made_of, plan, encode, **how)
 
 
 def _encode(space: CaptionSpace, captions: Captions, store: Store, batch: int, progress: Progress) -> None:

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import MemoryBudget, buffer
+from leanrecon.places import Location
 from leanrecon.places.files import sweep, write_whole
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
@@ -143,7 +143,7 @@ class PCA:
     def fit(
         self,
         train: Store,
-        path: Path,
+        path: Location,
         *,
         rows: Rows | None = None,
         budget: MemoryBudget | None = None,
@@ -176,7 +176,7 @@ class PCA:
         if self.note:
             progress.say(self.note)
 
-    def load(self, path: Path, record: dict[str, Any] | None = None) -> None:
+    def load(self, path: Location, record: dict[str, Any] | None = None) -> None:
         fit, found = _load(path)
         expected = record or self._record
         if changed := list(differences({key: found.get(key) for key in expected}, expected)):
@@ -318,15 +318,15 @@ def _principal_components(train: Store, index: Array, shape: ImageShape, wanted:
     )
 
 
-def _save(path: Path, fit: Fit, record: dict[str, Any]) -> None:
+def _save(path: Location, fit: Fit, record: dict[str, Any]) -> None:
     arrays = {"shape": np.array(fit.shape), "mean": fit.mean, "components": fit.components, "explained": fit.explained}
     arrays["record"] = np.array(json.dumps(record, sort_keys=True))
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def _load(path: Path) -> tuple[Fit, dict[str, Any]]:
+def _load(path: Location) -> tuple[Fit, dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open() as opened, np.load(opened, allow_pickle=False) as file:
             height, width, channels = file["shape"].tolist()
             record: dict[str, Any] = json.loads(str(file["record"]))
             return Fit(file["mean"], file["components"], file["explained"], (height, width, channels)), record

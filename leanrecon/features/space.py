@@ -1,12 +1,12 @@
 """What a feature space is: images in, rows of numbers out, and, where it has a decoder, back again."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from leanrecon.features.plan import Cost
 from leanrecon.images import Array, ImageShape
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.stores.images import Rows
 
@@ -47,7 +47,7 @@ class FeatureSpace(Protocol):
     def fit(
         self,
         train: "Store",
-        path: Path,
+        path: Location,
         *,
         rows: Rows | None = None,
         budget: MemoryBudget | None = None,
@@ -59,7 +59,7 @@ class FeatureSpace(Protocol):
         Raises StoreError if what is there was learned with other settings or from other images, unless ``overwrite``.
         """
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Location) -> None:
         """Take up what an earlier ``fit`` left at ``path``, without the train images."""
 
     def made_of(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Given:
     def fit(
         self,
         train: "Store",
-        path: Path,
+        path: Location,
         *,
         rows: Rows | None = None,
         budget: MemoryBudget | None = None,
@@ -120,7 +120,7 @@ class Given:
     ) -> None:
         """Nothing is learned."""
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Location) -> None:
         """Nothing was learned."""
 
     def groups(self) -> dict[str, slice]:

@@ -1,18 +1,18 @@
 """What describes nothing, kept beside the features: the row that a generator is led away from."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from leanrecon.features.space import Array, GuidingSpace, ImageShape
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
 
 def keep_unconditional(
-    space: GuidingSpace, image_shape: ImageShape, path: Path, *, budget: MemoryBudget, overwrite: bool = False
+    space: GuidingSpace, image_shape: ImageShape, path: Location, *, budget: MemoryBudget, overwrite: bool = False
 ) -> None:
     """Encode an empty text or a black image into a store of one row, unless it is there.
 
