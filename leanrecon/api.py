@@ -94,7 +94,7 @@ def open(study: str | Path) -> "StudyResults":
     from leanrecon.study.record import is_study
 
     place = Study(Path(study))
-    if not is_study(place):
+    if not is_study(place.root):
         raise StoreError(
             f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` or leanrecon.run wrote"
         )

@@ -63,7 +63,7 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str | None =
     budget = MemoryBudget.of(settings.general.memory)
     budget = MemoryBudget(budget.allowed, budget.reserved + GATHERED_NBYTES)
     planning = Planning(settings, base_dir, budget, until=stages[-1].name)
-    lines = []
+    lines: list[PlannedStage] = []
     for stage in stages:
         lines += stage.plan(planning)
         if stage.name == "dataset" and len(stages) > 1:
@@ -85,7 +85,7 @@ class Pipeline:
         mirror: Path | None = None,
     ) -> None:
         progress = progress or Progress()
-        kept = Mirror(study, mirror, overwrite=overwrite, progress=progress) if mirror else None
+        kept = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
         self._run = Run(settings, study, base_dir, overwrite, progress, kept)
 
     def run(self, until: str | None = None) -> None:
@@ -93,7 +93,7 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
-        with only_run(run.study):
+        with only_run(run.study.root):
             if not run.overwrite:
                 check_format(run.study)
             sweep(run.study)
@@ -110,7 +110,7 @@ class Pipeline:
     def _check(self, stages: Sequence[Stage]) -> None:
         """Refuse what can't work before anything is done."""
         run = self._run
-        if run.study.settings.exists() and not is_study(run.study):
+        if run.study.settings.exists() and not is_study(run.study.root):
             raise StoreError(
                 f"{run.study.settings} was not written by leanrecon, which would replace it",
                 todo="choose a folder of its own for the study with --study",

@@ -9,8 +9,8 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.features.unconditional import read_unconditional
-from leanrecon.refinement.baselines import without_brain
 from leanrecon.places import Location
+from leanrecon.refinement.baselines import without_brain
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures

@@ -11,8 +11,8 @@ from leanrecon.stores.copies import opened
 from leanrecon.study.layout import Role, Study, item_of
 from leanrecon.study.lock import only_run
 from leanrecon.study.networks import Network
-from leanrecon.study.record import is_complete, study_above
 from leanrecon.study.recipes import read_settings
+from leanrecon.study.record import is_complete, study_above
 from leanrecon.study.verify import Damage
 
 
@@ -56,7 +56,9 @@ def writers_of(study: Study, path: Location) -> tuple[str, ...]:
 
 def last_stage(study: Study, stages: Sequence[str]) -> str:
     """The last of these stages that a study has begun."""
-    begun = {stage for found in study.found(*Role) for stage in found.item.stages if found.item.role is not Role.SCRATCH}
+    begun = {
+        stage for found in study.found(*Role) for stage in found.item.stages if found.item.role is not Role.SCRATCH
+    }
     return next((stage for stage in reversed(stages) if stage in begun), stages[0])
 
 

@@ -106,7 +106,8 @@ class Settings:
     features: dict[str, BaseModel]
     regression: dict[str, BaseModel]
     stage1: StageOneSettings
-    decode: BaseModel | None
+    decode: Any
+    """The settings of the end-to-end decoder, or None."""
     refine: Any
     judges: dict[str, BaseModel]
     evaluate: EvaluateSettings
