@@ -61,7 +61,7 @@ class Malicious:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ({"ids": torch.arange(3)}, "holds ids, which is no array of floating-point numbers"),
+        ({"ids": torch.arange(3)}, "holds ids, which is not a floating-point array"),
         ({"a": 3}, "holds a, which is no array"),
         ({}, "holds no weights"),
         (torch.ones(3), "holds a Tensor"),
