@@ -133,8 +133,6 @@ class MemoryBudget:
 
     allowed: int
     reserved: int = field(default_factory=process_memory)
-    required: list[int] = field(default_factory=list, compare=False, repr=False)
-    """The projected peaks that were asked for under this budget."""
 
     @classmethod
     def of(cls, budget: "str | int | MemoryBudget | None") -> "MemoryBudget":
@@ -146,7 +144,7 @@ class MemoryBudget:
         if budget is None:
             return cls(reserved + int(DEFAULT_SHARE * available_memory()), reserved)
         if isinstance(budget, MemoryBudget):
-            return cls(budget.allowed, reserved, budget.required)
+            return cls(budget.allowed, reserved)
         return cls(parse_bytes(budget), reserved)
 
     @property
@@ -163,7 +161,6 @@ class MemoryBudget:
                 f"{format_bytes(work)} of work), more than the {format_bytes(self.allowed)} allowed",
                 todo=f'raise the budget to "{enough}MB" or more (setting `memory`, option --memory)',
             )
-        self.required.append(projected)
         return projected
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
-from leanrecon.stores.matrix import Matrix
+
+if TYPE_CHECKING:
+    from leanrecon.stores.matrix import Matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -43,7 +45,7 @@ class Alignment(Protocol):
     def plan(self, shapes: AlignmentShapes, free: int) -> AlignmentPlan:
         """Plan the fit: arithmetic only."""
 
-    def fit(self, matrices: Mapping[str, Matrix], context: Context) -> None:
+    def fit(self, matrices: Mapping[str, "Matrix"], context: Context) -> None:
         """Learn from train betas of the shared images, [shared, voxels] a subject, rows in the same order of images."""
 
     def transform(self, subject: str, betas: Array) -> Array:

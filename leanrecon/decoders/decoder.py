@@ -3,16 +3,18 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
 from leanrecon.images import ImageShape
-from leanrecon.stores.matrix import Matrix
-from leanrecon.stores.pictures import Pictures
-from leanrecon.stores.store import Store
+
+if TYPE_CHECKING:
+    from leanrecon.stores.matrix import Matrix
+    from leanrecon.stores.pictures import Pictures
+    from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
@@ -42,9 +44,9 @@ class DecoderPlan:
 class DecoderData:
     """What a decoder learns from."""
 
-    betas: Matrix
+    betas: "Matrix"
     """[n, p]"""
-    images: Store
+    images: "Store"
     """uint8 [images, height, width, channels], each image once"""
     stimulus: Array
     """[n] the row of ``images`` that each train row shows"""
@@ -75,5 +77,5 @@ class Decoder(Protocol):
     def train(self, data: DecoderData, folder: Path, context: Context) -> dict[str, Any]:
         """Train, or continue, or take up what ``folder`` holds; returns what run.json keeps."""
 
-    def decode(self, betas: Matrix, out: Pictures, context: Context) -> None:
+    def decode(self, betas: "Matrix", out: "Pictures", context: Context) -> None:
         """Draw the images that ``out`` lacks, row by row of ``betas``, and finish it."""

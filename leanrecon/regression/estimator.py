@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.stores.matrix import ArrayMatrix, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
+from leanrecon.memory import MemoryBudget
+from leanrecon.stores.matrix import ArrayMatrix, ColumnSubset, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -23,8 +25,11 @@ class Regressor:
     _learned = "alpha_"
     """The attribute that is there once it is fitted."""
 
+    budget: str | int | MemoryBudget | None
     n_features_in_: int
     targets_: Matrix
+    peaks_: Peaks
+    """The projected peaks in bytes of all work since `fit`; set another one to collect them elsewhere."""
     _one_dimensional: bool
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -98,6 +103,12 @@ class Regressor:
 
     # Checks
 
+    def _require(self, budget: MemoryBudget, work: str, nbytes: int) -> int:
+        """The projected peak of ``nbytes`` of work, noted in ``peaks_``; raises BudgetError if it is too much."""
+        projected = budget.require(work, nbytes)
+        self.peaks_.projected.append(projected)
+        return projected
+
     def _train_matrices(self, X: Any, y: Any) -> tuple[Matrix, Matrix]:
         """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n]."""
         X, y = checked_train(self, X, y)
@@ -129,7 +140,7 @@ class Regressor:
 
 def is_lazy(source: Any) -> bool:
     """Whether a matrix is read from where it lies, rather than checked and held as scikit-learn does."""
-    if isinstance(source, str | Path | Store | StoreMatrix | ArrayMatrix | RowSubset | Reblocked):
+    if isinstance(source, str | Path | Store | StoreMatrix | ArrayMatrix | RowSubset | ColumnSubset | Reblocked):
         return True
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 

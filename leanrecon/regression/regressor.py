@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
-from leanrecon.stores.matrix import Matrix
-from leanrecon.stores.store import Store
+
+if TYPE_CHECKING:
+    from leanrecon.stores.matrix import Matrix
+    from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
@@ -59,11 +61,11 @@ class RegressionPlan:
 class RegressionData:
     """The betas and features to learn from, and the betas to predict from."""
 
-    betas: Matrix
+    betas: "Matrix"
     """[n, p]"""
-    targets: Matrix
+    targets: "Matrix"
     """[s, t], each image once"""
-    test: Matrix
+    test: "Matrix"
     """[m, p]"""
     groups: Sequence[str]
     """[n] labels; rows of one label are never torn apart by validation or folds (the stimulus, or the run)."""
@@ -75,7 +77,7 @@ class RegressionData:
 class Output:
     """Where the predictions of one pairing of betas and images go."""
 
-    store: Store
+    store: "Store"
     """float32 [m, t]"""
     folder: Path
     """Where a trained network is kept."""

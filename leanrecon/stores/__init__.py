@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leanrecon.stores.matrix import Matrix, RowSubset, as_matrix, read_ahead
+    from leanrecon.stores.matrix import ColumnSubset, Matrix, RowSubset, as_matrix, read_ahead
     from leanrecon.stores.store import Store
 
-__all__ = ["Matrix", "RowSubset", "Store", "as_matrix", "read_ahead"]
+__all__ = ["ColumnSubset", "Matrix", "RowSubset", "Store", "as_matrix", "read_ahead"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"leanrecon.stores.{'store' if name == 'Store' else 'matrix'}"), name)

@@ -60,7 +60,7 @@ def recorded(
     record |= {
         "seconds": round(time.monotonic() - started, 3),
         "budget_bytes": budget.allowed,
-        "planned_bytes": max(budget.required, default=0),
+        "planned_bytes": record.get("planned_bytes", 0),
         "peak_bytes": peak.peak,
         "peak_resident_bytes": peak.resident,
     }

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from leanrecon import datasets, features
+from leanrecon import datasets, kinds
 from leanrecon.datasets.plan import DatasetSettings
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError
 from leanrecon.evaluation.settings import EvaluateSettings
-from leanrecon.features.stage1 import StageOneSettings
+from leanrecon.features.first_images import StageOneSettings
 from leanrecon.memory import parse_bytes
 from leanrecon.places.paths import find
 from leanrecon.refinement.diffusion.settings import RefineSettings
@@ -193,7 +193,7 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
         key = "start" if role == "latents" else role
         if name not in spaces:
             problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
-        elif role in refine.unconditional() and chosen[name] is not None and not features.guides(chosen[name]):
+        elif role in refine.unconditional() and chosen[name] is not None and not kinds.kind_of("features", chosen[name]).conditions:
             negative = "negative" if role == "text" else f"negative_{role}"
             problems.append(
                 f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "
@@ -217,7 +217,7 @@ def _dataset(table: Mapping[str, Any], given: bool) -> BaseModel:
 def _space(name: str, table: Any) -> BaseModel:
     if not isinstance(table, Mapping):
         raise SettingsError(f"features.{name} is not a table, as in [features.{name}]")
-    return features.settings_of(name, table)
+    return kinds.settings_of("features", table, f"features.{name}.", default=name)
 
 
 def _regression(

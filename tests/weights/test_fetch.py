@@ -17,7 +17,7 @@ from support.hub_server import LARGE  # noqa: E402
 
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
 from leanrecon.net import download  # noqa: E402
-from leanrecon.net import retry as patience  # noqa: E402
+from leanrecon.net import retry  # noqa: E402
 from leanrecon.weights.fetch import RECORD, fetch_all  # noqa: E402
 from leanrecon.weights.folders import find_model  # noqa: E402
 from leanrecon.weights.needs import Need, where  # noqa: E402
@@ -140,7 +140,7 @@ def test_another_part_of_a_model_is_fetched_alone(hub, base, said):
 
 def test_an_interrupted_fetch_continues(hub, base, said, monkeypatch):
     hub.put_model("tiny/base", base)
-    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     large = "vae/diffusion_pytorch_model.safetensors"
     hub.fault = lambda asked: 5000 if large in asked.path and asked.method == "GET" else None
     with pytest.raises(NetworkError, match="everything fetched so far is kept"):
@@ -190,7 +190,7 @@ def test_wrong_bytes_from_the_hub_are_refused(name, hub, base, said, monkeypatch
         download, "digest_of", lambda path, kind: "0" * 40 if path.stat().st_size == size else real(path, kind)
     )
     size = (base / name).stat().st_size
-    with pytest.raises(NetworkError, match="gave bytes whose (sha256|git) is 0000"):
+    with pytest.raises(NetworkError, match="sent a file whose (sha256|git) is 0000"):
         fetch_all([BASE], said)
     assert where(BASE) is None
 
@@ -284,7 +284,7 @@ def test_a_published_file_that_changes_is_refused(hub, said, tmp_path):
     fetch_all([VDVAE], said)
     (tmp_path / "cache" / "model.th").unlink()
     hub.put("/assets/model.th", BYTES[::-1])
-    with pytest.raises(NetworkError, match="gave bytes whose sha256 is .*the file has changed where it is published"):
+    with pytest.raises(NetworkError, match="sent a file whose sha256 is .*the published file has changed"):
         fetch_all([VDVAE], said)
 
 
@@ -331,17 +331,17 @@ def test_what_is_here_already_is_left_as_it_is(hub, base, said, tmp_path, monkey
         (
             Need("features.vdvae.checkpoint", "folder/x.th"),
             InputError,
-            r"checkpoint = 'folder/x\.th' is not here.*knows",
+            r"checkpoint = 'folder/x\.th' is neither on this machine nor a published name",
         ),
         (
             Need("refine.base", "/nowhere/base", BASE.pieces),
             InputError,
-            "refine.base = '/nowhere/base' is not here.*Expected a folder",
+            "refine.base = '/nowhere/base' is neither on this machine nor .*Expected a folder",
         ),
-        (Need("refine.base", "no/such-model", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
-        (Need("refine.base", "a--b/c", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
+        (Need("refine.base", "no/such-model", BASE.pieces), NetworkError, "neither a local folder nor a model on the"),
+        (Need("refine.base", "a--b/c", BASE.pieces), NetworkError, "neither a local folder nor a model on the"),
         (Need("refine.base", "tiny/base", (Piece("network", ("prior",)),)), InputError, "tiny/base has no network in"),
-        (VDVAE, NetworkError, "model.th is not to be had: 404"),
+        (VDVAE, NetworkError, r"cannot download http\S+model.th \(404 "),
     ],
 )
 def test_what_can_not_be_fetched_is_named_before_a_byte_is(need, error, found, hub, base, said):

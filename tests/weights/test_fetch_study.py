@@ -156,5 +156,5 @@ def test_settings_without_weights_need_none(place, hub):
 
 def test_a_name_that_the_hub_does_not_know_is_refused(place, hub):
     said = leanrecon(place, hub, "fetch-weights", "tiny.toml", "--set", "refine.lora=no/such", code=2)
-    assert "no/such is neither a folder here nor a model on the Hugging Face Hub" in said
+    assert "no/such is neither a local folder nor a model on the Hugging Face Hub" in said
     assert hub.nbytes() == 0

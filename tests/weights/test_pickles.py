@@ -62,7 +62,7 @@ class Malicious:
     ("content", "found"),
     [
         ({"ids": torch.arange(3)}, "holds ids, which is not a floating-point array"),
-        ({"a": 3}, "holds a, which is no array"),
+        ({"a": 3}, "holds a, which is not a floating-point array"),
         ({}, "holds no weights"),
         (torch.ones(3), "holds a Tensor"),
         ("run", "holds more than weights"),

@@ -183,7 +183,7 @@ class Trained(Regressor):
         """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
         budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
-            alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved, budget.required), seed=self.seed,
+            alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
         if rows is None:

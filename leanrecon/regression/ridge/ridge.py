@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.estimator import Regressor
@@ -149,7 +150,8 @@ class StreamingRidge(Regressor):
             shapes, budget.free, known=known is not None, loo=loo, per_target=self.per_target,
             alphas=ALPHAS if self.alphas is None else len(self.alphas), extra_rows=extra,
         )  # fmt: skip
-        self.projected_ = budget.require("the ridge regression", plan.work)
+        self.peaks_ = Peaks()
+        self.projected_ = self._require(budget, "the ridge regression", plan.work)
         self.betas_, self.targets_ = betas, targets
         self.moments_ = moments(betas)
         self.left_out_ = int(p - self.moments_.usable.sum())
@@ -242,11 +244,11 @@ class StreamingRidge(Regressor):
         shapes = self._shapes(self.betas_, targets, test.shape[0])
         budget = MemoryBudget.of(self.budget)
         if self._known is not None:
-            budget.require("predicting", plan_stream(shapes, sum(map(len, self._known.hats))) + held)
+            self._require(budget, "predicting", plan_stream(shapes, sum(map(len, self._known.hats))) + held)
             yield from self._through_hats(range(shapes.m), self._known.hats, targets, wanted)
             return
         if self._factor is None:
-            budget.require("predicting", plan_per_target(shapes) + held)
+            self._require(budget, "predicting", plan_per_target(shapes) + held)
             yield from per_target.predict_blocks(
                 self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize, self._order
             )
@@ -255,7 +257,7 @@ class StreamingRidge(Regressor):
         count, work = plan_predict(
             shapes, budget.free - held, on_disk=self._factor.on_disk, extra_rows=extra, together=together
         )
-        budget.require("predicting", work + held)
+        self._require(budget, "predicting", work + held)
         if not shapes.through_hat:
             yield from through_weights(self._train, centred, self._factor, targets, wanted, self._order)
             return
@@ -314,7 +316,7 @@ class StreamingRidge(Regressor):
         )
         centre = np.where(self.moments_.usable, self.moments_.mean, 0)
         shapes = self._shapes(self.betas_, self.targets_, 1)
-        MemoryBudget.of(self.budget).require("the weights", plan_weights(shapes, on_disk=factor.on_disk))
+        self._require(MemoryBudget.of(self.budget), "the weights", plan_weights(shapes, on_disk=factor.on_disk))
         for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
             w, mean = weights(self._train, factor, self.targets_, columns, self._order)
             w /= scale.astype(w.dtype)

@@ -1,0 +1,1 @@
+"""One small kind of each group of leanrecon."""
