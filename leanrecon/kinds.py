@@ -150,8 +150,8 @@ def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: s
         kind = get(group, name)
     except SettingsError as error:
         section = prefix.rstrip(".")
-        hint = None if name in known else f'give [{section}] a kind, as in kind = "{next(iter(known), "NAME")}"'
-        raise SettingsError(f"{section}: {error.found}", expected=error.expected, todo=hint or error.todo) from None
+        advice = None if name in known else f'give [{section}] a kind, as in kind = "{next(iter(known), "NAME")}"'
+        raise SettingsError(f"{section}: {error.found}", expected=error.expected, todo=advice or error.todo) from None
     settings: BaseModel = validate(kind.Settings, {**table, "kind": name}, prefix)
     return settings
 

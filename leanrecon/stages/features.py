@@ -7,8 +7,8 @@ import numpy as np
 
 from leanrecon import kinds
 from leanrecon.features.extract import extract
-from leanrecon.features.extract_captions import extract_captions, plan_captions, read_captions
-from leanrecon.features.plan import plan_extract
+from leanrecon.features.extract_captions import extract_captions, read_captions
+from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.stages.stage import LIBRARY_NBYTES, PlannedStage, Planning, Run
 from leanrecon.stores.images import image_shape
@@ -51,13 +51,12 @@ class FeaturesStage:
         total = train + test
         image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
         dims, free = space.dims(shape), planning.budget.free
+        height, width = plan_chunks((total, dims), np.float32, chunk)
+        cost, chunks = space.cost(shape), (height, width)
         if space.inputs == "captions":
-            batch = plan_captions(total, dims, space.cost(shape), chunk=chunk, free=free)
+            batch = plan_captions(total, chunks, dims, cost, free=free)
         else:
-            chunks = plan_chunks((total, dims), np.float32, chunk)
-            batch = plan_extract(
-                (total, *shape), image_rows, (chunks[0], chunks[1]), dims, space.cost(shape), free=free
-            )
+            batch = plan_extract((total, *shape), image_rows, chunks, dims, cost, free=free)
         work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
         times = planning.folds if space.learns else 1
         disk = times * store_nbytes((total, dims), np.float32, chunk)
@@ -106,4 +105,4 @@ def staying_nbytes(spaces: list[Any], shape: Any) -> int:
     libraries = {space.library for space in spaces if space.library}
     networks = max((LIBRARY_NBYTES[name] for name in libraries if name != "sklearn"), default=0)
     learning = LIBRARY_NBYTES["sklearn"] if "sklearn" in libraries else 0
-    return networks + learning + sum(space.cost(shape).held for space in spaces if space.learns)
+    return networks + learning + sum(int(space.cost(shape).held) for space in spaces if space.learns)

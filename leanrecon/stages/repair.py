@@ -71,5 +71,8 @@ def _discard_output(network: Location) -> None:
     for path in (study.predictions(network.name), study.reconstructions("stage1")):
         kept = opened(path)
         if kept is not None and kept.complete:
-            kept.discard([(0, 0)] if isinstance(kept, Store) else [0])  # type: ignore[arg-type]
+            if isinstance(kept, Store):
+                kept.discard([(0, 0)])
+            else:
+                kept.discard([0])
             return
