@@ -326,7 +326,8 @@ def _load(path: LocationLike) -> tuple[Fit, dict[str, Any]]:
         raise StoreError(f"there is no fitted feature space at {path}", todo="run the stage features first") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{path} is damaged: {error}", todo=f"remove it, or run with --overwrite, to fit again ({as_location(path).name})"
+            f"{path} is damaged: {error}",
+            todo=f"remove it, or run with --overwrite, to fit again ({as_location(path).name})",
         ) from error
 
 

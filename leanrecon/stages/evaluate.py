@@ -14,12 +14,12 @@ from leanrecon import kinds
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
 from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate
-from leanrecon.features.first_images import picture_shape
+from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.places.files import read_json, write_json, write_text, write_whole
 from leanrecon.stages.folds import contents, fold_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import write_page
-from leanrecon.stages.stage import PlannedStage, Planning, Run, decoding_space
+from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.study.layout import Study
@@ -66,7 +66,7 @@ class EvaluateStage:
         images = min(n, planning.images[0]) if planning.data.folds else planning.images[0]
         pictures, block = [], 1
         if settings.decode is None:
-            first = decoding_space(planning.spaces, settings.stage1.space)
+            first = decoding_space(list(planning.spaces.values()), settings.stage1.space)
             block = plan_chunks((images, first.dims(shape)), np.float32, chunk)[1]
             pictures.append(picture_shape(first, settings.stage1.size, shape))
         else:
@@ -175,8 +175,9 @@ def figures_made_of(run: Run, every: Sequence[Variant], judges: dict[str, str]) 
 def settings_notes(settings: Settings) -> list[str]:
     """What a reader of the report must know about the kinds that were used."""
     notes = [*kinds.optional(kinds.kind_of("datasets", settings.dataset), "notes", settings.dataset)]
-    for judge in settings.judges.values():
+    for name, judge in settings.judges.items():
         notes += kinds.optional(kinds.kind_of("judges", judge), "notes", judge)
+        notes += _guided_notes(settings, name, judge)
     for space in settings.features.values():
         notes += kinds.optional(kinds.kind_of("features", space), "notes", space)
     for name, regression in settings.regression.items():
@@ -184,6 +185,22 @@ def settings_notes(settings: Settings) -> list[str]:
     if settings.decode is not None:
         notes += kinds.optional(kinds.kind_of("decoders", settings.decode), "notes", settings.decode)
     return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
+
+
+def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
+    """A note where the generator was guided by features of the same network family as a judge."""
+    family = getattr(kinds.kind_of("judges", judge), "family", None)
+    roles = kinds.kind_of("generators", settings.refine).roles(settings.refine).values()
+    spaces = [
+        space
+        for space in roles
+        if family and getattr(kinds.kind_of("features", settings.features[space]), "family", None) == family
+    ]
+    if spaces:
+        yield (
+            f"The generator was guided by predictions of {' and '.join(spaces)}, features of the same family as the "
+            f"judge {name}: its figures judge final images by the features that they were drawn for."
+        )
 
 
 def _write_scores(study: Study, rows: Sequence[dict[str, Any]]) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
+from leanrecon.features.first_images import decoding_space
 from leanrecon.regression.out_of_fold import FOLDS, out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
-from leanrecon.stages.stage import PlannedStage, Planning, Run, decoding_space
+from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
@@ -140,7 +141,7 @@ def regression_data(variant: Variant, space: Any) -> RegressionData:
 def _first_name(spaces: dict[str, Any], name: str | None) -> str | None:
     """The space that first images come from; None where none has a decoder and only predictions are asked for."""
     try:
-        found: str = decoding_space(spaces, name).name
+        found: str = decoding_space(list(spaces.values()), name).name
     except SettingsError:
         return None
     return found

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.plan import DatasetPlan
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError
+from leanrecon.features.first_images import decoding_space
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location
@@ -123,7 +124,11 @@ class Run:
     @property
     def first_space(self) -> Any:
         """The feature space that first images are decoded from; None with ``[decode]``."""
-        return None if self.settings.decode is not None else decoding_space(self.spaces, self.settings.stage1.space)
+        return (
+            None
+            if self.settings.decode is not None
+            else decoding_space(list(self.spaces.values()), self.settings.stage1.space)
+        )
 
     def context(self, label: str = "") -> Context:
         """A context with a fresh budget: what the process holds now counts as reserved."""
@@ -181,15 +186,3 @@ def make_spaces(settings: Settings) -> dict[str, Any]:
         name: kinds.kind_of("features", table)(table, name=name, seed=general.seed, device=general.device)
         for name, table in settings.features.items()
     }
-
-
-def decoding_space(spaces: dict[str, Any], name: str | None) -> Any:
-    """The feature space that first images come from; raises SettingsError where it has no decoder."""
-    for space in spaces.values():
-        if space.decodes and name in (None, space.name):
-            return space
-    raise SettingsError(
-        f"no images can be decoded from {name or ', '.join(spaces)}",
-        expected="a feature space with a decoder, such as pca",
-        todo="add one, as in [features.pca], or stop before with --until regression",
-    )

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.features.first_images import draw, picture_shape
+from leanrecon.features.first_images import decoding_space, draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
 from leanrecon.places import Location
-from leanrecon.stages.stage import PlannedStage, Planning, Run, decoding_space
+from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.layout import plan_chunks
@@ -34,7 +34,7 @@ class StageOneStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m), shape = planning.settings, planning.split, planning.image_shape
-        space = decoding_space(planning.spaces, settings.stage1.space)
+        space = decoding_space(list(planning.spaces.values()), settings.stage1.space)
         dims, decoded = space.dims(shape), space.decoded_shape(shape)
         drawn = picture_shape(space, settings.stage1.size, shape)
         chunks = plan_chunks((m, dims), np.float32, planning.chunk)
