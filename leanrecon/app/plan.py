@@ -180,18 +180,14 @@ def _network(
     width = plan_chunks((n, arrays.voxels), np.float32, chunk)[1]
     x_tile, y_tile = (PANEL * columns * _FLOAT + 4096 for columns in (width, block))
     shapes = NetworkShapes(
-        n, arrays.voxels, m, dims, how.hidden, how.blocks, how.batch_size, how.window,
-        how.components if how.head == "pca" else None, how.validation, block, x_tile, y_tile,
-        scratch=x_tile * (2 if arrays.folds else 1), y_scratch=y_tile if arrays.folds else 0, skip=how.skip == "ridge",
-        from_ridge=how.inputs == "ridge", loo=how.alpha == "loo", half=how.precision != "float32",
-        restandardized=how.restandardize != "none",
+        n, arrays.voxels, m, dims, how, block=block, x_tile=x_tile, y_tile=y_tile,
+        scratch=x_tile * (2 if arrays.folds else 1), y_scratch=y_tile if arrays.folds else 0,
     )  # fmt: skip
     planned = plan_network(shapes, budget.free)
-    steps = (n - shapes.held_rows) // how.batch_size * how.epochs
     trained = times * (arrays.folds or 1)
     return PlannedStage(
         f"regression {space}",
-        f"{shapes.weights:,} weights, {steps} steps of {how.batch_size} rows at most"
+        f"{shapes.weights:,} weights, {shapes.steps} steps of {how.batch_size} rows at most"
         + (f", trained {trained} times" if trained > 1 else ""),
         budget.reserved + planned.work,
         trained * (store_nbytes((m, dims), np.float32, chunk) + shapes.kept_nbytes),
