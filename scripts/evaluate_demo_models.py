@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from leanrecon.datasets.simulated.scenes import HELD_OUT, MODELS_SEED, TEST, compose
-from leanrecon.evaluation.metrics import compare, look
+from leanrecon.evaluation.metrics import compare, prepare
 from leanrecon.features.vdvae.network import VDVAE
 from leanrecon.weights.packaged import write_manifest
 
@@ -161,7 +161,8 @@ def _is_new(row: int) -> bool:
 
 def _ssim(found: Array, images: Array) -> float:
     scores = [
-        compare(look(a, ["ssim"]), look(b, ["ssim"]), ["ssim"])["ssim"] for a, b in zip(found, images, strict=True)
+        compare(prepare(a, ["ssim"]), prepare(b, ["ssim"]), ["ssim"])["ssim"]
+        for a, b in zip(found, images, strict=True)
     ]
     return float(np.mean(scores))
 

@@ -282,7 +282,8 @@ kind = "group"
 members = ["one", "two"]
 [dataset.alignment]
 kind = "shared-axes"
-dims = 12
+dims = 8
+components = 20
 [features.block-means]
 [regression]
 kind = "similar-rows"
@@ -294,15 +295,13 @@ resamples = 50
     leanrecon("run", "group.toml", "--study", "group", folders=(installed,), cwd=tmp_path)
     import zarr
 
-    assert zarr.open_array(str(tmp_path / "group" / "betas" / "train.zarr")).shape == (120, 12)
+    assert zarr.open_array(str(tmp_path / "group" / "betas" / "train.zarr")).shape == (120, 8)
     assert zarr.open_array(str(tmp_path / "group" / "stimuli" / "train.zarr")).shape == (60, 24, 24, 3)
-    betas = {
-        name: np.asarray(zarr.open_array(str(tmp_path / name / "betas" / "train.zarr"))[:]) for name in ("one", "two")
-    }
-    together = np.asarray(zarr.open_array(str(tmp_path / "group" / "betas" / "train.zarr"))[:])
-    raw = abs(np.corrcoef(betas["one"][:, :12].T, betas["two"][:, :12].T)[:12, 12:].diagonal()).mean()
-    aligned = np.corrcoef(together[:60].T, together[60:].T)[:12, 12:].diagonal().mean()
-    assert aligned > 0.9 > raw
+    betas = [np.asarray(zarr.open_array(str(tmp_path / name / "betas" / "test.zarr"))[:]) for name in ("one", "two")]
+    together = np.asarray(zarr.open_array(str(tmp_path / "group" / "betas" / "test.zarr"))[:])
+    raw = np.corrcoef(betas[0][:, :8].T, betas[1][:, :8].T)[:8, 8:].diagonal()
+    aligned = np.corrcoef(together[:16].T, together[16:].T)[:8, 8:].diagonal()
+    assert aligned.mean() > 0.7 > abs(raw).mean()  # responses to images that the alignment was not fitted on
     assert metrics(tmp_path / "group")["final"]["two_way_pixels"]["low"] > 0.6
 
 

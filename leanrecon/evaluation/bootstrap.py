@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.evaluation.plan import RESAMPLES_AT_ONCE
+
 Array = np.ndarray[Any, Any]
 
 LEVELS = (2.5, 97.5)
 """Percentiles of the bootstrap that bound a 95 % interval (Efron & Tibshirani 1993, chapter 13)."""
-
-AT_ONCE = 256
-"""Resamples that are drawn together."""
 
 Figures = dict[str, dict[str, float | None]]
 
@@ -41,8 +40,8 @@ class Resampling:
         np.add.at(sums, self.stimuli, rows)
         sizes = np.bincount(self.stimuli).astype(np.float64)
         result = np.empty((self.resamples, rows.shape[1]))
-        for start in range(0, self.resamples, AT_ONCE):
-            many = min(AT_ONCE, self.resamples - start)
+        for start in range(0, self.resamples, RESAMPLES_AT_ONCE):
+            many = min(RESAMPLES_AT_ONCE, self.resamples - start)
             drawn = np.random.default_rng([self.seed, self.fold, start]).integers(0, n, (many, n))
             drawn += np.arange(many)[:, None] * n
             counts = np.bincount(drawn.ravel(), minlength=many * n).reshape(many, n).astype(np.float64)
@@ -54,11 +53,6 @@ def numbered(names: Sequence[str]) -> Array:
     """The stimuli that rows show as numbers from 0, int [m]."""
     numbers: Array = np.unique(np.asarray(names), return_inverse=True)[1]
     return numbers
-
-
-def bootstrap_nbytes(m: int, resamples: int) -> int:
-    """Memory that figures of one fold take, in bytes: the draws, and the means of some twenty figures twice over."""
-    return AT_ONCE * m * 8 * 4 + resamples * 20 * 8 * 4
 
 
 @dataclass

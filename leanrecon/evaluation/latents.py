@@ -6,29 +6,15 @@ from typing import Any
 import numpy as np
 
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify, identify_nbytes
+from leanrecon.evaluation.identification import identify
+from leanrecon.evaluation.plan import latents_at_once
 from leanrecon.memory import buffer
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
-COLUMNS = 1024
-"""Most latents that are looked at together."""
-
-BLOCK_NBYTES = 32_000_000
-"""Most bytes of them in float64, if that is 16 latents or more."""
-
 LEAST_DIMS = 3
 """Rows of fewer features have no correlations but 1 and −1 to be identified by."""
-
-
-def latents_nbytes(m: int, dims: int) -> int:
-    """Memory that ``compare_latents`` takes, in bytes."""
-    return max(min(_columns(m), dims) * m * 8 * 4, identify_nbytes(m, dims)) + dims * 8
-
-
-def _columns(m: int) -> int:
-    return min(COLUMNS, max(BLOCK_NBYTES // (8 * m), 16))
 
 
 def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tuple[Scores, Array]:
@@ -43,7 +29,7 @@ def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tu
     m, dims = true.shape
     r2 = np.full(dims, np.nan)
     relative, total, sst_total, varying = np.zeros(m), np.zeros(m), 0.0, 0
-    for columns in panels(dims, _columns(m)) if m > 1 else []:
+    for columns in panels(dims, latents_at_once(m)) if m > 1 else []:
         y, p = (buffer((m, len(columns)), np.float64) for _ in range(2))
         true.read(range(m), columns, y)
         predicted.read(range(m), columns, p)
@@ -59,7 +45,7 @@ def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tu
     if varying:
         scores.rows = {"latent_r2_mean": 1 - m * relative / varying, "latent_r2_total": 1 - m * total / sst_total}
         scores.chance = {"latent_r2_mean": 0.0, "latent_r2_total": 0.0}
-    found = identify(predicted, true, names, "features") if dims >= LEAST_DIMS else None
-    if found is not None:
-        scores.add(found)
+    identified = identify(predicted, true, names, "features") if dims >= LEAST_DIMS else None
+    if identified is not None:
+        scores.add(identified)
     return scores, r2

@@ -1,4 +1,4 @@
-"""Figures of one reconstruction beside one stimulus: free functions on arrays.
+"""Metrics of one reconstruction and one stimulus: free functions on arrays.
 
 Images are uint8 [height, width, channels] of one shape.
 """
@@ -71,11 +71,11 @@ def to_grey(image: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """An image with all that its figures need of it alone, so that nothing is taken twice."""
+class Prepared:
+    """An image with all that its metrics need of it alone, so that nothing is computed twice."""
 
     pixels: Array
-    """int64, flat: sums of their products are exact, and no threads of a library are started for them."""
+    """int64, flat: sums of their products are exact, and start no threads of a library."""
     total: int
     squares: int
     grey: Array
@@ -83,8 +83,8 @@ class Looked:
     """For each definition of SSIM the local means and variances."""
 
 
-def look(image: Array, metrics: Sequence[str]) -> Looked:
-    """Take of an image all that the figures in ``metrics`` need of it alone."""
+def prepare(image: Array, metrics: Sequence[str]) -> Prepared:
+    """Compute all that the metrics named need of one image alone."""
     pixels = image.reshape(-1).astype(np.int64)
     grey = to_grey(image)
     local = {}
@@ -92,14 +92,14 @@ def look(image: Array, metrics: Sequence[str]) -> Looked:
         window = SSIM[name]
         means = window.means(grey)
         local[name] = means, window.correction * (window.means(grey * grey) - means * means)
-    return Looked(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local)
+    return Prepared(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local)
 
 
 def _product(a: Array, b: Array) -> int:
     return int(np.einsum("i,i", a, b))
 
 
-def pixcorr(a: Looked, b: Looked) -> float:
+def pixcorr(a: Prepared, b: Prepared) -> float:
     """Pearson correlation over all pixels and channels; 0 where either image is constant, which matches nothing."""
     n = a.pixels.size
     variance_a, variance_b = n * a.squares - a.total**2, n * b.squares - b.total**2
@@ -108,12 +108,12 @@ def pixcorr(a: Looked, b: Looked) -> float:
     return (n * _product(a.pixels, b.pixels) - a.total * b.total) / math.sqrt(variance_a * variance_b)
 
 
-def mse(a: Looked, b: Looked) -> float:
+def mse(a: Prepared, b: Prepared) -> float:
     """Mean squared difference over all pixels and channels, from 0 to 1."""
     return (a.squares + b.squares - 2 * _product(a.pixels, b.pixels)) / (a.pixels.size * 255**2)
 
 
-def ssim(a: Looked, b: Looked, name: str) -> float:
+def ssim(a: Prepared, b: Prepared, name: str) -> float:
     """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions."""
     window = SSIM[name]
     (mean_a, var_a), (mean_b, var_b) = a.local[name], b.local[name]
@@ -126,7 +126,7 @@ def ssim(a: Looked, b: Looked, name: str) -> float:
 
 
 def pair_metrics(height: int, width: int) -> list[str]:
-    """The figures that images of a size have: SSIM needs a whole window."""
+    """The metrics that images of a size have: SSIM needs a whole window."""
     return ["pixcorr", *(name for name, window in SSIM.items() if _holds(window, height, width)), "mse"]
 
 
@@ -134,12 +134,12 @@ def _holds(window: Window, height: int, width: int) -> bool:
     return all(side > 2 * radius for side, radius in zip((height, width), window.radius, strict=True))
 
 
-def compare(reconstruction: Looked, stimulus: Looked, metrics: Sequence[str]) -> dict[str, float]:
-    """All figures of a reconstruction beside a stimulus."""
-    found = {}
+def compare(reconstruction: Prepared, stimulus: Prepared, metrics: Sequence[str]) -> dict[str, float]:
+    """The metrics named, of a reconstruction and a stimulus."""
+    values = {}
     for name in metrics:
         if name in SSIM:
-            found[name] = ssim(reconstruction, stimulus, name)
+            values[name] = ssim(reconstruction, stimulus, name)
         else:
-            found[name] = (pixcorr if name == "pixcorr" else mse)(reconstruction, stimulus)
-    return found
+            values[name] = (pixcorr if name == "pixcorr" else mse)(reconstruction, stimulus)
+    return values

@@ -4,15 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.images import ImageShape
 from leanrecon.weights.safetensors import Precision
-
-PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)}
-"""The shape that images are brought to before they are compared; None: that of the stimuli.
-
-``bd2023``: as Ozcelik & VanRullen 2023 compare pixels; of their figures by networks, the one by CLIP is taken with ``clip``.
-"""
-
 
 _OF_CLIP = ("clip", "clip_precision")
 

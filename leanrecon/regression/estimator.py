@@ -13,7 +13,7 @@ import numpy as np
 from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget
-from leanrecon.stores.matrix import ArrayMatrix, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
+from leanrecon.stores.matrix import ArrayMatrix, ColumnSubset, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -140,7 +140,7 @@ class Regressor:
 
 def is_lazy(source: Any) -> bool:
     """Whether a matrix is read from where it lies, rather than checked and held as scikit-learn does."""
-    if isinstance(source, str | Path | Store | StoreMatrix | ArrayMatrix | RowSubset | Reblocked):
+    if isinstance(source, str | Path | Store | StoreMatrix | ArrayMatrix | RowSubset | ColumnSubset | Reblocked):
         return True
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 

@@ -154,6 +154,55 @@ class RowSubset:
             out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
 
 
+class ColumnSubset:
+    """Some columns of a matrix, in ascending order: the voxels of an area.
+
+    Reading takes from the base only the blocks of columns that hold them.
+    """
+
+    def __init__(self, base: Matrix, columns: Sequence[int] | Array) -> None:
+        self.base = base
+        self.index = np.asarray(columns, dtype=np.int64)
+        if np.any(np.diff(self.index) <= 0):
+            raise ValueError("columns of a subset must ascend")
+        self.shape = (base.shape[0], len(self.index))
+        self.dtype = base.dtype
+        self.block = subset_block(base.block, len(self.index))
+
+    @property
+    def tile_nbytes(self) -> int:
+        return PANEL * self.block * self.dtype.itemsize
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return self.base.scratch_nbytes + PANEL * self.base.block * self.dtype.itemsize
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        return _tile_of(self, rows, j, memory)
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        index = self.index[columns.start : columns.stop]
+        starts = np.unique(index // self.base.block, return_index=True)[1]
+        stops = np.append(starts[1:], len(index))
+        for part in panels(len(rows)):
+            some = range(rows.start + part.start, rows.start + part.stop)
+            for start, stop in zip(starts, stops, strict=True):
+                picked = index[start:stop]
+                span = range(int(picked[0]), int(picked[-1]) + 1)
+                target = out[part.start : part.stop, start:stop]
+                if len(span) == len(picked):
+                    self.base.read(some, span, target)
+                    continue
+                block = np.empty((len(some), len(span)), self.dtype)
+                self.base.read(some, span, block)
+                target[...] = block[:, picked - span.start]
+
+
+def subset_block(block: int, columns: int) -> int:
+    """Columns of a tile of a subset of columns: whole blocks of the base where they are few."""
+    return max(min(columns, max(block, BLOCK)), 1)
+
+
 def _tile_of(matrix: Matrix, rows: range, j: int, memory: Array) -> Array:
     columns = range(j * matrix.block, min((j + 1) * matrix.block, matrix.shape[1]))
     n = len(rows) * len(columns) * matrix.dtype.itemsize
@@ -188,7 +237,7 @@ class Reblocked:
 
 def as_matrix(source: Any) -> Matrix:
     """View a store, a path to one, or a NumPy, Zarr or Dask array as a Matrix; no data is read."""
-    if isinstance(source, StoreMatrix | ArrayMatrix | RowSubset | Reblocked):
+    if isinstance(source, StoreMatrix | ArrayMatrix | RowSubset | ColumnSubset | Reblocked):
         return source
     if isinstance(source, str | os.PathLike):
         source = Store.open(source)
@@ -203,12 +252,12 @@ def as_matrix(source: Any) -> Matrix:
 
 
 def same_matrix(a: Matrix, b: Matrix) -> bool:
-    """Whether two matrices read the same rows of the same place."""
+    """Whether two matrices read the same rows and columns of the same place."""
     if isinstance(a, StoreMatrix) and isinstance(b, StoreMatrix):
         return a.store.path == b.store.path
     if isinstance(a, ArrayMatrix) and isinstance(b, ArrayMatrix):
         return a.array is b.array
-    if isinstance(a, RowSubset) and isinstance(b, RowSubset):
+    if type(a) is type(b) and isinstance(a, RowSubset | ColumnSubset) and isinstance(b, RowSubset | ColumnSubset):
         return same_matrix(a.base, b.base) and np.array_equal(a.index, b.index)
     return a is b
 

@@ -75,7 +75,7 @@ class LearnAutoencoder(Task):
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
         """SSIM and PixCorr of held-out scenes that come back, and how far their latents are spread."""
-        from leanrecon.evaluation.metrics import compare, look
+        from leanrecon.evaluation.metrics import compare, prepare
 
         metrics, scores, spread = ["pixcorr", "ssim"], [], []
         with holding(self.model, weights):
@@ -85,7 +85,8 @@ class LearnAutoencoder(Task):
                 spread.append(float(latents.std()))
                 back = as_bytes(self.model.decode(latents).sample)
                 scores += [
-                    compare(look(a, metrics), look(b, metrics), metrics) for a, b in zip(back, images, strict=True)
+                    compare(prepare(a, metrics), prepare(b, metrics), metrics)
+                    for a, b in zip(back, images, strict=True)
                 ]
         return {m: float(np.mean([s[m] for s in scores])) for m in metrics} | {"spread": float(np.mean(spread))}
 

@@ -85,7 +85,7 @@ class LearnVDVAE(Task):
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
         """Bits a dimension, and SSIM of what comes back from the means of all latents and of the first ones."""
-        from leanrecon.evaluation.metrics import compare, look
+        from leanrecon.evaluation.metrics import compare, prepare
 
         model = VDVAE(CONFIG, weights, device=self.device)
         images = np.ascontiguousarray(self.held_out.images[:MEASURED])
@@ -94,7 +94,7 @@ class LearnVDVAE(Task):
         found = {"bits": float(np.mean(bounds)) / (DIMENSIONS * math.log(2))}
         for n in (6, 9, len(CONFIG.decoder)):
             decoded = model.decode(model.encode(images[:50], n))
-            scores = [compare(look(a, ["ssim"]), look(b, ["ssim"]), ["ssim"])["ssim"] for a, b in zip(decoded, images, strict=False)]  # fmt: skip
+            scores = [compare(prepare(a, ["ssim"]), prepare(b, ["ssim"]), ["ssim"])["ssim"] for a, b in zip(decoded, images, strict=False)]  # fmt: skip
             found[f"ssim_{n}"] = float(np.mean(scores))
         return found
 

@@ -9,15 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from leanrecon.study.recipes import recipes
+from run_notebook import PARAMETER, set_parameters
 
 nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[2]
-
-from run_notebook import PARAMETER, set_parameters  # noqa: E402
-
-from leanrecon.study.settings import recipes  # noqa: E402
-
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
@@ -98,7 +95,10 @@ def test_fields_are_plain_values_and_commands_are_there(path: Path) -> None:
     commands = get_command(app).commands
     lines = [line.removeprefix("%leanrecon ") for line in code(path).split("\n") if line.startswith("%leanrecon ")]
     used = {shlex.split(line)[0] for line in lines} - {"--version"}
-    assert {"plan", "run"} <= used <= set(commands)
+    assert used <= set(commands)
+    called = set(re.findall(r"\bleanrecon\.(\w+)\(", code(path)))
+    assert called <= {"plan", "run", "open"}
+    assert {"plan", "run"} <= used | called
     for line in lines:
         options = {word for word in shlex.split(line) if word.startswith("--") and word != "--version"}
         known = {name for p in commands.get(shlex.split(line)[0], get_command(app)).params for name in p.opts}

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
+from leanrecon.context import Context
 from leanrecon.evaluation import comparison
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.comparison import compare_images, shifts
-from leanrecon.evaluation.metrics import compare, look, pair_metrics
+from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
+from leanrecon.evaluation.plan import shifts
 from leanrecon.images import resize, with_channels
-from leanrecon.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
@@ -41,13 +42,13 @@ def draw(m: int, height: int, width: int, channels: int = 3, seed: int = 0) -> A
 
 
 def compared(sources: dict[str, Array], stimuli: Array, names: list[str], shape: Any = None) -> dict[str, Scores]:
-    given = {name: Images(images) for name, images in sources.items()}
-    return compare_images(given, Images(stimuli), names, shape or stimuli.shape[1:], progress=Progress())
+    of_arrays = {name: Images(images) for name, images in sources.items()}
+    return compare_images(of_arrays, Images(stimuli), names, shape or stimuli.shape[1:], Context.of())
 
 
 def figures(one: Array, other: Array) -> dict[str, float]:
     names = pair_metrics(*one.shape[:2])
-    return compare(look(one, names), look(other, names), names)
+    return compare(prepare(one, names), prepare(other, names), names)
 
 
 @pytest.mark.parametrize("m", [2, 5, 17])
@@ -161,10 +162,10 @@ def test_sources_beside_each_other_change_no_figure() -> None:
 MEASURED = """
 import json, sys
 import numpy as np
-from leanrecon.evaluation.comparison import compare_images, compare_nbytes
-from leanrecon.evaluation.evaluate import SLACK
+from leanrecon.context import Context
+from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.plan import SLACK, compare_nbytes
 from leanrecon.memory import PeakMemory, process_memory
-from leanrecon.progress import Progress
 
 m, side, channels, sources = map(int, sys.argv[1:])
 
@@ -174,10 +175,11 @@ class Images:
     def read(self, row):
         return self.rng.integers(0, 256, (side, side, channels), np.uint8)
 
-given = {str(k): Images(k) for k in range(sources)}
+sources_ = {str(k): Images(k) for k in range(sources)}
+context = Context.of()
 before = process_memory()
 with PeakMemory() as peak:
-    compare_images(given, Images(99), [str(k) for k in range(m)], (side, side, channels), progress=Progress())
+    compare_images(sources_, Images(99), [str(k) for k in range(m)], (side, side, channels), context)
 planned = compare_nbytes((side, side, channels), m, sources, 0)
 print(json.dumps({"taken": peak.peak - before, "planned": planned + SLACK, "slack": SLACK}))
 """

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
-from leanrecon.evaluation import identification
+from leanrecon.evaluation import plan
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify, identify_nbytes, panel_rows
+from leanrecon.evaluation.identification import distances, identify
+from leanrecon.evaluation.plan import identify_nbytes, panel_rows
 from leanrecon.stores.matrix import as_matrix
 
 Array = np.ndarray[Any, Any]
@@ -113,10 +115,33 @@ def test_one_stimulus_alone_has_nothing_to_be_told_from(m: int) -> None:
 
 @pytest.mark.parametrize("nbytes", [1, 16 * 30 * 4, 17 * 30 * 4, 10**9])
 def test_panels_change_no_score(nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identification, "PANEL_NBYTES", nbytes)
+    monkeypatch.setattr(plan, "PANEL_NBYTES", nbytes)
     reconstructions, stimuli = data(50, 30, 0.7)
     assert panel_rows(50, 30) == min(max(nbytes // 120, 16), 50)
     check(reconstructions, stimuli, [str(k // 2) for k in range(50)])
+
+
+@pytest.mark.parametrize("nbytes", [1, 10**9])
+@pytest.mark.parametrize(("m", "d", "noise"), [(2, 5, 1.0), (33, 30, 0.5)])
+def test_distances_are_the_correlation_distances_of_scipy(
+    m: int, d: int, noise: float, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PANEL_NBYTES", nbytes)
+    reconstructions, stimuli = data(m, d, noise)
+    names = [str(k // 2) for k in range(m - 1)] + ["last"]  # most stimuli are shown twice
+    scores = distances(as_matrix(reconstructions), as_matrix(stimuli), names, "x")
+    expected = cdist(reconstructions.astype(np.float64), stimuli.astype(np.float64), "correlation")
+    np.testing.assert_allclose(scores.rows["distance_x"], np.diag(expected), atol=1e-6)
+    mismatched = [expected[i, j] for i in range(m) for j in range(m) if names[i] != names[j]]
+    assert scores.chance["distance_x"] == pytest.approx(np.mean(mismatched), abs=1e-6)
+
+
+def test_a_constant_row_is_at_distance_one_and_a_single_stimulus_has_no_chance_level() -> None:
+    reconstructions, stimuli = data(4, 16, 0.8)
+    reconstructions[2] = 0.3
+    scores = distances(as_matrix(reconstructions), as_matrix(stimuli), ["same"] * 4, "x")
+    assert scores.rows["distance_x"][2] == 1
+    assert scores.chance == {}
 
 
 def test_guesses_are_right_as_often_as_chance_says() -> None:

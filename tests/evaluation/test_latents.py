@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from leanrecon.evaluation import latents
+from leanrecon.evaluation import plan
 from leanrecon.evaluation.latents import compare_latents
 from leanrecon.stores.matrix import as_matrix
 
@@ -27,7 +27,7 @@ def names(m: int) -> list[str]:
 @pytest.mark.parametrize("columns", [1, 7, 1024])
 @pytest.mark.parametrize(("m", "dims"), [(2, 3), (30, 1), (25, 40)])
 def test_r2_is_that_of_scikit_learn(m: int, dims: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "COLUMNS", columns)
+    monkeypatch.setattr(plan, "LATENTS", columns)
     predicted, true = data(m, dims)
     scores, r2 = compare_latents(as_matrix(predicted), as_matrix(true), names(m))
     y, p = true.astype(np.float64), predicted.astype(np.float64)
@@ -39,7 +39,7 @@ def test_r2_is_that_of_scikit_learn(m: int, dims: int, columns: int, monkeypatch
 
 
 def test_many_latents_are_looked_at_block_by_block() -> None:
-    predicted, true = data(12, 2 * latents.COLUMNS + 5, seed=3)
+    predicted, true = data(12, 2 * plan.LATENTS + 5, seed=3)
     scores, r2 = compare_latents(as_matrix(predicted), as_matrix(true), names(12))
     y, p = true.astype(np.float64), predicted.astype(np.float64)
     np.testing.assert_allclose(r2, r2_score(y, p, multioutput="raw_values"), rtol=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from leanrecon.evaluation.metrics import compare, look, pair_metrics, to_grey
+from leanrecon.evaluation.metrics import compare, pair_metrics, prepare, to_grey
 
 skimage = pytest.importorskip("skimage")
 from skimage.color import rgb2gray  # noqa: E402
@@ -28,7 +28,7 @@ def pair(height: int, width: int, channels: int, seed: int = 0) -> tuple[Array, 
 
 
 def figures(one: Array, other: Array, names: list[str]) -> dict[str, float]:
-    return compare(look(one, names), look(other, names), names)
+    return compare(prepare(one, names), prepare(other, names), names)
 
 
 def grey(image: Array) -> Array:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from leanrecon.regression.ridge import hat, kernel, loo, per_target, plan, ridge, weights
+from leanrecon.regression.ridge import hat, kernel, loo, per_target, plan, ridge, triangle, weights
 from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-MODULES = (hat, kernel, loo, per_target, plan, ridge, weights)
+MODULES = (hat, kernel, loo, per_target, plan, ridge, triangle, weights)
 
 
 @pytest.fixture(autouse=True, scope="session")

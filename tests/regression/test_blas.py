@@ -1,11 +1,14 @@
 """The BLAS routines against NumPy and SciPy, on matrices and on parts of larger ones."""
 
+import ctypes
 import threading
+import types
 
 import numpy as np
 import pytest
 import scipy.linalg
 
+from leanrecon.errors import LeanreconError
 from leanrecon.regression.ridge import blas
 
 PRECISIONS = [(np.float32, 2e-5), (np.float64, 1e-13)]
@@ -142,3 +145,80 @@ def test_a_product_lets_other_threads_run():
     done.set()
     thread.join()
     assert during >= 5  # the product takes 50 ms or more
+
+
+# The width of LAPACK's integers
+
+REAL = "__pyx_t_5scipy_6linalg_13cython_lapack_d *"
+CAPSULE = {
+    32: f"void (char *, int *, {REAL}, int *, int *)",
+    64: f"void (char *, int64_t *, {REAL}, int64_t *, int64_t *)",
+}
+"""The signature of ``dpotrf`` in builds with 32-bit integers (SciPy 1.17's own) and with 64-bit integers."""
+
+
+def stub(signature, routine, n_arguments):
+    """A module whose ``dpotrf`` is a Python function of addresses, published as SciPy publishes its own."""
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)(routine)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    name = signature.encode()
+    capsule = new(ctypes.cast(function, ctypes.c_void_p), name, None)
+    return types.SimpleNamespace(__name__="stub", __pyx_capi__={"dpotrf": capsule}, kept=(function, name))
+
+
+class Module(types.SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_integers_have_the_width_that_the_signature_names(monkeypatch, bits):
+    whole = np.dtype(f"i{bits // 8}")
+    seen = []
+
+    def potrf(uplo, order, matrix, stride, info):
+        read = ctypes.c_int32 if bits == 32 else ctypes.c_int64
+        seen.extend([ctypes.c_char.from_address(uplo).value, read.from_address(order).value])
+        seen.extend([ctypes.c_double.from_address(matrix).value, read.from_address(stride).value])
+        read.from_address(info).value = 2 ** (bits - 2) + 1  # all bytes of the integer come back
+
+    module = Module(**vars(stub(CAPSULE[bits], potrf, 5)))
+    monkeypatch.setattr(blas, "cython_lapack", module)
+    assert blas.integer_dtype(module, "potrf", np.float64) == whole
+    assert blas.potrf(np.full((3, 7), 5.0)[:, :3]) == 2 ** (bits - 2) + 1
+    assert seen == [b"U", 3, 5.0, 7]
+
+
+def test_this_scipy_is_read_as_its_build_says():
+    assert blas.integer_dtype(blas.cython_lapack, "syevd", np.float32).itemsize in (4, 8)
+    assert blas._typedef_nbytes() == blas.integer_dtype(blas.cython_blas, "gemm", np.float64).itemsize
+
+
+def test_an_integer_type_of_scipys_own_is_measured():
+    own = CAPSULE[32].replace("int *", "__pyx_t_5scipy_6linalg_13cython_lapack_blas_int *")
+    module = Module(**vars(stub(own, lambda *_: None, 5)))
+    assert blas.integer_dtype(module, "potrf", np.float64).itemsize == blas._typedef_nbytes()
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        CAPSULE[32].replace("int *", "short *"),
+        CAPSULE[32].replace("int *", "int64_t *", 1),  # both widths
+        CAPSULE[32].replace("void", "int"),
+        f"void (char *, int, {REAL}, int *, int *)",  # by value
+        f"void (char *, {REAL})",  # no integer
+        "potrf",
+    ],
+)
+def test_a_signature_that_is_not_understood_is_refused_by_name(signature):
+    module = Module(**vars(stub(signature, lambda *_: None, 5)))
+    with pytest.raises(LeanreconError) as refused:
+        blas.integer_dtype(module, "potrf", np.float64)
+    assert f"SciPy {scipy.__version__} publishes stub.dpotrf as {signature!r}" in str(refused.value)
+
+
+def test_an_integer_that_would_overflow_is_refused():
+    with pytest.raises(LeanreconError, match="4294967296, more than an integer of 32 bits holds"):
+        blas._refuse_overflow("syevd", 2**32, np.dtype(np.int32))
+    blas._refuse_overflow("syevd", 2**32, np.dtype(np.int64))

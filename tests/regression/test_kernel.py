@@ -11,7 +11,8 @@ import threadpoolctl
 from leanrecon.errors import InputError, StoreError
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.ridge.hat import gram, hat_matrix
-from leanrecon.regression.ridge.kernel import Panels, cholesky, panel_nbytes, pass_groups, solve, triangle_nbytes
+from leanrecon.regression.ridge.kernel import Panels, cholesky, solve
+from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.matrix import as_matrix
 
 PRECISIONS = [(np.float32, 1e-5), (np.float64, 1e-13)]

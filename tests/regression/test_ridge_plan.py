@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.regression.ridge.kernel import DEPTH, panel_nbytes, triangle_nbytes
 from leanrecon.regression.ridge.plan import (
     TEST_ROWS,
     WARM,
@@ -16,6 +15,7 @@ from leanrecon.regression.ridge.plan import (
     plan_stream,
     plan_weights,
 )
+from leanrecon.regression.ridge.triangle import DEPTH, panel_nbytes, triangle_nbytes
 
 GB = 10**9
 NSD = Shapes(n=8859, p=15_724, m=982, t=91_168, block=7808, x_tile=8_100_000, y_tile=8_000_000, scratch=8_100_000)

@@ -16,6 +16,7 @@ from leanrecon.stores import Store, matrix
 from leanrecon.stores.matrix import (
     PANEL,
     ArrayMatrix,
+    ColumnSubset,
     Reblocked,
     RowSubset,
     StoreMatrix,
@@ -23,12 +24,14 @@ from leanrecon.stores.matrix import (
     column_blocks,
     panels,
     read_ahead,
+    same_matrix,
     tile_memories,
 )
 
 RNG = np.random.default_rng(5)
 ROWS = RNG.standard_normal((600, 2500)).astype(np.float32)
 INDEX = np.flatnonzero(RNG.random(600) < 0.4)
+VOXELS = np.flatnonzero(np.r_[RNG.random(2000) < 0.3, np.zeros(400, bool), np.ones(100, bool)])
 IMAGES = RNG.integers(0, 256, (600, 10, 10, 3), np.uint8)
 
 
@@ -69,6 +72,10 @@ def sources(tmp_path_factory):
         "h5py in chunks": (as_matrix(file["chunked"]), ROWS),
         "rows of a store": (RowSubset(store, INDEX), ROWS[INDEX]),
         "rows of an array": (RowSubset(as_matrix(ROWS), INDEX), ROWS[INDEX]),
+        "columns of a store": (ColumnSubset(store, VOXELS), ROWS[:, VOXELS]),
+        "columns of an array": (ColumnSubset(as_matrix(ROWS), VOXELS), ROWS[:, VOXELS]),
+        "rows of columns of a store": (RowSubset(ColumnSubset(store, VOXELS), INDEX), ROWS[INDEX][:, VOXELS]),
+        "columns of rows of a store": (ColumnSubset(RowSubset(store, INDEX), VOXELS), ROWS[INDEX][:, VOXELS]),
         "store in other blocks": (Reblocked(store, 1000), ROWS),
         "array in other blocks": (Reblocked(as_matrix(ROWS), 77), ROWS),
     }
@@ -78,6 +85,7 @@ def sources(tmp_path_factory):
 NAMES = [
     "store", "store of whole panels", "store of images", "numpy", "numpy in Fortran order", "numpy in float64",
     "foreign zarr", "dask", "h5py", "h5py in chunks", "rows of a store", "rows of an array",
+    "columns of a store", "columns of an array", "rows of columns of a store", "columns of rows of a store",
     "store in other blocks", "array in other blocks",
 ]  # fmt: skip
 
@@ -138,6 +146,10 @@ def test_blocks_are_those_that_a_source_is_stored_in(sources):
         "h5py in chunks": 500,
         "rows of a store": 848,
         "rows of an array": 2500,
+        "columns of a store": len(VOXELS),
+        "columns of an array": len(VOXELS),
+        "rows of columns of a store": len(VOXELS),
+        "columns of rows of a store": len(VOXELS),
         "store in other blocks": 1000,
         "array in other blocks": 77,
     }
@@ -188,6 +200,38 @@ def test_what_is_no_matrix_is_refused(source):
 def test_rows_of_a_subset_ascend(index):
     with pytest.raises(ValueError, match="must ascend"):
         RowSubset(as_matrix(ROWS), index)
+
+
+@pytest.mark.parametrize("index", [[3, 2], [1, 1], [5, 6, 0]])
+def test_columns_of_a_subset_ascend(index):
+    with pytest.raises(ValueError, match="columns of a subset must ascend"):
+        ColumnSubset(as_matrix(ROWS), index)
+
+
+def test_subsets_are_the_same_where_they_read_the_same():
+    base = as_matrix(ROWS)
+    assert same_matrix(ColumnSubset(base, [1, 5]), ColumnSubset(as_matrix(ROWS), [1, 5]))
+    assert not same_matrix(ColumnSubset(base, [1, 5]), ColumnSubset(base, [1, 6]))
+    assert not same_matrix(ColumnSubset(base, [1, 5]), RowSubset(base, [1, 5]))
+    assert as_matrix(subset := ColumnSubset(base, [1, 5])) is subset
+
+
+def test_columns_of_an_area_are_read_from_the_blocks_that_hold_them(tmp_path, monkeypatch):
+    base = as_matrix(complete(tmp_path / "s.zarr", ROWS, "150kB"))  # 32 rows by 848 columns
+    read, seen = Store.read_chunk, set()
+    monkeypatch.setattr(
+        Store, "read_chunk", lambda self, i, j, *rest, **how: seen.add(j) or read(self, i, j, *rest, **how)
+    )
+    area = ColumnSubset(base, [3, 800, 1700, 2400])  # none of columns 848 to 1695
+    out = np.empty((600, 4), np.float32)
+    area.read(range(600), range(4), out)
+    np.testing.assert_array_equal(out, ROWS[:, [3, 800, 1700, 2400]])
+    assert seen == {0, 2}
+
+
+def test_a_large_area_is_read_in_tiles_no_wider_than_those_of_arrays():
+    base = as_matrix(np.zeros((2, 10_000), np.float32))
+    assert ColumnSubset(base, np.arange(0, 10_000, 2)).block == 4096
 
 
 @given(st.integers(0, 2000), st.integers(1, 600))
@@ -271,6 +315,23 @@ def test_rows_of_a_subset_are_read_panel_by_panel(monkeypatch):
     np.testing.assert_array_equal(out, ROWS[[0, 255, 256, 599]])
     assert spans == [256, 1, 1]
     assert subset.scratch_nbytes >= PANEL * 2500 * 4
+
+
+def test_columns_of_a_subset_are_read_within_the_memory_that_is_said(monkeypatch):
+    """Never more of the base at once than a panel of rows by a block of columns."""
+    base = Reblocked(as_matrix(ROWS), 500)
+    shapes, read = [], ArrayMatrix.read
+    monkeypatch.setattr(
+        ArrayMatrix,
+        "read",
+        lambda self, rows, columns, out: shapes.append((len(rows), len(columns))) or read(self, rows, columns, out),
+    )
+    subset = ColumnSubset(base, [0, 499, 500, 501, 2499])
+    out = np.empty((600, 5), np.float32)
+    subset.read(range(600), range(5), out)
+    np.testing.assert_array_equal(out, ROWS[:, [0, 499, 500, 501, 2499]])
+    assert shapes == [(rows, columns) for rows in (256, 256, 88) for columns in (500, 2, 1)]
+    assert subset.scratch_nbytes >= 256 * 500 * 4
 
 
 def test_memory_of_tiles_is_page_aligned():

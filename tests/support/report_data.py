@@ -116,7 +116,7 @@ def study_page(
         "preset": "native", "n_test": rows, "folds": folds, "simulated": simulated, "seed": 0, "resamples": 1000,
         "permutations": 5, "versions": {"leanrecon": "0.2.0"},
         "stage1": of(*mean(stage1), 0.83, 0.21), "final": of(*mean(last), 0.86, 0.26), "baselines": baselines,
-        "ceilings": {"true_features": of(0.92, 0.81, 0.008, 1.0, 1.0, 0.97)},
+        "upper_bounds": {"true_features": of(0.92, 0.81, 0.008, 1.0, 1.0, 0.97)},
         "features": {
             "vdvae": {
                 "latent_r2_mean": {"value": 0.071, "low": 0.05, "high": 0.09, "chance": None},

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from leanrecon.evaluation.judges.embeddings import Encoder
+from leanrecon.evaluation.judges.judge import Judge as Encoder
 from leanrecon.features.clip import CLIPVision, CLIPVisionSettings
 from leanrecon.features.inference import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.features.space import Array, ImageShape

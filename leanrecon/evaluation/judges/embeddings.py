@@ -1,66 +1,32 @@
-"""What a network says of the images that are compared, kept on disk: embeddings, and identification by them."""
+"""Embeddings of all compared images by one judge, kept on disk, and the metrics that follow from them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify, identify_nbytes
-from leanrecon.evaluation.sources import Images
+from leanrecon.evaluation.identification import distances, identify
+from leanrecon.evaluation.image_sources import ImageSource
+from leanrecon.evaluation.judges.judge import Judge
+from leanrecon.evaluation.plan import EMBEDDED
 from leanrecon.images import Array, ImageShape, resize
-from leanrecon.progress import Progress
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import as_matrix, panels
 from leanrecon.stores.store import Store, remove
 
-GROUP = 32
-"""Images whose embeddings are written together: what a kill loses at most, 77 s of ViT-L/14 on one core."""
-
 STIMULI = "stimuli"
 """The test stimuli among the sources."""
-
-READERS = 3
-"""Sources that hold a chunk of stimuli: the test stimuli, random and nearest train images."""
 
 _FLOAT = 4
 
 
-class Encoder(Protocol):
-    """A network that describes images by rows of numbers; its weights are loaded when they are first needed."""
-
-    model: str
-    """What it is called in a report."""
-    batch: int
-    """Images that are handed over together."""
-
-    @property
-    def dims(self) -> int:
-        """Length of an embedding."""
-
-    @property
-    def staying_nbytes(self) -> int:
-        """Memory of libraries that stays once it was used."""
-
-    def work_nbytes(self, shape: ImageShape) -> int:
-        """Memory beyond it that images of a shape take, with weights that are still to be loaded."""
-
-    def made_of(self) -> dict[str, Any]:
-        """All that decides embeddings, as plain values."""
-
-    def encode(self, images: Array) -> Array:
-        """Embeddings [b, dims] in float32 of uint8 images [b, height, width, channels]."""
-
-    def release(self) -> None:
-        """Give the memory of the weights back."""
-
-
 @dataclass(frozen=True)
-class Embedded:
+class Embeddings:
     """The embeddings of one source's images, each different image once."""
 
     store: Store
@@ -69,108 +35,101 @@ class Embedded:
 
     def rows(self) -> Array:
         """The embedding of every test row, float32 [m, dims]."""
-        found: Array = self.store[0 : self.store.rows][self.index]
-        return found
-
-
-def embed_nbytes(encoder: Encoder, shapes: Sequence[ImageShape], m: int, chunk: int) -> int:
-    """Memory that ``embed`` and ``identified`` take, in bytes, of images of these shapes; ``chunk`` is one of stimuli."""
-    drawing = max(
-        encoder.work_nbytes(shape) + (2 * min(encoder.batch, GROUP) + 2) * math.prod(shape) for shape in shapes
-    )
-    identifying = 4 * m * encoder.dims * _FLOAT + identify_nbytes(m, encoder.dims)
-    return max(drawing + 4 * GROUP * encoder.dims * _FLOAT, identifying) + READERS * chunk
+        rows: Array = self.store[0 : self.store.rows][self.index]
+        return rows
 
 
 def embed(
-    encoder: Encoder,
-    sources: Mapping[str, Images],
-    m: int,
-    shape: ImageShape,
-    folder: Path,
-    *,
-    progress: Progress,
-    label: str = "evaluate",
-) -> dict[str, Embedded]:
-    """Describe the images that ``m`` test rows have from every source, in a store each; what is there already is kept.
+    judge: Judge, sources: Mapping[str, ImageSource], m: int, shape: ImageShape, folder: Path, context: Context
+) -> dict[str, Embeddings]:
+    """Embed the images that ``m`` test rows have from every source, in ``FOLDER/SOURCE.zarr`` each.
 
-    Stores of other images or by another network are replaced, as figures are. Images with other ratios of their sides
-    than ``shape`` are brought to it first, so that networks that cut out the middle are shown the same part of each.
-    The network is given back at the end, and loaded only if an embedding is lacking. Raises InputError for embeddings
-    that are not finite.
+    Embeddings that are there already are kept; those of other images or of another network are replaced. Images with
+    another aspect ratio than ``shape`` are resized to it first, so that a network that crops the centre sees the same
+    part of each. The network is loaded only if an embedding is missing, and released at the end. Raises InputError
+    for embeddings that are not finite.
     """
     paths = {name: folder / f"{name.replace(' ', '_')}.zarr" for name in sources}
     for other in set(folder.glob("*.zarr")) - set(paths.values()):
-        remove(other)  # of a permutation or a baseline that is no longer asked for
-    made_of = {"encoder": encoder.made_of(), "shape": list(shape)}
+        remove(other)  # of a random pairing, a baseline or an area that is no longer asked for
+    made_of = {"judge": judge.made_of(), "shape": list(shape)}
+    embeddings = {}
     try:
-        return {
-            name: _embed(encoder, source, m, shape, paths[name], made_of, progress, f"{label}: embeddings, {name}")
-            for name, source in sources.items()
-        }
+        for name, source in sources.items():
+            embedding = _Embedding(judge, source, m, shape, paths[name], made_of)
+            embeddings[name] = embedding.run(context.named(f"{context.label}: embeddings by {judge.name}, {name}"))
     finally:
-        encoder.release()
+        judge.release()
+    return embeddings
 
 
-def _embed(
-    encoder: Encoder,
-    source: Images,
-    m: int,
-    shape: ImageShape,
-    path: Path,
-    made_of: Mapping[str, Any],
-    progress: Progress,
-    label: str,
-) -> Embedded:
-    different, first, index = np.unique(source.numbers(m), return_index=True, return_inverse=True)
-    images = {"content": source.content, "rows": fingerprint({"rows": different.tolist()})}
-    store = Store.create(
-        path,
-        (len(different), encoder.dims),
-        np.float32,
-        made_of={**made_of, "images": images},
-        chunk=GROUP * encoder.dims * _FLOAT,
-        overwrite=True,
-    )
-    missing = store.missing_row_groups()
-    done = store.rows - sum(len(store.group_rows(i)) for i in missing)
-    if missing:
-        with progress.task(label, total=store.rows, unit="images", done=done) as advance:
-            for i in missing:
-                group = store.group_rows(i)
-                rows = np.empty((len(group), encoder.dims), np.float32)
-                for part in panels(len(group), min(encoder.batch, GROUP)):
-                    found = [_alike(source.read(int(first[group.start + k])), shape) for k in part]
-                    rows[part.start : part.stop] = encoder.encode(np.stack(found))
-                if not np.isfinite(rows).all():
-                    raise InputError(
-                        f"{encoder.model} gives embeddings that are NaN or infinite ({path.stem})",
-                        expected="finite numbers",
-                        todo='try evaluate.clip_precision = "float32", or fetch its weights again',
-                    )
-                store.write_rows(i, rows)
-                advance(len(group))
-    store.finish()
-    return Embedded(store, index)
+@dataclass(frozen=True)
+class _Embedding:
+    """The images of one source on their way into a store."""
+
+    judge: Judge
+    source: ImageSource
+    m: int
+    shape: ImageShape
+    path: Path
+    made_of: Mapping[str, Any]
+
+    def run(self, context: Context) -> Embeddings:
+        different, first, index = np.unique(self.source.numbers(self.m), return_index=True, return_inverse=True)
+        images = {"content": self.source.content, "rows": fingerprint({"rows": different.tolist()})}
+        store = Store.create(
+            self.path,
+            (len(different), self.judge.dims),
+            np.float32,
+            made_of={**self.made_of, "images": images},
+            chunk=EMBEDDED * self.judge.dims * _FLOAT,
+            overwrite=True,
+        )
+        missing = store.missing_row_groups()
+        done = store.rows - sum(len(store.group_rows(i)) for i in missing)
+        if missing:
+            with context.task(total=store.rows, unit="images", done=done) as advance:
+                for i in missing:
+                    group = store.group_rows(i)
+                    store.write_rows(i, self.encoded(first[group.start : group.stop]))
+                    advance(len(group))
+        store.finish()
+        return Embeddings(store, index)
+
+    def encoded(self, rows: Array) -> Array:
+        """The embeddings of the images of some test rows, float32 [rows, dims]."""
+        result = np.empty((len(rows), self.judge.dims), np.float32)
+        for part in panels(len(rows), min(self.judge.batch, EMBEDDED)):
+            images = [_same_aspect(self.source.read(int(rows[k])), self.shape) for k in part]
+            result[part.start : part.stop] = self.judge.encode(np.stack(images))
+        if not np.isfinite(result).all():
+            raise InputError(
+                f"{self.judge.model} gives embeddings that are NaN or infinite ({self.path.stem})",
+                expected="finite numbers",
+                todo=f"set float32 as the precision of [judges.{self.judge.name}], or fetch its weights again",
+            )
+        return result
 
 
-def _alike(image: Array, shape: ImageShape) -> Array:
-    """The image itself, or at the size of ``shape`` if its sides have another ratio by more than a rounded pixel."""
+def _same_aspect(image: Array, shape: ImageShape) -> Array:
+    """The image itself, or resized to ``shape`` where their aspect ratios differ by more than a rounded pixel."""
     height, width, channels = image.shape
     if abs(height * shape[1] - width * shape[0]) < max(shape[:2]):
         return image
     return resize(image, (shape[0], shape[1], channels))
 
 
-def identified(embedded: Mapping[str, Embedded], names: Sequence[str]) -> dict[str, Scores]:
-    """Identification of every source's images by the correlation of their embeddings with those of the stimuli.
+def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequence[str]) -> dict[str, Scores]:
+    """The metrics of every source's images by a judge, from the correlation of their embeddings with the stimuli's.
 
-    ``names`` says which stimulus every test row shows; empty where all show the same.
+    ``two_way_NAME`` and ``top1_NAME`` with their reverse, or ``distance_NAME``, by what the judge measures. ``names``
+    holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
     """
-    seen = as_matrix(embedded[STIMULI].rows())
-    found = {
-        name: identify(as_matrix(images.rows()), seen, names, "clip")
-        for name, images in embedded.items()
+    stimuli = as_matrix(embeddings[STIMULI].rows())
+    measure = distances if judge.measure == "distance" else identify
+    scores = {
+        name: measure(as_matrix(images.rows()), stimuli, names, judge.name)
+        for name, images in embeddings.items()
         if name != STIMULI
     }
-    return {name: scores for name, scores in found.items() if scores is not None}
+    return {name: of_source for name, of_source in scores.items() if of_source is not None}

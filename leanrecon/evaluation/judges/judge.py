@@ -1,13 +1,19 @@
 """What a judge is: a network, or any other function, that describes images by rows of numbers to compare them by."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Protocol
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import BaseModel
 
+from leanrecon.errors import SettingsError
 from leanrecon.images import Array, ImageShape
+from leanrecon.stores.fingerprint import fingerprint
 
 Measure = Literal["two_way", "distance"]
+
+RESERVED = ("pixels", "features")
+"""Names that no judge may have: metrics as ``two_way_pixels`` bear them already."""
 
 
 class Judge(Protocol):
@@ -15,7 +21,7 @@ class Judge(Protocol):
 
     Settings: ClassVar[type[BaseModel]]
     measure: ClassVar[Measure]
-    """two_way: identification by the correlation of embeddings. distance: the mean distance of embeddings."""
+    """two_way: identification by the correlation of embeddings. distance: their mean correlation distance, 1 − r."""
     name: str
     """The judge's name in settings, metrics (``two_way_NAME``) and the folder of its embeddings."""
     model: str
@@ -27,7 +33,7 @@ class Judge(Protocol):
 
     @classmethod
     def needs(cls, settings: Any) -> Iterable[Any]:
-        """The published weights that it reads (``weights.fetch.Want``)."""
+        """The published weights that it reads (``weights.fetch.Need``)."""
 
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
@@ -55,3 +61,25 @@ class Judge(Protocol):
 
     def release(self) -> None:
         """Give the memory of the weights back."""
+
+
+def check_judges(judges: Sequence[Judge]) -> None:
+    """Raise SettingsError for a judge whose name or measure gives no metrics of its own."""
+    for judge in judges:
+        if judge.name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", judge.name):
+            raise SettingsError(
+                f"a judge can't be named {judge.name!r}",
+                expected=f"letters, digits, dots, dashes and underscores, and none of {', '.join(RESERVED)}",
+                todo="rename its table [judges.NAME]",
+            )
+        if judge.measure not in get_args(Measure):
+            raise SettingsError(
+                f"the judge {judge.name} measures {judge.measure!r}",
+                expected=f"one of {', '.join(get_args(Measure))}",
+                todo="change the attribute `measure` of its class",
+            )
+
+
+def judge_record(judge: Judge) -> dict[str, Any]:
+    """What metrics.json keeps of a judge: its model's name, what it measures, and a fingerprint of its weights."""
+    return {"model": judge.model, "measure": judge.measure, "content": fingerprint(judge.made_of())}

@@ -1,6 +1,7 @@
 """The gallery's cards: which scores they carry, which rows are shown first, their pictures one row at a time."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -8,12 +9,12 @@ from typing import IO, Any
 import numpy as np
 
 from leanrecon.errors import InputError
-from leanrecon.evaluation.report.legend import Metric, in_order, metric, number
+from leanrecon.evaluation.report.names import Metric, in_order, metric, number
 from leanrecon.evaluation.report.thumbnails import Thumbnail, thumbnail
 
 Array = np.ndarray[Any, Any]
 Pictures = tuple[Array, Array, Array | None]
-"""What was seen, the first images and the final ones (None without refinement): uint8 ``[height, width, 1 or 3]``."""
+"""The image seen, the first image and the final one (None without refinement): uint8 ``[height, width, 1 or 3]``."""
 
 Scores = Sequence[Mapping[str, Any]]
 
@@ -23,6 +24,7 @@ STRIP = (("Best", 5), ("Middle", 3), ("Worst", 3))
 MAIN = ("pixcorr", "ssim", "two_way_pixels")
 """The scores that every card shows."""
 
+_HASH = re.compile(r"[0-9a-f]{12,64}")
 _ABOUT_A_ROW = ("row", "stimulus", "fold", "captions")
 
 
@@ -42,6 +44,8 @@ class Card:
 
     row: int
     stimulus: str
+    title: str
+    """The stimulus id, or ``Test image N`` where the id is a hash of the image."""
     fold: str
     captions: list[str]
     values: list[float | None]
@@ -49,7 +53,7 @@ class Card:
 
 
 def score_columns(scores: Scores) -> list[ScoreColumn]:
-    """The scores that any row has: of the final images, then of the first stage where they differ, then others."""
+    """The scores that any row has: of final images, then of first ones where they differ, then others."""
     keys = list(dict.fromkeys(key for score in scores for key in score if key not in _ABOUT_A_ROW))
     final, first = (
         in_order(key.removeprefix(f"{part}.") for key in keys if key.startswith(f"{part}."))
@@ -60,15 +64,15 @@ def score_columns(scores: Scores) -> list[ScoreColumn]:
         for score in scores
         for name in set(final) & set(first)
     )
-    found = [ScoreColumn(f"final.{name}", metric(name).name, metric(name), name in MAIN) for name in final]
+    columns = [ScoreColumn(f"final.{name}", metric(name).name, metric(name), name in MAIN) for name in final]
     for name in first:
         if name not in final:
-            found.append(ScoreColumn(f"stage1.{name}", metric(name).name, metric(name), name in MAIN))
+            columns.append(ScoreColumn(f"stage1.{name}", metric(name).name, metric(name), name in MAIN))
         elif differ:
-            found.append(ScoreColumn(f"stage1.{name}", f"{metric(name).name}, first stage", metric(name)))
+            columns.append(ScoreColumn(f"stage1.{name}", f"{metric(name).name}, first image", metric(name)))
     others = [key for key in keys if not key.startswith(("final.", "stage1."))]
-    found += [ScoreColumn(key, metric(key).name, metric(key)) for key in others]
-    return [column for column in found if any(number(score.get(column.key)) is not None for score in scores)]
+    columns += [ScoreColumn(key, metric(key).name, metric(key)) for key in others]
+    return [column for column in columns if any(number(score.get(column.key)) is not None for score in scores)]
 
 
 def pixcorr(score: Mapping[str, Any]) -> float | None:
@@ -93,10 +97,13 @@ def strip_rows(scores: Scores) -> list[tuple[str, list[int]]]:
 
 def card(score: Mapping[str, Any], i: int, columns: Sequence[ScoreColumn], pictures: list[Thumbnail]) -> Card:
     """The card of the i-th test row."""
-    row, fold = number(score.get("row")), score.get("fold")
+    row_number, fold = number(score.get("row")), score.get("fold")
+    row = i if row_number is None else int(row_number)
+    stimulus = str(score.get("stimulus", i))
     return Card(
-        i if row is None else int(row),
-        str(score.get("stimulus", i)),
+        row,
+        stimulus,
+        f"Test image {row}" if _HASH.fullmatch(stimulus) else stimulus,
         "" if fold is None else str(fold),
         [str(caption) for caption in score.get("captions") or []],
         [number(score.get(column.key)) for column in columns],
@@ -109,16 +116,16 @@ def spool(pictures: Iterable[Pictures], rows: int, file: IO[str], *, keep: set[i
 
     Raises InputError when there are more or fewer pictures than rows.
     """
-    found = iter(pictures)
+    waiting = iter(pictures)
     kept: dict[int, list[Thumbnail]] = {}
     for i in range(rows):
-        row = _thumbnails(found, rows)
+        row = _thumbnails(waiting, rows)
         if row is None:
             raise InputError(f"the report has scores of {rows} test rows but pictures of {i}")
         file.write(json.dumps([(picture.uri, picture.width, picture.height) for picture in row]) + "\n")
         if i in keep or i == 0:
             kept[i] = row
-    if next(found, None) is not None:
+    if next(waiting, None) is not None:
         raise InputError(f"the report has scores of {rows} test rows but pictures of more")
     return kept
 
@@ -131,6 +138,6 @@ def spooled(file: IO[str]) -> Iterator[list[Thumbnail]]:
 
 
 def _thumbnails(pictures: Iterator[Pictures], rows: int) -> list[Thumbnail] | None:
-    """The next row's thumbnails, its pictures dropped on return; None after the last."""
+    """The thumbnails of the next row; None after the last. Its pictures are dropped on return."""
     row = next(pictures, None)
     return None if row is None else [thumbnail(image, rows) for image in row if image is not None]

@@ -1,4 +1,4 @@
-"""The page that tells whether a decoding worked: figures beside baselines, every picture, how it was made."""
+"""The report: figures beside baselines, every image, and how it was made, as one HTML file."""
 
 import base64
 import hashlib
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.evaluation.report import plots
+from leanrecon.evaluation.report.areas import area_columns, area_table, dot_plots, main_metrics
 from leanrecon.evaluation.report.gallery import (
     Array,
     Pictures,
@@ -22,7 +23,7 @@ from leanrecon.evaluation.report.gallery import (
     spooled,
     strip_rows,
 )
-from leanrecon.evaluation.report.legend import figure, metric, number, source
+from leanrecon.evaluation.report.names import WITHOUT_BRAIN, figure, label, metric, number
 from leanrecon.evaluation.report.tables import (
     Column,
     FigureRow,
@@ -37,20 +38,17 @@ from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, verdict
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_whole
 
-PLOTTED = ("pixcorr", "ssim", "two_way_pixels", "two_way_clip", "two_way_features")
-"""Metrics drawn as dots, where there are such figures."""
-
 
 @dataclass(frozen=True)
 class Page:
-    """All that the report shows, as plain data."""
+    """All that the report shows, as plain data. The section by area is shown where metrics.json has ``areas``."""
 
     study: str
     """The study's name, as the page's title."""
     metrics: Mapping[str, Any]
     """metrics.json."""
     scores: Scores
-    """One a test row: ``row``, ``stimulus``, perhaps ``fold`` and ``captions``, and ``final.ssim`` and its like."""
+    """One a test row: ``row``, ``stimulus``, ``fold`` and ``captions`` where there are any, ``final.ssim`` and its like."""
     pictures: Iterable[Pictures]
     """One a test row, in the order of the scores; taken one at a time."""
     simulated: bool = False
@@ -128,9 +126,7 @@ def _context(page: Page) -> dict[str, Any]:
     simulated = page.simulated or bool(metrics.get("simulated"))
     shown = columns(metrics)
     n_test = metrics.get("n_test") or len(page.scores)
-    few = (
-        metrics.get("n_stimuli", n_test) < MIN_TEST_IMAGES
-    )  # then their intervals mean nothing, and nothing is marked as better
+    few = metrics.get("n_stimuli", n_test) < MIN_TEST_IMAGES  # too few for intervals: nothing is marked as better
     runs = {"": page.records, **page.variants}
     scale = memory_scale(runs)
     here = Path(__file__).parent
@@ -144,7 +140,10 @@ def _context(page: Page) -> dict[str, Any]:
         "verdict": verdict({**metrics, "n_test": n_test, "simulated": simulated}),
         "columns": shown,
         "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),
-        "plots": [*_dots(shown), *_histogram(page, shown)],
+        "plots": [*_dots(shown, features=True), *_histogram(page, shown)],
+        "without_brain": WITHOUT_BRAIN,
+        "areas": area_table(metrics),
+        "area_plots": list(_dots(area_columns(metrics))),
         "spaces": list(_spaces(page)),
         "voxels": page.voxels,
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
@@ -174,32 +173,17 @@ def _svg(title: str, remark: str, svg: str) -> Plot:
     return Plot(title, remark, Markup(svg))  # plots escape the text in them
 
 
-def _dots(shown: list[Column]) -> Iterator[Plot]:
-    for key in PLOTTED:
-        how = metric(key)
-        rows = [
-            plots.Dot(
-                column.source.name,
-                value,
-                figure(column.figures, key, "low"),
-                figure(column.figures, key, "high"),
-                column.kind,
-            )
-            for column in shown
-            if (value := figure(column.figures, key)) is not None
-        ]
-        if len(rows) > 1:
-            chance = figure(shown[0].figures, key, "chance")
-            digits = 0 if how.percent else 2
-            svg = plots.dots(how.name, rows, lambda x, m=how, d=digits: m.write(x, d), chance=chance)  # type: ignore[misc]
-            yield _svg(how.name, "Dots are means, lines their 95 % intervals", svg)
+def _dots(shown: list[Column], *, features: bool = False) -> Iterator[Plot]:
+    keys = [*main_metrics(shown), *(["two_way_features"] if features else [])]
+    for title, svg in dot_plots(shown, keys):
+        yield _svg(title, "Dots are means, lines their 95 % intervals", svg)
 
 
 def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
     values = [value for score in page.scores if (value := pixcorr(score)) is not None]
     if len(values) > 1:
         marks = [
-            plots.Mark("Mean of these" if column.kind == "final" else column.source.name, value, column.kind)
+            plots.Mark("Mean of these" if column.kind == "final" else column.label.name, value, column.kind)
             for column in shown
             if column.kind in ("final", "baseline") and (value := figure(column.figures, "pixcorr")) is not None
         ]
@@ -208,10 +192,10 @@ def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
 
 
 def _spaces(page: Page) -> Iterator[Space]:
-    """Feature spaces with their figures, the curve of R² over their features, and R² by group."""
+    """Feature spaces with their figures, R² of their features sorted, and R² by group."""
     features = page.metrics.get("features") or {}
     for name in dict.fromkeys([*features, *page.latent_r2]):
-        rows = figure_rows([Column(name, "final", source(name), features.get(name) or {})], {})
+        rows = figure_rows([Column(name, "final", label(name), features.get(name) or {})], {})
         yield Space(name, rows, [*_r2(name, page), *_training(name, page)])
 
 

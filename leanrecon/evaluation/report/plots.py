@@ -18,8 +18,9 @@ WIDTH = 340
 """Units across a plot: about its width in CSS pixels, so that text keeps its size."""
 
 _LABELS = 122  # units for the labels of dots, at most
+_LETTERS = 19  # letters of a label that fit into them at full size
 _VALUES = 50  # units for their values
-_ROW = 22
+_ROW, _TALL_ROW = 22, 27  # units a row of dots takes, and where a label has two lines
 _BINS = 24
 _POINTS = 160
 """Points of a curve at most: more can't be seen, and a feature space can have 347,680."""
@@ -53,10 +54,12 @@ def dots(title: str, rows: Sequence[Dot], write: Write, *, chance: float | None 
     ticks = _ticks(
         min([*ends, *([] if chance is None else [chance])]), max([*ends, *([] if chance is None else [chance])])
     )
-    left = min(_LABELS, 16 + 6 * max(len(row.label) for row in rows))
+    labels = [_wrapped(row.label) for row in rows]
+    left = min(_LABELS, 16 + 6 * max(len(line) for lines in labels for line in lines))
+    height = _TALL_ROW if any(len(lines) > 1 for lines in labels) else _ROW
     right = WIDTH - _VALUES
     top = 18 if chance is not None else 6
-    bottom = top + _ROW * len(rows)
+    bottom = top + height * len(rows)
 
     def at(x: float) -> float:
         return left + (right - left) * (x - ticks[0]) / (ticks[-1] - ticks[0])
@@ -65,19 +68,36 @@ def dots(title: str, rows: Sequence[Dot], write: Write, *, chance: float | None 
     if chance is not None:
         parts.append(_line(at(chance), top - 3, at(chance), bottom, "chance"))
         parts.append(_text(min(max(at(chance), left + 16), right - 16), top - 7, "chance", "note middle"))
-    for i, row in enumerate(rows):
-        y = top + _ROW * (i + 0.5)
-        label = row.label if len(row.label) <= 22 else row.label[:21] + "…"
+    for i, (row, lines) in enumerate(zip(rows, labels, strict=True)):
+        y = top + height * (i + 0.5)
         interval = "" if row.low is None or row.high is None else f" ({write(row.low)} to {write(row.high)})"
         parts.append(
             f'<g class="{escape(row.kind)}"><title>{escape(f"{row.label}: {write(row.value)}{interval}")}</title>'
         )
-        parts.append(_text(left - 8, y + 3.8, label, "label end"))
+        first = y + 3.8 - 5.5 * (len(lines) - 1)
+        parts += [_label(left - 8, first + 11 * k, line) for k, line in enumerate(lines)]
         if row.low is not None and row.high is not None:
             parts.append(_line(at(row.low), y, at(row.high), y, "interval"))
         parts.append(f'<circle cx="{at(row.value):.1f}" cy="{y:.1f}" r="4.2"/>')
         parts.append(_text(right + 10, y + 3.8, write(row.value), "value") + "</g>")
     return _svg(title, bottom + 18, parts)
+
+
+def _wrapped(label: str) -> list[str]:
+    """A label on one line, or on two of about the same length."""
+    if len(label) <= _LETTERS or " " not in label:
+        return [label]
+    breaks = [i for i, letter in enumerate(label) if letter == " "]
+    at = min(breaks, key=lambda i: max(i, len(label) - i - 1))
+    return [label[:at], label[at + 1 :]]
+
+
+def _label(x: float, y: float, text: str) -> str:
+    """A label that ends at ``x``, in smaller letters where it is too long."""
+    if len(text) <= _LETTERS:
+        return _text(x, y, text, "label end")
+    size = max(11 * _LETTERS / len(text), 5)
+    return f'<text class="label end" x="{x:.1f}" y="{y:.1f}" style="font-size:{size:.1f}px">{escape(text)}</text>'
 
 
 def histogram(title: str, values: Sequence[float] | Array, write: Write, marks: Sequence[Mark] = ()) -> str:

@@ -7,7 +7,7 @@
     at,
     fold: element.dataset.fold || "",
     scores: element.dataset.scores.split(",").map((text) => (text === "" ? null : Number(text))),
-    text: (element.querySelector(".stimulus").textContent + "\n" +
+    text: (element.dataset.stimulus + "\n" + element.querySelector(".stimulus").textContent + "\n" +
       (element.querySelector(".caption")?.textContent ?? "")).toLowerCase(),
   }));
   const [score, order, least, find, fold] = ["score", "order", "least", "find", "fold"].map($);
@@ -94,6 +94,20 @@
     filter();
     find.focus();
   });
+  // Tables wider than the page say that they scroll, until they have been scrolled to their end.
+  for (const table of document.querySelectorAll(".scroll")) {
+    const hint = table.previousElementSibling;
+    if (!hint?.classList.contains("hint")) continue;
+    const look = () => {
+      const more = table.scrollWidth - table.clientWidth - table.scrollLeft > 2;
+      hint.classList.toggle("needed", more);
+      hint.classList.toggle("idle", !more);
+    };
+    new ResizeObserver(look).observe(table);
+    new ResizeObserver(look).observe(table.firstElementChild);
+    table.addEventListener("scroll", look, { passive: true });
+  }
+
   sort(); // browsers restore the controls of a page that is loaded again
   size();
   filter();

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leanrecon.evaluation.report.legend import Figures, Metric, Source, figure, in_order, metric, number, source
+from leanrecon.evaluation.report.names import Figures, Label, Metric, figure, in_order, label, metric, number
 from leanrecon.memory import format_bytes
 
 
 @dataclass(frozen=True)
 class Column:
-    """One set of figures; ``kind`` is final, stage1, baseline or ceiling."""
+    """One set of figures; ``kind`` is final, stage1, baseline, bound or area."""
 
     key: str
     kind: str
-    source: Source
+    label: Label
     figures: Figures
 
 
@@ -43,49 +43,51 @@ class FigureRow:
 
 
 def columns(metrics: Mapping[str, Any]) -> list[Column]:
-    """The sets of figures of metrics.json: the reconstruction, its first stage if it differs, baselines, ceilings."""
+    """The sets of figures of metrics.json: final images, first ones where they differ, baselines, upper bounds."""
     final, stage1 = metrics.get("final") or {}, metrics.get("stage1") or {}
-    found = [Column("final", "final", source("final"), final or stage1)]
+    shown = [Column("final", "final", label("final"), final or stage1)]
     if final and stage1 and stage1 != final:
-        found.append(Column("stage1", "stage1", source("stage1"), stage1))
-    for group, kind in (("baselines", "baseline"), ("ceilings", "ceiling")):
+        shown.append(Column("stage1", "stage1", label("stage1"), stage1))
+    for group, kind in (("baselines", "baseline"), ("upper_bounds", "bound")):
         for key, figures in (metrics.get(group) or {}).items():
-            found.append(Column(key, kind, source(key), figures or {}))
-    return found
+            shown.append(Column(key, kind, label(key), figures or {}))
+    return shown
 
 
 def figure_rows(shown: list[Column], margins: Mapping[str, Any]) -> list[FigureRow]:
-    """One row a metric that any column has; the reconstruction is marked where it beats the best baseline."""
+    """One row a metric that any column has; the final image is marked where it beats the best baseline."""
     rows = []
     for key in in_order(key for column in shown for key in column.figures):
-        how = metric(key)
+        shown_as = metric(key)
         chances = [figure(column.figures, key, "chance") for column in shown]
         chance = next((chance for chance in chances if chance is not None), None)
         cells = [
-            _cell(how, column.figures, marked=column.kind == "final" and _beats_best(how, shown, margins))
+            cell(shown_as, column.figures, marked=column.kind == "final" and _beats_best(shown_as, shown, margins))
             for column in shown
         ]
         if any(cell.value for cell in cells):
-            rows.append(FigureRow(how, cells, "" if chance is None else how.write(chance)))
+            rows.append(FigureRow(shown_as, cells, "" if chance is None else shown_as.write(chance)))
     return rows
 
 
-def _cell(how: Metric, figures: Figures, *, marked: bool = False) -> Cell:
-    value, low, high = (figure(figures, how.key, part) for part in ("value", "low", "high"))
+def cell(shown_as: Metric, figures: Figures, *, marked: bool = False) -> Cell:
+    """One metric's value and interval as text; empty where the figure is missing."""
+    value, low, high = (figure(figures, shown_as.key, part) for part in ("value", "low", "high"))
     if value is None:
         return Cell()
-    return Cell(how.write(value), "" if low is None or high is None else how.interval(low, high), marked)
+    interval = "" if low is None or high is None else shown_as.interval(low, high)
+    return Cell(shown_as.write(value), interval, marked)
 
 
-def _beats_best(how: Metric, shown: list[Column], margins: Mapping[str, Any]) -> bool:
+def _beats_best(shown_as: Metric, shown: list[Column], margins: Mapping[str, Any]) -> bool:
     """Whether the whole interval of the paired margin over the best baseline lies on the good side."""
-    values = {column.key: figure(column.figures, how.key) for column in shown if column.kind == "baseline"}
+    values = {column.key: figure(column.figures, shown_as.key) for column in shown if column.kind == "baseline"}
     known = {key: value for key, value in values.items() if value is not None}
     if not known:
         return False
-    best = (min if how.lower_is_better else max)(known, key=lambda key: known[key])
-    end = figure(margins.get(best) or {}, how.key, "high" if how.lower_is_better else "low")
-    return end is not None and (end < 0 if how.lower_is_better else end > 0)
+    best = (min if shown_as.lower_is_better else max)(known, key=lambda key: known[key])
+    end = figure(margins.get(best) or {}, shown_as.key, "high" if shown_as.lower_is_better else "low")
+    return end is not None and (end < 0 if shown_as.lower_is_better else end > 0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _plain(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as one reads it: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """A time as text: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     whole = round(seconds)
@@ -217,7 +219,7 @@ class SettingsTable:
 
 def settings_tables(settings: Mapping[str, Any], prefix: str = "") -> list[SettingsTable]:
     """The tables of study.toml, nested ones under their dotted names; keys without a value are left out."""
-    own = [
+    keys = [
         (key, _toml(value)) for key, value in settings.items() if value is not None and not isinstance(value, Mapping)
     ]
     inner = [
@@ -226,7 +228,7 @@ def settings_tables(settings: Mapping[str, Any], prefix: str = "") -> list[Setti
         if isinstance(value, Mapping)
         for table in settings_tables(value, f"{prefix}.{key}" if prefix else str(key))
     ]
-    return ([SettingsTable(prefix, own)] if own or (prefix and not inner) else []) + inner
+    return ([SettingsTable(prefix, keys)] if keys or (prefix and not inner) else []) + inner
 
 
 def _toml(value: Any) -> str:

@@ -1,16 +1,18 @@
-"""Whether the decoding worked, decided from the intervals of the figures and said in plain words."""
+"""Whether the decoding worked, decided from the intervals of the figures and written as sentences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from leanrecon.evaluation.report.legend import WITHOUT_BRAIN, Figures, figure, metric, number, source
+from leanrecon.evaluation.report.names import WITHOUT_BRAIN, Figures, figure, label, metric, number
 
 MIN_TEST_IMAGES = 10
-"""Fewer test images than this say nothing: bootstrap intervals of so few are far too narrow."""
+"""With fewer test images there is no verdict: bootstrap intervals of so few are far too narrow."""
 
 LIKENESS = ("pixcorr", "mse", "ssim")
-"""What a reconstruction is compared with baselines by: the first that has a margin."""
+"""A reconstruction is compared with baselines by the first of these metrics that has a margin."""
+
+_WORDS = {"pixcorr": "pixel correlation", "mse": "squared error", "ssim": "SSIM"}
 
 IDENTIFICATION = ("two_way_pixels", "two_way_features")
 
@@ -19,13 +21,13 @@ Level = Literal["worked", "mixed", "failed", "unclear"]
 
 @dataclass(frozen=True)
 class Check:
-    """One question put to the figures; ``passed`` is None where they don't answer it."""
+    """One question about the figures; ``passed`` is None where they don't answer it."""
 
     name: str
     passed: bool | None
     evidence: str
     than: str
-    """What the reconstruction is or is not better than, within a sentence."""
+    """What the reconstruction is compared with, within a sentence."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Verdict:
 def verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Decide from metrics.json whether the decoding worked.
 
-    It worked when a reconstruction picks out its own image above chance and is nearer to it than the mean
-    train image and than reconstructions from shuffled responses, each with its whole 95 % interval. Nothing
-    of that is a failure, some of it is mixed, and with too few test images or figures it is unclear.
+    It worked when reconstructions pick out their own image above chance, and are nearer to it than the mean train
+    image and than shuffled betas; each with its whole 95 % interval. None of these is a failure, some of them is
+    mixed. With too few test images or figures it is unclear.
     """
     final: Figures = metrics.get("final") or metrics.get("stage1") or {}
     n_test = number(metrics.get("n_stimuli", metrics.get("n_test")))
@@ -70,17 +72,18 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "unclear", "Too few figures to say", "there are no intervals to compare with chance or a baseline.", checks
         )
-    told = _told(final, metrics.get("baselines") or {})
+    sentence = f"{_sentence(final, metrics.get('baselines') or {})}."
+    remarks = " ".join(_remarks(metrics))
     if all(known) and len(known) > 1:
         headline = "The decoding of this simulated subject worked" if simulated else "The decoding worked"
-        return Verdict("worked", headline, f"{told}.", checks)
+        return Verdict("worked", headline, f"{sentence} {remarks}".rstrip(), checks)
     if not any(known):
         headline = "No better than without a brain" if len(known) > 1 or checks[0].passed is None else "At chance"
         if simulated:
             headline += ", in a simulated subject"
-        return Verdict("failed", headline, f"{told}.", checks)
+        return Verdict("failed", headline, f"{sentence} {remarks}".rstrip(), checks)
     headline = "Mixed, in a simulated subject" if simulated else "Mixed"
-    return Verdict("mixed", headline, f"{told}. {_balance(checks)}", checks)
+    return Verdict("mixed", headline, f"{sentence} {_balance(checks)} {remarks}".rstrip(), checks)
 
 
 def _identifies(final: Figures) -> Check:
@@ -97,53 +100,84 @@ def _identifies(final: Figures) -> Check:
 
 def _beats(baseline: str, margins: Mapping[str, Any]) -> Check:
     margin = margins.get(baseline) or {}
-    phrase = source(baseline).phrase
+    phrase = label(baseline).phrase
     name = f"Nearer to the image than {phrase}"
     for key in LIKENESS:
         low, high = figure(margin, key, "low"), figure(margin, key, "high")
         if low is not None and high is not None:
             shown = metric(key)
             better = high < 0 if shown.lower_is_better else low > 0
-            what = {"pixcorr": "pixel correlation", "mse": "squared error", "ssim": "SSIM"}[key]
-            return Check(name, better, f"{_signed(low)} to {_signed(high)} in {what}", phrase)
+            return Check(name, better, f"{_signed(low)} to {_signed(high)} in {_WORDS[key]}", phrase)
     return Check(name, None, "not measured", phrase)
 
 
-def _told(final: Figures, baselines: Mapping[str, Figures]) -> str:
-    """The figures in a sentence: identification beside chance, likeness beside the best picture without a brain."""
-    said = []
+def _sentence(final: Figures, baselines: Mapping[str, Figures]) -> str:
+    """The figures in a sentence: identification beside chance, likeness beside the best baseline without brain data."""
+    parts = [part for part in (_identification(final), _likeness(final, baselines)) if part]
+    if len(parts) == 2:
+        return f"{parts[0]}, and {parts[1].removeprefix('a reconstruction ').replace('the image seen', 'it', 1)}"
+    return parts[0] if parts else "only margins over baselines were measured"
+
+
+def _identification(final: Figures) -> str:
     key = next((key for key in IDENTIFICATION if figure(final, key) is not None), None)
-    if key is not None:
-        shown = metric(key)
-        value, low, high = (figure(final, key, part) for part in ("value", "low", "high"))
-        chance = figure(final, key, "chance")
-        assert value is not None
-        beside = [] if low is None or high is None else [f"95 % interval {shown.interval(low, high, 0)}"]
-        beside.append(f"chance {shown.write(0.5 if chance is None else chance, 0)}")
-        said.append(
-            f"a reconstruction picks out its own image from a pair in {shown.write(value, 0)} of cases "
-            f"({'; '.join(beside)})"
+    if key is None:
+        return ""
+    shown = metric(key)
+    value, low, high, chance = (figure(final, key, part) for part in ("value", "low", "high", "chance"))
+    assert value is not None
+    beside = [] if low is None or high is None else [f"95 % interval {shown.interval(low, high, 0)}"]
+    beside.append(f"chance {shown.write(0.5 if chance is None else chance, 0)}")
+    return f"a reconstruction picks out its own image from a pair in {shown.write(value, 0)} of cases ({'; '.join(beside)})"
+
+
+def _likeness(final: Figures, baselines: Mapping[str, Figures]) -> str:
+    key = next((key for key in LIKENESS if figure(final, key) is not None), None)
+    if key is None:
+        return ""
+    shown, value = metric(key), figure(final, key)
+    assert value is not None
+    verb = {"pixcorr": "correlates with the image seen at", "mse": "has a squared error of", "ssim": "has an SSIM of"}[
+        key
+    ]
+    others = {name: figure(baselines.get(name), key) for name in WITHOUT_BRAIN}
+    known = {name: other for name, other in others.items() if other is not None}
+    if not known:
+        return f"a reconstruction {verb} {shown.write(value, 2)}"
+    best = (min if shown.lower_is_better else max)(known, key=lambda name: known[name])
+    digits = _digits(value, known[best])
+    return (
+        f"a reconstruction {verb} {shown.write(value, digits)}, where the best baseline without brain data, "
+        f"{label(best).phrase}, reaches {shown.write(known[best], digits)}"
+    )
+
+
+def _remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """What stands against the reconstructions: an SSIM below the mean image's, pixel metrics that refinement lowered."""
+    final: Figures = metrics.get("final") or {}
+    remarks = []
+    ssim, mean = figure(final, "ssim"), figure((metrics.get("baselines") or {}).get("mean_train_image"), "ssim")
+    if ssim is not None and mean is not None and ssim < mean:
+        shown, digits = metric("ssim"), _digits(ssim, mean)
+        remarks.append(
+            f"Its SSIM, {shown.write(ssim, digits)}, is below that of the mean train image, {shown.write(mean, digits)}."
         )
-    likeness = next((key for key in LIKENESS if figure(final, key) is not None), None)
-    if likeness is not None:
-        value = figure(final, likeness)
-        assert value is not None
-        found = [figure(baselines.get(name), likeness) for name in WITHOUT_BRAIN]
-        others = [other for other in found if other is not None]
-        shown = metric(likeness)
-        best = (min if shown.lower_is_better else max)(others, default=None)
-        digits = 2 if best is None or f"{best:.2f}" != f"{value:.2f}" else 3
-        verb = "and " if said else "a reconstruction "
-        verb += {"pixcorr": "correlates with it at", "mse": "has a squared error of", "ssim": "has an SSIM of"}[
-            likeness
-        ]
-        if not said:
-            verb = verb.replace("with it", "with the image seen")
-        sentence = f"{verb} {shown.write(value, digits)}"
-        if best is not None:
-            sentence += f", where the best picture without a brain reaches {shown.write(best, digits)}"
-        said.append(sentence)
-    return ", ".join(said) if said else "only margins over baselines were measured"
+    worse = []
+    for key in LIKENESS:
+        before, after = figure(metrics.get("stage1"), key), figure(final, key)
+        if before is None or after is None or f"{before:.3f}" == f"{after:.3f}":
+            continue
+        shown, digits = metric(key), _digits(before, after)
+        if (after > before) if shown.lower_is_better else (after < before):
+            worse.append(f"{_WORDS[key]} from {shown.write(before, digits)} to {shown.write(after, digits)}")
+    if worse:
+        remarks.append(f"Refinement made pixel metrics worse: {', '.join(worse)}.")
+    return remarks
+
+
+def _digits(a: float, b: float) -> int:
+    """Two decimals, or three where two numbers would read the same."""
+    return 3 if f"{a:.2f}" == f"{b:.2f}" else 2
 
 
 def _balance(checks: tuple[Check, ...]) -> str:

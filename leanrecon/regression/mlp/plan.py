@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
-from leanrecon.regression.ridge.kernel import panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.regression.ridge.plan import TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
+from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.matrix import PANEL
 
 FLOAT = 4

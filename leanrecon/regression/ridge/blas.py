@@ -9,51 +9,138 @@ A row-major matrix is the transpose of what Fortran sees, hence the swapped oper
 """
 
 import ctypes
+import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy
 from scipy.linalg import cython_blas, cython_lapack
 
+from leanrecon.errors import LeanreconError
 from leanrecon.memory import buffer
 
 Array = np.ndarray[Any, Any]
 
 _PREFIX = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}
 
+_INTEGERS = {
+    "int": ctypes.sizeof(ctypes.c_int),
+    "int32_t": 4,
+    "npy_int32": 4,
+    "long": ctypes.sizeof(ctypes.c_long),
+    "long long": 8,
+    "int64_t": 8,
+    "npy_int64": 8,
+}
+"""Bytes of the integer types that signatures of BLAS and LAPACK routines name."""
+
+_TYPEDEF = "blas_int"
+"""The end of the name of SciPy's own integer type, whose width the name does not tell (SciPy 1.18)."""
+
+_REAL = re.compile(r"(float|double|__pyx_t_\w*_[sd])")
+
+
+@dataclass(frozen=True)
+class _Routine:
+    """A Fortran routine that takes addresses, and the integers that it reads."""
+
+    call: Any
+    integer: np.dtype[Any]
+
 
 @cache
-def _routine(module: Any, name: str, n_arguments: int) -> Any:
+def _routine(module: Any, name: str) -> _Routine:
+    """A routine by its name with prefix, as in ``dgemm``.
+
+    The name of its capsule is its C signature. Raises LeanreconError for a signature that is not understood.
+    """
+    signature, pointer = _published(module, name)
+    count, nbytes = _read_signature(module, name, signature)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer)
+    return _Routine(call, np.dtype(f"i{nbytes or _typedef_nbytes()}"))
+
+
+def _published(module: Any, name: str) -> tuple[str, int]:
+    """The C signature of a routine and its address."""
     capsule = module.__pyx_capi__[name]
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    pointer = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)(pointer)
+    signature = api.PyCapsule_GetName(capsule)
+    return signature.decode(), api.PyCapsule_GetPointer(capsule, signature)
+
+
+def _read_signature(module: Any, name: str, signature: str) -> tuple[int, int]:
+    """The number of arguments of a routine and the bytes of its integers, 0 where they are SciPy's own type."""
+    shape = re.fullmatch(r"void \((.*)\)(?: noexcept)?(?: nogil)?", signature)
+    arguments = [] if shape is None else [part.strip() for part in shape[1].split(",")]
+    types = {part.removesuffix("*").strip() for part in arguments if part.endswith("*")}
+    integers = {kind for kind in types if kind != "char" and not _REAL.fullmatch(kind)}
+    widths = {0 if kind.endswith(_TYPEDEF) else _INTEGERS.get(kind) for kind in integers}
+    if len(widths) != 1 or None in widths or not all(part.endswith("*") for part in arguments):
+        raise LeanreconError(
+            f"SciPy {scipy.__version__} publishes {module.__name__}.{name} as {signature!r}",
+            expected="a routine that returns nothing and takes addresses of characters, numbers and int or int64_t",
+            todo="install another version of SciPy, and report this one",
+        )
+    return len(arguments), widths.pop() or 0
+
+
+@cache
+def _typedef_nbytes() -> int:
+    """The bytes of SciPy's own integer type, by what ``dscal`` makes of a count whose lower half alone is positive.
+
+    It scales one number where it reads 4 bytes, and none where it reads 8: a negative count does nothing.
+    """
+    _, pointer = _published(cython_blas, "dscal")
+    count, step = (np.array([value], "<i8") for value in (1 - 2**32, 1))
+    factor, number = np.array([3.0]), np.array([1.0])
+    scal = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(pointer)
+    scal(*(a.ctypes.data for a in (count, factor, number, step)))
+    return 4 if number[0] == 3.0 else 8
+
+
+def integer_dtype(module: Any, name: str, dtype: Any) -> np.dtype[Any]:
+    """The integers that a routine reads and writes, as in ``integer_dtype(cython_lapack, "potrf", "float32")``."""
+    return _routine(module, _PREFIX[np.dtype(dtype)] + name).integer
 
 
 def _call(module: Any, name: str, dtype: np.dtype[Any], *arguments: Any) -> None:
     """Call a Fortran routine: str, int and float become references, arrays their first element's address."""
+    routine = _routine(module, _PREFIX[dtype] + name)
     scalar = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    whole: Any = ctypes.c_int32 if routine.integer.itemsize == 4 else ctypes.c_int64
     kept: list[Any] = []  # keeps the references alive during the call
     addresses: list[int] = []
     for argument in arguments:
         if isinstance(argument, np.ndarray):
-            if argument.dtype != dtype and argument.dtype != np.int32:
+            if argument.dtype != dtype and argument.dtype != routine.integer:
                 raise TypeError(f"{name}: an array of {argument.dtype} among {dtype}")
             addresses.append(argument.ctypes.data)
             continue
         if isinstance(argument, str):
             value: Any = ctypes.c_char(argument.encode())
         elif isinstance(argument, int):
-            value = ctypes.c_int(argument)
+            _refuse_overflow(name, argument, routine.integer)
+            value = whole(argument)
         else:
             value = scalar(argument)
         kept.append(value)
         addresses.append(ctypes.addressof(value))
-    _routine(module, _PREFIX[dtype] + name, len(addresses))(*addresses)
+    routine.call(*addresses)
+
+
+def _refuse_overflow(name: str, number: int, integer: np.dtype[Any]) -> None:
+    if number > np.iinfo(integer).max:
+        raise LeanreconError(
+            f"{name} would be given {number}, more than an integer of {8 * integer.itemsize} bits holds",
+            expected="matrices that this build of SciPy can address",
+            todo="use fewer rows or voxels, or a SciPy that is built with 64-bit integers (ILP64)",
+        )
 
 
 def _stride(a: Array) -> int:
@@ -101,20 +188,21 @@ def trsm(lower: Array, b: Array, *, transpose: bool) -> None:
 
 def potrf(a: Array) -> int:
     """The Cholesky factor L of a symmetric matrix, over its lower triangle; returns 0, or the first bad row + 1."""
-    info = np.zeros(1, np.int32)
+    info = np.zeros(1, integer_dtype(cython_lapack, "potrf", a.dtype))
     _call(cython_lapack, "potrf", a.dtype, "U", a.shape[0], a, _stride(a), info)
     return int(info[0])
 
 
 def syevd(a: Array) -> Array:
-    """The eigenvalues of a symmetric matrix, ascending, from its lower triangle; ``a`` is overwritten by the
-    eigenvectors, one a row.
+    """The eigenvalues of a symmetric matrix, ascending, from its lower triangle.
+
+    ``a`` is overwritten by the eigenvectors, one a row.
     """
     order = a.shape[0]
     values = np.empty(order, a.dtype)
     work = buffer((1 + 6 * order + 2 * order * order,), a.dtype)
-    integers = np.empty(3 + 5 * order, np.int32)
-    info = np.zeros(1, np.int32)
+    integer = integer_dtype(cython_lapack, "syevd", a.dtype)
+    integers, info = np.empty(3 + 5 * order, integer), np.zeros(1, integer)
     _call(
         cython_lapack, "syevd", a.dtype, "V", "U", order, a, _stride(a), values,
         work, len(work), integers, len(integers), info,

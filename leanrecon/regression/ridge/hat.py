@@ -21,7 +21,8 @@ from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
-from leanrecon.regression.ridge.kernel import DEPTH, WIDTH, Panels, add_product, pass_groups, solve
+from leanrecon.regression.ridge.kernel import Panels, add_product, solve
+from leanrecon.regression.ridge.triangle import DEPTH, WIDTH, pass_groups
 from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
 
 Array = np.ndarray[Any, Any]

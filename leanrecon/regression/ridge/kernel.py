@@ -15,43 +15,13 @@ from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.triangle import WIDTH, panel_nbytes
 from leanrecon.stores.matrix import panels, read_ahead
 
 Array = np.ndarray[Any, Any]
 
-WIDTH = 1024
-"""Columns of a panel of the Gram matrix (at most 36 MB each at NSD size)."""
-
-DEPTH = 512
-"""Voxels (or rows) of betas that are multiplied at once."""
-
 ROUNDING = 64
 """Squared pivots below this many roundings of the largest are noise: collinear voxels left up to 48 (orders 60 to 2500)."""
-
-
-def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
-    """Bytes of panel ``j``: its rows from the diagonal down."""
-    first = j * WIDTH
-    return (order - first) * min(WIDTH, order - first) * itemsize
-
-
-def triangle_nbytes(order: int, itemsize: int) -> int:
-    """Bytes of all panels: half of the square and the upper halves of the diagonal blocks."""
-    return sum(panel_nbytes(order, itemsize, j) for j in range(-(-order // WIDTH)))
-
-
-def pass_groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:
-    """The panels that are formed in one pass over the betas: as many, in order, as ``nbytes`` hold, at least one."""
-    group: list[int] = []
-    held = 0
-    for j in range(-(-order // WIDTH)):
-        size = panel_nbytes(order, itemsize, j)
-        if nbytes is not None and group and held + size > nbytes:
-            yield group
-            group, held = [], 0
-        group.append(j)
-        held += size
-    yield group
 
 
 class Panels:

@@ -16,8 +16,9 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import far_means, refuse_nan_columns, row_slabs
-from leanrecon.regression.ridge.kernel import DEPTH, Panels, deflation
+from leanrecon.regression.ridge.kernel import Panels, deflation
 from leanrecon.regression.ridge.plan import PROJECTIONS
+from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories
 
 Array = np.ndarray[Any, Any]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leanrecon.regression.ridge.kernel import DEPTH, panel_nbytes, pass_groups, triangle_nbytes
+from leanrecon.regression.ridge.triangle import DEPTH, panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.matrix import PANEL
 
 FLOAT64_ORDER = 3072

@@ -10,9 +10,19 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import refuse_nan_rows, reorder, row_slabs, target_columns, voxel_slabs
-from leanrecon.regression.ridge.kernel import DEPTH, Panels, solve
+from leanrecon.regression.ridge.kernel import Panels, solve
 from leanrecon.regression.ridge.plan import TEST_ROWS, WEIGHT_BLOCK
-from leanrecon.stores.matrix import BLOCK, Matrix, Reblocked, RowSubset, StoreMatrix, column_blocks, panels
+from leanrecon.regression.ridge.triangle import DEPTH
+from leanrecon.stores.matrix import (
+    BLOCK,
+    ColumnSubset,
+    Matrix,
+    Reblocked,
+    RowSubset,
+    StoreMatrix,
+    column_blocks,
+    panels,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +91,8 @@ def contents(matrix: Matrix) -> str:
         return contents(matrix.base)
     if isinstance(matrix, RowSubset):
         return hashlib.sha256(contents(matrix.base).encode() + matrix.index.tobytes()).hexdigest()
+    if isinstance(matrix, ColumnSubset):
+        return hashlib.sha256(contents(matrix.base).encode() + b"columns" + matrix.index.tobytes()).hexdigest()
     n, p = matrix.shape
     digest = hashlib.sha256(repr((n, p, matrix.dtype.str)).encode())
     for columns in panels(p, BLOCK):

@@ -11,10 +11,11 @@ import pytest
 from support.report_data import VOXELS, study_page
 
 from leanrecon.errors import InputError
-from leanrecon.evaluation import evaluate
+from leanrecon.evaluation import scores
+from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES
 from leanrecon.evaluation.report import thumbnails
 from leanrecon.evaluation.report.gallery import score_columns, strip_rows
-from leanrecon.evaluation.report.legend import SOURCES
+from leanrecon.evaluation.report.names import LABELS
 from leanrecon.evaluation.report.page import render
 from leanrecon.evaluation.report.thumbnails import thumbnail
 
@@ -197,7 +198,7 @@ def test_null_and_missing_figures_are_left_open(rendered):
             "something_new": {"value": 0.123},
         },
         "baselines": {"mean_train_image": {"pixcorr": None, "ssim": {"value": float("nan")}}},
-        "ceilings": None,
+        "upper_bounds": None,
         "features": None,
         "margins": None,
         "notes": None,
@@ -351,11 +352,11 @@ def test_the_same_study_makes_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("refined", [True, False])
 def test_the_time_of_refining_an_image_stands_beside_the_images_and_the_stage(rendered, refined):
     page = rendered(study_page(rows=3, side=16, refined=refined))
-    assert ("From the first stage to the final image: 5.3 s each." in page.text) == refined
+    assert ("Refinement took 5.3 s an image." in page.text) == refined
     noted = "precision float16, 5.3 s an image, 1 drawn again in float32"  # and none that stayed black
     assert (noted in page.texts["td"]) == refined
 
 
 def test_every_set_of_figures_is_named_in_words():
-    named = {*evaluate.BASELINES, *evaluate.REFINED.values(), evaluate.CEILING, evaluate.REFINED_CEILING}
-    assert named <= set(SOURCES)
+    named = {*scores.BASELINES, *scores.REFINED.values(), TRUE_FEATURES, ORACLE}
+    assert named <= set(LABELS)

@@ -99,7 +99,7 @@ const width = () => document.querySelector(".card img").getBoundingClientRect().
 const before = width();
 document.querySelector('input[value="L"]').click(); seen.larger = width() / before;
 document.querySelector('input[value="S"]').click(); seen.smaller = width() / before;
-set("score", option("First of all test images"));
+set("score", option("Top-1 retrieval by pixels"));
 seen.chip = getComputedStyle(document.querySelector(`.scores [data-i="${$("score").value}"]`)).display;
 return seen;
 """

@@ -72,7 +72,8 @@ def test_levels_follow_from_whole_intervals(two_way, mean, shuffled, level):
 def test_the_sentence_says_the_figures():
     assert verdict(study()).text == (
         "The decoding worked: a reconstruction picks out its own image from a pair in 93 % of cases (95 % interval "
-        "90–96 %; chance 50 %), and correlates with it at 0.71, where the best picture without a brain reaches 0.55."
+        "90–96 %; chance 50 %), and correlates with it at 0.71, where the best "
+        "baseline without brain data, the mean train image, reaches 0.55."
     )
 
 
@@ -83,10 +84,10 @@ def test_a_failure_is_called_one():
 
 def test_a_mixed_verdict_says_what_is_missing():
     assert verdict(study(ABOVE, ZERO, UP)).text.endswith(
-        "It is better than chance and shuffled brain responses, but not clearly better than the mean train image."
+        "It is better than chance and shuffled betas, but not clearly better than the mean train image."
     )
     assert verdict(study(ABOVE, None, None)).text.endswith(
-        "It is better than chance. It was not compared with the mean train image or shuffled brain responses."
+        "It is better than chance. It was not compared with the mean train image or shuffled betas."
     )
 
 
@@ -109,7 +110,9 @@ def test_lower_is_better_for_errors():
     assert verdict(study(ABOVE, good, good, key="mse")).level == "worked"
     assert verdict(study(CHANCE, bad, bad, key="mse")).level == "failed"
     text = verdict(study(ABOVE, good, good, key="mse")).text
-    assert "squared error of 0.71, where the best picture without a brain reaches 0.31" in text
+    assert (
+        "squared error of 0.71, where the best baseline without brain data, a random train image, reaches 0.31" in text
+    )
 
 
 def test_pixel_correlation_goes_before_error_and_ssim():
@@ -133,7 +136,10 @@ def test_features_stand_in_for_pixels_in_identification():
 def test_close_figures_are_told_apart():
     metrics = study()
     metrics["baselines"]["mean_train_image"]["pixcorr"]["value"] = 0.7144
-    assert "0.710, where the best picture without a brain reaches 0.714" in verdict(metrics).text
+    assert (
+        "0.710, where the best baseline without brain data, the mean train image, reaches 0.714"
+        in verdict(metrics).text
+    )
     metrics["final"]["two_way_pixels"] |= {"value": 0.997, "low": 0.99, "high": 1.0}
     assert "99.7 % of cases (95 % interval 99–100 %" in verdict(metrics).text
 

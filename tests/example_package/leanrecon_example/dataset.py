@@ -56,15 +56,25 @@ class Blobs:
         return ["Betas are simulated: voxels respond linearly to pixels, with white noise."]
 
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
-        wanted = self.settings
-        image = (wanted.size, wanted.size, 3)
+        settings = self.settings
+        image = (settings.size, settings.size, 3)
         disk = sum(
-            store_nbytes((n, wanted.voxels), np.float32, chunk) + store_nbytes((n, *image), np.uint8, chunk)
-            for n in wanted.rows.values()
+            store_nbytes((n, settings.voxels), np.float32, chunk) + store_nbytes((n, *image), np.uint8, chunk)
+            for n in settings.rows.values()
         )
-        weights = 8 * 3 * wanted.size**2 * wanted.voxels
+        weights = 8 * 3 * settings.size**2 * settings.voxels
         work = 20_000_000 + weights + 4 * chunk  # a group of rows twice, and a chunk of it
-        return DatasetPlan(wanted.n_train, wanted.n_test, wanted.voxels, image, None, work, disk)
+        return DatasetPlan(
+            n_train=settings.n_train,
+            n_test=settings.n_test,
+            train_images=settings.n_train,
+            test_images=settings.n_test,
+            voxels=settings.voxels,
+            image_shape=image,
+            folds=None,
+            work=work,
+            disk=disk,
+        )
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
         context.require(context.label, self.plan(base_dir=base_dir, chunk=context.chunk, free=0).work)
@@ -76,7 +86,8 @@ class Blobs:
 
         def response(split: str, row: int) -> Array:
             random = np.random.default_rng([seed, SPLITS.index(split), row, 1])
-            return (image(split, row).reshape(-1) / 127.5 - 1) @ weights + noise * random.standard_normal(voxels)
+            signal: Array = (image(split, row).reshape(-1) / 127.5 - 1) @ weights
+            return signal + noise * random.standard_normal(voxels)
 
         for split, n in self.settings.rows.items():
             self._fill(study.stimuli(split), (n, size, size, 3), np.uint8, partial(image, split), context)

@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanrecon.evaluation import sources
-from leanrecon.evaluation.sources import Chosen, Drawn, Same, mean_image, nearest_rows, random_rows
+from leanrecon.evaluation import plan
+from leanrecon.evaluation.image_sources import (
+    ConstantImage,
+    Reconstructions,
+    StoredImages,
+    mean_image,
+    nearest_rows,
+    random_images,
+)
 from leanrecon.stores import RowSubset, Store, as_matrix
 from leanrecon.stores.pictures import Pictures
 
@@ -54,12 +61,18 @@ def test_the_mean_of_white_images_is_white(store_of: Callable[..., Store]) -> No
     assert (mean_image(store_of(np.full((300, 2, 2, 1), 255, np.uint8)), range(300)) == 255).all()
 
 
-def test_random_rows_are_train_rows_and_the_same_every_time() -> None:
+def test_an_image_shown_twice_counts_twice_in_the_mean(store_of: Callable[..., Store]) -> None:
+    pixels, rows = images(40), [7, 3, 3, 39, 7, 7]
+    expected = np.rint(pixels[rows].astype(np.float64).mean(axis=0))
+    np.testing.assert_array_equal(mean_image(store_of(pixels, chunk="300B"), rows), expected.astype(np.uint8))
+
+
+def test_random_images_are_train_rows_and_the_same_every_time() -> None:
     train = np.array([2, 3, 5, 7, 11, 13])
-    drawn = random_rows(train, 500, seed=4)
+    drawn = random_images(train, 500, seed=4)
     assert set(drawn.tolist()) == set(train.tolist())
-    np.testing.assert_array_equal(drawn, random_rows(train, 500, seed=4))
-    assert not np.array_equal(drawn, random_rows(train, 500, seed=5))
+    np.testing.assert_array_equal(drawn, random_images(train, 500, seed=4))
+    assert not np.array_equal(drawn, random_images(train, 500, seed=5))
 
 
 @pytest.mark.parametrize("chunk", ["1kB", "8MB"])
@@ -68,7 +81,7 @@ def test_random_rows_are_train_rows_and_the_same_every_time() -> None:
 def test_the_nearest_train_row_correlates_best(
     store_of: Callable[..., Store], n: int, m: int, d: int, at_once: int, chunk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CORRELATED", at_once)
+    monkeypatch.setattr(plan, "CORRELATED", at_once)
     rng = np.random.default_rng(n)
     train = (rng.random((n, d)) + rng.normal(0, 5, d)).astype(np.float32)
     predicted = train[rng.integers(0, n, m)] + rng.normal(0, 0.3, (m, d)).astype(np.float32)
@@ -101,7 +114,7 @@ def test_a_constant_train_row_is_never_the_nearest(d: int, scale: float) -> None
 def test_images_of_a_store_are_those_of_the_chosen_rows(store_of: Callable[..., Store]) -> None:
     pixels = images(30)
     rows = [29, 0, 3, 3, 17]
-    chosen = Chosen(store_of(pixels, chunk="400B"), rows)
+    chosen = StoredImages(store_of(pixels, chunk="400B"), rows)
     for place, row in enumerate(rows):
         np.testing.assert_array_equal(chosen.read(place), pixels[row])
     np.testing.assert_array_equal(chosen.read(0), pixels[29])  # and back again
@@ -114,11 +127,11 @@ def test_reconstructions_are_enlarged_as_first_images_are(tmp_path: Path) -> Non
     pictures = Pictures.create(tmp_path / "stage1", 2, (4, 6, 3), made_of={})
     for row, image in enumerate(pixels):
         pictures.write(row, image)
-    np.testing.assert_array_equal(Drawn(pictures).read(1), pixels[1])
+    np.testing.assert_array_equal(Reconstructions(pictures).read(1), pixels[1])
     expected = np.asarray(Image.fromarray(pixels[1]).resize((15, 10), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(Drawn(pictures, (10, 15, 3)).read(1), expected)
+    np.testing.assert_array_equal(Reconstructions(pictures, (10, 15, 3)).read(1), expected)
 
 
 def test_one_image_serves_all_rows() -> None:
     image = images(1)[0]
-    np.testing.assert_array_equal(Same(image).read(0), Same(image).read(99))
+    np.testing.assert_array_equal(ConstantImage(image).read(0), ConstantImage(image).read(99))

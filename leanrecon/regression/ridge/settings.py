@@ -1,0 +1,34 @@
+"""The settings of the regressor ``ridge``."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from leanrecon.regression.alphas import Alpha, Alphas, Restandardize
+
+
+class RidgeSettings(BaseModel):
+    """Ridge regression from betas to the rows of a feature space (see ``regression.ridge.StreamingRidge``)."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["ridge"] = "ridge"
+    """The kind of regressor."""
+    alpha: Alpha = "loo"
+    """Penalty of the squared weights; "loo" chooses the alpha of least leave-one-out error."""
+    alphas: Alphas = None
+    """Alphas that "loo" chooses from; by default 10⁻³ to 10⁴ times the mean eigenvalue of the Gram matrix."""
+    per_target: bool = False
+    """Whether "loo" chooses an alpha for every target, rather than one for all."""
+    standardize: bool = True
+    """Whether voxels are divided by their standard deviation over the train rows."""
+    restandardize: Restandardize = "none"
+    """Whether predictions get the spread of the train targets, by held-out train rows or by all test rows together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.per_target and self.alpha != "loo":
+            raise ValueError('per_target chooses an alpha for every target, which needs alpha = "loo"')
+        if self.per_target and self.restandardize == "inductive":
+            raise ValueError('restandardize = "inductive" needs one alpha for all targets, not per_target')
+        return self

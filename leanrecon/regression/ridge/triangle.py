@@ -1,0 +1,34 @@
+"""Where the panels of a Gram matrix lie, and which of them are formed together: arithmetic only."""
+
+from collections.abc import Iterator
+
+WIDTH = 1024
+"""Columns of a panel of the Gram matrix (at most 36 MB each at NSD size)."""
+
+DEPTH = 512
+"""Voxels (or rows) of betas that are multiplied at once."""
+
+
+def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
+    """Bytes of panel ``j``: its rows from the diagonal down."""
+    first = j * WIDTH
+    return (order - first) * min(WIDTH, order - first) * itemsize
+
+
+def triangle_nbytes(order: int, itemsize: int) -> int:
+    """Bytes of all panels: half of the square and the upper halves of the diagonal blocks."""
+    return sum(panel_nbytes(order, itemsize, j) for j in range(-(-order // WIDTH)))
+
+
+def pass_groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:
+    """The panels that are formed in one pass over the betas: as many, in order, as ``nbytes`` hold, at least one."""
+    group: list[int] = []
+    held = 0
+    for j in range(-(-order // WIDTH)):
+        size = panel_nbytes(order, itemsize, j)
+        if nbytes is not None and group and held + size > nbytes:
+            yield group
+            group, held = [], 0
+        group.append(j)
+        held += size
+    yield group
