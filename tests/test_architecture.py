@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import leanrecon
+from leanrecon import kinds
 
 ROOT = Path(leanrecon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -155,7 +156,12 @@ def test_few_modules_stand_above_the_rooms():
 
 def test_only_kinds_chooses_by_kind():
     """No chain over kinds: neither their settings nor their names are compared anywhere but in kinds.py."""
-    chains = re.compile(r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*Settings\b|\.kind\s*[=!]=|\[\"kind\"\]\s*[=!]=|^KINDS\b", re.M)
+    names = "|".join(sorted({name for group in kinds.BUILT_IN.values() for name in group}))
+    chains = re.compile(
+        rf"isinstance\([^()]*(?:\([^()]*\)[^()]*)*Settings\b|kind\"?\]?\s*[=!]=\s*[\"'](?:{names})[\"']"
+        rf"|kind\"?\]?\s+(?:not )?in\s*[({{\[][\"'](?:{names})[\"']",
+        re.MULTILINE,
+    )
     places = {
         f"{name_of(path)}: {match[0]}"
         for path in MODULES
