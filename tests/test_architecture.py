@@ -114,7 +114,23 @@ def test_only_stores_name_chunk_keys_and_codecs():
         for path in MODULES
         if any(word in path.read_text() for word in ("Crc32cCodec", "zarr.create_array", "google_crc32c"))
     }
-    assert named == {"leanrecon.stores.store"}
+    assert named == {"leanrecon.stores.metadata", "leanrecon.stores.store"}
+
+
+PATHS = {"os", "pathlib", "shutil", "tempfile", "glob"}
+EDGES = {"leanrecon.stores.export", "leanrecon.stores.matrix"}
+"""Modules that write files for other programs, or take the paths of users."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if p.parent.name in ("stores", "study") and p.stem not in ("settings", "needs", "variants")],
+    ids=name_of,
+)
+def test_stores_and_records_know_no_paths(path):
+    """They go through places, so that a study may lie anywhere."""
+    if name_of(path) not in EDGES:
+        assert not imports(ast.parse(path.read_text()), everywhere=True) & PATHS
 
 
 HELP = """

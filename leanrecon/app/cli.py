@@ -194,8 +194,8 @@ def mirror(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
 ) -> None:
     """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
-    from leanrecon.study.mirror import Mirror
     from leanrecon.study.lock import only_run
+    from leanrecon.study.mirror import Mirror
 
     _require_study(study)
     with only_run(study):

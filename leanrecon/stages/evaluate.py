@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from leanrecon import features
-from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.context import Context
+from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, Fold, evaluate
 from leanrecon.evaluation.judges.clip import judge_name, make_judge

@@ -33,9 +33,9 @@ from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study.layout import Study
+from leanrecon.study.lock import only_run
 from leanrecon.study.mirror import Mirror
 from leanrecon.study.needs import require_weights
-from leanrecon.study.lock import only_run
 from leanrecon.study.record import HEADER, is_study, recorded, sweep
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.study.variants import Variant, variants

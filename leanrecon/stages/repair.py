@@ -57,7 +57,9 @@ def stages_of(study: Study, path: Location) -> tuple[str, ...]:
 
 def last_stage(study: Study, stages: Sequence[str]) -> str:
     """The last of these stages that a study has begun."""
-    begun = {stage for found in study.found(*Role) for stage in found.item.stages if found.item.role is not Role.SCRATCH}
+    begun = {
+        stage for found in study.found(*Role) for stage in found.item.stages if found.item.role is not Role.SCRATCH
+    }
     return next((stage for stage in reversed(stages) if stage in begun), stages[0])
 
 
@@ -70,5 +72,8 @@ def _discard_output(network: Location) -> None:
     for path in (study.predictions(network.name), study.reconstructions("stage1")):
         kept = opened(path)
         if kept is not None and kept.complete:
-            kept.discard([(0, 0)] if isinstance(kept, Store) else [0])  # type: ignore[arg-type]
+            if isinstance(kept, Store):
+                kept.discard([(0, 0)])
+            else:
+                kept.discard([0])
             return

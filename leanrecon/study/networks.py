@@ -1,6 +1,5 @@
 """Trained networks of a study: the checksums of their files, fixed when a training has finished."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -74,9 +73,7 @@ def seal(path: Location) -> None:
 
     Warns where a network that was trained again differs from the one before.
     """
-    files = {
-        file.relative_to(path): {"bytes": file.size(), "sha256": file_fingerprint(file)} for file in path.files()
-    }
+    files = {file.relative_to(path): {"bytes": file.size(), "sha256": file_fingerprint(file)} for file in path.files()}
     if not files:
         beside(path).unlink(missing_ok=True)
         return
@@ -91,5 +88,3 @@ def seal(path: Location) -> None:
             stacklevel=2,
         )
     write_json(beside(path), {"complete": True, "files": files})
-
-

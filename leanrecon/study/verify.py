@@ -15,7 +15,7 @@ from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.copies import opened
 from leanrecon.stores.pictures import Pictures, beside
-from leanrecon.study.layout import KEPT, SMALL, Found, Role
+from leanrecon.study.layout import KEPT, SMALL, Role
 from leanrecon.study.networks import Network
 from leanrecon.study.record import study_above
 
