@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from leanrecon import datasets
 from leanrecon.errors import StoreError
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
-from leanrecon.stages.pipeline import STAGES, Pipeline
+from leanrecon.stages.pipeline import Pipeline, plan_study, stages_of
 from leanrecon.stores import Store
 from leanrecon.stores.copies import opened
 from leanrecon.study.layout import Role, Study, item_of
 from leanrecon.study.lock import only_run
 from leanrecon.study.networks import Network
+from leanrecon.study.recipes import read_settings
 from leanrecon.study.record import is_complete, study_above
-from leanrecon.study.settings import read_settings
 from leanrecon.study.verify import Damage
 
 
@@ -28,20 +27,20 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
         raise StoreError(f"{path} belongs to no study", todo="make it again with the program that wrote it")
     settings, base_dir = read_settings(study.settings.local_path())
     pipeline = Pipeline(settings, study, base_dir=base_dir, progress=progress)
-    if any(stages_of(study, one.path) == ("dataset",) for one in damaged):
+    if any(writers_of(study, one.path) == ("dataset",) for one in damaged):
         # Before anything is removed: the arrays that these chunks come from must be there.
-        datasets.plan_dataset(settings.dataset, base_dir=base_dir, chunk=settings.stores.chunk, free=0)
+        plan_study(settings, base_dir=base_dir, until="dataset")
     with only_run(study.root):
         for one, parts in damaged.items():
             one.discard([part for part, _ in parts])
             if isinstance(one, Network):
                 _discard_output(one.path)
-    pipeline.run(last_stage(study, STAGES))
+    pipeline.run(last_stage(study, [stage.name for stage in stages_of(settings)]))
     for one in damaged:
         if isinstance(one, Network):
             done = Network.open(one.path).complete
         else:
-            done = is_complete(one.path) or not stages_of(study, one.path)
+            done = is_complete(one.path) or not writers_of(study, one.path)
         if not done:
             raise StoreError(
                 f"{one.path} is not made by the settings in {study.settings}, so it stays damaged",
@@ -49,7 +48,7 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
             )
 
 
-def stages_of(study: Study, path: Location) -> tuple[str, ...]:
+def writers_of(study: Study, path: Location) -> tuple[str, ...]:
     """The stages that may write a location of a study."""
     item = item_of(path.relative_to(study.root))
     return item.stages if item is not None else ()

@@ -79,6 +79,7 @@ LAYOUT = _items(
     Item("features/*/*.json", Role.RECORD, ("features",), "what else a feature space keeps"),
     Item("features/*/*.npz", Role.FITTED, ("features",), "numbers that a feature space keeps"),
     Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test, train (out of fold): float32 [rows, dims]"),
+    Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
     Item("networks/*", Role.NETWORK, ("regression", "decode"), "trained regressors and decoders, and their checkpoints"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row, before refinement"),
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
@@ -186,6 +187,10 @@ class Study:
     def predictions(self, space: str, split: str = "test") -> Location:
         """Predicted features of the test rows, or of the train rows out of fold."""
         return self.at("predictions/*/*.zarr", space, split)
+
+    def calibration(self, space: str) -> Location:
+        """What a feature space learned from out-of-fold predictions of the train rows."""
+        return self.at("predictions/*/calibration.npz", space)
 
     def reconstructions(self, stage: str) -> Location:
         """One image a test row: ``stage1`` or ``final``."""

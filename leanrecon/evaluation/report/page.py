@@ -187,7 +187,7 @@ def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
     values = [value for score in page.scores if (value := pixcorr(score)) is not None]
     if len(values) > 1:
         marks = [
-            plots.Mark("Mean of these" if column.kind == "final" else column.label.name, value, column.kind)
+            plots.Mark(column.label.name, value, column.kind)
             for column in shown
             if column.kind in ("final", "baseline") and (value := figure(column.figures, "pixcorr")) is not None
         ]

@@ -86,7 +86,8 @@ class Blobs:
 
         def response(split: str, row: int) -> Array:
             random = np.random.default_rng([seed, SPLITS.index(split), row, 1])
-            return (image(split, row).reshape(-1) / 127.5 - 1) @ weights + noise * random.standard_normal(voxels)
+            signal: Array = (image(split, row).reshape(-1) / 127.5 - 1) @ weights
+            return signal + noise * random.standard_normal(voxels)
 
         for split, n in self.settings.rows.items():
             self._fill(study.stimuli(split), (n, size, size, 3), np.uint8, partial(image, split), context)

@@ -24,6 +24,7 @@ class BlockMeans(FixedSpace):
     """Mean colour of every block, from 0 to 1; rows hold block rows, block columns, then channels."""
 
     Settings = BlockMeansSettings
+    settings: BlockMeansSettings
     decodes = True
 
     def dims(self, image_shape: ImageShape) -> int:

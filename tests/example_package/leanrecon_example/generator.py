@@ -102,4 +102,5 @@ def _blurred(pixels: Array) -> Array:
     """Means of 3 × 3 pixels, the edge repeated."""
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width, _ = pixels.shape
-    return np.mean([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
+    shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return sum(shifted[1:], shifted[0]) / 9

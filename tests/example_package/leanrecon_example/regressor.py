@@ -70,7 +70,7 @@ class SimilarRows:
         correlations = rows[1] @ rows[0].T
         count = min(self.settings.neighbours, len(train))
         nearest = np.argsort(-correlations, axis=1, kind="stable")[:, :count]
-        weights = np.zeros_like(correlations)
+        weights: Array = np.zeros_like(correlations)
         np.put_along_axis(weights, nearest, 1 / count, axis=1)
         return weights
 
