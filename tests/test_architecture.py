@@ -204,7 +204,11 @@ EDGES = {"leanrecon.stores.export", "leanrecon.stores.matrix"}
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in MODULES if p.parent.name in ("stores", "study") and p.stem not in ("settings", "needs", "variants")],
+    [
+        p
+        for p in MODULES
+        if p.parent.name in ("stores", "study") and p.stem not in ("settings", "needs", "variants", "recipes")
+    ],
     ids=name_of,
 )
 def test_stores_and_records_know_no_paths(path):
