@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from leanrecon.places import disk
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors, read_file, read_rows, write_file
 from leanrecon.places.hold import held
 from leanrecon.places.place import Array
 
@@ -74,14 +73,14 @@ class LocalPlace:
         return sorted(names)
 
     def read_into(self, key: str, memory: Array, offset: int = 0, cached: bool = True) -> int:
-        return disk.read_file(self._path(key), memory, offset=offset, cached=cached)
+        return read_file(self._path(key), memory, offset=offset, cached=cached)
 
     def read_rows(self, key: str, out: Array, offset: int, stride: int) -> int:
-        return disk.read_rows(self._path(key), out, offset, stride)
+        return read_rows(self._path(key), out, offset, stride)
 
     def write_whole(self, key: str, *parts: Any) -> None:
         with self._replacing(key) as partial:
-            disk.write_file(partial, *parts)
+            write_file(partial, *parts)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[IO[bytes]]:
