@@ -157,7 +157,9 @@ class _Transfer:
         headers = {}
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
-            if self.version.get("etag") and not (self.remote.sha256 or self.remote.git):  # digests that identify the version
+            if self.version.get("etag") and not (
+                self.remote.sha256 or self.remote.git
+            ):  # digests that identify the version
                 headers["If-Range"] = self.version["etag"]
         with _opened(self.remote, "GET", headers) as answer:
             start, etag = _start(answer), answer.headers.get("ETag")

@@ -17,9 +17,7 @@ def needed(settings: Settings) -> list[Need]:
     """All weights that these settings name, each once; with captions only if they are published."""
     captions = str(settings.dataset.model_dump().get("captions") or "")
     published = captions.removeprefix(f"{cache_folder()}/") in FILES
-    return weights.merge(
-        [*_up_to(settings, "evaluate"), *([Need("dataset.captions", captions)] if published else [])]
-    )
+    return weights.merge([*_up_to(settings, "evaluate"), *([Need("dataset.captions", captions)] if published else [])])
 
 
 def missing(settings: Settings, until: str = "evaluate") -> list[Need]:

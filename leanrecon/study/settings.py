@@ -193,7 +193,11 @@ def check_settings(tables: Mapping[str, Any]) -> Settings:
         key = "start" if role == "latents" else role
         if name not in spaces:
             problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
-        elif role in refine.unconditional() and chosen[name] is not None and not kinds.kind_of("features", chosen[name]).conditions:
+        elif (
+            role in refine.unconditional()
+            and chosen[name] is not None
+            and not kinds.kind_of("features", chosen[name]).conditions
+        ):
             negative = "negative" if role == "text" else f"negative_{role}"
             problems.append(
                 f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "

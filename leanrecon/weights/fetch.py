@@ -111,7 +111,9 @@ def _planned(need: Need) -> Job:
     own = converted_folder(need.name)
     if not pickled and not own.is_dir():
         places = {name: blob_of(repository, name) for name in chosen}
-        last = sorted(chosen, key=lambda name: name.endswith(".json"))  # the config last: its presence implies the weights
+        last = sorted(
+            chosen, key=lambda name: name.endswith(".json")
+        )  # the config last: its presence implies the weights
         return _job(need, repository.files, places, lambda: show_in_cache(repository, last))
     places = {
         name: _pickled() / f"{blob_of(repository, name).name}.bin" if name in pickled else own / name
@@ -135,7 +137,9 @@ def _planned_file(need: Need) -> Job:
     if address.dataset:
         files = look_up(address.dataset, "dataset").files
         if need.name not in files:
-            raise NetworkError(f"the data set {address.dataset} has no {need.name} any more", todo="obtain the file elsewhere")
+            raise NetworkError(
+                f"the data set {address.dataset} has no {need.name} any more", todo="obtain the file elsewhere"
+            )
         remote = files[need.name]
     else:
         first = (read_json(folder / RECORD) or {}).get(need.name, {}).get("sha256")

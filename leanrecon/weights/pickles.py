@@ -29,7 +29,9 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if not (named := re.search(r"GLOBAL (\S+)", str(error))):
-            raise InputError(f"{path} can't be read as weights: it is damaged, or not a checkpoint", todo=again) from None
+            raise InputError(
+                f"{path} can't be read as weights: it is damaged, or not a checkpoint", todo=again
+            ) from None
         raise InputError(
             f"{path} holds more than weights ({named[1]}), and leanrecon runs no code from weight files",
             expected="a state_dict of tensors",
