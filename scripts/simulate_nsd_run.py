@@ -145,7 +145,8 @@ def average(given, study):
 
     fetch, ready = fetch_of(given, study), prepared(given)
     trials = fetch._create_trials(ready)
-    with recorded("dataset", study, given.memory, made=[study.betas("train")]) as (_, budget):
+    context = Context.of(given.memory)
+    with recorded("dataset", study, context, [study.betas("train")]):
         check = trials.rows * min(given.voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * fetch.chunk
         averaging = average_nbytes(trials.shape, given.train + given.test, fetch.chunk)
         budget.require("averaging", OVERHEAD + max(averaging, check))  # as nsd.plan_fetch has them

@@ -1,9 +1,7 @@
 """Encoding a store of images into feature rows, and decoding rows into images, batch by batch in planned memory."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
 from leanrecon.features.space import Array, FeatureSpace, ImageShape, Rows
 from leanrecon.memory import buffer
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
 from leanrecon.stores.images import ImageReader, row_numbers
@@ -23,7 +22,7 @@ from leanrecon.stores.layout import plan_chunks
 def extract(
     space: FeatureSpace,
     images: Store,
-    target: str | os.PathLike[str],
+    target: LocationLike,
     context: Context | None = None,
     *,
     batch: int | None = None,
@@ -50,7 +49,7 @@ def extract(
         _encode(space, images, store, plan, context.progress)
 
     work = Extraction(space, (images.rows, dims), {"images": images.content}, plan, encode)
-    return run_extraction(work, Path(target), context, batch)
+    return run_extraction(work, as_location(target), context, batch)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Extraction:
     """Writes the missing rows."""
 
 
-def run_extraction(work: Extraction, target: Path, context: Context, batch: int | None = None) -> Store:
+def run_extraction(work: Extraction, target: Location, context: Context, batch: int | None = None) -> Store:
     """Begin or continue a store of feature rows, and return it complete.
 
     A store that was begun keeps its batch size. Raises BudgetError before any work.

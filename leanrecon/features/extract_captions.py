@@ -1,8 +1,6 @@
 """Encoding captions into feature rows, batch by batch in planned memory."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from leanrecon.features.extract import Extraction, check_rows, cut, run_extracti
 from leanrecon.features.plan import BatchPlan, plan_captions
 from leanrecon.features.space import FeatureSpace
 from leanrecon.memory import buffer
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import read_json
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
@@ -25,7 +24,7 @@ Captions = Sequence[Sequence[str]]
 """One or more captions for each image."""
 
 
-def read_captions(path: Path, rows: int) -> list[list[str]]:
+def read_captions(path: LocationLike, rows: int) -> list[list[str]]:
     """The captions of a split of a study with ``rows`` images; raises InputError if there are none."""
     found = read_json(path)
     if found is None:
@@ -54,7 +53,7 @@ def check_captions(captions: Captions) -> list[list[str]]:
 def extract_captions(
     space: FeatureSpace,
     captions: Captions,
-    target: str | os.PathLike[str],
+    target: LocationLike,
     context: Context | None = None,
     *,
     batch: int | None = None,
@@ -79,7 +78,7 @@ def extract_captions(
         _encode(space, captions, store, plan.batch, context.progress)
 
     work = Extraction(space, (n, dims), {"captions": fingerprint({"captions": captions})}, plan, encode)
-    return run_extraction(work, Path(target), context, batch)
+    return run_extraction(work, as_location(target), context, batch)
 
 
 def _encode(space: FeatureSpace, captions: Captions, store: Store, batch: int, progress: Progress) -> None:

@@ -1,9 +1,7 @@
 """First images: predicted features, decoded by their feature space into PNG files."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
@@ -13,19 +11,6 @@ from leanrecon.images import fitted_into, resize
 if TYPE_CHECKING:
     from leanrecon.stores import Store
     from leanrecon.stores.pictures import Pictures
-
-Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
-
-
-class StageOneSettings(BaseModel):
-    """``[stage1]``"""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    space: str | None = None
-    """Feature space from which first images are decoded; by default the first one with a decoder."""
-    size: Side | tuple[Side, Side] | Literal["stimuli", "decoded"] = "stimuli"
-    """Size of first images: longer side in pixels, [height, width], "stimuli" (as the stimuli) or "decoded"."""
 
 
 def decoding_space(spaces: Sequence[FeatureSpace], name: str | None = None) -> FeatureSpace:

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, FixedSpace, ImageShape, Rows
 from leanrecon.images import fitted_into, from_pixels, to_pixels
 from leanrecon.memory import buffer
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import sweep, write_whole
 from leanrecon.stores.fingerprint import differences
 
@@ -140,7 +140,9 @@ class PCA(FixedSpace):
         work = fit_nbytes(pixels, components, largest) + chunk_rows * height * width * channels
         return work if "sklearn.decomposition" in sys.modules else work + _IMPORT_NBYTES
 
-    def fit(self, images: "Store", path: Path, context: Context | None = None, rows: Rows | None = None) -> None:
+    def fit(
+        self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None
+    ) -> None:
         from leanrecon.stores.images import image_shape, row_numbers
 
         context = (context or Context.of()).refreshed()
@@ -151,6 +153,7 @@ class PCA(FixedSpace):
             "images": images.content,
             "rows": "all" if len(index) == images.rows else f"{len(index)} of {images.rows} ({digits})",
         }
+        path = as_location(path)
         sweep(path.parent)
         if path.exists():
             try:
@@ -167,7 +170,7 @@ class PCA(FixedSpace):
         if self.note:
             context.progress.say(self.note)
 
-    def load(self, path: Path, record: dict[str, Any] | None = None) -> None:
+    def load(self, path: LocationLike, record: dict[str, Any] | None = None) -> None:
         fit, found = _load(path)
         expected = record or self._record
         if changed := list(differences({key: found.get(key) for key in expected}, expected)):
@@ -307,15 +310,15 @@ def _principal_components(store: "Store", index: Array, shape: ImageShape, kept:
     )
 
 
-def _save(path: Path, fit: Fit, record: dict[str, Any]) -> None:
+def _save(path: LocationLike, fit: Fit, record: dict[str, Any]) -> None:
     arrays = {"shape": np.array(fit.shape), "mean": fit.mean, "components": fit.components, "explained": fit.explained}
     arrays["record"] = np.array(json.dumps(record, sort_keys=True))
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def _load(path: Path) -> tuple[Fit, dict[str, Any]]:
+def _load(path: LocationLike) -> tuple[Fit, dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with as_location(path).open() as opened, np.load(opened, allow_pickle=False) as file:
             height, width, channels = file["shape"].tolist()
             record: dict[str, Any] = json.loads(str(file["record"]))
             return Fit(file["mean"], file["components"], file["explained"], (height, width, channels)), record
@@ -323,7 +326,8 @@ def _load(path: Path) -> tuple[Fit, dict[str, Any]]:
         raise StoreError(f"there is no fitted feature space at {path}", todo="run the stage features first") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{path} is damaged: {error}", todo=f"remove it, or run with --overwrite, to fit again ({path.name})"
+            f"{path} is damaged: {error}",
+            todo=f"remove it, or run with --overwrite, to fit again ({as_location(path).name})",
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel
@@ -12,6 +11,7 @@ from leanrecon.context import Context
 from leanrecon.errors import SettingsError
 from leanrecon.features.plan import Cost
 from leanrecon.images import Array, ImageShape
+from leanrecon.places import LocationLike
 from leanrecon.weights.needs import Need
 
 if TYPE_CHECKING:
@@ -91,14 +91,16 @@ class FeatureSpace(Protocol):
     def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
         """Memory that ``fit`` takes on images [n, height, width, channels] in chunks of ``chunk_rows``."""
 
-    def fit(self, images: "Store", path: Path, context: Context | None = None, rows: Rows | None = None) -> None:
+    def fit(
+        self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None
+    ) -> None:
         """Learn from train images and save the result at ``path``, or load what is there.
 
         ``rows`` are the train images of a fold, unique and ascending; None: all. Raises StoreError if ``path`` holds a
         fit of other settings or images, unless ``context.overwrite``.
         """
 
-    def load(self, path: Path) -> None:
+    def load(self, path: LocationLike) -> None:
         """Load what an earlier ``fit`` saved at ``path``."""
 
     # Spaces that decode
@@ -126,7 +128,7 @@ class FeatureSpace(Protocol):
         """Memory that ``calibrate`` takes on predictions [n, dims]."""
 
     def calibrate(
-        self, predictions: "Matrix", images: "Store", stimulus: Rows, path: Path, context: Context | None = None
+        self, predictions: "Matrix", images: "Store", stimulus: Rows, path: LocationLike, context: Context | None = None
     ) -> None:
         """Learn to decode from predicted features of train rows, and save the result at ``path``, or load what is there.
 
@@ -134,7 +136,7 @@ class FeatureSpace(Protocol):
         Row i shows image ``stimulus[i]`` of the store. Raises StoreError as ``fit`` does.
         """
 
-    def load_calibration(self, path: Path) -> None:
+    def load_calibration(self, path: LocationLike) -> None:
         """Load what an earlier ``calibrate`` saved at ``path``."""
 
 
@@ -177,10 +179,12 @@ class FixedSpace:
     def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
         return 0
 
-    def fit(self, images: "Store", path: Path, context: Context | None = None, rows: Rows | None = None) -> None:
+    def fit(
+        self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None
+    ) -> None:
         """Nothing is learned."""
 
-    def load(self, path: Path) -> None:
+    def load(self, path: LocationLike) -> None:
         """Nothing was learned."""
 
     def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
@@ -202,11 +206,11 @@ class FixedSpace:
         return 0
 
     def calibrate(
-        self, predictions: "Matrix", images: "Store", stimulus: Rows, path: Path, context: Context | None = None
+        self, predictions: "Matrix", images: "Store", stimulus: Rows, path: LocationLike, context: Context | None = None
     ) -> None:
         """Nothing is calibrated."""
 
-    def load_calibration(self, path: Path) -> None:
+    def load_calibration(self, path: LocationLike) -> None:
         """Nothing was calibrated."""
 
     def _lacks(self, part: str) -> SettingsError:

@@ -1,17 +1,17 @@
 """The unconditional embedding (empty caption, black image): the negative in classifier-free guidance."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.features.space import Array, FeatureSpace, ImageShape
+from leanrecon.places import LocationLike
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
 
-def keep_unconditional(space: FeatureSpace, image_shape: ImageShape, path: Path, context: Context) -> None:
+def keep_unconditional(space: FeatureSpace, image_shape: ImageShape, path: LocationLike, context: Context) -> None:
     """Encode an empty caption or a black image into a store of one row, unless it is there.
 
     Raises StoreError if the store is of another space, unless ``context.overwrite``; BudgetError before any work.

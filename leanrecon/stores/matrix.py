@@ -10,13 +10,11 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
+from leanrecon.stores.layout import PANEL as PANEL
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
-
-PANEL = 256
-"""Rows of a tile: the fixed depth of products that run over rows. A multiple of every store's chunk rows."""
 
 BLOCK = 4096
 """Columns of a tile, where the source has no chunks of its own to go by."""
@@ -266,7 +264,7 @@ def _store_path(source: Any) -> Path | None:
     """The folder behind a Zarr array that is one of our stores."""
     root = getattr(getattr(source, "store", None), "root", None)
     attributes = getattr(source, "attrs", {})
-    return Path(root) if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
+    return root if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
 
 
 def column_blocks(matrix: Matrix) -> list[range]:

@@ -1,61 +1,50 @@
-"""Published weights and captions that the settings of a study name."""
+"""Which published weights and captions a study's settings need, and which of them are not here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from leanrecon import kinds
 from leanrecon.study.settings import Settings
-from leanrecon.weights import needs as weights
+from leanrecon.weights import needs
 from leanrecon.weights.folders import cache_folder
 from leanrecon.weights.needs import Need
-from leanrecon.weights.pieces import Piece
 from leanrecon.weights.published import FILES
 
-_UNETS = {"versatile": ("image_unet", "text_unet")}
+
+def needed(settings: Settings, stages: Sequence[str] | None = None) -> list[Need]:
+    """All weights that the stages read, each once, and captions if they are published; None: all stages."""
+    return needs.merge([*_of_dataset(settings), *_of_stages(settings, stages)])
 
 
-def needed(settings: Settings) -> list[Need]:
-    """All weights that these settings name, each once; with captions only if they are published."""
-    captions = str(settings.dataset.model_dump().get("captions") or "")
-    published = captions.removeprefix(f"{cache_folder()}/") in FILES
-    return weights.merge([*_up_to(settings, "evaluate"), *([Need("dataset.captions", captions)] if published else [])])
+def missing(settings: Settings, stages: Sequence[str] | None = None) -> list[Need]:
+    """The weights that the stages read and that are not here."""
+    return needs.missing(needs.merge(_of_stages(settings, stages)))
 
 
-def missing(settings: Settings, until: str = "evaluate") -> list[Need]:
-    """The weights that the stages up to ``until`` take and that are not on this machine."""
-    return weights.missing(_up_to(settings, until))
+def require_weights(settings: Settings, stages: Sequence[str] | None = None, *, planned: bool = False) -> None:
+    """Raise InputError that names all weights that are not here, and the command that fetches them.
+
+    A study that is only ``planned`` needs the folders of models alone. Models that come with leanrecon are compared
+    with their checksums.
+    """
+    needs.require(needs.merge(_of_stages(settings, stages)), planned=planned)
 
 
-def require_weights(settings: Settings, until: str, *, planned: bool = False) -> None:
-    """Raise InputError that names all missing weights of the stages up to ``until``."""
-    weights.require(_up_to(settings, until), planned=planned)
+def _of_stages(settings: Settings, stages: Sequence[str] | None) -> Iterator[Need]:
+    if stages is None or "features" in stages:
+        for name, space in settings.features.items():
+            yield from kinds.optional(kinds.kind_of("features", space), "needs", space, f"features.{name}.")
+    if settings.decode is not None and (stages is None or "decode" in stages):
+        yield from kinds.optional(kinds.kind_of("decoders", settings.decode), "needs", settings.decode)
+    if stages is None or "refine" in stages:
+        yield from kinds.optional(kinds.kind_of("generators", settings.refine), "needs", settings.refine)
+    if stages is None or "evaluate" in stages:
+        for name, judge in settings.judges.items():
+            yield from kinds.optional(kinds.kind_of("judges", judge), "needs", judge, f"judges.{name}.")
 
 
-def _up_to(settings: Settings, until: str) -> list[Need]:
-    features = () if until == "dataset" else _of_features(settings)
-    refinement = _of_refinement(settings) if until in ("refine", "evaluate") else ()
-    evaluation = _of_evaluation(settings) if until == "evaluate" else ()
-    return [*features, *refinement, *evaluation]
-
-
-def _of_features(settings: Settings) -> Iterator[Need]:
-    for name, space in settings.features.items():
-        yield from kinds.kind_of("features", space).needs(space, f"features.{name}.")
-
-
-def _of_evaluation(settings: Settings) -> Iterator[Need]:
-    if settings.evaluate.clip:
-        judge = kinds.get("judges", "clip")
-        yield from judge.needs(judge.Settings(model=settings.evaluate.clip), "judges.clip.")
-
-
-def _of_refinement(settings: Settings) -> Iterator[Need]:
-    refine = settings.refine
-    if refine.kind == "none":
-        return
-    networks = [*_UNETS.get(refine.kind, ("unet",)), *(() if refine.tiny_autoencoder else ("vae",))]
-    pieces = (*(Piece("network", (name,)) for name in networks), Piece("scheduler", ("scheduler",)))
-    yield Need("refine.base", refine.base, pieces)
-    if refine.lora:
-        yield Need("refine.lora", refine.lora, (Piece("lora", (".",)),))
-    if refine.tiny_autoencoder:
-        yield Need("refine.tiny_autoencoder", refine.tiny_autoencoder, (Piece("network", (".", "vae")),))
+def _of_dataset(settings: Settings) -> Iterator[Need]:
+    captions = str(getattr(settings.dataset, "captions", None) or "")
+    name = Path(captions).name if Path(captions).parent == cache_folder() else captions
+    if name in FILES:
+        yield Need("dataset.captions", name)

@@ -17,7 +17,10 @@ from leanrecon.regression.mlp.training import own_random_numbers
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
-SMALL = {"hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0}
+SMALL = {
+    "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0,
+    "inputs": "betas", "whiten": True, "noise": 0.1, "voxel_dropout": 0.1,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,8 +61,8 @@ def test_a_full_head_learns_as_a_loop_written_out_by_hand(study):
     X, Y, T = study(200, 30, dtype=np.float32)
     how = {"hidden": 24, "blocks": 2, "epochs": 4, "clip": 0.5, "warmup": 0.25}
     fitted = StreamingMLP(
-        **how, head="full", skip="none", batch_size=16, learning_rate=3e-3, weight_decay=0.3, dropout=0.0, noise=0.0,
-        voxel_dropout=0.0, validation=0.0, seed=5, budget="4GB",
+        **how, head="full", skip="none", inputs="betas", whiten=True, batch_size=16, learning_rate=3e-3,
+        weight_decay=0.3, dropout=0.0, validation=0.0, seed=5, budget="4GB",
     ).fit(X, Y)  # fmt: skip
     mean, std, target_mean, target_std = X.mean(0), X.std(0, ddof=1), Y.mean(0), Y.std(0, ddof=1)
     network = plain_training(
@@ -119,7 +122,7 @@ def test_it_learns_what_no_ridge_can():
     X = rng.standard_normal((1300, 8)).astype(np.float32)
     Y = np.abs(X[:, :4]) @ rng.standard_normal((4, 12)).astype(np.float32)  # even: no linear part
     fitted = StreamingMLP(
-        hidden=128, blocks=1, epochs=40, batch_size=32, learning_rate=3e-3, dropout=0.0, noise=0.0, voxel_dropout=0.0,
+        hidden=128, blocks=1, epochs=40, batch_size=32, learning_rate=3e-3, dropout=0.0, inputs="betas", whiten=True,
         alpha=1.0,
     ).fit(X[:1000], Y[:1000])  # fmt: skip
     ridge = StreamingRidge(1.0, standardize=True).fit(X[:1000], Y[:1000])
@@ -178,7 +181,9 @@ def test_predictions_fill_only_the_blocks_that_a_store_lacks(study, tmp_path):
     fitted.predict_into(T, store, advance=done.append)
     store.finish()
     assert len(done) == store.column_groups > 2
-    np.testing.assert_allclose(store[0:40], fitted.predict(T), atol=1e-6)
+    in_blocks = [values.copy() for _, _, values in fitted.predict_blocks(T, block=store.chunk_columns)]
+    np.testing.assert_array_equal(store[0:40], np.hstack(in_blocks))
+    np.testing.assert_allclose(store[0:40], fitted.predict(T), atol=3e-6)  # wider blocks round differently
     content = store.content
     store.discard([(0, 1)])
     untouched = store.chunk_path(0, 0).stat().st_mtime_ns
@@ -323,7 +328,15 @@ def test_random_numbers_of_others_are_left_alone(study):
 @parametrize_with_checks(
     [
         StreamingMLP(
-            hidden=16, blocks=0, epochs=20, batch_size=2, skip="none", learning_rate=1e-2, dropout=0.0, validation=0.0
+            hidden=16,
+            blocks=0,
+            epochs=20,
+            batch_size=2,
+            skip="none",
+            inputs="betas",
+            learning_rate=1e-2,
+            dropout=0.0,
+            validation=0.0,
         ),
         StreamingMLP(hidden=8, blocks=1, epochs=2, batch_size=2, alpha=1.0),
     ]

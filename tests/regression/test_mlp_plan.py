@@ -10,16 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanrecon.regression.mlp.plan import ADAMW, NetworkShapes, plan_network
+from leanrecon.regression.mlp.settings import MLPSettings
 
 GB = 1_000_000_000
 NSD = {
-    "n": 8859, "p": 15_724, "m": 982, "t": 91_168, "hidden": 2048, "blocks": 1, "batch": 64, "window": 1024, "block": 7872,
+    "n": 8859, "p": 15_724, "m": 982, "t": 91_168, "block": 7872,
     "x_tile": 15_200 * 1024, "y_tile": 7872 * 1024,
 }  # fmt: skip
+ALONE = {"blocks": 1, "skip": "none", "inputs": "betas"}
+
+
+def shapes(sizes, **settings):
+    return NetworkShapes(**sizes, settings=MLPSettings(**ALONE | settings))
 
 
 def test_the_heads_of_a_network_at_nsd_size():
-    pca, full = NetworkShapes(**NSD, components=1024), NetworkShapes(**NSD, components=None)
+    pca, full = shapes(NSD), shapes(NSD, head="full")
     body = 15_724 * 2048 + 2048 + 2 * 2048 + (2 * 2048 + 2048 * 2048 + 2048) + 2 * 2048
     assert pca.weights == body + 1024 * 2049 == 38_511_616
     assert full.weights == body + 91_168 * 2049 == 223_216_672
@@ -31,24 +37,44 @@ def test_the_heads_of_a_network_at_nsd_size():
 
 
 def test_a_ridge_beside_it_and_predictions_of_validation_rows_are_counted():
-    alone, beside = (
-        plan_network(NetworkShapes(**NSD, components=1024, skip=skip, loo=False), 8 * GB) for skip in (False, True)
-    )
+    alone, beside = (plan_network(shapes(NSD, skip=skip, alpha=1.0), 8 * GB) for skip in ("none", "ridge"))
     assert any(name.startswith("ridge: ") for name in beside.phases)
     assert beside.phases["training"] - alone.phases["training"] >= 4 * 8859 * 1024
-    more = plan_network(NetworkShapes(**NSD, components=1024, restandardized=True), 8 * GB)
+    more = plan_network(shapes(NSD, restandardize="transductive"), 8 * GB)
     assert more.phases["predictions"] - alone.phases["predictions"] >= 2 * 886 * 8859 * 4
 
 
 def test_the_targets_gram_matrix_goes_to_disk_where_that_is_enough():
-    shapes = NetworkShapes(**NSD | {"hidden": 64}, components=64)
-    held = plan_network(shapes, 8 * GB)
-    on_disk = plan_network(shapes, held.work - 1)
+    small = shapes(NSD, hidden=64, components=64)
+    held = plan_network(small, 8 * GB)
+    on_disk = plan_network(small, held.work - 1)
     assert held.in_memory
     assert not on_disk.in_memory
     assert on_disk.work < held.work
     assert on_disk.scratch > held.scratch
 
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "hidden": st.integers(1, 4096),
+        "blocks": st.integers(0, 6),
+        "batch_size": st.integers(1, 512),
+        "window": st.integers(1, 8192),
+        "components": st.integers(1, 4096),
+        "validation": st.floats(0, 0.5),
+        "alpha": st.sampled_from([1.0, "loo"]),
+        "precision": st.sampled_from(["float32", "bfloat16"]),
+        "restandardize": st.sampled_from(["none", "transductive"]),
+    }
+)
+HEADS = st.sampled_from(
+    [
+        {"head": "full", "skip": "none", "inputs": "betas"},
+        {"skip": "none", "inputs": "betas"},
+        {"skip": "ridge", "inputs": "betas"},
+        {"skip": "ridge", "inputs": "ridge"},
+    ]
+)
 
 SHAPES = st.builds(
     NetworkShapes,
@@ -56,16 +82,7 @@ SHAPES = st.builds(
     p=st.integers(1, 30_000),
     m=st.integers(0, 3000),
     t=st.integers(1, 400_000),
-    hidden=st.integers(1, 4096),
-    blocks=st.integers(0, 6),
-    batch=st.integers(1, 512),
-    window=st.integers(1, 8192),
-    components=st.one_of(st.none(), st.integers(1, 4096)),
-    validation=st.floats(0, 0.5),
-    skip=st.booleans(),
-    loo=st.booleans(),
-    half=st.booleans(),
-    restandardized=st.booleans(),
+    settings=st.builds(lambda settings, head: MLPSettings(**settings, **head), SETTINGS, HEADS),
 )
 
 
@@ -97,9 +114,9 @@ print(json.dumps([mlp.projected_, memory.peak]))
 @pytest.mark.parametrize(
     "how",
     [
-        {"hidden": 2000, "blocks": 1, "skip": "none"},
-        {"hidden": 800, "blocks": 1, "skip": "none", "head": "full"},
-        {"hidden": 1500, "blocks": 1, "alpha": 100.0, "components": 200},
+        {"hidden": 2000, "blocks": 1, "skip": "none", "inputs": "betas"},
+        {"hidden": 800, "blocks": 1, "skip": "none", "inputs": "betas", "head": "full"},
+        {"hidden": 1500, "blocks": 1, "alpha": 100.0, "inputs": "betas", "components": 200},
         {"hidden": 2000, "blocks": 2, "alpha": 100.0, "inputs": "ridge"},
     ],
     ids=["pca", "full", "beside ridge", "on the ridge's predictions"],

@@ -6,7 +6,8 @@ import pytest
 import tomli_w
 
 from leanrecon.errors import SettingsError
-from leanrecon.study.settings import check_settings, find_settings, read_settings, recipes
+from leanrecon.study.recipes import find_settings, read_settings, recipes
+from leanrecon.study.settings import check_settings
 
 DATASET = {"betas": "betas.npy", "stimuli": "images.npy", "test_fraction": 0.1}
 FULL = {

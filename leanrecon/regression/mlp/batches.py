@@ -11,12 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from leanrecon.memory import buffer
+from leanrecon.regression.mlp.settings import VALIDATION_ROWS
 from leanrecon.stores.matrix import PANEL, panels, read_ahead
 
 Array = np.ndarray[Any, Any]
-
-VALIDATION_ROWS = 1024
-"""Most rows that are kept for validation, however many there are: they are held in memory."""
 
 _ORDER, _VALIDATION, _PAIRS = range(3)  # streams of random numbers
 

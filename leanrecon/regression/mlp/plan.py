@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from leanrecon.regression.mlp.batches import VALIDATION_ROWS
 from leanrecon.regression.mlp.network import n_weights
+from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
 from leanrecon.regression.ridge.plan import TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
 from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
-from leanrecon.stores.matrix import PANEL
+from leanrecon.stores.layout import PANEL
 
 FLOAT = 4
 
@@ -29,40 +29,55 @@ LAYERS = 6
 
 @dataclass(frozen=True)
 class NetworkShapes:
-    """``n`` train rows, ``p`` voxels, ``m`` test rows, ``t`` targets in tiles of ``y_tile`` bytes; the network's own shape.
-
-    ``components`` coordinates stand for the targets, or, with None, the head answers every target. ``x_tile`` and
-    ``scratch`` are as those of the ridge. With ``skip`` a ridge is fitted too (``loo``: with the alpha chosen), and with
-    ``from_ridge`` its predictions are what the network is given.
-    """
+    """Shapes of the data and of the network, known before anything is read."""
 
     n: int
+    """Train rows of betas."""
     p: int
+    """Voxels."""
     m: int
+    """Test rows of betas."""
     t: int
-    hidden: int
-    blocks: int
-    batch: int
-    window: int
-    components: int | None
-    validation: float = 0.1
+    """Targets: numbers of a feature row."""
+    settings: MLPSettings
+    s: int | None = None
+    """Train images, which are rows of the targets; None: as many as train rows."""
     block: int = 4096
+    """Targets of a tile."""
     x_tile: int = 0
+    """Bytes of a tile of the betas."""
     y_tile: int = 0
+    """Bytes of a tile of the targets."""
     scratch: int = 0
+    """Bytes that reading betas takes besides."""
     y_scratch: int = 0
+    """Bytes that reading targets takes besides."""
     y_itemsize: int = 4
-    skip: bool = False
-    from_ridge: bool = False
-    loo: bool = True
-    half: bool = False
-    """Whether products are taken in half precision, of copies of the weights."""
-    restandardized: bool = False
+    """Bytes of a number of the predictions."""
     device: str = "cpu"
 
     @property
+    def images(self) -> int:
+        return self.n if self.s is None else self.s
+
+    @property
+    def full(self) -> bool:
+        """Whether the head answers every target."""
+        return self.settings.head == "full"
+
+    @property
+    def skip(self) -> bool:
+        """Whether the network is added to a ridge."""
+        return self.settings.skip == "ridge"
+
+    @property
+    def from_ridge(self) -> bool:
+        """Whether the ridge's predictions are the network's inputs."""
+        return self.settings.inputs == "ridge"
+
+    @property
     def outputs(self) -> int:
-        return self.t if self.components is None else max(min(self.components, self.t, self.n - 1), 1)
+        return self.t if self.full else max(min(self.settings.components, self.t, self.images - 1), 1)
 
     @property
     def inputs(self) -> int:
@@ -70,19 +85,24 @@ class NetworkShapes:
 
     @property
     def weights(self) -> int:
-        return n_weights(self.inputs, self.outputs, self.hidden, self.blocks)
+        return n_weights(self.inputs, self.outputs, self.settings.hidden, self.settings.blocks)
 
     @property
     def held_rows(self) -> int:
         """Validation rows."""
-        return min(round(self.validation * self.n), VALIDATION_ROWS)
+        return min(round(self.settings.validation * self.n), VALIDATION_ROWS)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training, if it is not stopped early."""
+        return (self.n - self.held_rows) // self.settings.batch_size * self.settings.epochs
 
     @property
     def coordinates(self) -> int:
-        """Bytes of the targets' coordinates, and of what the ridge predicts of them."""
-        if self.components is None:
+        """Bytes of the targets' coordinates, and of the ridge's predictions of them."""
+        if self.full:
             return 8 * 2 * self.t
-        return (2 if self.skip else 1) * self.n * self.outputs * FLOAT
+        return (self.images + self.skip * self.n) * self.outputs * FLOAT
 
     @property
     def kept_nbytes(self) -> int:
@@ -91,13 +111,14 @@ class NetworkShapes:
 
     @property
     def targets(self) -> Shapes:
-        """Of the Gram matrix of the targets."""
+        """Shapes for the Gram matrix of the targets."""
         return Shapes(
-            self.n, self.t, 0, self.outputs, self.block, self.y_tile, self.y_tile, self.y_scratch, self.y_scratch
+            self.images, self.t, 0, self.outputs, self.block, self.y_tile, self.y_tile, self.y_scratch, self.y_scratch
         )
 
     @property
     def ridge(self) -> Shapes:
+        """Shapes for the ridge beside the network."""
         return Shapes(
             self.n, self.p, 0, self.t, self.block, self.x_tile, self.y_tile, self.scratch, self.y_scratch,
             y_itemsize=self.y_itemsize,
@@ -132,7 +153,7 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
     imported = 0 if torch_held else TORCH_NBYTES
     phases: dict[str, int] = {}
     in_memory, pass_nbytes, triangle = True, 0, 0
-    if shapes.components is not None:
+    if not shapes.full:
         phases, in_memory, pass_nbytes, triangle = _coding(shapes, free)
     else:
         phases["moments"] = WORKSPACE + 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch
@@ -155,7 +176,7 @@ def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
         shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile,
         shapes.scratch + shapes.x_tile, shapes.y_scratch + shapes.y_tile, y_itemsize=shapes.y_itemsize,
     )  # fmt: skip
-    return plan_fit(ridge, free, loo=shapes.loo)
+    return plan_fit(ridge, free, loo=shapes.settings.alpha == "loo")
 
 
 def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int, int]:
@@ -164,7 +185,7 @@ def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int
     order, e = own.order, own.itemsize
     square, triangle = order * order * e, triangle_nbytes(order, e)
     panel = panel_nbytes(order, e)
-    taken = 2 * shapes.n * k * max(e, FLOAT) + (0 if own.dual else own.slabs + 512 * k * e)
+    taken = 2 * shapes.images * k * max(e, FLOAT) + (0 if own.dual else own.slabs + 512 * k * e)
 
     def phases(held: int, on_disk: bool) -> dict[str, int]:
         kept = 0 if on_disk else held
@@ -191,18 +212,20 @@ def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int
 def _training(shapes: NetworkShapes) -> int:
     """Weights, gradients, moments; two windows and a batch; validation rows; activations."""
     columns = shapes.inputs + shapes.outputs * (2 if shapes.skip else 1)
-    window = min(max(shapes.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
+    window = min(max(shapes.settings.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
     reading = 2 * window * columns * FLOAT + shapes.scratch + PANEL * shapes.inputs * FLOAT
-    batch = shapes.batch * columns * FLOAT
-    if shapes.components is not None:  # targets in another order, offsets and inputs on the network's scale
+    batch = shapes.settings.batch_size * columns * FLOAT
+    if not shapes.full:  # targets in another order, offsets and inputs on the network's scale
         batch += (1 + shapes.skip + shapes.from_ridge) * shapes.n * shapes.outputs * FLOAT
     validation = shapes.held_rows * columns * FLOAT
     taking = PANEL * max(shapes.inputs, shapes.outputs) * FLOAT
     if shapes.device != "cpu":
         return reading + batch + validation + taking + shapes.weights * FLOAT
-    per_weight = ADAMW + (4 if shapes.half else 0)
+    per_weight = ADAMW + (4 if shapes.settings.precision != "float32" else 0)
     activations = (
-        shapes.batch * FLOAT * (4 * shapes.inputs + (LAYERS * shapes.blocks + 6) * shapes.hidden + 6 * shapes.outputs)
+        shapes.settings.batch_size
+        * FLOAT
+        * (4 * shapes.inputs + (LAYERS * shapes.settings.blocks + 6) * shapes.settings.hidden + 6 * shapes.outputs)
     )
     stepping = shapes.weights * per_weight + activations
     return validation + batch + max(reading + stepping, taking + shapes.weights * FLOAT)
@@ -210,16 +233,16 @@ def _training(shapes: NetworkShapes) -> int:
 
 def _predicting(shapes: NetworkShapes, free: int) -> int:
     """The weights; a hat matrix of up to 1,024 test rows and, beside it, that of the ridge; a block of targets."""
-    m = min(shapes.m, TEST_ROWS)
-    rows = m + (shapes.held_rows if shapes.restandardized else 0)
-    held = shapes.weights * FLOAT + PANEL * (shapes.inputs + 4 * shapes.hidden) * FLOAT
-    if shapes.components is None:
-        features = rows * shapes.hidden * FLOAT
+    m, restandardized = min(shapes.m, TEST_ROWS), shapes.settings.restandardize != "none"
+    rows = m + (shapes.held_rows if restandardized else 0)
+    held = shapes.weights * FLOAT + PANEL * (shapes.inputs + 4 * shapes.settings.hidden) * FLOAT
+    if shapes.full:
+        features = rows * shapes.settings.hidden * FLOAT
         return held + features + 4 * rows * shapes.block * max(FLOAT, shapes.y_itemsize) + shapes.y_tile
     own = shapes.targets
     hats = 2 * rows * shapes.n * max(FLOAT, shapes.y_itemsize) + rows * shapes.outputs * FLOAT
     streaming = rows * shapes.block * shapes.y_itemsize + own.streaming
-    if shapes.restandardized:
+    if restandardized:
         streaming += 2 * PANEL * shapes.block * 8
     work = hats + streaming
     if shapes.skip:

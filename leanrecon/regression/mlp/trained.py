@@ -12,11 +12,11 @@ from leanrecon.regression.mlp.batches import Held, Source, take
 from leanrecon.regression.mlp.checkpoint import weights_of
 from leanrecon.regression.mlp.network import residual_mlp
 from leanrecon.regression.mlp.plan import beside_ridge
+from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget, from_hats
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import converted, refuse_nan_rows
 from leanrecon.regression.ridge.plan import TEST_ROWS
-from leanrecon.regression.ridge.restandardise import Kind
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
 
@@ -28,15 +28,7 @@ class Trained(Regressor):
 
     _learned = "network_"
 
-    # Settings
-    alpha: Any
-    alphas: Any
-    standardize: bool
-    restandardize: Kind
-    inputs: str
-    hidden: int
-    blocks: int
-    dropout: float
+    settings_: MLPSettings
     budget: str | int | MemoryBudget | None
     seed: int
     scratch: str | Path | None
@@ -74,11 +66,11 @@ class Trained(Regressor):
     def _new_network(self) -> Any:
         """The network before it has learned, with weights from PyTorch's present seed."""
         return residual_mlp(
-            self._head.outputs if self.inputs == "ridge" else self.n_features_in_,
+            self._head.outputs if self.settings_.inputs == "ridge" else self.n_features_in_,
             self._head.outputs,
-            hidden=self.hidden,
-            blocks=self.blocks,
-            dropout=self.dropout,
+            hidden=self.settings_.hidden,
+            blocks=self.settings_.blocks,
+            dropout=self.settings_.dropout,
             zero_head=self.alpha_ is not None,
         )
 
@@ -92,7 +84,7 @@ class Trained(Regressor):
         if not len(wanted):
             return
         self._require_for_predictions(test.shape[0], held)
-        together = self.restandardize == "transductive"
+        together = self.settings_.restandardize == "transductive"
         n, rows_at_once = self.targets_.shape[0], min(test.shape[0], TEST_ROWS)
         ridge = None if self.alpha_ is None else self._ridge(self.alpha_, beside_ridge(n, 3 * rows_at_once))
         for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
@@ -100,13 +92,13 @@ class Trained(Regressor):
                 yield from self._through_head(rows, test, targets, wanted)
             else:
                 hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
-                yield from from_hats(rows, hats, targets, wanted, self.restandardize, self._stream_dtype)
+                yield from from_hats(rows, hats, targets, wanted, self.settings_.restandardize, self._stream_dtype)
 
     def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
         """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
         assert isinstance(self._head, Components)
         of_ridge = None if ridge is None else ridge.hat_of(test, rows).astype(np.float32, copy=False)
-        return self._mixed(Centred(test, self.moments_, scale=self.standardize), rows, of_ridge)
+        return self._mixed(Centred(test, self.moments_, scale=self.settings_.standardize), rows, of_ridge)
 
     def _mixed(self, betas: Source, rows: range, of_ridge: Array | None) -> Array:
         assert isinstance(self._head, Components)
@@ -115,7 +107,7 @@ class Trained(Regressor):
             offset = of_ridge @ self._paired()
         given = self._given(betas, offset)
         # The ridge's predictions are of these rows alone, betas are of all.
-        answers = self._answers(given, range(len(rows)) if self.inputs == "ridge" else rows)
+        answers = self._answers(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
         refuse_nan_rows(answers, rows)
         hat = self._head.hat(answers, mean=of_ridge is None)
         if of_ridge is not None:
@@ -130,7 +122,7 @@ class Trained(Regressor):
 
     def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
         """The hat matrix of the validation rows, where their predictions give the moments."""
-        if self.restandardize != "inductive":
+        if self.settings_.restandardize != "inductive":
             return []
         rows = self._held
         of_ridge = None if ridge is None else ridge.left_out(rows).astype(np.float32, copy=False)
@@ -141,13 +133,13 @@ class Trained(Regressor):
         self, rows: range, test: Matrix, targets: Matrix, wanted: Sequence[int]
     ) -> Iterator[tuple[range, range, Array]]:
         assert isinstance(self._head, EveryTarget)
-        betas = Centred(test, self.moments_, scale=self.standardize)
+        betas = Centred(test, self.moments_, scale=self.settings_.standardize)
         features = self._answers(betas, rows, features=True)
         like = None
-        if self.restandardize == "inductive":
+        if self.settings_.restandardize == "inductive":
             like = self._answers(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
         head = self.network_.head.weight.cpu().numpy(), self.network_.head.bias.cpu().numpy()
-        yield from self._head.blocks(rows, features, like, head, targets, wanted, self.restandardize)
+        yield from self._head.blocks(rows, features, like, head, targets, wanted, self.settings_.restandardize)
 
     def _answers(self, given: Source, rows: range, *, features: bool = False) -> Array:
         """The network's answers to some rows [len(rows), outputs], or its last layer's inputs.
@@ -157,7 +149,7 @@ class Trained(Regressor):
         import torch
 
         width = given.shape[1]
-        result = buffer((len(rows), self.hidden if features else self._head.outputs), np.float32)
+        result = buffer((len(rows), self.settings_.hidden if features else self._head.outputs), np.float32)
         memory = buffer((PANEL * width * 4,), np.uint8)
         ask = self.network_.features if features else self.network_
         for part in panels(len(rows)):
@@ -172,7 +164,7 @@ class Trained(Regressor):
 
     def _given(self, betas: Source, offset: Array | None) -> Source:
         """What the network is given of some rows: betas, or what the ridge predicts, each coordinate of variance one in training."""
-        if self.inputs == "betas":
+        if self.settings_.inputs == "betas":
             return betas
         assert offset is not None
         assert self._offset is not None
@@ -183,7 +175,7 @@ class Trained(Regressor):
         """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
         budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
-            alpha, standardize=self.standardize, alphas=self.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
+            alpha, standardize=self.settings_.standardize, alphas=self.settings_.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
         if rows is None:

@@ -14,6 +14,7 @@ from leanrecon.progress import Progress
 from leanrecon.regression.mlp.batches import Batches
 from leanrecon.regression.mlp.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
 from leanrecon.regression.mlp.network import loss_of
+from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -31,33 +32,6 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How a network is trained; see ``mlp.StreamingMLP`` for what each number is."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    clip: float
-    patience: int
-    noise: float
-    voxel_dropout: float
-    loss: str
-    temperature: float
-    contrast: float
-    precision: str
-    checkpoint_minutes: float
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: a linear rise over the first ``warmup`` of all steps, then half a cosine to zero."""
-        rising = max(round(self.warmup * steps), 1)
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-
-
-@dataclass(frozen=True)
 class Data:
     """Batches of (inputs, targets[, offsets]) to learn from, and the same of the validation rows, held in memory.
 
@@ -68,6 +42,14 @@ class Data:
     validation: list[Array]
     spread: Array
     """float32 [outputs]: brings targets to the units in which SoftCLIP compares directions."""
+
+
+def learning_rate(settings: MLPSettings, step: int, steps: int) -> float:
+    """The learning rate of a step: a linear rise over the first ``warmup`` of all steps, then half a cosine to zero."""
+    rising = max(round(settings.warmup * steps), 1)
+    if step < rising:
+        return settings.learning_rate * (step + 1) / rising
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
 def seeded(seed: int, *stream: int) -> int:
@@ -88,7 +70,7 @@ def own_random_numbers(seed: int) -> Iterator[None]:
 def train(
     network: "nn.Module",
     data: Data,
-    how: Schedule,
+    settings: MLPSettings,
     folder: Folder,
     *,
     seed: int,
@@ -106,12 +88,15 @@ def train(
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of another training in this process
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[how.precision])
-    optimizer = torch.optim.AdamW(_groups(network, how.weight_decay), lr=how.learning_rate, fused=True)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[settings.precision])
+    optimizer = torch.optim.AdamW(_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=True)
     network, optimizer = accelerator.prepare(network, optimizer)
     batches, steps = data.batches, data.batches.steps
     measure = loss_of(
-        how.loss, torch.from_numpy(data.spread).to(device), temperature=how.temperature, contrast=how.contrast
+        settings.loss,
+        torch.from_numpy(data.spread).to(device),
+        temperature=settings.temperature,
+        contrast=settings.contrast,
     )
     place = load_place(folder, network, optimizer.optimizer) or Place()
     if accelerator.scaler is not None and place.scaler:
@@ -119,22 +104,26 @@ def train(
     history = place.history
     if not history.train:  # the network as it begins is a candidate too: with an offset it is the ridge
         history.train.append(None)
-        history.validation.append(_validate(network, data, measure, how, accelerator))
+        history.validation.append(_validate(network, data, measure, settings, accelerator))
         _keep(folder, network, history, 0)
     saved = time.monotonic()
     with progress.task(
-        label, total=how.epochs * steps, unit="steps", done=place.epoch * steps + place.step, note=lambda: told(history)
+        label,
+        total=settings.epochs * steps,
+        unit="steps",
+        done=place.epoch * steps + place.step,
+        note=lambda: told(history),
     ) as advance:
-        while place.epoch < how.epochs and not _is_enough(history, how.patience):
+        while place.epoch < settings.epochs and not _is_enough(history, settings.patience):
             network.train()
             for rows, arrays in batches.epoch(place.epoch, place.step):
                 step = place.epoch * steps + place.step
                 torch.manual_seed(seeded(seed, _STEP, step))
                 for group in optimizer.param_groups:
-                    group["lr"] = how.rate(step, how.epochs * steps)
+                    group["lr"] = learning_rate(settings, step, settings.epochs * steps)
                 x, true, *offset = (torch.from_numpy(array).to(device) for array in arrays)
                 with accelerator.autocast():
-                    predicted = network(_augmented(x, how))
+                    predicted = network(_augmented(x, settings))
                 loss = measure(predicted + offset[0] if offset else predicted, true)
                 value = loss.item()
                 if not math.isfinite(value):
@@ -142,18 +131,18 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(network.parameters(), how.clip)
+                    accelerator.clip_grad_norm_(network.parameters(), settings.clip)
                 optimizer.step()
                 place.step, place.total = place.step + 1, place.total + value
-                if place.step < steps and time.monotonic() - saved >= 60 * how.checkpoint_minutes:
+                if place.step < steps and time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
                     _save(folder, place, network, optimizer, accelerator)
                     saved = time.monotonic()
                 advance(1)
             history.train.append(place.total / steps)
             place.epoch, place.step, place.total = place.epoch + 1, 0, 0.0
-            history.validation.append(_validate(network, data, measure, how, accelerator))
+            history.validation.append(_validate(network, data, measure, settings, accelerator))
             _keep(folder, network, history, place.epoch)
-            if time.monotonic() - saved >= 60 * how.checkpoint_minutes:
+            if time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
                 _save(folder, place, network, optimizer, accelerator)
                 saved = time.monotonic()
     if len(data.validation[0]):
@@ -171,16 +160,16 @@ def _groups(network: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _augmented(x: "torch.Tensor", how: Schedule) -> "torch.Tensor":
+def _augmented(x: "torch.Tensor", settings: MLPSettings) -> "torch.Tensor":
     """Inputs with noise of their own standard deviation's size, some of them left out and the rest raised to make up."""
     import torch
 
-    if how.noise:
-        x = x + how.noise * torch.randn_like(x)
-    return torch.nn.functional.dropout(x, how.voxel_dropout) if how.voxel_dropout else x
+    if settings.noise:
+        x = x + settings.noise * torch.randn_like(x)
+    return torch.nn.functional.dropout(x, settings.voxel_dropout) if settings.voxel_dropout else x
 
 
-def _validate(network: "nn.Module", data: Data, measure: Any, how: Schedule, accelerator: Any) -> float | None:
+def _validate(network: "nn.Module", data: Data, measure: Any, settings: MLPSettings, accelerator: Any) -> float | None:
     """The mean loss over validation rows, in batches as in training."""
     import torch
 
@@ -191,8 +180,10 @@ def _validate(network: "nn.Module", data: Data, measure: Any, how: Schedule, acc
     total = 0.0
     device = next(network.parameters()).device
     with torch.no_grad(), accelerator.autocast():
-        for start in range(0, n, how.batch_size):
-            x, true, *offset = (torch.from_numpy(a[start : start + how.batch_size]).to(device) for a in data.validation)
+        for start in range(0, n, settings.batch_size):
+            x, true, *offset = (
+                torch.from_numpy(a[start : start + settings.batch_size]).to(device) for a in data.validation
+            )
             predicted = network(x).float()
             total += float(measure(predicted + offset[0] if offset else predicted, true)) * len(x)
     return total / n

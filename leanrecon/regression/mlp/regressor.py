@@ -1,0 +1,111 @@
+"""The regressor ``mlp``: predictions of a feature space by networks that are trained or continued in their folders."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from leanrecon.context import Context
+from leanrecon.regression.mlp.plan import FLOAT, NetworkShapes, plan_network
+from leanrecon.regression.mlp.settings import MLPSettings
+from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
+from leanrecon.stores.layout import PANEL
+
+if TYPE_CHECKING:
+    from leanrecon.regression.mlp.mlp import StreamingMLP
+
+TORCH_HELD = 180_000_000
+"""Bytes that PyTorch and accelerate keep in the process once a network was trained."""
+
+_PAGE = 4096  # bytes by which a read may be longer than its tile
+
+
+class MLPRegressor:
+    """A residual network, alone or added to a ridge; each pairing of betas and images trains one of its own."""
+
+    Settings = MLPSettings
+
+    def __init__(self, settings: MLPSettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def notes(cls, settings: MLPSettings, space: str) -> Iterable[str]:
+        if settings.restandardize == "transductive":
+            yield (
+                f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
+                '(restandardize = "transductive"): a row depends on which others were tested.'
+            )
+
+    def made_of(self) -> dict[str, Any]:
+        return self.settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"})
+
+    def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        x_tile, y_tile = (PANEL * block * FLOAT + _PAGE for block in (shapes.x_block, shapes.y_block))
+        network = NetworkShapes(
+            shapes.n, shapes.p, shapes.m, shapes.t, self.settings, s=shapes.s, block=shapes.y_block, x_tile=x_tile,
+            y_tile=y_tile, scratch=x_tile * (2 if shapes.subset else 1), y_scratch=y_tile if shapes.subset else 0,
+        )  # fmt: skip
+        plan = plan_network(network, free)
+        times = 1 + shapes.pairings
+        return RegressionPlan(
+            plan.work,
+            f"{network.weights:,} weights, {network.steps} steps of {self.settings.batch_size} rows at most"
+            + (f", trained {times} times" if times > 1 else ""),
+            disk=times * network.kept_nbytes,
+            scratch=plan.scratch,
+            held=TORCH_HELD,
+        )
+
+    def predict(
+        self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fill the stores of all outputs; each network is trained, continued or loaded in its output's folder."""
+        from leanrecon.regression.mlp.mlp import StreamingMLP
+
+        shared.clear()  # a ridge's factor would lie beside the network
+        first, *others = outputs
+        mlp = StreamingMLP(
+            **self.settings.model_dump(exclude={"kind"}),
+            budget=context.budget,
+            seed=context.seed,
+            scratch=context.scratch,
+            device=context.device,
+            folder=first.folder,
+            overwrite=context.overwrite,
+            progress=context.progress,
+            label=context.label,
+        )
+        mlp.fit(data.betas, data.targets, groups=data.groups, test_rows=data.test.shape[0])
+        if mlp.left_out_:
+            voxels = data.betas.shape[1]
+            context.progress.say(f"{context.label}: {mlp.left_out_} of {voxels} voxels do not vary and are left out")
+        _fill(mlp, data, first, context)
+        for output in others:
+            if output.store.complete:
+                continue
+            assert output.pairing is not None
+            label = f"{context.label}, shuffled betas {output.pairing + 1}"
+            paired = mlp.shuffled([context.seed, output.pairing], folder=output.folder, label=label)
+            _fill(paired, data, output, context)
+        return self._record(mlp)
+
+    def _record(self, mlp: "StreamingMLP") -> dict[str, Any]:
+        history = mlp.history_
+        record = {
+            "settings": self.settings.model_dump(exclude_none=True),
+            "epochs_trained": len(history.train) - 1,
+            "best_epoch": history.best,
+            "voxels_left_out": mlp.left_out_,
+            "curve": history.as_dict(),
+        }
+        if mlp.alpha_ is not None:
+            record["alpha"] = mlp.alpha_
+        return record
+
+
+def _fill(mlp: "StreamingMLP", data: RegressionData, output: Output, context: Context) -> None:
+    """Write the predictions that a store lacks, and note the projected peaks."""
+    store = output.store
+    total, done = store.column_groups, store.column_groups - len(store.missing_column_groups())
+    with context.progress.task(f"{mlp.label}, predictions", total=total, unit="blocks", done=done) as advance:
+        mlp.predict_into(data.test, store, advance=advance)
+    store.finish()
+    context.peaks.projected.extend(mlp.peaks_.projected)
