@@ -11,6 +11,7 @@ __all__ = ["ColumnSubset", "Matrix", "RowSubset", "Store", "as_matrix", "read_ah
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"leanrecon.stores.{'store' if name == 'Store' else 'matrix'}"), name)
+    """Import what is asked for then: planning reads ``stores.layout`` alone, and needs no Zarr."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{'store' if name == 'Store' else 'matrix'}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

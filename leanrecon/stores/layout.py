@@ -14,6 +14,9 @@ DEFAULT_CHUNK = "8MB"
 MAX_ROWS = 256
 """Most rows of a chunk: what an extraction holds back, and loses when killed, is one group of rows."""
 
+PANEL = 256
+"""Rows of a tile: the fixed depth of products that run over rows. A multiple of every store's chunk rows."""
+
 MIN_COLUMNS = 1024
 """Fewest columns that rows are split into (4 kB of float32: one disk page a row)."""
 

@@ -10,13 +10,11 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
+from leanrecon.stores.layout import PANEL as PANEL
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
-
-PANEL = 256
-"""Rows of a tile: the fixed depth of products that run over rows. A multiple of every store's chunk rows."""
 
 BLOCK = 4096
 """Columns of a tile, where the source has no chunks of its own to go by."""

@@ -37,9 +37,7 @@ def test_the_heads_of_a_network_at_nsd_size():
 
 
 def test_a_ridge_beside_it_and_predictions_of_validation_rows_are_counted():
-    alone, beside = (
-        plan_network(shapes(NSD, skip=skip, alpha=1.0), 8 * GB) for skip in ("none", "ridge")
-    )
+    alone, beside = (plan_network(shapes(NSD, skip=skip, alpha=1.0), 8 * GB) for skip in ("none", "ridge"))
     assert any(name.startswith("ridge: ") for name in beside.phases)
     assert beside.phases["training"] - alone.phases["training"] >= 4 * 8859 * 1024
     more = plan_network(shapes(NSD, restandardize="transductive"), 8 * GB)

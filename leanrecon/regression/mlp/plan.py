@@ -6,7 +6,7 @@ from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
 from leanrecon.regression.ridge.plan import TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
 from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
-from leanrecon.stores.matrix import PANEL
+from leanrecon.stores.layout import PANEL
 
 FLOAT = 4
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, panel_nbytes, pass_groups, triangle_nbytes
-from leanrecon.stores.matrix import PANEL
+from leanrecon.stores.layout import PANEL
 
 FLOAT64_ORDER = 3072
 """Gram matrices up to this order are formed and factored in float64, which costs them a second or two."""
