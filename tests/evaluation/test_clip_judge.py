@@ -179,7 +179,9 @@ def test_figures_are_those_of_transformers_embeddings_and_numpy(finished: Path) 
     ]
     assert metrics["baselines"]["shuffled_betas"]["two_way_clip"]["value"] == pytest.approx(np.mean(shuffled))
     ceiling = by_transformers(clip, pictures(study / "variants" / "oracle" / "reconstructions" / "stage1"))
-    assert metrics["upper_bounds"]["true_features"]["two_way_clip"]["value"] == pytest.approx(identified(ceiling, seen)[0])
+    assert metrics["upper_bounds"]["true_features"]["two_way_clip"]["value"] == pytest.approx(
+        identified(ceiling, seen)[0]
+    )
     train = rows_of(study / "stimuli" / "train.zarr")
     mean = np.rint(train.mean(axis=0, dtype=np.float64)).astype(np.uint8)
     same = np.repeat(by_transformers(clip, mean[None]), N_TEST, axis=0)
