@@ -155,7 +155,9 @@ def test_few_modules_stand_above_the_rooms():
 
 def test_only_kinds_chooses_by_kind():
     """No chain over kinds: neither their settings nor their names are compared anywhere but in kinds.py."""
-    chains = re.compile(r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*Settings\b|\.kind\s*[=!]=|\[\"kind\"\]\s*[=!]=|^KINDS\b", re.M)
+    chains = re.compile(
+        r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*Settings\b|\.kind\s*[=!]=|\[\"kind\"\]\s*[=!]=|^KINDS\b", re.M
+    )
     places = {
         f"{name_of(path)}: {match[0]}"
         for path in MODULES
@@ -193,6 +195,22 @@ def test_kinds_and_planners_load_neither_zarr_nor_scipy_nor_torch():
     command = [sys.executable, "-c", PLANNERS, *planners, "leanrecon.stores.layout", "leanrecon.study.settings"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+PATHS = {"os", "pathlib", "shutil", "tempfile", "glob"}
+EDGES = {"leanrecon.stores.export", "leanrecon.stores.matrix"}
+"""Modules that write files for other programs, or take the paths of users."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if p.parent.name in ("stores", "study") and p.stem not in ("settings", "needs", "variants")],
+    ids=name_of,
+)
+def test_stores_and_records_know_no_paths(path):
+    """They go through places, so that a study may lie anywhere."""
+    if name_of(path) not in EDGES:
+        assert not imports(ast.parse(path.read_text()), everywhere=True) & PATHS
 
 
 HELP = """

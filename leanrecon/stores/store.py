@@ -112,7 +112,7 @@ class Store:
         else:
             remove(path)
         # ``content`` is set again once all chunks are there.
-        record = {key: value for key, value in source._metadata.record.items() if key != "content"}
+        record = {key: value for key, value in source._record.items() if key != "content"}
         store = cls(path, replace(source._metadata, record=record))
         store._update(complete=False)
         return store
@@ -136,22 +136,26 @@ class Store:
         return store
 
     @property
+    def _record(self) -> dict[str, Any]:
+        return self._metadata.record
+
+    @property
     def made_of(self) -> dict[str, Any]:
-        return dict(self._metadata.record.get("made_of", {}))
+        return dict(self._record.get("made_of", {}))
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the run that created the store noted down for those that continue it."""
-        return dict(self._metadata.record.get("notes", {}))
+        return dict(self._record.get("notes", {}))
 
     @property
     def complete(self) -> bool:
-        return bool(self._metadata.record.get("complete"))
+        return bool(self._record.get("complete"))
 
     @property
     def content(self) -> str:
         """SHA-256 over the checksums of all chunks, fixed when the store was completed: what later stages are made of."""
-        return str(self._metadata.record["content"])
+        return str(self._record["content"])
 
     # Chunks
 
@@ -224,7 +228,7 @@ class Store:
                 todo="run the same command again to write them",
             )
         content = self._content_now()
-        if self._metadata.record.get("content", content) != content:
+        if self._record.get("content", content) != content:
             warnings.warn(
                 f"{self.path} was made again, but not to the same bytes: another kind of processor or another version "
                 "of a library made the rest. What was made of it has to be made again too (--overwrite)",
@@ -241,7 +245,7 @@ class Store:
             self.chunk_path(i, j).unlink(missing_ok=True)
 
     def _update(self, **entries: Any) -> None:
-        self._metadata.record |= entries
+        self._record.update(entries)
         (self.path / metadata.NAME).write_bytes(self._metadata.to_json())
 
     def checksum(self, i: int, j: int = 0) -> bytes:
