@@ -54,6 +54,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 GROUPS = tuple(BUILT_IN)
 
+SINGULAR = {
+    "datasets": "dataset",
+    "features": "feature space",
+    "regressors": "regressor",
+    "alignments": "alignment",
+    "decoders": "decoder",
+    "generators": "generator",
+    "judges": "judge",
+}
+"""What one kind of each group is called in messages."""
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "datasets": ("plan", "ingest"),
     "features": ("dims", "cost", "encode", "made_of"),
@@ -113,7 +124,7 @@ def get(group: str, name: str) -> Any:
     known = entries(group)
     if name not in known:
         raise SettingsError(
-            f"{name!r} is not one of the {group} ({nearest(name, known) if known else 'none is installed'})",
+            f"{name!r} is not a {SINGULAR[group]} ({nearest(name, known) if known else 'none is installed'})",
             expected=f"one of {', '.join(sorted(known))}" if known else None,
             todo=None if known else f"install a package that provides one by an entry point leanrecon.{group}",
         )
@@ -131,15 +142,23 @@ def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: s
     ``prefix`` names the table in messages, as in ``dataset.``. Raises SettingsError with every problem.
     """
     name = table.get("kind", default)
+    known = entries(group)
+    if not isinstance(name, str) or (name not in known and "kind" in table):
+        hint = nearest(str(name), known) if known else "none is installed"
+        raise SettingsError(f"{prefix}kind = {_short(name)} ({hint})")
     try:
-        kind = get(group, name if isinstance(name, str) else repr(name))
+        kind = get(group, name)
     except SettingsError as error:
-        hint = f'give [{prefix.rstrip(".")}] a kind, as in kind = "{next(iter(BUILT_IN[group]), "NAME")}"'
-        raise SettingsError(
-            f"{prefix}kind: {error.found}", expected=error.expected, todo=error.todo if "kind" in table else hint
-        ) from None
-    found: BaseModel = validate(kind.Settings, {**table, "kind": name}, prefix)
-    return found
+        section = prefix.rstrip(".")
+        advice = None if name in known else f'give [{section}] a kind, as in kind = "{next(iter(known), "NAME")}"'
+        raise SettingsError(f"{section}: {error.found}", expected=error.expected, todo=advice or error.todo) from None
+    settings: BaseModel = validate(kind.Settings, {**table, "kind": name}, prefix)
+    return settings
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def broken(group: str) -> list[str]:
@@ -195,3 +214,9 @@ def _lacking(kind: Any, entry: Entry) -> list[str]:
     if "kind" not in model.model_fields:
         return [f'Settings.kind (kind: Literal["{entry.name}"] = "{entry.name}")']
     return [name for name in REQUIRED[entry.group] if not hasattr(kind, name)]
+
+
+def optional(kind: Any, part: str, *arguments: Any) -> list[Any]:
+    """What ``needs`` or ``notes`` of a kind give; nothing where a kind leaves the part out."""
+    give = getattr(kind, part, None)
+    return [] if give is None else list(give(*arguments))

@@ -1,13 +1,13 @@
-"""A sanity test of the simulated subject: do its areas hold what they were built to hold? It says nothing of real brains.
+"""Check that the simulated subject's areas hold the information they were built to hold. It says nothing about real brains.
 
     python scripts/check_simulation.py                 three subjects, 1000 scenes to learn from, 200 to test on
 
-Ridges (one alpha by leave-one-out) read scenes from voxels of V1, V2 and V3 and from as many ventral voxels. V1 to V3 should
-be the better at layout: the brightness of an 8 x 8 grid over the picture, which of its cells things stand in, and how high the
-horizon is; scores are Pearson's r over the test scenes, averaged over the numbers. Ventral voxels should be the better at
-content: which words the caption has, of kinds of things, ground, backdrop and time; the score is the area under the ROC curve
-(.5 is chance), averaged over the words. The grid's colours are shown as well, and nothing is asked of them: voxels of V1 to V3
-answer to no colour here, ventral ones to a coarse grid of it. Subjects differ in voxels and noise, and see the same scenes.
+Ridges (one alpha by leave-one-out) decode scenes from voxels of V1, V2 and V3, and from as many ventral voxels. V1 to V3
+should be better at layout: the brightness of an 8 x 8 grid, the cells that objects stand in, and the height of the horizon.
+Scores are Pearson's r over test scenes, averaged. Ventral voxels should be better at content: which words the caption has
+(objects, ground, backdrop, time). The score is the area under the ROC curve (chance .5), averaged over words. The grid's
+colours are shown, but not checked: voxels of V1 to V3 do not respond to colour here, and ventral voxels respond to a coarse
+colour grid. Subjects differ in voxels and noise, and see the same scenes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZE, GRID, VOXELS, REPEATS, NOISE = 64, 8, 1500, 3, 1.0  # the defaults of kind
 
 
 def draw(n_train, n_test):
-    """The images of both splits and what they show: {split: (images [n, size, size, 3], told)}."""
+    """The images of both splits and what they show: {split: (images [n, size, size, 3], contents)}."""
     drawn = {}
     for split, first, n in (("train", 0, n_train), ("test", TEST, n_test)):
         scenes = [compose(0, index) for index in range(first, first + n)]
@@ -40,7 +40,7 @@ def grid(images):
 
 
 def places(scenes, fine=4):
-    """Share of each cell of the grid that lies in the boxes of things, 0.8 times as wide as high: [scenes, cells]."""
+    """Share of each grid cell that the boxes of objects cover, 0.8 times as wide as high: [scenes, cells]."""
     at = (np.arange(GRID * fine) + 0.5) / (GRID * fine)
     covered = np.zeros((len(scenes), len(at), len(at)))
     for of, scene in zip(covered, scenes, strict=True):
@@ -54,7 +54,7 @@ def places(scenes, fine=4):
 
 
 def told(scenes, images):
-    """What is to be read from the voxels, by its name: [scenes, numbers] each."""
+    """What is decoded from the voxels, by name: [scenes, numbers] each."""
     colours = grid(images)
     return {
         "brightness": (colours @ (0.299, 0.587, 0.114)).reshape(len(images), -1),
@@ -86,7 +86,7 @@ def correlation(predicted, true):
 
 
 def roc_area(predicted, shown):
-    """How often a scene with the word is given more of it than one without; a tie counts half. One number a word."""
+    """Area under the ROC curve of each word; a tie counts half."""
     areas = []
     for values, has in zip(predicted.T, shown.T, strict=True):
         more = values[has][:, None] - values[~has]
@@ -95,7 +95,7 @@ def roc_area(predicted, shown):
 
 
 def compare(seed, drawn, voxels=VOXELS):
-    """The scores of one subject, {what: {group: score}}, and how many voxels each group has."""
+    """The scores of one subject, {contents: {group: score}}, and the number of voxels of each group."""
     betas, area = watch(seed, drawn, voxels)
     own = {group: np.flatnonzero(np.isin(area, areas)) for group, areas in GROUPS.items()}
     n = min(map(len, own.values()))
@@ -115,7 +115,7 @@ def compare(seed, drawn, voxels=VOXELS):
 
 
 def as_built(scores):
-    """Whether the voxels of V1 to V3 are the better at all of layout, and ventral ones at words."""
+    """Whether V1 to V3 are better at all of layout, and ventral voxels at words."""
     ahead = {what: of["V1-V3"] - of["ventral"] for what, of in scores.items()}
     return all(ahead[what] > 0 for what in LAYOUT) and ahead["words"] < 0
 

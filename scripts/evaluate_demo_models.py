@@ -1,9 +1,9 @@
-"""Measure the small models of the demo on scenes that none of them has seen, and write figures and pictures.
+"""Measure the demo's small models on scenes that none was trained on, and write figures and pictures.
 
     python scripts/evaluate_demo_models.py            # prints, and writes figures.json, samples.png, vdvae.png and curves.svg
 
-Everything is drawn by transformers and diffusers themselves, with the toolkit's own class for the VDVAE alone. Captions
-and images are those of held-out scenes; figures "in new colours" are of scenes with kinds in colours never shown before.
+The models run in transformers and diffusers themselves; only the VDVAE runs in leanrecon's class. Captions and images are
+those of held-out scenes. Figures "in new colours" are for objects in colours that were not in training.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Judge:
 
 
 def clip_figures(judge: Judge, scenes: Scenes) -> dict[str, float]:
-    """Retrieval of a caption by its image and the other way round, among 64 of different captions."""
+    """Retrieval of a caption by its image and of an image by its caption, among 64 different captions."""
     image, text = judge.images(scenes.images), judge.captions(scenes.captions)
     new = np.flatnonzero([_is_new(i) for i in range(len(scenes))])
     of_new = [scenes.captions[i] for i in new]
@@ -77,7 +77,7 @@ def clip_figures(judge: Judge, scenes: Scenes) -> dict[str, float]:
 
 
 def vdvae_figures(models: Path, scenes: Scenes) -> tuple[dict[str, float], Array]:
-    """SSIM of what comes back from the means of the first latents and of all; the images of all."""
+    """SSIM of reconstructions from the means of the first latents and of all; images for all."""
     model = VDVAE.from_checkpoint(models / "vdvae" / "vdvae.safetensors", CONFIG)
     images = np.ascontiguousarray(scenes.images[:MEASURED])
     found, back = {}, images
@@ -89,7 +89,7 @@ def vdvae_figures(models: Path, scenes: Scenes) -> tuple[dict[str, float], Array
 
 @torch.no_grad()
 def autoencoder_figures(models: Path, scenes: Scenes) -> dict[str, float]:
-    """SSIM of what comes back."""
+    """SSIM of reconstructions."""
     vae = _autoencoder(models)
     images = scenes.images[:MEASURED]
     back = vae.decode(vae.encode(autoencoder_pixels(images, "cpu")).latent_dist.mode()).sample
@@ -97,7 +97,7 @@ def autoencoder_figures(models: Path, scenes: Scenes) -> dict[str, float]:
 
 
 def diffusion_figures(models: Path, judge: Judge, scenes: Scenes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Retrieval of the caption that a sample was drawn from, and seconds a sample, by sampler; some of the samples."""
+    """Retrieval of each sample's caption and seconds for each sample, by sampler; and some samples."""
     unet = UNet2DConditionModel.from_pretrained(models / "diffusion" / "unet", torch_dtype=torch.float32).eval()
     merged = UNet2DConditionModel.from_pretrained(models / "diffusion" / "unet", torch_dtype=torch.float32)
     merged = PeftModel.from_pretrained(merged, models / "lcm-lora").merge_and_unload().eval()
@@ -137,7 +137,7 @@ def diffusion_figures(models: Path, judge: Judge, scenes: Scenes) -> tuple[dict[
 def sample(
     unet: UNet2DConditionModel, scheduler: Any, steps: int, x: Tensor, states: Tensor, empty: Tensor, guidance: float
 ) -> Tensor:
-    """Latents from noise, under text states."""
+    """Latents sampled from noise under text embeddings."""
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     how = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
@@ -184,7 +184,7 @@ def grid(rows: list[Array], path: Path, zoom: int = 2, gap: int = 6) -> None:
 
 
 def curves(logs: Path, path: Path, width: int = 300, height: int = 170, edge: int = 34) -> None:
-    """Draw the losses of every model against its steps: of training as a line, on held-out scenes as dots."""
+    """Draw every model's losses over its steps: training as a line, held-out scenes as dots."""
     panels = []
     for i, log in enumerate(sorted(logs.glob("*.jsonl"))):
         lines = [json.loads(line) for line in log.read_text().splitlines()]

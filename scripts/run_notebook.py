@@ -1,13 +1,12 @@
-"""Run a notebook from top to bottom as a newcomer's machine would, under a hard limit of memory, and say what it took.
+"""Run a notebook from top to bottom on a clean kernel, under a hard memory limit, and print what it took.
 
     python scripts/run_notebook.py colab/leanrecon.ipynb --offline
     python scripts/run_notebook.py colab/leanrecon.ipynb --set WHAT=nsd --set ACCEPT_TERMS=True --folder work
 
-The kernel is a clean one in an environment of its own, which sees the libraries of this one as a machine sees what is
-installed already, but not leanrecon: the notebook installs that from a wheel built from this source tree. Every process
-may map no more than ``--limit`` (ulimit -v); where systemd can make one, a memory cgroup holds all of them
-together to it as well. ``--offline`` cuts the network off but for loopback. Prints the limits that hold, the
-seconds of every cell, and the highest anonymous memory of the kernel and all it started.
+The kernel has an environment of its own. It sees the libraries of this environment, but not leanrecon: the notebook
+installs leanrecon from a wheel that is built from this source tree. ``--limit`` bounds the address space of every process
+(ulimit -v). Where systemd allows it, a memory cgroup bounds all of them together. ``--offline`` cuts the network, except
+loopback. Prints the limits, the seconds of every cell, and the peak anonymous memory of the kernel and its children.
 """
 
 import argparse
@@ -29,7 +28,7 @@ PARAMETER = re.compile(r"^(?P<name>[A-Z_]+) = (?P<value>.*?)(?P<mark>\s*# @param
 
 
 def set_parameters(notebook, values):
-    """Give the lines marked ``# @param`` other values: ``{name: Python expression or plain text}``; all must be there."""
+    """Set the lines marked ``# @param`` to other values, ``{name: Python expression or plain text}``; unknown names are refused."""
     left = dict(values)
     for cell in notebook.cells:
         lines = cell.source.split("\n")
@@ -44,28 +43,28 @@ def set_parameters(notebook, values):
 
 
 def _expression(text):
-    """What a form field would write: numbers and truth values as they are, the rest as a string."""
+    """What a form field would write: numbers and booleans as they are, the rest as a string."""
     return text if re.fullmatch(r"-?\d+(\.\d+)?|True|False", str(text)) else json.dumps(str(text))
 
 
 def build_wheel(folder):
-    """leanrecon of this source tree as a wheel."""
+    """Build a wheel of this source tree."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return next(folder.glob("leanrecon-*.whl"))
 
 
 def fresh_environment(folder):
-    """An environment that sees the libraries of this one, as a machine with much installed, but no leanrecon; its Python.
+    """Make an environment that sees the libraries of this one, but not leanrecon; returns its Python.
 
-    What it sees stands in a folder of links beside it, where its pip does not touch them.
+    The libraries are linked in a folder beside it, so that its pip does not touch them.
     """
-    command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]  # pip is seen as well
+    command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]  # pip is linked as well
     subprocess.run(command, check=True, capture_output=True)
     python = folder / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip()
-    seen = folder.with_name(f"seen-by-{folder.name}")  # pip takes what begins with its own path for its own
+    seen = folder.with_name(f"seen-by-{folder.name}")  # pip treats everything below its prefix as its own
     seen.mkdir()
     for place in {sysconfig.get_path(name) for name in ("purelib", "platlib")}:
         for path in Path(place).iterdir():
@@ -79,7 +78,7 @@ def fresh_environment(folder):
 
 
 def network_cut():
-    """The start of a command line that runs the rest without a network; empty where the system does not allow it."""
+    """The prefix of a command that runs without a network; empty where the system does not allow it."""
     for command in (["unshare", "--net", "--map-root-user"], ["unshare", "--net"]):
         if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
             return command
@@ -87,7 +86,7 @@ def network_cut():
 
 
 def cgroup(limit):
-    """The start of a command line that runs the rest in a memory cgroup of its own; empty where there can be none."""
+    """The prefix of a command that runs in a memory cgroup of its own; empty where there can be none."""
     if not Path("/run/systemd/system").exists() or not shutil.which("systemd-run"):
         return []
     command = ["systemd-run", *([] if os.geteuid() == 0 else ["--user"]), "--scope", "--quiet"]
@@ -106,7 +105,7 @@ def raise_loopback():
 
 
 class TreeMemory:
-    """The highest anonymous memory of all descendants of a process together, and of the largest of them."""
+    """The peak anonymous memory of all descendants of a process together, and of the largest one."""
 
     def __init__(self, process):
         self.process = process
@@ -142,7 +141,7 @@ class TreeMemory:
 
 
 def execute(given):
-    """Run the notebook in this process's environment; what was run is kept, whether or not it got to its end."""
+    """Run the notebook in this environment; the executed notebook is saved even if it fails."""
     import resource
 
     import nbformat
@@ -174,7 +173,7 @@ def execute(given):
 
 
 def run(given):
-    """Make an environment, run the notebook in it in a process of its own, and print what it took."""
+    """Make an environment, run the notebook there in a process of its own, and print what it took."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         python = fresh_environment(place / "environment")

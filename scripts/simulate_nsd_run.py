@@ -1,15 +1,14 @@
-"""The way from fetched NSD trials to predictions at the true size of subject 1, with made-up numbers, under a hard limit.
+"""Run NSD subject 1 at its true size with random numbers, from fetched trials to predictions, under a hard limit.
 
     python scripts/simulate_nsd_run.py                    37 sessions, 15,724 voxels; 8 GB of disk
     python scripts/simulate_nsd_run.py --loo              also with alpha chosen by leave-one-out
     python scripts/simulate_nsd_run.py --scale 0.05       the same, small
 
-What the fetch leaves (27,750 trials in int16, images) is made up row group by row group and written into the stores
-that a real fetch would fill; from there on it is the package's own way: trials are checked and averaged over repeats,
-images are described by two feature spaces of 91,168 numbers (as 31 VDVAE latents) and 59,136 (as CLIP's text
-embeddings; both made up, since no network takes part), and both are predicted for the test images. Every stage is a
-process of its own that may map no more than ``--limit`` (ulimit -v), with a memory cgroup around it where systemd makes one.
-Prints for each stage seconds, planned and measured peak of anonymous memory, and the bytes of its stores.
+Random trials (27,750 in int16) and images are written into the stores that a fetch would fill. From there the package's
+stages run: trials are checked and averaged over repeats, and two feature spaces are predicted for the test images. These
+spaces draw random numbers instead of running networks: 91,168 (as 31 VDVAE latents) and 59,136 (as CLIP text embeddings).
+Every stage is a process of its own whose address space is bounded by ``--limit`` (ulimit -v), and by a memory cgroup where
+systemd allows it. Prints the seconds, planned and measured peak memory, and bytes of stores of each stage.
 """
 
 import argparse
@@ -37,7 +36,7 @@ SIGNAL = 0.15
 
 
 def shapes(scale):
-    """Sessions, rows and columns, shrunk."""
+    """Sessions, rows and columns, scaled down."""
     sessions = max(round(SESSIONS * scale), 1)
     train, test = max(round(TRAIN * scale), 24), max(round(TEST * scale), 12)
     return sessions, train, test, max(round(VOXELS * scale), 32)
@@ -46,7 +45,7 @@ def shapes(scale):
 def settings_of(given):
     from leanrecon.study.settings import check_settings
 
-    spaces = {name: {"kind": "pixels"} for name in SPACES}  # replaced by made-up ones, of the same names
+    spaces = {name: {"kind": "pixels"} for name in SPACES}  # replaced by random ones of the same names
     regression = {name: {"alpha": "loo" if given.loo_now else alpha} for name, alpha in ALPHAS.items()}
     return check_settings(
         {
@@ -59,11 +58,11 @@ def settings_of(given):
     )
 
 
-# What a fetch leaves
+# What a fetch writes
 
 
 def prepared(given):
-    """The design of so many images in so many trials, each image two or three times, and a mask."""
+    """The design of some images in some trials, each image two or three times, and a mask."""
     import numpy as np
 
     from leanrecon.datasets.nsd.files import Prepared
@@ -84,14 +83,14 @@ def prepared(given):
 
 
 def picture(image):
-    """The image of a number, uint8 [side, side, 3]."""
+    """The image with a number, uint8 [side, side, 3]."""
     import numpy as np
 
     return np.random.default_rng((1, image)).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
 def codes(pictures):
-    """The numbers that an image stands for, of about zero mean and unit variance: float32 [rows, 16]."""
+    """The codes of images, of about zero mean and unit variance: float32 [rows, 16]."""
     import numpy as np
 
     return (pictures.reshape(len(pictures), -1)[:, :CODE].astype(np.float32) - 127.5) / np.float32(73.9)
@@ -114,7 +113,7 @@ def fetch_of(given, study):
 
 
 def make(given, study):
-    """Write trials and images as a fetch would have, and its notes."""
+    """Write trials, images and notes as a fetch would."""
     import numpy as np
 
     from leanrecon.datasets.nsd.files import deciding, keep
@@ -138,7 +137,7 @@ def make(given, study):
 
 
 def average(given, study):
-    """Check that trials and images match, and average the trials: the rest of the stage dataset."""
+    """Check that trials and images match, and average the trials: the rest of the dataset stage."""
     from leanrecon.datasets.nsd.average import average_nbytes
     from leanrecon.datasets.nsd.dataset import OVERHEAD, SAMPLE
     from leanrecon.datasets.nsd.layout import TRIALS
@@ -146,7 +145,8 @@ def average(given, study):
 
     fetch, ready = fetch_of(given, study), prepared(given)
     trials = fetch._create_trials(ready)
-    with recorded("dataset", study, given.memory, made=[study.betas("train")]) as (_, budget):
+    context = Context.of(given.memory)
+    with recorded("dataset", study, context, [study.betas("train")]):
         check = trials.rows * min(given.voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * fetch.chunk
         averaging = average_nbytes(trials.shape, given.train + given.test, fetch.chunk)
         budget.require("averaging", OVERHEAD + max(averaging, check))  # as nsd.plan_fetch has them
@@ -156,11 +156,11 @@ def average(given, study):
         fetch._write_rows(ready)
 
 
-# From there on
+# The stages
 
 
 def made_up(name, dims):
-    """A feature space that draws its rows: a mixture of the image's numbers, and as much noise."""
+    """A feature space whose rows are a random mixture of the image's codes, and as much noise."""
     import numpy as np
 
     from leanrecon.features.pixels import PixelsSettings
@@ -198,7 +198,7 @@ def made_up(name, dims):
 
 
 def pipeline(given, study, until):
-    """Run the package's own stages up to one."""
+    """Run the package's stages up to one."""
     from leanrecon.progress import PlainProgress
     from leanrecon.stages.pipeline import Pipeline
 
@@ -208,7 +208,7 @@ def pipeline(given, study, until):
 
 
 def correlations(study, name):
-    """Mean correlation of predicted and true features over the test images, of up to 64 of them: the noise allows 0.7."""
+    """Mean correlation of predicted and true features over up to 64 test images; the noise allows 0.7."""
     import numpy as np
 
     from leanrecon.stores import Store
@@ -239,7 +239,7 @@ def worker(given):
 
 
 def stage(given, name, *more):
-    """One stage in a process of its own; its seconds, from the first line of the program to its end."""
+    """Run one stage in a process of its own; returns its seconds from start to end."""
     from run_notebook import cgroup
 
     command = [*cgroup(given.limit_bytes), sys.executable, __file__, "--worker", name, *more, *given.passed]

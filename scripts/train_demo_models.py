@@ -1,9 +1,9 @@
-"""Train the small models of the demo from scratch, one after the other; a killed training goes on where it was.
+"""Train the demo's small models from scratch, one after the other; a killed training continues.
 
     python scripts/train_demo_models.py                    # on a CPU in hours, on a GPU in minutes
     python scripts/train_demo_models.py --only vdvae       # one of them; several may run side by side
 
-Each has a folder of its own under --work, with a checkpoint and log.jsonl; weights go to leanrecon/models.
+Each has a folder under --work, with a checkpoint and log.jsonl. The weights go to leanrecon/models.
 """
 
 import argparse

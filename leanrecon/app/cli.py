@@ -22,6 +22,7 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Reconstruct the images a person saw from their fMRI, in a stated memory budget.",
@@ -60,37 +61,37 @@ def run(
     settings, base_dir = _settings(source, sets, memory)
     if _accepts_terms(settings):
         settings, base_dir = _settings(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
-    from leanrecon.stages.pipeline import STAGES, Pipeline
+    from leanrecon.stages.pipeline import Pipeline, stages_until
     from leanrecon.study.layout import Study
 
-    last = _stage(until, STAGES)
+    last = stages_until(settings, until)[-1].name
     folder = _folder(source, study)
-    how: dict[str, Any] = {"base_dir": base_dir, "overwrite": overwrite, "progress": _progress(), "mirror": mirror}
-    Pipeline(settings, Study(folder), **how).run(last)
-    typer.echo(f"done: {Study(folder).report if last == STAGES[-1] else folder}")
+    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress(), mirror=mirror).run(
+        last
+    )
+    typer.echo(f"done: {Study(folder).report if last == 'evaluate' else folder}")
 
 
 @app.command()
 def demo(
     fast: Annotated[
-        bool, typer.Option("--fast", help="Without networks and PyTorch, from fewer images: done in half a minute.")
+        bool, typer.Option("--fast", help="Use no networks and fewer images: takes half a minute.")
     ] = False,
     study: StudyFolder = None,
     memory: Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Reconstruct what a simulated subject saw: the whole way, offline, on any machine."""
+    """Reconstruct what a simulated subject saw, offline and on any machine."""
     lacking = [name for name in _NETWORKS if find_spec(name) is None]
     if lacking and not fast:
         raise LeanreconError(
-            f"the demo runs networks, and {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed",
-            todo='install what they need with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which does '
-            "without them",
+            f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
+            todo="install leanrecon with its extra `models`, or run `leanrecon demo --fast`, which needs no networks",
         )
-    # Networks this small gain nothing from a second core, and threads that wait for each other lose much on a busy machine.
+    # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from leanrecon.study.settings import recipes
+    from leanrecon.study.recipes import recipes
 
     name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
     run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets)
@@ -98,28 +99,27 @@ def demo(
 
 @app.command()
 def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
-    """Show what every stage will hold in memory and write to disk, before any of it is done."""
+    """Show the memory and disk that every stage will take, before anything is done."""
     settings, base_dir = _settings(source, sets, memory)
-    from leanrecon.app.plan import plan_study, show
-    from leanrecon.stages.pipeline import STAGES
+    from leanrecon.app.plan import show
+    from leanrecon.stages.pipeline import plan_study, stages_until
     from leanrecon.study.needs import missing
 
-    last = _stage(until, STAGES)
-    stages = plan_study(settings, base_dir=base_dir, until=last)
-    show(stages, settings.general.memory, missing(settings, last))
+    names = [stage.name for stage in stages_until(settings, until)]
+    lines = plan_study(settings, base_dir=base_dir, until=until)
+    show(lines, settings.general.memory, missing(settings, names))
 
 
 @app.command("fetch-weights")
 def fetch_weights(source: Source, sets: Sets = None) -> None:
-    """Fetch the weights that settings name, once: only the files that are needed, resumed and checked."""
+    """Download the weights that settings need: only the needed files, resumed and checked."""
     settings, _ = _settings(source, sets, None)
-    from leanrecon.study.needs import require_packaged, wanted
+    from leanrecon.study.needs import needed
     from leanrecon.weights.fetch import fetch_all
 
-    wants = wanted(settings)
-    require_packaged(wants)
-    fetch_all(wants, _progress())
-    typer.echo("all weights are here" if wants else "these settings name no weights")
+    needs = needed(settings)
+    fetch_all(needs, _progress())
+    typer.echo("all weights are here" if needs else "these settings need no weights")
 
 
 @app.command()
@@ -128,7 +128,8 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
     """Decode every chunk of a study's stores and name those that are missing or damaged."""
-    from leanrecon.stages.repair import find_damage, mend
+    from leanrecon.stages.repair import mend
+    from leanrecon.study.verify import find_damage
 
     damaged = find_damage(path, progress=_progress())
     for chunks in damaged.values():
@@ -149,7 +150,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
 ) -> None:
     """Copy a store into a .npy file, row group by row group."""
-    from leanrecon.stages.repair import export_npy
+    from leanrecon.stores.export import export_npy
 
     export_npy(store, file, progress=_progress())
     typer.echo(f"wrote {file}")
@@ -159,14 +160,15 @@ def export(
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
     """Write report.html again, from the figures and images that a study holds."""
     from leanrecon.stages.evaluate import write_report
+    from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
-    from leanrecon.study.record import only_run
-    from leanrecon.study.settings import read_settings
+    from leanrecon.study.lock import only_run
+    from leanrecon.study.recipes import read_settings
 
     _require_study(study)
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
-        write_report(Study(study), settings, progress=_progress())
+        write_report(Run(settings, Study(study), progress=_progress()))
     typer.echo(f"wrote {Study(study).report}")
 
 
@@ -193,8 +195,8 @@ def mirror(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")] = False,
 ) -> None:
     """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    from leanrecon.study.lock import only_run
     from leanrecon.study.mirror import Mirror
-    from leanrecon.study.record import only_run
 
     _require_study(study)
     with only_run(study):
@@ -236,11 +238,22 @@ def export_nifti(
 @app.command()
 def recipes() -> None:
     """List the recipes that come with leanrecon."""
-    from leanrecon.study.settings import recipes as known
+    from leanrecon.study.recipes import recipes as known
 
     for name, path in known().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         typer.echo(f"{name:16} {first.lstrip('# ')}")
+
+
+@app.command("kinds")
+def list_kinds(
+    group: Annotated[str | None, typer.Argument(help="One group: datasets, features, regressors, …")] = None,
+    name: Annotated[str | None, typer.Argument(help="One kind of the group.")] = None,
+) -> None:
+    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them."""
+    from leanrecon.app.kinds import show
+
+    show(group, name)
 
 
 @app.callback(invoke_without_command=True)
@@ -269,7 +282,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
-    from leanrecon.study.settings import find_settings, read_settings, recipes
+    from leanrecon.study.recipes import find_settings, read_settings, recipes
 
     if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
         typer.echo(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
@@ -277,14 +290,11 @@ def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple
 
 
 def _accepts_terms(settings: "Settings") -> bool:
-    """Whether someone at the terminal accepts the terms of a dataset that is fetched; asked if settings don't say so."""
-    dataset = settings.dataset.model_dump()
-    fetched = dataset["kind"] == "nsd" and dataset["root"].startswith("s3://")
-    if not fetched or dataset["accept_terms"] or not sys.stdin.isatty():
+    """Whether a person at the terminal accepts the dataset's terms of use, where the settings leave that open."""
+    terms = settings.dataset.open_terms
+    if not terms or not sys.stdin.isatty():
         return False
-    from leanrecon.datasets.nsd.layout import TERMS
-
-    typer.echo(TERMS)
+    typer.echo(terms)
     return typer.confirm("Do you accept them?")
 
 
@@ -306,17 +316,6 @@ def _require_study(folder: Path) -> None:
         raise LeanreconError(
             f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote"
         )
-
-
-def _stage(name: str | None, stages: tuple[str, ...]) -> str:
-    from leanrecon.errors import SettingsError
-    from leanrecon.validation import nearest
-
-    if name is None:
-        return stages[-1]
-    if name not in stages:
-        raise SettingsError(f"--until {name}: there is no such stage ({nearest(name, stages)})")
-    return name
 
 
 def _progress() -> "Progress":

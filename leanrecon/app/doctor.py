@@ -1,4 +1,4 @@
-"""What this machine has, what each recipe needs, and whether it fits."""
+"""The doctor: what this machine has, what each recipe needs, and whether it fits."""
 
 import os
 import platform
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from leanrecon.app.plan import plan_study
+from leanrecon.app.plan import disk_nbytes
 from leanrecon.devices import available
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
-from leanrecon.study.needs import NOT_HERE, missing
-from leanrecon.study.settings import read_settings, recipes
-from leanrecon.weights.fetch import is_published
+from leanrecon.stages.pipeline import plan_study
+from leanrecon.study.needs import missing
+from leanrecon.study.recipes import read_settings, recipes
+from leanrecon.weights.needs import MISSING, is_published
 from leanrecon.weights.packaged import check_packaged
 
 LIBRARIES = {
@@ -26,8 +27,8 @@ LIBRARIES = {
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a recipe takes here: bytes of memory, disk and download, or why that can't be said."""
+class Requirement:
+    """What a recipe takes here: bytes of memory, disk and download, or why that is unknown."""
 
     recipe: str
     memory: int = 0
@@ -77,7 +78,7 @@ def packaged() -> tuple[str, str]:
     return "models of the demo", f"{format_bytes(sum(file.stat().st_size for file in files))}, sound"
 
 
-def needs(memory: str | None = None) -> Iterator[Need]:
+def requirements(memory: str | None = None) -> Iterator[Requirement]:
     """What each recipe that comes with leanrecon needs, and whether it fits here."""
     free = shutil.disk_usage(Path.cwd()).free
     for name, path in recipes().items():
@@ -85,23 +86,22 @@ def needs(memory: str | None = None) -> Iterator[Need]:
         try:
             settings, base_dir = read_settings(path, memory=memory)
             if any(map(is_published, missing(settings))):
-                lacking = f"lacks weights: `leanrecon fetch-weights {name}` brings them"
-            if str(settings.dataset.model_dump().get("root", "")).startswith("s3://"):  # no waiting for a network
-                asks = f"is fetched: `leanrecon plan {name}` asks how much"
-                yield Need(name, missing="; ".join(filter(None, (asks, lacking))))
+                lacking = f"weights are missing: download them with `leanrecon fetch-weights {name}`"
+            if settings.dataset.remote:  # the doctor waits for no network
+                unknown = f"data are downloaded: `leanrecon plan {name}` says how much"
+                yield Requirement(name, missing="; ".join(filter(None, (unknown, lacking))))
                 continue
             stages = plan_study(settings, base_dir=base_dir)
         except LeanreconError as error:
-            said = "" if error.found.startswith(NOT_HERE) else f"{error.found}; see `leanrecon plan {name}`"
-            yield Need(name, missing="; ".join(filter(None, (said, lacking))))
+            problem = "" if error.found.startswith(MISSING) else f"{error.found}; see `leanrecon plan {name}`"
+            yield Requirement(name, missing="; ".join(filter(None, (problem, lacking))))
             continue
         if lacking:
-            yield Need(name, missing=lacking)
+            yield Requirement(name, missing=lacking)
             continue
-        peak = max(stage.memory for stage in stages)
-        disk = sum(stage.disk for stage in stages) + max(stage.scratch for stage in stages)
+        peak, disk = max(stage.memory for stage in stages), disk_nbytes(stages)
         fits = peak <= MemoryBudget.of(memory).allowed and disk <= free
-        yield Need(name, peak, disk, sum(stage.download for stage in stages), fits)
+        yield Requirement(name, peak, disk, sum(stage.download for stage in stages), fits)
 
 
 def _gpu() -> str:
@@ -119,26 +119,27 @@ def _gpu() -> str:
 
 
 def show(memory: str | None = None) -> bool:
-    """Print all of it; returns whether every recipe that needs nothing more fits."""
+    """Print the machine, its libraries and the recipes; returns whether every recipe that is ready fits."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     about = Table(title="this machine", title_justify="left", show_header=False)
     for name, value in (*machine(), *libraries(), packaged()):
-        about.add_row(name, value)
+        about.add_row(name, escape(value))
     console.print(about)
     table = Table(title="recipes", title_justify="left")
     for heading in ("recipe", "memory", "disk", "download", "here"):
         table.add_column(heading, justify="right" if heading in ("memory", "disk", "download") else "left")
     sound = True
-    for need in needs(memory):
-        if need.missing:
-            table.add_row(need.recipe, "?", "?", "?", need.missing)
+    for recipe in requirements(memory):
+        if recipe.missing:
+            table.add_row(recipe.recipe, "?", "?", "?", escape(recipe.missing))
             continue
-        sound = sound and need.fits
-        sizes = (format_bytes(size) for size in (need.memory, need.disk, need.download))
-        table.add_row(need.recipe, *sizes, "[green]fits[/green]" if need.fits else "[red]does not fit[/red]")
+        sound = sound and recipe.fits
+        sizes = (format_bytes(size) for size in (recipe.memory, recipe.disk, recipe.download))
+        table.add_row(recipe.recipe, *sizes, "[green]fits[/green]" if recipe.fits else "[red]does not fit[/red]")
     console.print(table)
     free = available_memory()
     if free < 1_000_000_000:

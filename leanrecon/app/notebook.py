@@ -1,6 +1,6 @@
 """leanrecon within a notebook: ``%leanrecon`` runs the command line, and a study's checks and pictures are shown in cells.
 
-``%load_ext leanrecon.app.notebook`` brings the magic; ``alignment`` and ``gallery`` show a study as the value of a cell.
+``%load_ext leanrecon`` brings the magic; ``alignment`` and ``gallery`` show a study as the value of a cell.
 """
 
 import contextlib
@@ -18,12 +18,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from leanrecon.errors import LeanreconError, StoreError
 from leanrecon.memory import format_bytes, parse_bytes, process_memory
+
+if TYPE_CHECKING:
+    from leanrecon.study.layout import Study
 
 EVERY = 0.5
 """Seconds between two looks at a command's memory."""
@@ -176,12 +179,12 @@ class _Meter:
             self.handle.update(shown, raw=True)
 
 
-# A study's checks and pictures
+# A study's checks and images
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a cell shows: as a page in notebooks, as text elsewhere."""
+class Cell:
+    """What a notebook cell shows: HTML in notebooks, text elsewhere."""
 
     text: str
     page: str
@@ -193,11 +196,11 @@ class Shown:
         return self.page
 
 
-def alignment(study: str | Path) -> Shown:
-    """Whether betas and images belong together, as far as the study can tell by now.
+def alignment(study: str | Path) -> Cell:
+    """Whether betas and images belong together, judged from images that were shown twice.
 
-    Where images were shown twice, responses to repeats are compared with those to different images. Raises StoreError
-    where the stage dataset has not run.
+    Responses to repeats of an image are compared with responses to different images. Raises StoreError before the
+    stage dataset has run.
     """
     from leanrecon.datasets.reliability import Reliability
     from leanrecon.places.files import read_json
@@ -207,66 +210,79 @@ def alignment(study: str | Path) -> Shown:
     if not place.rows.exists():
         raise StoreError(f"there is no {place.rows}", todo="run the stage dataset first")
     record = read_json(place.reliability)
-    found = Reliability.of(record) if record else None
-    if found is None or not found.judged:
+    reliability = Reliability.of(record) if record else None
+    if reliability is None or not reliability.judged:
         text = "Too few images were shown twice to compare repeats; the report compares with shuffled betas instead."
-        return Shown(text, _paragraph(text))
-    verdict = "Betas and images belong together" if found.above_chance else "BETAS AND IMAGES DO NOT MATCH"
-    text = f"{verdict}: {found}."
-    return Shown(text, _paragraph(text))
+        return Cell(text, _paragraph(text))
+    verdict = "Betas and images belong together" if reliability.above_chance else "BETAS AND IMAGES DO NOT MATCH"
+    text = f"{verdict}: {reliability}."
+    return Cell(text, _paragraph(text))
 
 
-def gallery(study: str | Path) -> Shown:
-    """The verdict, its checks, and the best, middle and worst reconstructions of a study that was evaluated.
+def gallery(study: str | Path) -> Cell:
+    """The verdict of an evaluated study, its checks, and its best, middle and worst reconstructions.
 
-    Raises StoreError where it was not.
+    Raises StoreError before the study was evaluated.
     """
-    from leanrecon.evaluation.report.gallery import pixcorr, strip_rows
-    from leanrecon.evaluation.report.thumbnails import thumbnail
     from leanrecon.evaluation.report.verdict import verdict
     from leanrecon.places.files import read_json
-    from leanrecon.stages.evaluate import read_scores, rows_of_pictures
     from leanrecon.study.layout import Study
-    from leanrecon.study.settings import read_settings
-    from leanrecon.study.variants import variants
 
     place = Study(Path(study))
     metrics = read_json(place.metrics)
     if metrics is None:
         raise StoreError(f"there is no {place.metrics}", todo="run the study to its end first")
-    settings, _ = read_settings(place.settings)
-    scores, found = read_scores(place), verdict(metrics)
-    strip = strip_rows(scores)
-    wanted = sorted(row for _, rows in strip for row in rows)
-    every = variants(place, settings.dataset.folds)
-    rows = rows_of_pictures(every, place, refined=settings.refine.kind != "none", only=set(wanted))
-    drawn = {
-        row: [thumbnail(image, len(wanted)) for image in images if image is not None]
-        for row, images in zip(wanted, rows, strict=True)
-    }
-    simulated = "<p><b>Simulated subject: no one was measured.</b></p>" if metrics.get("simulated") else ""
+    result = verdict(metrics)
     marks = {True: "✓", False: "✕", None: "?"}
-    checks = [f"{marks[check.passed]} {check.name}: {check.evidence}" for check in found.checks]
-    groups = "".join(
-        f"<td style='vertical-align:top;text-align:left;white-space:nowrap'><b>{name}</b><br>{''.join(_pair(drawn[row], pixcorr(scores[row])) for row in these)}</td>"
-        for name, these in strip
-    )
+    checks = [f"{marks[check.passed]} {check.name}: {check.evidence}" for check in result.checks]
+    groups, refined = _strip(place)
+    simulated = "<p><b>Simulated subject: no one was measured.</b></p>" if metrics.get("simulated") else ""
+    below = " (first and final image)" if refined else ""
     page = (
-        f"{simulated}<h3>{html.escape(found.headline)}</h3>{_paragraph(found.detail[:1].upper() + found.detail[1:])}"
+        f"{simulated}<h3>{html.escape(result.headline)}</h3>"
+        f"{_paragraph(result.detail[:1].upper() + result.detail[1:])}"
         f"<ul>{''.join(f'<li>{html.escape(check)}</li>' for check in checks)}</ul>"
-        f"<p>Above: seen. Below: reconstructed{' (first and final image)' if settings.refine.kind != 'none' else ''}, "
-        f"with its pixel correlation.</p><table><tr>{groups}</tr></table>{_paragraph(f'All of it: {place.report}')}"
+        f"<p>Above: the image seen. Below: its reconstruction{below}, with the pixel correlation.</p>"
+        f"<table><tr>{groups}</tr></table>{_paragraph(f'Full report: {place.report}')}"
     )
-    return Shown("\n".join([found.text, *checks, f"All of it: {place.report}"]), page)
+    return Cell("\n".join([result.text, *checks, f"Full report: {place.report}"]), page)
 
 
-def _pair(images: list[Any], score: float | None) -> str:
+def _strip(place: "Study") -> tuple[str, bool]:
+    """The best, middle and worst rows as cells of a table, and whether final images differ from first ones."""
+    from leanrecon.evaluation.report.gallery import pixcorr, strip_rows
+    from leanrecon.evaluation.report.thumbnails import thumbnail
+    from leanrecon.stages.refine import make_generator
+    from leanrecon.stages.report import read_scores, rows_of_images
+    from leanrecon.study.recipes import read_settings
+    from leanrecon.study.variants import variants, whole_brain
+
+    settings, _ = read_settings(str(place.settings))
+    scores = read_scores(place)
+    strip = strip_rows(scores)
+    chosen = sorted(row for _, rows in strip for row in rows)
+    refined = make_generator(settings).refines
+    rows = rows_of_images(whole_brain(variants(place, settings)), place, refined=refined, only=set(chosen))
+    images = {
+        row: [thumbnail(image, len(chosen)) for image in of_row if image is not None]
+        for row, of_row in zip(chosen, rows, strict=True)
+    }
+    cell = "<td style='vertical-align:top;text-align:left;white-space:nowrap'><b>{name}</b><br>{figures}</td>"
+    groups = [
+        cell.format(name=name, figures="".join(_figure(images[row], pixcorr(scores[row])) for row in rows_))
+        for name, rows_ in strip
+    ]
+    return "".join(groups), refined
+
+
+def _figure(images: list[Any], score: float | None) -> str:
+    """The images of one test row, one below the other, with their pixel correlation."""
     shown = "<br>".join(
         f"<img src='{image.uri}' width=80 style='{'image-rendering:pixelated' if image.pixelated else ''}'>"
         for image in images
     )
-    told = "" if score is None else f"<figcaption>{score:.2f}</figcaption>"
-    return f"<figure style='display:inline-block;margin:3px'>{shown}{told}</figure>"
+    caption = "" if score is None else f"<figcaption>{score:.2f}</figcaption>"
+    return f"<figure style='display:inline-block;margin:3px'>{shown}{caption}</figure>"
 
 
 def _paragraph(text: str) -> str:

@@ -2,23 +2,22 @@
 
 import zipfile
 from collections.abc import Container
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.errors import StoreError
-from leanrecon.places import files
+from leanrecon.places import Location, LocationLike, files
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
 
-def sources_path(study: Study) -> Path:
+def sources_path(study: Study) -> Location:
     """The file that says which files a study is made from."""
     return study.betas("train").with_name("sources.json")
 
 
-def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -> None:
+def keep_json(path: LocationLike, content: Any, what: str, *, overwrite: bool = False) -> None:
     """Write plain values as JSON unless they are there already; raises StoreError where others are, or replaces them."""
     there = files.read_json(path)
     if there is None or (overwrite and there != content):
@@ -33,7 +32,7 @@ def keep_json(path: Path, content: Any, what: str, *, overwrite: bool = False) -
 def n_voxels(study: Study, key: str) -> int | None:
     """How many voxels the array ``key`` of voxels.npz tells of; None where it can't be read."""
     try:
-        with np.load(study.voxels, allow_pickle=False) as voxels:
+        with study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
             return len(voxels[key])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -1,41 +1,37 @@
-"""The latents of Stable Diffusion's autoencoder as a feature space: images at an eighth of their size, and back."""
+"""Latents of Stable Diffusion's autoencoder (AutoencoderKL) as a feature space, at an eighth of the image's sides."""
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.features.inference import (
-    LIBRARY_NBYTES,
-    FromWeights,
-    exact_inference,
-    imports_nbytes,
-    load_weights,
-    require,
-    runs_in,
-)
+from leanrecon.features.inference import PretrainedSpace, exact_inference, load_weights, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.noise import POSTERIOR, normals
 from leanrecon.images import resize, with_channels
 from leanrecon.weights.folders import Weights, arithmetic, find_model, part_of, present_name, read_config
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
+from leanrecon.weights.names import WeightsName
+from leanrecon.weights.needs import Need
+from leanrecon.weights.pieces import Piece
 from leanrecon.weights.safetensors import Precision, itemsize
 
 FORMAT = 1
-"""Of the arithmetic that leads from images to rows."""
+"""Version of the arithmetic from images to rows."""
 
 BATCH = 4
-"""Images between two steps of progress; on a CPU they go through the network one by one."""
+"""Images between two steps of progress; on a CPU they are encoded one by one."""
 
 AT_ONCE_ON_GPU = 4
 
 STATES = {"encode": 6, "decode": 4}
-"""States of the largest size that are in memory at the peak, with what the convolutions take for themselves: of Stable
-Diffusion's at 512 pixels, 5.0 and 3.0 measured (671 and 798 MB in float32, 330 and 373 in bfloat16)."""
+"""Memory at the peak in states of the largest size, buffers of convolutions included. Measured with Stable Diffusion's
+autoencoder at 512 pixels: 5.0 and 3.0 (671 and 798 MB in float32, 330 and 373 MB in bfloat16)."""
 
 Use = Literal["encode", "decode"]
 
@@ -50,43 +46,48 @@ _PARTS: dict[Use, tuple[str, ...]] = {
 class AutoKLSettings(BaseModel):
     """``[features.autokl]``"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["autokl"] = "autokl"
-    model: Annotated[str, Field(min_length=1)]
-    """Folder of an AutoencoderKL or of a pipeline with one in vae/, or its name in Hugging Face's cache."""
+    model: Annotated[WeightsName, Field(min_length=1)]
+    """Folder or name on the Hugging Face Hub of an AutoencoderKL, or of a pipeline with one in vae/."""
     size: Side = 512
-    """Height and width that images are brought to, in pixels."""
+    """Height and width in pixels to which images are resized."""
     latents: Literal["mean", "sample"] = "mean"
-    """The posteriors' means, which are their modes too, or drawn from them."""
+    """Means of the posteriors ("mean"), or samples from them ("sample")."""
     precision: Literal["auto"] | Precision = "auto"
-    """Of the network; "auto": float16 on CUDA, float32 elsewhere. bfloat16 moved latents by 1.3 % of their standard deviation
-    (random weights of Stable Diffusion's size, 512 pixels), for 0.65 of the memory."""
+    """Precision of the network; "auto" is float16 on CUDA and float32 elsewhere."""
+    # bfloat16 moved latents by 1.3 % of their standard deviation, for 0.65 of the memory (random weights, 512 pixels).
     tile: Side | None = None
-    """Run the network on overlapping tiles of so many pixels: far less memory, slightly other latents and images."""
-    tiny: Annotated[str, Field(min_length=1)] | None = None
-    """Folder or name of an AutoencoderTiny (TAESD) to decode with: some twenty times faster, less sharp."""
+    """Side in pixels of overlapping tiles, for far less memory and slightly different latents; absent: no tiles."""
+    tiny: Annotated[WeightsName, Field(min_length=1)] | None = None
+    """Folder or name of an AutoencoderTiny (TAESD) to decode with, some twenty times faster and less sharp."""
 
 
-class AutoKL(FromWeights):
+class AutoKL(PretrainedSpace):
     """Rows of latents [channels, size/8, size/8], scaled as the diffusion model takes them, in C order.
 
-    Images are brought to size × size by Pillow's BICUBIC and to [-1, 1]; latents are multiplied by the model's
+    Images are resized to size × size by Pillow's BICUBIC and scaled to [-1, 1]. Latents are multiplied by the model's
     scaling_factor (4 × 64 × 64 numbers of standard deviation near 1 at 512 pixels). Only the weights of the direction in
-    use are in memory. On a CPU images go through one by one, so that a row has the same bytes in every batch; on a
+    use are in memory. On a CPU images are encoded one by one, so that a row has the same bytes in every batch; on a
     GPU it may differ by rounding. Source: Rombach et al. 2022, arXiv:2112.10752.
     """
 
+    Settings: ClassVar[type[BaseModel]] = AutoKLSettings
+    decodes = True
     library: str | None = "diffusers"
 
-    def __init__(self, settings: AutoKLSettings, *, name: str = "autokl", seed: int = 0, device: str = "cpu") -> None:
-        self.settings = settings
-        self.name = name
-        self.seed = seed
-        self.device = choose(device)
+    def __init__(self, settings: AutoKLSettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(settings, name=name, seed=seed, device=device)
         asked = settings.precision
         auto: Precision = "float16" if self.device == "cuda" else "float32"
-        self.precision = runs_in(auto if asked == "auto" else asked, self.device, f"features.{name}.precision")
+        self.precision = runs_in(auto if asked == "auto" else asked, self.device, self.setting("precision"))
+
+    @classmethod
+    def needs(cls, settings: AutoKLSettings, prefix: str) -> Iterable[Need]:
+        yield Need(f"{prefix}model", settings.model, (Piece("network", ("vae", ".")),))
+        if settings.tiny:
+            yield Need(f"{prefix}tiny", settings.tiny, (Piece("network", (".", "vae")),))
 
     def dims(self, image_shape: ImageShape) -> int:
         channels, height, width = self._latent_shape
@@ -116,14 +117,14 @@ class AutoKL(FromWeights):
         return made_of | ({"seed": self.seed} if settings.latents == "sample" else {})
 
     def decode_made_of(self) -> dict[str, Any]:
-        """The autoencoder that decodes, if it is not the one that encodes."""
+        """The tiny autoencoder, if it decodes."""
         if self.settings.tiny is None:
             return {}
         config, weights = self._tiny
         return {"tiny": {"config": config, "weights": weights.content()}}
 
     def encode(self, images: Array, rows: Rows) -> Array:
-        """Rows [b, dims] in float32 of images of any size; grey ones are repeated in the three colours."""
+        """Float32 rows [b, dims] of uint8 images of any size; grey is repeated in three colours."""
         size, channels = self.settings.size, self._latent_shape[0]
         out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
         model = self._model("encode")
@@ -139,7 +140,7 @@ class AutoKL(FromWeights):
         return out
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
-        """Images [b, size, size, 3] in uint8, whatever the size of those that were encoded."""
+        """Uint8 images [b, size, size, 3], whatever the size of those that were encoded."""
         if features.shape[1] != self.dims(image_shape):
             raise InputError(
                 f"rows of {features.shape[1]} numbers do not hold the latents of {self.name}",
@@ -176,7 +177,7 @@ class AutoKL(FromWeights):
             if not bool(torch.isfinite(values).all()):
                 raise InputError(
                     f"{self.name} decoded rows {rows[0]} to {rows[-1]} to NaN in {self.precision}",
-                    todo=f'set features.{self.name}.precision = "float32"',
+                    todo=f'set {self.setting("precision")} = "float32"',
                 )
             levels = (values / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
             images: Array = levels.permute(0, 2, 3, 1).cpu().numpy()
@@ -190,14 +191,14 @@ class AutoKL(FromWeights):
         return tensor.to(self.device, getattr(torch, self.precision), **layout)
 
     def _model(self, use: Use) -> Any:
-        """The network with the weights of one direction; those of the other are dropped first."""
+        """The network with the weights of one direction; those of the other are freed first."""
         if self._loaded is None or self._loaded[0] != use:
             self._loaded = None
             self._loaded = use, self._load(use)
         return self._loaded[1]
 
     def _load(self, use: Use) -> Any:
-        require("torch", "diffusers")
+        require_installed("torch", "diffusers")
         import torch
         from diffusers import AutoencoderKL, AutoencoderTiny
 
@@ -225,29 +226,26 @@ class AutoKL(FromWeights):
                 held -= self._network(self._loaded[0])[1].nbytes(_PARTS[self._loaded[0]], self.precision)
         if on_cpu:
             held += self._state_nbytes(use) * STATES[use]
-        size = self.settings.size
+        size = int(self.settings.size)
         held += self._at_once * (3 * size * size * 3 * FLOAT + 4 * self.dims((size, size, 3)) * FLOAT)
         return Cost(held=max(held, 0), per_image=0, batch=BATCH if on_cpu else AT_ONCE_ON_GPU)
 
     def _state_nbytes(self, use: Use) -> int:
-        """Memory of the largest state of an image or a tile."""
+        """Bytes of the largest state of an image or a tile."""
         config = self._network(use)[0]
         if self._is_tiny(use):
-            return (
-                int(max(config.get("decoder_block_out_channels", [64])))
-                * self.settings.size**2
-                * itemsize(self.precision)
-            )
-        side = min(self.settings.tile or self.settings.size, self.settings.size)
-        # What is decoded is enlarged before it gets narrower.
+            channels = int(max(config.get("decoder_block_out_channels", [64])))
+            return channels * int(self.settings.size) ** 2 * itemsize(self.precision)
+        side = int(min(self.settings.tile or self.settings.size, self.settings.size))
+        # The decoder enlarges a state before it reduces its channels.
         channels = self._channels[0] if use == "encode" else max(self._channels[:2])
         return channels * side**2 * itemsize(self.precision)
 
-    # What is in the files
+    # Files
 
     @functools.cached_property
     def _folder(self) -> Path:
-        root = find_model(self.settings.model, f"features.{self.name}.model")
+        root = find_model(self.settings.model, self.setting("model"))
         return part_of(root, ("vae", "."), "config.json", "an AutoencoderKL, or of a pipeline with one in vae/")
 
     @functools.cached_property
@@ -260,7 +258,7 @@ class AutoKL(FromWeights):
 
     @functools.cached_property
     def _tiny(self) -> tuple[dict[str, Any], Weights]:
-        folder = find_model(str(self.settings.tiny), f"features.{self.name}.tiny")
+        folder = find_model(str(self.settings.tiny), self.setting("tiny"))
         folder = part_of(folder, (".", "vae"), "config.json", "an AutoencoderTiny, such as madebyollin/taesd")
         config = _config_of(folder, "AutoencoderTiny")
         config.pop("block_out_channels", None)  # diffusers writes it, and warns when it reads it
@@ -284,7 +282,7 @@ class AutoKL(FromWeights):
 
     @property
     def _factor(self) -> int:
-        """How many times smaller the sides of latents are than those of images."""
+        """The ratio of the sides of images to those of latents."""
         return 1 << (len(self._channels) - 1)
 
     @property
@@ -297,7 +295,7 @@ class AutoKL(FromWeights):
         for key in ("size", "tile"):
             if (getattr(self.settings, key) or 0) % factor:
                 raise SettingsError(
-                    f"features.{self.name}.{key} = {getattr(self.settings, key)}", expected=f"a multiple of {factor}"
+                    f"{self.setting(key)} = {getattr(self.settings, key)}", expected=f"a multiple of {factor}"
                 )
         return int(self._config.get("latent_channels", 4)), size // factor, size // factor
 

@@ -1,43 +1,44 @@
-"""The one loop from images to feature rows, and the way back: batch by batch, in a planned amount of memory."""
+"""Encoding a store of images into feature rows, and decoding rows into images, batch by batch in planned memory."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
-from leanrecon.features.space import Array, DecodingSpace, FeatureSpace, ImageShape, Rows
-from leanrecon.memory import MemoryBudget, buffer, parse_bytes
+from leanrecon.features.space import Array, FeatureSpace, ImageShape, Rows
+from leanrecon.memory import buffer
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
 from leanrecon.stores import Store, read_ahead
 from leanrecon.stores.images import ImageReader, row_numbers
 from leanrecon.stores.images import image_shape as shape_of
-from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
+from leanrecon.stores.layout import plan_chunks
 
 
 def extract(
     space: FeatureSpace,
     images: Store,
-    target: str | os.PathLike[str],
+    target: LocationLike,
+    context: Context | None = None,
     *,
-    chunk: str | int = DEFAULT_CHUNK,
-    budget: MemoryBudget | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
     batch: int | None = None,
 ) -> Store:
     """Encode all images of a store into a store of float32 rows, and return it complete.
 
     Continues where an earlier run stopped, group of rows by group of rows, with the batch size of the run that
     began the store. Raises BudgetError before any work if one image at a time does not fit, and InputError if
-    the space gives something other than finite numbers.
+    the space returns anything but finite numbers.
     """
+    if space.inputs != "images":
+        raise SettingsError(f"the feature space {space.name} describes captions, not images")
+    context = context or Context.of()
     shape = shape_of(images)
     dims = space.dims(shape)
-    rows, columns = plan_chunks((images.rows, dims), np.float32, parse_bytes(chunk))
+    rows, columns = plan_chunks((images.rows, dims), np.float32, context.chunk)
 
     def plan(free: int, batch: int | None) -> BatchPlan:
         return plan_extract(
@@ -45,54 +46,55 @@ def extract(
         )
 
     def encode(store: Store, plan: BatchPlan) -> None:
-        _encode(space, images, store, plan, progress or Progress())
+        _encode(space, images, store, plan, context.progress)
 
-    made_of = {"images": images.content}
-    how: dict[str, Any] = {"chunk": chunk, "budget": budget, "overwrite": overwrite, "batch": batch}
-    return resumed(space, Path(target), (images.rows, dims), made_of, plan, encode, **how)
+    work = Extraction(space, (images.rows, dims), {"images": images.content}, plan, encode)
+    return run_extraction(work, as_location(target), context, batch)
 
 
-def resumed(
-    space: FeatureSpace,
-    target: Path,
-    shape: tuple[int, int],
-    made_of: Mapping[str, Any],
-    plan: Callable[[int, int | None], BatchPlan],
-    encode: Callable[[Store, BatchPlan], None],
-    *,
-    chunk: str | int,
-    budget: MemoryBudget | None,
-    overwrite: bool,
-    batch: int | None,
-) -> Store:
-    """Begin or continue a store of a space's rows of ``shape``, and return it complete.
+@dataclass(frozen=True)
+class Extraction:
+    """The encoding of images or captions into a store."""
 
-    ``plan`` says from the free memory and a batch that is fixed already how the missing rows are encoded, ``encode``
-    writes them. A store that was begun keeps its batch size. Raises BudgetError before any work.
+    space: FeatureSpace
+    shape: tuple[int, int]
+    """Rows and dims of the store."""
+    made_of: Mapping[str, Any]
+    """The content of what is encoded."""
+    plan: Callable[[int, int | None], BatchPlan]
+    """Plans the encoding into free bytes, with a batch size or None for the best one."""
+    encode: Callable[[Store, BatchPlan], None]
+    """Writes the missing rows."""
+
+
+def run_extraction(work: Extraction, target: Location, context: Context, batch: int | None = None) -> Store:
+    """Begin or continue a store of feature rows, and return it complete.
+
+    A store that was begun keeps its batch size. Raises BudgetError before any work.
     """
 
     def create(batch: int | None) -> Store:
         return Store.create(
             target,
-            shape,
+            work.shape,
             np.float32,
-            made_of={**made_of, "space": space.made_of()},
-            chunk=chunk,
-            overwrite=overwrite,
+            made_of={**work.made_of, "space": work.space.made_of()},
+            chunk=context.chunk,
+            overwrite=context.overwrite,
             notes={"batch": batch},
         )
 
     store = None
-    if (target / "zarr.json").exists() and not overwrite:
+    if (target / "zarr.json").exists() and not context.overwrite:
         store = create(None)
         if store.complete:
             return store
         batch = store.notes.get("batch", batch)
-    budget = MemoryBudget.of(budget)
-    planned = plan(budget.free, batch)
-    budget.require(f"features {space.name}", planned.work)
+    context = context.refreshed()
+    planned = work.plan(context.budget.free, batch)
+    context.require(f"features {work.space.name}", planned.work)
     store = store or create(planned.batch)
-    encode(store, planned)
+    work.encode(store, planned)
     store.finish()
     return store
 
@@ -123,21 +125,22 @@ def decode_rows(
     space: FeatureSpace,
     features: Store,
     image_shape: ImageShape,
+    context: Context | None = None,
     *,
     rows: Rows | None = None,
-    budget: MemoryBudget | None = None,
     batch: int | None = None,
 ) -> Iterator[tuple[int, Array]]:
     """Yield ``(row, image)`` for the rows of a store of features or predictions: all, or those of ``rows``, ascending.
 
-    ``image_shape`` is that of the images the space was made for; the uint8 images have ``space.decoded_shape`` of
-    it. Batches lie where they lie when all rows are decoded, so that leaving out rows changes no image.
+    ``image_shape`` is that of the encoded images; the decoded uint8 images have ``space.decoded_shape(image_shape)``.
+    Batches have the same boundaries as when all rows are decoded, so that leaving out rows changes no image.
     Raises SettingsError if the space has no decoder, BudgetError before any work.
     """
-    if not isinstance(space, DecodingSpace):
+    if not space.decodes:
         raise SettingsError(
             f"the feature space {space.name} can't be decoded into images", expected="one with a decoder, such as pca"
         )
+    context = (context or Context.of()).refreshed()
     dims = space.dims(image_shape)
     if len(features.shape) != 2 or features.columns != dims or features.dtype != np.float32:
         raise InputError(
@@ -145,22 +148,21 @@ def decode_rows(
             expected=f"float32 rows of {dims} numbers for the feature space {space.name}",
         )
     wanted = row_numbers(rows, features)
-    budget = MemoryBudget.of(budget)
     plan = plan_decode(
         (features.chunk_rows, features.chunk_columns),
         features.rows,
         dims,
         space.decoded_shape(image_shape),
         space.decode_cost(image_shape),
-        free=budget.free,
+        free=context.budget.free,
         batch=batch,
     )
-    budget.require(f"stage1 {space.name}", plan.work)
+    context.require(f"stage1 {space.name}", plan.work)
     return _decode(space, features, image_shape, wanted, plan.batch)
 
 
 def _decode(
-    space: DecodingSpace, store: Store, image_shape: ImageShape, wanted: Array, batch: int
+    space: FeatureSpace, store: Store, image_shape: ImageShape, wanted: Array, batch: int
 ) -> Iterator[tuple[int, Array]]:
     for i in np.unique(wanted // store.chunk_rows).tolist():
         group = store.group_rows(i)
@@ -183,7 +185,10 @@ def cut(rows: range, size: int) -> list[range]:
 
 
 def check_rows(features: Array, shape: tuple[int, int], rows: range, whose: str) -> None:
-    """Raise InputError for encoded rows of another shape or type, or that are not finite; ``whose`` names their origin."""
+    """Raise InputError for feature rows of another shape or type, or that are not finite.
+
+    ``whose`` begins the message, as in "the feature space pca gave".
+    """
     if features.shape != shape or features.dtype != np.float32:
         raise InputError(
             f"{whose} {features.dtype} of shape {features.shape} for rows {rows.start} to {rows.stop - 1}",
@@ -195,5 +200,5 @@ def check_rows(features: Array, shape: tuple[int, int], rows: range, whose: str)
         raise InputError(
             f"{whose} features that are NaN or infinite in {len(bad)} of {len(rows)} rows ({names})",
             expected="finite numbers",
-            todo="look at these rows; on a GPU, try float32. What was finished before is kept",
+            todo="look at these rows; on a GPU, try float32. Finished rows are kept",
         )

@@ -1,18 +1,16 @@
-"""Running published models: what feature spaces with given weights share, from loading to the memory that it takes."""
+"""Running pretrained networks: loading weights into memory of a known size, and exact inference."""
 
 import contextlib
-import importlib.util
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.features.space import Array, Given
+from leanrecon.features.space import Array, FixedSpace
 from leanrecon.memory import buffer
 from leanrecon.weights.folders import SHOWN, Weights
 from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, itemsize, reserved
@@ -20,39 +18,28 @@ from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, items
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LIBRARY_NBYTES = 40_000_000
-"""Kernels that PyTorch prepares when it first runs, and the heap's gaps between states."""
 
-IMPORTS_NBYTES = {"torch": 140_000_000, "transformers": 160_000_000, "diffusers": 200_000_000}
-"""Importing the CPU build of PyTorch 2.13, then CLIP of transformers 5.23 (142 MB measured), or an autoencoder of
-diffusers 0.42, which imports transformers too (188 MB)."""
+class PretrainedSpace(FixedSpace):
+    """The base of feature spaces with pretrained weights, which are loaded when they are first needed."""
 
-CUDA_NBYTES = 330_000_000
-"""What importing a CUDA build of PyTorch takes more than a CPU build: 325 MB measured."""
-
-
-class FromWeights(Given):
-    """What all feature spaces with given weights have in common: there is nothing to learn, but much to hold."""
-
+    library: str | None = "torch"
     _loaded: Any = None
-    """The network, once it is needed."""
+    """The network, once it is loaded."""
+
+    def __init__(self, settings: Any, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(settings, name=name, seed=seed, device=choose(device))
+
+    def setting(self, key: str) -> str:
+        """The full name of one of its settings, for messages."""
+        return f"features.{self.name}.{key}"
 
     def release(self) -> None:
-        """Give the memory of the weights back; they are loaded again when they are needed."""
+        """Free the weights; they are loaded again when they are needed."""
         self._loaded = None
 
 
-def require(*packages: str) -> None:
-    """Raise SettingsError if a library is not installed."""
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise SettingsError(
-            f"this feature space needs {' and '.join(missing)}, which is not installed",
-            todo=f"install it with: pip install {' '.join(missing)}",
-        )
-
-
 def runs_in(precision: Precision, device: str, setting: str) -> Precision:
-    """The precision, if the device is good for it; ``setting`` names it in the SettingsError."""
+    """The precision itself; raises SettingsError that names ``setting`` if the device should not run it."""
     if precision == "float16" and device == "cpu":
         raise SettingsError(
             f"{setting} = 'float16' on a CPU, where it is slower than float32", expected="float32 or bfloat16"
@@ -60,29 +47,18 @@ def runs_in(precision: Precision, device: str, setting: str) -> Precision:
     return precision
 
 
-def imports_nbytes(library: Literal["transformers", "diffusers"] | None = None) -> int:
-    """Memory that importing PyTorch, and a library beside it, will take, if they are not there yet."""
-    held = 0 if library is None or library in sys.modules else IMPORTS_NBYTES[library]
-    if "torch" not in sys.modules:
-        held += IMPORTS_NBYTES["torch"]
-        spec = importlib.util.find_spec("torch")
-        if spec and spec.origin and (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").exists():
-            held += CUDA_NBYTES
-    return held
-
-
 def load_weights(
     module: "nn.Module", weights: Weights, parts: Sequence[str], *, precision: Precision, device: str
 ) -> "nn.Module":
-    """Fill these parts of a module that was made without memory (on PyTorch's device "meta"), ready for inference.
+    """Load these parts of a module on PyTorch's device "meta", and set it up for inference.
 
-    Its other parts stay without memory. Raises InputError that names what is missing or of another shape.
+    Its other parts stay on "meta". Raises InputError that names weights that are missing or of another shape.
     """
     import torch
 
     shapes = {name: tuple(v.shape) for name, v in module.state_dict().items() if name.startswith(tuple(parts))}
     _check(weights, shapes)
-    # One stretch of pages of its own, so that all of it goes back to the system when the model is dropped.
+    # One allocation, so that all of it returns to the system when the model is dropped.
     memory = buffer((weights.nbytes(parts, precision) if device == "cpu" else 0,), np.uint8)
     loaded: dict[str, Tensor] = {}
     start = 0
@@ -107,7 +83,7 @@ def load_weights(
 
 
 def _read(entry: Entry, file: BufferedReader) -> "Tensor":
-    """The numbers of a tensor, read rather than mapped: mapped pages count as the process's until the file is closed."""
+    """A tensor, read rather than mapped: mapped pages count as memory of the process until the file is closed."""
     import torch
 
     memory = buffer((entry.nbytes,), np.uint8)
@@ -126,7 +102,7 @@ def _read_into(entry: Entry, file: BufferedReader, memory: Array) -> None:
 
 
 def _laid_out(piece: "Tensor", shape: tuple[int, ...]) -> "Tensor":
-    """A stretch of memory as a tensor; convolutions with channels last, which a CPU takes less memory and time for."""
+    """Memory as a tensor; convolutions with channels last, which take less memory and time on a CPU."""
     if len(shape) != 4:
         return piece.view(shape)
     o, i, h, w = shape
@@ -161,7 +137,7 @@ def _sides(shape: Sequence[int]) -> list[int]:
 
 @contextlib.contextmanager
 def exact_inference(device: str) -> Iterator[None]:
-    """No gradients; on CUDA no TF32, whose ten bits of mantissa would move features, and no search among algorithms."""
+    """Inference without gradients; on CUDA without TF32, whose ten bits of mantissa change features, and deterministic."""
     import torch
 
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Principal components of the train images: small, quick, and decoded by a product."""
+"""Principal components of the train images, decoded by a matrix product."""
 
 import hashlib
 import json
@@ -7,69 +7,70 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from leanrecon.context import Context
 from leanrecon.errors import InputError, StoreError
 from leanrecon.features.pixels import Side
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.features.space import Array, FixedSpace, ImageShape, Rows
 from leanrecon.images import fitted_into, from_pixels, to_pixels
-from leanrecon.memory import MemoryBudget, buffer
+from leanrecon.memory import buffer
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import sweep, write_whole
-from leanrecon.progress import Progress
-from leanrecon.stores import Store, read_ahead
 from leanrecon.stores.fingerprint import differences
-from leanrecon.stores.images import ImageReader, image_shape, row_numbers
+
+if TYPE_CHECKING:
+    from leanrecon.stores import Store
 
 FORMAT = 1
 """Of the fitted file, and of the arithmetic that leads to it."""
 
 PANEL = 64
-"""Rows of every product: row r is always at r mod 64, so that BLAS adds it up in the same order in any batch."""
+"""Rows of every product. Row r is always at r mod 64, so that BLAS sums it in the same order in any batch."""
 
 BATCH = 256
 
 FIT_BATCH = 256
-"""Images that the components are updated with at once, or as many as there are components."""
+"""Images in one update of the components; more if there are more components."""
 
 SPARE = 32
-"""Components that are learned beyond those kept: each batch cuts off a little of the last ones. Against a full
-decomposition, 128 components of images with a 1/f spectrum lost 0.9 % in squared error with none to spare, 0.6 %
+"""Components that are learned beyond those kept, as each update truncates the last ones a little. Against a full
+decomposition, 128 components of images with a 1/f spectrum lost 0.9 % in squared error without spare ones, 0.6 %
 with 16 and 0.2 % with 64."""
 
 _DOUBLE = 8
 _IMPORT_NBYTES = 90_000_000  # importing scikit-learn 1.9 with SciPy's linear algebra
-_FIT_NBYTES = 60_000_000  # of LAPACK and BLAS for themselves, measured at 784 to 27,648 dims
+_FIT_NBYTES = 60_000_000  # buffers of LAPACK and BLAS, measured at 784 to 27,648 dims
 
 
 class PCASettings(BaseModel):
     """``[features.pca]``"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["pca"] = "pca"
     components: Annotated[int, Field(strict=True, ge=1)] = 256
-    """At most this many: n train images have no more than n - 1, and no more than an image has pixels."""
+    """Number of components; n train images have at most n - 1, and at most as many as an image has pixels."""
     size: Side | Literal["original"] = 64
-    """Images whose longer side exceeds this are made smaller first; "original" leaves them as they are."""
+    """Longer side in pixels to which larger images are reduced first; "original": no reduction."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What was learned: a row is (pixels - mean) · componentsᵀ."""
+    """Fitted components: a row is (pixels - mean) · componentsᵀ."""
 
     mean: Array
     """float32 [pixels]"""
     components: Array
-    """float32 [components, pixels], orthonormal rows, by falling variance"""
+    """float32 [components, pixels], orthonormal rows, by decreasing variance"""
     explained: Array
-    """float64 [components]: the share of the train images' variance that lies along each"""
+    """float64 [components], the share of the train images' variance along each"""
     shape: ImageShape
-    """Of the images whose pixels these are."""
+    """Height, width and channels of the images that the pixels form."""
 
     @property
     def content(self) -> str:
@@ -80,24 +81,25 @@ class Fit:
         return digest.hexdigest()
 
 
-class PCA:
+class PCA(FixedSpace):
     """Rows of coordinates along the principal components of the train images' pixels (0 to 1)."""
 
+    Settings: ClassVar[type[BaseModel]] = PCASettings
     learns = True
+    decodes = True
     library = "sklearn"
 
-    def __init__(self, settings: PCASettings, *, name: str = "pca", seed: int = 0, device: str = "cpu") -> None:
-        self.settings = settings
-        self.name = name
+    def __init__(self, settings: PCASettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(settings, name=name, seed=seed, device=device)
         self._fit: Fit | None = None
         self._content = ""
 
     @property
     def fitted(self) -> Fit:
-        """What was learned; raises InputError before ``fit`` or ``load``."""
+        """The components; raises InputError before ``fit`` or ``load``."""
         if self._fit is None:
             raise InputError(
-                f"the feature space {self.name} has not learned from the train images yet",
+                f"the feature space {self.name} is not fitted to the train images yet",
                 todo="call fit or load first",
             )
         return self._fit
@@ -107,7 +109,8 @@ class PCA:
         """Why there are fewer components than asked for, where there are."""
         if self._fit is None or (kept := len(self._fit.components)) == self.settings.components:
             return None
-        return f"{self.name}: {kept} components instead of {self.settings.components}, the train images have no more"
+        asked = self.settings.components
+        return f"{self.name}: {kept} components instead of {asked}, as the train images have no more"
 
     def decoded_shape(self, image_shape: ImageShape) -> ImageShape:
         size = self.settings.size
@@ -116,15 +119,12 @@ class PCA:
     def dims(self, image_shape: ImageShape) -> int:
         if self._fit is not None:
             return len(self._fit.components)
-        return min(self.settings.components, _pixels(self.decoded_shape(image_shape)))
+        return min(int(self.settings.components), _pixels(self.decoded_shape(image_shape)))
 
     def cost(self, image_shape: ImageShape) -> Cost:
         pixels, dims = _pixels(self.decoded_shape(image_shape)), self.dims(image_shape)
         to_load = 0 if self._fit else (dims + 1) * pixels * FLOAT
         return Cost(held=to_load + PANEL * (pixels + dims) * FLOAT, per_image=0, batch=BATCH)
-
-    def decode_made_of(self) -> dict[str, Any]:
-        return {}
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         cost = self.cost(image_shape)
@@ -141,48 +141,42 @@ class PCA:
         return work if "sklearn.decomposition" in sys.modules else work + _IMPORT_NBYTES
 
     def fit(
-        self,
-        train: Store,
-        path: Path,
-        *,
-        rows: Rows | None = None,
-        budget: MemoryBudget | None = None,
-        progress: Progress | None = None,
-        overwrite: bool = False,
+        self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None
     ) -> None:
-        shape = image_shape(train)
-        index = row_numbers(rows, train)
+        from leanrecon.stores.images import image_shape, row_numbers
+
+        context = (context or Context.of()).refreshed()
+        shape = image_shape(images)
+        index = row_numbers(rows, images)
         digits = hashlib.sha256(index.astype("<i8").data).hexdigest()[:16]
         record = self._record | {
-            "images": train.content,
-            "rows": "all" if len(index) == train.rows else f"{len(index)} of {train.rows} ({digits})",
+            "images": images.content,
+            "rows": "all" if len(index) == images.rows else f"{len(index)} of {images.rows} ({digits})",
         }
+        path = as_location(path)
         sweep(path.parent)
         if path.exists():
             try:
                 self.load(path, record)
                 return
             except StoreError:
-                if not overwrite:
+                if not context.overwrite:
                     raise
-        MemoryBudget.of(budget).require(
-            f"features {self.name} (fit)", self.fit_nbytes((len(index), *shape), train.chunk_rows)
-        )
-        progress = progress or Progress()
-        with progress.task(f"{self.name}, fit", total=len(index), unit="images") as advance:
-            fit = _principal_components(train, index, self.decoded_shape(shape), self.settings.components, advance)
+        context.require(f"features {self.name} (fit)", self.fit_nbytes((len(index), *shape), images.chunk_rows))
+        with context.progress.task(f"{self.name}, fit", total=len(index), unit="images") as advance:
+            fit = _principal_components(images, index, self.decoded_shape(shape), self.settings.components, advance)
         _save(path, fit, record)
         self._take(fit)
         if self.note:
-            progress.say(self.note)
+            context.progress.say(self.note)
 
-    def load(self, path: Path, record: dict[str, Any] | None = None) -> None:
+    def load(self, path: LocationLike, record: dict[str, Any] | None = None) -> None:
         fit, found = _load(path)
         expected = record or self._record
         if changed := list(differences({key: found.get(key) for key in expected}, expected)):
             raise StoreError(
                 f"{path} was fitted with other settings: {'; '.join(changed)}",
-                todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
+                todo="go back to those settings, choose another --study, or replace it with --overwrite",
             )
         self._take(fit)
 
@@ -199,13 +193,8 @@ class PCA:
         _ = self.fitted
         return {**self.settings.model_dump(mode="json"), "fitted": self._content}
 
-    def groups(self) -> dict[str, slice]:
-        return {}
-
-    def release(self) -> None:
-        """Components are small, and needed again to decode."""
-
     def encode(self, images: Array, rows: Rows) -> Array:
+        """Float32 rows [b, components] of uint8 images [b, height, width, channels]."""
         fit = self.fitted
         self._expect(images.shape[1:])
         out = np.empty((len(images), len(fit.components)), np.float32)
@@ -240,30 +229,30 @@ class PCA:
         height, width, channels = shape
         if self.decoded_shape((height, width, channels)) != self.fitted.shape:
             raise InputError(
-                f"{self.name} learned from images of {'×'.join(map(str, self.fitted.shape))} pixels, these have "
+                f"{self.name} was fitted to images of {'×'.join(map(str, self.fitted.shape))} pixels, these have "
                 f"{'×'.join(map(str, shape))}",
                 expected="images of the same shape in training and testing",
             )
 
 
-def learned_components(wanted: int, n: int, pixels: int) -> int:
-    """How many components are learned from ``n`` images to keep those wanted: some spare ones, if there are so many."""
-    return min(wanted + SPARE, n - 1, pixels)
+def learned_components(kept: int, n: int, pixels: int) -> int:
+    """The number of components that are learned from ``n`` images to keep ``kept``: with spare ones where possible."""
+    return min(kept + SPARE, n - 1, pixels)
 
 
 def fit_batches(n: int, components: int) -> list[range]:
-    """Cut ``range(n)`` into the batches that components are learned from, none smaller than their number.
+    """Cut ``range(n)`` into batches to update the components with, none smaller than their number.
 
-    They depend on nothing else: another cut gives other components, by the last percents of the smaller ones.
+    Other batches give slightly other components, so that batches depend on nothing else.
     """
     size = max(FIT_BATCH, components)
-    count = max(n // size + (n % size >= components), 1)  # too short a rest goes to the last batch
+    count = max(n // size + (n % size >= components), 1)  # a remainder that is too short joins the last batch
     starts = [k * size for k in range(count)]
     return [range(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
 
 def fit_nbytes(pixels: int, components: int, largest_batch: int) -> int:
-    """Memory of scikit-learn's update of the components, and of the batch that is read meanwhile.
+    """Bytes of scikit-learn's update of the components, and of the batch that is read meanwhile.
 
     Measured, in float64 rows of pixels: 5.5 for each image of a batch and 5 for each component.
     """
@@ -272,7 +261,7 @@ def fit_nbytes(pixels: int, components: int, largest_batch: int) -> int:
 
 
 def panels(rows: Rows, n: int) -> Iterator[tuple[slice, Array]]:
-    """Cut ``n`` rows where their numbers pass a multiple of 64; yields their places in ``rows`` and in the panel."""
+    """Cut ``n`` rows at multiples of 64 of their numbers; yields their places in ``rows`` and in the panel."""
     index = np.asarray(rows, dtype=np.int64)
     if len(index) != n or np.any(np.diff(index) <= 0):
         raise ValueError(f"{n} rows need as many ascending row numbers, not {rows}")
@@ -282,16 +271,19 @@ def panels(rows: Rows, n: int) -> Iterator[tuple[slice, Array]]:
             yield slice(a, b), index[a:b] % PANEL
 
 
-def _principal_components(train: Store, index: Array, shape: ImageShape, wanted: int, advance: Any) -> Fit:
-    """IncrementalPCA over fixed batches, in float64; directions in which the images do not differ are left out."""
+def _principal_components(store: "Store", index: Array, shape: ImageShape, kept: int, advance: Any) -> Fit:
+    """IncrementalPCA over fixed batches, in float64; directions without variance are left out."""
     pixels = _pixels(shape)
-    components = learned_components(wanted, len(index), pixels)
+    components = learned_components(kept, len(index), pixels)
     if components < 1:
         raise InputError(f"{len(index)} train images have no principal components", expected="2 images or more")
     from sklearn.decomposition import IncrementalPCA
 
+    from leanrecon.stores import read_ahead
+    from leanrecon.stores.images import ImageReader
+
     model = IncrementalPCA(n_components=components)
-    reader = ImageReader(train)
+    reader = ImageReader(store)
     batches = fit_batches(len(index), components)
     memories = [buffer((max(map(len, batches)), pixels), np.float64) for _ in batches[:2]]
 
@@ -302,14 +294,14 @@ def _principal_components(train: Store, index: Array, shape: ImageShape, wanted:
         return memory[: len(batch)]
 
     for batch, block in read_ahead(batches, read, memories):
-        with np.errstate(invalid="ignore"):  # the share of the variance, while all images are the same
+        with np.errstate(invalid="ignore"):  # the share of the variance, where all images are equal
             model.partial_fit(block, check_input=False)
         model.components_ = model.components_.copy()  # not a view that holds the rest of the decomposition
         advance(len(batch))
     values = model.singular_values_
-    kept = min(int(np.count_nonzero(values > values[0] * np.finfo(np.float32).eps)), wanted)
+    kept = min(int(np.count_nonzero(values > values[0] * np.finfo(np.float32).eps)), kept)
     if kept == 0:
-        raise InputError(f"all {len(index)} train images are the same: they have no principal components")
+        raise InputError(f"all {len(index)} train images are equal and have no principal components")
     return Fit(
         model.mean_.astype(np.float32),
         model.components_[:kept].astype(np.float32),
@@ -318,15 +310,15 @@ def _principal_components(train: Store, index: Array, shape: ImageShape, wanted:
     )
 
 
-def _save(path: Path, fit: Fit, record: dict[str, Any]) -> None:
+def _save(path: LocationLike, fit: Fit, record: dict[str, Any]) -> None:
     arrays = {"shape": np.array(fit.shape), "mean": fit.mean, "components": fit.components, "explained": fit.explained}
     arrays["record"] = np.array(json.dumps(record, sort_keys=True))
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def _load(path: Path) -> tuple[Fit, dict[str, Any]]:
+def _load(path: LocationLike) -> tuple[Fit, dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with as_location(path).open() as opened, np.load(opened, allow_pickle=False) as file:
             height, width, channels = file["shape"].tolist()
             record: dict[str, Any] = json.loads(str(file["record"]))
             return Fit(file["mean"], file["components"], file["explained"], (height, width, channels)), record
@@ -334,7 +326,8 @@ def _load(path: Path) -> tuple[Fit, dict[str, Any]]:
         raise StoreError(f"there is no fitted feature space at {path}", todo="run the stage features first") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{path} is damaged: {error}", todo=f"remove it, or run with --overwrite, to fit again ({path.name})"
+            f"{path} is damaged: {error}",
+            todo=f"remove it, or run with --overwrite, to fit again ({as_location(path).name})",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How many images go through a feature space at once, and the memory that takes: arithmetic only."""
+"""Batch sizes of feature spaces and the memory that they take: arithmetic only."""
 
 import math
 from collections.abc import Sequence
@@ -8,32 +8,32 @@ FLOAT = 4
 """Bytes of a feature."""
 
 AHEAD = 2
-"""Batches of images in memory: the one that is encoded and the one that is read meanwhile."""
+"""Batches of images in memory: one is encoded while the next is read."""
 
 SLACK = 8_000_000
-"""Bytes for what grows with neither images nor features: a thread, Pillow, small arrays."""
+"""Bytes that depend on neither images nor features: a thread, Pillow, small arrays."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory that one direction of a feature space takes, images and features themselves left out."""
+    """Memory that encoding or decoding takes, beside the images and features themselves."""
 
     held: int
-    """Bytes whatever the batch: weights that are still to be loaded, fixed panels."""
+    """Bytes that do not depend on the batch: weights that are still to be loaded, fixed panels."""
     per_image: int
-    """Bytes an image of the batch."""
+    """Bytes per image of the batch."""
     batch: int
-    """Images a batch beyond which it gets no faster."""
+    """Batch size beyond which it gets no faster."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a stage of features will run."""
+    """How features will be encoded or decoded."""
 
     batch: int
-    """Images that go through the space at once."""
+    """Images per batch."""
     work: int
-    """Bytes that the stage takes at its peak, on top of what the process holds."""
+    """Bytes at the peak, beside what the process holds."""
 
 
 def plan_extract(
@@ -49,8 +49,8 @@ def plan_extract(
     """Plan the encoding of images [rows, height, width, channels] (uint8) into float32 rows of ``dims``.
 
     ``chunks`` is the chunk shape of the feature store. The batch is the largest that fits into ``free`` bytes,
-    at most one group of rows; ``batch`` fixes it (as recorded by an earlier run). One image a batch is the
-    least: ``work`` may then exceed ``free``, which the caller refuses.
+    at most one group of rows; ``batch`` fixes it (as recorded by an earlier run). The smallest batch is one image:
+    ``work`` may then exceed ``free``, which the caller refuses.
     """
     rows, image = images[0], math.prod(images[1:])
     group = max(min(chunks[0], rows), 1)
@@ -61,8 +61,15 @@ def plan_extract(
         + cost.held
         + SLACK
     )
-    per_image = AHEAD * image + 2 * dims * FLOAT + cost.per_image  # its row, and room to check it
+    per_image = AHEAD * image + 2 * dims * FLOAT + cost.per_image  # its row, and a copy to check it
     return _largest(fixed, per_image, min(batch or cost.batch, group), free, batch)
+
+
+def plan_captions(
+    rows: int, chunks: tuple[int, int], dims: int, cost: Cost, *, free: int, batch: int | None = None
+) -> BatchPlan:
+    """Plan the encoding of the captions of ``rows`` images into float32 rows of ``dims``, as ``plan_extract`` does."""
+    return plan_extract((rows, 0), 0, chunks, dims, cost, free=free, batch=batch)
 
 
 def plan_decode(

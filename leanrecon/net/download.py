@@ -1,4 +1,4 @@
-"""Files fetched over HTTP: continued where they stopped, of one version only, checked, and there whole or not at all."""
+"""Downloads over HTTP: resumed, of one version only, checked, and complete or absent."""
 
 import base64
 import binascii
@@ -17,13 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from leanrecon.errors import NetworkError
-from leanrecon.net.retry import PASSING, TIMEOUT, Patience
+from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import read_json, write_json
 from leanrecon.progress import Advance, Progress
 
 CHOOSES = "LEANRECON_CACHE (files) or HF_HOME (models)"
-"""What says where fetched files go."""
+"""The environment variables that choose the folders of downloads."""
 
 _PIECE = 2**20  # bytes
 _BROKEN = (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError)
@@ -31,28 +31,28 @@ _BROKEN = (http.client.HTTPException, urllib.error.URLError, TimeoutError, Conne
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on a server, and what is known of its content."""
+    """A file on a server, with what is known of its content."""
 
     url: str
     size: int | None = None
     sha256: str | None = None
     git: str | None = None
-    """The name that git gives its content: SHA-1 of a header and the bytes."""
+    """Git's blob id: SHA-1 of a header and the bytes."""
     md5: str | None = None
     etag: str | None = None
-    """The server's name of this version."""
+    """The server's identifier of this version."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """For this server alone: not sent on where it redirects to another."""
+    """Headers for this server alone: not sent to servers that it redirects to."""
 
     @property
     def digest(self) -> tuple[str, str] | None:
-        """The strictest check that there is of its content: kind and hexadecimal digits."""
+        """The strongest known digest of its content: kind and hexadecimal digits."""
         kinds = {"sha256": self.sha256, "git": self.git, "md5": self.md5}
-        return next(((kind, found) for kind, found in kinds.items() if found), None)
+        return next(((kind, digits) for kind, digits in kinds.items() if digits), None)
 
 
 def digest_of(path: Path, kind: str) -> str:
-    """The digest of a file's bytes: sha256, md5, or git's name of it."""
+    """The digest of a file's bytes: sha256, md5 or git."""
     start = f"blob {path.stat().st_size}\0".encode() if kind == "git" else b""
 
     def begun() -> Any:
@@ -63,26 +63,26 @@ def digest_of(path: Path, kind: str) -> str:
 
 
 def partial_of(target: Path) -> Path:
-    """Where the bytes of a file are kept until it is whole."""
+    """The path of a file until it is complete."""
     return target.with_name(f"{target.name}.partial")
 
 
 def find(remote: Remote) -> Remote:
-    """The file with what its server says of it: size, version, MD5; raises NetworkError where there is none."""
-    patience = patience_with(remote.url)
+    """The file with size, version and MD5 from its server; raises NetworkError if it has none."""
+    retry = retry_of(remote.url)
     while True:
         try:
             with _opened(remote, "HEAD", {}) as answer:
                 return _described(remote, answer)
         except _BROKEN as error:
-            patience.after(error)
+            retry.after(error)
 
 
 def fetch(remote: Remote, target: Path, *, progress: Progress | None = None, label: str = "") -> None:
-    """Fetch a file, continuing what an earlier call left of the same version; ``target`` appears whole or not at all.
+    """Download a file, or resume a download of the same version; ``target`` appears complete or not at all.
 
-    Raises NetworkError for a server that keeps failing or has other bytes than are expected, StoreError for a full disk:
-    what was fetched so far is kept for the next call.
+    Raises NetworkError for a server that keeps failing or sends unexpected bytes, StoreError for a full disk. Bytes so
+    far are kept for the next call.
     """
     partial = partial_of(target)
     transfer = _Transfer(remote, partial)
@@ -94,7 +94,7 @@ def fetch(remote: Remote, target: Path, *, progress: Progress | None = None, lab
     ) as advance:
         resumed = transfer.done > 0
         transfer.run(advance)
-        if (wrong := transfer.wrong()) and resumed:  # the old part may be of another version, or damaged
+        if (wrong := transfer.wrong()) and resumed:  # the earlier part may be of another version, or damaged
             transfer.restart(advance)
             transfer.run(advance)
             wrong = transfer.wrong()
@@ -102,15 +102,15 @@ def fetch(remote: Remote, target: Path, *, progress: Progress | None = None, lab
         if wrong:
             transfer.drop()
             raise NetworkError(
-                f"{remote.url} gave bytes whose {wrong}",
-                todo="run the same command again; if that does not help, the file has changed where it is published",
+                f"{remote.url} sent a file whose {wrong}",
+                todo="run the same command again; if that does not help, the published file has changed",
             )
         partial.replace(target)
         transfer.state.unlink(missing_ok=True)
 
 
 class _Transfer:
-    """One file on its way: its partial copy, and beside it which version that is of."""
+    """One download: its partial file, and beside it the version of that."""
 
     def __init__(self, remote: Remote, partial: Path) -> None:
         self.remote = remote
@@ -120,13 +120,13 @@ class _Transfer:
         self.done = partial.stat().st_size if partial.exists() else 0
         etag = self.version.get("etag")
         if not (self.version and (remote.digest or etag)) or (remote.etag and remote.etag != etag):
-            self.done = 0  # of another version, or one that no one can tell
+            self.done = 0  # of another version, or of an unknown one
         if remote.size is not None and self.done > remote.size:
             self.done = 0
 
     def run(self, advance: Advance) -> None:
-        """Fetch what is missing."""
-        patience = patience_with(self.remote.url)
+        """Download the missing bytes."""
+        retry = retry_of(self.remote.url)
         while self.remote.size is None or self.done < self.remote.size:
             before = self.done
             try:
@@ -134,36 +134,38 @@ class _Transfer:
                     return
                 raise http.client.IncompleteRead(b"")
             except _BROKEN as error:
-                patience.after(error, progress=self.done > before)
+                retry.after(error, progress=self.done > before)
 
     def restart(self, advance: Advance) -> None:
         advance(-self.done)
         self.done = 0
 
     def wrong(self) -> str:
-        """What is wrong with the whole file; empty if nothing is that can be told."""
+        """How the complete file differs from its digest; empty if it does not, or has none."""
         checked = self.remote.digest or (("md5", self.version["md5"]) if self.version.get("md5") else None)
         if checked is None:
             return ""
-        found = digest_of(self.partial, checked[0])
-        return "" if found == checked[1] else f"{checked[0]} is {found}, not {checked[1]}"
+        digits = digest_of(self.partial, checked[0])
+        return "" if digits == checked[1] else f"{checked[0]} is {digits}, not {checked[1]}"
 
     def drop(self) -> None:
         self.partial.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)
 
     def _fetch(self, advance: Advance) -> bool:
-        """Send one request and write what it brings; returns whether the file is whole."""
+        """Send one request and write the bytes of its answer; returns whether the file is complete."""
         headers = {}
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
-            if self.version.get("etag") and not (self.remote.sha256 or self.remote.git):  # which prove the version
+            if self.version.get("etag") and not (
+                self.remote.sha256 or self.remote.git
+            ):  # digests that identify the version
                 headers["If-Range"] = self.version["etag"]
         with _opened(self.remote, "GET", headers) as answer:
             start, etag = _start(answer), answer.headers.get("ETag")
             if self.done and start and "If-Range" in headers and etag not in (None, self.version["etag"]):
-                start = -1  # of another version: a server that does not know If-Range
-            if start != self.done:  # another version, or a server that sends files from their start only
+                start = -1  # of another version, from a server without If-Range
+            if start != self.done:  # another version, or a server without ranges
                 self.restart(advance)
             if start not in (0, self.done) or answer.status == 416:
                 return False
@@ -176,9 +178,9 @@ class _Transfer:
                     advance(len(piece))
         return total is None or self.done == total
 
-    def _begin(self, found: Remote) -> None:
-        """Note which version the bytes will be of, before the first of them."""
-        self.version = {"url": found.url, "size": found.size, "etag": found.etag, "md5": found.md5}
+    def _begin(self, remote: Remote) -> None:
+        """Record the version of the bytes before the first of them."""
+        self.version = {"url": remote.url, "size": remote.size, "etag": remote.etag, "md5": remote.md5}
         self._written().close()
         write_json(self.state, self.version)
 
@@ -199,7 +201,7 @@ class _Transfer:
 
 
 def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
-    """The server's answer; raises NetworkError for what asking again does not help."""
+    """The server's answer; raises NetworkError for errors that a retry does not solve."""
     request = urllib.request.Request(
         remote.url, headers={"User-Agent": "leanrecon", "Accept-Encoding": "identity", **headers}, method=method
     )
@@ -211,12 +213,12 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
         if error.code == 416:
             return error
         error.close()
-        if error.code in PASSING:
+        if error.code in RETRIED:
             raise
         refused = error.code in (401, 403)
         raise NetworkError(
-            f"{remote.url} is not to be had: {error.code} {error.reason}",
-            todo="sign in with `hf auth login`, once its terms are accepted on its page"
+            f"cannot download {remote.url} ({error.code} {error.reason})",
+            todo="accept its terms on its page, and sign in with `hf auth login`"
             if refused
             else "check the name; if it is right, the file has moved",
         ) from None
@@ -224,7 +226,7 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
 
 @functools.cache
 def _trusted() -> ssl.SSLContext:
-    """Who vouches for servers: those that the system trusts and, as not every Python finds them, those of certifi."""
+    """The certificates of the system and those of certifi, as not every Python finds the former."""
     context = ssl.create_default_context()
     if importlib.util.find_spec("certifi"):
         import certifi
@@ -234,7 +236,7 @@ def _trusted() -> ssl.SSLContext:
 
 
 def _described(remote: Remote, answer: Any) -> Remote:
-    """What the headers of a whole file say; raises NetworkError where they contradict what is known."""
+    """The file with size, version and MD5 from headers; raises NetworkError if the size contradicts the known one."""
     length = answer.headers.get("Content-Length")
     size = int(length) if length and length.isdecimal() else None
     if None not in (size, remote.size) and size != remote.size:
@@ -247,7 +249,7 @@ def _described(remote: Remote, answer: Any) -> Remote:
         remote.sha256,
         remote.git,
         _hexadecimal(md5) if md5 else None,
-        etag if etag and etag.startswith('"') else None,  # a weak one does not tell bytes apart
+        etag if etag and etag.startswith('"') else None,  # a weak ETag does not identify bytes
         remote.headers,
     )
 
@@ -260,13 +262,13 @@ def _hexadecimal(text: str) -> str | None:
 
 
 def _start(answer: Any) -> int:
-    """The place in the file of the first byte of an answer."""
+    """The position in the file of the first byte of an answer."""
     if answer.status != 206:
         return 0
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return int(found[1]) if found else -1
+    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
 
 
-def patience_with(url: str) -> Patience:
-    """How long the server of an address is asked again."""
-    return Patience(url, f"the network and {urlsplit(url).netloc},")
+def retry_of(url: str) -> Retry:
+    """The retry policy of the server of a URL."""
+    return Retry(url, f"the network and {urlsplit(url).netloc},")

@@ -1,4 +1,4 @@
-"""Files read by ranges of bytes, near or far: neighbours fetched together, many at once, and what they cost counted."""
+"""Files read by byte ranges, local or remote: near ranges are merged, fetched concurrently, and counted."""
 
 import hashlib
 import io
@@ -20,22 +20,22 @@ Bytes = bytes | bytearray
 Made = TypeVar("Made")
 
 BLOCK = 64 * 1024
-"""Bytes of a block that plain reads are served from."""
+"""Bytes of a block in the cache of sequential reads."""
 BLOCKS = 32
-"""Most blocks that a file keeps: 2 MB."""
+"""Most cached blocks of a file: 2 MB."""
 
 GAP = 32 * 1024
-"""Bytes between two ranges up to which they are fetched as one: 10 ms of a 25 Mbit/s line, less than a request takes."""
+"""Largest gap in bytes between ranges that are fetched as one: 10 ms at 25 Mbit/s, less than a request takes."""
 SPAN = 2**20
-"""Bytes up to which ranges are fetched as one."""
+"""Most bytes of ranges that are fetched as one."""
 AHEAD = 8
-"""Ranges that may have come and wait for their turn, besides those under way."""
+"""Fetched ranges that wait for their turn, beside those in flight."""
 
-_SAMPLES = 64  # blocks of a large local file that its print is taken from
+_SAMPLES = 64  # blocks of a large local file that its print hashes
 
 
 class Traffic:
-    """Counts requests and the bytes that came."""
+    """Counts requests and received bytes."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -49,10 +49,10 @@ class Traffic:
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable, read-only file of ``size`` bytes that ``fetch`` gets ranges of.
+    """A seekable, read-only file of ``size`` bytes whose ranges ``fetch`` reads.
 
-    Plain reads (h5py's) pass through a cache of a few blocks; ``fetch`` and ``in_order`` do not. ``print`` tells its
-    content from that of a changed file; ``name`` is for messages.
+    Sequential reads (of h5py) use a cache of a few blocks; ``fetch`` and ``in_order`` do not. ``print`` identifies its
+    content; ``name`` is for messages.
     """
 
     def __init__(self, name: str, size: int, print_: str) -> None:
@@ -61,7 +61,7 @@ class RangeFile(io.RawIOBase):
         self.size = size
         self.print = print_
         self.pool: Executor | None = None
-        """Where ranges are fetched at once; None: one after the other, as is best for a disk."""
+        """Where ranges are fetched concurrently; None: one after the other, as is best for a disk."""
         self.at_once = 1
         self._at = 0
         self._blocks: OrderedDict[int, Bytes] = OrderedDict()
@@ -72,7 +72,7 @@ class RangeFile(io.RawIOBase):
         raise NotImplementedError
 
     def in_order(self, spans: Sequence[tuple[int, int]], work: Callable[[int, Bytes], Made]) -> Iterator[Made]:
-        """Yield ``work(k, bytes of span k)`` for every span in their order; spans are fetched and worked on at once.
+        """Yield ``work(k, bytes of span k)`` for every span in order; spans are fetched and processed concurrently.
 
         At most ``at_once + AHEAD`` of them are in memory.
         """
@@ -95,7 +95,7 @@ class RangeFile(io.RawIOBase):
             for future in ahead:
                 future.cancel()
 
-    # What Python and h5py ask of a file
+    # The methods of a file that Python and h5py call
 
     def readable(self) -> bool:
         return True
@@ -136,7 +136,7 @@ class RangeFile(io.RawIOBase):
 
 
 class LocalFile(RangeFile):
-    """A file on disk. Its print is a hash of its size and of its bytes; of a large file, of bytes all through it."""
+    """A file on disk. Its print is a hash of its size and its bytes; for a large file, of evenly spaced blocks."""
 
     def __init__(self, path: Path, name: str, traffic: Traffic) -> None:
         self._file = path.open("rb", buffering=0)
@@ -157,14 +157,14 @@ class LocalFile(RangeFile):
         self._traffic.add(1, len(data))
         if len(data) != stop - start:
             raise InputError(
-                f"{self.name} is cut short: it ends at byte {start + len(data)}",
-                expected=f"{stop} bytes or more",
+                f"{self.name} is truncated: it ends at byte {start + len(data)}",
+                expected=f"at least {stop} bytes",
                 todo="copy it again",
             )
         return data
 
     def _read(self, start: int, stop: int) -> bytearray:
-        """The bytes ``start:stop``, fewer where the file ends before; a drive may give them in pieces."""
+        """The bytes ``start:stop``, fewer if the file ends earlier; a drive may return them in pieces."""
         data = bytearray(stop - start)
         done = 0
         try:
@@ -184,34 +184,34 @@ class LocalFile(RangeFile):
 
 @dataclass(frozen=True)
 class Found:
-    """A file that a source has."""
+    """A file that was found at a source."""
 
     size: int
     """In bytes."""
     print: str
-    """What tells its content from that of another."""
+    """A hash or version that identifies its content."""
 
 
 class Source(AbstractContextManager["Source"], Protocol):
-    """Files by name, below one folder or one prefix of a bucket."""
+    """Files by name below a folder, or below a prefix of a bucket."""
 
     traffic: Traffic
 
     def find(self, name: str) -> Found | None:
-        """What is there under this name; None where nothing is, or nothing that may be read."""
+        """The file of this name; None if it does not exist or can't be read."""
 
     def find_all(self, names: Sequence[str]) -> list[Found | None]:
-        """What is there under each of these names."""
+        """The file of each of these names, or None."""
         return list(map(self.find, names))
 
     def open(self, name: str, found: Found) -> RangeFile:
-        """Open what was found; raises InputError where it is not what it was."""
+        """Open a file that was found; raises InputError if it has changed."""
 
     def where(self, name: str) -> str:
-        """The name in full, for messages."""
+        """The full name, for messages."""
 
     def local(self, name: str) -> Path | None:
-        """Where the file lies on this machine, if it does."""
+        """The file's path on this machine; None for a remote one."""
         return None
 
 
@@ -252,19 +252,19 @@ class Folder(Source):
 
 
 def changed(name: str) -> InputError:
-    """The error of a file that is not what it was when it was first looked at."""
+    """The error for a file that has changed since it was found."""
     return InputError(
         f"{name} has changed since its first bytes were read",
-        expected="the same content until all is fetched",
-        todo="run again with --overwrite to begin anew with what is there now",
+        expected="the same content throughout the download",
+        todo="run again with --overwrite to start over with the present file",
     )
 
 
 def coalesce(starts: Array, stops: Array, *, gap: int = GAP, most: int | None = None) -> tuple[Array, Array, Array]:
-    """Join ascending ranges into spans: where each span starts and stops, and the number of its first range.
+    """Merge ascending ranges into spans: the start and stop of each span, and the number of its first range.
 
-    Ranges at most ``gap`` bytes apart share a span while it stays within ``most`` bytes (``SPAN``); a longer range is
-    a span of its own. Ranges may overlap.
+    Ranges at most ``gap`` bytes apart share a span of at most ``most`` bytes (``SPAN``); a longer range is a span of its
+    own. Ranges may overlap.
     """
     most = SPAN if most is None else most
     if len(starts) == 0:

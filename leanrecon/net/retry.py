@@ -1,4 +1,4 @@
-"""How long a server that fails is asked again, and which of its answers are worth it."""
+"""Retry policy for HTTP and S3."""
 
 import random
 import time
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from leanrecon.errors import LeanreconError, NetworkError
 
 TIMEOUT = 20.0
-"""Seconds without a byte after which a request is given up and sent again."""
+"""Seconds without a byte after which a request is abandoned and sent again."""
 
 ATTEMPTS = 8
-"""Requests in a row that may bring nothing before the network is taken for gone: about a minute of waiting."""
+"""Failed requests in a row after which the network counts as down: about a minute of waiting."""
 
-PATIENCE = 0.25
-"""Seconds of waiting after the first failure; doubled after each further one, up to ``LONGEST``."""
-LONGEST = 16.0
+FIRST_WAIT = 0.25
+"""Seconds of waiting after the first failure; each further one doubles it, up to ``LONGEST_WAIT``."""
+LONGEST_WAIT = 16.0
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that are worth asking again after."""
+RETRIED = {408, 425, 429, 500, 502, 503, 504}
+"""HTTP status codes after which a request is sent again."""
 
 
-class Patience:
-    """Waits after each failure to read ``name``, longer each time, until there were too many in a row.
+class Retry:
+    """Waits after each failed request, longer each time, until there were too many failures in a row.
 
-    ``check`` is what a user should look at then; ``wait`` passes so many seconds.
+    ``name`` is what is read, ``check`` what a user should check if that fails; ``wait`` sleeps for some seconds.
     """
 
     def __init__(self, name: str, check: str, wait: Callable[[float], None] = time.sleep) -> None:
@@ -33,7 +33,10 @@ class Patience:
         self.failures = 0
 
     def after(self, error: Exception, *, progress: bool = False) -> None:
-        """Wait; raises NetworkError after too many failures without ``progress``, and errors of ours as they are."""
+        """Wait before the next attempt; ``progress`` says that bytes arrived before the failure.
+
+        Raises NetworkError after too many failures without progress, and a LeanreconError as it is.
+        """
         if isinstance(error, LeanreconError):
             raise error
         self.failures = 1 if progress else self.failures + 1
@@ -42,8 +45,8 @@ class Patience:
                 f"{self.name} could not be read in {ATTEMPTS} attempts ({_first_line(error)})",
                 todo=f"check {self.check} and run the same command again; everything fetched so far is kept",
             ) from error
-        # Waits differ by chance, so that requests that failed together don't come back together.
-        self.wait(min(PATIENCE * 2 ** (self.failures - 1), LONGEST) * random.uniform(0.5, 1))
+        # Waits are random, so that requests that failed together are not sent again together.
+        self.wait(min(FIRST_WAIT * 2 ** (self.failures - 1), LONGEST_WAIT) * random.uniform(0.5, 1))
 
 
 def _first_line(error: Exception) -> str:

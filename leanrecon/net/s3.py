@@ -1,6 +1,6 @@
-"""Public S3 buckets, read by ranges without signing in: retried, resumed in mid-range, and pinned to one version.
+"""Public S3 buckets, read by ranges without credentials: retried, resumed within a range, and pinned to one version.
 
-Works with any bucket that allows it, at Amazon or at another endpoint. boto3 is imported when a bucket is opened.
+Works with public buckets at Amazon or at another endpoint. boto3 is imported when a bucket is opened.
 """
 
 import threading
@@ -10,13 +10,13 @@ from typing import Any
 
 from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError
 from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
-from leanrecon.net.retry import PASSING, TIMEOUT, Patience
+from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 
 CONNECTIONS = 32
-"""Requests that are under way at once."""
+"""Concurrent requests."""
 
-_PIECE = 256 * 1024  # bytes read at once: what a connection that breaks can cost
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
+_PIECE = 256 * 1024  # bytes per read: the most that a broken connection loses
+_RETRIED_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 
 
 class Bucket(Source):
@@ -40,7 +40,7 @@ class Bucket(Source):
         self.pool = ThreadPoolExecutor(self.connections, thread_name_prefix="s3")
 
     def __exit__(self, *_: object) -> None:
-        self.closed.set()  # nothing is tried again
+        self.closed.set()  # ends all retries
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.client.close()
 
@@ -48,8 +48,8 @@ class Bucket(Source):
         return f"s3://{self.bucket}/{self.prefix}{name}"
 
     def find(self, name: str) -> Found | None:
-        """Size and ETag of an object; None where there is none, or none that may be read."""
-        patience = _Patience(self.where(name), self.closed)
+        """Size and ETag of an object; None if there is none, or no permission to read it."""
+        retry = _Retry(self.where(name), self.closed)
         while True:
             try:
                 self.traffic.add(1, 0)
@@ -58,7 +58,7 @@ class Bucket(Source):
             except Exception as error:
                 if _status(error) in (403, 404):
                     return None
-                patience.after(error)
+                retry.after(error)
 
     def find_all(self, names: Sequence[str]) -> list[Found | None]:
         return list(self.pool.map(self.find, names))
@@ -68,7 +68,7 @@ class Bucket(Source):
 
 
 class S3File(RangeFile):
-    """One object of a bucket; every range of it must come from the version that was found at first."""
+    """One object of a bucket; every range must come from the version that was found at first."""
 
     def __init__(self, bucket: Bucket, name: str, found: Found) -> None:
         super().__init__(bucket.where(name), found.size, found.print)
@@ -78,25 +78,26 @@ class S3File(RangeFile):
         self.at_once = bucket.connections
 
     def fetch(self, start: int, stop: int) -> bytearray:
-        """The bytes ``start:stop``; a request that breaks off is continued where it broke."""
+        """The bytes ``start:stop``; an interrupted request is resumed where it stopped."""
         if stop > self.size:
             raise InputError(
-                f"{self.name} is cut short: it has {self.size} bytes", expected=f"{stop} bytes or more, as it says"
+                f"{self.name} is truncated: it has {self.size} bytes",
+                expected=f"at least {stop} bytes, as its header says",
             )
         data = bytearray(stop - start)
         done = 0
-        patience = _Patience(self.name, self.bucket.closed)
+        retry = _Retry(self.name, self.bucket.closed)
         while done < len(data):
             before = done
             try:
                 with memoryview(data) as view:
                     for n in self._receive(start + done, stop, view[done:]):
                         done += n
-                error: Exception = EOFError(f"{stop - start - done} bytes too few")
-            except Exception as failure:  # judged by _Patience, which raises what waiting can't help
+                error: Exception = EOFError(f"{stop - start - done} bytes are missing")
+            except Exception as failure:  # raised by _Retry unless it can be retried
                 error = failure
             if done < len(data):
-                patience.after(error, progress=done > before)
+                retry.after(error, progress=done > before)
         return data
 
     def _receive(self, start: int, stop: int, memory: memoryview) -> Any:
@@ -109,7 +110,7 @@ class S3File(RangeFile):
             if answer["ETag"] != self.print:
                 raise changed(self.name)
             if not str(answer.get("ContentRange", "")).startswith(f"bytes {start}-"):
-                raise InputError(f"the server of {self.name} does not serve ranges of a file", todo="use a local copy")
+                raise InputError(f"the server of {self.name} does not serve byte ranges", todo="use a local copy")
             at = 0
             while at < len(memory):
                 n = body.readinto(memory[at : at + _PIECE])
@@ -122,8 +123,8 @@ class S3File(RangeFile):
             body.close()
 
 
-class _Patience(Patience):
-    """Raises failures that waiting can't help as what they are; a bucket that is closed waits no more."""
+class _Retry(Retry):
+    """The retry policy of S3: raises permanent errors at once, and stops waiting when the bucket is closed."""
 
     def __init__(self, name: str, closed: threading.Event) -> None:
         super().__init__(name, "the connection", self._wait)
@@ -131,7 +132,7 @@ class _Patience(Patience):
 
     def _wait(self, seconds: float) -> None:
         if self.closed.wait(seconds):
-            raise NetworkError(f"reading {self.name} was given up")
+            raise NetworkError(f"reading {self.name} was cancelled")
 
     def after(self, error: Exception, *, progress: bool = False) -> None:
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -144,10 +145,10 @@ class _Patience(Patience):
         if status == 416:
             raise InputError(f"{self.name} is shorter than it was", todo="run again with --overwrite") from error
         if status in (403, 404):
-            raise InputError(f"{self.name} is not there (any more), or may not be read: {error}") from error
+            raise InputError(f"{self.name} is not there or can't be read ({error})") from error
         code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
         lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)
-        if not (lost or status in PASSING or code in _PASSING_CODES):
+        if not (lost or status in RETRIED or code in _RETRIED_CODES):
             raise error
         super().after(error, progress=progress)
 
@@ -158,7 +159,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _is_urllib3(error: Exception) -> bool:
-    """Whether a connection broke below botocore, which lets some of these errors through as they are."""
+    """Whether it is an error of urllib3, some of which botocore passes through."""
     from urllib3.exceptions import HTTPError
 
     return isinstance(error, HTTPError)
@@ -177,8 +178,8 @@ def _client(endpoint_url: str | None, connections: int, timeout: float) -> Any:
         max_pool_connections=connections,
         connect_timeout=timeout,
         read_timeout=timeout,
-        retries={"total_max_attempts": 1},  # our own, which continue in mid-range
-        response_checksum_validation="when_required",  # parts of an object have none
+        retries={"total_max_attempts": 1},  # _Retry resumes within a range instead
+        response_checksum_validation="when_required",  # byte ranges have no checksum
         s3=style,
     )
     try:

@@ -1,4 +1,4 @@
-"""Chunk files read and written whole, past the page cache where the system lets us, and what a disk can refuse."""
+"""Reads and writes of local files, past the page cache where the system can; errors of disks explained."""
 
 import errno
 import os
@@ -22,8 +22,8 @@ _UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
 class explained_disk_errors:
     """Turns a full disk, a read-only folder, or a path that can't be written into a StoreError with what to do."""
 
-    def __init__(self, path: Path, setting: str = "--study") -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], setting: str = "--study") -> None:
+        self.path = Path(path)
         self.setting = setting
 
     def __enter__(self) -> None:
@@ -46,8 +46,8 @@ class explained_disk_errors:
         ) from error
 
 
-def read_file(path: Path, memory: Array, *, cached: bool) -> int:
-    """Fill ``memory`` (uint8) from the start of a file; returns the bytes read.
+def read_file(path: Path, memory: Array, *, offset: int = 0, cached: bool = True) -> int:
+    """Fill ``memory`` (uint8) from an offset of a file on; returns the bytes read.
 
     Reading past the page cache needs page-aligned memory of whole pages, and falls back to the cache without.
     """
@@ -59,7 +59,7 @@ def read_file(path: Path, memory: Array, *, cached: bool) -> int:
                 raise
         else:
             try:
-                return _read_all(descriptor, memory, direct=True)
+                return _read_all(descriptor, memory, offset, direct=True)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -67,20 +67,35 @@ def read_file(path: Path, memory: Array, *, cached: bool) -> int:
                 os.close(descriptor)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return _read_all(descriptor, memory)
+        return _read_all(descriptor, memory, offset)
     finally:
         os.close(descriptor)
 
 
-def write_file(path: Path, *parts: Any) -> None:
-    """Write a new file from bytes; a large, page-aligned first part goes past the page cache where it can.
+def read_rows(path: Path, out: Array, offset: int, stride: int) -> int:
+    """Read row k of ``out`` from byte ``offset + k * stride`` of a file; returns how many rows were read whole.
 
-    The cache keeps what is read again, and no processor time goes into filling it.
+    One positioned read a row: a third less time than copying out of a mapped file, and nothing mapped.
     """
-    done = _write_uncached(path, parts[0])
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for k, row in enumerate(out):
+            if read_at(descriptor, [row], offset + k * stride) != row.nbytes:
+                return k
+    finally:
+        os.close(descriptor)
+    return len(out)
+
+
+def write_file(path: Path, *parts: Any) -> None:
+    """Write a new file from bytes-like parts; a large, page-aligned first array goes past the page cache.
+
+    So the cache keeps what is read again, and no processor time is spent on filling it.
+    """
+    done = _write_uncached(path, parts[0]) if parts and isinstance(parts[0], np.ndarray) else 0
     with path.open("ab", buffering=0) as file:
-        for part in (memoryview(parts[0])[done:], *parts[1:]):
-            view = memoryview(part)
+        for k, part in enumerate(parts):
+            view = memoryview(part)[done if k == 0 else 0 :]
             while view:
                 view = view[file.write(view) :]
 
@@ -117,12 +132,12 @@ def _write_uncached(path: Path, data: Array) -> int:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, memory: Array, *, direct: bool = False) -> int:
+def _read_all(descriptor: int, memory: Array, offset: int, *, direct: bool = False) -> int:
     view = memory.data
     done = 0
     while done < len(view):
-        n = read_at(descriptor, [view[done:]], done)
+        n = read_at(descriptor, [view[done:]], offset + done)
         done += n
-        if n == 0 or (direct and done % PAGE):  # only the end of a file is no whole page
+        if n == 0 or (direct and done % PAGE):  # only at its end does a file yield part of a page
             break
     return done

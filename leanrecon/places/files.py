@@ -2,54 +2,42 @@
 
 import contextlib
 import json
-import os
-import uuid
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from leanrecon.places.disk import explained_disk_errors
-
-
-def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a small file beside its place and rename it there; ``write`` is given the binary file."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with explained_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                write(file)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+from leanrecon.places.location import LocationLike, as_location
 
 
-def write_text(path: Path, text: str) -> None:
+def write_whole(where: LocationLike, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all; ``write`` gets the binary file."""
+    with as_location(where).writing() as file:
+        write(file)
+
+
+def write_text(where: LocationLike, text: str) -> None:
     """Write a text, unless the file holds it already."""
+    location = as_location(where)
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if path.read_text(encoding="utf-8") == text:
+        if location.read_text() == text:
             return
-    write_whole(path, lambda file: file.write(text.encode()))
+    location.write_text(text)
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
+def write_json(where: LocationLike, content: Any, *, indent: int | None = None) -> None:
     """Write plain values as JSON."""
     text = json.dumps(content, ensure_ascii=False, indent=indent, allow_nan=False) + ("\n" if indent else "")
-    write_whole(path, lambda file: file.write(text.encode()))
+    as_location(where).write_text(text)
 
 
-def sweep(*folders: Path) -> None:
-    """Remove what a killed run left half-written of the small files in these folders."""
+def sweep(*folders: LocationLike) -> None:
+    """Delete what a killed process left half-written of the small files in these folders."""
     for folder in folders:
-        with explained_disk_errors(folder):
-            for partial in folder.glob("*.partial"):
-                partial.unlink(missing_ok=True)
+        as_location(folder).sweep()
 
 
-def read_json(path: Path) -> Any:
-    """The values in a JSON file, or None where there is no readable one."""
+def read_json(where: LocationLike) -> Any:
+    """The values in a JSON file; None where there is no file, or none that can be read."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(as_location(where).read_bytes())
     except (FileNotFoundError, ValueError):
         return None

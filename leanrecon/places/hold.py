@@ -11,10 +11,10 @@ from leanrecon.places.disk import explained_disk_errors
 
 @contextlib.contextmanager
 def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator[None]:
-    """Hold a folder against other processes that would; the hold ends with the process, however it ends.
+    """Hold a folder against other processes; the hold ends with the process, however that ends.
 
-    Raises StoreError where it is held already: ``by`` says what is at work there, ``todo`` what to do about it;
-    ``setting`` is what chooses another folder where this one can't be written.
+    Raises StoreError where it is held already: ``by`` says what uses it, ``todo`` what to do.
+    ``setting`` names the option that chooses another folder where this one can't be written.
     """
     with explained_disk_errors(folder, setting):
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{by} is at work in {folder}", todo=todo) from None
+            raise StoreError(f"{by} is using {folder}", todo=todo) from None
         except OSError:  # a file system without locks, as some mounted drives are
             pass
         yield

@@ -32,6 +32,13 @@ class Regressor:
     """The projected peaks in bytes of all work since `fit`; set another one to collect them elsewhere."""
     _one_dimensional: bool
 
+    def __repr__(self) -> str:
+        """The parameters that differ from their defaults, as scikit-learn shows an estimator."""
+        defaults = inspect.signature(type(self)).parameters
+        shown = {name: getattr(self, name) for name in defaults}
+        changed = (f"{name}={value!r}" for name, value in shown.items() if repr(value) != repr(defaults[name].default))
+        return f"{type(self).__name__}({', '.join(changed)})"
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
@@ -109,12 +116,15 @@ class Regressor:
         self.peaks_.projected.append(projected)
         return projected
 
-    def _train_matrices(self, X: Any, y: Any) -> tuple[Matrix, Matrix]:
-        """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n]."""
-        X, y = checked_train(self, X, y)
+    def _train_matrices(self, X: Any, y: Any, stimulus: Any = None) -> tuple[Matrix, Matrix]:
+        """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n].
+
+        With ``stimulus`` the targets have a row for each image, in any number.
+        """
+        X, y = checked_train(self, X, y, one_to_one=stimulus is None)
         self._one_dimensional = len(y.shape) == 1 if isinstance(y, np.ndarray) else False
         betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
-        if targets.shape[0] != betas.shape[0]:
+        if stimulus is None and targets.shape[0] != betas.shape[0]:
             raise InputError(
                 f"{betas.shape[0]} rows of betas and {targets.shape[0]} rows of targets", expected="as many of each"
             )
@@ -145,12 +155,20 @@ def is_lazy(source: Any) -> bool:
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 
 
-def checked_train(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
-    """Betas and targets as scikit-learn checks them, unless one of them is read from where it lies."""
+def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool = True) -> tuple[Any, Any]:
+    """Betas and targets as scikit-learn checks them, unless one of them is read from where it lies.
+
+    Where they are paired ``one_to_one`` they must have as many rows.
+    """
     if is_lazy(X) or is_lazy(y):
         return X, y
-    from sklearn.utils.validation import validate_data
+    from sklearn.utils.validation import check_array, validate_data
 
+    if not one_to_one:
+        X = validate_data(
+            estimator, X, dtype=[np.float64, np.float32], ensure_min_samples=2, ensure_all_finite=False
+        )  # fmt: skip
+        return X, check_array(y, ensure_2d=False, dtype="numeric", input_name="y")
     # Betas are searched for NaN while their moments are taken, without another pass.
     X, y = validate_data(
         estimator, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32], ensure_min_samples=2,

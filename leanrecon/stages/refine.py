@@ -1,70 +1,102 @@
-"""Final images of one part of a study: of its predictions, of a baseline's, or of true features."""
+"""The stage refine: final images, by a generator from first images and predicted features."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leanrecon.features.space import FeatureSpace
+import numpy as np
+
+from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.features.unconditional import read_unconditional
-from leanrecon.memory import MemoryBudget
-from leanrecon.progress import Progress
+from leanrecon.places import Location
 from leanrecon.refinement.baselines import without_brain
-from leanrecon.refinement.diffusion.refiner import Refiner
-from leanrecon.stores import Matrix, Store, as_matrix
+from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
-from leanrecon.study.layout import Study
+from leanrecon.stores.store import Store
 from leanrecon.study.settings import Settings
-from leanrecon.study.variants import Variant
-
-Given = dict[str, tuple[Matrix, str]]
-"""By what they are to the generator (text, vision, latents): rows, and the content of the store that they lie in."""
+from leanrecon.study.variants import ORACLE, Variant, variants
 
 
-def make_refiner(settings: Settings, study: Study) -> Refiner:
-    """The generator of a study; its record is of the images that it has drawn itself."""
-    nothing = read_unconditional(study, settings.refine.unconditional())
-    how: dict[str, Any] = {"seed": settings.general.seed, "device": settings.general.device, "scratch": study.weights}
-    return Refiner(settings.refine, unconditional=nothing, **how)
+class RefineStage:
+    """Draws the final images of every variant, and those of the generator's baselines."""
+
+    name = "refine"
+
+    def check(self, run: Run) -> None:
+        make_generator(run.settings).check()
+
+    # Planning
+
+    def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        settings, (_, m) = planning.settings, planning.split
+        generator = make_generator(settings)
+        plan = generator.plan(m, planning.budget.free)
+        drawn = int(np.prod(generator.shape)) if generator.refines else 0  # first images are linked, not copied
+        images = planning.variants + planning.folds * len(settings.refine.baselines)
+        memory = planning.budget.reserved + plan.work
+        yield PlannedStage(self.name, plan.summary, memory, m * drawn * images + plan.scratch)
+
+    # Running
+
+    def run(self, run: Run) -> None:
+        settings = run.settings.refine
+        for variant in variants(run.study, run.settings):
+            baselines = [] if variant.area else settings.baselines
+            every = [variant, *(variant.made_from(name) for name in baselines)]
+            folders = [one.study.reconstructions("final") for one in every]
+            with run.recorded(self.name, variant.study, folders) as (record, context):
+                generator = self._generator(run, context)
+                for one, folder in zip(every, folders, strict=True):
+                    label = f"{variant.label}refine" + (f", {one.baseline}" if one.baseline else "")
+                    self._draw(run, one, generator, folder, context.named(label))
+                record["settings"] = settings.model_dump(exclude_none=True)
+                record |= generator.record()
+
+    @staticmethod
+    def _generator(run: Run, context: Context) -> Any:
+        kind = kinds.kind_of("generators", run.settings.refine)
+        embeddings = read_unconditional(run.study, kind.unconditional_roles(run.settings.refine))
+        return make_generator(run.settings, scratch=run.study.weights.local_path(), unconditional=embeddings)
+
+    def _draw(self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context) -> None:
+        """Draw the final images that are missing from first images and features of the same rows."""
+        oracle = variant.baseline == ORACLE
+        source = variant if oracle else variant.made_from("")
+        first = Pictures.open(source.study.reconstructions("stage1"))
+        roles = generator.roles(run.settings.refine)
+        rows: dict[str, Matrix] = {}
+        made_of: dict[str, Any] = {"stage1": first.content, "refine": generator.made_of()}
+        for role, space in roles.items():
+            store = self._features(run, source, space, true=oracle)
+            made_of[role] = store.content
+            rows[role] = self._rows(run, source, space, store, true=oracle)
+        if variant.baseline and not oracle:
+            made_of |= {"baseline": variant.baseline, "seed": context.seed}
+        shape = generator.shape if generator.refines else first.shape
+        out = Pictures.create(folder, first.rows, shape, made_of=made_of, overwrite=context.overwrite)
+        if out.complete:
+            return
+        images: Any = first
+        inputs: Any = rows
+        if variant.baseline and not oracle:
+            images, inputs = without_brain(variant.baseline, first, rows, seed=context.seed)
+        generator.draw(images, inputs, out, context)
+
+    @staticmethod
+    def _features(run: Run, variant: Variant, space: str, *, true: bool) -> Store:
+        if not true:
+            return Store.open(variant.study.predictions(space))
+        return Store.open(variant.features(run.spaces[space].learns).features(space, variant.test_split))
+
+    @staticmethod
+    def _rows(run: Run, variant: Variant, space: str, store: Store, *, true: bool) -> Matrix:
+        """Predictions, or true features, one row a test row."""
+        return variant.test_features(space, run.spaces[space].learns) if true else as_matrix(store)
 
 
-def predicted(variant: Variant, settings: Settings) -> Given:
-    """The predictions that the generator is led by."""
-    stores = {role: Store.open(variant.study.predictions(name)) for role, name in settings.refine.roles().items()}
-    return {role: (as_matrix(store), store.content) for role, store in stores.items()}
-
-
-def true(variant: Variant, settings: Settings, spaces: Mapping[str, FeatureSpace]) -> Given:
-    """The features of the test stimuli themselves in their place, for a ceiling that no brain gave."""
-    stores = {
-        role: Store.open(variant.of(spaces[name]).features(name, variant.test_split))
-        for role, name in settings.refine.roles().items()
-    }
-    return {role: (variant.test_rows(store), store.content) for role, store in stores.items()}
-
-
-def draw_final(
-    refiner: Refiner,
-    given: Given,
-    first: Pictures,
-    path: Path,
-    *,
-    baseline: str = "",
-    overwrite: bool,
-    budget: MemoryBudget,
-    progress: Progress,
-    label: str,
-) -> None:
-    """Draw the final images that are lacking, from first images and the rows of the same stimuli.
-
-    ``baseline`` takes them without this brain: ``prior`` or ``shuffled``.
-    """
-    contents = {role: content for role, (_, content) in given.items()}
-    made_of: dict[str, Any] = {"stage1": first.content, "refine": refiner.made_of(), **contents}
-    if baseline:
-        made_of |= {"baseline": baseline, "seed": refiner.seed}
-    out = Pictures.create(path, first.rows, refiner.shape, made_of=made_of, overwrite=overwrite)
-    if out.complete:
-        return
-    rows = {role: matrix for role, (matrix, _) in given.items()}
-    images, led = without_brain(baseline, first, rows, seed=refiner.seed) if baseline else (first, rows)
-    refiner.refine(images, led, out, budget=budget, progress=progress, label=label)
+def make_generator(settings: Settings, *, scratch: Path = Path(), unconditional: Any = None) -> Any:
+    """The generator that settings name; cheap, no weights are loaded."""
+    kind, general = kinds.kind_of("generators", settings.refine), settings.general
+    return kind(settings.refine, seed=general.seed, device=general.device, scratch=scratch, unconditional=unconditional)

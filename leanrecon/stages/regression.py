@@ -1,134 +1,169 @@
-"""Predictions of a feature space: by a ridge or by a network, as measured and with betas and features paired at random."""
+"""The stage regression: predicted features of the test rows, for every feature space and every variant."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from leanrecon.memory import MemoryBudget
-from leanrecon.progress import Progress
-from leanrecon.regression.mlp.mlp import StreamingMLP
-from leanrecon.regression.ridge.ridge import StreamingRidge
-from leanrecon.regression.settings import MLPSettings, RidgeSettings
-from leanrecon.stores import Matrix, Store
-from leanrecon.study.settings import GeneralSettings
+from leanrecon import kinds
+from leanrecon.context import Context
+from leanrecon.errors import SettingsError
+from leanrecon.features.first_images import decoding_space
+from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
+from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
+from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.store import Store
+from leanrecon.study.variants import Variant, variants
 
-Fits = dict[str, StreamingRidge]
-"""The ridge that was fitted last, by its settings: spaces with the same ones share its factor."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """The betas and features to learn from, and the betas to predict from."""
-
-    betas: Matrix
-    targets: Matrix
-    test: Matrix
+FOLDS = 5
+"""Folds of the train rows whose predictions calibrate a feature space."""
 
 
-def predict_with_ridge(
-    settings: RidgeSettings,
-    general: GeneralSettings,
-    given: Given,
-    stores: Sequence[Store],
-    fits: Fits,
-    *,
-    budget: MemoryBudget,
-    scratch: Path,
-    progress: Progress,
-    label: str,
-) -> dict[str, Any]:
-    """Fill the stores of a space's predictions; returns what run.json keeps of it.
+class RegressionStage:
+    """Predicts each space by its regressor, as measured and with betas and images paired at random."""
 
-    The first store is of the pairing as it was measured, each other one of betas and features paired at random.
-    """
-    how = settings.model_dump(exclude={"kind"})
-    key = json.dumps(how, sort_keys=True)
-    if key in fits and settings.alpha != "loo":
-        ridge = fits[key].with_targets(given.targets)
-        ridge.budget = budget  # what it asks for belongs to this stage's record
-    else:
-        fits.clear()  # one factor at a time
-        ridge = StreamingRidge(**how, seed=general.seed, budget=budget, scratch=scratch)
-        fits[key] = ridge.fit(given.betas, given.targets, test=given.test, shuffled=len(stores) > 1)
-    _say_left_out(ridge.left_out_, given, progress, label)
-    if settings.alpha == "loo":
-        chosen = f"{np.median(ridge.alpha_):.4g}" + (" (median over targets)" if settings.per_target else "")
-        progress.say(f"{label}: leave-one-out chose alpha = {chosen}")
-    total = sum(store.column_groups for store in stores)
-    done = total - sum(len(store.missing_column_groups()) for store in stores)
-    with progress.task(label, total=total, unit="blocks", done=done) as advance:
-        for k, store in enumerate(stores):
-            paired = ridge.shuffled([general.seed, k - 1]) if k else ridge
-            paired.predict_into(given.test, store, advance=advance)
-            store.finish()
-    alpha = np.asarray(ridge.alpha_)
-    return {
-        "settings": settings.model_dump(exclude_none=True),
-        "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
-        "voxels_left_out": ridge.left_out_,
-    }
+    name = "regression"
+
+    def check(self, run: Run) -> None:
+        """Settings were checked when they were read."""
+
+    # Planning
+
+    def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        first = _first_name(planning.spaces, planning.settings.stage1.space)
+        for name, space in planning.spaces.items():
+            settings = planning.settings.regression[name]
+            pairings = planning.settings.evaluate.permutations if name == first else 0
+            shapes = _shapes(planning, space, pairings)
+            regressor = kinds.kind_of("regressors", settings)(settings)
+            plan = regressor.plan(shapes, planning.budget.free)
+            work, scratch = plan.work, plan.scratch
+            times = planning.variants + pairings * planning.folds
+            disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
+            if space.calibrates:
+                free, repeats = planning.budget.free, planning.data.max_repeats
+                calibration = plan_out_of_fold(
+                    regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats
+                )
+                work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
+                disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
+            summary = plan.summary + (f", {times} times" if times > 1 else "")
+            yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, scratch)
+            planning.hold(plan.held)
+
+    # Running
+
+    def run(self, run: Run) -> None:
+        first = _first_name(run.spaces, run.settings.stage1.space)
+        for variant in variants(run.study, run.settings):
+            shared: dict[str, Any] = {}
+            for name, space in run.spaces.items():
+                # An area is compared with the other areas; chance is taken from all voxels.
+                pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
+                self._predict(run, variant, space, pairings, shared)
+                if space.calibrates:
+                    self._predict_train_rows(run, variant, space)
+
+    def _predict(self, run: Run, variant: Variant, space: Any, pairings: int, shared: dict[str, Any]) -> None:
+        name, settings = space.name, run.settings.regression[space.name]
+        every = [variant, *variant.shuffled(pairings)]
+        paths = [one.study.predictions(name) for one in every]
+        networks = [one.study.network(name) for one in every]
+        label = f"{variant.label}regression {name}"
+        with run.recorded(f"regression {name}", variant.study, paths, label, networks) as (record, context):
+            regressor = kinds.kind_of("regressors", settings)(settings)
+            data = regression_data(variant, space)
+            made_of = self._made_of(run, variant, space, regressor)
+            outputs = [self._output(one, data, name, made_of, context) for one in every]
+            if not all(output.store.complete for output in outputs):
+                record |= regressor.predict(data, outputs, context, shared)
+
+    @staticmethod
+    def _output(variant: Variant, data: RegressionData, name: str, made_of: dict[str, Any], context: Context) -> Output:
+        store = Store.create(
+            variant.study.predictions(name),
+            (data.test.shape[0], data.targets.shape[1]),
+            np.float32,
+            made_of=made_of if variant.pairing is None else made_of | {"shuffled": variant.pairing},
+            chunk=context.chunk,
+            overwrite=context.overwrite,
+        )
+        return Output(store, variant.study.network(name).local_path(), variant.pairing)
+
+    def _predict_train_rows(self, run: Run, variant: Variant, space: Any) -> None:
+        """Predict train rows out of fold, for a space that learns its decode from such predictions."""
+        name, settings = space.name, run.settings.regression[space.name]
+        path = variant.study.predictions(name, "train")
+        label = f"{variant.label}regression {name}, train rows out of fold"
+        with run.recorded(f"calibration {name}", variant.study, [path], label) as (record, context):
+            regressor = kinds.kind_of("regressors", settings)(settings)
+            data = regression_data(variant, space)
+            store = Store.create(
+                path,
+                (data.betas.shape[0], data.targets.shape[1]),
+                np.float32,
+                made_of=self._made_of(run, variant, space, regressor) | {"out of fold": FOLDS},
+                chunk=context.chunk,
+                overwrite=context.overwrite,
+            )
+            if not store.complete:
+                record |= out_of_fold(regressor, data, store, FOLDS, context)
+
+    def _made_of(self, run: Run, variant: Variant, space: Any, regressor: Any) -> dict[str, Any]:
+        """All that decides the predictions of one variant, but for the pairing of betas and images."""
+        betas = {split: Store.open(run.study.betas(split)).content for split in ("train", variant.test_split)}
+        features = Store.open(variant.features(space.learns).features(space.name, "train"))
+        index = variant.target_of_row
+        made_of = {
+            "betas": betas["train"],
+            "test betas": betas[variant.test_split],
+            "features": features.content,
+            "regression": regressor.made_of(),
+            "seed": run.settings.general.seed,
+            "rows": "split" if variant.fold is None else fingerprint({"train": variant.train, "test": variant.test}),
+        }
+        if index is not None:
+            made_of["images of rows"] = fingerprint({"index": index.tolist()})
+        if variant.voxels is not None:
+            made_of["voxels"] = fingerprint({"voxels": list(variant.voxels)})
+        return made_of
 
 
-def predict_with_network(
-    settings: MLPSettings,
-    general: GeneralSettings,
-    given: Given,
-    stores: Sequence[Store],
-    folders: Sequence[Path],
-    *,
-    groups: Sequence[str],
-    overwrite: bool,
-    budget: MemoryBudget,
-    scratch: Path,
-    progress: Progress,
-    label: str,
-) -> dict[str, Any]:
-    """Fill the stores as ``predict_with_ridge`` does, by a network that is trained or continued for each, in its folder.
-
-    ``groups`` [n] are the stimuli of the train rows.
-    """
-    mlp = StreamingMLP(
-        **settings.model_dump(exclude={"kind"}),
-        budget=budget,
-        seed=general.seed,
-        scratch=scratch,
-        device=general.device,
-        folder=folders[0],
-        overwrite=overwrite,
-        progress=progress,
-        label=label,
+def regression_data(variant: Variant, space: Any) -> RegressionData:
+    """The betas and features of a variant's train rows, and the betas of its test rows."""
+    return RegressionData(
+        betas=variant.train_betas(),
+        targets=variant.train_features(space.name, space.learns),
+        test=variant.test_betas(),
+        groups=variant.groups,
+        stimulus=variant.target_of_row,
     )
-    mlp.fit(given.betas, given.targets, groups=groups, test_rows=given.test.shape[0])
-    _say_left_out(mlp.left_out_, given, progress, label)
-    for k, (store, folder) in enumerate(zip(stores, folders, strict=True)):
-        if store.complete:
-            continue
-        fitted = mlp
-        if k:
-            fitted = mlp.shuffled([general.seed, k - 1], folder=folder, label=f"{label}, shuffled betas {k}")
-        done = store.column_groups - len(store.missing_column_groups())
-        with progress.task(
-            f"{fitted.label}, predictions", total=store.column_groups, unit="blocks", done=done
-        ) as advance:
-            fitted.predict_into(given.test, store, advance=advance)
-        store.finish()
-    history = mlp.history_
-    record = {
-        "settings": settings.model_dump(exclude_none=True),
-        "epochs_trained": len(history.train) - 1,
-        "best_epoch": history.best,
-        "voxels_left_out": mlp.left_out_,
-        "curve": history.as_dict(),
-    }
-    if mlp.alpha_ is not None:
-        record["alpha"] = mlp.alpha_
-    return record
 
 
-def _say_left_out(voxels: int, given: Given, progress: Progress, label: str) -> None:
-    if voxels:
-        progress.say(f"{label}: {voxels} of {given.betas.shape[1]} voxels do not vary and are left out")
+def _first_name(spaces: dict[str, Any], name: str | None) -> str | None:
+    """The space that first images come from; None where none has a decoder and only predictions are asked for."""
+    try:
+        found: str = decoding_space(list(spaces.values()), name).name
+    except SettingsError:
+        return None
+    return found
+
+
+def _shapes(planning: Planning, space: Any, pairings: int) -> RegressionShapes:
+    (n, m), chunk, voxels = planning.split, planning.chunk, planning.data.voxels
+    dims = space.dims(planning.image_shape)
+    train = planning.images[0]
+    images = train if not planning.data.folds else min(n, train)
+    return RegressionShapes(
+        n=n,
+        p=voxels,
+        m=m,
+        s=images,
+        t=dims,
+        x_block=plan_chunks((n, voxels), np.float32, chunk)[1],
+        y_block=plan_chunks((images, dims), np.float32, chunk)[1],
+        subset=bool(planning.data.folds),
+        pairings=pairings,
+    )

@@ -1,4 +1,4 @@
-"""Row stores on Zarr: rows are images, one file a chunk of rows, written whole and atomically."""
+"""Row stores on Zarr: one file a chunk of rows, written whole and atomically. Zarr is imported with the first store."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,14 +1,15 @@
 """Copies of complete stores and folders of images: continued where they broke off, and read back."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.errors import StoreError
 from leanrecon.memory import buffer
+from leanrecon.places import LocationLike, as_location
 from leanrecon.progress import Advance
+from leanrecon.stores import metadata
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.pictures import remove as remove_pictures
 from leanrecon.stores.store import Store, remove
@@ -16,15 +17,16 @@ from leanrecon.stores.store import Store, remove
 Kept = Store | Pictures
 
 
-def opened(path: Path) -> Kept | None:
-    """The store or the folder of images at a path, complete or not; None where there is none."""
-    if (path / "zarr.json").exists():
+def opened(path: LocationLike) -> Kept | None:
+    """The store or the folder of images at a location, complete or not; None where there is none."""
+    path = as_location(path)
+    if (path / metadata.NAME).is_file():
         return Store.open(path, incomplete=True)
     return Pictures.open(path, incomplete=True) if Pictures.there(path) else None
 
 
-def removed(path: Path) -> None:
-    """Remove the store or the folder of images at a path."""
+def removed(path: LocationLike) -> None:
+    """Remove the store or the folder of images at a location."""
     (remove_pictures if Pictures.there(path) else remove)(path)
 
 
@@ -39,17 +41,17 @@ def is_copy(source: Kept, target: Kept | None) -> bool:
     )
 
 
-def copy(source: Kept, path: Path, advance: Advance) -> list[Any]:
-    """Copy a complete store or folder of images to a path; returns the chunks or rows that are damaged in the source.
+def copy(source: Kept, path: LocationLike, advance: Advance) -> list[Any]:
+    """Copy a complete store or folder of images; returns the chunks or rows that are damaged in the source.
 
-    Every part is checked as it is read, written whole, and read back. Only what has no damage in it ends up
-    marked as complete. What is at the path already, made of something else, is replaced.
+    Every part is checked as it is read, written whole, and read back. Only a copy without damage is marked as
+    complete. A store or folder made of something else is replaced.
     Raises StoreError where the copy can't be written, or does not read as it was written.
     """
     return _copy_store(source, path, advance) if isinstance(source, Store) else _copy_pictures(source, path, advance)
 
 
-def _copy_store(source: Store, path: Path, advance: Advance) -> list[tuple[int, int]]:
+def _copy_store(source: Store, path: LocationLike, advance: Advance) -> list[tuple[int, int]]:
     target = Store.begin_copy(source, path)
     memory = buffer((source.buffer_nbytes(),), np.uint8)
     damaged = []
@@ -70,7 +72,7 @@ def _copy_store(source: Store, path: Path, advance: Advance) -> list[tuple[int, 
     return damaged
 
 
-def _copy_pictures(source: Pictures, path: Path, advance: Advance) -> list[int]:
+def _copy_pictures(source: Pictures, path: LocationLike, advance: Advance) -> list[int]:
     target = Pictures.open(path, incomplete=True) if Pictures.there(path) else None
     if target is not None and (target.complete or target.made_of != source.made_of):
         remove_pictures(path)  # complete, and yet not the same images
@@ -90,6 +92,6 @@ def _check(source: Kept, target: Kept) -> None:
     if target.content != source.content:
         removed(target.path)
         raise StoreError(
-            f"{source.path} changed while it was copied to {target.path}, or what a copy broke off with did",
-            todo="run the same command again, which copies it anew",
+            f"{source.path} changed while it was copied to {target.path}, or since an earlier copy was stopped",
+            todo="run the same command again to copy it anew",
         )

@@ -4,8 +4,9 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from leanrecon.places import Location, LocationLike, as_location
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
@@ -14,20 +15,20 @@ def fingerprint(made_of: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_fingerprint(path: Path) -> str:
+def file_fingerprint(path: LocationLike) -> str:
     """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with as_location(path).open() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def file_content(path: Path) -> str:
-    """SHA-256 of a file's bytes, taken once as long as the file stays the same."""
-    found = path.stat()
-    return _content_of(path, found.st_size, found.st_mtime_ns)
+def file_content(path: LocationLike) -> str:
+    """SHA-256 of a file's bytes, computed again only when the file has changed."""
+    location = as_location(path)
+    return _content_of(location, location.size(), location.stamp())
 
 
 @functools.lru_cache(maxsize=64)
-def _content_of(path: Path, size: int, changed: int) -> str:
+def _content_of(path: Location, size: int | None, stamp: int | str | None) -> str:
     return file_fingerprint(path)
 
 

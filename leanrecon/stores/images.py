@@ -25,7 +25,7 @@ def image_shape(images: Store) -> ImageShape:
     if channels not in (1, 3):
         raise InputError(f"the images in {images.path} have {channels} channels", expected="1 (grey) or 3 (RGB)")
     if not images.complete:
-        raise StoreError(f"{images.path} is not complete", todo="run the stage that writes it first")
+        raise StoreError(f"{images.path} is not complete", todo="run the same command again to finish it")
     return height, width, channels
 
 
@@ -34,7 +34,7 @@ def row_numbers(rows: Rows | None, store: Store) -> Array:
     index = np.arange(store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
     if np.any(np.diff(index) <= 0) or np.any((index < 0) | (index >= store.rows)):
         raise InputError(
-            f"rows of {store.path} were asked for that do not ascend or are not there",
+            f"the row numbers of {store.path} do not ascend, or lie outside it",
             expected=f"each at most once, from 0 to {store.rows - 1}",
         )
     return index

@@ -264,7 +264,7 @@ def _store_path(source: Any) -> Path | None:
     """The folder behind a Zarr array that is one of our stores."""
     root = getattr(getattr(source, "store", None), "root", None)
     attributes = getattr(source, "attrs", {})
-    return Path(root) if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
+    return root if isinstance(root, Path) and not source.path and "leanrecon" in attributes else None
 
 
 def column_blocks(matrix: Matrix) -> list[range]:

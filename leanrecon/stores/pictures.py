@@ -1,19 +1,17 @@
 """Folders of PNG images, one a row, with a record beside them of what they were made of."""
 
-import contextlib
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.images import Array, ImageShape
-from leanrecon.places.disk import explained_disk_errors
-from leanrecon.places.files import read_json, write_json, write_whole
+from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places.files import read_json, write_json
 from leanrecon.stores.fingerprint import differences
 
 FORMAT = 1
@@ -21,51 +19,49 @@ FORMAT = 1
 
 
 class Pictures:
-    """Images of one shape as ``FOLDER/00000.png``, …, and ``FOLDER.json`` that says what made them.
+    """Images of one shape as ``FOLDER/00000.png``, …, and ``FOLDER.json``, the record of what they are made of.
 
     Images are written whole and kept when a run is continued; ``finish`` fixes their checksums.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: LocationLike, record: dict[str, Any]) -> None:
+        self.path = as_location(path)
         self._record = record
         self._digests: dict[int, tuple[str, str]] = {}
 
     @classmethod
     def create(
-        cls, path: Path, rows: int, shape: ImageShape, *, made_of: Mapping[str, Any], overwrite: bool = False
+        cls, path: LocationLike, rows: int, shape: ImageShape, *, made_of: Mapping[str, Any], overwrite: bool = False
     ) -> "Pictures":
         """Open a folder for writing: a new one, or an earlier one made of the same things, to be continued.
 
-        Images made of something else raise StoreError with the settings that differ, or are replaced, with
-        ``overwrite``. Files left half-written by a killed run are removed.
+        Images made of something else raise StoreError with the settings that differ; with ``overwrite`` they are
+        replaced. Files left half-written by a killed run are removed.
         """
+        path = as_location(path)
         now = {"format": FORMAT, "images": {"rows": rows, "shape": list(shape)}, **made_of}
         if cls.there(path):
             there = _record_of(path)
             changed = list(differences(there["made_of"], now))
             if not changed:
-                with explained_disk_errors(path):
-                    for unfinished in path.glob("*.partial"):
-                        unfinished.unlink(missing_ok=True)
+                path.sweep()
                 return cls(path, there)
-            if not overwrite and any(path.glob("*.png")):
+            if not overwrite and any(image.suffix == ".png" for image in path.iterdir()):
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
                 )
         remove(path)
         pictures = cls(path, {"made_of": now, "complete": False})
-        write_json(_beside(path), pictures._record)
-        with explained_disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+        write_json(beside(path), pictures._record)
         return pictures
 
     @classmethod
-    def open(cls, path: Path, *, incomplete: bool = False) -> "Pictures":
+    def open(cls, path: LocationLike, *, incomplete: bool = False) -> "Pictures":
         """Open a folder for reading; raises StoreError where there is none, or while it is not complete."""
+        path = as_location(path)
         if not cls.there(path):
-            raise StoreError(f"there are no images at {path}", todo="run the stage that writes them first")
+            raise StoreError(f"there are no images at {path}", todo=path.todo())
         pictures = cls(path, _record_of(path))
         if not (pictures.complete or incomplete):
             raise StoreError(
@@ -75,9 +71,9 @@ class Pictures:
         return pictures
 
     @staticmethod
-    def there(path: Path) -> bool:
-        """Whether images were begun at a path."""
-        return _beside(path).exists()
+    def there(path: LocationLike) -> bool:
+        """Whether images were begun at a location."""
+        return beside(as_location(path)).is_file()
 
     @property
     def rows(self) -> int:
@@ -101,12 +97,16 @@ class Pictures:
         """SHA-256 over the pixels of all images, fixed when they were completed: no encoder's version changes it."""
         return hashlib.sha256("".join(self._record["pixels"]).encode()).hexdigest()
 
-    def file(self, row: int) -> Path:
+    def file(self, row: int) -> Location:
         return self.path / f"{row:05d}.png"
 
     def missing(self) -> list[int]:
         """The rows whose images are still to be written."""
-        return [row for row in range(self.rows) if not _is_written(self.file(row))]
+        return [row for row in range(self.rows) if not self._has(row)]
+
+    def _has(self, row: int) -> bool:
+        """Whether an image is there; an empty file is what a power cut leaves."""
+        return bool(self.file(row).size())
 
     def write(self, row: int, image: Array) -> None:
         """Write the image of a row, uint8 of the folder's shape."""
@@ -115,17 +115,30 @@ class Pictures:
         from PIL import Image
 
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        write_whole(self.file(row), lambda file: picture.save(file, format="PNG"))
+        with self.file(row).writing() as file:
+            picture.save(file, format="PNG")
         self._digests[row] = _digest(self.file(row).read_bytes()), _digest(image)
 
     def copy(self, other: "Pictures") -> None:
-        """Write the images that are missing as another, complete folder has them, byte for byte; refuses damaged ones."""
+        """Write the missing images byte for byte as in another, complete folder; raises StoreError for damaged ones."""
         for row in self.missing():
-            data = other.file(row).read_bytes() if other.file(row).exists() else b""
-            if _digest(data) != other._record["checksums"][row]:
-                raise other._damage(row, "does not match its checksum" if data else "is missing")
-            write_whole(self.file(row), partial(_write, data))
-            self._digests[row] = other._record["checksums"][row], other._record["pixels"][row]
+            self.file(row).write_bytes(self._sound(other, row))
+
+    def link(self, other: "Pictures") -> None:
+        """As ``copy``, but let both folders share the files, where their place can do that."""
+        place = self.path.place
+        for row in self.missing():
+            data = self._sound(other, row)
+            if other.path.place != place or not place.link(other.file(row).key, self.file(row).key):
+                self.file(row).write_bytes(data)
+
+    def _sound(self, other: "Pictures", row: int) -> bytes:
+        """The bytes of another folder's image, checked, with their checksums noted down for this one."""
+        data = other.file(row).read_bytes() if other._has(row) else b""
+        if _digest(data) != other._record["checksums"][row]:
+            raise other._damage(row, "does not match its checksum" if data else "is missing")
+        self._digests[row] = other._record["checksums"][row], other._record["pixels"][row]
+        return data
 
     def finish(self) -> None:
         """Mark the folder complete, once every image is there, and fix its checksums."""
@@ -136,8 +149,8 @@ class Pictures:
                 f"{self.path} lacks {len(missing)} images, {self.file(missing[0]).name} first",
                 todo="run the same command again to write them",
             )
-        found = [self._digests.get(row) or self._digests_of(row) for row in range(self.rows)]
-        pixels = [own for _, own in found]
+        digests = [self._digests.get(row) or self._digests_of(row) for row in range(self.rows)]
+        pixels = [pixel for _, pixel in digests]
         if self._record.get("pixels", pixels) != pixels:
             warnings.warn(
                 f"{self.path} was made again, but not to the same images: another kind of processor or another version "
@@ -145,21 +158,23 @@ class Pictures:
                 LeanreconWarning,
                 stacklevel=2,
             )
-        self._record |= {"complete": True, "checksums": [file for file, _ in found], "pixels": pixels}
-        write_json(_beside(self.path), self._record)
+        self._record |= {"complete": True, "checksums": [file for file, _ in digests], "pixels": pixels}
+        write_json(beside(self.path), self._record)
 
     def _digests_of(self, row: int) -> tuple[str, str]:
         return _digest(self.file(row).read_bytes()), _digest(self.read(row))
 
     def read(self, row: int) -> Array:
         """The image of a row, uint8 [height, width, channels]; raises StoreError if it is damaged."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(self.file(row)) as picture:
+            with Image.open(io.BytesIO(self.file(row).read_bytes())) as picture:
                 image = np.asarray(picture)
         except FileNotFoundError:
             raise self._damage(row, "is missing") from None
+        except UnidentifiedImageError:
+            raise self._damage(row, "can't be read (it is no PNG image)") from None
         except (OSError, SyntaxError, ValueError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
         height, width, channels = self.shape
@@ -170,19 +185,18 @@ class Pictures:
     def damage(self) -> Iterator[tuple[int, str]]:
         """The rows whose images are missing or altered, with what is wrong."""
         for row, digest in enumerate(self._record["checksums"]):
-            if not _is_written(self.file(row)):
+            if not self._has(row):
                 yield row, self._damage(row, "is missing").found
             elif _digest(self.file(row).read_bytes()) != digest:
                 yield row, self._damage(row, "does not match its checksum").found
 
     def discard(self, rows: Sequence[int]) -> None:
         """Remove images and mark the folder incomplete, so that the next run draws just these again."""
-        with explained_disk_errors(self.path):  # first: a damaged image must not be taken for one that was written
-            for row in rows:
-                self.file(row).unlink(missing_ok=True)
+        for row in rows:  # first: a damaged image must not be taken for one that was written
+            self.file(row).unlink(missing_ok=True)
         if rows:
             self._record["complete"] = False
-            write_json(_beside(self.path), self._record)
+            write_json(beside(self.path), self._record)
 
     def _damage(self, row: int, what: str) -> StoreError:
         return StoreError(
@@ -191,45 +205,30 @@ class Pictures:
         )
 
 
-def remove(path: Path) -> None:
-    """Remove a folder of images and its record; raises StoreError, and removes nothing, where it holds something else."""
-    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
-    if others := [name for name in names if not name.endswith((".png", ".partial"))]:
-        raise StoreError(f"{path} holds {others[0]} beside images", todo="move it elsewhere")
-    with explained_disk_errors(path):
-        _beside(path).unlink(missing_ok=True)
-        for name in names:
-            (path / name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()
+def remove(path: LocationLike) -> None:
+    """Remove a folder of images and its record; raises StoreError, and removes nothing, where it holds other files."""
+    path = as_location(path)
+    if others := [name for name in path.place.children(path.key) if not name.endswith(".png")]:
+        raise StoreError(f"{path} holds {others[0].rstrip('/')} beside images", todo="move it elsewhere")
+    beside(path).unlink(missing_ok=True)
+    path.delete_tree()
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Location) -> Location:
+    """The record of the images in a folder: the file of its name and ``.json``."""
     return path.with_name(f"{path.name}.json")
 
 
-def _record_of(path: Path) -> dict[str, Any]:
-    record = read_json(_beside(path))
+def _record_of(path: Location) -> dict[str, Any]:
+    record = read_json(beside(path))
     try:
         int(record["made_of"]["images"]["rows"])
     except (TypeError, KeyError, ValueError):
         raise StoreError(
-            f"{_beside(path)} is damaged, or no record of images", todo="remove it and run again to draw them anew"
+            f"{beside(path)} is damaged, or no record of images", todo="remove it and run again to draw them anew"
         ) from None
-    found: dict[str, Any] = record
-    return found
-
-
-def _is_written(file: Path) -> bool:
-    """Whether an image is there; an empty file is what a power cut leaves."""
-    try:
-        return file.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def _write(data: bytes, file: Any) -> None:
-    file.write(data)
+    checked: dict[str, Any] = record
+    return checked
 
 
 def _digest(data: bytes | Array) -> str:

@@ -6,53 +6,47 @@ Encoding: little-endian bytes and a crc32c, no compression (float32 latents comp
 
 import hashlib
 import itertools
-import json
 import math
-import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.memory import buffer, parse_bytes
-from leanrecon.places.disk import PAGE, explained_disk_errors, read_at, read_file, write_file
-from leanrecon.places.files import write_json
+from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places.disk import PAGE
+from leanrecon.stores import metadata
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
+from leanrecon.stores.metadata import Metadata
 
-__all__ = ["Store", "explained_disk_errors", "remove"]
+__all__ = ["Store", "remove"]
 
 Array = np.ndarray[Any, Any]
 
 FORMAT = 1
 _CRC = 4  # bytes of the checksum behind a chunk
-_ATTRIBUTE = "leanrecon"
 
 
 class Store:
-    """A row store on disk, being written or complete.
+    """A row store, being written or complete.
 
     ``Store.create`` opens one for writing and continues where an earlier run stopped; ``Store.open`` opens a
     complete one. ``shape``, ``dtype`` and ``chunks`` are those of the Zarr array. All reading and writing
     treats a row as flat: an image store of [rows, height, width, channels] has height·width·channels columns.
     """
 
-    def __init__(self, path: Path, array: "zarr.Array[Any]") -> None:
+    def __init__(self, path: Location, described: Metadata) -> None:
         self.path = path
-        self.shape: tuple[int, ...] = array.shape
-        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.chunks: tuple[int, ...] = array.chunks
-        self.fill_value = array.fill_value
-        attributes: Mapping[str, Any] = array.attrs
-        self._record: dict[str, Any] = dict(attributes.get(_ATTRIBUTE, {}))
+        self.shape = described.shape
+        self.dtype = described.dtype
+        self.chunks = described.chunks
+        self.fill_value = described.fill_value
+        self._metadata = described
         self.rows = self.shape[0]
         self.columns = math.prod(self.shape[1:])
         self.chunk_rows = self.chunks[0]
@@ -68,7 +62,7 @@ class Store:
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        path: LocationLike,
         shape: Sequence[int],
         dtype: Any,
         *,
@@ -79,76 +73,60 @@ class Store:
     ) -> "Store":
         """Open a store for writing: a new one, or an earlier one made of the same things, to be continued.
 
-        ``made_of`` holds all that decides the contents: settings, seeds, and the ``content`` of the input
-        stores. A store made of something else raises StoreError with the settings that differ, or is
-        replaced, with ``overwrite``. Files left half-written by a killed run are removed. ``notes`` are kept with a new store
-        for later runs (the batch size it was begun with) and are no part of what it is made of.
+        ``made_of`` holds all that decides the contents: settings, seeds, and the ``content`` of the input stores.
+        ``notes`` are kept with a new store for later runs (such as its batch size) and decide nothing.
+        A store made of something else raises StoreError with the settings that differ; with ``overwrite`` it is
+        replaced. Files left half-written by a killed run are removed.
         """
-        path = Path(path)
+        path = as_location(path)
         dtype = np.dtype(dtype)
         chunks = plan_chunks(shape, dtype, parse_bytes(chunk))
         layout = {"shape": list(shape), "dtype": dtype.name, "stores.chunk": list(chunks)}
         now = {"format": FORMAT, **layout, **made_of}
-        if (path / "zarr.json").exists():
-            store = cls(path, _open_array(path))
-            changed = list(differences(store.made_of, now))
+        if (there := metadata.read(path)) is not None:
+            changed = list(differences(there.record.get("made_of", {}), now))
             if not changed:
-                store.sweep()
-                return store
-            if not overwrite and any(path.glob("c/**/*")):  # of one that holds nothing yet, nothing is lost
+                path.sweep(deep=True)
+                return cls(path, there)
+            if not overwrite and (path / "c").is_dir():  # an empty store is replaced without asking
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
                 )
         remove(path)
-        with explained_disk_errors(path):
-            array = zarr.create_array(
-                str(path),
-                shape=tuple(shape),
-                dtype=dtype,
-                chunks=chunks,
-                fill_value=np.nan if dtype.kind == "f" else 0,
-                filters=None,
-                serializer=BytesCodec(endian="little" if dtype.itemsize > 1 else None),
-                compressors=[Crc32cCodec()],
-                attributes={
-                    _ATTRIBUTE: {
-                        "made_of": now,
-                        "fingerprint": fingerprint(now),
-                        "notes": dict(notes or {}),
-                        "complete": False,
-                    }
-                },
-            )
-        return cls(path, array)
+        record = {"made_of": now, "fingerprint": fingerprint(now), "notes": dict(notes or {}), "complete": False}
+        store = cls(path, metadata.new(shape, dtype, chunks, record))
+        store._update()
+        return store
 
     @classmethod
-    def begin_copy(cls, source: "Store", path: Path) -> "Store":
+    def begin_copy(cls, source: "Store", path: LocationLike) -> "Store":
         """Open a store for writing that is to become a copy of another one, or continue an earlier copy.
 
-        What is there of a store made of something else is removed first.
+        A store made of something else is removed first.
         """
-        there = (path / "zarr.json").exists() and cls(path, _open_array(path))
-        if there and there.made_of == source.made_of:
-            there.sweep()
+        path = as_location(path)
+        there = metadata.read(path)
+        if there is not None and there.record.get("made_of") == source.made_of:
+            path.sweep(deep=True)
         else:
             remove(path)
-        described = json.loads((source.path / "zarr.json").read_bytes())
-        record = described["attributes"][_ATTRIBUTE]
-        record["complete"] = False
-        record.pop("content", None)  # fixed again once all chunks are there
-        write_json(path / "zarr.json", described, indent=2)
-        return cls(path, _open_array(path))
+        # ``content`` is set again once all chunks are there.
+        record = {key: value for key, value in source._record.items() if key != "content"}
+        store = cls(path, replace(source._metadata, record=record))
+        store._update(complete=False)
+        return store
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, incomplete: bool = False) -> "Store":
+    def open(cls, path: LocationLike, *, incomplete: bool = False) -> "Store":
         """Open a store for reading; raises StoreError where there is none, or while it is not complete."""
-        path = Path(path)
-        if not (path / "zarr.json").exists():
-            raise StoreError(f"there is no store at {path}", todo="run the stage that writes it first")
-        store = cls(path, _open_array(path))
-        if not store.is_ours:
+        path = as_location(path)
+        there = metadata.read(path)
+        if there is None:
+            raise StoreError(f"there is no store at {path}", todo=path.todo())
+        if not there.record:
             raise StoreError(f"{path} is a Zarr array but not one of leanrecon's stores", todo="pass the array itself")
+        store = cls(path, there)
         if not (store.complete or incomplete):
             raise StoreError(
                 f"{path} is not complete: {len(store.missing())} of {store.row_groups * store.column_groups} chunks "
@@ -158,8 +136,8 @@ class Store:
         return store
 
     @property
-    def is_ours(self) -> bool:
-        return bool(self._record)
+    def _record(self) -> dict[str, Any]:
+        return self._metadata.record
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -181,19 +159,17 @@ class Store:
 
     # Chunks
 
-    def chunk_path(self, i: int, j: int = 0) -> Path:
-        """The file of the chunk in row group ``i`` and column group ``j``."""
-        return self.path.joinpath("c", str(i), str(j), *["0"] * (len(self.shape) - 2))
-
     def name_of(self, i: int, j: int = 0) -> str:
-        return str(self.chunk_path(i, j).relative_to(self.path))
+        """The key of the chunk in row group ``i`` and column group ``j`` within the store, such as ``c/0/1``."""
+        return "/".join(["c", str(i), str(j), *["0"] * (len(self.shape) - 2)])
+
+    def chunk_path(self, i: int, j: int = 0) -> Location:
+        """The file of the chunk in row group ``i`` and column group ``j``."""
+        return self.path / self.name_of(i, j)
 
     def has(self, i: int, j: int = 0) -> bool:
-        """Whether the chunk's file is there at its full size (a rename put it there, so it was written whole)."""
-        try:
-            return self.chunk_path(i, j).stat().st_size == self.chunk_nbytes + _CRC
-        except OSError:
-            return False
+        """Whether the chunk's file is there at its full size (it appears whole, or not at all)."""
+        return self.chunk_path(i, j).size() == self.chunk_nbytes + _CRC
 
     def missing(self) -> list[tuple[int, int]]:
         """The chunks that are still to be written, row group by row group."""
@@ -231,7 +207,7 @@ class Store:
                 self.write_chunk(i, j, block[rows.start - first_row : rows.stop - first_row])
 
     def write_chunk(self, i: int, j: int, block: Array) -> None:
-        """Write one chunk whole: to a file beside it, then renamed over it."""
+        """Write one chunk, whole or not at all."""
         if block.shape != (len(self.group_rows(i)), len(self.group_columns(j))):
             raise ValueError(f"{self.name_of(i, j)} of {self.path} can't take a block of shape {block.shape}")
         if block.shape != (self.chunk_rows, self.chunk_columns):  # chunks at the edge are stored at full size
@@ -240,16 +216,7 @@ class Store:
             padded[: block.shape[0], : block.shape[1]] = block
             block = padded
         data = np.ascontiguousarray(block, self.dtype).reshape(-1).view(np.uint8)
-        target = self.chunk_path(i, j)
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-        with explained_disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                write_file(partial, data, _checksum(data))
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+        self.chunk_path(i, j).write_bytes(data, _checksum(data))
 
     def finish(self) -> None:
         """Mark the store complete, once every chunk is there, and fix its ``content``."""
@@ -274,26 +241,18 @@ class Store:
         """Remove chunks and mark the store incomplete, so that the next run writes just these again."""
         if damaged:
             self._update(complete=False)
-        with explained_disk_errors(self.path):
-            for i, j in damaged:
-                self.chunk_path(i, j).unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Remove what a killed run left half-written."""
-        with explained_disk_errors(self.path):
-            for partial in self.path.rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+        for i, j in damaged:
+            self.chunk_path(i, j).unlink(missing_ok=True)
 
     def _update(self, **entries: Any) -> None:
-        self._record |= entries
-        with explained_disk_errors(self.path):
-            zarr.open_array(str(self.path), mode="r+").attrs[_ATTRIBUTE] = self._record
+        self._record.update(entries)
+        (self.path / metadata.NAME).write_bytes(self._metadata.to_json())
 
     def checksum(self, i: int, j: int = 0) -> bytes:
         """The checksum that was written behind a chunk."""
-        with self.chunk_path(i, j).open("rb") as file:
-            file.seek(self.chunk_nbytes)
-            return file.read(_CRC)
+        memory = np.empty(_CRC, np.uint8)
+        place, key = self.path.place, self.chunk_path(i, j).key
+        return memory[: place.read_into(key, memory, self.chunk_nbytes)].tobytes()
 
     def _content_now(self) -> str:
         digest = hashlib.sha256(repr((self.shape, self.dtype.name, self.chunks)).encode())
@@ -313,9 +272,9 @@ class Store:
         The view has the chunk's full shape; beyond the store's edge it holds the fill value. Uncached reads
         bypass the page cache where the system can, which leaves the memory bus to the arithmetic.
         """
-        path = self.chunk_path(i, j)
+        target = memory[: self.buffer_nbytes()]
         try:
-            n = read_file(path, memory[: self.buffer_nbytes()], cached=cached)
+            n = self.path.place.read_into(self.chunk_path(i, j).key, target, cached=cached)
         except FileNotFoundError:
             raise self._damage(i, j, "is missing") from None
         if n != self.chunk_nbytes + _CRC:
@@ -327,24 +286,18 @@ class Store:
         return data.view(self.dtype).reshape(self.chunk_rows, self.chunk_columns)
 
     def read_columns(self, i: int, j: int, columns: range, out: Array) -> None:
-        """Read some columns of the first ``len(out)`` rows of one chunk, unchecked; ``columns`` count from its left edge.
+        """Read some columns of the first ``len(out)`` rows of one chunk, unchecked.
 
-        One positioned read a row: a third less time than copying out of a mapped file, and nothing mapped.
+        ``columns`` count from the chunk's left edge.
         """
         itemsize = self.dtype.itemsize
-        width, stride = len(columns) * itemsize, self.chunk_columns * itemsize
-        offset = columns.start * itemsize
+        offset, stride = columns.start * itemsize, self.chunk_columns * itemsize
         try:
-            descriptor = os.open(self.chunk_path(i, j), os.O_RDONLY)
+            done = self.path.place.read_rows(self.chunk_path(i, j).key, out, offset, stride)
         except FileNotFoundError:
             raise self._damage(i, j, "is missing") from None
-        try:
-            for row in out:
-                if read_at(descriptor, [row], offset) != width:
-                    raise self._damage(i, j, "is truncated")
-                offset += stride
-        finally:
-            os.close(descriptor)
+        if done < len(out):
+            raise self._damage(i, j, "is truncated")
 
     def __getitem__(self, rows: slice) -> Array:
         """Rows ``start:stop`` as an array of the store's own shape, [rows, …]; only their chunks are read."""
@@ -380,26 +333,18 @@ class Store:
         )
 
 
-def remove(path: Path) -> None:
+def remove(path: LocationLike) -> None:
     """Remove a store, its metadata first: what a kill leaves of it can't be taken for a complete one.
 
     Raises StoreError, and removes nothing, where a folder holds something else.
     """
-    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
-    if others := [name for name in names if name not in ("zarr.json", "c") and not name.endswith(".partial")]:
-        raise StoreError(f"{path} is no store: it holds {others[0]}", todo="choose another path, or empty this folder")
-    with explained_disk_errors(path):
-        (path / "zarr.json").unlink(missing_ok=True)
-        if path.exists():
-            shutil.rmtree(path)
-
-
-def _open_array(path: Path) -> "zarr.Array[Any]":
-    try:
-        array = zarr.open_array(str(path), mode="r")
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path / 'zarr.json'} can't be read: {error}", todo=f"remove {path} and run again") from error
-    return array
+    path = as_location(path)
+    if others := [name for name in path.place.children(path.key) if name not in (metadata.NAME, "c/")]:
+        raise StoreError(
+            f"{path} is no store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"
+        )
+    (path / metadata.NAME).unlink(missing_ok=True)
+    path.delete_tree()
 
 
 def _checksum(data: Array) -> bytes:

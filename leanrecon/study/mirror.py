@@ -1,64 +1,68 @@
 """A second place for what a study has finished, such as a mounted drive that outlives the machine.
 
-A mirror is the folder of a study itself: complete stores, images and records, nothing that is still being written.
+A mirror is itself the folder of a study: complete stores, images and records, and trainings as far as they are.
 """
 
-import shutil
+import contextlib
+import hashlib
+import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from leanrecon.errors import LeanreconWarning, SettingsError, StoreError
-from leanrecon.places import files
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.copies import Kept, copy, is_copy, opened
-from leanrecon.stores.fingerprint import differences
-from leanrecon.study.record import is_study
+from leanrecon.stores.fingerprint import differences, file_fingerprint
+from leanrecon.stores.pictures import beside
+from leanrecon.study.layout import KEPT, SMALL, Found, Study
+from leanrecon.study.record import is_study, sweep
 
-STUDIES = ("", "variants/*/", "variants/*/variants/*/")
-STORES = ("betas/*.zarr", "stimuli/*.zarr", "features/*/*.zarr", "predictions/*/*.zarr", "embeddings/*.zarr")
-IMAGES = "reconstructions/*.json"
-RECORDS = ("", "betas/", "captions/", "features/*/", "evaluation/", "evaluation/latent_r2/")
-"""The folders of a study with small files, which are records; their kinds:"""
-KINDS = (".toml", ".json", ".npz", ".npy", ".csv", ".html")
+SECONDS = 60.0
+"""How often the checkpoints of a training are looked at, to be copied."""
 
-_PIECE = 2**20  # bytes of a record compared at once
+_PIECE = 2**20  # bytes of a file that are compared or copied at once
 
 
 class Mirror:
-    """Keeps ``folder`` a copy of what the study at ``root`` has finished, and brings it back where it was lost.
+    """Keeps ``folder`` a copy of what the study at ``root`` has finished, and restores what was lost there.
 
-    What was made with other settings stops both with StoreError; with ``overwrite`` the study's own counts.
+    Stores made with other settings stop both with StoreError; with ``overwrite`` those of the study are kept.
     """
 
-    def __init__(self, root: Path, folder: Path, *, overwrite: bool = False, progress: Progress | None = None) -> None:
-        self.root = root
-        self.folder = folder
+    def __init__(
+        self, root: LocationLike, folder: LocationLike, *, overwrite: bool = False, progress: Progress | None = None
+    ) -> None:
+        self.root = as_location(root)
+        self.folder = as_location(folder)
         self.overwrite = overwrite
         self.progress = progress or Progress()
+        self._copied: dict[Location, int | str | None] = {}  # stamps of the files of networks
 
     def restore(self) -> None:
-        """Bring back all that the mirror has and the study lacks, each store and image checked on the way.
+        """Copy to the study what the mirror has and the study lacks, each part checked on the way.
 
-        What is damaged in the mirror is left out and told, so that the study makes it again and the mirror gets it anew.
+        What is damaged in the mirror is reported and left out: the study makes it again, and the mirror gets it anew.
         Raises SettingsError for a folder that can't be a mirror, and StoreError.
         """
-        self._check_places()
-        for name, kept in _finished(self.folder):
-            path = self.root / name
+        self._check_folders()
+        for found, kept in _finished(self.folder):
+            path = self.root / found.name
             there = opened(path)
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
-            if changed and not (self.overwrite or _is_of_figures(path)):
-                raise self._conflict(path, self.folder / name, changed)
+            if changed and not (self.overwrite or found.item.replaced):
+                raise self._conflict(path, found.path, changed)
             if not changed and (there is None or not there.complete):
-                self._bring(kept, name, path)
-        if not is_study(self.root):  # it was not all brought back before
-            for name in [*_records(self.folder), "study.toml"]:
-                if (self.folder / name).exists() and not (self.root / name).exists():
-                    _copy_record(self.folder / name, self.root / name)
+                self._bring(kept, found.name, path)
+        if is_study(self.root):  # all was restored before
+            return
+        for name in _networks(self.folder):
+            if not (self.root / name).is_file():
+                _copy_file(self.folder / name, self.root / name)
+        for name in [*_records(self.folder), "study.toml"]:
+            if (self.folder / name).is_file() and not (self.root / name).is_file():
+                _copy_file(self.folder / name, self.root / name)
 
     def keep(self) -> None:
         """Copy to the mirror what the study has finished and the mirror lacks, the records last.
@@ -66,107 +70,144 @@ class Mirror:
         Raises SettingsError for a folder that can't be a mirror; StoreError for damaged stores, for a mirror
         of something else, and where it can't be written.
         """
-        self._check_places()
-        if (self.root / "study.toml").exists() and not is_study(self.folder):
-            _copy_record(self.root / "study.toml", self.folder / "study.toml")
-        for name, kept in _finished(self.root):
-            path = self.folder / name
+        self._check_folders()
+        self._keep_settings()
+        for found, kept in _finished(self.root):
+            path = self.folder / found.name
             there = opened(path)
             if is_copy(kept, there):
                 continue
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
-            if changed and not (self.overwrite or _is_of_figures(path)):
+            if changed and not (self.overwrite or found.item.replaced):
                 raise self._conflict(path, kept.path, changed)
-            with self.progress.task(f"to the mirror: {name}", total=_parts(kept), unit="parts") as advance:
+            with self.progress.task(f"to the mirror: {found.name}", total=_parts(kept), unit="parts") as advance:
                 damaged = copy(kept, path, advance)
             if damaged:
                 raise StoreError(
                     f"{kept.path} is damaged in {len(damaged)} places, so it is not copied to {self.folder}",
                     todo=f"run `leanrecon verify {kept.path} --repair`",
                 )
+        self._keep_networks()
         for name in [*_records(self.root), "study.toml"]:
-            if (self.root / name).exists() and not _same(self.root / name, self.folder / name):
-                _copy_record(self.root / name, self.folder / name)
+            if (self.root / name).is_file() and not _same(self.root / name, self.folder / name):
+                _copy_file(self.root / name, self.folder / name)
+
+    def _keep_settings(self) -> None:
+        if (self.root / "study.toml").is_file() and not is_study(self.folder):
+            _copy_file(self.root / "study.toml", self.folder / "study.toml")
+
+    def _keep_networks(self) -> None:
+        """Copy the files of networks that are new, finished or not, and remove those that a training has removed."""
+        names = list(_networks(self.root))
+        for name in names:
+            source, target = self.root / name, self.folder / name
+            stamp = source.stamp()
+            if self._copied.get(source) != stamp or target.size() != source.size():
+                if not _same(source, target):
+                    _copy_file(source, target)
+                self._copied[source] = stamp
+        trained = {name.rpartition("/")[0] for name in names}
+        for name in _networks(self.folder):
+            if name not in names and name.rpartition("/")[0] in trained:
+                (self.folder / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def following(self, seconds: float = SECONDS) -> Iterator[None]:
+        """Copy the checkpoints of trainings as they are written, by a thread, until the block ends.
+
+        So hours of training outlive the machine. A mirror that can't be written is reported as a warning.
+        """
+        self._check_folders()
+        self._keep_settings()
+        done = threading.Event()
+        failed: list[StoreError] = []
+
+        def follow() -> None:
+            while not done.wait(seconds) and not failed:
+                try:
+                    self._keep_networks()
+                except FileNotFoundError:
+                    continue  # a checkpoint that was removed while it was copied
+                except StoreError as error:
+                    failed.append(error)
+
+        thread = threading.Thread(target=follow, name="mirror-networks", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        if failed:
+            warnings.warn(f"checkpoints are not copied to the mirror: {failed[0]}", LeanreconWarning, stacklevel=3)
 
     def keep_or_warn(self) -> None:
-        """``keep``, but a mirror that can't be written is told as a warning: it should not stop hours of work."""
+        """As ``keep``, but with a warning where the mirror can't be written: it should not stop hours of work."""
         try:
             self.keep()
         except StoreError as error:
             warnings.warn(f"not copied to the mirror: {error}", LeanreconWarning, stacklevel=2)
 
-    def _bring(self, kept: Kept, name: str, path: Path) -> None:
+    def _bring(self, kept: Kept, name: str, path: Location) -> None:
         with self.progress.task(f"from the mirror: {name}", total=_parts(kept), unit="parts") as advance:
             damaged = copy(kept, path, advance)
         if damaged:
             self.progress.say(f"{kept.path} is damaged in {len(damaged)} places, which are made again")
             kept.discard(damaged)  # so that the mirror gets them anew
 
-    def _check_places(self) -> None:
-        root, folder = self.root.absolute(), self.folder.absolute()
-        if root == folder or root in folder.parents or folder in root.parents:
+    def _check_folders(self) -> None:
+        if self.root.is_within(self.folder) or self.folder.is_within(self.root):
             raise SettingsError(
                 f"the mirror {self.folder} and the study {self.root} are one within the other",
                 todo="choose a folder of its own for the mirror",
             )
-        with explained_disk_errors(folder):
-            others = [] if not folder.exists() or is_study(folder) else [p.name for p in folder.iterdir()]
-        if [name for name in others if not name.endswith(".partial")]:
+        others = [path.name for path in self.folder.iterdir()]
+        if others and not is_study(self.folder):
             raise SettingsError(
-                f"{self.folder} holds {sorted(others)[0]} and is no mirror of a study",
+                f"{self.folder} holds {others[0]} and is no mirror of a study",
                 todo="choose an empty folder, or one that is not there yet",
             )
-        for place in (root, folder):  # what an earlier copy left half-written, either way
-            kinds = (*RECORDS, "reconstructions/")
-            files.sweep(*(found for within in STUDIES for kind in kinds for found in _folders(place, within + kind)))
+        for folder in (self.root, self.folder):  # what an earlier copy left half-written, either way
+            sweep(Study(folder))
 
-    def _conflict(self, path: Path, other: Path, changed: list[str]) -> StoreError:
+    def _conflict(self, path: Location, other: Location, changed: list[str]) -> StoreError:
         return StoreError(
             f"{path} was made with other settings than {other}: {'; '.join(changed)}",
             todo="choose another --mirror, go back to those settings, or replace what was made with --overwrite",
         )
 
 
-def _is_of_figures(path: Path) -> bool:
-    """Whether a store is taken anew with the figures when settings change, without being asked to overwrite."""
-    return path.parent.name == "embeddings"
+def _finished(root: Location) -> Iterator[tuple[Found, Kept]]:
+    """The complete stores and folders of images of a study and its variants."""
+    for found in Study(root).found(*KEPT):
+        kept = opened(found.path)
+        if kept is not None and kept.complete:
+            yield found, kept
 
 
-def _finished(root: Path) -> Iterator[tuple[str, Kept]]:
-    """The complete stores and folders of images of a study and its variants, by their names in it."""
-    for place in STUDIES:
-        found = [path for pattern in STORES for path in sorted(root.glob(place + pattern))]
-        found += [path.with_suffix("") for path in sorted(root.glob(place + IMAGES))]
-        for path in found:
-            kept = opened(path)
-            if kept is not None and kept.complete:
-                yield path.relative_to(root).as_posix(), kept
+def _records(root: Location) -> list[str]:
+    """The small files of a study and its variants, but for study.toml, by their names in it."""
+    return [found.name for found in Study(root).found(*SMALL) if found.name != "study.toml"]
 
 
-def _records(root: Path) -> Iterator[str]:
-    """The small files of a study and its variants, but for study.toml."""
-    for place in STUDIES:
-        for folder in (found for pattern in RECORDS for found in _folders(root, place + pattern)):
-            for path in sorted(folder.iterdir()):
-                if path.suffix in KINDS and path.is_file() and path != root / "study.toml":
-                    yield path.relative_to(root).as_posix()
-
-
-def _folders(root: Path, pattern: str) -> list[Path]:
-    if not pattern:
-        return [root] if root.is_dir() else []
-    return [path for path in sorted(root.glob(pattern)) if path.is_dir() and path.suffix != ".zarr"]
+def _networks(root: Location) -> Iterator[str]:
+    """The files of trained networks and of trainings, and last their records, by their names in the study."""
+    for study in (Study(root), *Study(root).variants()):
+        folders = [path for path in (study.root / "networks").iterdir() if path.suffix != ".json"]
+        for folder in folders:
+            yield from (file.relative_to(root) for file in folder.files())
+        yield from (beside(folder).relative_to(root) for folder in folders if beside(folder).is_file())
 
 
 def _parts(kept: Kept) -> int:
     return kept.row_groups * kept.column_groups if isinstance(kept, Store) else kept.rows
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(one: Location, other: Location) -> bool:
+    if one.size() != other.size():
+        return False
     try:
-        if one.stat().st_size != other.stat().st_size:
-            return False
-        with one.open("rb") as a, other.open("rb") as b:
+        with one.open() as a, other.open() as b:
             while (piece := a.read(_PIECE)) == b.read(_PIECE):
                 if not piece:
                     return True
@@ -175,11 +216,12 @@ def _same(one: Path, other: Path) -> bool:
     return False
 
 
-def _copy_record(source: Path, path: Path) -> None:
-    def write(file: Any) -> None:
-        with source.open("rb") as read:
-            shutil.copyfileobj(read, file, _PIECE)
-
-    files.write_whole(path, write)
-    if not _same(source, path):
+def _copy_file(source: Location, path: Location) -> None:
+    """Copy a file whole and read it back; the source may be replaced meanwhile."""
+    digest = hashlib.sha256()
+    with source.open() as read, path.writing() as file:
+        while piece := read.read(_PIECE):
+            digest.update(piece)
+            file.write(piece)
+    if file_fingerprint(path) != digest.hexdigest():
         raise StoreError(f"{path} does not read as it was written", todo="check the drive it is on")

@@ -1,19 +1,21 @@
-"""What a study keeps of its runs: who holds it, what every stage took, and whether it is one of ours."""
+"""The record of a study's runs: what every stage took, which versions ran it, and whether a folder is a study."""
 
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from leanrecon.memory import MemoryBudget, PeakMemory
-from leanrecon.places import files
+from leanrecon.context import Context
+from leanrecon.errors import StoreError
+from leanrecon.memory import PeakMemory
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.files import read_json, write_json
-from leanrecon.places.hold import held
-from leanrecon.stores import Store
-from leanrecon.stores.pictures import Pictures
-from leanrecon.study.layout import Study
+from leanrecon.stores import metadata
+from leanrecon.stores.copies import opened
+from leanrecon.stores.pictures import beside
+from leanrecon.study.layout import FORMAT, SMALL, Role, Study
+from leanrecon.study.networks import seal, unseal
 
 VERSIONS = (
     "leanrecon",
@@ -29,74 +31,92 @@ VERSIONS = (
 )
 
 HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
-"""First line of a study's study.toml, which tells it from a settings file that someone wrote."""
-
-SWEPT = ("betas", "captions", "evaluation", "evaluation/latent_r2", "reconstructions")
-"""The folders of a study with small files beside its stores."""
+"""First line of a study's study.toml; settings files that people wrote lack it."""
 
 
 def versions() -> dict[str, str]:
     """The versions of the libraries that decide results, of those that are installed."""
-    found = {}
+    installed = {}
     for name in VERSIONS:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 @contextlib.contextmanager
 def recorded(
-    stage: str, study: Study, memory: str | None, *, made: Sequence[Path]
-) -> Iterator[tuple[dict[str, Any], MemoryBudget]]:
-    """Measure a stage and keep its record in ``run.json``, unless all that it makes was there and stays as it was."""
-    budget = MemoryBudget.of(memory)
+    stage: str, study: Study, context: Context, made: Sequence[Location], networks: Sequence[Location] = ()
+) -> Iterator[dict[str, Any]]:
+    """Measure a stage and keep its record in ``run.json``, unless all that it makes was there and stays as it was.
+
+    ``made`` are the stores, folders of images and files that the stage writes, ``networks`` the folders of networks
+    that it may train: their checksums are fixed when it ends. Yields the record, for the stage to add to. The largest
+    peak that was planned is the largest that ``context.require`` was asked for.
+    """
     record: dict[str, Any] = {}
     before = [_stamp(path) for path in made]
+    if not all(is_complete(path) for path in made):
+        for network in networks:
+            unseal(network)
     started = time.monotonic()
     with PeakMemory() as peak:
-        yield record, budget
+        yield record
+    for network in networks:
+        seal(network)
     if [_stamp(path) for path in made] == before:
         return
     record |= {
         "seconds": round(time.monotonic() - started, 3),
-        "budget_bytes": budget.allowed,
-        "planned_bytes": record.get("planned_bytes", 0),
+        "budget_bytes": context.budget.allowed,
+        "planned_bytes": max(context.peaks.largest, record.get("planned_bytes", 0)),
         "peak_bytes": peak.peak,
         "peak_resident_bytes": peak.resident,
     }
     records = read_json(study.record) or {"stages": {}}
-    records["versions"] = versions()
+    records |= {"format": FORMAT, "versions": versions()}
     records["stages"][stage] = record
     write_json(study.record, records, indent=2)
 
 
-def _stamp(path: Path) -> int | None:
+def _stamp(path: Location) -> int | str | None:
     """When a store, a folder of images or a file was begun or completed last; None where it is not there."""
-    for file in (path / "zarr.json", path.with_name(f"{path.name}.json"), path):
-        with contextlib.suppress(OSError):
-            return file.stat().st_mtime_ns
-    return None
+    stamps = (file.stamp() for file in (path / metadata.NAME, beside(path), path))
+    return next((stamp for stamp in stamps if stamp is not None), None)
 
 
 def sweep(study: Study) -> None:
     """Remove what a killed run left half-written beside the stores, which sweep themselves."""
-    for root in (study.root, *study.root.glob("variants/*"), *study.root.glob("variants/*/variants/*")):
-        files.sweep(root, *(root / name for name in SWEPT))
+    for folder in study.folders(*SMALL, Role.PICTURES, Role.NETWORK):
+        folder.sweep()
+    for of in (study, *study.variants()):
+        (of.root / "networks").sweep(deep=True)
 
 
-def is_study(root: Path) -> bool:
+def is_study(root: LocationLike) -> bool:
     """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
     settings = Study(root).settings
     return settings.is_file() and settings.read_bytes().startswith(HEADER.encode())
 
 
-def is_complete(path: Path) -> bool:
-    """Whether there is a complete store, or a complete folder of images, at a path."""
-    if (path / "zarr.json").exists():
-        return Store.open(path, incomplete=True).complete
-    return Pictures.there(path) and Pictures.open(path, incomplete=True).complete
+def study_above(path: LocationLike) -> Study | None:
+    """The study that a location is or lies in; None where it belongs to none."""
+    path = as_location(path)
+    return next((Study(folder) for folder in (path, *path.parents) if is_study(folder)), None)
 
 
-def only_run(root: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a study's folder against a second run at the same time; the hold ends with the process, however it ends."""
-    return held(root, "another run", "wait for it, or choose another --study")
+def is_complete(path: LocationLike) -> bool:
+    """Whether there is a complete store or folder of images at a location, or another file."""
+    path = as_location(path)
+    kept = opened(path)
+    return path.is_file() if kept is None else kept.complete
+
+
+def check_format(study: Study) -> None:
+    """Raise StoreError for a study that an earlier leanrecon wrote, in format 1."""
+    rows = read_json(study.rows)
+    if isinstance(rows, dict) and rows.get("format") != FORMAT and (study.betas("train") / metadata.NAME).is_file():
+        raise StoreError(
+            f"{study.root} is a study of format {rows.get('format', 1)}, written by an earlier leanrecon",
+            expected=f"format {FORMAT}, which counts images apart from responses",
+            todo="choose another --study, or make this one again with --overwrite",
+        )

@@ -1,51 +1,51 @@
-"""The settings of a study: read from TOML, checked as a whole, written out with every default."""
+"""The settings of a study: checked as a whole, and written out with every default."""
 
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from leanrecon import datasets, features
-from leanrecon.datasets.plan import DatasetSettings
+from leanrecon import kinds
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError
-from leanrecon.evaluation.settings import EvaluateSettings
-from leanrecon.features.stage1 import StageOneSettings
 from leanrecon.memory import parse_bytes
-from leanrecon.places.paths import find
-from leanrecon.refinement.diffusion.settings import RefineSettings
-from leanrecon.regression.settings import KINDS, RegressionSettings
-from leanrecon.stores.layout import DEFAULT_CHUNK
 from leanrecon.validation import nearest, validate
-from leanrecon.weights.folders import cached_file
-from leanrecon.weights.packaged import in_recipe
-from leanrecon.weights.published import FILES
 
-Model = TypeVar("Model", bound=BaseModel)
+Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
+"""A side of an image in pixels."""
 
-WEIGHTS = ("checkpoint", "model", "tiny", "base", "lora", "tiny_autoencoder", "negative", "negative_vision", "clip")
-"""Settings that name weights: by a path or, where there is no such path, in the cache of weights."""
+SECTIONS = (
+    "dataset",
+    "stores",
+    "areas",
+    "features",
+    "regression",
+    "stage1",
+    "decode",
+    "refine",
+    "judges",
+    "evaluate",
+)
 
-RECIPES = Path(str(resources.files("leanrecon") / "recipes")).absolute()
-"""The folder of the recipes that come with the package."""
+_RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior")
+"""Names of variants that an area can't have."""
 
-SECTIONS = ("dataset", "stores", "features", "regression", "stage1", "refine", "evaluate")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")  # a name that is also that of a folder
 
 
 class GeneralSettings(BaseModel):
     """The keys outside of any table."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     memory: str | None = None
-    """What the process may hold, as in "4GB"; absent: 80 % of the free memory."""
+    """Memory that the process may hold, as in "4GB"; by default 80 % of the free memory."""
     device: Device = "auto"
-    """Where models run and networks are trained; pixels, principal components and ridge run on the CPU."""
+    """Where networks run and are trained; the ridge, pixels and principal components run on the CPU."""
     seed: int = Field(default=0, ge=0)
+    """Seed of splits, noise, permutations and bootstrap resamples."""
 
     @field_validator("memory")
     @classmethod
@@ -54,11 +54,11 @@ class GeneralSettings(BaseModel):
 
 
 class StoresSettings(BaseModel):
-    """``[stores]``."""
+    """``[stores]``"""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    chunk: str = DEFAULT_CHUNK
+    chunk: str = "8MB"
     """Size of a chunk file."""
 
     @field_validator("chunk")
@@ -66,224 +66,239 @@ class StoresSettings(BaseModel):
     def _size(cls, text: str) -> str:
         return _is_size(text)
 
+    @property
+    def chunk_bytes(self) -> int:
+        return parse_bytes(self.chunk)
+
+
+class StageOneSettings(BaseModel):
+    """``[stage1]``"""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    space: str | None = None
+    """The feature space that first images are decoded from; by default the first one with a decoder."""
+    size: Side | tuple[Side, Side] | Literal["stimuli", "decoded"] = "stimuli"
+    """The longer side of first images in pixels, or [height, width]; "stimuli": the size of the stimuli."""
+
+
+class EvaluateSettings(BaseModel):
+    """``[evaluate]``"""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    preset: Literal["native", "bd2023"] = "native"
+    """The size at which images are compared: that of the stimuli, or 425 pixels as Brain-Diffuser does."""
+    permutations: int = Field(default=5, ge=0)
+    """How often betas and images are paired at random for the baseline of shuffled betas."""
+    resamples: int = Field(default=1000, ge=100, le=100_000)
+    """Bootstrap resamples behind each interval."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a study; ``regression`` holds the settings of each feature space by name."""
+    """Everything that decides a study. ``regression`` holds the settings of each feature space by name."""
 
     general: GeneralSettings
-    dataset: DatasetSettings
+    dataset: Any
     stores: StoresSettings
+    areas: dict[str, list[str]]
     features: dict[str, BaseModel]
-    regression: dict[str, RegressionSettings]
+    regression: dict[str, BaseModel]
     stage1: StageOneSettings
-    refine: RefineSettings
+    decode: Any
+    """The settings of the end-to-end decoder, or None."""
+    refine: Any
+    judges: dict[str, BaseModel]
     evaluate: EvaluateSettings
 
     def tables(self) -> dict[str, Any]:
-        """The settings as TOML tables, all defaults written out; what is not set is left out."""
-        by_space = {name: settings.model_dump(exclude_none=True) for name, settings in self.regression.items()}
-        first = next(iter(by_space.values()))
-        # What all spaces share stands in [regression], where --set regression.KEY reaches it.
-        shared = {key: value for key, value in first.items() if all(t.get(key) == value for t in by_space.values())}
-        own = {name: {k: v for k, v in table.items() if k not in shared} for name, table in by_space.items()}
-        return {
-            **self.general.model_dump(exclude_none=True),
-            "dataset": self.dataset.model_dump(exclude_none=True),
-            "stores": self.stores.model_dump(),
-            "features": {name: space.model_dump(exclude_none=True) for name, space in self.features.items()},
-            "regression": {**shared, **{name: table for name, table in own.items() if table}},
-            "stage1": self.stage1.model_dump(exclude_none=True),
-            "refine": self.refine.table(),
-            "evaluate": self.evaluate.table(),
+        """The settings as TOML tables with all defaults written out; keys without a value are left out."""
+        tables = {
+            **_dump(self.general),
+            "dataset": _dump(self.dataset),
+            "stores": _dump(self.stores),
+            "areas": dict(self.areas),
+            "features": {name: _dump(space) for name, space in self.features.items()},
+            "regression": self._regression_table(),
+            "stage1": _dump(self.stage1),
+            "decode": None if self.decode is None else _dump(self.decode),
+            "refine": _dump(self.refine),
+            "judges": {name: _dump(judge) for name, judge in self.judges.items()},
+            "evaluate": _dump(self.evaluate),
         }
+        if self.decode is not None:
+            for section in ("features", "regression", "stage1"):
+                del tables[section]
+        return {key: value for key, value in tables.items() if value is not None and value != {}}
 
-
-def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
-    """Read a settings file, or a recipe by its name; returns the settings and the folder that paths may start from.
-
-    ``overrides`` are ``section.key=value`` as on the command line, where ``false`` leaves out a table, a path or a number
-    that is there; ``general`` keys outside of any table.
-    """
-    path = find_settings(source)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    for override in overrides:
-        _set(tables, override)
-    tables |= {key: value for key, value in general.items() if value is not None}
-    base_dir = path.absolute().parent
-    settings = check_settings(tables)
-    spaces = {name: _located(space, base_dir) for name, space in settings.features.items()}
-    refine = _located(settings.refine, base_dir)
-    dataset = settings.dataset
-    if (captions := getattr(dataset, "captions", None)) in FILES and find(captions, base_dir) is None:
-        dataset = dataset.model_copy(update={"captions": _found(captions, base_dir)})
-    evaluate = _located(settings.evaluate, base_dir)
-    return replace(settings, features=spaces, refine=refine, evaluate=evaluate, dataset=dataset), base_dir
-
-
-def _located(space: Model, base_dir: Path) -> Model:
-    """The settings of a model with its weights found from here or from ``base_dir``, so that any folder can continue the study."""
-    given = {key: getattr(space, key, None) for key in WEIGHTS}  # else a name in the cache of weights
-    return space.model_copy(update={key: _found(text, base_dir) for key, text in given.items() if text})
-
-
-def _found(text: str, base_dir: Path) -> str:
-    """The whole path of what a setting names: from here, from ``base_dir``, or among fetched files; else the text."""
-    if base_dir == RECIPES and (packaged := in_recipe(text)):  # whatever lies beside the current folder
-        return str(packaged)
-    path = find(text, base_dir) or cached_file(text)
-    return text if path is None else str(path.absolute())
-
-
-def find_settings(source: str | Path) -> Path:
-    """The file of these settings: a path, or a recipe's name."""
-    path = Path(source)
-    if path.is_dir() and (path / "study.toml").exists():
-        return path / "study.toml"
-    if path.is_file():
-        return path
-    known = recipes()
-    if str(source) in known:
-        return known[str(source)]
-    raise SettingsError(
-        f"{source} is neither a settings file nor a recipe ({nearest(str(source), known)})",
-        todo="see `leanrecon recipes`",
-    )
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    def _regression_table(self) -> dict[str, Any]:
+        """``[regression]``: what all spaces share at its top, where ``--set regression.KEY`` reaches it."""
+        by_space = {name: _dump(settings) for name, settings in self.regression.items()}
+        if not by_space:
+            return {}
+        first = next(iter(by_space.values()))
+        shared = {key: value for key, value in first.items() if all(t.get(key) == value for t in by_space.values())}
+        rest = {name: {k: v for k, v in table.items() if k not in shared} for name, table in by_space.items()}
+        return {**shared, **{name: table for name, table in rest.items() if table}}
 
 
 def check_settings(tables: Mapping[str, Any]) -> Settings:
-    """Check all tables; raises one SettingsError with every problem found."""
-    problems: list[str] = []
+    """Check all tables of a settings file; raises one SettingsError with every problem."""
+    return _Checker(tables).settings()
 
-    def checked(check: Any, *arguments: Any) -> Any:
+
+class _Checker:
+    """Checks the sections one after the other and collects their problems."""
+
+    def __init__(self, tables: Mapping[str, Any]) -> None:
+        self.tables = tables
+        self.problems: list[str] = []
+        self.wrong = {name for name in SECTIONS if not isinstance(tables.get(name, {}), Mapping)}
+        self.problems += [f"{name} is not a table, as in [{name}]" for name in SECTIONS if name in self.wrong]
+
+    def section(self, name: str) -> dict[str, Any]:
+        return {} if name in self.wrong else dict(self.tables.get(name, {}))
+
+    def collect(self, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The result of a check; None after its problem was noted."""
         try:
-            return check(*arguments)
+            return check(*arguments, **options)
         except SettingsError as error:
-            problems.append(str(error).rstrip("."))
+            self.problems.append(str(error).rstrip("."))
             return None
 
-    wrong = [name for name in SECTIONS if not isinstance(tables.get(name, {}), Mapping)]
-    problems += [f"{name} is not a table, as in [{name}]" for name in wrong]
-    section = {name: {} if name in wrong else dict(tables.get(name, {})) for name in SECTIONS}
-    plain = {key: value for key, value in tables.items() if key not in SECTIONS}
-    for key in [k for k in plain if k not in GeneralSettings.model_fields]:
-        problems.append(f"{key} is unknown ({nearest(key, [*GeneralSettings.model_fields, *SECTIONS])})")
-        del plain[key]
-    general = checked(validate, GeneralSettings, plain, "")
-    stores = checked(validate, StoresSettings, section["stores"], "stores.")
-    dataset: Any = None if "dataset" in wrong else checked(_dataset, section["dataset"], "dataset" in tables)
-    spaces = section["features"] or {"pca": {}}
-    chosen = {name: checked(_space, name, table) for name, table in spaces.items()}
-    regression = _regression(section["regression"], list(spaces), checked, problems)
-    stage1 = checked(validate, StageOneSettings, section["stage1"], "stage1.")
-    if stage1 is not None and stage1.space not in (None, *spaces):
-        problems.append(
-            f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
-        )
-    refine = checked(validate, RefineSettings, section["refine"], "refine.")
-    for role, name in (refine.roles() if refine is not None else {}).items():
-        key = "start" if role == "latents" else role
-        if name not in spaces:
-            problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
-        elif role in refine.unconditional() and chosen[name] is not None and not features.guides(chosen[name]):
-            negative = "negative" if role == "text" else f"negative_{role}"
-            problems.append(
-                f"refine.guidance = {refine.guidance:g} needs refine.{negative}, the path of what is to be led away "
-                f"from, as the feature space {name} can't tell (clip-text and clip-vision can)"
+    def settings(self) -> Settings:
+        general = self.collect(validate, GeneralSettings, self._general_table(), "")
+        stores = self.collect(validate, StoresSettings, self.section("stores"), "stores.")
+        dataset = None if "dataset" in self.wrong else self.collect(self._dataset)
+        areas = self._areas()
+        decode = self._decode()
+        spaces = {} if "decode" in self.tables else self._named("features", self.section("features") or {"pca": {}})
+        regression = self._regression(list(spaces))
+        stage1 = self.collect(validate, StageOneSettings, self.section("stage1"), "stage1.")
+        if stage1 is not None and stage1.space not in (None, *spaces):
+            self.problems.append(
+                f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
             )
-    evaluate = checked(validate, EvaluateSettings, section["evaluate"], "evaluate.")
-    if problems:
-        raise SettingsError("; ".join(dict.fromkeys(problems)))
-    return Settings(general, dataset, stores, chosen, regression, stage1, refine, evaluate)
+        refine = self.collect(kinds.settings_of, "generators", self.section("refine"), "refine.", default="none")
+        self._check_roles(refine, spaces)
+        judges = self._named("judges", self.section("judges"))
+        evaluate = self.collect(validate, EvaluateSettings, self.section("evaluate"), "evaluate.")
+        if self.problems:
+            raise SettingsError("; ".join(dict.fromkeys(self.problems)))
+        return Settings(general, dataset, stores, areas, spaces, regression, stage1, decode, refine, judges, evaluate)
+
+    def _general_table(self) -> dict[str, Any]:
+        plain = {key: value for key, value in self.tables.items() if key not in SECTIONS}
+        for key in [key for key in plain if key not in GeneralSettings.model_fields]:
+            known = [*GeneralSettings.model_fields, *SECTIONS]
+            self.problems.append(f"{key} is unknown ({nearest(key, known)})")
+            del plain[key]
+        return plain
+
+    def _dataset(self) -> BaseModel:
+        if "dataset" not in self.tables:
+            known = ", ".join(kinds.names("datasets"))
+            raise SettingsError("there is no [dataset]", expected=f"a table with a kind: {known}")
+        return kinds.settings_of("datasets", self.section("dataset"), "dataset.", default="arrays")
+
+    def _areas(self) -> dict[str, list[str]]:
+        areas = self.section("areas")
+        for name, parts in areas.items():
+            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+                reserved = "fold00, shuffled00, oracle, prior and shuffled are taken"
+                self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
+            if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):
+                self.problems.append(f'areas.{name} = {parts!r}: a list of areas is expected, as in ["V1", "V2"]')
+        return areas
+
+    def _decode(self) -> BaseModel | None:
+        if "decode" not in self.tables or "decode" in self.wrong:
+            return None
+        beside = [name for name in ("features", "regression", "stage1") if name in self.tables]
+        if beside:
+            listed = " and ".join(f"[{name}]" for name in beside)
+            self.problems.append(f"[decode] goes from betas to images by itself: leave out {listed}, or [decode]")
+        found: BaseModel | None = self.collect(
+            kinds.settings_of, "decoders", self.section("decode"), "decode.", default=""
+        )
+        return found
+
+    def _named(self, group: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """Tables by name, as ``[features.NAME]``; their kind is NAME where they name none."""
+        result = {}
+        for name, table in tables.items():
+            if not _NAME.fullmatch(name):
+                self.problems.append(f"{group}.{name} is not a name: letters, digits, _, - and . are expected")
+            elif not isinstance(table, Mapping):
+                self.problems.append(f"{group}.{name} is not a table, as in [{group}.{name}]")
+            else:
+                result[name] = self.collect(kinds.settings_of, group, table, f"{group}.{name}.", default=name)
+        return result
+
+    def _regression(self, spaces: list[str]) -> dict[str, Any]:
+        table = self.section("regression")
+        for_all = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+        for_one = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+        self.problems += [
+            f"regression.{name} is for a feature space that is not there ({nearest(name, spaces)})"
+            for name in for_one
+            if name not in spaces
+        ]
+        default = str(for_all.get("kind", "ridge"))
+        kind = {name: str(for_one.get(name, {}).get("kind", default)) for name in spaces}
+        fields = {name: self._fields(name) for name in {default, *kind.values()}}
+        # [regression] may hold keys for a kind that only some spaces have.
+        others = set().union(*(fields[name] for name in set(kind.values()) - {default}))
+        shared = {key: value for key, value in for_all.items() if key in fields[default] or key not in others}
+        common = self.collect(kinds.settings_of, "regressors", shared, "regression.", default="ridge")
+        result = {}
+        for name in spaces:
+            result[name] = common
+            if name in for_one:
+                known = {key: value for key, value in for_all.items() if key in fields[kind[name]]} if common else {}
+                merged = {**known, "kind": kind[name], **for_one[name]}
+                prefix = f"regression.{name}."
+                result[name] = self.collect(kinds.settings_of, "regressors", merged, prefix, default="ridge")
+        return result
+
+    @staticmethod
+    def _fields(kind: str) -> set[str]:
+        """The keys that a kind of regression knows; none for an unknown kind, which is reported elsewhere."""
+        try:
+            return set(kinds.get("regressors", kind).Settings.model_fields)
+        except SettingsError:
+            return set()
+
+    def _check_roles(self, refine: BaseModel | None, spaces: Mapping[str, BaseModel]) -> None:
+        """Note predictions that the generator needs and no feature space gives."""
+        if refine is None:
+            return
+        generator = kinds.kind_of("generators", refine)
+        roles, unconditional = generator.roles(refine), generator.unconditional_roles(refine)
+        for role, name in roles.items():
+            key = "start" if role == "latents" else role
+            if "decode" in self.tables:
+                self.problems.append(
+                    f"refine.{key} = {name!r} needs predictions of a feature space, and [decode] makes none"
+                )
+            elif name not in spaces:
+                self.problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
+            elif role in unconditional and spaces[name] is not None:
+                self._check_unconditional(role, name, spaces[name], getattr(refine, "guidance", None))
+
+    def _check_unconditional(self, role: str, name: str, space: BaseModel, guidance: float | None) -> None:
+        if not kinds.kind_of("features", space).conditions:
+            key = "negative" if role == "text" else f"negative_{role}"
+            self.problems.append(
+                f"refine.guidance = {guidance or 1:g} needs refine.{key}, the path of an unconditional embedding, as "
+                f"the feature space {name} has none (clip-text and clip-vision have one)"
+            )
 
 
-def _dataset(table: Mapping[str, Any], given: bool) -> BaseModel:
-    if not given:
-        raise SettingsError("there is no [dataset]", expected=f"a table with a kind: {', '.join(datasets.KINDS)}")
-    kind = table.get("kind", "arrays")
-    if kind not in datasets.KINDS:
-        raise SettingsError(f"dataset.kind = {kind!r} ({nearest(str(kind), datasets.KINDS)})")
-    return validate(datasets.settings_model(kind), table, "dataset.")
-
-
-def _space(name: str, table: Any) -> BaseModel:
-    if not isinstance(table, Mapping):
-        raise SettingsError(f"features.{name} is not a table, as in [features.{name}]")
-    return features.settings_of(name, table)
-
-
-def _regression(
-    table: Mapping[str, Any], spaces: list[str], checked: Any, problems: list[str]
-) -> dict[str, RegressionSettings]:
-    for_all = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    for_one = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    problems += [
-        f"regression.{name} is for a feature space that is not there ({nearest(name, spaces)})"
-        for name in for_one
-        if name not in spaces
-    ]
-    kinds = {name: str(for_one.get(name, {}).get("kind", for_all.get("kind", "ridge"))) for name in spaces}
-    shared = _of_all(for_all, set(kinds.values()))
-    common = checked(_regressor, shared, "regression.")
-    result = {}
-    for name in spaces:
-        result[name] = common
-        if name in for_one:
-            own = {"kind": kinds[name], **for_one[name]}
-            merged = {**_known_to(kinds[name], for_all), **own} if common else own  # problems of all are told once
-            result[name] = checked(_regressor, merged, f"regression.{name}.")
-    return result
-
-
-def _regressor(table: Mapping[str, Any], prefix: str) -> RegressionSettings:
-    kind = str(table.get("kind", "ridge"))
-    if kind not in KINDS:
-        raise SettingsError(f"{prefix}kind = {kind!r} ({nearest(kind, KINDS)})")
-    return validate(KINDS[kind], table, prefix)
-
-
-def _of_all(table: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
-    """``[regression]`` for the kind it names, without what it says for another kind that some space has."""
-    own = str(table.get("kind", "ridge"))
-    others = {key for kind in kinds - {own} if kind in KINDS for key in KINDS[kind].model_fields}
-    known = set(KINDS[own].model_fields) if own in KINDS else set()
-    return {key: value for key, value in table.items() if key in known or key not in others}
-
-
-def _known_to(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``[regression]`` says that a kind of regression knows, which one space has and others have not."""
-    fields = KINDS[kind].model_fields if kind in KINDS else {}
-    return {key: value for key, value in table.items() if key in fields}
-
-
-def _set(tables: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
-        raise SettingsError(f"--set {override}", expected="section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    table = tables
-    for name in names[:-1]:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise SettingsError(f"--set {override}: {name} is a value, not a table")
-    if value is False and not isinstance(table.get(names[-1], False), bool):
-        del table[names[-1]]  # a table, a path or a number is left out
-        if names[0] == "features" and isinstance(own := tables.get("regression"), dict):
-            own.pop(names[-1], None)  # and what is said of its regression
-    else:
-        table[names[-1]] = value
+def _dump(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(exclude_none=True)
 
 
 def _is_size(text: str) -> str:

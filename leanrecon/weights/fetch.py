@@ -1,4 +1,4 @@
-"""All that settings name, brought here once: what is here is checked, the rest is shown, fetched, checked and converted."""
+"""Downloading the weights that settings name: local files are checked, missing ones downloaded, checked and converted."""
 
 import os
 import shutil
@@ -13,36 +13,26 @@ from leanrecon.net.download import CHOOSES, Remote, digest_of, fetch, find, part
 from leanrecon.places.files import read_json, write_json
 from leanrecon.places.hold import held
 from leanrecon.progress import Progress
-from leanrecon.weights.folders import HUB_NAME, cache_folder, cached_file, cached_model, converted_folder
+from leanrecon.weights.folders import cache_folder, cached_file, cached_model, converted_folder
 from leanrecon.weights.hub import blob_of, is_sound, look_up, show_in_cache
+from leanrecon.weights.needs import Need, files_of, is_published, where
 from leanrecon.weights.pickles import convert
-from leanrecon.weights.pieces import Piece, choose, pickles
+from leanrecon.weights.pieces import choose, pickles
 from leanrecon.weights.published import FILES
 
 RECORD = "fetched.json"
-"""Beside fetched files: the bytes and the SHA-256 that each had when it was first here."""
-
-
-@dataclass(frozen=True)
-class Want:
-    """A model or a file that a setting names."""
-
-    setting: str
-    name: str
-    """A path, the name of a model on the hub, or that of a published file."""
-    pieces: tuple[Piece, ...] = ()
-    """What is needed of a model; none: it is one file."""
+"""Beside downloaded files: the bytes and the SHA-256 that each had at first."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be fetched for one want, and what is done with it once it is here."""
+    """The downloads for one need, and what is done with them afterwards."""
 
-    want: Want
+    need: Need
     files: list[tuple[str, Remote, Path]]
     """Names, sources and targets."""
     more: int
-    """Bytes of disk that are taken beyond those of the files."""
+    """Bytes of disk beyond those of the files."""
     finish: Callable[[], None]
 
     @property
@@ -50,105 +40,81 @@ class Job:
         return sum(remote.size or 0 for _, remote, _ in self.files)
 
 
-def where(want: Want) -> Path | None:
-    """Where it is, if it is here, without a network."""
-    path = Path(want.name).expanduser()
-    if path.exists():
-        return path
-    if not want.pieces:
-        return cached_file(want.name)
-    folder = cached_model(want.name)
-    return folder if folder is not None and _whole(want, folder) else None
+def fetch_all(needs: Sequence[Need], progress: Progress) -> None:
+    """Download missing weights, after showing their sizes; local ones are checked, and downloaded again if damaged.
 
-
-def is_published(want: Want) -> bool:
-    """Whether it may be had elsewhere: the name of a published file or, as it seems, of a model on the hub."""
-    return bool(HUB_NAME.fullmatch(want.name)) if want.pieces else want.name in FILES
-
-
-def fetch_all(wants: Sequence[Want], progress: Progress) -> None:
-    """Bring here what is not, after showing how much that is; what is here is checked, and fetched again if damaged.
-
-    Raises InputError for what is neither here nor published, StoreError where the disk has no room, before the first
-    byte; NetworkError for servers that fail, which leaves what was fetched so far for the next call.
+    Before the first byte, raises InputError for unknown names and StoreError for a full disk. Raises NetworkError for
+    servers that fail, and keeps what was downloaded for the next call.
     """
     with held(cache_folder(), "another fetch-weights", "wait for it", CHOOSES):
         jobs = []
-        for want in wants:
-            if (path := where(want)) is not None and _is_sound(want, path, progress):
-                progress.say(f"{want.name} is here: {path}")
+        for need in needs:
+            if (path := where(need)) is not None and _is_sound(need, path, progress):
+                progress.say(f"{need.name}: {path}")
             else:
-                jobs.append(_planned(want))
+                jobs.append(_planned(need))
         for job in jobs:
-            progress.say(f"{job.want.name} is fetched for {job.want.setting}: {format_bytes(job.nbytes)}")
+            progress.say(f"downloading {job.need.name} for {job.need.setting}: {format_bytes(job.nbytes)}")
             for name, remote, _ in job.files:
                 progress.say(f"  {name}: {'size unknown' if remote.size is None else format_bytes(remote.size)}")
         if jobs:
-            progress.say(f"{format_bytes(sum(job.nbytes for job in jobs))} in all")
+            progress.say(f"{format_bytes(sum(job.nbytes for job in jobs))} in total")
         _require_room(jobs)
         for job in jobs:
             for name, remote, target in job.files:
                 fetch(remote, target, progress=progress, label=name)
             job.finish()
-            progress.say(f"{job.want.name} is here: {where(job.want)}")
-        for pickled in _pickled().glob("*.bin"):  # of a process that ended between converting and removing
+            progress.say(f"{job.need.name}: {where(job.need)}")
+        for pickled in _pickled().glob("*.bin"):  # left by a process that ended before removing them
             pickled.unlink()
 
 
 def _pickled() -> Path:
-    """The folder of pickles that are on their way."""
+    """The folder of pickles until they are converted."""
     return cache_folder() / "downloads"
 
 
-def _whole(want: Want, folder: Path) -> list[str]:
-    """The files of a model's folder that are needed; none if they are not all there, as safetensors."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    try:
-        chosen = choose(names, want.pieces, want.name)
-    except InputError:
-        return []
-    return [] if pickles(chosen) else chosen
-
-
-def _is_sound(want: Want, path: Path, progress: Progress) -> bool:
-    """Whether fetched files are as they were; those that are not are removed. What came otherwise is taken as it is."""
-    if path == cached_file(want.name):
+def _is_sound(need: Need, path: Path, progress: Progress) -> bool:
+    """Whether downloaded files are intact; damaged ones are removed. Files that leanrecon did not download are not checked."""
+    if path == cached_file(need.name):
         folder, names = path.parent, [path.name]
-    elif want.pieces and path == cached_model(want.name):
-        folder, names = path, _whole(want, path)
+    elif need.pieces and path == cached_model(need.name):
+        folder, names = path, files_of(need, path)
     else:
         return True
-    sound, ours = True, folder in (cache_folder(), converted_folder(want.name))
+    sound, ours = True, folder in (cache_folder(), converted_folder(need.name))
     for name in names:
         file = folder / name
         if not (_as_recorded(folder, name) if ours else is_sound(file)):
-            progress.say(f"{file} is damaged, and fetched again")
+            progress.say(f"{file} is damaged and will be downloaded again")
             file.resolve().unlink()
             sound = False
     return sound
 
 
-# What is to be done
+# Planning downloads
 
 
-def _planned(want: Want) -> Job:
-    if not is_published(want):
+def _planned(need: Need) -> Job:
+    if not is_published(need):
         raise InputError(
-            f"{want.setting} = {want.name!r} is not here, and leanrecon knows of no place that publishes it",
+            f"{need.setting} = {need.name!r} is neither on this machine nor a published name",
             expected="a folder, or the name of a model on the Hugging Face Hub"
-            if want.pieces
+            if need.pieces
             else f"the path of a file, or one of {', '.join(FILES)}",
         )
-    if not want.pieces:
-        return _planned_file(want)
-    repository = look_up(want.name)
-    chosen = choose(repository.files, want.pieces, want.name)
+    if not need.pieces:
+        return _planned_file(need)
+    repository = look_up(need.name)
+    chosen = choose(repository.files, need.pieces, need.name)
     pickled = pickles(chosen)
-    own = converted_folder(want.name)
+    own = converted_folder(need.name)
     if not pickled and not own.is_dir():
         places = {name: blob_of(repository, name) for name in chosen}
-        last = sorted(chosen, key=lambda name: name.endswith(".json"))  # a config that is there stands for its weights
-        return _job(want, repository.files, places, lambda: show_in_cache(repository, last))
+        last = sorted(
+            chosen, key=lambda name: name.endswith(".json")
+        )  # the config last: its presence implies the weights
+        return _job(need, repository.files, places, lambda: show_in_cache(repository, last))
     places = {
         name: _pickled() / f"{blob_of(repository, name).name}.bin" if name in pickled else own / name
         for name in chosen
@@ -163,27 +129,29 @@ def _planned(want: Want) -> Job:
             if name in pickled:
                 path.unlink()
 
-    return _job(want, repository.files, places, finish, more=[name for name in places if name in pickled])
+    return _job(need, repository.files, places, finish, more=[name for name in places if name in pickled])
 
 
-def _planned_file(want: Want) -> Job:
-    address, folder = FILES[want.name], cache_folder()
+def _planned_file(need: Need) -> Job:
+    address, folder = FILES[need.name], cache_folder()
     if address.dataset:
         files = look_up(address.dataset, "dataset").files
-        if want.name not in files:
-            raise NetworkError(f"the data set {address.dataset} has no {want.name} any more", todo="bring the file")
-        remote = files[want.name]
+        if need.name not in files:
+            raise NetworkError(
+                f"the data set {address.dataset} has no {need.name} any more", todo="obtain the file elsewhere"
+            )
+        remote = files[need.name]
     else:
-        first = (read_json(folder / RECORD) or {}).get(want.name, {}).get("sha256")
+        first = (read_json(folder / RECORD) or {}).get(need.name, {}).get("sha256")
         remote = find(Remote(address.url, sha256=address.sha256 or first))
-    places = {want.name: folder / want.name}
-    return _job(want, {want.name: remote}, places, lambda: _record(folder, want.name))
+    places = {need.name: folder / need.name}
+    return _job(need, {need.name: remote}, places, lambda: _record(folder, need.name))
 
 
 def _job(
-    want: Want, remotes: dict[str, Remote], places: dict[str, Path], finish: Callable[[], None], more: Any = ()
+    need: Need, remotes: dict[str, Remote], places: dict[str, Path], finish: Callable[[], None], more: Any = ()
 ) -> Job:
-    """A job for those of these files that are not in their places already."""
+    """A job for those of these files that are not in place already."""
     files = [
         (name, remotes[name], path)
         for name, path in places.items()
@@ -191,11 +159,11 @@ def _job(
     ]
     for _, _, path in files:
         path.unlink(missing_ok=True)
-    return Job(want, files, sum(remotes[name].size or 0 for name in more), finish)
+    return Job(need, files, sum(remotes[name].size or 0 for name in more), finish)
 
 
 def _require_room(jobs: Sequence[Job]) -> None:
-    """Raise StoreError unless the disks have room for all of it."""
+    """Raise StoreError unless the disks have room for all files."""
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for job in jobs:
@@ -214,12 +182,12 @@ def _require_room(jobs: Sequence[Job]) -> None:
         free = shutil.disk_usage(places[disk]).free
         if nbytes > free:
             raise StoreError(
-                f"{format_bytes(nbytes)} are to be fetched into {places[disk]}, where {format_bytes(free)} are free",
-                todo=f"free some space, or choose another place with {CHOOSES}",
+                f"the download needs {format_bytes(nbytes)} in {places[disk]}, where {format_bytes(free)} are free",
+                todo=f"free some space, or choose another folder with {CHOOSES}",
             )
 
 
-# What was fetched
+# Records of downloaded files
 
 
 def _record(folder: Path, name: str) -> None:
@@ -229,7 +197,7 @@ def _record(folder: Path, name: str) -> None:
 
 
 def _as_recorded(folder: Path, name: str) -> bool:
-    """Whether a file has the bytes that it had when it was first here, which is noted if it is new."""
+    """Whether a file has the bytes that it had at first; a new file is recorded."""
     if not (folder / name).exists():
         return False
     seen = (read_json(folder / RECORD) or {}).get(name)

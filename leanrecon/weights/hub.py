@@ -1,6 +1,6 @@
-"""Models on the Hugging Face Hub: what files there are, and how fetched ones get into Hugging Face's own cache.
+"""Models on the Hugging Face Hub: their files, and adding downloaded ones to Hugging Face's own cache.
 
-The bytes are fetched by ``weights.download``: huggingface_hub itself begins an interrupted file anew.
+``net.download`` fetches the bytes, as huggingface_hub restarts an interrupted file from its first byte.
 """
 
 import errno
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from leanrecon.errors import NetworkError, SettingsError
-from leanrecon.net.download import CHOOSES, Remote, digest_of, patience_with
-from leanrecon.net.retry import PASSING
+from leanrecon.net.download import CHOOSES, Remote, digest_of, retry_of
+from leanrecon.net.retry import RETRIED
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_text
 
@@ -36,7 +36,7 @@ class Repository:
 
 
 def look_up(name: str, kind: Kind = "model") -> Repository:
-    """The files of a model with their sizes and digests; raises NetworkError where it is not to be had."""
+    """The files of a model with their sizes and digests; raises NetworkError if it can't be found."""
     try:
         from huggingface_hub import HfApi, hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -56,30 +56,30 @@ def look_up(name: str, kind: Kind = "model") -> Repository:
 
 
 def blob_of(repository: Repository, file: str) -> Path:
-    """Where Hugging Face's cache keeps the bytes of a file: named by its digest."""
+    """The path of a file's bytes in Hugging Face's cache, named by its digest."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     digest = repository.files[file].digest
     if digest is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest[1]):
-        raise NetworkError(f"the hub tells no digest of {file} in {repository.name}", todo="try again later")
+        raise NetworkError(f"the hub gives no digest of {file} in {repository.name}", todo="try again later")
     folder = repo_folder_name(repo_id=repository.name, repo_type=repository.kind)
     return Path(constants.HF_HUB_CACHE) / folder / "blobs" / digest[1]
 
 
 def show_in_cache(repository: Repository, files: list[str]) -> None:
-    """Make files whose bytes are in Hugging Face's cache ones of this version, which is what the name then stands for."""
+    """Link files whose bytes are in Hugging Face's cache to this version, and make it the version of the name."""
     from huggingface_hub import hf_hub_download
 
-    how: Any = {"repo_type": repository.kind, "revision": repository.commit}
+    link = partial(hf_hub_download, repository.name, repo_type=repository.kind, revision=repository.commit)
     for file in files:
-        _asked(repository.name, partial(hf_hub_download, repository.name, file, **how))
+        _asked(repository.name, partial(link, file))
     folder = blob_of(repository, files[0]).parents[1]
     write_text(folder / "refs" / "main", repository.commit)
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file of Hugging Face's cache has the bytes that it is named by; what has another name is taken as it is."""
+    """Whether a file of Hugging Face's cache matches the digest in its name; other names are not checked."""
     name = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return digest_of(path, "sha256") == name
@@ -87,29 +87,29 @@ def is_sound(path: Path) -> bool:
 
 
 def _asked(name: str, ask: Callable[[], Answer]) -> Answer:
-    """What the hub answers, asked again where it fails for a while; raises NetworkError that says what to do."""
+    """The hub's answer, with retries; raises NetworkError that says what to do."""
     from huggingface_hub import constants, errors
 
-    # Its versions speak through different libraries.
+    # Versions of huggingface_hub use different HTTP libraries.
     libraries = [sys.modules[library] for library in ("httpx", "httpx2") if library in sys.modules]
     broken = (OSError, *(library.HTTPError for library in libraries))
-    patience = patience_with(f"{constants.ENDPOINT}/{name}")
+    retry = retry_of(f"{constants.ENDPOINT}/{name}")
     while True:
         try:
             return ask()
         except errors.GatedRepoError:
             raise NetworkError(
-                f"{name} is given only to those who accept its terms",
+                f"{name} requires its terms to be accepted",
                 todo=f"accept them at {constants.ENDPOINT}/{name}, and sign in with `hf auth login`",
             ) from None
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
             raise NetworkError(
-                f"{name} is neither a folder here nor a model on the Hugging Face Hub",
+                f"{name} is neither a local folder nor a model on the Hugging Face Hub",
                 expected="a path, or a name such as openai/clip-vit-large-patch14",
             ) from None
         except errors.OfflineModeIsEnabled:
             raise NetworkError(
-                f"{name} is not here, and HF_HUB_OFFLINE forbids to fetch it",
+                f"{name} is not on this machine, and HF_HUB_OFFLINE forbids downloading it",
                 todo="unset it, and run the command again",
             ) from None
         except broken as error:
@@ -117,6 +117,6 @@ def _asked(name: str, ask: Callable[[], Answer]) -> Answer:
             if isinstance(error, PermissionError) or getattr(error, "errno", None) in _DISK:
                 with explained_disk_errors(Path(constants.HF_HUB_CACHE), CHOOSES):
                     raise
-            if status is not None and status not in PASSING:
+            if status is not None and status not in RETRIED:
                 raise NetworkError(f"the hub refused {name}: {status}", todo="check its name and your access") from None
-            patience.after(error)
+            retry.after(error)

@@ -1,29 +1,20 @@
-"""Weights that are published as pickles: opened without running code, and written once as safetensors."""
+"""Weights that are published as pickles: read without running their code, and converted to safetensors."""
 
-import importlib.util
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError, LeanreconError, SettingsError
+from leanrecon.errors import InputError, LeanreconError
+from leanrecon.weights.libraries import require_installed
 from leanrecon.weights.safetensors import AGAIN, write_weights
 
 
-def require(package: str) -> None:
-    """Raise SettingsError if a library that weights need is not installed."""
-    name = "PyTorch" if package == "torch" else package
-    if importlib.util.find_spec(package) is None:
-        raise SettingsError(
-            f"these weights need {name}, which is not installed", todo=f"install it with: pip install {package}"
-        )
-
-
 def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
-    """The arrays of a file (pickled by PyTorch, or .safetensors), mapped where its format allows; nothing in it is run.
+    """The arrays of a file (pickled by PyTorch, or .safetensors), mapped where possible, without running its code.
 
-    Raises InputError for a file that is damaged or holds more than arrays; ``again`` says what to do about damage.
+    Raises InputError for a file that is damaged or holds more than arrays; ``again`` is the advice for a damaged one.
     """
     import pickle
 
@@ -31,22 +22,24 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
 
     try:
         if path.suffix == ".safetensors":
-            require("safetensors")
+            require_installed("safetensors")
             from safetensors.torch import load_file
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if not (named := re.search(r"GLOBAL (\S+)", str(error))):
-            raise InputError(f"{path} can't be read as weights: it is damaged, or something else", todo=again) from None
+            raise InputError(
+                f"{path} can't be read as weights: it is damaged, or not a checkpoint", todo=again
+            ) from None
         raise InputError(
-            f"{path} holds more than weights ({named[1]}), and leanrecon runs no code that comes with them",
+            f"{path} holds more than weights ({named[1]}), and leanrecon runs no code from weight files",
             expected="a state_dict of tensors",
-            todo="take the file from its published source, or save only the tensors",
+            todo="download the file from its published source, or save only the tensors",
         ) from None
     except (LeanreconError, MemoryError):
         raise
-    except Exception as error:  # what a damaged file makes of its reader has no common kind
+    except Exception as error:  # damaged files raise errors of many types
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{path} can't be read: {said}", todo=again) from error
     if not isinstance(content, Mapping):
@@ -55,12 +48,12 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
 
 
 def convert(pickled: Path, target: Path) -> None:
-    """Write the weights of a pickle, unchanged, as a ``.safetensors`` file, one by one, whole or not at all.
+    """Write the weights of a pickle as a ``.safetensors`` file, which appears whole or not at all.
 
-    Numbers of different precisions come in the widest of them. Raises InputError for what is no state_dict of
-    floating-point tensors; the positions that old versions of transformers kept, counted from 0, are left out.
+    Weights of several precisions are written in the widest one. Raises InputError unless the pickle is a state_dict of
+    floating-point tensors. The position_ids of old versions of transformers are left out.
     """
-    require("torch")
+    require_installed("torch")
     import torch
 
     found = {
@@ -68,7 +61,7 @@ def convert(pickled: Path, target: Path) -> None:
     }
     others = [n for n, value in found.items() if not isinstance(value, torch.Tensor) or not value.is_floating_point()]
     if others or not found:
-        what = f"{others[0]}, which is no array of floating-point numbers" if others else "no weights"
+        what = f"{others[0]}, which is not a floating-point array" if others else "no weights"
         raise InputError(f"{pickled} holds {what}", expected="a state_dict of tensors")
     wide = {value.dtype for value in found.values()}
     dtype = wide.pop() if len(wide) == 1 else torch.float64 if torch.float64 in wide else torch.float32

@@ -1,1 +1,1 @@
-"""How the small models of the demo are trained: data, one loop for all, and what each of them learns."""
+"""The training of the demo's small models: data, one loop for all, and the loss of each."""

@@ -20,7 +20,7 @@ MEASURED = 200
 
 
 def build() -> AutoencoderKL:
-    """The model, with random weights; its latents are a quarter of an image wide."""
+    """The model with random weights; its latents are a quarter as wide as an image."""
     n = len(CHANNELS)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * n,
@@ -34,13 +34,13 @@ def build() -> AutoencoderKL:
 
 
 def pixels(images: Array, device: str) -> Tensor:
-    """What the model is fed: float32 [n, 3, 64, 64] from -1 to 1 of uint8 images."""
+    """The model's inputs: float32 [n, 3, 64, 64] from -1 to 1, of uint8 images."""
     found = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return found.float() / 127.5 - 1
 
 
 class LearnAutoencoder(Task):
-    """Pixels and edges that come back through latents near the standard normal."""
+    """Reconstruction of pixels and edges through latents near the standard normal."""
 
     name = "autoencoder"
 
@@ -74,7 +74,7 @@ class LearnAutoencoder(Task):
 
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
-        """SSIM and PixCorr of held-out scenes that come back, and how far their latents are spread."""
+        """SSIM and PixCorr of reconstructed held-out scenes, and the deviation of their latents."""
         from leanrecon.evaluation.metrics import compare, prepare
 
         metrics, scores, spread = ["pixcorr", "ssim"], [], []
@@ -91,7 +91,7 @@ class LearnAutoencoder(Task):
         return {m: float(np.mean([s[m] for s in scores])) for m in metrics} | {"spread": float(np.mean(spread))}
 
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write the model in diffusers' format, in half precision, its scaling factor as its latents are spread."""
+        """Write the model in diffusers' format, in half precision, with a scaling factor of 1 / deviation of its latents."""
         self.model.load_state_dict(weights, strict=False)
         with torch.no_grad():
             latents = [

@@ -33,7 +33,7 @@ def config(vocabulary: int) -> CLIPConfig:
 
 
 def pixels(images: Array, device: str) -> Tensor:
-    """What the model is fed: float32 [n, 3, 64, 64] of uint8 images."""
+    """The model's inputs: float32 [n, 3, 64, 64], of uint8 images."""
     found = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return ((found.float() / 255 - MEAN) / STD).contiguous()
 
@@ -62,7 +62,7 @@ class LearnCLIP(Task):
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=np.log(100))
         logits = self.model.logit_scale.exp() * image @ text.T
-        # Two scenes of one sentence are both right.
+        # Two scenes with one sentence are both correct.
         _, same = np.unique(self.texts[rows], return_inverse=True)
         names = torch.from_numpy(same).to(self.device)
         target = (names[:, None] == names[None]).float()
@@ -72,7 +72,7 @@ class LearnCLIP(Task):
         return loss, {"right": right.item()}
 
     def _short(self, tokens: Array) -> Tensor:
-        """Without the places where all have ended: what comes later changes nothing before it."""
+        """Cut the places after all sentences have ended: later places do not change earlier ones."""
         ended = tokens == tokens[0, -1]
         longest = int(ended.argmax(axis=1).max()) + 1
         return torch.from_numpy(tokens[:, :longest].astype(np.int64)).to(self.device)
@@ -115,7 +115,7 @@ def different(captions: list[str]) -> Array:
 
 
 def retrieval(queries: Array, keys: Array, captions: list[str], among: int = 64) -> float:
-    """How often a query's own key is the nearest among that of ``among`` rows of different captions; unit vectors."""
+    """How often a query's own key is the nearest among those of ``among`` different captions; unit vectors."""
     rows = different(captions)
     groups = [rows[at : at + among] for at in range(0, len(rows) - among + 1, among)]
     right = [(queries[g] @ keys[g].T).argmax(1) == np.arange(among) for g in groups]

@@ -1,4 +1,4 @@
-"""The scenes that the models learn from, drawn once and kept as two files: images, and sentences about them."""
+"""The scenes that the models are trained on, drawn once and kept in two files: images and sentences."""
 
 import json
 import multiprocessing
@@ -36,17 +36,17 @@ class Scenes:
 
 
 def training(folder: Path, n: int) -> Scenes:
-    """The scenes to learn from."""
+    """The training scenes."""
     return Scenes(folder, n)
 
 
 def held_out(folder: Path) -> Scenes:
-    """The scenes to measure on."""
+    """The held-out scenes."""
     return Scenes(folder, HELD_OUT_SCENES, TEST)
 
 
 def batches(n: int, batch: int, step: int, seed: int) -> Iterator[Array]:
-    """Row numbers of one batch after another from ``step`` on, each row once an epoch; ends never."""
+    """Row numbers of batches from ``step`` on, without end; each row once in an epoch."""
     per_epoch = n // batch
     while True:
         epoch, within = divmod(step, per_epoch)

@@ -1,4 +1,4 @@
-"""A small latent diffusion model guided by CLIP's text states (Rombach et al. 2022), in Stable Diffusion's layout."""
+"""A small latent diffusion model under CLIP text embeddings (Rombach et al. 2022), in Stable Diffusion's layout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ GAMMA = 5.0
 
 
 def build(width: int, latents: tuple[int, int, int]) -> UNet2DConditionModel:
-    """The network that denoises, with random weights."""
+    """The denoising network with random weights."""
     return UNet2DConditionModel(
         sample_size=latents[1],
         in_channels=latents[0],
@@ -53,7 +53,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class Described:
-    """Latents and text states of scenes, made once and kept as two mapped files: float16."""
+    """Latents and text embeddings of scenes, computed once and kept in two mapped files: float16."""
 
     def __init__(self, folder: Path, name: str, images: Array, captions: list[str], models: Path, device: str) -> None:
         self.latents = _kept(folder / f"latents-{name}.npy", lambda: _latents(images, models, device))
@@ -83,7 +83,7 @@ def _latents(images: Array, models: Path, device: str) -> Array:
 
 @torch.no_grad()
 def text_states(captions: list[str], models: Path, device: str) -> Array:
-    """What guides the network: the last hidden states of every place, float16 [n, 77, width]."""
+    """The text embeddings: last hidden states of every token, float16 [n, 77, width]."""
     model = CLIPTextModel.from_pretrained(models / "clip", torch_dtype=torch.float32).to(device)
     tokens = Tokens(models / "clip").of(captions)
     states = np.empty((len(tokens), POSITIONS, model.config.hidden_size), np.float16)
@@ -94,7 +94,7 @@ def text_states(captions: list[str], models: Path, device: str) -> Array:
 
 
 class LearnDiffusion(Task):
-    """Velocities of noised latents under text states."""
+    """Velocity prediction of noised latents under text embeddings."""
 
     name = "diffusion"
 
@@ -120,7 +120,7 @@ class LearnDiffusion(Task):
         states = self._blurred(states, rng)
         dropped = torch.from_numpy(rng.random(len(rows)) < DROPPED).to(self.device)
         states = torch.where(dropped[:, None, None], self.empty, states)
-        # Levels spread evenly over the batch, which steadies the loss.
+        # Levels spread evenly over the batch, which lowers the variance of the loss.
         levels = (rng.permutation(len(rows)) + rng.random(len(rows))) / len(rows) * len(self.signal)
         return self._loss(self.model, x, states, levels.astype(np.int64), rng)
 
@@ -137,7 +137,7 @@ class LearnDiffusion(Task):
         return (errors * ratio.clamp(max=GAMMA) / (ratio + 1)).mean(), {"velocity": errors.mean().item()}
 
     def _blurred(self, states: Tensor, rng: np.random.Generator) -> Tensor:
-        """Some rows' states mixed with those of two other rows, mean and spread as they were."""
+        """Embeddings of some rows mixed with those of two other rows, at the same mean and deviation."""
         n = len(states)
         own = np.where(rng.random(n) < BLURRED, rng.uniform(LEAST, 1, n), 1.0).astype(np.float32)
         r = torch.from_numpy(own).to(self.device)[:, None, None]
@@ -147,7 +147,7 @@ class LearnDiffusion(Task):
 
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
-        """The loss on held-out scenes, at levels and noise that stay the same."""
+        """The loss on held-out scenes, at fixed levels and noise."""
         found = []
         with holding(self.model, weights):
             for at in range(0, 400, 100):

@@ -1,9 +1,9 @@
-"""LCM-LoRA: low-rank weights with which the diffusion model needs four steps (Luo et al. 2023, arXiv:2311.05556).
+"""LCM-LoRA: a LoRA with which the diffusion model needs four steps (Luo et al. 2023, arXiv:2311.05556).
 
-The network with them is to say the same clean latents at a level as at one ``SKIP`` below, where the untouched network,
-guided, leads by DDIM (latent consistency distillation, Luo et al. 2023, arXiv:2310.04378). What is said at the lower
-level comes from averaged weights. The paper skips 20 levels in one step of DDIM, and 50 such hops lead from noise to an
-image; here 10 hops of two steps do, over which the little that each hop lacks does not add up in so short a training.
+The student predicts the same clean latents at a level as at the level ``SKIP`` below it, which the teacher reaches by DDIM
+under guidance (latent consistency distillation, Luo et al. 2023, arXiv:2310.04378). The target at the lower level comes
+from averaged weights. The paper skips 20 levels in one step of DDIM, which makes 50 skips from noise to image. Here 10 skips
+of two steps each do it, so that errors add up less in so short a training.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ HUBER = 0.001
 
 
 class LearnLCM(Task):
-    """Consistency of what the network says of clean latents, from level to level."""
+    """Consistency of the predicted clean latents from level to level."""
 
     name = "lcm-lora"
 
@@ -56,7 +56,7 @@ class LearnLCM(Task):
         x = torch.from_numpy(described.latents[rows]).to(self.device).float()
         states = torch.from_numpy(described.states[rows]).to(self.device).float()
         n = len(rows)
-        # Levels spread evenly over the batch, which steadies the loss.
+        # Levels spread evenly over the batch, which lowers the variance of the loss.
         t = torch.from_numpy(((rng.permutation(n) + rng.random(n)) / n * LEVELS).astype(np.int64)).to(self.device)
         noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(self.device)
         noisy = self._at(t).sqrt() * x + (1 - self._at(t)).sqrt() * noise
@@ -70,7 +70,7 @@ class LearnLCM(Task):
         return (torch.sqrt(away.square() + HUBER**2) - HUBER).mean(), {"squared": away.square().mean().item()}
 
     def _led(self, noisy: Tensor, t: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents some levels lower, by a step of DDIM with the untouched network under guidance."""
+        """Latents some levels lower, by a step of DDIM with the teacher under guidance."""
         both = self.model(
             torch.cat((noisy, noisy)), torch.cat((t, t)), torch.cat((states, self.empty.expand_as(states)))
         )
@@ -84,12 +84,12 @@ class LearnLCM(Task):
         return self.signal[t][:, None, None, None]
 
     def _split(self, noisy: Tensor, t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean latents and noise, by what the network says."""
+        """Predicted clean latents and noise."""
         a = self._at(t)
         return a.sqrt() * noisy - (1 - a).sqrt() * velocity, a.sqrt() * velocity + (1 - a).sqrt() * noisy
 
     def _clean(self, noisy: Tensor, t: Tensor, states: Tensor, weights: Weights | None = None) -> Tensor:
-        """The consistency function: clean latents by the network, and at the lowest levels the noisy ones themselves."""
+        """The consistency function: predicted clean latents, and at the lowest levels the noisy latents themselves."""
         network = self.model if weights is None else lambda *given: functional_call(self.model, weights, given)
         clean, _ = self._split(noisy, t, network(noisy, t, states).sample)
         level = (t.float() * STRETCH)[:, None, None, None]
@@ -98,13 +98,13 @@ class LearnLCM(Task):
 
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
-        """The loss on held-out scenes, at levels and noise that stay the same."""
+        """The loss on held-out scenes, at fixed levels and noise."""
         with holding(self.model, weights):
             found = [self._loss(self.held_out, np.arange(at, at + 50), np.random.default_rng(at))[0] for at in (0, 50)]
         return {"loss": float(torch.stack(found).mean())}
 
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write the low-rank weights in peft's format, in half precision."""
+        """Write the LoRA in peft's format, in half precision."""
         self.model.load_state_dict(weights, strict=False)
         self.model.half().save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # a form to be filled in
+        (folder / "README.md").unlink(missing_ok=True)  # peft's template

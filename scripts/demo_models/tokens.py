@@ -18,7 +18,7 @@ _SCENES = 2_000
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write vocab.json and merges.txt, with settings, as CLIP's are published."""
+    """Write vocab.json, merges.txt and settings in CLIP's published format."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -62,6 +62,6 @@ class Tokens:
         return len(self._tokenizer)
 
     def of(self, captions: list[str]) -> Array:
-        """Numbers of the tokens of sentences, int16 [n, 77], the end repeated up to the last place."""
+        """Token numbers of sentences, int16 [n, 77], padded with the end token."""
         how = {"padding": "max_length", "max_length": POSITIONS, "truncation": True}
         return np.array(self._tokenizer(captions, **how)["input_ids"], np.int16)

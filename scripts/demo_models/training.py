@@ -1,4 +1,4 @@
-"""One loop for every model: AdamW, averaged weights, a log, and checkpoints that a killed training goes on from."""
+"""One loop for every model: AdamW, averaged weights, a log, and checkpoints from which a killed training continues."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ LOG_STEPS = 50
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a model learns."""
+    """Steps, batch size and learning rate of a training."""
 
     steps: int
     batch: int
@@ -47,7 +47,7 @@ class Schedule:
 
 
 class Task(ABC):
-    """A model that learns: its weights by name, its loss on a batch, and what is told of it while it learns."""
+    """A model in training: its weights by name, its loss on a batch, and its figures on held-out scenes."""
 
     name: str
     schedule: Schedule
@@ -59,7 +59,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """How many scenes there are to learn from."""
+        """The number of training scenes."""
 
     @abstractmethod
     def loss(self, rows: Array, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -72,7 +72,7 @@ class Task(ABC):
 
 @contextlib.contextmanager
 def holding(module: nn.Module, weights: Weights) -> Iterator[None]:
-    """Give a module other weights for a while."""
+    """Use other weights in a module for a while."""
     kept = {name: value.detach().clone() for name, value in module.named_parameters() if name in weights}
     module.load_state_dict(weights, strict=False)
     try:
@@ -82,9 +82,9 @@ def holding(module: nn.Module, weights: Weights) -> Iterator[None]:
 
 
 def train(task: Task, folder: Path, *, device: str, seed: int = 0, measure_every: int = 500) -> Weights:
-    """Train until the schedule ends, from the last checkpoint on; returns the averaged weights in float32.
+    """Train from the last checkpoint to the end of the schedule; returns the averaged weights in float32.
 
-    A killed training that goes on takes the same steps as one that was never killed, up to rounding.
+    A killed training takes the same steps as one that was never killed, up to rounding.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"

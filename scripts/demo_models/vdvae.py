@@ -1,4 +1,4 @@
-"""A small VDVAE (Child 2021, arXiv:2011.10650): the toolkit's own class, trained on its evidence lower bound."""
+"""A small VDVAE (Child 2021, arXiv:2011.10650): leanrecon's class, trained on its evidence lower bound."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ MEASURED = 200
 
 
 class LearnVDVAE(Task):
-    """Likelihood of pixels under latents drawn from the posterior, and their divergence from the prior."""
+    """The likelihood of pixels under posterior samples, and their divergence from the prior."""
 
     name = "vdvae"
 
@@ -63,9 +63,9 @@ class LearnVDVAE(Task):
         return bits + AWAY * away, told
 
     def bound(self, model: VDVAE, images: Array, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Divergence from the prior and negative log-likelihood of pixels, in nats an image, mean over the batch.
+        """Divergence from the prior and negative log-likelihood of pixels, in nats per image, mean over the batch.
 
-        And how far colours lie from the mixture's means, and differences between neighbours from theirs.
+        Also the distance of colours from the mixture's means, and of neighbours' differences from theirs.
         """
         activations = model._activations(images, {block.resolution for block in CONFIG.decoder})
         states: dict[int, Tensor] = {}
@@ -84,7 +84,7 @@ class LearnVDVAE(Task):
 
     @torch.no_grad()
     def measure(self, weights: Weights) -> dict[str, float]:
-        """Bits a dimension, and SSIM of what comes back from the means of all latents and of the first ones."""
+        """Bits per dimension, and SSIM of reconstructions from the means of all latents and of the first ones."""
         from leanrecon.evaluation.metrics import compare, prepare
 
         model = VDVAE(CONFIG, weights, device=self.device)
@@ -105,9 +105,9 @@ class LearnVDVAE(Task):
 
 
 def first_weights(config: VDVAEConfig) -> Weights:
-    """Where training begins: as published, what blocks add up is small, and priors begin at the standard normal.
+    """Initial weights: as published, the blocks' outputs are small, and priors are standard normal.
 
-    Posteriors begin narrow, so that latents tell of the image from the first step on.
+    Posteriors begin narrow, so that latents depend on the image from the first step on.
     """
     generator = torch.Generator().manual_seed(1)
     weights = {}
@@ -132,7 +132,7 @@ def first_weights(config: VDVAEConfig) -> Weights:
 
 
 def distance(images: Array, numbers: Tensor) -> Tensor:
-    """How far colours (-1 to 1) lie from the means of the mixture, and neighbours' differences from theirs, in the mean."""
+    """Mean distance of colours (-1 to 1) from the mixture's means, and of neighbours' differences from theirs."""
     m = numbers.shape[1] // 10
     x = torch.from_numpy(np.ascontiguousarray(images)).to(numbers.device).float().permute(0, 3, 1, 2) / 127.5 - 1
     share = functional.softmax(numbers[:, :m], 1)[:, None]
@@ -147,7 +147,7 @@ def distance(images: Array, numbers: Tensor) -> Tensor:
 
 
 def divergence(mean: Tensor, log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor) -> Tensor:
-    """KL of one diagonal Gaussian from another, in nats a number."""
+    """KL divergence of one diagonal Gaussian from another, in nats per number."""
     ratio = (2 * (log_std - prior_log_std)).exp()
     away = (mean - prior_mean).square() * (-2 * prior_log_std).exp()
     return prior_log_std - log_std - 0.5 + 0.5 * (ratio + away)

@@ -527,7 +527,7 @@ def test_two_runs_of_one_study_at_once_are_refused(data, finished, tmp_path):
     study = tmp_path / "study"
     with only_run(study):
         said = leanrecon("run", "small.toml", "--study", study, cwd=data, code=2)
-        assert said == f"leanrecon: another run is at work in {study}. Wait for it, or choose another --study.\n"
+        assert said == f"leanrecon: another run is using {study}. Wait for it, or choose another --study.\n"
         with pytest.raises(StoreError, match="another run is at work"), only_run(study):
             pass
     leanrecon("run", "small.toml", "--study", study, cwd=data)

@@ -181,7 +181,7 @@ def test_a_drive_that_gives_little_at_once_is_no_damaged_file(tmp_path: Path) ->
     file._file.close()
     file._file = Halting(data)
     assert file.fetch(5, 250_000) == data[5:250_000]
-    with pytest.raises(InputError, match="x is cut short: it ends at byte 300000"):
+    with pytest.raises(InputError, match="x is truncated: it ends at byte 300000"):
         file.fetch(0, 300_001)
     file._file.gone = True
     with pytest.raises(InputError, match="x can't be read: Input/output error"):

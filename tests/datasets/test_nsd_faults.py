@@ -20,8 +20,7 @@ from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
 from leanrecon.datasets.nsd.layout import SubjectFiles
 from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.errors import InputError
-from leanrecon.net import ranges, s3
-from leanrecon.net import retry as patience
+from leanrecon.net import ranges, retry, s3
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
 
@@ -44,7 +43,7 @@ def contents(study: Study) -> dict[str, bytes]:
 
 @pytest.fixture
 def proxy(s3_url: str, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(s3, "TIMEOUT", 1.0)
     monkeypatch.setattr(s3, "CONNECTIONS", CONNECTIONS)
     monkeypatch.setattr(ranges, "SPAN", SPAN)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
 from leanrecon.errors import InputError
-from leanrecon.net import retry as patience
-from leanrecon.net import s3
+from leanrecon.net import retry, s3
 from leanrecon.net.ranges import BLOCK, LocalFile, Traffic, coalesce
 from leanrecon.net.s3 import Bucket, NetworkError
 
@@ -30,8 +29,8 @@ def url(s3_url: str) -> str:
 
 @pytest.fixture
 def proxy(url: str, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE", 0.001)
-    monkeypatch.setattr(patience, "LONGEST", 0.01)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.01)
     with proxied(url) as found:
         yield found
 
@@ -132,12 +131,12 @@ def test_a_network_that_stays_away_is_an_error_with_what_to_do(proxy: Proxy):
         file = bucket.open("data", bucket.find("data"))
         with pytest.raises(NetworkError, match="8 attempts.*same command again; everything fetched so far is kept"):
             file.fetch(0, 10)
-    assert sum(answer.fault == "503" for answer in proxy.answers) == patience.ATTEMPTS
+    assert sum(answer.fault == "503" for answer in proxy.answers) == retry.ATTEMPTS
 
 
 def test_a_bucket_that_is_closed_gives_up_at_once(proxy: Proxy, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE", 60.0)
-    monkeypatch.setattr(patience, "LONGEST", 60.0)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 60.0)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 60.0)
     proxy.choose = lambda number, method, path: "503" if method == "GET" else None
     started = time.monotonic()
     with Bucket(ROOT, endpoint_url=proxy.url) as bucket:
@@ -146,13 +145,13 @@ def test_a_bucket_that_is_closed_gives_up_at_once(proxy: Proxy, monkeypatch):
         while not any(answer.fault for answer in proxy.answers):
             time.sleep(0.01)
     assert time.monotonic() - started < 20
-    with pytest.raises(NetworkError, match="was given up"):
+    with pytest.raises(NetworkError, match="was cancelled"):
         waiting.result()
 
 
 def test_a_server_that_is_not_there_is_an_error_with_its_name(monkeypatch):
     pytest.importorskip("boto3")
-    monkeypatch.setattr(patience, "PATIENCE", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
     with (
         Bucket(ROOT, endpoint_url="http://127.0.0.1:9") as bucket,
         pytest.raises(NetworkError, match="objects/data.*127.0.0.1:9"),
@@ -181,7 +180,7 @@ def test_a_file_that_changes_midway_is_an_error(url, s3_url):
 def test_a_range_beyond_the_end_is_refused(url):
     with Bucket(ROOT, endpoint_url=url) as bucket:
         file = bucket.open("data", bucket.find("data"))
-        with pytest.raises(InputError, match="cut short: it has 1000000 bytes"):
+        with pytest.raises(InputError, match="truncated: it has 1000000 bytes"):
             file.fetch(999_000, 1_000_001)
 
 
@@ -243,7 +242,7 @@ def test_a_local_file_is_read_by_ranges_too(tmp_path: Path):
     with LocalFile(tmp_path / "data", "data", traffic) as file:
         assert file.fetch(7, 70) == DATA[7:70]
         assert (traffic.requests, traffic.nbytes) == (1, 63)
-        with pytest.raises(InputError, match="data is cut short: it ends at byte 1000000"):
+        with pytest.raises(InputError, match="data is truncated: it ends at byte 1000000"):
             file.fetch(999_999, 1_000_005)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leanrecon.memory import parse_bytes
 from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +29,9 @@ def store_of(tmp_path: Path) -> Callable[..., Store]:
     """Writes rows into a complete store under the test's own folder."""
 
     def write(rows: Array, path: str = "stimuli/train.zarr", *, chunk: str | int = "8MB") -> Store:
-        store = Store.create(tmp_path / path, rows.shape, rows.dtype, made_of={"test": "rows"}, chunk=chunk)
+        store = Store.create(
+            tmp_path / path, rows.shape, rows.dtype, made_of={"test": "rows"}, chunk=parse_bytes(chunk)
+        )
         for i in range(store.row_groups):
             group = store.group_rows(i)
             store.write_rows(i, rows[group.start : group.stop])

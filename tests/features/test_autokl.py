@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support.published_models import write_autoencoder, write_clip, write_tiny_autoencoder  # noqa: E402
 from support.vdvae_models import one_thread  # noqa: E402, F401
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError  # noqa: E402
 from leanrecon.features.autokl import AutoKL, AutoKLSettings  # noqa: E402
 from leanrecon.features.extract import decode_rows, extract  # noqa: E402
-from leanrecon.features.space import DecodingSpace  # noqa: E402
-from leanrecon.memory import MemoryBudget, process_memory  # noqa: E402
+from leanrecon.memory import process_memory  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
 SIZE = 64
@@ -100,7 +100,7 @@ def test_grey_images_are_repeated_in_the_colours(folder, smooth_images):
 
 def test_rows_are_decoded_as_by_diffusers(folder, images):
     space = make(folder)
-    assert isinstance(space, DecodingSpace)
+    assert space.decodes
     assert space.decoded_shape((50, 40, 1)) == (SIZE, SIZE, 3)
     means, _ = posteriors(folder, images)
     pictures = space.decode((means * np.float32(SCALING)).reshape(5, -1), range(5), (50, 40, 3))
@@ -136,12 +136,12 @@ def test_tiles_are_those_of_diffusers(folder, images):
 
 def test_a_row_has_the_same_bytes_in_every_batch(folder, images, store_of, tmp_path):
     source = store_of(images)
-    reference = extract(make(folder), source, tmp_path / "a.zarr", chunk="1kB")
+    reference = extract(make(folder), source, tmp_path / "a.zarr", Context.of(chunk=1_000))
     alone = [make(folder).encode(image[None], [i])[0] for i, image in enumerate(images)]
     np.testing.assert_array_equal(reference[:], alone)
     for batch in (1, 3):
         assert (
-            extract(make(folder), source, tmp_path / f"{batch}.zarr", chunk="1kB", batch=batch).content
+            extract(make(folder), source, tmp_path / f"{batch}.zarr", Context.of(chunk=1_000), batch=batch).content
             == reference.content
         )
     pictures = [
@@ -153,13 +153,13 @@ def test_a_row_has_the_same_bytes_in_every_batch(folder, images, store_of, tmp_p
 
 def test_resuming_gives_the_same_bytes(folder, images, store_of, tmp_path, files_of):
     source = store_of(images)
-    store = extract(make(folder, latents="sample"), source, tmp_path / "f.zarr", chunk="1kB")
+    store = extract(make(folder, latents="sample"), source, tmp_path / "f.zarr", Context.of(chunk=1_000))
     whole = files_of(store.path)
     store.discard([(2, 0)])
-    extract(make(folder, latents="sample"), source, tmp_path / "f.zarr", chunk="1kB")
+    extract(make(folder, latents="sample"), source, tmp_path / "f.zarr", Context.of(chunk=1_000))
     assert files_of(store.path) == whole
     with pytest.raises(StoreError, match=r"space\.latents was"):
-        extract(make(folder), source, tmp_path / "f.zarr", chunk="1kB")
+        extract(make(folder), source, tmp_path / "f.zarr", Context.of(chunk=1_000))
 
 
 def test_bfloat16_stays_near_float32(folder, images):
@@ -270,7 +270,7 @@ def test_images_of_nan_are_refused(folder):
 def test_too_small_a_budget_is_refused_before_any_work(folder, images, store_of, tmp_path):
     space = make(folder)
     with pytest.raises(BudgetError, match="features autokl needs at least"):
-        extract(space, store_of(images), tmp_path / "f.zarr", budget=MemoryBudget.of("1B"))
+        extract(space, store_of(images), tmp_path / "f.zarr", Context.of("1B"))
     assert space._loaded is None
     assert not (tmp_path / "f.zarr").exists()
 
@@ -308,23 +308,22 @@ import json, sys
 from pathlib import Path
 from leanrecon.features.autokl import AutoKL, AutoKLSettings
 from leanrecon.features.extract import decode_rows, extract
-from leanrecon.memory import MemoryBudget, process_memory, PeakMemory
+from leanrecon.context import Context
+from leanrecon.memory import process_memory, PeakMemory
 from leanrecon.stores import Store
 
 images, folder = Store.open(sys.argv[2]), Path(sys.argv[3])
 space = AutoKL(AutoKLSettings(model=sys.argv[1], size=256))
-projected = []
-require = MemoryBudget.require
-MemoryBudget.require = lambda self, name, work: projected.append(require(self, name, work))
+context = Context.of()
 measured = []
 for stage in ("encode", "decode"):
     with PeakMemory() as memory:
         if stage == "encode":
-            store = extract(space, images, folder / "f.zarr")
+            store = extract(space, images, folder / "f.zarr", context)
         else:
-            assert sum(1 for _ in decode_rows(space, store, images.shape[1:])) == images.rows
+            assert sum(1 for _ in decode_rows(space, store, images.shape[1:], context)) == images.rows
     measured.append(memory.peak)
-print(json.dumps([projected, measured]))
+print(json.dumps([context.peaks.projected, measured]))
 """
 
 

@@ -25,8 +25,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E40
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.features.clip import CLIPText, CLIPTextSettings  # noqa: E402
-from leanrecon.features.extract_captions import CaptionSpace  # noqa: E402
-from leanrecon.features.space import DecodingSpace  # noqa: E402
+from leanrecon.features.extract import extract  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
 CAPTIONS = [
@@ -69,7 +68,7 @@ def test_sd15_rows_are_the_prompt_embeddings_of_diffusers(pipeline):
         tokenizer=CLIPTokenizer.from_pretrained(pipeline / "tokenizer"), scheduler=DDIMScheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    rows = make(pipeline).encode_captions(CAPTIONS, range(4))
+    rows = make(pipeline).encode(CAPTIONS, range(4))
     assert (rows.shape, rows.dtype) == ((4, POSITIONS * WIDTH), np.float32)
     for texts, row in zip(CAPTIONS, rows, strict=True):
         with torch.no_grad():
@@ -80,7 +79,7 @@ def test_sd15_rows_are_the_prompt_embeddings_of_diffusers(pipeline):
 
 def test_versatile_rows_are_projected_and_divided_by_the_end_token(clip):
     space = make(clip, "versatile")
-    rows = space.encode_captions(CAPTIONS, range(4))
+    rows = space.encode(CAPTIONS, range(4))
     assert rows.shape == (4, space.dims((425, 425, 3))) == (4, POSITIONS * PROJECTION)
     model, tokenizer = CLIPTextModelWithProjection.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
     weight = load_file(clip / "model.safetensors")["text_projection.weight"].numpy().astype(np.float64)
@@ -109,7 +108,7 @@ def test_versatile_rows_are_projected_and_divided_by_the_end_token(clip):
 )
 def test_features_stay_what_they_were(clip, form, third, last):
     """Recorded with transformers 5.23 and torch 2.13: an upgrade that moves features or tokens fails here."""
-    row = make(clip, form).encode_captions([["a cat on the mat"]], [0])[0].reshape(POSITIONS, -1)
+    row = make(clip, form).encode([["a cat on the mat"]], [0])[0].reshape(POSITIONS, -1)
     np.testing.assert_allclose(row[3, :5], third, rtol=0, atol=3e-5)
     np.testing.assert_allclose(row[-1, :5], last, rtol=0, atol=3e-5)
 
@@ -117,9 +116,9 @@ def test_features_stay_what_they_were(clip, form, third, last):
 def test_captions_of_an_image_are_averaged_after_they_are_encoded(clip):
     for form in ("sd15", "versatile"):
         space = make(clip, form)
-        every = space.encode_captions([[text] for texts in CAPTIONS for text in texts], range(6))
+        every = space.encode([[text] for texts in CAPTIONS for text in texts], range(6))
         mean = (every[1] + every[2] + every[3]) / np.float32(3)
-        np.testing.assert_allclose(space.encode_captions([CAPTIONS[1]], [1])[0], mean, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(space.encode([CAPTIONS[1]], [1])[0], mean, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("form", ["sd15", "versatile"])
@@ -138,15 +137,15 @@ def test_the_row_of_nothing_is_that_of_an_empty_text(clip, form):
 
 def test_a_row_has_the_same_bytes_in_every_batch(clip):
     space = make(clip, "versatile")
-    together = space.encode_captions(CAPTIONS, range(4))
-    alone = [make(clip, "versatile").encode_captions([texts], [i])[0] for i, texts in enumerate(CAPTIONS)]
+    together = space.encode(CAPTIONS, range(4))
+    alone = [make(clip, "versatile").encode([texts], [i])[0] for i, texts in enumerate(CAPTIONS)]
     np.testing.assert_array_equal(together, alone)
 
 
 def test_every_layout_of_the_same_weights_gives_the_same_rows(clip, tmp_path):
     tensors = load_file(clip / "model.safetensors")
     text = {name: value for name, value in tensors.items() if name.startswith("text_")}
-    reference = make(clip).encode_captions(CAPTIONS, range(4))
+    reference = make(clip).encode(CAPTIONS, range(4))
     config = json.loads((clip / "config.json").read_text())["text_config"]
     old = text | {"text_model.embeddings.position_ids": torch.arange(POSITIONS)[None]}  # as transformers 4.30 kept it
     alone = {name.removeprefix("text_model."): value for name, value in text.items() if "projection" not in name}
@@ -160,7 +159,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_rows(clip, tmp_path):
         for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (folder / "tokenizer" / file).write_bytes((clip / file).read_bytes())
         for root in (folder, folder / "text_encoder"):
-            rows = make(root).encode_captions(CAPTIONS, range(4))
+            rows = make(root).encode(CAPTIONS, range(4))
             np.testing.assert_allclose(rows, reference, rtol=0, atol=0 if layout != "half" else 0.02)
     names = sorted(text)
     shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -169,32 +168,32 @@ def test_every_layout_of_the_same_weights_gives_the_same_rows(clip, tmp_path):
         save_file({name: text[name] for name in those}, folder / "text_encoder" / file)
     index = {"weight_map": {name: file for file, those in shards.items() for name in those}}
     (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
-    np.testing.assert_array_equal(make(folder, "versatile").encode_captions(CAPTIONS, range(4)),
-                                  make(clip, "versatile").encode_captions(CAPTIONS, range(4)))  # fmt: skip
+    np.testing.assert_array_equal(make(folder, "versatile").encode(CAPTIONS, range(4)),
+                                  make(clip, "versatile").encode(CAPTIONS, range(4)))  # fmt: skip
     (folder / "text_encoder" / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors"):
         make(folder).dims((1, 1, 3))
 
 
 def test_bfloat16_stays_near_float32(clip):
-    exact = make(clip).encode_captions(CAPTIONS, range(4))
-    rough = make(clip, precision="bfloat16").encode_captions(CAPTIONS, range(4))
+    exact = make(clip).encode(CAPTIONS, range(4))
+    rough = make(clip, precision="bfloat16").encode(CAPTIONS, range(4))
     assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
 
 # What the space is
 
 
-def test_the_space_describes_captions_and_draws_nothing(clip):
+def test_the_space_describes_captions_and_draws_nothing(clip, store_of, tmp_path):
     space = make(clip)
-    assert isinstance(space, CaptionSpace)
-    assert not isinstance(space, DecodingSpace)
+    assert space.inputs == "captions"
+    assert not space.decodes
     assert not space.learns
     assert space.groups() == {}
     with pytest.raises(SettingsError, match="describes captions, not images"):
-        space.encode(np.zeros((1, 4, 4, 3), np.uint8), [0])
+        extract(space, store_of(np.zeros((1, 4, 4, 3), np.uint8)), tmp_path / "f.zarr")
     with pytest.raises(InputError, match="row 7 has no caption"):
-        space.encode_captions([["a"], []], [6, 7])
+        space.encode([["a"], []], [6, 7])
 
 
 def test_rows_are_made_of_contents_and_settings_alone(clip, tmp_path):
@@ -229,9 +228,7 @@ def test_a_name_is_looked_up_in_the_cache_and_nowhere_else(clip, tmp_path, monke
     (kept / "snapshots").mkdir()
     (kept / "snapshots" / ("0" * 40)).symlink_to(clip)
     space = make("some/clip")
-    np.testing.assert_array_equal(
-        space.encode_captions(CAPTIONS, range(4)), make(clip).encode_captions(CAPTIONS, range(4))
-    )
+    np.testing.assert_array_equal(space.encode(CAPTIONS, range(4)), make(clip).encode(CAPTIONS, range(4)))
 
 
 # What can be wrong
@@ -287,10 +284,10 @@ def test_a_model_of_another_kind_or_width_is_refused(copy):
     with pytest.raises(
         InputError, match=r"34 of another shape \(.* is \[142, 32\], not \[142, 64\].*Expected the weights"
     ):
-        make(copy).encode_captions([["a"]], [0])
+        make(copy).encode([["a"]], [0])
     file.write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(InputError, match=r"16 missing \(text_model\.encoder\.layers\.2\."):
-        make(copy).encode_captions([["a"]], [0])
+        make(copy).encode([["a"]], [0])
     file.write_text(json.dumps(config | {"model_type": "t5"}))
     with pytest.raises(InputError, match="holds a model of type t5"):
         make(copy).dims((1, 1, 3))
@@ -300,7 +297,7 @@ def test_the_tokenizer_of_another_model_is_refused(copy):
     model = CLIPTextModelWithProjection(text_config(40, bos_token_id=38, eos_token_id=39, pad_token_id=39))
     randomised(model).save_pretrained(copy / "text_encoder")
     with pytest.raises(InputError, match=r"has a token \d+ and .* knows 40"):
-        make(copy).encode_captions([["a"]], [0])
+        make(copy).encode([["a"]], [0])
 
 
 @pytest.mark.parametrize(
@@ -335,15 +332,14 @@ import json, sys
 from pathlib import Path
 from leanrecon.features.clip import CLIPText, CLIPTextSettings
 from leanrecon.features.extract_captions import extract_captions
-from leanrecon.memory import MemoryBudget, PeakMemory
+from leanrecon.context import Context
+from leanrecon.memory import PeakMemory
 
-projected = []
-require = MemoryBudget.require
-MemoryBudget.require = lambda self, name, work: projected.append(require(self, name, work))
+context = Context.of()
 space = CLIPText(CLIPTextSettings(model=sys.argv[1], form="versatile"))
 with PeakMemory() as memory:
-    extract_captions(space, [["a wave", "the sea"]] * 3, Path(sys.argv[2]))
-print(json.dumps([projected[0], memory.peak]))
+    extract_captions(space, [["a wave", "the sea"]] * 3, Path(sys.argv[2]), context)
+print(json.dumps([context.peaks.projected[0], memory.peak]))
 """
 
 

@@ -15,12 +15,11 @@ from support.published_models import IMAGE, PATCH, PROJECTION, write_clip, write
 from support.vdvae_models import one_thread  # noqa: E402, F401
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection  # noqa: E402
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import BudgetError, InputError, SettingsError  # noqa: E402
 from leanrecon.features.clip import CLIPVision, CLIPVisionSettings  # noqa: E402
 from leanrecon.features.clip.preprocess import Preprocessing  # noqa: E402
 from leanrecon.features.extract import extract  # noqa: E402
-from leanrecon.features.space import DecodingSpace  # noqa: E402
-from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
 TOKENS = (IMAGE // PATCH) ** 2 + 1
@@ -151,21 +150,21 @@ def test_a_row_has_the_same_bytes_in_every_batch(folder, images, store_of, tmp_p
     rows = make(folder).encode(images, range(5))
     np.testing.assert_array_equal(rows, [make(folder).encode(image[None], [i])[0] for i, image in enumerate(images)])
     source = store_of(images)
-    reference = extract(make(folder), source, tmp_path / "a.zarr", chunk="4kB")
+    reference = extract(make(folder), source, tmp_path / "a.zarr", Context.of(chunk=4_000))
     np.testing.assert_array_equal(reference[:], rows)
     for batch in (1, 3):
         assert (
-            extract(make(folder), source, tmp_path / f"{batch}.zarr", chunk="4kB", batch=batch).content
+            extract(make(folder), source, tmp_path / f"{batch}.zarr", Context.of(chunk=4_000), batch=batch).content
             == reference.content
         )
 
 
 def test_resuming_gives_the_same_bytes(folder, images, store_of, tmp_path, files_of):
-    store = extract(make(folder), store_of(images), tmp_path / "f.zarr", chunk="4kB")
+    store = extract(make(folder), store_of(images), tmp_path / "f.zarr", Context.of(chunk=4_000))
     whole = files_of(store.path)
     assert store.row_groups > 2
     store.discard([(1, 0)])
-    extract(make(folder), store_of(images), tmp_path / "f.zarr", chunk="4kB")
+    extract(make(folder), store_of(images), tmp_path / "f.zarr", Context.of(chunk=4_000))
     assert files_of(store.path) == whole
 
 
@@ -191,7 +190,7 @@ def test_bfloat16_stays_near_float32(folder, images):
 
 def test_the_space_has_no_decoder(folder):
     space = make(folder)
-    assert not isinstance(space, DecodingSpace)
+    assert not space.decodes
     assert not space.learns
     assert space.groups() == {}
     assert space.fit_nbytes((10, 4, 4, 3), 2) == 0
@@ -242,16 +241,16 @@ def test_a_part_that_is_missing_or_does_not_fit_is_named(copy, images):
     processor = copy / "image_feature_extractor" / "preprocessor_config.json"
     table = json.loads(processor.read_text())
     processor.write_text(json.dumps(table | {"crop_size": {"height": 16, "width": 16}}))
-    with pytest.raises(InputError, match="cuts images to 16 × 16 pixels. Expected 32 × 32"):
+    with pytest.raises(InputError, match="crops images to 16 × 16 pixels. Expected 32 × 32"):
         make(copy).made_of()
     processor.write_text(json.dumps(table | {"size": {"shortest_edge": 24}}))
-    with pytest.raises(InputError, match="too small to cut 32 × 32 out of"):
+    with pytest.raises(InputError, match="smaller than the crop of 32 × 32"):
         make(copy).encode(images, range(5))
     processor.write_text(json.dumps(table | {"image_processor_type": "ViTImageProcessor"}))
     with pytest.raises(InputError, match="is for a ViTImageProcessor"):
         make(copy).made_of()
     processor.write_text(json.dumps({k: v for k, v in table.items() if k != "image_std"}))
-    with pytest.raises(InputError, match="lacks or garbles 'image_std'"):
+    with pytest.raises(InputError, match="has no usable 'image_std'"):
         make(copy).made_of()
     processor.unlink()
     with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
@@ -268,7 +267,7 @@ def test_weights_of_another_width_are_refused(copy, images):
 def test_too_small_a_budget_is_refused_before_any_work(folder, images, store_of, tmp_path):
     space = make(folder)
     with pytest.raises(BudgetError, match="features clip-vision needs at least"):
-        extract(space, store_of(images), tmp_path / "f.zarr", budget=MemoryBudget.of("1B"))
+        extract(space, store_of(images), tmp_path / "f.zarr", Context.of("1B"))
     assert space._loaded is None
     assert not (tmp_path / "f.zarr").exists()
 
@@ -295,16 +294,15 @@ import json, sys
 from pathlib import Path
 from leanrecon.features.clip import CLIPVision, CLIPVisionSettings
 from leanrecon.features.extract import extract
-from leanrecon.memory import MemoryBudget, PeakMemory
+from leanrecon.context import Context
+from leanrecon.memory import PeakMemory
 from leanrecon.stores import Store
 
-projected = []
-require = MemoryBudget.require
-MemoryBudget.require = lambda self, name, work: projected.append(require(self, name, work))
+context = Context.of()
 space = CLIPVision(CLIPVisionSettings(model=sys.argv[1], form="versatile"))
 with PeakMemory() as memory:
-    extract(space, Store.open(sys.argv[2]), Path(sys.argv[3]))
-print(json.dumps([projected[0], memory.peak]))
+    extract(space, Store.open(sys.argv[2]), Path(sys.argv[3]), context)
+print(json.dumps([context.peaks.projected[0], memory.peak]))
 """
 
 

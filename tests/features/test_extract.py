@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from leanrecon import features
+from leanrecon.context import Context
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
 from leanrecon.features.extract import decode_rows, extract
 from leanrecon.features.pixels import Pixels, PixelsSettings
-from leanrecon.memory import MemoryBudget
+from leanrecon.features.plan import Cost
+from leanrecon.features.space import FixedSpace, make_space
+from leanrecon.memory import parse_bytes
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.images import ImageReader
@@ -35,15 +37,22 @@ class Noisy(Pixels):
         return super().encode(images, rows) + np.float32(noise)
 
 
-class Clip(Pixels):
-    """A space without a decoder, as CLIP is."""
+class Clip(FixedSpace):
+    """A space without a decoder, as CLIP is; it has only the parts that every space must have."""
 
-    decode = None
+    Settings = PixelsSettings
 
-    def __getattribute__(self, name):
-        if name in ("decode", "decode_cost", "decoded_shape"):
-            raise AttributeError(name)
-        return super().__getattribute__(name)
+    def dims(self, image_shape):
+        return 3
+
+    def cost(self, image_shape):
+        return Cost(held=0, per_image=0, batch=8)
+
+    def made_of(self):
+        return {"kind": "clip"}
+
+    def encode(self, images, rows):
+        return images.reshape(len(images), -1)[:, :3].astype(np.float32)
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def images(store_of, smooth_images):
 
 
 def test_a_feature_store_holds_the_rows_of_all_images_in_order(images, tmp_path):
-    store = extract(features.make("pixels", {}), images, tmp_path / "features" / "train.zarr")
+    store = extract(make_space("pixels", {}), images, tmp_path / "features" / "train.zarr")
     assert store.complete
     assert (store.shape, store.dtype) == ((700, 100), np.float32)
     np.testing.assert_array_equal(store[:], images[:].reshape(700, 100) / np.float32(255))
@@ -67,7 +76,7 @@ def test_a_feature_store_holds_the_rows_of_all_images_in_order(images, tmp_path)
 def test_chunks_of_any_size_give_the_same_rows(smooth_images, store_of, tmp_path, source, target, batch):
     pixels = smooth_images(150, 10, 10, 1)
     images = store_of(pixels, chunk=source)
-    store = extract(Noisy(), images, tmp_path / "f.zarr", chunk=target, batch=batch)
+    store = extract(Noisy(), images, tmp_path / "f.zarr", Context.of(chunk=parse_bytes(target)), batch=batch)
     np.testing.assert_array_equal(store[:], Noisy().encode(pixels, range(150)))
 
 
@@ -80,22 +89,22 @@ def test_each_chunk_of_the_source_is_read_once(smooth_images, store_of, tmp_path
         return original(self, i, j, memory, **options)
 
     monkeypatch.setattr(Store, "read_chunk", counted)
-    extract(Noisy(), images, tmp_path / "f.zarr", chunk="6kB", batch=5)  # groups of 8 rows
+    extract(Noisy(), images, tmp_path / "f.zarr", Context.of(chunk=6_000), batch=5)  # groups of 8 rows
     assert read == list(range(10))
 
 
 @pytest.mark.parametrize("budget", ["huge", "tight"])
 def test_budget_and_batch_change_no_byte(images, tmp_path, budget):
-    space = features.make("pca", {"components": 20})
+    space = make_space("pca", {"components": 20})
     space.fit(images, tmp_path / "fitted.npz")
     reference = extract(space, images, tmp_path / "a.zarr")
-    allowed = MemoryBudget.of(None)
+    context = Context.of()
     if budget == "tight":
         with pytest.raises(BudgetError) as error:
-            extract(space, images, tmp_path / "b.zarr", budget=MemoryBudget.of("1B"))
+            extract(space, images, tmp_path / "b.zarr", Context.of("1B"))
         assert not (tmp_path / "b.zarr").exists()
-        allowed = MemoryBudget.of(int(str(error.value).split('"')[1][:-2]) * 10**6 + 10**6)
-    store = extract(space, images, tmp_path / "b.zarr", budget=allowed)
+        context = Context.of(int(str(error.value).split('"')[1][:-2]) * 10**6 + 10**6)
+    store = extract(space, images, tmp_path / "b.zarr", context)
     assert store.content == reference.content
     for batch in (1, 7, 64):
         assert extract(space, images, tmp_path / f"{batch}.zarr", batch=batch).content == reference.content
@@ -105,20 +114,22 @@ def test_a_tight_budget_makes_batches_smaller(smooth_images, store_of, tmp_path)
     images = store_of(smooth_images(64, 128, 128, 3))
     space = Noisy()
     with pytest.raises(BudgetError, match="features noisy needs at least") as error:
-        extract(space, images, tmp_path / "f.zarr", budget=MemoryBudget.of("1B"))
+        extract(space, images, tmp_path / "f.zarr", Context.of("1B"))
     least = int(str(error.value).split('"')[1][:-2]) * 10**6
-    store = extract(space, images, tmp_path / "f.zarr", budget=MemoryBudget.of(least + 5_000_000))
+    store = extract(space, images, tmp_path / "f.zarr", Context.of(least + 5_000_000))
     assert 1 <= store.notes["batch"] < 64
     assert max(map(len, space.batches)) == store.notes["batch"]
 
 
 def test_only_what_is_missing_is_computed_again_in_the_same_batches(images, tmp_path, files_of):
     first, again = Noisy(), Noisy()
-    store = extract(first, images, tmp_path / "f.zarr", chunk="100kB", batch=24)  # groups of 128 or 256 rows
+    store = extract(
+        first, images, tmp_path / "f.zarr", Context.of(chunk=100_000), batch=24
+    )  # groups of 128 or 256 rows
     whole, size = files_of(store.path), store.chunk_rows
     store.discard([(1, 0)])
     (store.path / "c" / "1" / "0.abc.partial").write_bytes(b"half")
-    extract(again, images, tmp_path / "f.zarr", chunk="100kB", batch=5)
+    extract(again, images, tmp_path / "f.zarr", Context.of(chunk=100_000), batch=5)
     assert again.batches == [rows for rows in first.batches if size <= rows[0] < 2 * size]
     assert files_of(store.path) == whole
 
@@ -126,7 +137,7 @@ def test_only_what_is_missing_is_computed_again_in_the_same_batches(images, tmp_
 def test_a_complete_store_is_returned_without_work(images, tmp_path):
     extract(Noisy(), images, tmp_path / "f.zarr")
     space = Noisy()
-    store = extract(space, images, tmp_path / "f.zarr", budget=MemoryBudget.of("1B"))
+    store = extract(space, images, tmp_path / "f.zarr", Context.of("1B"))
     assert store.complete
     assert space.batches == []
 
@@ -138,7 +149,7 @@ def test_a_store_of_other_images_or_settings_is_refused_by_name(images, store_of
     others = store_of(smooth_images(700, 10, 10, 1, seed=1), "other.zarr")
     with pytest.raises(StoreError, match="images was"):
         extract(Noisy(seed=1), others, tmp_path / "f.zarr")
-    store = extract(Noisy(seed=2), others, tmp_path / "f.zarr", overwrite=True)
+    store = extract(Noisy(seed=2), others, tmp_path / "f.zarr", Context.of(overwrite=True))
     np.testing.assert_array_equal(store[:], Noisy(seed=2).encode(others[:], range(700)))
 
 
@@ -146,6 +157,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import numpy as np
+from leanrecon.context import Context
 from leanrecon.features.extract import extract
 from leanrecon.features.pixels import Pixels, PixelsSettings
 from leanrecon.stores import Store
@@ -156,7 +168,7 @@ class Slow(Pixels):
         return super().encode(images, rows)
 
 images = Store.open(sys.argv[1])
-extract(Slow(PixelsSettings(), name="slow"), images, Path(sys.argv[2]), chunk="6kB", batch=4)
+extract(Slow(PixelsSettings(), name="slow"), images, Path(sys.argv[2]), Context.of(chunk=6_000), batch=4)
 """
 
 
@@ -220,8 +232,8 @@ def test_features_of_a_wrong_shape_or_type_are_refused(images, tmp_path, wrong):
 def test_stores_that_hold_no_images_are_refused(store_of, tmp_path, rows, found):
     store = store_of(rows)
     for use in (
-        lambda: extract(features.make("pixels", {}), store, tmp_path / "f.zarr"),
-        lambda: features.make("pca", {}).fit(store, tmp_path / "fitted.npz"),
+        lambda: extract(make_space("pixels", {}), store, tmp_path / "f.zarr"),
+        lambda: make_space("pca", {}).fit(store, tmp_path / "fitted.npz"),
     ):
         with pytest.raises(InputError, match=found):
             use()
@@ -249,9 +261,9 @@ def test_progress_counts_images_and_starts_where_the_last_run_stopped(images, tm
             yield steps.append
             self.tasks.append((name, total, unit, done, sum(steps)))
 
-    store = extract(Noisy(), images, tmp_path / "train.zarr", progress=Counted())
+    store = extract(Noisy(), images, tmp_path / "train.zarr", Context.of(progress=Counted()))
     store.discard([(1, 0)])
-    extract(Noisy(), images, tmp_path / "train.zarr", progress=Counted())
+    extract(Noisy(), images, tmp_path / "train.zarr", Context.of(progress=Counted()))
     assert Counted.tasks == [("noisy, train", 700, "images", 0, 700), ("noisy, train", 700, "images", 444, 256)]
 
 
@@ -269,8 +281,8 @@ def test_a_reader_cuts_rows_into_runs_of_one_chunk(store_of, smooth_images):
 
 
 def test_rows_are_decoded_image_by_image(images, tmp_path):
-    space = features.make("pixels", {})
-    store = extract(space, images, tmp_path / "f.zarr", chunk="40kB")
+    space = make_space("pixels", {})
+    store = extract(space, images, tmp_path / "f.zarr", Context.of(chunk=40_000))
     decoded = list(decode_rows(space, store, (10, 10, 1), batch=50))
     assert [row for row, _ in decoded] == list(range(700))
     np.testing.assert_array_equal(np.stack([image for _, image in decoded]), images[:])
@@ -292,16 +304,17 @@ def test_some_rows_are_decoded_in_the_batches_of_all(images, tmp_path):
 
 
 def test_what_can_not_be_decoded_is_refused_before_any_work(images, tmp_path, store_of):
-    space = features.make("pixels", {})
+    space = make_space("pixels", {})
     store = extract(space, images, tmp_path / "f.zarr")
     with pytest.raises(SettingsError, match="clip can't be decoded"):
         decode_rows(Clip(PixelsSettings(), name="clip"), store, (10, 10, 1))
+    assert extract(Clip(PixelsSettings(), name="clip"), images, tmp_path / "c.zarr").columns == 3
     with pytest.raises(InputError, match="float32 rows of 75 numbers"):
         decode_rows(space, store, (5, 5, 3))
     with pytest.raises(InputError, match="do not ascend"):
         decode_rows(space, store, (10, 10, 1), rows=[700])
     with pytest.raises(BudgetError, match="stage1 pixels needs at least"):
-        decode_rows(space, store, (10, 10, 1), budget=MemoryBudget.of("1B"))
+        decode_rows(space, store, (10, 10, 1), Context.of("1B"))
     broken = np.zeros((5, 100), np.float32)
     broken[2, 3] = np.nan
     with pytest.raises(InputError, match=r"broken\.zarr holds features that are NaN .* in 1 of 5 rows \(2\)"):
@@ -313,30 +326,29 @@ def test_what_can_not_be_decoded_is_refused_before_any_work(images, tmp_path, st
 MEASURED = """
 import json, sys
 from pathlib import Path
-from leanrecon import features
+from leanrecon.features.plan import Cost
+from leanrecon.features.space import FixedSpace, make_space
 from leanrecon.features.extract import decode_rows, extract
 from leanrecon.features.plan import plan_decode, plan_extract
-from leanrecon.memory import MemoryBudget, PeakMemory
+from leanrecon.context import Context
+from leanrecon.memory import PeakMemory
 from leanrecon.stores import Store
 from leanrecon.stores.layout import plan_chunks
 
 images, folder, stage, kind = Store.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 table = json.loads(sys.argv[5])
-space, shape = features.make(kind, table), images.shape[1:]
-projected = []
-require = MemoryBudget.require
-MemoryBudget.require = lambda self, name, work: projected.append(require(self, name, work))
+space, shape = make_space(kind, table), images.shape[1:]
 if stage != "fit":
     space.fit(images, folder / "fitted.npz")
-projected.clear()
+context = Context.of()
 with PeakMemory() as memory:
     if stage == "fit":
-        space.fit(images, folder / "fitted.npz")
+        space.fit(images, folder / "fitted.npz", context)
     elif stage == "extract":
-        extract(space, images, folder / "features.zarr")
+        extract(space, images, folder / "features.zarr", context)
     else:
-        assert sum(1 for _ in decode_rows(space, Store.open(folder / "features.zarr"), shape)) == images.rows
-print(json.dumps([projected[0], memory.peak]))
+        assert sum(1 for _ in decode_rows(space, Store.open(folder / "features.zarr"), shape, context)) == images.rows
+print(json.dumps([context.peaks.projected[0], memory.peak]))
 """
 
 

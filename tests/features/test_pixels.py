@@ -2,25 +2,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leanrecon import features
 from leanrecon.errors import InputError
+from leanrecon.features.space import make_space
 
 
 def test_rows_are_pixels_divided_by_255_in_c_order(smooth_images):
     images = smooth_images(5, 6, 8)
-    rows = features.make("pixels", {}).encode(images, range(5))
+    rows = make_space("pixels", {}).encode(images, range(5))
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, images.reshape(5, -1).astype(np.float32) / np.float32(255))
 
 
 def test_every_level_comes_back_as_it_was(smooth_images):
-    space = features.make("pixels", {})
+    space = make_space("pixels", {})
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(space.decode(space.encode(images, range(1)), range(1), (16, 16, 1)), images)
 
 
 def test_what_lies_outside_of_black_and_white_is_clipped_and_the_rest_rounded():
-    space = features.make("pixels", {})
+    space = make_space("pixels", {})
     row = np.float32([[-3, 1.4, 0.5, 100.4 / 255]])
     assert space.decode(row, range(1), (2, 2, 1)).ravel().tolist() == [0, 255, 128, 100]
 
@@ -38,7 +38,7 @@ def test_what_lies_outside_of_black_and_white_is_clipped_and_the_rest_rounded():
 )
 def test_images_are_resized_as_pillow_does(smooth_images, size, shape, expected):
     images = smooth_images(2, *shape)
-    space = features.make("pixels", {"size": size})
+    space = make_space("pixels", {"size": size})
     assert space.decoded_shape(shape) == expected
     assert space.dims(shape) == np.prod(expected)
     decoded = space.decode(space.encode(images, range(2)), range(2), shape)
@@ -50,4 +50,4 @@ def test_images_are_resized_as_pillow_does(smooth_images, size, shape, expected)
 
 def test_rows_of_another_length_are_refused():
     with pytest.raises(InputError, match="rows of 5 numbers"):
-        features.make("pixels", {}).decode(np.zeros((1, 5), np.float32), range(1), (2, 2, 1))
+        make_space("pixels", {}).decode(np.zeros((1, 5), np.float32), range(1), (2, 2, 1))

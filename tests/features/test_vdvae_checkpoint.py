@@ -102,8 +102,8 @@ GAIN, OUT = "decoder.gain", "decoder.out_net.out_conv.bias"
         (put(decoder__gain=torch.full((1, 8, 1, 1), torch.nan)), "1 with NaN or infinite numbers (decoder.gain)"),
         (put(decoder__bias=torch.full((1, 8, 1, 1), torch.inf)), "1 with NaN or infinite numbers (decoder.bias)"),
         (put(decoder__gain=torch.ones((1, 8, 1, 1), dtype=torch.int64)), "(decoder.gain is torch.int64)"),
-        (put(decoder__gain=3), "1 no array of floating-point numbers (decoder.gain is int)"),
-        (put(module__decoder__gain=torch.ones((1, 8, 1, 1))), "1 given twice (decoder.gain)"),
+        (put(decoder__gain=3), "1 not floating-point arrays (decoder.gain is int)"),
+        (put(module__decoder__gain=torch.ones((1, 8, 1, 1))), "1 duplicated (decoder.gain)"),
         (lambda weights: {"model": weights, "step": 3}, "2 unknown (model, step)"),
     ],
 )

@@ -17,25 +17,27 @@ torch = pytest.importorskip("torch")
 
 from support.vdvae_models import SMALL, one_thread, random_weights  # noqa: E402, F401
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.features.extract import extract  # noqa: E402
 from leanrecon.features.vdvae import VDVAESettings, VDVAESpace  # noqa: E402
 from leanrecon.stores import Store  # noqa: E402
 
 KILLS = int(os.environ.get("LEANRECON_KILLS", "4"))
 IMAGES = 2000
-CHUNK = "20KB"
+CHUNK = 20_000
 
 EXTRACT = """
 import json, sys
 from pathlib import Path
 import torch
+from leanrecon.context import Context
 from leanrecon.features.extract import extract
 from leanrecon.features.vdvae import VDVAESettings, VDVAESpace
 from leanrecon.stores import Store
 
 torch.set_num_threads(1)
 space = VDVAESpace(VDVAESettings(**json.loads(sys.argv[3])), seed=7)
-extract(space, Store.open(sys.argv[1]), Path(sys.argv[2]), chunk=sys.argv[4], batch=int(sys.argv[5]))
+extract(space, Store.open(sys.argv[1]), Path(sys.argv[2]), Context.of(chunk=int(sys.argv[4])), batch=int(sys.argv[5]))
 """
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
@@ -48,13 +50,22 @@ def test_killed_extractions_end_with_the_same_bytes(tmp_path, store_of, smooth_i
     table = {"checkpoint": str(checkpoint), "config": SMALL.as_table(), "n_latents": 5}
     started = time.monotonic()
     space = VDVAESpace(VDVAESettings(**table), seed=7)
-    whole = extract(space, images, tmp_path / "whole.zarr", chunk=CHUNK, batch=7)
+    whole = extract(space, images, tmp_path / "whole.zarr", Context.of(chunk=CHUNK), batch=7)
     chunk_seconds = (time.monotonic() - started) / whole.row_groups
     assert whole.row_groups >= 20
     killed = tmp_path / "killed.zarr"
 
     def begin(batch):
-        command = [sys.executable, "-c", EXTRACT, str(images.path), str(killed), json.dumps(table), CHUNK, str(batch)]
+        command = [
+            sys.executable,
+            "-c",
+            EXTRACT,
+            str(images.path),
+            str(killed),
+            json.dumps(table),
+            str(CHUNK),
+            str(batch),
+        ]
         return subprocess.Popen(command, stderr=subprocess.PIPE)
 
     rng = np.random.default_rng(KILLS)

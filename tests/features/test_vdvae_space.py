@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 from support.vdvae_models import SMALL, one_thread, random_weights, recorded  # noqa: E402, F401
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import InputError, SettingsError, StoreError  # noqa: E402
 from leanrecon.features.extract import decode_rows, extract  # noqa: E402
-from leanrecon.features.space import DecodingSpace  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig, VDVAESettings, VDVAESpace  # noqa: E402
 from leanrecon.features.vdvae import space as space_module  # noqa: E402
 from leanrecon.stores.fingerprint import file_fingerprint  # noqa: E402
@@ -45,7 +45,7 @@ def images(store_of, smooth_images):
 
 def test_the_space_has_all_that_the_stages_ask_for(make):
     space = make()
-    assert isinstance(space, DecodingSpace)
+    assert space.decodes
     assert not space.learns
     assert space.dims((425, 425, 3)) == SMALL.dims(5)
     assert space.decoded_shape((425, 425, 1)) == (8, 8, 3)
@@ -63,13 +63,13 @@ def test_images_are_resized_by_pillow_and_grey_ones_repeated(make, checkpoint, s
 
 
 def test_batches_and_chunks_change_no_byte(make, images, tmp_path):
-    reference = extract(make(), images, tmp_path / "a.zarr", chunk="10kB")
+    reference = extract(make(), images, tmp_path / "a.zarr", Context.of(chunk=10_000))
     assert reference.notes == {"batch": space_module.BATCH}
     np.testing.assert_array_equal(reference[:], make().encode(images[:], range(60)))
     for batch in (1, 7, 64):
-        other = extract(make(), images, tmp_path / f"{batch}.zarr", chunk="10kB", batch=batch)
+        other = extract(make(), images, tmp_path / f"{batch}.zarr", Context.of(chunk=10_000), batch=batch)
         assert other.content == reference.content
-    other_seed = extract(make(seed=1), images, tmp_path / "seed.zarr", chunk="10kB")
+    other_seed = extract(make(seed=1), images, tmp_path / "seed.zarr", Context.of(chunk=10_000))
     assert other_seed.content != reference.content
 
 

@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from leanrecon.regression.ridge import hat, kernel, loo, per_target, plan, ridge, triangle, weights
+from leanrecon.regression.ridge import (
+    group_errors,
+    hat,
+    kernel,
+    loo,
+    pairing,
+    per_target,
+    plan,
+    ridge,
+    triangle,
+    weights,
+)
 from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-MODULES = (hat, kernel, loo, per_target, plan, ridge, triangle, weights)
+MODULES = (group_errors, hat, kernel, loo, pairing, per_target, plan, ridge, triangle, weights)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,12 +12,12 @@ from leanrecon.regression.ridge.hat import gram
 from leanrecon.regression.ridge.loo import (
     best_alpha,
     default_alphas,
-    eigenvectors,
     loo_errors,
     mean_eigenvalue,
     project,
 )
 from leanrecon.regression.ridge.ridge import StreamingRidge
+from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.stores.matrix import Reblocked, as_matrix
 
 FORMS = [pytest.param(40, 70, id="dual"), pytest.param(40, 40, id="square"), pytest.param(70, 40, id="primal")]
@@ -81,7 +81,7 @@ def test_an_alpha_for_every_target_is_the_one_of_ridgecv(study, off_by, constant
     Y[:, 3] = np.random.default_rng(0).standard_normal(n)  # next to nothing to predict
     reference = RidgeCV(GRID, alpha_per_target=True).fit(X, Y)
     assert len(set(reference.alpha_)) > 3
-    fitted = StreamingRidge("loo", alphas=GRID, per_target=True).fit(X, Y, test=T)
+    fitted = StreamingRidge("loo", alphas=GRID, per_target=True, standardize=False).fit(X, Y, test=T)
     np.testing.assert_allclose(fitted.alpha_, reference.alpha_)
     assert off_by(fitted.predict(T), reference.predict(T), Y) < 1e-9
 
@@ -90,7 +90,7 @@ def test_an_alpha_for_every_target_is_the_one_of_ridgecv(study, off_by, constant
 def test_an_alpha_for_every_target_gives_himalayas_predictions(study, off_by, n, p):
     himalaya = pytest.importorskip("himalaya.ridge")
     X, Y, T = study(n, p)
-    found = StreamingRidge("loo", alphas=GRID, per_target=True).fit(X, Y)
+    found = StreamingRidge("loo", alphas=GRID, per_target=True, standardize=False).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for alpha in np.unique(found.alpha_):
@@ -105,7 +105,7 @@ def test_random_projections_stand_for_a_thousand_targets(study, constants, dtype
     constants(FLOAT64_ORDER=float64_order)
     X, Y, _ = study(60, 90, t=1300, far=30)
     Y = (Y * 4 + 130).round().astype(dtype) if dtype == np.uint8 else Y.astype(dtype)
-    found = StreamingRidge("loo", alphas=GRID).fit(as_matrix(X), as_matrix(Y))
+    found = StreamingRidge("loo", alphas=GRID, standardize=False).fit(as_matrix(X), as_matrix(Y))
     reference = RidgeCV(GRID, store_cv_results=True).fit(X, Y.astype(np.float64))
     assert found.alpha_ == pytest.approx(reference.alpha_)
     curve = reference.cv_results_.mean(axis=(0, 1))
@@ -137,7 +137,9 @@ def test_projections_do_not_depend_on_the_blocks_that_targets_are_read_in():
 
 def test_the_seed_decides_the_projections(study):
     X, Y, _ = study(40, 60, t=600)
-    errors = [StreamingRidge("loo", alphas=GRID, seed=seed).fit(X, Y).loo_errors_ for seed in (0, 0, 1)]
+    errors = [
+        StreamingRidge("loo", alphas=GRID, seed=seed, standardize=False).fit(X, Y).loo_errors_ for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(errors[0], errors[1])
     assert not np.array_equal(errors[0], errors[2])
 
@@ -184,9 +186,9 @@ def test_a_ridge_on_noise_warns(study):
     X, Y, _ = study(60, 30)
     noise = np.random.default_rng(1).standard_normal(Y.shape)
     with pytest.warns(LeanreconWarning, match="next to nothing"):
-        StreamingRidge("loo", alphas=[1.0, 10.0, 100.0]).fit(X, noise)
+        StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], standardize=False).fit(X, noise)
     with pytest.warns(LeanreconWarning, match="end of its grid"):
-        StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], per_target=True).fit(X, noise)
+        StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], per_target=True, standardize=False).fit(X, noise)
 
 
 @pytest.mark.parametrize("t", [20, 700])
@@ -196,11 +198,11 @@ def test_nan_in_targets_is_found_before_alpha_is_chosen(study, t, per_target, va
     X, Y, _ = study(40, 60, t=t)
     Y[17, 13] = value
     with pytest.raises(InputError, match="target column 13 holds NaN or infinite values"):
-        StreamingRidge("loo", per_target=per_target).fit(as_matrix(X), as_matrix(Y))
+        StreamingRidge("loo", per_target=per_target, standardize=False).fit(as_matrix(X), as_matrix(Y))
 
 
 def test_alphas_for_every_target_serve_no_others(study):
     X, Y, _ = study(40, 60)
-    fitted = StreamingRidge("loo", alphas=GRID, per_target=True).fit(X, Y)
+    fitted = StreamingRidge("loo", alphas=GRID, per_target=True, standardize=False).fit(X, Y)
     with pytest.raises(ValueError, match="can't serve other targets"):
         fitted.with_targets(Y)

@@ -44,7 +44,7 @@ def test_inductive_moments_are_those_of_leave_one_out_refits(study, off_by, n, p
 @pytest.mark.parametrize(("n", "p"), FORMS)
 def test_inductive_predicts_one_image_as_it_does_among_others(study, off_by, n, p):
     X, Y, T = study(n, p)
-    fitted = StreamingRidge(20.0, restandardize="inductive").fit(X, Y)
+    fitted = StreamingRidge(20.0, restandardize="inductive", standardize=False).fit(X, Y)
     together = fitted.predict(T)
     for i in (0, 17):
         assert off_by(fitted.predict(T[i : i + 1]), together[i : i + 1], Y) < 1e-10
@@ -55,14 +55,16 @@ def test_inductive_predicts_one_image_as_it_does_among_others(study, off_by, n, 
 def test_inductive_in_float32(study, off_by, n, p):
     X, Y, T = study(n, p, far=30, dtype=np.float32)
     expected = inductive(*(a.astype(np.float64) for a in (X, Y, T)), 50.0)
-    found = StreamingRidge(50.0, restandardize="inductive").fit(X, Y).predict(T)
+    found = StreamingRidge(50.0, restandardize="inductive", standardize=False).fit(X, Y).predict(T)
     assert off_by(found, expected, Y) < 1e-4
 
 
 def test_inductive_predictions_of_unseen_rows_have_the_spread_of_the_targets(study):
     X, Y, T = study(300, 200, m=2000)
-    plain = StreamingRidge(300.0).fit(X, Y).predict(T).std(axis=0) / Y.std(axis=0)
-    found = StreamingRidge(300.0, restandardize="inductive").fit(X, Y).predict(T).std(axis=0) / Y.std(axis=0)
+    plain = StreamingRidge(300.0, standardize=False).fit(X, Y).predict(T).std(axis=0) / Y.std(axis=0)
+    found = StreamingRidge(300.0, restandardize="inductive", standardize=False).fit(X, Y).predict(T).std(
+        axis=0
+    ) / Y.std(axis=0)
     assert plain.max() < 0.85
     assert abs(np.median(found) - 1) < 0.05
 
@@ -72,14 +74,14 @@ def test_inductive_predictions_of_unseen_rows_have_the_spread_of_the_targets(stu
 @pytest.mark.parametrize(("n", "p"), [*FORMS, pytest.param(90, 5, id="many rows")])
 def test_transductive_is_the_published_formula(study, closed_form, off_by, n, p, far, known):
     X, Y, T = study(n, p, far=far)
-    fitted = StreamingRidge(20.0, restandardize="transductive").fit(X, Y, test=T if known else None)
+    fitted = StreamingRidge(20.0, restandardize="transductive", standardize=False).fit(X, Y, test=T if known else None)
     assert off_by(fitted.predict(T), published(closed_form(X, Y, T, 20.0), Y), Y) < 1e-8
 
 
 def test_transductive_looks_at_all_test_rows_however_many(study, closed_form, off_by, constants):
     constants(TEST_ROWS=64)
     X, Y, T = study(60, 90, m=300)
-    found = StreamingRidge(20.0, restandardize="transductive").fit(X, Y).predict(T)
+    found = StreamingRidge(20.0, restandardize="transductive", standardize=False).fit(X, Y).predict(T)
     assert off_by(found, published(closed_form(X, Y, T, 20.0), Y), Y) < 1e-8
 
 
@@ -87,8 +89,10 @@ def test_transductive_looks_at_all_test_rows_however_many(study, closed_form, of
 def test_transductive_with_an_alpha_for_every_target(study, off_by, n, p):
     X, Y, T = study(n, p)
     grid = np.logspace(0, 3, 4)
-    plain = StreamingRidge("loo", alphas=grid, per_target=True).fit(X, Y)
-    found = StreamingRidge("loo", alphas=grid, per_target=True, restandardize="transductive").fit(X, Y)
+    plain = StreamingRidge("loo", alphas=grid, per_target=True, standardize=False).fit(X, Y)
+    found = StreamingRidge("loo", alphas=grid, per_target=True, restandardize="transductive", standardize=False).fit(
+        X, Y
+    )
     assert off_by(found.predict(T), published(plain.predict(T), Y), Y) < 1e-10
 
 
@@ -97,21 +101,21 @@ def test_transductive_with_an_alpha_for_every_target(study, off_by, n, p):
 def test_a_constant_target_is_predicted_as_that_constant(study, kind, value):
     X, Y, T = study(40, 70)
     Y[:, 5] = value
-    found = StreamingRidge(20.0, restandardize=kind).fit(X, Y).predict(T)
+    found = StreamingRidge(20.0, restandardize=kind, standardize=False).fit(X, Y).predict(T)
     np.testing.assert_allclose(found[:, 5], value, rtol=1e-12, atol=1e-12)
     assert np.isfinite(found).all()
 
 
 def test_one_image_alone_has_no_transductive_scale_and_gets_the_train_mean(study):
     X, Y, T = study(40, 70)
-    found = StreamingRidge(20.0, restandardize="transductive").fit(X, Y).predict(T[:1])
+    found = StreamingRidge(20.0, restandardize="transductive", standardize=False).fit(X, Y).predict(T[:1])
     np.testing.assert_allclose(found[0], Y.mean(axis=0))
 
 
 def test_inductive_with_an_alpha_for_every_target_is_refused(study):
     X, Y, _ = study(40, 70)
     with pytest.raises(SettingsError, match="no leave-one-out predictions"):
-        StreamingRidge("loo", per_target=True, restandardize="inductive").fit(X, Y)
+        StreamingRidge("loo", per_target=True, restandardize="inductive", standardize=False).fit(X, Y)
 
 
 # The pieces

@@ -61,7 +61,7 @@ def test_float32_predictions_are_off_by_less_than_a_ten_thousandth_of_the_spread
 @pytest.mark.parametrize("far", [0, 1000])
 def test_float32_betas_and_targets_are_solved_in_float64(study, closed_form, off_by, n, p, far):
     X, Y, T = study(n, p, far=far, dtype=np.float32)
-    found = StreamingRidge(alpha=1e-3).fit(X, Y).predict(T)  # hopeless in float32
+    found = StreamingRidge(alpha=1e-3, standardize=False).fit(X, Y).predict(T)  # hopeless in float32
     assert off_by(found, closed_form(X, Y, T, 1e-3), Y) < 1e-4
 
 
@@ -72,7 +72,7 @@ def test_predictions_equal_himalayas(study, off_by, n, p):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = himalaya.Ridge(alpha=20.0, fit_intercept=True, solver="svd").fit(X, Y).predict(T)
-    assert off_by(StreamingRidge(alpha=20.0).fit(X, Y).predict(T), reference, Y) < 1e-9
+    assert off_by(StreamingRidge(alpha=20.0, standardize=False).fit(X, Y).predict(T), reference, Y) < 1e-9
 
 
 @pytest.mark.parametrize(("n", "p"), [(90, 150), (150, 90)])
@@ -80,24 +80,29 @@ def test_without_penalty_it_is_least_squares(study, off_by, n, p):
     X, Y, T = study(n, p)
     centred, mean = X - X.mean(axis=0), Y.mean(axis=0)
     least_norm, *_ = np.linalg.lstsq(centred, Y - mean, rcond=1e-12)
-    found = StreamingRidge(alpha=0.0).fit(X, Y).predict(T)
+    found = StreamingRidge(alpha=0.0, standardize=False).fit(X, Y).predict(T)
     assert off_by(found, mean + (T - X.mean(axis=0)) @ least_norm, Y) < 1e-8
 
 
 def test_a_huge_penalty_predicts_the_train_mean(study):
     X, Y, T = study(90, 150)
-    np.testing.assert_allclose(StreamingRidge(alpha=1e15).fit(X, Y).predict(T), np.tile(Y.mean(axis=0), (40, 1)))
+    np.testing.assert_allclose(
+        StreamingRidge(alpha=1e15, standardize=False).fit(X, Y).predict(T), np.tile(Y.mean(axis=0), (40, 1))
+    )
 
 
 @pytest.mark.parametrize(("n", "p"), [(90, 150), (150, 90)])
 def test_one_target_is_predicted_in_the_form_it_was_given(study, closed_form, n, p):
     X, Y, T = study(n, p, t=1)
-    column, flat = StreamingRidge().fit(X, Y).predict(T), StreamingRidge().fit(X, Y[:, 0]).predict(T)
+    column, flat = (
+        StreamingRidge(1.0, standardize=False).fit(X, Y).predict(T),
+        StreamingRidge(1.0, standardize=False).fit(X, Y[:, 0]).predict(T),
+    )
     assert column.shape == (40, 1)
     assert flat.shape == (40,)
     np.testing.assert_array_equal(column[:, 0], flat)
     np.testing.assert_allclose(column, closed_form(X, Y, T, 1.0), rtol=1e-9)
-    np.testing.assert_array_equal(StreamingRidge().fit(as_matrix(X), Y[:, 0]).predict(T), flat)
+    np.testing.assert_array_equal(StreamingRidge(1.0, standardize=False).fit(as_matrix(X), Y[:, 0]).predict(T), flat)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 5.0])
@@ -118,7 +123,7 @@ def test_voxels_that_do_not_vary_are_left_out_and_counted(study, off_by, n, p, a
 def test_a_constant_target_is_predicted_as_that_constant(study, n, p):
     X, Y, T = study(n, p, far=1000)
     Y[:, 4], Y[:, 9] = 0.1, 0.0
-    found = StreamingRidge().fit(X, Y).predict(T)
+    found = StreamingRidge(1.0, standardize=False).fit(X, Y).predict(T)
     np.testing.assert_allclose(found[:, 4], 0.1, rtol=1e-12)
     np.testing.assert_allclose(found[:, 9], 0, atol=1e-9)  # beside targets a thousand away
 
@@ -128,7 +133,9 @@ def test_a_constant_target_is_predicted_as_that_constant(study, n, p):
 def test_many_test_rows_are_predicted_in_turns(study, closed_form, off_by, constants, n, p, kind):
     constants(TEST_ROWS=256)
     X, Y, T = study(n, p, m=1000)
-    fitted = StreamingRidge(alpha=3.0, restandardize=kind).fit(X, Y, test=T)  # too many to be known at fit
+    fitted = StreamingRidge(alpha=3.0, restandardize=kind, standardize=False).fit(
+        X, Y, test=T
+    )  # too many to be known at fit
     found = fitted.predict(T)
     if kind == "none":
         assert off_by(found, closed_form(X, Y, T, 3.0), Y) < 1e-9
@@ -143,9 +150,9 @@ def test_rows_of_a_fold_predict_as_a_refit_on_them_does(study, stored, off_by, n
     train = np.sort(np.random.default_rng(0).choice(n, n // 2, replace=False))
     test = np.setdiff1d(np.arange(n), train)
     x, y = (as_matrix(stored(a, name, chunk="10kB")) for a, name in ((X, "x.zarr"), (Y, "y.zarr")))
-    expected = StreamingRidge(2.0).fit(X[train], Y[train]).predict(X[test])
+    expected = StreamingRidge(2.0, standardize=False).fit(X[train], Y[train]).predict(X[test])
     for known in (None, RowSubset(x, test)):
-        fold = StreamingRidge(2.0).fit(RowSubset(x, train), RowSubset(y, train), test=known)
+        fold = StreamingRidge(2.0, standardize=False).fit(RowSubset(x, train), RowSubset(y, train), test=known)
         assert off_by(fold.predict(RowSubset(x, test)), expected, Y) < 1e-10
 
 
@@ -167,7 +174,7 @@ def test_every_source_gives_the_same_predictions(study, stored, off_by, tmp_path
     ]
     opened = [zarr.open_array(str(path), mode="r") for path in paths]
     predictions = [
-        StreamingRidge(9.0).fit(x, y).predict(t)
+        StreamingRidge(9.0, standardize=False).fit(x, y).predict(t)
         for x, y, t in (arrays, foreign, dasks, paths, [str(p) for p in paths], small, opened, map(as_matrix, arrays))
     ]
     for found in predictions:
@@ -183,28 +190,28 @@ def test_betas_and_targets_of_other_types(study, closed_form, off_by, constants,
     X, Y, T = ((a * 10 + 100).round().astype(dtype) for a in study(90, 150))
     expected = closed_form(X, Y, T, 1000.0)
     for x, y, t in ((X, Y, T), map(as_matrix, (X, Y, T)), map(dask.array.from_array, (X, Y, T))):
-        assert off_by(StreamingRidge(1000.0).fit(x, y, test=t).predict(t), expected, Y) < 3e-5
+        assert off_by(StreamingRidge(1000.0, standardize=False).fit(x, y, test=t).predict(t), expected, Y) < 3e-5
 
 
 def test_test_betas_known_at_fit_may_be_a_list_or_integers(study):
     X, Y, T = ((a * 10).round().astype(int) for a in study(30, 50, m=4))
     for test in (T, T.tolist()):
-        found = StreamingRidge().fit(X, Y, test=test).predict(test)
-        np.testing.assert_allclose(found, StreamingRidge().fit(X, Y).predict(T), rtol=1e-9)
+        found = StreamingRidge(1.0, standardize=False).fit(X, Y, test=test).predict(test)
+        np.testing.assert_allclose(found, StreamingRidge(1.0, standardize=False).fit(X, Y).predict(T), rtol=1e-9)
 
 
 def test_other_targets_share_the_factor(study, closed_form, off_by):
     X, Y, T = study(90, 150)
     others = Y[:, ::-1] * 2 + 5
     for known in (None, T):
-        fitted = StreamingRidge(3.0).fit(X, Y, test=known)
+        fitted = StreamingRidge(3.0, standardize=False).fit(X, Y, test=known)
         assert off_by(fitted.with_targets(others).predict(T), closed_form(X, others, T, 3.0), others) < 1e-9
         assert off_by(fitted.predict(T), closed_form(X, Y, T, 3.0), Y) < 1e-9
 
 
 def test_blocks_cover_the_predictions_and_only_the_wanted_ones_are_made(study):
     X, Y, T = study(90, 150, t=100)
-    fitted = StreamingRidge(3.0).fit(X, Y)
+    fitted = StreamingRidge(3.0, standardize=False).fit(X, Y)
     whole = fitted.predict(T)
     found = np.full_like(whole, np.nan)
     for rows, columns, values in fitted.predict_blocks(T, block=16, wanted=[6, 1]):

@@ -64,7 +64,9 @@ class Plans:
         budget = 1
         while True:
             try:
-                StreamingRidge(**({"alpha": 5.0, "budget": budget} | settings)).fit(x, y, test=test).predict(t)
+                StreamingRidge(**({"standardize": False, "alpha": 5.0, "budget": budget} | settings)).fit(
+                    x, y, test=test
+                ).predict(t)
             except BudgetError:
                 budget = self.needed
             else:
@@ -91,7 +93,9 @@ def test_every_budget_gives_the_same_bytes(paths, plans, tmp_path, n, p, m, sett
     least = plans.least(x, y, t, settings, test=test)
     predictions = set()
     for more in (0, 200_000, 1_000_000, 10**9):
-        fitted = StreamingRidge(**({"alpha": 5.0, "budget": least + more, "scratch": tmp_path} | settings))
+        fitted = StreamingRidge(
+            **({"standardize": False, "alpha": 5.0, "budget": least + more, "scratch": tmp_path} | settings)
+        )
         predictions.add(fitted.fit(x, y, test=test).predict(t).tobytes())
     assert len(predictions) == 1
     assert plans.fits[-1] == "memory"
@@ -102,7 +106,7 @@ def test_a_small_budget_leads_to_the_disk_in_several_passes_and_to_groups_of_tes
     x, y, t = paths(1200, 1300, 600, t=50)
     least = plans.least(x, y, t, {})
     for more in (0, 1_000_000, 10**9):
-        StreamingRidge(alpha=5.0, budget=least + more).fit(x, y).predict(t)
+        StreamingRidge(alpha=5.0, budget=least + more, standardize=False).fit(x, y).predict(t)
     assert plans.fits[0] < plans.fits[1] < 1200 * 1200 * 8 / 2
     assert plans.fits[2] == "memory"
     assert plans.groups[0] < plans.groups[2] == 5
@@ -113,7 +117,7 @@ def test_a_small_budget_leads_to_the_disk_in_several_passes_and_to_groups_of_tes
 def test_only_missing_blocks_are_written_and_with_the_same_bytes(paths, constants, tmp_path, n, p, m, settings):
     constants(TEST_ROWS=256)
     x, y, t = paths(n, p, m)
-    fitted = StreamingRidge(**({"alpha": 5.0} | settings)).fit(x, y)
+    fitted = StreamingRidge(**({"standardize": False, "alpha": 5.0} | settings)).fit(x, y)
     store = Store.create(tmp_path / "out.zarr", (m, 700), np.float32, made_of={"test": 1}, chunk="20kB")
     done = []
     fitted.predict_into(t, store, advance=done.append)
@@ -135,7 +139,7 @@ def test_only_missing_blocks_are_written_and_with_the_same_bytes(paths, constant
 
 def test_nothing_is_computed_for_a_store_that_lacks_nothing(paths, tmp_path, monkeypatch):
     x, y, t = paths(60, 100, 10)
-    fitted = StreamingRidge().fit(x, y)
+    fitted = StreamingRidge(1.0, standardize=False).fit(x, y)
     store = Store.create(tmp_path / "out.zarr", (10, 700), np.float32, made_of={})
     fitted.predict_into(t, store)
     monkeypatch.setattr(module, "hat_matrix", None)
@@ -151,7 +155,7 @@ def test_nothing_is_computed_for_a_store_that_lacks_nothing(paths, tmp_path, mon
 @pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
 def test_a_refusal_names_a_budget_that_will_do(paths, settings, known):
     x, y, t = paths(300, 500, 40)
-    settings = {"alpha": 5.0} | settings
+    settings = {"alpha": 5.0, "standardize": False} | settings
     with pytest.raises(
         BudgetError, match="the ridge regression needs at least .* more than the 1 MB allowed"
     ) as refused:
@@ -168,7 +172,7 @@ def test_a_refused_fit_reads_nothing(paths, monkeypatch):
     monkeypatch.setattr(Store, "read_chunk", None)
     monkeypatch.setattr(Store, "read_columns", None)
     with pytest.raises(BudgetError):
-        StreamingRidge(budget="1MB").fit(x, y, test=t)
+        StreamingRidge(1.0, standardize=False, budget="1MB").fit(x, y, test=t)
 
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": "loo", "per_target": True}], ids=["alpha", "per target"])
@@ -176,7 +180,7 @@ def test_a_refused_fit_reads_nothing(paths, monkeypatch):
 @pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
 def test_predictions_that_do_not_fit_are_refused_before_they_are_made(paths, nothing_held, settings, known):
     x, y, t = paths(100, 200, 500, t=700)
-    fitted = StreamingRidge(**({"alpha": 5.0} | settings)).fit(x, y, test=t if known else None)
+    fitted = StreamingRidge(**({"standardize": False, "alpha": 5.0} | settings)).fit(x, y, test=t if known else None)
     fitted.budget = 13_000_000  # for 1.4 MB of predictions, with a workspace of 12 MB
     with pytest.raises(BudgetError, match="predicting needs at least"):
         fitted.predict(t)
@@ -189,6 +193,6 @@ def test_folds_go_through_the_disk_with_the_same_bytes(paths, plans):
     least = plans.least(*fold, {})
     found = set()
     for budget in (least, 10**9):
-        found.add(StreamingRidge(5.0, budget=budget).fit(*fold[:2]).predict(fold[2]).tobytes())
+        found.add(StreamingRidge(5.0, budget=budget, standardize=False).fit(*fold[:2]).predict(fold[2]).tobytes())
     assert len(found) == 1
     assert plans.fits[0] != plans.fits[1] == "memory"

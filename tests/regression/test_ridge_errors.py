@@ -40,16 +40,16 @@ def test_settings_out_of_range_are_refused(study, settings, found):
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones():
     with pytest.raises(SettingsError, match="no parameter 'lambda'. Expected one of alpha, standardize, "):
-        StreamingRidge().set_params(**{"lambda": 3})
+        StreamingRidge(1.0, standardize=False).set_params(**{"lambda": 3})
 
 
 @pytest.mark.parametrize("lazy", [as_matrix, dask.array.from_array])
 def test_rows_that_differ_in_number_are_refused(study, lazy):
     X, Y, _ = study(60, 90)
     with pytest.raises(InputError, match="60 rows of betas and 59 rows of targets. Expected as many of each"):
-        StreamingRidge().fit(lazy(X), lazy(Y[:-1]))
+        StreamingRidge(1.0, standardize=False).fit(lazy(X), lazy(Y[:-1]))
     with pytest.raises(InputError, match="60 rows of betas and 59 rows of targets"):
-        StreamingRidge().fit(X, Y).with_targets(Y[:-1])
+        StreamingRidge(1.0, standardize=False).fit(X, Y).with_targets(Y[:-1])
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -57,18 +57,18 @@ def test_test_betas_of_another_number_of_voxels_are_refused(study, known):
     X, Y, T = study(60, 90)
     with pytest.raises(InputError, match="test betas of 89 voxels. Expected 90, as in training"):
         if known:
-            StreamingRidge().fit(as_matrix(X), as_matrix(Y), test=as_matrix(T[:, 1:]))
-        StreamingRidge().fit(as_matrix(X), as_matrix(Y)).predict(as_matrix(T[:, 1:]))
+            StreamingRidge(1.0, standardize=False).fit(as_matrix(X), as_matrix(Y), test=as_matrix(T[:, 1:]))
+        StreamingRidge(1.0, standardize=False).fit(as_matrix(X), as_matrix(Y)).predict(as_matrix(T[:, 1:]))
 
 
 def test_other_test_betas_than_those_of_the_fit_are_refused(study):
     X, Y, T = study(60, 90)
-    fitted = StreamingRidge().fit(X, Y, test=T)
+    fitted = StreamingRidge(1.0, standardize=False).fit(X, Y, test=T)
     with pytest.raises(InputError, match="fitted for other test betas alone. Leave out `test` in fit to predict any"):
         fitted.predict(T[::-1])
     folds = [RowSubset(as_matrix(T), rows) for rows in (np.arange(5), np.arange(6))]
     with pytest.raises(InputError, match="fitted for other test betas"):
-        StreamingRidge().fit(X, Y, test=folds[0]).predict(folds[1])
+        StreamingRidge(1.0, standardize=False).fit(X, Y, test=folds[0]).predict(folds[1])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -79,7 +79,7 @@ def test_nan_in_test_betas_is_refused_by_row(study, n, p, m, wrap, known, value)
     X, Y, T = study(n, p, m=m)
     T[m - 3, 5] = value
     with pytest.raises(InputError, match=f"test betas hold NaN or infinite values in row {m - 3}"):
-        StreamingRidge().fit(X, Y, test=wrap(T) if known else None).predict(wrap(T))
+        StreamingRidge(1.0, standardize=False).fit(X, Y, test=wrap(T) if known else None).predict(wrap(T))
 
 
 @pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
@@ -88,7 +88,7 @@ def test_nan_in_test_betas_is_refused_by_row_with_an_alpha_for_every_target(stud
     X, Y, T = study(n, p, m=m)
     T[7, 5] = np.nan
     with pytest.raises(InputError, match="test betas hold NaN or infinite values in row 7"):
-        StreamingRidge("loo", per_target=True).fit(X, Y).predict(T)
+        StreamingRidge("loo", per_target=True, standardize=False).fit(X, Y).predict(T)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -97,7 +97,7 @@ def test_nan_in_test_betas_is_refused_by_row_with_an_alpha_for_every_target(stud
 def test_nan_in_targets_is_refused_by_column(study, n, p, m, row, value):
     X, Y, T = study(n, p, m=m, t=40)
     Y[row, 33] = value
-    fitted = StreamingRidge().fit(as_matrix(X), as_matrix(Y))
+    fitted = StreamingRidge(1.0, standardize=False).fit(as_matrix(X), as_matrix(Y))
     with pytest.raises(InputError, match="target column 33 holds NaN or infinite values. Expected finite targets"):
         fitted.predict(T)
 
@@ -106,51 +106,54 @@ def test_nan_in_targets_held_as_an_array_is_refused_at_once(study):
     X, Y, _ = study(60, 90)
     Y[3, 5] = np.nan
     with pytest.raises(ValueError, match="Input y contains NaN"):  # scikit-learn's own words
-        StreamingRidge().fit(X, Y)
+        StreamingRidge(1.0, standardize=False).fit(X, Y)
 
 
 def test_nan_in_betas_is_refused_by_column(study):
     X, Y, _ = study(60, 90)
     X[3, 5] = np.nan
     with pytest.raises(InputError, match="column 5 in 1 rows, row 3 first"):
-        StreamingRidge().fit(X, Y)
+        StreamingRidge(1.0, standardize=False).fit(X, Y)
 
 
 def test_betas_that_vary_nowhere_are_refused():
     with pytest.raises(InputError, match="none of the 4 voxels varies over the 10 train rows"):
-        StreamingRidge().fit(np.ones((10, 4)), np.arange(10.0))
+        StreamingRidge(1.0, standardize=False).fit(np.ones((10, 4)), np.arange(10.0))
     with pytest.raises(InputError, match="none of the 4 voxels varies over the 1 train rows"):
-        StreamingRidge().fit(as_matrix(np.arange(4.0)[None]), as_matrix(np.ones((1, 1))))
+        StreamingRidge(1.0, standardize=False).fit(as_matrix(np.arange(4.0)[None]), as_matrix(np.ones((1, 1))))
 
 
 def test_without_penalty_betas_that_repeat_themselves_are_refused_with_an_alpha_that_will_do(study):
     X, Y, T = study(90, 60)
     X[:, 7] = 2 * X[:, 9] - X[:, 20]
     with pytest.raises(InputError, match="alpha = 0 is too small for these betas: .* singular") as refused:
-        StreamingRidge(0.0).fit(X, Y)
+        StreamingRidge(0.0, standardize=False).fit(X, Y)
     alpha = float(refused.value.todo.removeprefix("raise alpha to ").removesuffix(" or more"))
-    assert np.isfinite(StreamingRidge(alpha).fit(X, Y).predict(T)).all()
+    assert np.isfinite(StreamingRidge(alpha, standardize=False).fit(X, Y).predict(T)).all()
 
 
 def test_a_store_of_another_shape_takes_no_predictions(study, tmp_path):
     X, Y, T = study(60, 90)
     store = Store.create(tmp_path / "out.zarr", (40, 24), np.float32, made_of={})
     with pytest.raises(InputError, match=r"a store of \(40, 24\) can't take predictions of 40 rows"):
-        StreamingRidge().fit(X, Y).predict_into(T, store)
+        StreamingRidge(1.0, standardize=False).fit(X, Y).predict_into(T, store)
 
 
 def test_what_is_no_matrix_is_refused(study, tmp_path):
     X, Y, _ = study(60, 90)
     with pytest.raises(InputError, match=r"\(60,\) is not a matrix"):
-        StreamingRidge().fit(dask.array.from_array(X[:, 0]), as_matrix(Y))
+        StreamingRidge(1.0, standardize=False).fit(dask.array.from_array(X[:, 0]), as_matrix(Y))
     with pytest.raises(StoreError, match="there is no store at"):
-        StreamingRidge().fit(tmp_path / "nothing.zarr", as_matrix(Y))
+        StreamingRidge(1.0, standardize=False).fit(tmp_path / "nothing.zarr", as_matrix(Y))
 
 
 def test_damage_to_train_betas_or_targets_is_found(study, stored):
     X, Y, T = study(300, 90, t=70, dtype=np.float32)
     x, y = stored(X, "x.zarr"), stored(Y, "y.zarr")
-    for path, reads in ((x, lambda: StreamingRidge().fit(x, y)), (y, lambda: StreamingRidge().fit(x, y).predict(T))):
+    for path, reads in (
+        (x, lambda: StreamingRidge(1.0, standardize=False).fit(x, y)),
+        (y, lambda: StreamingRidge(1.0, standardize=False).fit(x, y).predict(T)),
+    ):
         chunk = next(file for file in sorted((path / "c").rglob("*")) if file.is_file())
         data = bytearray(chunk.read_bytes())
         data[100] ^= 1
@@ -162,7 +165,10 @@ def test_damage_to_train_betas_or_targets_is_found(study, stored):
 
 
 def test_a_ridge_that_is_not_fitted_says_so(study):
-    for use in (StreamingRidge().predict, lambda X: next(StreamingRidge().weight_blocks())):
+    for use in (
+        StreamingRidge(1.0, standardize=False).predict,
+        lambda X: next(StreamingRidge(1.0, standardize=False).weight_blocks()),
+    ):
         with pytest.raises(NotFittedError, match="call fit first"):
             use(study(20, 30)[0])
 

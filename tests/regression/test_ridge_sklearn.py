@@ -1,5 +1,6 @@
 """The ridge is an estimator as scikit-learn understands it, and works among its tools."""
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from leanrecon.regression.ridge.ridge import StreamingRidge
+from leanrecon.regression.ridge.settings import RidgeSettings
 
 
 @pytest.mark.filterwarnings("ignore:.*does not inherit from.*BaseEstimator.*:UserWarning")
@@ -21,10 +23,11 @@ from leanrecon.regression.ridge.ridge import StreamingRidge
 @parametrize_with_checks(
     [
         StreamingRidge(),
-        StreamingRidge("loo"),
-        StreamingRidge("loo", per_target=True),
-        StreamingRidge(standardize=True, restandardize="inductive"),
-        StreamingRidge(restandardize="transductive"),
+        StreamingRidge(1.0, standardize=False),
+        StreamingRidge("loo", standardize=False),
+        StreamingRidge(per_target=True),
+        StreamingRidge(1.0, restandardize="inductive"),
+        StreamingRidge(1.0, restandardize="transductive"),
     ],
     expected_failed_checks=lambda ridge: (
         {"check_methods_subset_invariance": "its predictions depend on the other test rows, by definition"}
@@ -40,7 +43,8 @@ def test_grid_search_finds_what_it_finds_for_scikit_learns_ridge(study):
     X, Y, _ = study(60, 90)
     grid = {"alpha": [0.1, 10.0, 100.0, 1000.0]}
     found, reference = (
-        GridSearchCV(ridge, grid, cv=KFold(3)).fit(X, Y) for ridge in (StreamingRidge(), Ridge(solver="svd"))
+        GridSearchCV(ridge, grid, cv=KFold(3)).fit(X, Y)
+        for ridge in (StreamingRidge(1.0, standardize=False), Ridge(solver="svd"))
     )
     assert found.best_params_ == reference.best_params_
     np.testing.assert_allclose(found.cv_results_["mean_test_score"], reference.cv_results_["mean_test_score"])
@@ -50,7 +54,7 @@ def test_it_works_in_a_pipeline_and_in_cross_validation(study):
     X, Y, _ = study(60, 90)
     found, reference = (
         cross_val_predict(make_pipeline(StandardScaler(), ridge), X, Y, cv=KFold(4))
-        for ridge in (StreamingRidge(5.0), Ridge(5.0, solver="svd"))
+        for ridge in (StreamingRidge(5.0, standardize=False), Ridge(5.0, solver="svd"))
     )
     np.testing.assert_allclose(found, reference, rtol=1e-8)
 
@@ -66,7 +70,10 @@ def test_a_clone_has_the_settings_and_not_the_fit(study):
 
 def test_a_pickled_ridge_predicts_the_same(study):
     X, Y, T = study(60, 90)
-    for ridge in (StreamingRidge(3.0).fit(X, Y), StreamingRidge(3.0).fit(X, Y, test=T)):
+    for ridge in (
+        StreamingRidge(3.0, standardize=False).fit(X, Y),
+        StreamingRidge(3.0, standardize=False).fit(X, Y, test=T),
+    ):
         if ridge._known is None:
             loaded = pickle.loads(pickle.dumps(ridge))
             np.testing.assert_array_equal(loaded.predict(T), ridge.predict(T))
@@ -76,7 +83,9 @@ def test_the_score_is_r2(study):
     X, Y, T = study(60, 90)
     Y_test = Ridge(5.0).fit(X, Y).predict(T) + 0.1
     reference = Ridge(3.0, solver="svd").fit(X, Y)
-    assert StreamingRidge(3.0).fit(X, Y).score(T, Y_test) == pytest.approx(reference.score(T, Y_test))
+    assert StreamingRidge(3.0, standardize=False).fit(X, Y).score(T, Y_test) == pytest.approx(
+        reference.score(T, Y_test)
+    )
 
 
 NO_SKLEARN = """
@@ -85,7 +94,7 @@ import numpy as np
 from leanrecon.regression.ridge.ridge import StreamingRidge
 x, y, t = (np.load(path) for path in sys.argv[1:])
 from leanrecon.stores import as_matrix
-StreamingRidge(3.0, restandardize="inductive").fit(as_matrix(x), as_matrix(y)).predict(as_matrix(t))
+StreamingRidge(3.0, restandardize="inductive", standardize=False).fit(as_matrix(x), as_matrix(y)).predict(as_matrix(t))
 print(*sorted({"sklearn", "torch", "dask", "h5py"} & set(sys.modules)))
 """
 
@@ -97,3 +106,24 @@ def test_a_ridge_on_stores_loads_neither_scikit_learn_nor_torch(study, tmp_path)
         paths.append(str(tmp_path / f"{name}.npy"))
     done = subprocess.run([sys.executable, "-c", NO_SKLEARN, *paths], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_defaults_are_those_of_the_settings():
+    fields = RidgeSettings.model_fields
+    defaults = {name: parameter.default for name, parameter in inspect.signature(StreamingRidge).parameters.items()}
+    assert {name: defaults[name] for name in fields if name != "kind"} == {
+        name: field.default for name, field in fields.items() if name != "kind"
+    }
+    assert set(defaults) - set(fields) == {"budget", "seed", "scratch"}  # of the study, not of the regression
+    assert StreamingRidge().get_params() == defaults
+
+
+def test_every_setting_has_its_sentence():
+    assert all(field.description and field.description.endswith(".") for field in RidgeSettings.model_fields.values())
+
+
+def test_it_is_shown_with_the_parameters_that_differ_from_the_defaults():
+    assert repr(StreamingRidge()) == "StreamingRidge()"
+    shown = StreamingRidge(3.0, standardize=False, alphas=np.array([1.0, 2.0]), budget="2GB")
+    assert repr(shown) == "StreamingRidge(alpha=3.0, standardize=False, alphas=array([1., 2.]), budget='2GB')"
+    assert repr(make_pipeline(StandardScaler(), StreamingRidge(3.0))).endswith("StreamingRidge(alpha=3.0))])")

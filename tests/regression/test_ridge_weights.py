@@ -35,7 +35,7 @@ def test_weights_and_intercepts_are_scikit_learns(study, n, p, far, standardize)
 @pytest.mark.usefixtures("in_float32")
 def test_float32_weights_predict_as_the_ridge_does(study, closed_form, off_by, n, p):
     X, Y, T = study(n, p, far=100, dtype=np.float32)
-    coef, intercept = all_weights(StreamingRidge(30.0).fit(X, Y))
+    coef, intercept = all_weights(StreamingRidge(30.0, standardize=False).fit(X, Y))
     assert coef.dtype == np.float32
     found = T.astype(np.float64) @ coef.T.astype(np.float64) + intercept
     assert off_by(found, closed_form(X, Y, T, 30.0), Y) < 3e-4
@@ -54,7 +54,7 @@ def test_voxels_that_are_left_out_have_no_weight(study, n, p):
 @pytest.mark.parametrize(("n", "p"), FORMS)
 def test_written_weights_are_read_as_any_zarr_array(study, tmp_path, n, p):
     X, Y, T = study(n, p, t=700)
-    fitted = StreamingRidge(5.0).fit(X, Y)
+    fitted = StreamingRidge(5.0, standardize=False).fit(X, Y)
     fitted.write_weights(tmp_path / "w.zarr")
     written = zarr.open_array(str(tmp_path / "w.zarr"), mode="r")[:]
     assert written.shape == (700, p + 1)
@@ -64,7 +64,7 @@ def test_written_weights_are_read_as_any_zarr_array(study, tmp_path, n, p):
 @pytest.mark.parametrize(("n", "p"), FORMS)
 def test_writing_goes_on_where_it_was_killed_and_ends_with_the_same_bytes(study, stored, tmp_path, monkeypatch, n, p):
     X, Y, _ = study(n, p, t=1300, dtype=np.float32)
-    fitted = StreamingRidge(5.0).fit(stored(X, "x.zarr"), stored(Y, "y.zarr"))
+    fitted = StreamingRidge(5.0, standardize=False).fit(stored(X, "x.zarr"), stored(Y, "y.zarr"))
     first = fitted.write_weights(tmp_path / "w.zarr")
     files = {file: file.read_bytes() for file in (first.path / "c").rglob("*") if file.is_file()}
     assert first.row_groups == 6
@@ -117,8 +117,10 @@ def test_the_same_values_elsewhere_are_the_same_data(study, tmp_path):
     import dask.array
 
     X, Y, _ = study(60, 90)
-    StreamingRidge(5.0).fit(X, Y).write_weights(tmp_path / "w.zarr")
-    lazy = StreamingRidge(5.0).fit(dask.array.from_array(X, chunks=7), dask.array.from_array(Y, chunks=20))
+    StreamingRidge(5.0, standardize=False).fit(X, Y).write_weights(tmp_path / "w.zarr")
+    lazy = StreamingRidge(5.0, standardize=False).fit(
+        dask.array.from_array(X, chunks=7), dask.array.from_array(Y, chunks=20)
+    )
     lazy.write_weights(tmp_path / "w.zarr")
 
 
@@ -127,7 +129,7 @@ def test_other_rows_of_the_same_store_are_other_data(study, stored, tmp_path):
     x, y = as_matrix(stored(X, "x.zarr")), as_matrix(stored(Y, "y.zarr"))
     for k, start in enumerate((0, 1)):
         rows = np.arange(start, 60, 2)
-        fitted = StreamingRidge(5.0).fit(RowSubset(x, rows), RowSubset(y, rows))
+        fitted = StreamingRidge(5.0, standardize=False).fit(RowSubset(x, rows), RowSubset(y, rows))
         if k == 0:
             fitted.write_weights(tmp_path / "w.zarr")
             continue
@@ -138,14 +140,17 @@ def test_other_rows_of_the_same_store_are_other_data(study, stored, tmp_path):
 @pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
 def test_without_the_factor_there_are_no_weights(study):
     X, Y, T = study(60, 90)
-    for fitted in (StreamingRidge().fit(X, Y, test=T), StreamingRidge("loo", per_target=True).fit(X, Y)):
+    for fitted in (
+        StreamingRidge(1.0, standardize=False).fit(X, Y, test=T),
+        StreamingRidge("loo", per_target=True, standardize=False).fit(X, Y),
+    ):
         with pytest.raises(SettingsError, match="the factor was not kept"):
             next(fitted.weight_blocks())
 
 
 def test_weights_that_do_not_fit_are_refused(study, nothing_held):
     X, Y, _ = study(60, 90, t=700)
-    fitted = StreamingRidge(5.0).fit(X, Y)
+    fitted = StreamingRidge(5.0, standardize=False).fit(X, Y)
     fitted.budget = "12MB"
     with pytest.raises(BudgetError, match="the weights needs? at least"):
         next(fitted.weight_blocks())
@@ -155,6 +160,6 @@ def test_weights_that_do_not_fit_are_refused(study, nothing_held):
 def test_weights_of_nan_targets_are_refused_by_column(study, n, p):
     X, Y, _ = study(n, p, t=700)
     Y[5, 600] = np.nan
-    fitted = StreamingRidge().fit(as_matrix(X), as_matrix(Y))
+    fitted = StreamingRidge(1.0, standardize=False).fit(as_matrix(X), as_matrix(Y))
     with pytest.raises(InputError, match="target column 600"):
         list(fitted.weight_blocks())

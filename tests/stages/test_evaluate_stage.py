@@ -18,10 +18,11 @@ from sklearn.linear_model import Ridge
 from leanrecon.app import cli
 from leanrecon.features.pixels import Pixels
 from leanrecon.images import resize
-from leanrecon.stages import evaluate as assessment
-from leanrecon.stages.repair import find_damage, mend
+from leanrecon.stages import report
+from leanrecon.stages.repair import mend
 from leanrecon.stores import Store
 from leanrecon.study.record import HEADER
+from leanrecon.study.verify import find_damage
 
 skimage_metrics = pytest.importorskip("skimage.metrics")
 from skimage.color import rgb2gray  # noqa: E402
@@ -204,7 +205,7 @@ def test_metrics_follow_the_contract(finished: Path) -> None:
     assert metrics["versions"]["numpy"] == np.__version__
     assert set(metrics["baselines"]) == BASELINES
     groups = [metrics["stage1"], metrics["final"], *metrics["baselines"].values(), *metrics["features"].values()]
-    for figures in (*groups, *metrics["ceilings"].values()):
+    for figures in (*groups, *metrics["upper_bounds"].values()):
         assert figures
         for name, figure in figures.items():
             assert set(figure) == {"value", "low", "high", "chance"}, name
@@ -223,7 +224,8 @@ def test_scores_of_rows_average_to_the_figures(finished: Path) -> None:
     metrics, scores = read_metrics(finished), read_scores(finished)
     assert [int(row["row"]) for row in scores] == list(range(N_TEST))
     records = json.loads((finished / "betas" / "rows.json").read_text())
-    assert [row["stimulus"] for row in scores] == records["test"]["stimulus"]
+    ids = json.loads((finished / "stimuli" / "ids.json").read_text())["test"]
+    assert [row["stimulus"] for row in scores] == [ids[image] for image in records["test"]["stimulus"]]
     for stage in ("stage1", "final"):
         for name, figure in metrics[stage].items():
             assert np.mean([float(row[f"{stage}.{name}"]) for row in scores]) == pytest.approx(figure["value"])
@@ -254,8 +256,8 @@ def test_baselines_are_those_of_the_stores(finished: Path, data: Path) -> None:
     assert found == pytest.approx(means(list(train[nearest]), test), abs=1e-9)
     oracle = read_images(finished / "variants/oracle/reconstructions/stage1")
     np.testing.assert_array_equal(oracle, test)  # pixels decode to themselves
-    ceiling = metrics["ceilings"]["true_features"]
-    assert values(ceiling, ("pixcorr", "ssim", "mse")) == pytest.approx({"pixcorr": 1, "ssim": 1, "mse": 0}, abs=1e-9)
+    bound = metrics["upper_bounds"]["true_features"]
+    assert values(bound, ("pixcorr", "ssim", "mse")) == pytest.approx({"pixcorr": 1, "ssim": 1, "mse": 0}, abs=1e-9)
     possible = [means([one], [other])["mse"] for one in train for other in test[:1]]  # type: ignore[arg-type]
     drawn = metrics["baselines"]["random_train_image"]["mse"]["value"]
     assert min(possible) < drawn < max(possible)
@@ -291,7 +293,7 @@ def test_figures_of_folds_are_averaged(folded: Path, data: Path) -> None:
         mean = np.rint(stimuli[train].mean(axis=0)).astype(np.uint8)
         of_means.append(means([mean] * len(rows), stimuli[rows]))
         shuffled = [
-            means(read_images(folded / f"variants/fold{k:02d}/variants/shuffled{j:02d}/reconstructions/stage1"), stimuli[rows])
+            means(read_images(folded / f"variants/fold{k:02d}-shuffled{j:02d}/reconstructions/stage1"), stimuli[rows])
             for j in range(PERMUTATIONS)
         ]  # fmt: skip
         of_random.append({name: float(np.mean([found[name] for found in shuffled])) for name in PAIRS})
@@ -548,7 +550,7 @@ def test_a_preset_compares_at_its_own_size(leanrecon: Any, tmp_path: Path) -> No
 def test_without_a_decoder_features_can_still_be_predicted(
     leanrecon: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Pixels, "decode")
+    monkeypatch.setattr(Pixels, "decodes", False)
     text = SETTINGS.replace("[features.pca]\ncomponents = 5\n", "")
     (tmp_path / "blind.toml").write_text(text.replace('= "', f'= "{data}/').replace(f"{data}/2kB", "2kB"))
     leanrecon("run", "blind.toml", "--until", "regression", cwd=tmp_path)
@@ -688,4 +690,4 @@ def test_a_plan_names_the_stages_that_draw_and_compare(leanrecon: Any, data: Pat
 
 def test_the_report_names_no_folders_of_the_settings_not_even_in_lists() -> None:
     table = {"dataset": {"roi": ["V1", "/home/someone/mine.nii.gz"], "root": "/data/nsd"}, "seed": 0}
-    assert assessment._without_folders(table) == {"dataset": {"roi": ["V1", "mine.nii.gz"], "root": "nsd"}, "seed": 0}
+    assert report._without_folders(table) == {"dataset": {"roi": ["V1", "mine.nii.gz"], "root": "nsd"}, "seed": 0}

@@ -55,7 +55,7 @@ def tiny_vae(seed=0, blocks=4):
 
 
 def write_base(folder, autoencoder=(8, 8, 16, 16), **how):
-    """A base as Stable Diffusion 1.5 is laid out; its scheduler is the one that is published with it."""
+    """Write a base model in the layout of Stable Diffusion 1.5, with its published scheduler."""
     from diffusers import PNDMScheduler
 
     unet(**how).save_pretrained(folder / "unet")
@@ -72,7 +72,7 @@ def write_base(folder, autoencoder=(8, 8, 16, 16), **how):
 
 
 def write_small_base(folder):
-    """A base whose autoencoder has three blocks and whose network predicts velocities; weights in half precision."""
+    """Write a base model with three blocks in its autoencoder and velocity prediction, in half precision."""
     from diffusers import DDIMScheduler
 
     unet().half().save_pretrained(folder / "unet")
@@ -90,7 +90,7 @@ def write_small_base(folder):
 
 
 def lora_modules(network):
-    """The layers that LCM-LoRA changes: linear ones and convolutions."""
+    """The layers that LCM-LoRA changes: linear layers and convolutions."""
     import torch
 
     return {
@@ -101,7 +101,7 @@ def lora_modules(network):
 
 
 def write_lora(path, network, *, style="kohya", rank=2, alpha=4.0, seed=0):
-    """Random low-rank updates of every layer, as ``{name: (up, down)}`` and as a file in one of three styles."""
+    """Write random low-rank updates of every layer in one of three file styles; returns ``{name: (up, down)}``."""
     import torch
     from safetensors.torch import save_file
 
@@ -127,7 +127,7 @@ def write_lora(path, network, *, style="kohya", rank=2, alpha=4.0, seed=0):
 
 
 def merged_by_hand(network, pairs, scale):
-    """W + scale · BA, written out."""
+    """W + scale · BA, by hand."""
     import torch
 
     with torch.no_grad():
@@ -149,6 +149,6 @@ def pictures_of(folder: Path, images):
 
 
 def smooth(n, size=SIZE, seed=0):
-    """Images uint8 [n, size, size, 3] that have large shapes, as first images do."""
+    """Images uint8 [n, size, size, 3] with large shapes, like first images."""
     coarse = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), np.uint8)
     return coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)

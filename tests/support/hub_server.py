@@ -1,4 +1,4 @@
-"""A server on loopback that speaks what is used of the Hugging Face Hub, and files by ranges; told how to fail."""
+"""A local server that speaks the parts of the Hugging Face Hub that are used, and range requests; it can be made to fail."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ LARGE = 2000
 
 @dataclass
 class Asked:
-    """One request and what was sent for it."""
+    """One request and its response."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Content:
 
 @dataclass
 class Server:
-    """What is served, what was asked, and what goes wrong."""
+    """What is served, what was requested, and what fails."""
 
     url: str = ""
     contents: dict[str, Content] = field(default_factory=dict)
@@ -60,16 +60,16 @@ class Server:
         return f"{self.url}{path}"
 
     def put_model(self, name: str, folder: Path, *, commit: str = "1" * 40) -> None:
-        """Serve a folder as the model or data set of this name."""
+        """Serve a folder as the model or dataset of this name."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         self.models[name] = commit, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
     def nbytes(self, part: str = "") -> int:
-        """Bytes that were sent of the files with ``part`` in their address, model lists not counted."""
+        """Bytes sent of files with ``part`` in their address, without lists of models."""
         return sum(a.nbytes for a in self.asked if part in a.path and a.method == "GET" and "/api/" not in a.path)
 
     def files(self) -> set[str]:
-        """Names of the files that were asked for."""
+        """Names of the files that were requested."""
         return {a.path.partition("/resolve/")[2].partition("/")[2] for a in self.asked if "/resolve/" in a.path}
 
 
@@ -78,7 +78,7 @@ def git_name(data: bytes) -> str:
 
 
 def listed(name: str, data: bytes) -> dict[str, Any]:
-    """A file in the hub's list of a model's files."""
+    """A file's entry in the Hub's list of a model's files."""
     found: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_name(data)}
     if len(data) >= LARGE:
         pointer = git_name(b"a pointer to " + hashlib.sha256(data).hexdigest().encode())

@@ -1,4 +1,4 @@
-"""A small NSD behind a real S3 server (moto's), and a proxy before it that counts requests and makes them fail."""
+"""A small NSD on a real S3 server (moto), and a proxy in front that counts requests and makes them fail."""
 
 import http.client
 import logging
@@ -26,7 +26,7 @@ SLOW = 2.0
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """moto's S3 server on loopback with the files of a folder in one bucket; yields its address."""
+    """Run moto's S3 server locally with the files of a folder in one bucket; yields its address."""
     pytest.importorskip("boto3", reason="reading from S3 needs boto3")
     pytest.importorskip("flask_cors", reason="the S3 server of the tests is moto's: pip install 'moto[server]'")
     server = pytest.importorskip(
@@ -49,7 +49,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def writer(url: str) -> Any:
-    """A client that may change what the server holds."""
+    """A client that may write to the server."""
     import boto3
 
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
@@ -58,7 +58,7 @@ def writer(url: str) -> Any:
 
 @dataclass
 class Answer:
-    """One request and what came of it."""
+    """One request and its outcome."""
 
     method: str
     path: str
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass
 class Proxy:
-    """Passes requests on to a server; ``choose`` says which of them fail, and how."""
+    """Forwards requests to a server; ``choose`` says which of them fail, and how."""
 
     url: str
     answers: list[Answer] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Proxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def nbytes(self, part: str = "") -> int:
-        """Bytes of bodies that were sent, of the files with ``part`` in their name."""
+        """Bytes of response bodies sent for files with ``part`` in their name."""
         return sum(answer.nbytes for answer in self.answers if part in answer.path and answer.method == "GET")
 
     def requests(self, part: str = "") -> int:
@@ -88,7 +88,7 @@ class Proxy:
 
 @contextmanager
 def proxied(target: str) -> Iterator[Proxy]:
-    """A proxy before the server at ``target``."""
+    """A proxy in front of the server at ``target``."""
     upstream = urlsplit(target).netloc
     local = threading.local()
 

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, on disk in the formats in which transformers and diffusers publish theirs."""
+"""Tiny models with random weights, on disk in the formats of transformers and diffusers."""
 
 import json
 import string
@@ -24,7 +24,7 @@ IMAGE, PATCH = 32, 8
 
 
 def write_tokenizer(folder: Path) -> int:
-    """CLIP's files of a byte-pair tokenizer of letters and a few merges; returns the size of its vocabulary."""
+    """Write CLIP's tokenizer files for letters and a few byte-pair merges; returns the size of the vocabulary."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
     merges = ["t h", "th e</w>", "a n", "an d</w>"]
     tokens = [*letters, *(f"{c}</w>" for c in letters), *(m.replace(" ", "") for m in merges)]
@@ -52,7 +52,7 @@ def vision_config(**changed: Any) -> CLIPVisionConfig:
 
 
 def randomised(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> Any:
-    """The module with weights from NumPy's generator, which stays the same in every version, large enough to matter."""
+    """The module with weights from NumPy's generator, which is stable over versions; large enough to matter."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, value in sorted(module.named_parameters()):
@@ -63,7 +63,7 @@ def randomised(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> An
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:
-    """A whole CLIP, as openai/clip-vit-large-patch14 is published."""
+    """Write a whole CLIP in the layout of openai/clip-vit-large-patch14."""
     vocabulary = write_tokenizer(folder)
     config = CLIPConfig(
         text_config=text_config(vocabulary).to_dict(),
@@ -81,7 +81,7 @@ def write_processor(folder: Path, image: int = IMAGE) -> None:
 
 
 def write_text_encoder(root: Path, *, projection: bool, seed: int = 0, **changed: Any) -> Path:
-    """The text half in text_encoder/ and tokenizer/ of a pipeline's folder."""
+    """Write the text encoder in text_encoder/ and tokenizer/ of a pipeline's folder."""
     config = text_config(write_tokenizer(root / "tokenizer"), **changed)
     model = CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
     randomised(model, seed).save_pretrained(root / "text_encoder")
@@ -89,7 +89,7 @@ def write_text_encoder(root: Path, *, projection: bool, seed: int = 0, **changed
 
 
 def write_image_encoder(root: Path, seed: int = 0, **changed: Any) -> Path:
-    """The vision half in image_encoder/ and image_feature_extractor/, as in Versatile Diffusion's folder."""
+    """Write the vision encoder in image_encoder/ and image_feature_extractor/, as in Versatile Diffusion."""
     config = vision_config(**changed)
     randomised(CLIPVisionModelWithProjection(config), seed).save_pretrained(root / "image_encoder")
     write_processor(root / "image_feature_extractor", config.image_size)
@@ -110,7 +110,7 @@ def autoencoder(channels: tuple[int, ...] = (16, 16, 32, 32), **changed: Any) ->
 
 
 def write_autoencoder(root: Path, seed: int = 0, **changed: Any) -> Path:
-    """An AutoencoderKL in vae/ of a pipeline's folder."""
+    """Write an AutoencoderKL in vae/ of a pipeline's folder."""
     randomised(autoencoder(**changed), seed, scale=0.1).save_pretrained(root / "vae")
     return root
 

@@ -1,4 +1,4 @@
-"""Made-up studies for the report's tests: smooth random images, and figures that follow from them."""
+"""Simulated studies for the report's tests: smooth random images, and figures computed from them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +17,10 @@ VOXELS = {
         {"area": "", "voxels": 2300, "ncsnr": 0.25, "percent": 15.789},
     ],
 }
+
+
+AREAS = {"V2": (700, 0.3), "V1": (1205, 0.4), "a quite long name of an area": (90, 0.1)}
+"""Voxels and pixel correlation of made-up areas."""
 
 
 def images(rows: int, side: int, channels: int, seed: int) -> np.ndarray:
@@ -54,8 +58,9 @@ def study_page(
     refined: bool = True,
     works: bool = True,
     captions: bool = True,
+    areas: bool = False,
 ) -> Page:
-    """A page that looks like a real study's."""
+    """A page like that of a real study."""
     rng = np.random.default_rng(5)
     seen = images(rows, side, channels, 0)
     wrong = images(rows, side, channels, 1)
@@ -127,6 +132,12 @@ def study_page(
         "margins": dict.fromkeys(baselines, margin),
         "notes": ["SSIM is computed on grey images of 425 pixels.", "One image was all black and was made again in float32."],
     }  # fmt: skip
+    if areas:
+        metrics["n_voxels"] = 2300
+        metrics["areas"] = {
+            name: {"voxels": n, "stage1": of(r / 2), "final": of(r, 0.3, 0.08, 0.5 + r / 2), "features": {}}
+            for name, (n, r) in AREAS.items()
+        }
     if not refined:
         metrics["stage1"] = metrics["final"]
     drawn = {"precision": "float16", "seconds_per_image": 5.26, "retried": [7], "black": []} if refined else {}

@@ -1,4 +1,4 @@
-"""Small VDVAEs for the tests: random ones, and those whose outputs were recorded from the published code."""
+"""Small VDVAEs for the tests: random ones, and ones whose outputs were recorded from the published code."""
 
 import json
 import math
@@ -27,7 +27,7 @@ SMALL = VDVAEConfig(
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small networks gain nothing from more, and lose much where other programs run."""
+    """Run on one thread: small networks gain nothing from more, and lose much on a busy machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -37,7 +37,7 @@ def one_thread():
 
 
 def recorded(name):
-    """A file of the recorded arrays, or the reason why the test can't run."""
+    """A file of recorded arrays; skips the test with the reason where it is not there."""
     path = SHARED / "data" / "vdvae" / name
     if not path.exists():
         pytest.skip(f"the recorded arrays of the published code are not at {path} (set LEANRECON_SHARED)")
@@ -50,7 +50,7 @@ def recorded_config(name):
 
 
 def random_weights(config=SMALL, seed=0):
-    """Weights that keep the states at a scale of about 1; no two are the same."""
+    """Weights that keep activations at a scale of about 1; no two are equal."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def random_weights(config=SMALL, seed=0):
     for name, shape in weight_shapes(config).items():
         scale = 1 / math.sqrt(math.prod(shape[1:])) if name.endswith("weight") else 0.1
         if "_blocks." in name and ("c4" in name or "z_proj" in name):
-            scale /= math.sqrt(len(config.decoder))  # what blocks add up, as published where training begins
+            scale /= math.sqrt(len(config.decoder))  # outputs of the blocks, as in the published initialisation
         numbers = rng.standard_normal(shape, np.float32) * np.float32(scale)
         weights[name] = torch.from_numpy(numbers + np.float32(name == "decoder.gain"))
     return weights

@@ -1,4 +1,4 @@
-"""Versatile Diffusion of a few thousand weights, random, on disk as it is published, and the library's own networks."""
+"""Versatile Diffusion with a few thousand random weights, on disk as it is published, and the library's own networks."""
 
 import contextlib
 
@@ -43,7 +43,7 @@ def write_versatile(folder, seed=0, **how):
 
 
 def write_encoders(folder, width=WIDTH):
-    """CLIP's two halves and what feeds them, as they lie in the published folder."""
+    """Write CLIP's two encoders with tokenizer and image processor, in the published layout."""
     from support import published_models as models
 
     models.write_text_encoder(folder, projection=True, projection_dim=width)
@@ -58,7 +58,7 @@ def transformers_of(network):
 
 
 def mixed_by_hand(mixing):
-    """The network for images whose every transformer is a function of both: x + m · by vision + (1 - m) · by text."""
+    """The image network with every transformer replaced by x + m · (by vision) + (1 - m) · (by text)."""
     network, other = unet(), text_unet()
 
     def of(image, text):
@@ -78,7 +78,7 @@ def mixed_by_hand(mixing):
 
 
 def text_alone():
-    """The network for images with the other one's transformers in place of its own."""
+    """The image network with the text network's transformers."""
     network, other = unet(), text_unet()
     for name, transformer in transformers_of(network).items():
         transformer.load_state_dict(other.get_submodule(name).state_dict())
@@ -131,9 +131,9 @@ def tolerant_of_masks():
 
 
 def by_hand(network, image, states, generator, *, scheduler="ddim", steps=50, run=37, guidance=1.0, negative=None):
-    """Image to image written out with the library's networks and its scheduler: an image uint8 of one row.
+    """Image to image by hand, with the library's networks and scheduler: the uint8 image of one row.
 
-    ``states`` and ``negative`` [1, tokens, width]; ``run`` of ``steps`` levels are visited.
+    ``states`` and ``negative`` are [1, tokens, width]; ``run`` of ``steps`` levels are visited.
     """
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler

@@ -1,15 +1,14 @@
 import pytest
 from support.hub_server import serving
 
-from leanrecon.net import download
-from leanrecon.net import retry as patience
+from leanrecon.net import download, retry
 from leanrecon.progress import Progress
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """Files and models on loopback, and little patience with them."""
-    monkeypatch.setattr(patience, "PATIENCE", 0.001)
+    """Files and models on loopback, retried at once."""
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(download, "TIMEOUT", 5.0)
     with serving() as started:
         yield started

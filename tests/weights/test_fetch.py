@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support.hub_server import LARGE  # noqa: E402
 
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
-from leanrecon.net import download  # noqa: E402
-from leanrecon.net import retry as patience  # noqa: E402
-from leanrecon.weights.fetch import RECORD, Want, fetch_all, where  # noqa: E402
+from leanrecon.net import download, retry  # noqa: E402
+from leanrecon.weights.fetch import RECORD, fetch_all  # noqa: E402
 from leanrecon.weights.folders import find_model  # noqa: E402
+from leanrecon.weights.needs import Need, where  # noqa: E402
 from leanrecon.weights.pieces import Piece  # noqa: E402
 from leanrecon.weights.published import FILES, Address  # noqa: E402
 
-BASE = Want(
+BASE = Need(
     "refine.base",
     "tiny/base",
     (Piece("network", ("unet",)), Piece("network", ("vae",)), Piece("scheduler", ("scheduler",))),
 )
-TEXT = Want(
+TEXT = Need(
     "features.clip.model",
     "tiny/base",
     (Piece("network", ("text_encoder", ".")), Piece("tokenizer", ("tokenizer", "."))),
@@ -41,7 +41,7 @@ NEEDED = {
     "vae/diffusion_pytorch_model.safetensors",
 }
 PICKLED = {"model": "pytorch_model", "diffusion_pytorch_model": "diffusion_pytorch_model"}
-VDVAE = Want("features.vdvae.checkpoint", "model.th")
+VDVAE = Need("features.vdvae.checkpoint", "model.th")
 BYTES = np.random.default_rng(0).bytes(300_000)
 
 
@@ -110,9 +110,9 @@ def test_what_will_be_fetched_is_shown_before_the_first_byte(hub, base, said):
     fetch_all([BASE], said)
     for name in NEEDED:
         assert f"  {name}: " in shown[0]
-    assert "tiny/base is fetched for refine.base" in shown[0]
+    assert "downloading tiny/base for refine.base" in shown[0]
     assert f"{sum(sizes.values()) / 1000:.0f}" in shown[0]
-    assert "tiny/base is here: " in said.lines[-1]
+    assert "tiny/base: " in said.lines[-1]
 
 
 def test_a_second_call_asks_for_nothing(hub, base, said):
@@ -122,7 +122,7 @@ def test_a_second_call_asks_for_nothing(hub, base, said):
     hub.asked.clear()
     fetch_all([BASE, VDVAE], said)
     assert hub.asked == []
-    assert [line.partition(":")[0] for line in said.lines[-2:]] == ["tiny/base is here", "model.th is here"]
+    assert [line.partition(":")[0] for line in said.lines[-2:]] == ["tiny/base", "model.th"]
 
 
 def test_another_part_of_a_model_is_fetched_alone(hub, base, said):
@@ -139,7 +139,7 @@ def test_another_part_of_a_model_is_fetched_alone(hub, base, said):
 
 def test_an_interrupted_fetch_continues(hub, base, said, monkeypatch):
     hub.put_model("tiny/base", base)
-    monkeypatch.setattr(patience, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     large = "vae/diffusion_pytorch_model.safetensors"
     hub.fault = lambda asked: 5000 if large in asked.path and asked.method == "GET" else None
     with pytest.raises(NetworkError, match="everything fetched so far is kept"):
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_fetched_again_and_only_that(name, hub, base, said):
     file = where(BASE) / name
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     fetch_all([BASE], said)
-    assert "is damaged, and fetched again" in said.text
+    assert "is damaged and will be downloaded again" in said.text
     assert contents(where(BASE), NEEDED) == contents(base, NEEDED)
     assert hub.nbytes() == hub.nbytes(name) == (base / name).stat().st_size
 
@@ -189,7 +189,7 @@ def test_wrong_bytes_from_the_hub_are_refused(name, hub, base, said, monkeypatch
         download, "digest_of", lambda path, kind: "0" * 40 if path.stat().st_size == size else real(path, kind)
     )
     size = (base / name).stat().st_size
-    with pytest.raises(NetworkError, match="gave bytes whose (sha256|git) is 0000"):
+    with pytest.raises(NetworkError, match="sent a file whose (sha256|git) is 0000"):
         fetch_all([BASE], said)
     assert where(BASE) is None
 
@@ -238,7 +238,7 @@ def test_pickles_are_converted_once_and_not_kept(hub, base, said, tmp_path):
     fetch_all([BASE], said)
     assert list((tmp_path / "cache" / "downloads").iterdir()) == []
     # Another part comes to the same place, and what is there stays.
-    fetch_all([Want(TEXT.setting, TEXT.name, (*BASE.pieces, *TEXT.pieces))], said)
+    fetch_all([Need(TEXT.setting, TEXT.name, (*BASE.pieces, *TEXT.pieces))], said)
     assert where(TEXT) == where(BASE) == folder
     assert hub.nbytes("unet") == hub.nbytes("vae") == 0
     # A converted file that is damaged is made again.
@@ -255,7 +255,7 @@ def test_pickles_that_would_run_code_are_not_converted(hub, base, said):
         file.unlink()
     torch.save({"a": types.SimpleNamespace()}, base / "unet" / "diffusion_pytorch_model.bin")
     hub.put_model("tiny/base", base)
-    with pytest.raises(InputError, match="runs no code that comes with them"):
+    with pytest.raises(InputError, match="runs no code from weight files"):
         fetch_all([BASE], said)
     assert where(BASE) is None
 
@@ -283,7 +283,7 @@ def test_a_published_file_that_changes_is_refused(hub, said, tmp_path):
     fetch_all([VDVAE], said)
     (tmp_path / "cache" / "model.th").unlink()
     hub.put("/assets/model.th", BYTES[::-1])
-    with pytest.raises(NetworkError, match="gave bytes whose sha256 is .*the file has changed where it is published"):
+    with pytest.raises(NetworkError, match="sent a file whose sha256 is .*the published file has changed"):
         fetch_all([VDVAE], said)
 
 
@@ -301,16 +301,16 @@ def test_captions_come_from_a_data_set(hub, said, tmp_path):
     (folder / "train.tar").write_bytes(BYTES)
     assert (folder / "captions.npy").stat().st_size > LARGE
     hub.put_model("datasets/some/captions", folder)
-    want = Want("dataset.captions", "captions.npy")
-    fetch_all([want], said)
-    assert where(want).read_bytes() == (folder / "captions.npy").read_bytes()
+    need = Need("dataset.captions", "captions.npy")
+    fetch_all([need], said)
+    assert where(need).read_bytes() == (folder / "captions.npy").read_bytes()
     assert hub.files() == {"captions.npy"}
 
 
 def test_a_data_set_without_the_file_is_refused(hub, base, said):
     hub.put_model("datasets/some/captions", base)
     with pytest.raises(NetworkError, match=r"some/captions has no captions\.npy any more"):
-        fetch_all([Want("dataset.captions", "captions.npy")], said)
+        fetch_all([Need("dataset.captions", "captions.npy")], said)
 
 
 # What can be wrong
@@ -319,34 +319,34 @@ def test_a_data_set_without_the_file_is_refused(hub, base, said):
 def test_what_is_here_already_is_left_as_it_is(hub, base, said, tmp_path, monkeypatch):
     (tmp_path / "mine.th").write_bytes(b"mine")
     monkeypatch.chdir(tmp_path)
-    fetch_all([Want("a", str(base), BASE.pieces), Want("b", "mine.th")], said)
+    fetch_all([Need("a", str(base), BASE.pieces), Need("b", "mine.th")], said)
     assert hub.asked == []
     assert len(said.lines) == 2
 
 
 @pytest.mark.parametrize(
-    ("want", "error", "found"),
+    ("need", "error", "found"),
     [
         (
-            Want("features.vdvae.checkpoint", "folder/x.th"),
+            Need("features.vdvae.checkpoint", "folder/x.th"),
             InputError,
-            r"checkpoint = 'folder/x\.th' is not here.*knows",
+            r"checkpoint = 'folder/x\.th' is neither on this machine nor a published name",
         ),
         (
-            Want("refine.base", "/nowhere/base", BASE.pieces),
+            Need("refine.base", "/nowhere/base", BASE.pieces),
             InputError,
-            "refine.base = '/nowhere/base' is not here.*Expected a folder",
+            "refine.base = '/nowhere/base' is neither on this machine nor .*Expected a folder",
         ),
-        (Want("refine.base", "no/such-model", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
-        (Want("refine.base", "a--b/c", BASE.pieces), NetworkError, "neither a folder here nor a model on the"),
-        (Want("refine.base", "tiny/base", (Piece("network", ("prior",)),)), InputError, "tiny/base has no network in"),
-        (VDVAE, NetworkError, "model.th is not to be had: 404"),
+        (Need("refine.base", "no/such-model", BASE.pieces), NetworkError, "neither a local folder nor a model on the"),
+        (Need("refine.base", "a--b/c", BASE.pieces), NetworkError, "neither a local folder nor a model on the"),
+        (Need("refine.base", "tiny/base", (Piece("network", ("prior",)),)), InputError, "tiny/base has no network in"),
+        (VDVAE, NetworkError, r"cannot download http\S+model.th \(404 "),
     ],
 )
-def test_what_can_not_be_fetched_is_named_before_a_byte_is(want, error, found, hub, base, said):
+def test_what_can_not_be_fetched_is_named_before_a_byte_is(need, error, found, hub, base, said):
     hub.put_model("tiny/base", base)
     with pytest.raises(error, match=found):
-        fetch_all([BASE, want], said)
+        fetch_all([BASE, need], said)
     assert hub.nbytes() == 0
 
 
@@ -365,7 +365,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(hub, base, said, m
     need = sum((base / name).stat().st_size for name in NEEDED) + len(BYTES)
     room = types.SimpleNamespace(free=need - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
-    with pytest.raises(StoreError, match="are to be fetched into .*are free.*LEANRECON_CACHE"):
+    with pytest.raises(StoreError, match="the download needs .* in .*are free.*LEANRECON_CACHE"):
         fetch_all([BASE, VDVAE], said)
     assert hub.nbytes() == 0
     room.free = need
@@ -380,7 +380,7 @@ def test_converting_needs_room_for_both(hub, base, said, monkeypatch):
     need = sum((base / name).stat().st_size for name in names)
     room = types.SimpleNamespace(free=need + (base / "unet" / "diffusion_pytorch_model.bin").stat().st_size - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
-    with pytest.raises(StoreError, match="are to be fetched"):
+    with pytest.raises(StoreError, match="the download needs"):
         fetch_all([BASE], said)
     room.free += 1
     fetch_all([BASE], said)

@@ -105,14 +105,14 @@ def test_a_study_runs_offline_once_its_weights_are_fetched(place, hub):
     for refused in ("run", "plan"):
         said = leanrecon(place, hub, refused, "tiny.toml", code=2)
         assert "tiny/base (features.clip.model), tiny/base (refine.base), tiny/lora (refine.lora)" in said
-        assert "`leanrecon fetch-weights RECIPE_OR_FILE` brings them" in said
+        assert "ownload them with `leanrecon fetch-weights RECIPE_OR_FILE`" in said
     assert hub.asked == []
     leanrecon(place, hub, "run", "tiny.toml", "--until", "dataset")
     assert "all weights are here" in leanrecon(place, hub, "fetch-weights", "tiny.toml")
     assert hub.files() == NEEDED
     hub.asked.clear()
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert "tiny/base is here" in leanrecon(place, hub, "fetch-weights", "tiny.toml", **nowhere)
+    assert "tiny/base: " in leanrecon(place, hub, "fetch-weights", "tiny.toml", **nowhere)
     assert "refine" in leanrecon(place, hub, "plan", "tiny.toml", **nowhere)
     leanrecon(place, hub, "run", "tiny.toml", **nowhere)
     assert hub.asked == []
@@ -156,5 +156,5 @@ def test_settings_without_weights_need_none(place, hub):
 
 def test_a_name_that_the_hub_does_not_know_is_refused(place, hub):
     said = leanrecon(place, hub, "fetch-weights", "tiny.toml", "--set", "refine.lora=no/such", code=2)
-    assert "no/such is neither a folder here nor a model on the Hugging Face Hub" in said
+    assert "no/such is neither a local folder nor a model on the Hugging Face Hub" in said
     assert hub.nbytes() == 0

@@ -61,8 +61,8 @@ class Malicious:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ({"ids": torch.arange(3)}, "holds ids, which is no array of floating-point numbers"),
-        ({"a": 3}, "holds a, which is no array"),
+        ({"ids": torch.arange(3)}, "holds ids, which is not a floating-point array"),
+        ({"a": 3}, "holds a, which is not a floating-point array"),
         ({}, "holds no weights"),
         (torch.ones(3), "holds a Tensor"),
         ("run", "holds more than weights"),

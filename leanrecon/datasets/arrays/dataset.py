@@ -19,6 +19,7 @@ from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
 
@@ -211,7 +212,7 @@ class _Filling:
         self.progress = progress
         self._convert: Convert | None = None
 
-    def path(self, role: str, split: str) -> Path:
+    def path(self, role: str, split: str) -> Location:
         return self.study.betas(split) if role == "betas" else self.study.stimuli(split)
 
     def recorded(self) -> dict[str, Any] | None:

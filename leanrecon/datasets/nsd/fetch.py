@@ -29,6 +29,7 @@ from leanrecon.datasets.reliability import repeat_reliability
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.memory import MemoryBudget, format_bytes
+from leanrecon.places import Location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_json
 from leanrecon.progress import Progress
@@ -95,10 +96,10 @@ class Fetch:
     # Stores
 
     @property
-    def trials_path(self) -> Path:
+    def trials_path(self) -> Location:
         return self.study.root / "betas" / "trials.zarr"
 
-    def _create(self, path: Path, shape: tuple[int, ...], dtype: Any, **made_of: Any) -> Store:
+    def _create(self, path: Location, shape: tuple[int, ...], dtype: Any, **made_of: Any) -> Store:
         made = {"kind": "nsd", "format of the dataset": FORMAT, **made_of}
         return Store.create(path, shape, dtype, made_of=made, chunk=self.chunk, overwrite=self.overwrite)
 
@@ -249,9 +250,9 @@ class Fetch:
         write_json(self.study.rows, records)
 
 
-def _fetched(path: Path) -> Path:
+def _fetched(path: Location) -> Path:
     """The folder of what has come of a store and waits for its neighbours."""
-    return path.with_name(f"{path.stem}.fetched")
+    return path.with_name(f"{path.stem}.fetched").local_path()
 
 
 def _accept(settings: NsdSettings, study: Study, progress: Progress) -> None:

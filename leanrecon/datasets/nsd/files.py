@@ -24,6 +24,7 @@ from leanrecon.datasets.nsd.voxels import Voxels, check_shape, mask_files, read_
 from leanrecon.datasets.sidecars import sources_path
 from leanrecon.errors import InputError, StoreError
 from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed
+from leanrecon.places import Location
 from leanrecon.places.paths import find
 from leanrecon.study.layout import Study
 
@@ -162,7 +163,7 @@ def deciding(settings: "NsdSettings", base_dir: Path | None) -> dict[str, Any]:
     return settings.model_dump(include=set(keys)) | {"masks": masks}
 
 
-def trials_table(study: Study) -> Path:
+def trials_table(study: Study) -> Location:
     """The file that says what each row of ``trials.zarr`` is."""
     return study.root / "betas" / "trials.json"
 

@@ -16,6 +16,7 @@ from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels_of, region
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.net.ranges import RangeFile
+from leanrecon.places import LocationLike
 from leanrecon.study.layout import Study
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +58,7 @@ class Voxels:
         """SHA-256 of the volume's shape and the voxels' places."""
         return hashlib.sha256(repr(self.shape).encode() + self.index.astype("<i8").tobytes()).hexdigest()
 
-    def write(self, path: Path) -> None:
+    def write(self, path: LocationLike) -> None:
         """Write ``voxels.npz``."""
         from leanrecon.places.files import write_whole
 
@@ -68,7 +69,7 @@ class Voxels:
         write_whole(path, lambda file: np.savez(file, **entries))
 
     @classmethod
-    def read(cls, path: Path) -> "Voxels":
+    def read(cls, path: LocationLike) -> "Voxels":
         """Read ``voxels.npz``; raises InputError where it tells of no volume, or is not there."""
         try:
             with np.load(path, allow_pickle=False) as found:

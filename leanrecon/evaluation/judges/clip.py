@@ -1,74 +1,111 @@
-"""The CLIP that images are identified by: settings in, a network for the stage evaluate out."""
+"""CLIP's image embedding as a judge."""
 
-import functools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from leanrecon.evaluation.judges.judge import Judge as Encoder
-from leanrecon.features.clip import CLIPVision, CLIPVisionSettings
-from leanrecon.features.inference import LIBRARY_NBYTES, imports_nbytes
-from leanrecon.features.space import Array, ImageShape
-from leanrecon.study.settings import Settings
+from pydantic import BaseModel, ConfigDict, Field
 
-_SETTINGS = {"model": "evaluate.clip", "precision": "evaluate.clip_precision"}
+from leanrecon import kinds
+from leanrecon.evaluation.judges.judge import Measure
+from leanrecon.images import Array, ImageShape
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
+from leanrecon.weights.names import WeightsName
+from leanrecon.weights.needs import Need
+from leanrecon.weights.safetensors import Precision
+
+PIXEL = (1, 1, 3)
+"""The smallest image shape; dims and checks do not depend on it."""
 
 
-class _CLIP(CLIPVision):
-    """A CLIP that ``[evaluate]`` names."""
+class CLIPJudgeSettings(BaseModel):
+    """``[judges.clip]``"""
 
-    def setting(self, key: str) -> str:
-        return _SETTINGS[key]
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kind: Literal["clip"] = "clip"
+    model: Annotated[WeightsName, Field(min_length=1)]
+    """Folder or name on the Hugging Face Hub of a CLIP whose image embedding compares images."""
+    precision: Precision = "float32"
+    """Precision of the network; float16 on a GPU only."""
 
 
 class CLIPJudge:
     """CLIP's image embedding: the class token of the vision half, projected into the space shared with captions.
 
-    It is what ``get_image_features`` of transformers gives, divided by its length, which changes no correlation
-    (Radford et al. 2021, arXiv:2103.00020). Preprocessing, weights and memory are those of ``[features.clip-vision]``.
+    It equals ``get_image_features`` of transformers divided by its norm, which changes no correlation (Radford et al.
+    2021, arXiv:2103.00020). Preprocessing, weights and memory are those of the feature space "clip-vision".
     """
 
-    def __init__(self, settings: Settings) -> None:
-        how = settings.evaluate
-        self.model = judge_name(settings)
-        table = CLIPVisionSettings(model=how.clip, form="embedding", precision=how.clip_precision)
-        self._space = _CLIP(table, name="clip", device=settings.general.device)
-        self.batch = self._space.cost_batch
-        self._imports = imports_nbytes("transformers")  # before it is imported, as plans of later folds count it too
+    Settings: ClassVar[type[BaseModel]] = CLIPJudgeSettings
+    measure: ClassVar[Measure] = "two_way"
+    family: ClassVar[str | None] = "clip"
+    """Images drawn from predicted features of this family are judged by the features that they were drawn for."""
 
-    @functools.cached_property
+    def __init__(self, settings: CLIPJudgeSettings, *, name: str = "clip", device: str = "cpu") -> None:
+        self.settings = settings
+        self.name = name
+        self.model = _model_name(settings.model)
+        self._space = _space(settings, name, device)
+        self._imports = imports_nbytes("transformers")  # now, as plans of later folds count the imports too
+
+    @classmethod
+    def needs(cls, settings: CLIPJudgeSettings, prefix: str) -> Iterable[Need]:
+        space = kinds.get("features", "clip-vision")
+        needs: Iterable[Need] = space.needs(_space_settings(settings), prefix)
+        return needs
+
+    @classmethod
+    def notes(cls, settings: CLIPJudgeSettings) -> Iterable[str]:
+        return (f"Figures by CLIP are by the image embedding of {_model_name(settings.model)}.",)
+
+    @property
     def dims(self) -> int:
-        return self._space.dims((1, 1, 3))
+        return int(self._space.dims(PIXEL))
+
+    @property
+    def batch(self) -> int:
+        return int(self._space.cost(PIXEL).batch)
 
     @property
     def staying_nbytes(self) -> int:
         return self._imports + LIBRARY_NBYTES
 
+    def check(self) -> None:
+        """Raise InputError for a model that is missing, or has no vision half, projection or preprocessing."""
+        self._space.cost(PIXEL)
+
     def work_nbytes(self, shape: ImageShape) -> int:
-        return self._space.cost(shape).held - imports_nbytes("transformers")
+        return int(self._space.cost(shape).held) - imports_nbytes("transformers")
 
     def made_of(self) -> dict[str, Any]:
-        return self._space.made_of()
+        made_of: dict[str, Any] = self._space.made_of()
+        return made_of
 
     def encode(self, images: Array) -> Array:
-        return self._space.encode(images, range(len(images)))
+        embeddings: Array = self._space.encode(images, range(len(images)))
+        return embeddings
 
     def release(self) -> None:
         self._space.release()
 
 
-def make_judge(settings: Settings) -> Encoder | None:
-    """The CLIP that settings name, its folder checked but no weights read; None where they name none.
-
-    Raises InputError for a model that is not there, or has no vision half, projection or preprocessing.
-    """
-    if not settings.evaluate.clip:
-        return None
-    judge = CLIPJudge(settings)
-    judge.work_nbytes((1, 1, 3))  # which looks at all that its folder has to hold
-    return judge
+def _space_settings(settings: CLIPJudgeSettings) -> BaseModel:
+    table = {"model": settings.model, "form": "embedding", "precision": settings.precision}
+    return kinds.settings_of("features", table, "judges.", default="clip-vision")
 
 
-def judge_name(settings: Settings) -> str:
-    """What the CLIP is called in a report: its name on the hub, or that of its folder alone."""
-    path = Path(settings.evaluate.clip)
-    return path.name if path.is_absolute() else settings.evaluate.clip
+def _space(settings: CLIPJudgeSettings, name: str, device: str) -> Any:
+    """The feature space that encodes images; its messages name the judge's settings."""
+
+    class Space(kinds.get("features", "clip-vision")):  # type: ignore[misc]
+        def setting(self, key: str) -> str:
+            return f"judges.{name}.{key}"
+
+    return Space(_space_settings(settings), name=name, device=device)
+
+
+def _model_name(model: str) -> str:
+    """The model's name in a report: its name on the hub, or the name of its folder."""
+    path = Path(model)
+    return path.name if path.is_absolute() else model

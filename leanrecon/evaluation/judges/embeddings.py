@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.plan import EMBEDDED
 from leanrecon.images import Array, ImageShape, resize
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import as_matrix, panels
 from leanrecon.stores.store import Store, remove
@@ -40,7 +40,7 @@ class Embeddings:
 
 
 def embed(
-    judge: Judge, sources: Mapping[str, ImageSource], m: int, shape: ImageShape, folder: Path, context: Context
+    judge: Judge, sources: Mapping[str, ImageSource], m: int, shape: ImageShape, folder: LocationLike, context: Context
 ) -> dict[str, Embeddings]:
     """Embed the images that ``m`` test rows have from every source, in ``FOLDER/SOURCE.zarr`` each.
 
@@ -49,9 +49,11 @@ def embed(
     part of each. The network is loaded only if an embedding is missing, and released at the end. Raises InputError
     for embeddings that are not finite.
     """
+    folder = as_location(folder)
     paths = {name: folder / f"{name.replace(' ', '_')}.zarr" for name in sources}
-    for other in set(folder.glob("*.zarr")) - set(paths.values()):
-        remove(other)  # of a random pairing, a baseline or an area that is no longer asked for
+    for other in folder.glob("*.zarr"):
+        if other not in paths.values():  # of a random pairing, a baseline or an area that is no longer asked for
+            remove(other)
     made_of = {"judge": judge.made_of(), "shape": list(shape)}
     embeddings = {}
     try:
@@ -71,7 +73,7 @@ class _Embedding:
     source: ImageSource
     m: int
     shape: ImageShape
-    path: Path
+    path: Location
     made_of: Mapping[str, Any]
 
     def run(self, context: Context) -> Embeddings:

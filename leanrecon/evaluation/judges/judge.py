@@ -32,8 +32,8 @@ class Judge(Protocol):
     def __init__(self, settings: Any, *, name: str, device: str = "cpu") -> None: ...
 
     @classmethod
-    def needs(cls, settings: Any) -> Iterable[Any]:
-        """The published weights that it reads (``weights.fetch.Need``)."""
+    def needs(cls, settings: Any, prefix: str) -> Iterable[Any]:
+        """The published weights that it reads (``weights.needs.Need``); ``prefix`` is as in ``judges.NAME.``."""
 
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:

@@ -49,7 +49,7 @@ def area_columns(metrics: Mapping[str, Any]) -> list[Column]:
     if not areas:
         return []
     columns = [
-        Column(name, "area", Label(name, "", name), (entry or {}).get("final") or (entry or {}).get("stage1") or {})
+        Column(name, "region", Label(name, "", name), (entry or {}).get("final") or (entry or {}).get("stage1") or {})
         for name, entry in areas.items()
     ]
     every: Figures = metrics.get("final") or metrics.get("stage1") or {}

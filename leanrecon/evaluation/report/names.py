@@ -135,7 +135,7 @@ def _by_judge(key: str, kind: str, judge: str) -> Metric:
         every = "all reconstructions" if reverse else "all test images"
         meaning = f"How often a {picks} is nearest to its own {out_of} among {every}."
     end = ", reverse" if reverse else ""
-    short = f"{_sentence(by)} {short}{' rev.' if reverse else ''}"
+    short = f"{by[:1].upper()}{by[1:]} {short}{' rev.' if reverse else ''}"
     return Metric(key, f"{name} by {by}{end}", short, f"{meaning} {compared}", percent=True)
 
 

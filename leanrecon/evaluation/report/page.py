@@ -35,6 +35,7 @@ from leanrecon.evaluation.report.tables import (
     settings_tables,
 )
 from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, verdict
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_whole
 
@@ -86,7 +87,7 @@ class Space:
     plots: list[Plot]
 
 
-def render(page: Page, out: Path) -> None:
+def render(page: Page, out: LocationLike) -> None:
     """Write the report as one self-contained HTML file, beside its place first and then renamed into it.
 
     Pictures are taken one row at a time and wait on disk for their place in the page, so that a thousand rows
@@ -103,7 +104,10 @@ def render(page: Page, out: Path) -> None:
     )
     template = environment.get_template("report.html.j2")
     scored, strip = score_columns(page.scores), strip_rows(page.scores)
-    with explained_disk_errors(out), tempfile.TemporaryFile("w+", dir=out.parent, encoding="utf-8") as waiting:
+    with (
+        explained_disk_errors(out),
+        tempfile.TemporaryFile("w+", dir=as_location(out).parent, encoding="utf-8") as waiting,
+    ):
         kept = spool(page.pictures, len(page.scores), waiting, keep={i for _, rows in strip for i in rows})
         context = _context(page) | {
             "scored": scored,
@@ -183,7 +187,7 @@ def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
     values = [value for score in page.scores if (value := pixcorr(score)) is not None]
     if len(values) > 1:
         marks = [
-            plots.Mark("Mean of these" if column.kind == "final" else column.label.name, value, column.kind)
+            plots.Mark(column.label.name, value, column.kind)
             for column in shown
             if column.kind in ("final", "baseline") and (value := figure(column.figures, "pixcorr")) is not None
         ]

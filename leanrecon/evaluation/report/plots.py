@@ -74,8 +74,8 @@ def dots(title: str, rows: Sequence[Dot], write: Write, *, chance: float | None 
         parts.append(
             f'<g class="{escape(row.kind)}"><title>{escape(f"{row.label}: {write(row.value)}{interval}")}</title>'
         )
-        first = y + 3.8 - 5.5 * (len(lines) - 1)
-        parts += [_label(left - 8, first + 11 * k, line) for k, line in enumerate(lines)]
+        first = y + 3.8 - 5.8 * (len(lines) - 1)
+        parts += [_label(left - 8, first + 11.6 * k, line) for k, line in enumerate(lines)]
         if row.low is not None and row.high is not None:
             parts.append(_line(at(row.low), y, at(row.high), y, "interval"))
         parts.append(f'<circle cx="{at(row.value):.1f}" cy="{y:.1f}" r="4.2"/>')

@@ -106,6 +106,7 @@
     new ResizeObserver(look).observe(table);
     new ResizeObserver(look).observe(table.firstElementChild);
     table.addEventListener("scroll", look, { passive: true });
+    look();
   }
 
   sort(); // browsers restore the controls of a page that is loaded again

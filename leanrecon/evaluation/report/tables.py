@@ -12,7 +12,7 @@ from leanrecon.memory import format_bytes
 
 @dataclass(frozen=True)
 class Column:
-    """One set of figures; ``kind`` is final, stage1, baseline, bound or area."""
+    """One set of figures; ``kind`` is final, stage1, baseline, bound or region."""
 
     key: str
     kind: str

@@ -1,4 +1,4 @@
-"""What both halves of CLIP share: their part of a published model, its weights by name, and the memory of a layer."""
+"""One half of a published CLIP: its config, its weights by name, and the memory of a layer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,14 +17,14 @@ _PROJECTION = {"text": "text_projection", "vision": "visual_projection"}
 _POSITIONS = "embeddings.position_embedding.weight"
 
 STATES, HIDDEN_STATES = 9, 4
-"""States of a layer that are in memory at its peak: of the width of the model, and of the width within its MLP."""
+"""States in memory at the peak of a layer: of the model's width, and of the width of its MLP."""
 
 
 class Encoder:
-    """One half of a CLIP in a folder: its sizes at once, its weights when they are asked for.
+    """One half of a CLIP in a folder: sizes are read at once, weights by ``load``.
 
     The folder holds all of CLIP, or this half alone with or without its projection, of any version of transformers.
-    Raises InputError where it holds something else.
+    Raises InputError for any other model.
     """
 
     def __init__(self, folder: Path, half: Half) -> None:
@@ -33,7 +33,7 @@ class Encoder:
         config = read_config(folder / "config.json")
         found = config.get("model_type")
         if found == "clip":
-            # Of a whole CLIP, the width of the common space stands beside the two halves.
+            # In a whole CLIP, the width of the shared space stands beside the two halves.
             shared = {key: config[key] for key in ("projection_dim",) if key in config}
             config = {**config.get(f"{half}_config", {}), **shared}
         elif found != f"clip_{half}_model":
@@ -48,21 +48,21 @@ class Encoder:
                 raise InputError(f"{self.weights.files[0]} has no {name}", expected=f"the {half} half of CLIP")
 
     def _name(self, key: str) -> str | None:
-        """The name of a weight in CLIP…ModelWithProjection; None for those that are no part of it."""
-        if key.endswith("position_ids"):  # counted from 0, and yet kept by old versions
+        """The name of a weight in CLIP…ModelWithProjection; None for weights that it does not have."""
+        if key.endswith("position_ids"):  # 0, 1, 2, …, saved by old versions
             return None
         if key.startswith((f"{self.half}_model.", f"{_PROJECTION[self.half]}.")):
             return key
         alone = ("embeddings.", "encoder.", "final_layer_norm.", "pre_layrnorm.", "post_layernorm.")
-        return f"{self.half}_model.{key}" if key.startswith(alone) else None  # as transformers 5 keeps one half
+        return f"{self.half}_model.{key}" if key.startswith(alone) else None  # one half as transformers 5 saves it
 
     def parts(self, *, projection: bool) -> tuple[str, ...]:
-        """The beginnings of the names of its weights."""
+        """The prefixes of the names of its weights."""
         return (f"{self.half}_model.", *([f"{_PROJECTION[self.half]}."] if projection else []))
 
     @property
     def positions(self) -> int:
-        """How many tokens it describes."""
+        """The number of tokens."""
         return self._shape(f"{self.half}_model.{_POSITIONS}")[0]
 
     @property
@@ -71,23 +71,23 @@ class Encoder:
 
     @property
     def projection(self) -> int:
-        """Width of the space that captions and images share; raises InputError if it was kept without."""
+        """Width of the space that captions and images share; raises InputError for weights without a projection."""
         name = f"{_PROJECTION[self.half]}.weight"
         if name not in self.weights.entries:
             raise InputError(
-                f"{self.folder} has no {name}, as Stable Diffusion's text encoder has none",
+                f"{self.folder} has no {name}; the text encoder of Stable Diffusion has none",
                 expected="a whole CLIP, or its half with the projection",
                 todo="set model to openai/clip-vit-large-patch14 or to Versatile Diffusion's folder",
             )
         return self._shape(name)[0]
 
     def state_nbytes(self, precision: Precision) -> int:
-        """Memory that a layer takes for one caption or image at its peak."""
+        """Bytes that a layer takes for one caption or image at its peak."""
         hidden = self._shape(f"{self.half}_model.encoder.layers.0.mlp.fc1.weight")[0]
         return self.positions * (STATES * self.width + HIDDEN_STATES * hidden) * itemsize(precision)
 
     def load(self, *, projection: bool, precision: Precision, device: str) -> "nn.Module":
-        """The half as transformers' module, in memory and ready for inference."""
+        """The half as a module of transformers, loaded and ready for inference."""
         import torch
         import transformers
 
@@ -101,7 +101,7 @@ class Encoder:
         parts = self.parts(projection=projection)
         module = load_weights(module, self.weights, parts, precision=precision, device=device)
         embeddings = getattr(module, f"{self.half}_model").embeddings
-        embeddings.position_ids = torch.arange(self.positions, device=device)[None]  # no weight, so not in the file
+        embeddings.position_ids = torch.arange(self.positions, device=device)[None]  # not a weight, so not in the file
         return module
 
     def _shape(self, name: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""From images to the numbers that CLIP's vision half is fed, by Pillow and NumPy alone.
+"""CLIP's preprocessing of images, by Pillow and NumPy alone.
 
-transformers resizes with torchvision where that is installed and with Pillow elsewhere, and their pixels differ; and
-between its versions pixels have been divided by 255 twice. So none of it is used here.
+The processor of transformers is not used: it resizes with torchvision where that is installed and with Pillow elsewhere,
+and their pixels differ; some of its versions divided pixels by 255 twice.
 """
 
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ from leanrecon.weights.folders import read_config
 from leanrecon.weights.safetensors import AGAIN
 
 BICUBIC = 3
-"""Pillow's number of it, which is how the files name it."""
+"""Pillow's number of this filter, as in preprocessor_config.json."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes numbers: resized, cut out in the middle, scaled and normalised."""
+    """Resize, crop at the centre, scale and normalise."""
 
     shortest: int | None
-    """Pixels of the shorter side after resizing; None: ``resized`` says both."""
+    """Shorter side in pixels after resizing; None: ``resized`` gives both."""
     resized: tuple[int, int] | None
     """Height and width after resizing."""
     crop: tuple[int, int]
-    """Height and width of what is cut out in the middle."""
+    """Height and width of the crop at the centre."""
     resample: int
-    """Pillow's number of the filter."""
+    """Pillow's number of the resampling filter."""
     scale: float
-    """What levels from 0 to 255 are multiplied by, once."""
+    """Factor of the levels from 0 to 255."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """What preprocessor_config.json says, or the part of processor_config.json that is for images.
+        """The preprocessing in preprocessor_config.json, or in the image part of processor_config.json.
 
-        Raises InputError where there is neither, or a step that CLIP does not have.
+        Raises InputError for steps that CLIP does not have.
         """
         path = next(p for p in (folder / "preprocessor_config.json", folder / "processor_config.json") if p.is_file())
         table = read_config(path)
@@ -50,7 +50,7 @@ class Preprocessing:
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         if "CLIP" not in kind or not all(table.get(step, True) for step in steps) or table.get("do_pad"):
             raise InputError(
-                f"{path} is for a {kind} with other steps", expected="CLIP's: resize, cut, scale, normalise"
+                f"{path} is for a {kind} with other steps", expected="the steps of CLIP: resize, crop, scale, normalise"
             )
         size = table.get("size", 224)
         size = {"shortest_edge": size} if isinstance(size, int) else size
@@ -68,10 +68,10 @@ class Preprocessing:
                 std=tuple(map(float, table["image_std"])),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} lacks or garbles {error}", todo=AGAIN) from error
+            raise InputError(f"{path} has no usable {error}", todo=AGAIN) from error
 
     def as_table(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All fields as plain values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
@@ -83,14 +83,14 @@ class Preprocessing:
         return (short, longer) if height <= width else (longer, short)
 
     def __call__(self, images: Array) -> Array:
-        """Float32 numbers [n, 3, height, width] of uint8 images [n, height, width, channels]; grey is repeated."""
+        """Float32 [n, 3, height, width] of uint8 images [n, height, width, channels]; grey is repeated."""
         from PIL import Image
 
         height, width = self.size_of(*images.shape[1:3])
         top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
         if top < 0 or left < 0:
             raise InputError(
-                f"images of {height} × {width} pixels are too small to cut {self.crop[0]} × {self.crop[1]} out of",
+                f"images of {height} × {width} pixels are smaller than the crop of {self.crop[0]} × {self.crop[1]}",
                 expected="a size of at least crop_size in the model's preprocessor_config.json",
             )
         out = np.empty((len(images), 3, *self.crop), np.float32)

@@ -1,4 +1,4 @@
-"""What CLIP's two feature spaces, of captions and of images, have in common."""
+"""The settings and the base class of CLIP's two feature spaces."""
 
 import functools
 from pathlib import Path
@@ -6,38 +6,34 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.devices import choose
-from leanrecon.features.inference import FromWeights, runs_in
+from leanrecon.features.inference import PretrainedSpace, runs_in
 from leanrecon.weights.folders import find_model
+from leanrecon.weights.names import WeightsName
 from leanrecon.weights.safetensors import Precision
 
 
 class CLIPSettings(BaseModel):
-    """The settings of both."""
+    """The settings that both spaces have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: Annotated[str, Field(min_length=1)]
-    """Folder of a CLIP or of Versatile Diffusion (for captions of Stable Diffusion, too), or its name in Hugging Face's cache."""
+    model: Annotated[WeightsName, Field(min_length=1)]
+    """Folder or name on the Hugging Face Hub of a CLIP, a Stable Diffusion (captions only) or a Versatile Diffusion."""
     precision: Precision = "float32"
-    """Of the network; float16 on a GPU only."""
+    """Precision of the network; float16 on a GPU only."""
 
 
-class CLIPSpace(FromWeights):
-    """A feature space of one half of CLIP: found in a folder, loaded when it is needed, one item at a time on a CPU."""
+class CLIPSpace(PretrainedSpace):
+    """One half of CLIP as a feature space: loaded when it is needed, one item at a time on a CPU."""
 
     library: str | None = "transformers"
+    conditions = True
+    family = "clip"
     at_once_on_gpu: ClassVar[int]
 
     def __init__(self, settings: Any, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
-        self.settings = settings
-        self.name = name or settings.kind
-        self.device = choose(device)
+        super().__init__(settings, name=name, seed=seed, device=device)
         self.precision = runs_in(settings.precision, self.device, self.setting("precision"))
-
-    def setting(self, key: str) -> str:
-        """What a key of its settings is called in errors."""
-        return f"features.{self.name}.{key}"
 
     @property
     def _at_once(self) -> int:

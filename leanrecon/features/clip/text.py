@@ -1,34 +1,37 @@
-"""CLIP's description of captions as a feature space: what Stable Diffusion and Versatile Diffusion are told to draw."""
+"""CLIP's text features as a feature space: the prompt embeddings of Stable Diffusion and Versatile Diffusion."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
-from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
+from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
-from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.features.space import Array, ImageShape, Inputs, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.folders import part_of, read_config
-from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
+from leanrecon.weights.needs import Need
+from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS, Piece
 from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
-"""Of the arithmetic that leads from captions to rows."""
+"""Version of the arithmetic from captions to rows."""
 
 BATCH = 8
-"""Rows between two steps of progress; on a CPU their captions go through the network one by one, which costs little:
-0.21 s a caption of one core with ViT-L/14, 0.18 s eight at a time."""
+"""Rows between two steps of progress. On a CPU captions are encoded one by one, which costs little: 0.21 s a caption on
+one core with ViT-L/14, 0.18 s in batches of eight."""
 
 AT_ONCE_ON_GPU = 64
 
 TOKENIZER_NBYTES = 30_000_000
-"""CLIP's vocabulary of 49,408 and its merges, in the tokenizer."""
+"""Bytes of the tokenizer: 49,408 tokens and their merges."""
 
 
 class CLIPTextSettings(CLIPSettings):
@@ -36,20 +39,27 @@ class CLIPTextSettings(CLIPSettings):
 
     kind: Literal["clip-text"] = "clip-text"
     form: Literal["sd15", "versatile"]
-    """As Stable Diffusion 1.5 takes prompts, or as Versatile Diffusion does."""
+    """Rows as prompt embeddings of Stable Diffusion 1.5 ("sd15") or of Versatile Diffusion ("versatile")."""
 
 
 class CLIPText(CLIPSpace):
-    """Rows of one vector a token, in C order: 77 × 768 with CLIP ViT-L/14.
+    """Rows of one vector per token, in C order: 77 × 768 with CLIP ViT-L/14.
 
     ``form = "sd15"``: the last hidden states after the final layer norm, which are Stable Diffusion 1.5's prompt
     embeddings (Rombach et al. 2022). ``form = "versatile"``: these times the text projection, divided by the norm
-    of the projected end token (Ozcelik & VanRullen 2023). Captions are cut to 77 tokens, and those of one image
-    averaged after they are encoded. On a CPU captions go through one by one, so that a row has the same bytes in every
-    batch; on a GPU it may differ by rounding, some 1e-6 of its largest number in float32.
+    of the projected end token (Ozcelik & VanRullen 2023). Captions are truncated to 77 tokens, and the embeddings of
+    one image's captions averaged. On a CPU captions are encoded one by one, so that a row has the same bytes in every
+    batch. On a GPU it may differ by rounding, some 1e-6 of its largest number in float32.
     """
 
+    Settings: ClassVar[type[BaseModel]] = CLIPTextSettings
+    inputs: ClassVar[Inputs] = "captions"
     at_once_on_gpu = AT_ONCE_ON_GPU
+
+    @classmethod
+    def needs(cls, settings: CLIPTextSettings, prefix: str) -> Iterable[Need]:
+        pieces = (Piece("network", ("text_encoder", ".")), Piece("tokenizer", ("tokenizer", ".")))
+        return (Need(f"{prefix}model", settings.model, pieces),)
 
     def dims(self, image_shape: ImageShape) -> int:
         return self._encoder.positions * (self._encoder.projection if self._projects else self._encoder.width)
@@ -60,7 +70,7 @@ class CLIPText(CLIPSpace):
         if self._loaded is None:
             parts = encoder.parts(projection=self._projects)
             held += encoder.weights.loading_nbytes(parts, self.precision, self.device) + TOKENIZER_NBYTES
-        held += at_once * 3 * self.dims(image_shape) * FLOAT  # last states, projected, and added to their rows
+        held += at_once * 3 * self.dims(image_shape) * FLOAT  # last states, their projections, and the sums of rows
         if self.device == "cpu":
             held += at_once * encoder.state_nbytes(self.precision)
         return Cost(held=held, per_image=0, batch=BATCH if self.device == "cpu" else AT_ONCE_ON_GPU)
@@ -76,12 +86,8 @@ class CLIPText(CLIPSpace):
             "tokenizer": _tokenizer_content(self._tokenizer_files),
         }
 
-    def encode(self, images: Array, rows: Rows) -> Array:
-        """Raise: it is captions that are described (see ``encode_captions``)."""
-        raise SettingsError(f"the feature space {self.name} describes captions, not images")
-
-    def encode_captions(self, captions: Sequence[Sequence[str]], rows: Rows) -> Array:
-        """Rows [b, dims] in float32 of images with these captions, the mean over each image's own."""
+    def encode(self, captions: Sequence[Sequence[str]], rows: Rows) -> Array:
+        """Float32 rows [b, dims] of images with these captions: the mean over the captions of each image."""
         if bare := [row for row, texts in zip(rows, captions, strict=True) if not texts]:
             raise InputError(f"row {bare[0]} has no caption", expected="one or more for each row")
         out = np.zeros((len(captions), self.dims((0, 0, 0))), np.float32)
@@ -94,15 +100,16 @@ class CLIPText(CLIPSpace):
         return out
 
     def unconditional(self) -> Array:
-        """The row [dims] of an empty text."""
+        """The row [dims] in float32 of an empty caption."""
         row: Array = self._encode([""])[0]
         return row
 
     def _encode(self, texts: list[str]) -> Array:
-        """Each text's row [n, dims]."""
+        """Float32 rows [n, dims] of texts."""
         model, tokenizer = self._model()
-        how = {"padding": "max_length", "max_length": self._encoder.positions, "truncation": True}
-        tokens = tokenizer(texts, **how, return_tensors="pt").input_ids
+        tokens = tokenizer(
+            texts, padding="max_length", max_length=self._encoder.positions, truncation=True, return_tensors="pt"
+        ).input_ids
         if int(tokens.max()) >= (known := model.text_model.embeddings.token_embedding.num_embeddings):
             raise InputError(
                 f"the tokenizer in {self._tokenizer_files[0].parent} has a token {int(tokens.max())} and "
@@ -144,7 +151,7 @@ class CLIPText(CLIPSpace):
     def _model(self) -> tuple[Any, Any]:
         """The network and the tokenizer, loaded when they are first needed."""
         if self._loaded is None:
-            require("torch", "transformers")
+            require_installed("torch", "transformers")
             files = self._tokenizer_files
             from transformers import CLIPTokenizer
 
@@ -155,7 +162,7 @@ class CLIPText(CLIPSpace):
 
 
 def _tokenizer_content(files: Sequence[Path]) -> dict[str, Any]:
-    """All that decides how captions become tokens: contents of files, and of the config what is no path or name."""
+    """All that decides how captions become tokens: contents of files, and of the config all but paths and names."""
     content: dict[str, Any] = {path.name: file_content(path) for path in files if path.name != SPECIAL_TOKENS[0]}
     for path in files:
         if path.name == SPECIAL_TOKENS[0]:

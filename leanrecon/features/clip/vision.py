@@ -1,27 +1,31 @@
-"""CLIP's description of images as a feature space: what Versatile Diffusion is shown, or one vector an image."""
+"""CLIP's image features as a feature space: all tokens for Versatile Diffusion, or one embedding per image."""
 
 import functools
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.preprocess import Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
-from leanrecon.features.inference import LIBRARY_NBYTES, exact_inference, imports_nbytes, require
+from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.weights.folders import part_of
-from leanrecon.weights.pieces import PROCESSORS
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
+from leanrecon.weights.needs import Need
+from leanrecon.weights.pieces import PROCESSORS, Piece
 from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
-"""Of the arithmetic that leads from images to rows."""
+"""Version of the arithmetic from images to rows."""
 
 BATCH = 8
-"""Images between two steps of progress; on a CPU they go through the network one by one, which costs nothing: 2.4 s an
-image of one core with ViT-L/14, 2.5 s eight at a time."""
+"""Images between two steps of progress. On a CPU they are encoded one by one, which costs nothing: 2.4 s an image on one
+core with ViT-L/14, 2.5 s in batches of eight."""
 
 AT_ONCE_ON_GPU = 32
 
@@ -39,7 +43,7 @@ class CLIPVisionSettings(CLIPSettings):
 
     kind: Literal["clip-vision"] = "clip-vision"
     form: Literal["versatile", "embedding"]
-    """All tokens as Versatile Diffusion takes them, or the embedding that CLIP compares with captions."""
+    """Rows of all tokens as Versatile Diffusion takes them ("versatile"), or of CLIP's image embedding ("embedding")."""
 
 
 class CLIPVision(CLIPSpace):
@@ -47,12 +51,21 @@ class CLIPVision(CLIPSpace):
 
     ``form = "versatile"``, 257 × 768 with CLIP ViT-L/14: the last hidden states through the layer norm that CLIP has
     for its class token and the visual projection, divided by the norm of the projected class token (Ozcelik & VanRullen
-    2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a CPU images go
-    through one by one, so that a row has the same bytes in every batch; on a GPU it may differ by rounding, some 1e-6 of
-    its largest number in float32.
+    2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a CPU images are
+    encoded one by one, so that a row has the same bytes in every batch. On a GPU it may differ by rounding, some 1e-6
+    of its largest number in float32.
     """
 
+    Settings: ClassVar[type[BaseModel]] = CLIPVisionSettings
     at_once_on_gpu = AT_ONCE_ON_GPU
+
+    @classmethod
+    def needs(cls, settings: CLIPVisionSettings, prefix: str) -> Iterable[Need]:
+        pieces = (
+            Piece("network", ("image_encoder", ".")),
+            Piece("processor", ("image_feature_extractor", "feature_extractor", ".")),
+        )
+        return (Need(f"{prefix}model", settings.model, pieces),)
 
     def dims(self, image_shape: ImageShape) -> int:
         tokens = self._encoder.positions if self.settings.form == "versatile" else 1
@@ -69,12 +82,7 @@ class CLIPVision(CLIPSpace):
         held += 3 * (2 * height * width + image_shape[0] * image_shape[1])  # one image in Pillow, and resized
         if self.device == "cpu":
             held += at_once * encoder.state_nbytes(self.precision)
-        return Cost(held=held, per_image=0, batch=self.cost_batch)
-
-    @property
-    def cost_batch(self) -> int:
-        """Images a batch beyond which it gets no faster."""
-        return BATCH if self.device == "cpu" else AT_ONCE_ON_GPU
+        return Cost(held=held, per_image=0, batch=BATCH if self.device == "cpu" else AT_ONCE_ON_GPU)
 
     def made_of(self) -> dict[str, Any]:
         return {
@@ -88,7 +96,7 @@ class CLIPVision(CLIPSpace):
         }
 
     def encode(self, images: Array, rows: Rows) -> Array:
-        """Rows [b, dims] in float32 of images of any size; grey ones are repeated in the three colours."""
+        """Float32 rows [b, dims] of uint8 images of any size; grey is repeated in three colours."""
         out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
         model = self._model()
         for start in range(0, len(images), self._at_once):
@@ -97,7 +105,7 @@ class CLIPVision(CLIPSpace):
         return out
 
     def unconditional(self) -> Array:
-        """The row [dims] of a black image."""
+        """The row [dims] in float32 of a black image."""
         row: Array = self.encode(np.zeros((1, *self._preprocessing.crop, 3), np.uint8), range(1))[0]
         return row
 
@@ -126,13 +134,13 @@ class CLIPVision(CLIPSpace):
         if folder is None:
             raise InputError(
                 f"{self._root} has no {PROCESSORS[0]}",
-                expected="how images are resized and normalised, in it or in its folder feature_extractor",
+                expected="the preprocessing of images, in it or in its folder feature_extractor",
                 todo=AGAIN,
             )
         found, image = Preprocessing.of(folder), self._encoder.config.get("image_size", 224)
         if found.crop != (image, image):
             raise InputError(
-                f"{folder} cuts images to {found.crop[0]} × {found.crop[1]} pixels",
+                f"{folder} crops images to {found.crop[0]} × {found.crop[1]} pixels",
                 expected=f"{image} × {image}, as the model in {self._encoder.folder} takes them",
             )
         return found
@@ -140,6 +148,6 @@ class CLIPVision(CLIPSpace):
     def _model(self) -> Any:
         """The network, loaded when it is first needed."""
         if self._loaded is None:
-            require("torch", "transformers")
+            require_installed("torch", "transformers")
             self._loaded = self._encoder.load(projection=True, precision=self.precision, device=self.device)
         return self._loaded

@@ -1,4 +1,4 @@
-"""VDVAE weights from files: checked against the config name by name, held once, and never run as code."""
+"""VDVAE weights from files: checked against the config, held in memory once, and never run as code."""
 
 import shutil
 import uuid
@@ -14,31 +14,32 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
-from leanrecon.weights.pickles import open_checkpoint, require
+from leanrecon.weights.libraries import require_installed
+from leanrecon.weights.pickles import open_checkpoint
 from leanrecon.weights.safetensors import Precision, reserved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 8
-"""Names of each kind of problem that an error spells out."""
+"""Most names that an error lists for each kind of problem."""
 
 _AGAIN = "download it again and compare its size with the source's; the published imagenet64 file has 500 MB"
 
 
 def itemsize(name: str, precision: Precision) -> int:
-    """Bytes of each number of a weight: only the blocks' convolutions come in a lower precision."""
+    """Bytes of each number of a weight; only the convolutions of blocks have a lower precision."""
     return 2 if precision != "float32" and "_blocks." in name else 4
 
 
 def weights_nbytes(config: VDVAEConfig, precision: Precision = "float32", only: Collection[str] | None = None) -> int:
-    """Memory that weights take once they are loaded."""
+    """Bytes that loaded weights take."""
     shapes = weight_shapes(config)
     return sum(reserved(shapes[name], itemsize(name, precision)) for name in (shapes if only is None else only))
 
 
 def loading_nbytes(path: Path) -> int:
-    """Memory that a file takes while it is read: none where it can be mapped, else (before PyTorch 1.6) its size."""
+    """Bytes that reading a file takes: none if it can be mapped, else (saved before PyTorch 1.6) its size."""
     if not path.is_file() or path.suffix == ".safetensors" or zipfile.is_zipfile(path):
         return 0
     return path.stat().st_size
@@ -50,7 +51,7 @@ def require_file(path: Path) -> None:
         raise InputError(
             f"there is no file {path}",
             expected="VDVAE weights (.th or .safetensors)",
-            todo="set checkpoint to its path, or run `leanrecon fetch-weights RECIPE`, which brings the published file",
+            todo="set checkpoint to its path, or download the published file with `leanrecon fetch-weights RECIPE`",
         )
 
 
@@ -64,8 +65,8 @@ def read_weights(
 ) -> "dict[str, Tensor]":
     """The weights of a checkpoint by name, all or ``only`` some, on a device and with convolutions in a precision.
 
-    All arrays of the file are checked, also those that are not taken. Raises InputError, and SettingsError where
-    PyTorch is not installed.
+    All arrays of the file are checked, even those that are not loaded. Raises InputError, and SettingsError without
+    PyTorch.
     """
     path = Path(path).expanduser()
     found = _checked(path, config)
@@ -73,7 +74,7 @@ def read_weights(
 
     taken = set(found if only is None else only)
     names = [name for name in found if name in taken]
-    # One stretch of pages of its own, so that all of it goes back to the system when the model is dropped.
+    # One allocation, so that all of it returns to the system when the model is dropped.
     memory = torch.from_numpy(buffer((weights_nbytes(config, precision, names),), np.uint8))
     weights, start = {}, 0
     for name in names:
@@ -92,13 +93,13 @@ def read_weights(
 def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[str], config: VDVAEConfig) -> None:
     """Write a checkpoint's weights, unchanged, as a ``.safetensors`` file, whole or not at all.
 
-    Raises InputError if the checkpoint does not fit the config, SettingsError if the new name has another ending,
-    StoreError if it can't be written.
+    Raises InputError if the checkpoint does not fit the config, SettingsError if the new name does not end in
+    .safetensors, StoreError if it can't be written.
     """
     source, target = Path(checkpoint).expanduser(), Path(safetensors_path).expanduser()
     if target.suffix != ".safetensors":
-        raise SettingsError(f"{target} is to hold safetensors", expected="a name that ends in .safetensors")
-    require("safetensors")
+        raise SettingsError(f"{target} is the name for safetensors", expected="a name that ends in .safetensors")
+    require_installed("safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in _checked(source, config).items()}
     from safetensors.torch import save_file
 
@@ -107,31 +108,31 @@ def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[st
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, metadata={"format": "pt"})
-            shutil.copymode(source, partial)  # safetensors lets nobody else read it
+            shutil.copymode(source, partial)  # save_file makes it readable by its owner alone
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def _checked(path: Path, config: VDVAEConfig) -> "dict[str, Tensor]":
-    """All tensors of a file, in the config's order, once names, shapes and numbers are found to be right."""
-    require("torch")
+    """All tensors of a file in the config's order, with names, shapes and numbers checked."""
+    require_installed("torch")
     found: dict[str, Any] = {}
     doubled = []
     for key, value in _opened(path).items():
-        name = str(key).removeprefix("module.")  # of models that were trained on several devices
+        name = str(key).removeprefix("module.")  # prefix of models trained on several devices
         if name in found:
             doubled.append(name)
         found[name] = value
     expected = weight_shapes(config)
-    problems = _problems(found, expected) + _listed(doubled, "given twice")
+    problems = _problems(found, expected) + _listed(doubled, "duplicated")
     if problems:
         raise InputError(
             f"{path} does not hold the weights of this VDVAE: {'; '.join(problems)}",
             expected=f"{len(expected)} float32 arrays of a network of width {config.width} for images of "
             f"{config.image_size} pixels",
-            todo="take the file of that network (imagenet64-iter-1600000-model-ema.th for imagenet64), or give the "
-            "sizes of this one in the setting config",
+            todo="use the file of that network (imagenet64-iter-1600000-model-ema.th for imagenet64), or set config to the "
+            "sizes of this one",
         )
     return {name: found[name] for name in expected}
 
@@ -152,7 +153,7 @@ def _problems(found: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[s
         _listed([name for name in expected if name not in found], "missing")
         + _listed([name for name in found if name not in expected], "unknown")
         + _listed(sorted(misshapen), "of another shape")
-        + _listed(sorted(others), "no array of floating-point numbers")
+        + _listed(sorted(others), "not floating-point arrays")
         + _listed(sorted(broken), "with NaN or infinite numbers")
     )
 
@@ -164,6 +165,6 @@ def _listed(names: list[str], what: str) -> list[str]:
 
 
 def _opened(path: Path) -> Mapping[Any, Any]:
-    """The arrays of a file, mapped into memory where its format allows; nothing in it is run."""
+    """The arrays of a file, mapped into memory where its format allows; no code in it is run."""
     require_file(path)
     return open_checkpoint(path, again=_AGAIN)

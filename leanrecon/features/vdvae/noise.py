@@ -1,7 +1,7 @@
-"""The normal and uniform numbers that a VDVAE draws: each from its seed, row and block, wherever and whenever it is.
+"""The random numbers of a VDVAE: each depends on seed, row and block alone.
 
-Philox is a counter-based generator (Salmon et al. 2011): (seed, stream, row, block) select a stretch of its numbers
-without drawing those before, so that neither batches, kills nor the device change what a row is given.
+Philox is a counter-based generator (Salmon et al. 2011). (seed, stream, row, block) select a range of its numbers without
+drawing earlier ones, so that neither batches, kills nor the device change the numbers of a row.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from leanrecon.errors import SettingsError
 from leanrecon.features.space import Array, Rows
 
 POSTERIOR, PRIOR, MIXTURE, PIXELS = range(4)
-"""Streams of numbers: of the latents of an image, of latents that were not given, of mixture components, of pixels."""
+"""Streams of numbers: for latents of an image, latents from the prior, mixture components, and pixels."""
 
-_EDGE = 1e-5  # of the uniform numbers as published: their logarithms stay finite
+_EDGE = 1e-5  # margin of uniform numbers, as published, for finite logarithms
 
 
 def normals(seed: int, rows: Rows, block: int, shape: tuple[int, ...], stream: int) -> Array:
@@ -37,5 +37,5 @@ def _generator(seed: int, row: int, block: int, stream: int) -> np.random.Genera
     if not (0 <= seed < 2**64 and row >= 0):
         raise SettingsError(f"noise for seed {seed} and row {row}", expected="a seed from 0 to 2⁶⁴ - 1, rows from 0")
     key = np.array([seed, stream], np.uint64)
-    counter = np.array([0, 0, row, block], np.uint64)  # a stretch of 2¹²⁸ blocks for each row and block
+    counter = np.array([0, 0, row, block], np.uint64)  # a range of 2¹²⁸ numbers for each row and block
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -1,4 +1,4 @@
-"""Whether a VDVAE with its weights does what it should: a picture that goes in and comes back."""
+"""A test of VDVAE weights: a synthetic picture is encoded and decoded again."""
 
 from typing import TYPE_CHECKING
 

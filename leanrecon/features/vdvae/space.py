@@ -1,14 +1,14 @@
-"""VDVAE latents as a feature space: what Brain-Diffuser predicts from the brain and draws its first images from."""
+"""VDVAE latents as a feature space: Brain-Diffuser predicts them from betas, and decodes its first images from them."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from leanrecon.devices import choose
 from leanrecon.errors import InputError
-from leanrecon.features.inference import LIBRARY_NBYTES, FromWeights, imports_nbytes, runs_in
+from leanrecon.features.inference import PretrainedSpace, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import loading_nbytes, require_file, weights_nbytes
@@ -16,16 +16,19 @@ from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encod
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
 from leanrecon.stores.fingerprint import file_content
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
+from leanrecon.weights.names import WeightsName
+from leanrecon.weights.needs import Need
 from leanrecon.weights.safetensors import Precision
 
 FORMAT = 1
-"""Of the arithmetic that leads from images to rows."""
+"""Version of the arithmetic from images to rows."""
 
 BATCH = 8
-"""Images between two steps of progress; on a CPU they go through the network one by one."""
+"""Images between two steps of progress; on a CPU they are encoded one by one."""
 
 STATES = 6
-"""The largest states of the network that are in memory at its peak, with what the convolutions take for themselves."""
+"""Memory at the peak in states of the largest size, buffers of convolutions included."""
 
 Use = Literal["encode", "decode"]
 
@@ -33,23 +36,23 @@ Use = Literal["encode", "decode"]
 class VDVAESettings(BaseModel):
     """``[features.vdvae]``"""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["vdvae"] = "vdvae"
-    checkpoint: Annotated[str, Field(min_length=1)]
-    """Path of the weights: the published ``imagenet64-iter-1600000-model-ema.th``, or ``.safetensors``."""
+    checkpoint: Annotated[WeightsName, Field(min_length=1)]
+    """File of weights (.th or .safetensors), as the published imagenet64-iter-1600000-model-ema.th."""
     n_latents: Annotated[int, Field(strict=True, ge=1)] = 31
-    """How many latents a row holds, from the coarsest."""
+    """Number of latents in a row, from the coarsest."""
     latents: Literal["sample", "mean"] = "sample"
-    """Drawn from the posteriors, as published, or their means."""
+    """Samples from the posteriors ("sample", as published), or their means ("mean")."""
     precision: Precision = "float32"
-    """Of the convolutions; float16 on a GPU only."""
+    """Precision of the convolutions; float16 on a GPU only."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Of the latents beyond ``n_latents`` when images are decoded: 0 takes the prior's means, 1 draws as published."""
+    """Temperature of the latents beyond n_latents in decoding: 0 takes the means of the prior, 1 samples as published."""
     sample_pixels: bool = False
-    """Draw each pixel from its distribution, as published, or take the centre of the most probable component."""
+    """Sample each pixel from its distribution, as published, instead of the mean of the most probable component."""
     config: Literal["imagenet64"] | dict[str, Any] = "imagenet64"
-    """The sizes of the network: the published one, or a table of the fields of VDVAEConfig."""
+    """Sizes of the network: "imagenet64" as published, or a table of the fields of VDVAEConfig."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -71,22 +74,24 @@ class VDVAESettings(BaseModel):
         return VDVAEConfig.imagenet64() if isinstance(self.config, str) else VDVAEConfig.from_table(self.config)
 
 
-class VDVAESpace(FromWeights):
-    """Rows of the first latents of a very deep VAE, flattened and one after the other.
+class VDVAESpace(PretrainedSpace):
+    """Rows of the first latents of a very deep VAE, flattened and concatenated.
 
     Only the weights of the direction in use are in memory: for imagenet64 and 31 latents 260 MB to encode and
     267 MB to decode, of 500 MB. Source: Child 2021, arXiv:2011.10650.
     """
 
-    library: str | None = "torch"
+    Settings: ClassVar[type[BaseModel]] = VDVAESettings
+    decodes = True
 
-    def __init__(self, settings: VDVAESettings, *, name: str = "vdvae", seed: int = 0, device: str = "cpu") -> None:
-        self.settings = settings
-        self.name = name
-        self.seed = seed
-        self.device = choose(device)
+    def __init__(self, settings: VDVAESettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(settings, name=name, seed=seed, device=device)
         self.config = settings.network
-        runs_in(settings.precision, self.device, f"features.{name}.precision")
+        runs_in(settings.precision, self.device, self.setting("precision"))
+
+    @classmethod
+    def needs(cls, settings: VDVAESettings, prefix: str) -> Iterable[Need]:
+        return (Need(f"{prefix}checkpoint", settings.checkpoint),)
 
     def dims(self, image_shape: ImageShape) -> int:
         return self.config.dims(self.settings.n_latents)
@@ -114,7 +119,6 @@ class VDVAESpace(FromWeights):
         return made_of | ({"seed": self.seed} if settings.latents == "sample" else {})
 
     def decode_made_of(self) -> dict[str, Any]:
-        """All that decides decoded images beyond their rows and ``made_of()``."""
         settings = self.settings
         draws = settings.temperature > 0 or settings.sample_pixels
         made_of = {"temperature": settings.temperature, "sample_pixels": settings.sample_pixels}
@@ -125,7 +129,7 @@ class VDVAESpace(FromWeights):
         return {f"{r} × {r}": columns for r, columns in latent_groups(self.config, self.settings.n_latents)}
 
     def encode(self, images: Array, rows: Rows) -> Array:
-        """Rows of images of any size, resized by Pillow; grey ones are repeated in the three colours."""
+        """Float32 rows [b, dims] of uint8 images of any size, resized by Pillow; grey is repeated in three colours."""
         size = self.config.image_size
         small = np.empty((len(images), size, size, 3), np.uint8)
         for image, place in zip(images, small, strict=True):
@@ -136,7 +140,7 @@ class VDVAESpace(FromWeights):
         )
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
-        """Images at the size of the network, not of those that were encoded."""
+        """Uint8 images at the size of the network, not of those that were encoded."""
         if features.shape[1] != self.dims(image_shape):
             raise InputError(
                 f"rows of {features.shape[1]} numbers do not hold the {self.settings.n_latents} latents of {self.name}",
@@ -164,7 +168,7 @@ class VDVAESpace(FromWeights):
         return weights_nbytes(self.config, self.settings.precision, self._names(use))
 
     def _model(self, use: Use) -> VDVAE:
-        """The model with the weights of one direction; those of the other are dropped first."""
+        """The model with the weights of one direction; those of the other are freed first."""
         if self._loaded is None or self._loaded[0] != use:
             self._loaded = None
             model = VDVAE.from_checkpoint(
@@ -189,11 +193,11 @@ class VDVAESpace(FromWeights):
 
 
 def state_nbytes(config: VDVAEConfig) -> int:
-    """Memory of the largest state of an image, in float32."""
+    """Bytes of the largest state of an image, in float32."""
     return max(config.width_at(resolution) * resolution**2 for resolution in config.resolutions) * FLOAT
 
 
 def _content(path: Path) -> str:
-    """The fingerprint of a file of weights, taken once as long as the file stays the same."""
+    """The fingerprint of a file of weights, taken once while the file stays the same."""
     require_file(path)
     return file_content(path)

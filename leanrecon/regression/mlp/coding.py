@@ -20,8 +20,8 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import gram, row_slabs
-from leanrecon.regression.ridge.loo import eigenvectors
 from leanrecon.regression.ridge.plan import FLOAT64_ORDER
+from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.stores.matrix import Matrix
 
 Array = np.ndarray[Any, Any]

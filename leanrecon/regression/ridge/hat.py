@@ -8,6 +8,7 @@ With centred betas X [n, p], centred targets Y [n, t] and centred test betas T [
 so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held: the smaller
 of the two Gram matrices is formed over panels of the betas and factored once, H serves every target, and Y
 streams through it (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
+Where images are shown several times, H is folded so that Y holds each image once (see ``ridge.pairing``).
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.kernel import Panels, add_product, solve
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.triangle import DEPTH, WIDTH, pass_groups
 from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
 
@@ -73,25 +75,45 @@ def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any) -> Arra
     return result
 
 
-def hat_matrix(betas: Centred, test: Centred, rows: range, factor: Panels, *, cross: Array | None = None) -> Array:
+def hat_matrix(
+    betas: Centred,
+    test: Centred,
+    rows: range,
+    factor: Panels,
+    *,
+    cross: Array | None = None,
+    fold: Pairing | None = None,
+) -> Array:
     """H [len(rows), n] such that H Y are the predictions of some test rows, the intercept included.
 
     Its rows sum to one: H Y = ȳ + T W whatever the mean ȳ of the targets. ``cross`` is T Xᵀ where it is there
-    already; it becomes H.
+    already; it becomes H. With ``fold`` the result is H' [len(rows), s] for targets that hold each image once.
     """
     n, p = betas.shape
     dtype = factor.dtype
     if n <= p:
         hat = cross_kernel(betas, test, rows, dtype) if cross is None else cross
         solve(factor, hat)
-    else:
-        hat = buffer((len(rows), n), dtype)
-        inner = test.read(rows, range(p), buffer((len(rows) * p * dtype.itemsize,), np.uint8), dtype)
-        solve(factor, inner)
-        for part, train_part in row_slabs(betas, dtype):
-            blas.gemm(inner, train_part, hat[:, part.start : part.stop], beta=0, tb=True)
+        sums = refuse_nan_rows(hat, rows)
+        hat += ((1 - sums) / n)[:, None].astype(dtype)
+        return hat if fold is None else converted(hat, dtype, fold.index, targets=fold.s)
+    inner = test.read(rows, range(p), buffer((len(rows) * p * dtype.itemsize,), np.uint8), dtype)
+    solve(factor, inner)
+    hat = buffer((len(rows), n if fold is None else fold.s), dtype)
+    product = None if fold is None else buffer((len(rows), min(DEPTH, n)), dtype)
+    for part, train_part in row_slabs(betas, dtype):
+        out = hat[:, part.start : part.stop] if product is None else product[:, : len(part)]
+        blas.gemm(inner, train_part, out, beta=0, tb=True)
+        if fold is not None:
+            fold.fold(hat, out, part)
     sums = refuse_nan_rows(hat, rows)
-    hat += ((1 - sums) / n)[:, None].astype(dtype)
+    intercept = ((1 - sums) / n)[:, None].astype(dtype)
+    if fold is None:
+        hat += intercept
+    else:
+        counts = fold.counts.astype(dtype)
+        for row, constant in zip(hat, intercept, strict=True):
+            row += constant * counts
     return hat
 
 
@@ -135,27 +157,24 @@ def voxel_slabs(
         yield train_part, test_part if test is not None else None
 
 
-def converted(a: Array, dtype: np.dtype[Any], order: Array | None = None) -> Array:
-    """A hat matrix in another dtype, for targets in another ``order``; in pages of its own, unless nothing changes.
+def converted(a: Array, dtype: np.dtype[Any], index: Array | None = None, *, targets: int | None = None) -> Array:
+    """A hat matrix in another dtype, for other rows of targets; in pages of its own, unless nothing changes.
 
-    H Y[order] = H' Y, where column order[i] of H' is column i of H.
+    H Y[index] = H' Y, where column j of H' is the sum of the columns i of H with index[i] == j. ``targets`` is the
+    number of rows of Y; None where ``index`` is a permutation of them.
     """
-    if a.dtype == dtype and order is None:
+    if a.dtype == dtype and index is None:
         return a
-    result = buffer(a.shape, dtype)
-    if order is None:
+    result = buffer((len(a), targets or a.shape[1]), dtype)
+    if index is None:
         result[:] = a
-    else:
-        for row, new in zip(a, result, strict=True):
-            new[order] = row
+        return result
+    for row, new in zip(a, result, strict=True):
+        if targets is None:
+            new[index] = row
+        else:
+            new[:] = np.bincount(index, row, targets)
     return result
-
-
-def reorder(block: Array, order: Array | None) -> None:
-    """Put the rows of a block of targets in another order, in place, a few columns at a time."""
-    for columns in panels(block.shape[1], 64) if order is not None else []:
-        part = block[:, columns.start : columns.stop]
-        part[:] = part[order]
 
 
 @dataclass
@@ -169,15 +188,22 @@ class Block:
 
 
 def stream(
-    hats: list[Array], targets: Matrix, wanted: Iterable[int], *, moments: bool = False, out: Array | None = None
+    hats: list[Array],
+    targets: Matrix,
+    wanted: Iterable[int],
+    *,
+    moments: bool = False,
+    weights: Array | None = None,
+    out: Array | None = None,
 ) -> Iterator[Block]:
     """Yield H Y for the wanted column blocks of the targets, [rows of all hats, columns of the block].
 
     ``hats`` are panels of one hat matrix; each tile of targets is read once for all of them, the next one being
     read meanwhile. A block is valid until the next one is asked for, or until ``out``, its memory, is used again.
-    The targets' moments are taken on request.
+    The targets' moments are taken on request; each row of the targets counts as often as ``weights`` [n] say.
     """
     n = targets.shape[0]
+    total = n if weights is None else float(weights.sum())
     blocks = column_blocks(targets)
     starts = np.cumsum([0] + [len(hat) for hat in hats])
     dtype = hats[0].dtype
@@ -201,17 +227,30 @@ def stream(
             part = out[start : start + len(hat), : tile.shape[1]]
             blas.gemm(hat[:, rows.start : rows.stop], tile, part, beta=0.0 if rows.start == 0 else 1.0)
         if moments:
-            sums[:width] += tile[:, :width].sum(axis=0, dtype=np.float64)
-            squares[:width] += np.square(tile[:, :width], out=tile[:, :width]).sum(axis=0, dtype=np.float64)
+            some = None if weights is None else weights[rows.start : rows.stop]
+            sums[:width] += column_sums(tile[:, :width], some)
+            squares[:width] += column_sums(np.square(tile[:, :width], out=tile[:, :width]), some)
         if rows.stop == n:
             values = out[:, :width]
             if shift.any():
                 values += shift[:width].astype(dtype)
             with np.errstate(invalid="ignore"):  # of infinities
                 refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
-            mean = sums[:width] / n
-            std = np.sqrt(np.maximum(squares[:width] / n - mean**2, 0))
+            mean = sums[:width] / total
+            std = np.sqrt(np.maximum(squares[:width] / total - mean**2, 0))
             yield Block(blocks[j], values, mean + shift[:width], std)
+
+
+def column_sums(a: Array, weights: Array | None = None) -> Array:
+    """Column sums in float64, each row as often as its weight says."""
+    sums: Array = a.sum(axis=0, dtype=np.float64) if weights is None else np.einsum("i,ij->j", weights, a)
+    return sums
+
+
+def column_means(a: Array, weights: Array | None = None) -> Array:
+    """Column means in float64, each row as often as its weight says."""
+    mean: Array = a.mean(axis=0, dtype=np.float64) if weights is None else column_sums(a, weights) / weights.sum()
+    return mean
 
 
 def far_means(tile: Array) -> Array:
@@ -232,13 +271,16 @@ def refuse_nan_columns(sums: Array, columns: range) -> None:
         raise InputError(f"target column {first} holds NaN or infinite values", expected="finite targets")
 
 
-def target_columns(targets: Matrix, columns: range, dtype: Any) -> tuple[Array, Array]:
-    """Some targets less their means, [n, len(columns)], and the means in float64; InputError where they are NaN."""
+def target_columns(targets: Matrix, columns: range, dtype: Any, weights: Array | None = None) -> tuple[Array, Array]:
+    """Some targets less their means, [n, len(columns)], and the means in float64; InputError where they are NaN.
+
+    Each row counts as often as ``weights`` [n] say.
+    """
     n = targets.shape[0]
     block = buffer((n, len(columns)), dtype)
     for rows in panels(n):
         targets.read(rows, columns, block[rows.start : rows.stop])
-    mean = block.mean(axis=0, dtype=np.float64)
+    mean = column_means(block, weights)
     refuse_nan_columns(mean, columns)
     block -= mean.astype(dtype)
     return block, mean

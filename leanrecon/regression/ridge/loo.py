@@ -1,12 +1,13 @@
 """Leave-one-out errors of every alpha from one eigendecomposition, and the alpha they choose.
 
 With the hat matrix S(α) of the train rows, intercept included, the error of a row predicted from all others is
-its residual over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation").
+its residual over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an
+image is shown in several rows, all of them are left out together: their errors are (I − S_GG)⁻¹ (y_G − ŷ_G) for the
+rows G of the image.
 """
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from leanrecon.errors import LeanreconWarning
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
-from leanrecon.regression.ridge.hat import far_means, refuse_nan_columns, row_slabs
-from leanrecon.regression.ridge.kernel import Panels, deflation
+from leanrecon.regression.ridge.group_errors import dual_group_errors, primal_group_errors, sums_of_squares
+from leanrecon.regression.ridge.hat import column_means, far_means, refuse_nan_columns, row_slabs
+from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import PROJECTIONS
+from leanrecon.regression.ridge.spectrum import Spectrum
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories
 
@@ -26,19 +30,6 @@ Array = np.ndarray[Any, Any]
 ALPHAS_PER_DECADE = 3
 ALPHA_DECADES = (-3, 4)
 """The default grid of alphas spans these powers of ten, times the mean eigenvalue of the Gram matrix."""
-
-
-@dataclass
-class Spectrum:
-    """K = Vᵀ diag(values) V of a Gram matrix, ``vectors`` V [order, order].
-
-    Each row of ``vectors`` is an eigenvector. In the dual form the kernel was deflated by ``constant`` (see
-    ``kernel.cholesky``).
-    """
-
-    values: Array
-    vectors: Array
-    constant: float
 
 
 def default_alphas(mean_eigenvalue: float) -> Array:
@@ -54,25 +45,11 @@ def mean_eigenvalue(gram: Panels) -> float:
     return float(sum(diagonals)) / gram.order
 
 
-def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
-    """The eigendecomposition of a Gram matrix, over one square copy of it (LAPACK's syevd, in place)."""
-    square = buffer((gram.order, gram.order), gram.dtype)
-    (memory,) = gram.memories(1)
-    constant = 0.0
-    for j, columns in enumerate(gram.columns):
-        panel = gram.load(j, memory)
-        if deflate and j == 0:
-            constant = deflation(panel)
-        np.add(panel, gram.dtype.type(constant), out=square[columns.start :, columns.start : columns.stop])
-    del memory
-    values = blas.syevd(square)
-    return Spectrum(np.maximum(values, 0).astype(np.float64), square, constant)
-
-
-def project(targets: Matrix, seed: int, dtype: Any) -> Array:
+def project(targets: Matrix, seed: int, dtype: Any, weights: Array | None = None) -> Array:
     """Centred targets [n, t], or 512 random ±1 projections of them over √512, which keep sums of squares on average.
 
-    NaN or infinite targets raise InputError with their column.
+    Each row counts in the means as often as ``weights`` [n] say. NaN or infinite targets raise InputError with their
+    column.
     """
     n, t = targets.shape
     k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
@@ -98,7 +75,7 @@ def project(targets: Matrix, seed: int, dtype: Any) -> Array:
         # Less a rough mean where that is large, so that it costs no precision; the exact one goes below.
         less = part - shift if shift.any() else part
         blas.gemm(less.astype(dtype, copy=False), signs, result[rows.start : rows.stop])
-    mean = result.mean(axis=0, dtype=np.float64)
+    mean = column_means(result, weights)
     if not np.isfinite(mean).all():
         _refuse_nan(targets)
     result -= mean.astype(dtype)
@@ -124,11 +101,21 @@ def _signs(columns: range, k: int, seed: int) -> Array:
     return bits.reshape(len(columns), k).astype(np.int8) * 2 - 1
 
 
-def loo_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
-    """Sums over the rows of squared leave-one-out errors, float64 [alphas, targets]; ``targets`` are centred [n, k]."""
+def loo_errors(
+    betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing | None = None
+) -> Array:
+    """Sums over the rows of squared leave-one-out errors, float64 [alphas, targets].
+
+    ``targets`` are centred [s, k] and used up; ``pairing`` says which of them each row of betas shows, None: its own.
+    """
     n, p = betas.shape
     alphas = np.asarray(alphas, np.float64)
-    return (_dual_errors if n <= p else _primal_errors)(betas, spectrum, targets, alphas)
+    if pairing is None or not pairing.repeats:
+        targets = targets if pairing is None else pairing.expanded(targets)
+        return (_dual_errors if n <= p else _primal_errors)(betas, spectrum, targets, alphas)
+    if n <= p:
+        return dual_group_errors(spectrum, pairing.expanded(targets), alphas, pairing)
+    return primal_group_errors(betas, spectrum, targets, alphas, pairing)
 
 
 def _dual_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
@@ -147,7 +134,7 @@ def _dual_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Arr
         np.multiply(loadings, shrink[:, a : a + 1], out=weighted)
         blas.gemm(vectors, weighted, residual, beta=0, ta=True)
         residual /= kept[:, a : a + 1]
-        errors[a] = _sums_of_squares(residual)
+        errors[a] = sums_of_squares(residual)
     return errors
 
 
@@ -165,7 +152,7 @@ def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: A
             residual = targets[rows.start : rows.stop].copy()
             blas.gemm(scores, loadings * shrink[:, a : a + 1], residual, alpha=-1)
             residual /= 1 - leverage[:, a : a + 1]
-            errors[a] += _sums_of_squares(residual)
+            errors[a] += sums_of_squares(residual)
     return errors
 
 
@@ -177,12 +164,6 @@ def _scores(betas: Centred, spectrum: Spectrum) -> Iterator[tuple[range, Array]]
     for rows, slab in row_slabs(betas, dtype):
         blas.gemm(slab, spectrum.vectors, scores[: len(rows)], beta=0, tb=True)
         yield rows, scores[: len(rows)]
-
-
-def _sums_of_squares(a: Array) -> Array:
-    """Column sums of squares in float64, without a copy of ``a``; overwrites it."""
-    sums: Array = np.square(a, out=a).sum(axis=0, dtype=np.float64)
-    return sums
 
 
 def best_alpha(errors: Array, alphas: Array) -> Array:

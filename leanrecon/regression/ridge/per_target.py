@@ -12,21 +12,23 @@ import numpy as np
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
-from leanrecon.regression.ridge.hat import cross_kernel, refuse_nan_rows, reorder, row_slabs, target_columns
-from leanrecon.regression.ridge.loo import Spectrum, best_alpha, loo_errors
+from leanrecon.regression.ridge.hat import cross_kernel, refuse_nan_rows, row_slabs, target_columns
+from leanrecon.regression.ridge.loo import best_alpha, loo_errors
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import WEIGHT_BLOCK
 from leanrecon.regression.ridge.restandardise import Kind, restandardise, spread
+from leanrecon.regression.ridge.spectrum import Spectrum
 from leanrecon.stores.matrix import Matrix, column_blocks, panels
 
 Array = np.ndarray[Any, Any]
 
 
-def choose(betas: Centred, spectrum: Spectrum, targets: Matrix, alphas: Array) -> Array:
+def choose(betas: Centred, spectrum: Spectrum, targets: Matrix, alphas: Array, pairing: Pairing) -> Array:
     """The alpha of least leave-one-out error for every target, float64 [targets]."""
     errors = np.empty((len(alphas), targets.shape[1]))
     for columns in panels(targets.shape[1], WEIGHT_BLOCK):
-        block, _ = target_columns(targets, columns, spectrum.vectors.dtype)
-        errors[:, columns.start : columns.stop] = loo_errors(betas, spectrum, block, alphas)
+        block, _ = target_columns(targets, columns, spectrum.vectors.dtype, pairing.weights)
+        errors[:, columns.start : columns.stop] = loo_errors(betas, spectrum, block, alphas, pairing)
     return best_alpha(errors, alphas)
 
 
@@ -38,12 +40,9 @@ def predict_blocks(
     alphas: Array,
     wanted: Sequence[int],
     kind: Kind,
-    order: Array | None = None,
+    pairing: Pairing,
 ) -> Iterator[tuple[range, range, Array]]:
-    """Yield ``(rows, columns, predictions)`` of all test rows for the wanted column blocks of the targets.
-
-    ``order`` pairs the betas with the targets in another order.
-    """
+    """Yield ``(rows, columns, predictions)`` of all test rows for the wanted column blocks of the targets."""
     n, p = betas.shape
     m, dtype = test.shape[0], spectrum.vectors.dtype
     scores = buffer((m, spectrum.vectors.shape[0]), dtype)
@@ -60,8 +59,8 @@ def predict_blocks(
         values = out[:, : len(columns)]
         for part in panels(len(columns), WEIGHT_BLOCK):
             some = range(columns.start + part.start, columns.start + part.stop)
-            block, mean = target_columns(targets, some, dtype)
-            reorder(block, order)
+            block, mean = target_columns(targets, some, dtype, pairing.weights)
+            block = pairing.expanded(block)
             loadings = _loadings(betas, spectrum, block)
             for row, value in zip(loadings, spectrum.values, strict=True):
                 row /= (value + alphas[some.start : some.stop]).astype(dtype)

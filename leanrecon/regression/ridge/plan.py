@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leanrecon.regression.ridge.triangle import DEPTH, panel_nbytes, pass_groups, triangle_nbytes
+from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.layout import PANEL
 
 FLOAT64_ORDER = 3072
@@ -49,6 +49,15 @@ class Shapes:
     restandardized: bool = False
     shuffled: bool = False
     """Whether predictions from shuffled targets are wanted as well."""
+    s: int | None = None
+    """Rows of the targets where images are shown several times; None: row i of the betas shows image i."""
+    largest: int = 1
+    """The most rows that show one image."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the hat matrix that the targets are streamed through."""
+        return self.n if self.s is None else self.s
 
     @property
     def dual(self) -> bool:
@@ -66,8 +75,8 @@ class Shapes:
 
     @property
     def through_hat(self) -> bool:
-        """Whether predictions go through the m×n hat matrix (2mnt flop) or through p×t weights (2pt(n + p + m))."""
-        return self.dual or self.restandardized or self.m * self.n <= self.p * (self.n + self.p + self.m)
+        """Whether predictions go through the m×s hat matrix (2mst flop) or through p×t weights (2pt(n + p + m))."""
+        return self.dual or self.restandardized or self.m * self.width <= self.p * (self.n + self.p + self.m)
 
     @property
     def slabs(self) -> int:
@@ -138,10 +147,8 @@ def plan_predict(
     panel = panel_nbytes(shapes.order, shapes.itemsize) if on_disk else 0
     for count in range(n_panels, 0, -1):
         rows = min(count * TEST_ROWS, shapes.m) + extra_rows
-        phases = _hat_phases(shapes, rows, panel)
-        if (
-            count < n_panels and shapes.through_hat
-        ):  # the last block of one group while the next group's hats are formed
+        phases = _hat_phases(shapes, rows, panel, extra=extra_rows)
+        if count < n_panels and shapes.through_hat:  # the last block of a group while the next hats are formed
             phases["hat matrix"] += rows * shapes.block * shapes.y_itemsize
         work = WARM + max(phases.values())
         if work <= free or together or count == 1:
@@ -188,27 +195,51 @@ def _fit_phases(
     else:
         phases["factor"] = cross + (held if in_memory else 3 * panel)
         formed = bool(cross) and not extra_rows
-        for name, work in _hat_phases(shapes, rows + extra_rows, 0 if in_memory else panel, formed=formed).items():
+        hats = _hat_phases(
+            shapes, rows + extra_rows, 0 if in_memory else panel, extra=extra_rows, formed=formed,
+            folded=not (known and shapes.shuffled),
+        )  # fmt: skip
+        for name, work in hats.items():
             phases[name] = work + (0 if known and name == "predictions" else held)
     return {name: WORKSPACE + work for name, work in phases.items()}
 
 
 def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
     """Leave-one-out errors of a number of alphas: reading or projecting the targets, their loadings, and residuals."""
-    n, p, e = shapes.n, shapes.p, shapes.itemsize
+    n, s, p, e = shapes.n, shapes.width, shapes.p, shapes.itemsize
     k = min(shapes.t, WEIGHT_BLOCK if per_target else PROJECTIONS)
     reading = 2 * shapes.y_tile + shapes.y_scratch
     if shapes.t > k and not per_target:  # bits to signs, those of the block before, and the centred tile
         reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
     leaving = 3 * n * k * e if shapes.dual else 2 * p * k * e + 2 * DEPTH * (p + k) * e + shapes.slabs
     chosen = 8 * alphas * shapes.t if per_target else 0
-    return chosen + n * alphas * e + n * k * e + max(reading, leaving)
+    if shapes.s is None:
+        return chosen + n * alphas * e + n * k * e + max(reading, leaving)
+    slab = max(DEPTH, shapes.largest)
+    if shapes.dual:
+        pairs = n * (shapes.largest + 1) // 2
+        grouped = n * k * e + leaving + pairs * (alphas * e + 40) + 3 * PANEL * PAIRS * e
+    else:
+        pairs = slab * (shapes.largest + 1) // 2
+        grouped = leaving + group_rows_held(p, shapes.largest) * p * e + slab * (p + 2 * k) * e + pairs * alphas * e
+    return chosen + s * k * e + max(reading, grouped + slab * (shapes.largest * 16 + 2 * k * e))
 
 
-def _hat_phases(shapes: Shapes, rows: int, panel: int, *, formed: bool = False) -> dict[str, int]:
+def group_rows_held(p: int, largest: int) -> int:
+    """Rows of betas [p] that are held at once while groups of rows are left out of the primal form.
+
+    As many as voxels: no more than the eigenvectors, whose decomposition held twice that besides.
+    """
+    return max(p, 4 * DEPTH, largest)
+
+
+def _hat_phases(
+    shapes: Shapes, rows: int, panel: int, *, extra: int = 0, formed: bool = False, folded: bool = True
+) -> dict[str, int]:
     """Work of predictions beside the factor; ``panel`` bytes of it are read at once if it is on disk.
 
-    Of a kernel that is ``formed`` already, no betas are read again.
+    ``extra`` of the ``rows`` are train rows. Of a kernel that is ``formed`` already, no betas are read again. Where
+    images are repeated, hat matrices are ``folded`` to a column for each image as soon as they are formed.
     """
     n, p, e = shapes.n, shapes.p, shapes.itemsize
     at_once = min(rows, TEST_ROWS)
@@ -224,18 +255,28 @@ def _hat_phases(shapes: Shapes, rows: int, panel: int, *, formed: bool = False) 
     else:
         reading = shapes.slabs + at_once * p * e
     hats = rows * n * e
-    return {"hat matrix": hats + max(reading, 2 * panel), "predictions": hats + _streaming(shapes, rows)}
+    forming = max(reading, 2 * panel)
+    if shapes.s is None:
+        return {"hat matrix": hats + forming, "predictions": hats + _streaming(shapes, rows)}
+    kept = rows * (shapes.s if folded else n) * e
+    unfolded = (min(rows - extra, TEST_ROWS) if shapes.dual else 0) * n
+    while_folding = max(unfolded, extra * n, 4 * at_once * DEPTH if not shapes.dual else 0) * e if folded else 0
+    return {"hat matrix": kept + while_folding + forming, "predictions": kept + _streaming(shapes, rows)}
 
 
 def _forming(shapes: Shapes, columns: int, panel: int) -> int:
     """Weights of some targets: in the dual form the targets twice or once beside the weights, else the targets beside them."""
-    largest = max(2 * shapes.n, shapes.n + shapes.p) if shapes.dual else shapes.n + shapes.p
-    return columns * largest * shapes.itemsize + max(shapes.slabs, 2 * panel, shapes.y_tile + shapes.y_scratch)
+    s = shapes.width
+    largest = max(s + shapes.n, shapes.n + shapes.p) if shapes.dual else s + shapes.p
+    gathered = 0 if shapes.s is None and not shapes.shuffled else min(DEPTH, shapes.n) * columns * shapes.itemsize
+    return (
+        gathered + columns * largest * shapes.itemsize + max(shapes.slabs, 2 * panel, shapes.y_tile + shapes.y_scratch)
+    )
 
 
 def _streaming(shapes: Shapes, rows: int) -> int:
     copied = shapes.shuffled or shapes.itemsize > shapes.y_itemsize
-    converted = rows * shapes.n * shapes.y_itemsize if copied else 0
+    converted = rows * shapes.width * shapes.y_itemsize if copied else 0
     return converted + rows * shapes.block * shapes.y_itemsize + shapes.streaming
 
 
@@ -246,5 +287,7 @@ def _per_target_phases(shapes: Shapes, rows: int) -> dict[str, int]:
     scores = rows * shapes.order * e
     reading = shapes.slabs + 2 * rows * min(DEPTH, p) * e if shapes.dual else shapes.scratch
     learning = (2 * n if shapes.dual else n + 2 * p) * columns * e + (0 if shapes.dual else shapes.slabs)
+    if shapes.s is not None:  # the targets of each image beside those of each row
+        learning = max(learning, (shapes.s + n) * columns * e)
     answering = rows * (shapes.block + columns) * e + shapes.y_tile + shapes.y_scratch
     return {"scores": 2 * scores + reading, "predictions": scores + learning + answering}

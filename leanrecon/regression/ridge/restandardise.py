@@ -7,18 +7,17 @@ are: it needs no test statistics and works for one test image.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from leanrecon.regression.ridge.hat import stream
+from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
 Kind = Literal["none", "inductive", "transductive"]
-
-KINDS: tuple[str, ...] = get_args(Kind)
 
 LOO_ROWS = 1000
 """Most train rows whose leave-one-out predictions give the moments."""
@@ -27,6 +26,37 @@ LOO_ROWS = 1000
 def loo_rows(n: int) -> Array:
     """Up to 1,000 train rows, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, LOO_ROWS)).round().astype(np.int64))
+
+
+def group_rows(pairing: Pairing) -> Array:
+    """About 1,000 train rows at most (ascending): all rows of some images, which are evenly spread; one image at least."""
+    if pairing.index is None or not pairing.repeats:
+        return loo_rows(pairing.n)
+    shown = np.flatnonzero(pairing.counts)
+    some = min(len(shown), LOO_ROWS)
+    while True:
+        images = shown[np.unique(np.linspace(0, len(shown) - 1, some).round().astype(np.int64))]
+        rows = int(pairing.counts[images].sum())
+        if rows <= LOO_ROWS or some == 1:
+            return np.flatnonzero(np.isin(pairing.index, images))
+        some = max(min(some - 1, some * LOO_ROWS // rows), 1)
+
+
+def leave_groups_out(hat: Array, rows: Array, pairing: Pairing) -> None:
+    """Turn the hat matrix of some train rows into that of predictions without the rows of the same image, in place.
+
+    ``rows`` hold all rows of each image G that is among them. Their predictions from all other rows are
+    (I − S_GG)⁻¹ S_G Y with the columns of G set to zero: what ``leave_one_out`` does with single rows.
+    """
+    if pairing.index is None or not pairing.repeats:
+        leave_one_out(hat, rows)
+        return
+    for groups in Groups.of(pairing.index[rows]).sizes:
+        for group in groups:
+            part = hat[group]
+            kept = np.eye(len(group)) - part[:, rows[group]]
+            part[:, rows[group]] = 0
+            hat[group] = np.linalg.inv(kept).astype(hat.dtype) @ part
 
 
 def leave_one_out(hat: Array, rows: Array) -> None:
@@ -64,13 +94,21 @@ def restandardise(predictions: Array, reference: Array, mean: Array, std: Array)
 
 
 def through_hats(
-    rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, out: Array | None = None
+    rows: range,
+    hats: list[Array],
+    targets: Matrix,
+    wanted: Sequence[int],
+    kind: Kind,
+    out: Array | None = None,
+    *,
+    weights: Array | None = None,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.
 
-    Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``.
+    Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``. In the moments of
+    the targets each row counts as often as its weight says.
     """
-    for block in stream(hats, targets, wanted, moments=kind != "none", out=out):
+    for block in stream(hats, targets, wanted, moments=kind != "none", weights=weights, out=out):
         values = block.values[: len(rows)]
         if kind != "none":
             like = block.values[len(rows) :] if kind == "inductive" else values

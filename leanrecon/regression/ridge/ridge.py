@@ -23,19 +23,14 @@ from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.ridge import per_target
 from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
-from leanrecon.regression.ridge.loo import (
-    best_alpha,
-    default_alphas,
-    eigenvectors,
-    loo_errors,
-    mean_eigenvalue,
-    project,
-)
+from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue, project
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import (
     ALPHAS,
     FLOAT64_ORDER,
     TEST_ROWS,
     WEIGHT_BLOCK,
+    FitPlan,
     Shapes,
     plan_fit,
     plan_per_target,
@@ -43,14 +38,16 @@ from leanrecon.regression.ridge.plan import (
     plan_stream,
     plan_weights,
 )
-from leanrecon.regression.ridge.restandardise import KINDS, LOO_ROWS, Kind, leave_one_out, loo_rows, through_hats
-from leanrecon.regression.ridge.weights import contents, through_weights, weights
+from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
+from leanrecon.regression.ridge.settings import check_parameters
+from leanrecon.regression.ridge.shapes import shapes_of
+from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.ridge.weights import contents, lacking_targets, through_weights, weights, write_weights
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import (
     Matrix,
     Reblocked,
     RowSubset,
-    StoreMatrix,
     as_matrix,
     column_blocks,
     panels,
@@ -68,6 +65,8 @@ class Known:
     given: Any
     betas: Matrix
     hats: list[Array]
+    folded: bool = False
+    """Whether the hat matrices have a column for each image rather than for each row of betas."""
 
 
 class StreamingRidge(Regressor):
@@ -75,10 +74,10 @@ class StreamingRidge(Regressor):
 
     Parameters
     ----------
-    alpha : float or "loo"
+    alpha : float or "loo", default "loo"
         Penalty α of ‖Y − XW‖² + α‖W‖². ``"loo"`` takes the one of ``alphas`` with the least leave-one-out error,
         over all targets or, with more than 512 of them, over 512 random projections of them.
-    standardize : bool
+    standardize : bool, default True
         Divide voxels by their train standard deviation (ddof = 1).
     alphas : sequence of float, optional
         The grid for ``"loo"``; by default 10⁻³ to 10⁴ times the mean eigenvalue of the Gram matrix, three a decade.
@@ -108,9 +107,9 @@ class StreamingRidge(Regressor):
 
     def __init__(
         self,
-        alpha: float | Literal["loo"] = 1.0,
+        alpha: float | Literal["loo"] = "loo",
         *,
-        standardize: bool = False,
+        standardize: bool = True,
         alphas: Sequence[float] | None = None,
         per_target: bool = False,
         restandardize: Kind = "none",
@@ -129,26 +128,28 @@ class StreamingRidge(Regressor):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any, *, test: Any = None, shuffled: bool = False) -> Self:
+    def fit(self, X: Any, y: Any, *, stimulus: Any = None, test: Any = None, shuffled: bool = False) -> Self:
         """Form and factor the Gram matrix of betas ``X`` [n, p] for targets ``y`` [n, t] or [n].
 
-        ``test`` betas [m, p], where they are known and at most 1,024 rows, save a pass over ``X`` and the memory of
-        the factor; only they can be predicted then. ``shuffled`` plans for predictions of ``shuffled()`` fits too. Raises InputError for NaN or infinite betas or rows that differ
-        in number, BudgetError for a budget that can't hold the work, before any of it is done.
+        ``stimulus`` [n] says which row of ``y`` each row of betas is paired with, where ``y`` [s, t] holds each image
+        once; leave-one-out then leaves out all rows of an image. ``test`` betas [m, p], where they are known and at
+        most 1,024 rows, save a pass over ``X`` and the memory of the factor; only they can be predicted then.
+        ``shuffled`` plans for predictions of ``shuffled()`` fits too. Raises InputError for NaN or infinite betas or
+        rows that differ in number, BudgetError for a budget that can't hold the work, before any of it is done.
         """
-        self._check_settings()
-        betas, targets = self._train_matrices(X, y)
+        check_parameters(self.alpha, self.alphas, self.per_target, self.restandardize)
+        betas, targets = self._train_matrices(X, y, stimulus)
         n, p = betas.shape
-        known = None if test is None else self._test_matrix(test)
-        loo = self.alpha == "loo"
-        budget = MemoryBudget.of(self.budget)
-        self._shuffles = shuffled
+        self._pairing = Pairing.of(stimulus, n, targets.shape[0])
         self._order: Array | None = None
+        self._shuffles = shuffled
+        self._held_out = group_rows(self._pairing) if self.restandardize == "inductive" else np.empty(0, np.int64)
+        known = None if test is None else self._test_matrix(test)
+        budget = MemoryBudget.of(self.budget)
         shapes = self._shapes(betas, targets, TEST_ROWS if known is None else known.shape[0])
-        extra = self._extra_rows(n)
         plan = plan_fit(
-            shapes, budget.free, known=known is not None, loo=loo, per_target=self.per_target,
-            alphas=ALPHAS if self.alphas is None else len(self.alphas), extra_rows=extra,
+            shapes, budget.free, known=known is not None, loo=self.alpha == "loo", per_target=self.per_target,
+            alphas=ALPHAS if self.alphas is None else len(self.alphas), extra_rows=len(self._held_out),
         )  # fmt: skip
         self.peaks_ = Peaks()
         self.projected_ = self._require(budget, "the ridge regression", plan.work)
@@ -159,26 +160,33 @@ class StreamingRidge(Regressor):
             raise InputError(f"none of the {p} voxels varies over the {n} train rows", expected="betas that vary")
         self._train = self._centred(betas)
         self._known: Known | None = None
+        self._factor: Panels | None = None
         if known is not None and (self.per_target or not shapes.through_hat or known.shape[0] > TEST_ROWS):
             known = None
-        test_betas = None if known is None else self._centred(known)
+        self._factorise(plan, test, known)
+        return self
+
+    def _factorise(self, plan: FitPlan, given: Any, known: Matrix | None) -> None:
+        """Form the Gram matrix, choose alpha, factor it, and form the hat matrices of test betas that are ``known``."""
+        n, p = self.betas_.shape
+        test = None if known is None else self._centred(known)
         dtype = np.dtype(np.float64 if min(n, p) <= FLOAT64_ORDER else np.float32)
         folder = None if plan.in_memory else Path(self.scratch or tempfile.gettempdir())
-        kernel, cross = gram(self._train, dtype, test=test_betas, directory=folder, pass_nbytes=plan.pass_nbytes)
-        self._factor: Panels | None = None
-        if loo:
+        kernel, cross = gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
+        if self.alpha == "loo":
             self._choose_alpha(kernel, dtype)
         else:
             self.alpha_: Any = float(self.alpha)
         if self.per_target:
-            return self
+            return
         cholesky(kernel, self.alpha_, deflate=n <= p)
-        if test_betas is None or known is None:
+        if test is None or known is None:
             self._factor = kernel
-        else:
-            hat = hat_matrix(self._train, test_betas, range(known.shape[0]), kernel, cross=cross)
-            self._known = Known(test, known, [hat, *self._reference(kernel)])
-        return self
+            return
+        fold = None if self._shuffles else self._fold
+        hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold)
+        del cross  # it is the hat matrix, or was folded
+        self._known = Known(given, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
 
     def _centred(self, betas: Matrix) -> Centred:
         return Centred(betas, self.moments_, scale=self.standardize)
@@ -192,19 +200,21 @@ class StreamingRidge(Regressor):
         self.alphas_ = grid
         if self.per_target:
             self._spectrum = spectrum
-            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid)
+            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing)
             return
-        errors = loo_errors(self._train, spectrum, project(self.targets_, self.seed, dtype), grid).sum(axis=1)
+        projections = project(self.targets_, self.seed, dtype, self._pairing.weights)
+        errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
         self.loo_errors_ = errors / (n * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
 
     def with_targets(self, y: Any) -> "StreamingRidge":
-        """The same fit for other targets of the same rows: the factor is shared, nothing is computed again."""
+        """The same fit for other targets of the same images: the factor is shared, nothing is computed again."""
         if self.per_target:
             raise SettingsError("alphas chosen for every target can't serve other targets", todo="call fit again")
         targets = as_matrix(y)
-        if targets.shape[0] != self.betas_.shape[0]:
-            raise InputError(f"{self.betas_.shape[0]} rows of betas and {targets.shape[0]} rows of targets")
+        if targets.shape[0] != self._pairing.s:
+            images = f" of {self._pairing.s} images" if self._pairing.repeats else ""
+            raise InputError(f"{self._pairing.n} rows of betas{images} and {targets.shape[0]} rows of targets")
         other = StreamingRidge(**self.get_params())
         other.__dict__.update(self.__dict__ | {"targets_": targets, "_one_dimensional": False})
         return other
@@ -212,13 +222,16 @@ class StreamingRidge(Regressor):
     def shuffled(self, seed: int | Sequence[int]) -> "StreamingRidge":
         """The same fit with betas and targets paired at random: what is predicted without any information.
 
-        ``seed`` draws the permutation of the train rows. Alpha stays as it was chosen.
+        ``seed`` draws the permutation of the train rows. Alpha stays as it was chosen, and what is left out together
+        are still the rows whose betas are of one image.
         """
         self._check_fitted()
+        if self._known is not None and self._known.folded:
+            raise SettingsError("this ridge was fitted for the measured pairing alone", todo="set shuffled=True in fit")
         other = StreamingRidge(**self.get_params())
         other.__dict__.update(self.__dict__)
         other._shuffles = True
-        other._order = np.random.default_rng(seed).permutation(self.betas_.shape[0])
+        other._order = np.random.default_rng(seed).permutation(self._pairing.n)
         return other
 
     # Predicting
@@ -245,28 +258,31 @@ class StreamingRidge(Regressor):
         budget = MemoryBudget.of(self.budget)
         if self._known is not None:
             self._require(budget, "predicting", plan_stream(shapes, sum(map(len, self._known.hats))) + held)
-            yield from self._through_hats(range(shapes.m), self._known.hats, targets, wanted)
+            index = None if self._known.folded else self._paired.index
+            yield from self._through_hats(range(shapes.m), self._known.hats, index, targets, wanted)
             return
         if self._factor is None:
             self._require(budget, "predicting", plan_per_target(shapes) + held)
             yield from per_target.predict_blocks(
-                self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize, self._order
+                self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize, self._paired
             )
             return
-        extra, together = self._extra_rows(shapes.n), self.restandardize == "transductive"
+        extra, together = len(self._held_out), self.restandardize == "transductive"
         count, work = plan_predict(
             shapes, budget.free - held, on_disk=self._factor.on_disk, extra_rows=extra, together=together
         )
         self._require(budget, "predicting", work + held)
         if not shapes.through_hat:
-            yield from through_weights(self._train, centred, self._factor, targets, wanted, self._order)
+            yield from through_weights(self._train, centred, self._factor, targets, wanted, self._paired)
             return
-        reference = self._reference(self._factor)
+        fold = self._fold
+        index = self._paired.index if fold is None else None
+        reference = self._reference(self._factor, fold)
         out = buffer((min(count * TEST_ROWS, shapes.m) + extra, targets.block), self._stream_dtype)
         for group in panels(shapes.m, count * TEST_ROWS):
             parts = [range(group.start + r.start, group.start + r.stop) for r in panels(len(group), TEST_ROWS)]
-            hats = [hat_matrix(self._train, centred, part, self._factor) for part in parts]
-            yield from self._through_hats(group, hats + reference, targets, wanted, out)
+            hats = [hat_matrix(self._train, centred, part, self._factor, fold=fold) for part in parts]
+            yield from self._through_hats(group, hats + reference, index, targets, wanted, out)
             del hats  # before the next ones are formed
 
     def hat_of(self, X: Any, rows: range) -> Array:
@@ -274,10 +290,15 @@ class StreamingRidge(Regressor):
         return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor)
 
     def left_out(self, rows: Array) -> Array:
-        """The hat matrix of some train rows (ascending), each predicted from all other rows."""
-        some = RowSubset(self.betas_, rows)
-        hat = hat_matrix(self._train, self._centred(some), range(len(rows)), self._kept_factor)
-        leave_one_out(hat, rows)
+        """The hat matrix of some train rows (ascending), each predicted from all rows of other images."""
+        whole = self._pairing.companions(rows)
+        hat = self._left_out(whole, self._kept_factor)
+        return hat if len(whole) == len(rows) else hat[np.isin(whole, rows)]
+
+    def _left_out(self, rows: Array, factor: Panels) -> Array:
+        some = self._centred(RowSubset(self.betas_, rows))
+        hat = hat_matrix(self._train, some, range(len(rows)), factor)
+        leave_groups_out(hat, rows, self._pairing)
         return hat
 
     @property
@@ -286,20 +307,36 @@ class StreamingRidge(Regressor):
             raise SettingsError("the factor was not kept", todo="fit without per_target and without test betas")
         return self._factor
 
-    def _reference(self, factor: Panels) -> list[Array]:
+    @property
+    def _paired(self) -> Pairing:
+        """The rows of the targets that betas are paired with, at random after ``shuffled``."""
+        return self._pairing.shuffled(self._order)
+
+    @property
+    def _fold(self) -> Pairing | None:
+        """The pairing that hat matrices are folded by as soon as they are formed; None without repeats."""
+        return self._paired if self._pairing.repeats else None
+
+    def _reference(self, factor: Panels, fold: Pairing | None) -> list[Array]:
         """The hat matrix of leave-one-out predictions of train rows, where they give the moments."""
         if self.restandardize != "inductive":
             return []
-        rows = loo_rows(self.betas_.shape[0])
-        hat = hat_matrix(self._train, self._centred(RowSubset(self.betas_, rows)), range(len(rows)), factor)
-        leave_one_out(hat, rows)
-        return [hat]
+        hat = self._left_out(self._held_out, factor)
+        return [hat if fold is None else converted(hat, hat.dtype, fold.index, targets=fold.s)]
 
     def _through_hats(
-        self, rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], out: Array | None = None
+        self,
+        rows: range,
+        hats: list[Array],
+        index: Array | None,
+        targets: Matrix,
+        wanted: Sequence[int],
+        out: Array | None = None,
     ) -> Iterator[tuple[range, range, Array]]:
-        hats = [converted(hat, self._stream_dtype, self._order) for hat in hats]
-        return through_hats(rows, hats, targets, wanted, self.restandardize, out)
+        """Predictions through hat matrices of a column for each row of betas, by their ``index``, or for each target row."""
+        images = self._pairing.s if self._pairing.repeats else None
+        hats = [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
+        return through_hats(rows, hats, targets, wanted, self.restandardize, out, weights=self._pairing.weights)
 
     # Weights
 
@@ -318,7 +355,7 @@ class StreamingRidge(Regressor):
         shapes = self._shapes(self.betas_, self.targets_, 1)
         self._require(MemoryBudget.of(self.budget), "the weights", plan_weights(shapes, on_disk=factor.on_disk))
         for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
-            w, mean = weights(self._train, factor, self.targets_, columns, self._order)
+            w, mean = weights(self._train, factor, self.targets_, columns, self._paired)
             w /= scale.astype(w.dtype)
             yield columns, w, mean - np.einsum("ij,j->i", w, centre, dtype=np.float64)
 
@@ -335,16 +372,11 @@ class StreamingRidge(Regressor):
             "betas": contents(self.betas_),
             "targets": contents(self.targets_),
         }
-        if self._order is not None:
-            made_of["order"] = fingerprint({"order": self._order.tolist()})
+        if (index := self._paired.index) is not None:
+            made_of["stimulus" if self._pairing.repeats else "order"] = fingerprint({"order": index.tolist()})
         store = Store.create(path, (t, p + 1), np.float32, made_of=made_of, overwrite=overwrite)
-        rows = {row for i in store.missing_row_groups() for row in store.group_rows(i)}
-        lacking = [columns for columns in panels(t, WEIGHT_BLOCK) if not rows.isdisjoint(columns)]
-        for columns, w, intercept in self.weight_blocks(lacking):
-            block = np.empty((len(columns), p + 1), np.float32)
-            block[:, :p], block[:, p] = w, intercept
-            for part in panels(len(columns), store.chunk_rows):
-                store.write_rows((columns.start + part.start) // store.chunk_rows, block[part.start : part.stop])
+        for columns, w, intercept in self.weight_blocks(lacking_targets(store)):
+            write_weights(store, columns, w, intercept)
         store.finish()
         return store
 
@@ -356,25 +388,6 @@ class StreamingRidge(Regressor):
             return self._known.betas
         return self._test_matrix(X)
 
-    def _check_settings(self) -> None:
-        number = isinstance(self.alpha, int | float | np.number)
-        if self.alpha != "loo" and not (number and 0 <= float(self.alpha) < np.inf):
-            raise SettingsError(f"alpha = {self.alpha!r}", expected='a number, 0 or more, or "loo"')
-        if self.per_target and self.alpha != "loo":
-            raise SettingsError("per_target chooses an alpha for every target", todo='set alpha = "loo"')
-        if self.alphas is not None and (len(self.alphas) == 0 or not all(0 < a < np.inf for a in self.alphas)):
-            raise SettingsError(f"alphas = {self.alphas!r}", expected="numbers above 0")
-        if self.restandardize not in KINDS:
-            raise SettingsError(f"restandardize = {self.restandardize!r}", expected=f"one of {', '.join(KINDS)}")
-        if self.per_target and self.restandardize == "inductive":
-            raise SettingsError(
-                'restandardize = "inductive" has no leave-one-out predictions under an alpha for every target',
-                todo="use one alpha for all targets, or another restandardize",
-            )
-
-    def _extra_rows(self, n: int) -> int:
-        return min(n, LOO_ROWS) if self.restandardize == "inductive" else 0
-
     @property
     def _stream_dtype(self) -> np.dtype[Any]:
         """Targets in float64 are answered in float64 where the factor is."""
@@ -384,13 +397,6 @@ class StreamingRidge(Regressor):
         return np.dtype(np.float64 if exact else np.float32)
 
     def _shapes(self, betas: Matrix, targets: Matrix, m: int) -> Shapes:
-        (n, p), t = betas.shape, targets.shape[1]
-        wide = np.result_type(targets.dtype, np.float32) == np.float64
-        y_scratch = 0 if isinstance(targets, StoreMatrix) else targets.scratch_nbytes
-        if targets.dtype != np.dtype(np.float64 if wide else np.float32):
-            y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize  # a tile that was converted
-        scratch = betas.scratch_nbytes + (2 * betas.tile_nbytes if self.restandardize == "inductive" else 0)
-        return Shapes(
-            n, p, m, t, targets.block, betas.tile_nbytes, targets.tile_nbytes, scratch, y_scratch,
-            y_itemsize=8 if wide else 4, restandardized=self.restandardize != "none", shuffled=self._shuffles,
+        return shapes_of(
+            betas, targets, m, self._pairing, restandardize=self.restandardize, shuffled=self._shuffles
         )  # fmt: skip

@@ -8,6 +8,9 @@ WIDTH = 1024
 DEPTH = 512
 """Voxels (or rows) of betas that are multiplied at once."""
 
+PAIRS = 4096
+"""Pairs of rows of the same image whose products are taken at once."""
+
 
 def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
     """Bytes of panel ``j``: its rows from the diagonal down."""

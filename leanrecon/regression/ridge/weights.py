@@ -9,8 +9,9 @@ import numpy as np
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
-from leanrecon.regression.ridge.hat import refuse_nan_rows, reorder, row_slabs, target_columns, voxel_slabs
+from leanrecon.regression.ridge.hat import refuse_nan_rows, row_slabs, target_columns, voxel_slabs
 from leanrecon.regression.ridge.kernel import Panels, solve
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS, WEIGHT_BLOCK
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import (
@@ -23,32 +24,28 @@ from leanrecon.stores.matrix import (
     column_blocks,
     panels,
 )
+from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
 
-def weights(
-    betas: Centred, factor: Panels, targets: Matrix, columns: range, order: Array | None = None
-) -> tuple[Array, Array]:
-    """The weights of some targets, [len(columns), p] for centred (and scaled) betas, and the targets' means.
-
-    ``order`` pairs the betas with the targets in another order.
-    """
+def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range, pairing: Pairing) -> tuple[Array, Array]:
+    """The weights of some targets, [len(columns), p] for centred (and scaled) betas, and the targets' means."""
     n, p = betas.shape
     dtype = factor.dtype
-    block, mean = target_columns(targets, columns, dtype)
-    reorder(block, order)
+    block, mean = target_columns(targets, columns, dtype, pairing.weights)
     result = buffer((len(columns), p), dtype)
     if n <= p:
         dual = buffer((len(columns), n), dtype)
-        dual[:] = block.T
+        for rows in panels(n):
+            dual[:, rows.start : rows.stop] = pairing.rows_of(block, rows).T
         del block
         solve(factor, dual)
         for voxels, (slab, _) in zip(panels(p, DEPTH), voxel_slabs(betas, dtype), strict=True):
             blas.gemm(dual, slab, result[:, voxels.start : voxels.stop], beta=0)
     else:
         for rows, slab in row_slabs(betas, dtype):
-            blas.gemm(block[rows.start : rows.stop], slab, result, ta=True)
+            blas.gemm(pairing.rows_of(block, rows), slab, result, ta=True)
         solve(factor, result)
     return result, mean
 
@@ -59,7 +56,7 @@ def through_weights(
     factor: Panels,
     targets: Matrix,
     wanted: Iterable[int],
-    order: Array | None = None,
+    pairing: Pairing,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)`` for the wanted column blocks of the targets, by way of their weights.
 
@@ -74,13 +71,27 @@ def through_weights(
         for part in panels(len(columns), WEIGHT_BLOCK):
             at = slice(part.start, part.stop)
             some = range(columns.start + part.start, columns.start + part.stop)
-            w[at], mean[at] = weights(betas, factor, targets, some, order)
+            w[at], mean[at] = weights(betas, factor, targets, some, pairing)
         for rows in panels(test.shape[0], TEST_ROWS):
             values = out[: len(rows), : len(columns)]
             blas.gemm(test.read(rows, range(p), memory, dtype), w[: len(columns)], values, beta=0, tb=True)
             refuse_nan_rows(values, rows)
             values += mean[: len(columns)].astype(dtype)
             yield rows, columns, values
+
+
+def lacking_targets(store: Store) -> list[range]:
+    """The blocks of targets of which a store of weights lacks something."""
+    rows = {row for i in store.missing_row_groups() for row in store.group_rows(i)}
+    return [columns for columns in panels(store.rows, WEIGHT_BLOCK) if not rows.isdisjoint(columns)]
+
+
+def write_weights(store: Store, columns: range, coef: Array, intercept: Array) -> None:
+    """Write the weights [len(columns), p] of some targets and their intercepts into a store [targets, p + 1]."""
+    block = np.empty((len(columns), store.columns), np.float32)
+    block[:, :-1], block[:, -1] = coef, intercept
+    for part in panels(len(columns), store.chunk_rows):
+        store.write_rows((columns.start + part.start) // store.chunk_rows, block[part.start : part.stop])
 
 
 def contents(matrix: Matrix) -> str:

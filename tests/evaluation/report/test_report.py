@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from support.report_data import VOXELS, study_page
+from support.report_data import AREAS, VOXELS, study_page
 
 from leanrecon.errors import InputError
 from leanrecon.evaluation import scores
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES
-from leanrecon.evaluation.report import thumbnails
+from leanrecon.evaluation.report import plots, thumbnails
 from leanrecon.evaluation.report.gallery import score_columns, strip_rows
 from leanrecon.evaluation.report.names import LABELS
 from leanrecon.evaluation.report.page import render
@@ -180,6 +180,53 @@ def test_noise_ceilings_say_whether_they_are_known_or_estimated(rendered, simula
     mixed = rendered(dataclasses.replace(study_page(rows=12), voxels=VOXELS | {"repeats": [1, 3]}))
     assert "the mean of 1 to 3 trials" in mixed.text
     assert "1/n averaged over the images" in mixed.text
+
+
+def test_areas_stand_in_their_own_order_beside_all_voxels_in_a_table_and_in_plots(rendered):
+    page = rendered(study_page(rows=12, areas=True))
+    assert page.all("h2", id="areas")
+    named = [text for text in page.texts["th"] if text in (*AREAS, "All voxels")]
+    assert named == [*AREAS, "All voxels"]
+    for cell in ("700", "1,205", "90", "2,300"):
+        assert cell in page.texts["td"]
+    assert {"0.300", "0.400", "0.100", "65.0 %", "70.0 %"} <= set(page.texts["b"])
+    for title in ("V1: 0.40 (0.36 to 0.44)", "a quite long name of an area: 55 % (51 % to 59 %)"):
+        assert title in page.texts["title"]
+    assert not rendered(study_page(rows=12)).all("h2", id="areas")
+
+
+def test_metrics_of_every_judge_are_plotted_and_listed_by_its_name(rendered):
+    page = study_page(rows=12, areas=True)
+    judged = {
+        "two_way_mine": {"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5},
+        "distance_swav": {"value": 0.41, "low": 0.4, "high": 0.42, "chance": 0.6},
+    }
+    for figures in (page.metrics["final"], page.metrics["stage1"], page.metrics["areas"]["V1"]["final"]):
+        figures |= judged
+    found = rendered(page)
+    for name in ("Two-way identification by mine", "Distance by SwAV"):
+        assert [a for a in found.all("svg") if a["aria-label"] == name]
+        assert name in found.text
+
+
+def test_a_long_label_of_a_plot_is_wrapped_or_shrunk_and_never_cut(rendered):
+    name = "Upper bound: true features, refined"
+    svg = plots.dots("x", [plots.Dot(name, 0.5), plots.Dot("a" * 40, 0.4), plots.Dot("short", 0.3)], str)
+    texts = re.findall(r'<text class="label end"[^>]*>([^<]*)</text>', svg)
+    assert texts == ["Upper bound: true", "features, refined", "a" * 40, "short"]
+    size = float(re.search(r"font-size:([\d.]+)px", svg)[1])
+    assert 40 * size * 0.6 < 135  # letters are about 0.6 of their size wide; labels have 122 units, and 8 to spare
+    assert "…" not in svg
+
+
+def test_an_image_whose_id_is_a_hash_is_called_by_its_number_and_still_found_by_the_hash(rendered):
+    page = study_page(rows=3)
+    scores = [s | {"stimulus": f"{k:016x}"} for k, s in enumerate(page.scores)]
+    found = rendered(dataclasses.replace(page, scores=scores))
+    assert {"Test image 0", "Test image 1", "Test image 2"} <= set(found.texts["span"])
+    assert [card["data-stimulus"] for card in found.all("article")] == [s["stimulus"] for s in scores]
+    assert not [text for text in found.texts["span"] if re.fullmatch("[0-9a-f]{16}", text)]
+    assert "nsd-10000" in rendered(study_page(rows=3)).texts["span"]
 
 
 def test_voxels_of_unknown_noise_are_not_told_of(rendered):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "report.html"
-    page = study_page(rows=24, side=32, folds=3, simulated=True)
+    page = study_page(rows=24, side=32, folds=3, simulated=True, areas=True)
     render(dataclasses.replace(page, voxels=VOXELS), out)
     return out
 
@@ -137,3 +137,22 @@ return [innerWidth, document.documentElement.scrollWidth, document.querySelector
     assert inner == width
     assert scroll <= inner
     assert badges >= 5
+
+
+@pytest.mark.parametrize("width", [390, 1280, 3000])
+def test_a_table_says_that_it_scrolls_where_it_does_until_its_end_is_reached(report, tmp_path, width):
+    script = """
+const hints = () => [...document.querySelectorAll(".hint + .scroll")].map((table) => {
+  const hint = table.previousElementSibling;
+  return [table.scrollWidth > table.clientWidth + 2, getComputedStyle(hint).display !== "none"];
+});
+const before = hints();
+const table = document.querySelector(".scroll");
+table.scrollLeft = table.scrollWidth;
+table.dispatchEvent(new Event("scroll"));
+return [before, hints()[0]];
+"""
+    _, (before, after) = browse(report, tmp_path, script, width=width)
+    assert all(wider == hinted for wider, hinted in before)
+    assert any(wider for wider, _ in before) == (width < 1000)
+    assert after[1] is False

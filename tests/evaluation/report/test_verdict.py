@@ -167,3 +167,28 @@ def test_chance_that_is_not_given_is_one_of_two():
     metrics = study((0.48, 0.45, 0.49), ZERO, ZERO)
     metrics["final"]["two_way_pixels"]["chance"] = None
     assert verdict(metrics).level == "failed"
+
+
+def test_an_ssim_below_the_mean_image_s_is_said_whatever_the_verdict():
+    for case in ((ABOVE, UP, UP), (ABOVE, ZERO, UP), (CHANCE, ZERO, ZERO)):
+        metrics = study(*case)
+        metrics["final"]["ssim"] = {"value": 0.314}
+        metrics["baselines"]["mean_train_image"]["ssim"] = {"value": 0.52}
+        assert verdict(metrics).text.endswith("Its SSIM, 0.31, is below that of the mean train image, 0.52.")
+        metrics["baselines"]["mean_train_image"]["ssim"] = {"value": 0.3135}
+        assert "SSIM" not in verdict(metrics).text
+        metrics["baselines"]["mean_train_image"]["ssim"] = {"value": 0.3142}
+        assert "Its SSIM, 0.314, is below that of the mean train image, 0.314" in verdict(metrics).text
+
+
+def test_pixel_metrics_that_refinement_made_worse_are_named_with_both_values():
+    metrics = study()
+    metrics["stage1"] = {"pixcorr": {"value": 0.8}, "ssim": {"value": 0.4}, "mse": {"value": 0.05}}
+    metrics["final"] |= {"ssim": {"value": 0.5}, "mse": {"value": 0.07}}
+    assert verdict(metrics).text.endswith(
+        "Refinement made pixel metrics worse: pixel correlation from 0.80 to 0.71, squared error from 0.05 to 0.07."
+    )
+    metrics["stage1"] = {key: dict(figure) for key, figure in metrics["final"].items()}
+    assert "Refinement" not in verdict(metrics).text  # nothing was refined
+    metrics["stage1"] = {"pixcorr": {"value": 0.5}, "mse": {"value": 0.09}}
+    assert "Refinement" not in verdict(metrics).text  # it made them better

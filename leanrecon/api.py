@@ -1,0 +1,221 @@
+"""leanrecon from Python: ``leanrecon.run`` runs a study, ``leanrecon.open`` reads one."""
+
+import builtins
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from leanrecon.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as PillowImage
+
+    from leanrecon.progress import Progress
+    from leanrecon.study.layout import Study
+    from leanrecon.study.settings import Settings
+
+Split = Literal["train", "test"]
+
+
+def run(
+    recipe: "str | Path | Mapping[str, Any]",
+    *,
+    study: str | Path,
+    until: str | None = None,
+    set: Iterable[str] = (),
+    memory: str | None = None,
+    overwrite: bool = False,
+    mirror: str | Path | None = None,
+    progress: "Progress | None" = None,
+) -> "StudyResults":
+    """Run a study, or continue one that was stopped anywhere, and return its results.
+
+    Parameters
+    ----------
+    recipe : str, path or mapping
+        A recipe's name, a settings file (TOML), or the tables of one as a dict.
+    study : path
+        The folder of the study.
+    until : str, optional
+        The last stage to run; by default all.
+    set : iterable of str
+        Settings to override, as in ``["regression.alpha=1000"]``.
+    memory : str, optional
+        What the process may hold, as in ``"4GB"``; by default 80 % of the free memory.
+    overwrite : bool
+        Replace what other settings made.
+    mirror : path, optional
+        A second folder that keeps what is finished.
+    progress : leanrecon.progress.Progress, optional
+        How progress is shown; by default plain lines on stderr.
+
+    Raises
+    ------
+    LeanreconError
+        For everything that a user can mend: settings, data, budget, stores.
+    """
+    from leanrecon.progress import PlainProgress
+    from leanrecon.stages.pipeline import Pipeline
+    from leanrecon.study.layout import Study
+
+    settings, base_dir = _settings(recipe, set, memory)
+    pipeline = Pipeline(
+        settings,
+        Study(Path(study)),
+        base_dir=base_dir,
+        overwrite=overwrite,
+        progress=progress or PlainProgress(),
+        mirror=None if mirror is None else Path(mirror),
+    )
+    pipeline.run(until)
+    return open(study)
+
+
+def plan(
+    recipe: "str | Path | Mapping[str, Any]",
+    *,
+    until: str | None = None,
+    set: Iterable[str] = (),
+    memory: str | None = None,
+) -> list[Any]:
+    """The plan of a study: a list of ``PlannedStage`` with bytes of memory, disk and download; nothing is done."""
+    from leanrecon.stages.pipeline import plan_study
+
+    settings, base_dir = _settings(recipe, set, memory)
+    return plan_study(settings, base_dir=base_dir, until=until)
+
+
+def open(study: str | Path) -> "StudyResults":
+    """The results of a study's folder; raises StoreError where leanrecon wrote none."""
+    from leanrecon.study.layout import Study
+    from leanrecon.study.record import is_study
+
+    place = Study(Path(study))
+    if not is_study(place.root):
+        raise StoreError(
+            f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` or leanrecon.run wrote"
+        )
+    return StudyResults(place)
+
+
+def _settings(
+    recipe: "str | Path | Mapping[str, Any]", overrides: Iterable[str], memory: str | None
+) -> "tuple[Settings, Path]":
+    from leanrecon.study.recipes import read_settings, read_tables
+
+    if isinstance(recipe, Mapping):
+        return read_tables(recipe, Path.cwd(), overrides, memory=memory)
+    return read_settings(recipe, overrides, memory=memory)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What a study holds, as NumPy arrays, Pillow images and plain dicts. Arrays are read when they are asked for.
+
+    ``variant`` names a part of the study, such as ``"fold00"`` or an area; empty: the study itself.
+    """
+
+    study: "Study"
+    variant: str = ""
+
+    def of(self, variant: str) -> "StudyResults":
+        """The results of a variant, such as ``"fold00"`` or ``"V1"``; raises InputError with those that are there."""
+        if variant not in self.variants:
+            known = ", ".join(self.variants) or "none"
+            raise InputError(f"{variant} is not a variant of {self.study.root}", expected=f"one of: {known}")
+        return StudyResults(self.study, variant)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the study."""
+        return self.study.root.local_path()
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the study's variants: folds, areas, and the baselines beside each."""
+        folder = self.path / "variants"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as they were run, with all defaults."""
+        import tomllib
+
+        return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
+
+    @property
+    def report(self) -> Path:
+        """The report, an HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """metrics.json: figures of stage1, final and every baseline, each {"value", "low", "high", "chance"}."""
+        from leanrecon.places.files import read_json
+
+        found: dict[str, Any] | None = read_json(self._place.metrics)
+        if found is None:
+            raise StoreError(f"there is no {self._place.metrics}", todo="run the study to its end first")
+        return found
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """The scores of every test row."""
+        path = self.path / "evaluation" / "scores.csv"
+        if not path.exists():
+            raise StoreError(f"there is no {path}", todo="run the study to its end first")
+        with builtins.open(path, encoding="utf-8", newline="") as file:
+            return [dict(row) for row in csv.DictReader(file)]
+
+    def betas(self, split: Split = "train") -> "np.ndarray[Any, Any]":
+        """Betas, float32 [rows, voxels]."""
+        return _array(self.study.betas(split))
+
+    def stimuli(self, split: Split = "train") -> "np.ndarray[Any, Any]":
+        """Stimuli, uint8 [images, height, width, channels], each image once."""
+        return _array(self.study.stimuli(split))
+
+    def stimulus(self, split: Split = "train") -> "np.ndarray[Any, Any]":
+        """The image that each row of betas shows, as its number in ``stimuli``, int [rows]."""
+        from leanrecon.study.rows import Rows
+
+        index: np.ndarray[Any, Any] = Rows.read(self.study)[split].stimulus
+        return index
+
+    def features(self, space: str, split: Split = "train") -> "np.ndarray[Any, Any]":
+        """True features of the images, float32 [images, dims]."""
+        return _array(self._place.features(space, split))
+
+    def predictions(self, space: str) -> "np.ndarray[Any, Any]":
+        """Predicted features of the test rows, float32 [rows, dims]."""
+        return _array(self._place.predictions(space))
+
+    def images(self, stage: Literal["stage1", "final"] = "final") -> "list[PillowImage]":
+        """Reconstructions of the test rows, as Pillow images in RGB or grey."""
+        from PIL import Image
+
+        from leanrecon.stores.pictures import Pictures
+
+        pictures = Pictures.open(self._place.reconstructions(stage))
+        arrays = (pictures.read(row) for row in range(pictures.rows))
+        return [Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in arrays]
+
+    @property
+    def _place(self) -> "Study":
+        return self.study.variant(self.variant) if self.variant else self.study
+
+    def _repr_html_(self) -> str:
+        """The verdict and sample images, in a notebook."""
+        from leanrecon.app.notebook import gallery
+
+        return gallery(self.path).page
+
+
+def _array(path: Any) -> "np.ndarray[Any, Any]":
+    from leanrecon.stores.store import Store
+
+    store = Store.open(path)
+    return store[0 : store.rows]

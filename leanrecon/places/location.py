@@ -1,0 +1,213 @@
+"""Locations: a place and a key, written and joined as paths are."""
+
+import fnmatch
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeAlias, Union
+
+import numpy as np
+
+from leanrecon.errors import InputError, StoreError
+from leanrecon.places.local import LocalPlace
+from leanrecon.places.place import Place
+
+LocationLike: TypeAlias = Union[str, "os.PathLike[str]", "Location"]
+"""What names a location: a path as text or as an object, or a Location."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder in a place. The methods are those of ``pathlib.Path`` that every place can offer.
+
+    A location on this machine is accepted wherever a path is; elsewhere ``local_path`` raises StoreError.
+    """
+
+    place: Place
+    key: str
+    written_by: str = field(default="", compare=False)
+    """The stage that writes it, where that is known; for messages."""
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.place, str(PurePosixPath(self.key, name)))
+
+    def __str__(self) -> str:
+        return self.place.name_of(self.key)
+
+    def __fspath__(self) -> str:
+        return str(self.local_path())
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "Location":
+        return Location(self.place, str(PurePosixPath(self.key).parent))
+
+    @property
+    def parents(self) -> "list[Location]":
+        """The folders above, the nearest first, up to the root of the place."""
+        here = Location(self.place, ".")
+        above = PurePosixPath(here.address()).parents if self.place.local_path(".") is not None else ()
+        keys = [*PurePosixPath(self.key).parents, *above]
+        return [folder for key in keys if self.is_within(folder := Location(self.place, str(key)))]
+
+    def relative_to(self, folder: "Location") -> str:
+        """The key within a folder, such as ``betas/rows.json``; raises ValueError for what lies elsewhere."""
+        return str(PurePosixPath(self.key).relative_to(folder.key))
+
+    def is_within(self, folder: "Location") -> bool:
+        """Whether it is a folder or lies in it."""
+        own, other = self.address(), folder.address()
+        return own == other or own.startswith(other.rstrip("/") + "/")
+
+    def with_name(self, name: str) -> "Location":
+        return Location(self.place, str(PurePosixPath(self.key).with_name(name)))
+
+    def todo(self) -> str:
+        """What to do where there is nothing at this location."""
+        return f"run the stage {self.written_by} first" if self.written_by else "run the stage that writes it first"
+
+    def address(self) -> str:
+        """The full address: equal for two locations exactly where they are the same file."""
+        return self.place.address(self.key)
+
+    def local_path(self) -> Path:
+        """The path on this machine; raises StoreError where the place is elsewhere."""
+        path = self.place.local_path(self.key)
+        if path is None:
+            raise StoreError(f"{self} is not on a disk of this machine", todo="use a local folder for it")
+        return path
+
+    # Looking
+
+    def exists(self) -> bool:
+        """Whether there is a file, or a folder that holds something."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        return self.place.size(self.key) is not None
+
+    def is_dir(self) -> bool:
+        """Whether there is a folder that holds something."""
+        return bool(self.place.children(self.key))
+
+    def size(self) -> int | None:
+        """Bytes of the file; None where there is none."""
+        return self.place.size(self.key)
+
+    def stamp(self) -> int | str | None:
+        """A value that changes whenever the file is written again; None where there is none."""
+        return self.place.stamp(self.key)
+
+    def iterdir(self) -> Iterator["Location"]:
+        """The files and subfolders of a folder, sorted by name."""
+        for name in self.place.children(self.key):
+            yield self / name.rstrip("/")
+
+    def glob(self, pattern: str) -> Iterator["Location"]:
+        """The files and subfolders directly in a folder whose names match a pattern such as ``*.zarr``, sorted."""
+        return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+
+    def files(self) -> Iterator["Location"]:
+        """All files in a folder and its subfolders."""
+        for key in self.place.files(self.key):
+            yield Location(self.place, key)
+
+    # Reading
+
+    def read_bytes(self) -> bytes:
+        """The whole file; raises FileNotFoundError."""
+        size = self.size()
+        if size is None:
+            raise FileNotFoundError(str(self))
+        memory = np.empty(size, np.uint8)
+        return memory[: self.place.read_into(self.key, memory)].tobytes()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open(self) -> IO[bytes]:
+        """The file, to be read as bytes from any offset; raises FileNotFoundError."""
+        path = self.place.local_path(self.key)
+        return io.BufferedReader(_Reader(self)) if path is None else path.open("rb")
+
+    # Writing
+
+    def write_bytes(self, *parts: Any) -> None:
+        """Write the file whole, or not at all."""
+        self.place.write_whole(self.key, *parts)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> None:
+        self.write_bytes(text.encode(encoding))
+
+    def writing(self) -> AbstractContextManager[IO[bytes]]:
+        """A binary file to write to, which appears when the block ends, and not at all if it raises."""
+        return self.place.writing(self.key)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the file; raises FileNotFoundError unless it may be missing."""
+        if not missing_ok and not self.is_file():
+            raise FileNotFoundError(str(self))
+        self.place.delete(self.key)
+
+    def delete_tree(self) -> None:
+        """Delete the folder and all in it."""
+        self.place.delete_tree(self.key)
+
+    def sweep(self, *, deep: bool = False) -> None:
+        """Delete what a killed process left half-written in the folder, and with ``deep`` in its subfolders."""
+        self.place.sweep(self.key, deep)
+
+    def hold(self, by: str, todo: str) -> AbstractContextManager[None]:
+        """Hold the folder against other processes; raises StoreError where ``by`` holds it already."""
+        return self.place.hold(self.key, by, todo)
+
+
+class _Reader(io.RawIOBase):
+    """The bytes of a file in any place."""
+
+    def __init__(self, location: Location) -> None:
+        size = location.size()
+        if size is None:
+            raise FileNotFoundError(str(location))
+        self._location, self._size, self._offset = location, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._offset = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
+        return self._offset
+
+    def readinto(self, memory: Any) -> int:
+        view = np.frombuffer(memory, np.uint8)[: max(self._size - self._offset, 0)]
+        n = self._location.place.read_into(self._location.key, view, self._offset) if len(view) else 0
+        self._offset += n
+        return n
+
+
+def as_location(where: LocationLike) -> Location:
+    """The location that a path names; raises InputError for URLs, which no place reads yet."""
+    if isinstance(where, Location):
+        return where
+    text = os.fspath(where)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise InputError(f"{text} is a URL", expected="a folder on a disk of this machine")
+    return Location(LocalPlace(), Path(text).as_posix())

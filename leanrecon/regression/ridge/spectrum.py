@@ -1,0 +1,40 @@
+"""The eigendecomposition of a Gram matrix, which serves every alpha."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.memory import buffer
+from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.kernel import Panels, deflation
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Spectrum:
+    """K = Vᵀ diag(values) V of a Gram matrix, ``vectors`` V [order, order].
+
+    Each row of ``vectors`` is an eigenvector. In the dual form the kernel was deflated by ``constant`` (see
+    ``kernel.cholesky``).
+    """
+
+    values: Array
+    vectors: Array
+    constant: float
+
+
+def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
+    """The eigendecomposition of a Gram matrix, over one square copy of it (LAPACK's syevd, in place)."""
+    square = buffer((gram.order, gram.order), gram.dtype)
+    (memory,) = gram.memories(1)
+    constant = 0.0
+    for j, columns in enumerate(gram.columns):
+        panel = gram.load(j, memory)
+        if deflate and j == 0:
+            constant = deflation(panel)
+        np.add(panel, gram.dtype.type(constant), out=square[columns.start :, columns.start : columns.stop])
+    del memory
+    values = blas.syevd(square)
+    return Spectrum(np.maximum(values, 0).astype(np.float64), square, constant)

@@ -1,0 +1,91 @@
+"""What the stage evaluate compares, read from a study: every fold with its baselines, upper bounds and areas."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from leanrecon.evaluation.fold import ORACLE as REFINED_ORACLE
+from leanrecon.evaluation.fold import TRUE_FEATURES, Area, Fold, Predictions, RandomPairing, ShownImages
+from leanrecon.stages.stage import Run
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.matrix import as_matrix
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+from leanrecon.study.variants import ORACLE, Variant
+
+
+def of_areas(whole: Variant, every: Sequence[Variant]) -> dict[str, Variant]:
+    """The variants by area of the same fold."""
+    return {variant.area: variant for variant in every if variant.area and variant.fold == whole.fold}
+
+
+def fold_of(run: Run, whole: Variant, every: Sequence[Variant], *, refines: bool, judged: bool) -> Fold:
+    """All that is compared of one fold (or of the one split); ``refines`` says whether there are final images."""
+    study, split = run.study, whole.test_split
+    spaces = {name: _predictions(whole, space) for name, space in run.spaces.items()}
+    first = run.first_space
+    upper_bounds = {} if first is None else {TRUE_FEATURES: _pictures(whole.made_from(ORACLE), "stage1")}
+    if refines and ORACLE in run.settings.refine.baselines:
+        upper_bounds[REFINED_ORACLE] = _pictures(whole.made_from(ORACLE), "final")
+    baselines = [name for name in run.settings.refine.baselines if name != ORACLE]
+    return Fold(
+        rows=whole.test_rows,
+        names=whole.test_names,
+        test=ShownImages(Store.open(study.stimuli(split)), whole.test_images),
+        train=ShownImages(Store.open(study.stimuli("train")), whole.images_of_train_rows),
+        stage1=_pictures(whole, "stage1"),
+        final=_pictures(whole, "final") if refines else None,
+        spaces=spaces,
+        space=None if first is None else first.name,
+        train_features=None if first is None else whole.train_features(first.name, first.learns),
+        refined={name: _pictures(whole.made_from(name), "final") for name in baselines},
+        pairings=[_pairing(variant, first) for variant in whole.shuffled(run.settings.evaluate.permutations)],
+        upper_bounds=upper_bounds,
+        areas={name: _area(run, variant, refines=refines) for name, variant in of_areas(whole, every).items()},
+        n_trained=whole.trained_on,
+        label=whole.label,
+        embeddings=whole.study.embeddings if judged else None,
+    )
+
+
+def contents(run: Run, every: Sequence[Variant], *, refines: bool) -> dict[str, Any]:
+    """The contents of all that is compared; raises StoreError unless it is complete."""
+    return {variant.name or "study": dict(_contents(run, variant, refines=refines)) for variant in every}
+
+
+def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[str, Any]]:
+    first, split = run.first_space, variant.test_split
+    yield "stimuli", [Store.open(run.study.stimuli(name)).content for name in ("train", split)]
+    yield "rows", fingerprint({"names": variant.test_names, "images": variant.test_images.tolist()})
+    pairings = [] if variant.area else variant.shuffled(run.settings.evaluate.permutations)
+    for name, space in run.spaces.items():
+        yield f"predictions {name}", Store.open(variant.study.predictions(name)).content
+        yield f"features {name}", Store.open(variant.features(space.learns).features(name, split)).content
+    if first is not None:
+        yield "shuffled", [Store.open(one.study.predictions(first.name)).content for one in pairings]
+    yield "stage1", [_pictures(one, "stage1").content for one in (variant, *pairings)]
+    baselines = [] if variant.area else run.settings.refine.baselines
+    if refines:
+        finals = [variant, *(variant.made_from(name) for name in baselines)]
+        yield "final", [_pictures(one, "final").content for one in finals]
+    if first is not None and not variant.area:
+        yield "true features", _pictures(variant.made_from(ORACLE), "stage1").content
+
+
+def _predictions(variant: Variant, space: Any) -> Predictions:
+    predicted = as_matrix(Store.open(variant.study.predictions(space.name)))
+    return Predictions(predicted, variant.test_features(space.name, space.learns))
+
+
+def _pairing(variant: Variant, first: Any) -> RandomPairing:
+    predicted = None if first is None else as_matrix(Store.open(variant.study.predictions(first.name)))
+    return RandomPairing(_pictures(variant, "stage1"), predicted)
+
+
+def _area(run: Run, variant: Variant, *, refines: bool) -> Area:
+    spaces = {name: _predictions(variant, space) for name, space in run.spaces.items()}
+    final = _pictures(variant, "final") if refines else None
+    return Area(len(variant.voxels or ()), _pictures(variant, "stage1"), final, spaces)
+
+
+def _pictures(variant: Variant, stage: str) -> Pictures:
+    return Pictures.open(variant.study.reconstructions(stage))

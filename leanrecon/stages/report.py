@@ -1,0 +1,115 @@
+"""The report of a study: what it shows, read from the study."""
+
+import csv
+import io
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.ceiling import area_ceilings
+from leanrecon.errors import StoreError
+from leanrecon.evaluation.image_sources import StoredImages
+from leanrecon.evaluation.report.page import Page, render
+from leanrecon.images import Array
+from leanrecon.places.files import read_json
+from leanrecon.stages.refine import make_generator
+from leanrecon.stages.stage import Run
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+from leanrecon.study.layout import Study
+from leanrecon.study.variants import Variant, whole_brain
+
+Row = tuple[Array, Array, Array | None]
+"""The image seen, the first image, and the final one where there is another."""
+
+
+def write_page(run: Run, every: Sequence[Variant]) -> None:
+    """Write report.html from the figures and images of a study."""
+    study, whole = run.study, whole_brain(every)
+    metrics, scores = read_json(study.metrics), read_scores(study)
+    refines = make_generator(run.settings).refines
+    with run.progress.task("report", total=len(scores), unit="images") as advance:
+
+        def rows() -> Iterator[Row]:
+            for row in rows_of_images(whole, study, refined=refines):
+                yield row
+                advance(1)
+
+        page = Page(
+            study=study.root.local_path().absolute().name,
+            metrics=metrics,
+            scores=_with_captions(scores, whole, study),
+            pictures=rows(),
+            simulated=run.settings.dataset.simulated,
+            settings=_without_folders(run.settings.tables()),
+            records=read_json(study.record) or {},
+            variants={v.name: read_json(v.study.record) or {} for v in every if v.name},
+            latent_r2=_latent_r2(run),
+            latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
+            voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
+            versions=metrics["versions"],
+        )
+        render(page, study.report.local_path())
+
+
+def read_scores(study: Study) -> list[dict[str, Any]]:
+    """The scores of every test row as numbers, with its row, stimulus id and fold."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(study.scores.read_text(), newline="")))
+    except OSError as error:
+        raise StoreError(
+            f"{study.scores} can't be read: {error}", todo="run the stage evaluate again with --overwrite"
+        ) from None
+    whole = ("row", "fold")
+    return [
+        {key: int(v) if key in whole else v if key == "stimulus" else float(v) for key, v in row.items() if v != ""}
+        for row in rows
+    ]
+
+
+def rows_of_images(
+    whole: Sequence[Variant], study: Study, *, refined: bool, only: Collection[int] | None = None
+) -> Iterator[Row]:
+    """The images of every row of scores, or of those in ``only``, in order."""
+    number = itertools.count()
+    for variant in whole:
+        seen = StoredImages(Store.open(study.stimuli(variant.test_split)), variant.test_images)
+        first = Pictures.open(variant.study.reconstructions("stage1"))
+        final = Pictures.open(variant.study.reconstructions("final")) if refined else None
+        for row in range(first.rows):
+            if only is None or next(number) in only:
+                yield seen.read(row), first.read(row), None if final is None else final.read(row)
+
+
+def _latent_r2(run: Run) -> dict[str, Array]:
+    paths = {name: run.study.latent_r2(name) for name in run.spaces}
+    return {name: np.load(path.local_path(), allow_pickle=False) for name, path in paths.items() if path.exists()}
+
+
+def _with_captions(scores: list[dict[str, Any]], whole: Sequence[Variant], study: Study) -> list[dict[str, Any]]:
+    """The scores with the captions of each row's image, where the study has captions."""
+    captions = read_json(study.captions(whole[0].test_split))
+    if captions is None:
+        return scores
+    of_rows = [captions[image] for variant in whole for image in variant.test_images.tolist()]
+    return [score | {"captions": texts} for score, texts in zip(scores, of_rows, strict=True)]
+
+
+def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the names of files alone: a report is shared, and folders are private."""
+    named: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            named[key] = _without_folders(value)
+        elif isinstance(value, list):
+            named[key] = [_file_name(item) for item in value]
+        else:
+            named[key] = _file_name(value)
+    return named
+
+
+def _file_name(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

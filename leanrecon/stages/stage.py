@@ -1,0 +1,188 @@
+"""What a stage is, and what all stages of one run share."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from leanrecon import kinds
+from leanrecon.context import Context
+from leanrecon.datasets.plan import DatasetPlan
+from leanrecon.errors import InputError
+from leanrecon.features.first_images import decoding_space
+from leanrecon.images import ImageShape
+from leanrecon.memory import MemoryBudget
+from leanrecon.places import Location
+from leanrecon.progress import Progress
+from leanrecon.study.layout import Study
+from leanrecon.study.record import recorded
+from leanrecon.study.settings import Settings
+
+NO_IMAGES = "this dataset has no images, and only the stage dataset can do without"
+GIVE_IMAGES = "set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli"
+
+LIBRARY_NBYTES = {"sklearn": 90_000_000, "torch": 180_000_000, "transformers": 340_000_000, "diffusers": 390_000_000}
+"""Bytes of libraries that stay in the process once they were used. The last three bring each other."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan, all sizes in bytes."""
+
+    stage: str
+    summary: str
+    memory: int
+    """Peak of the whole process."""
+    disk: int
+    """What stays on disk."""
+    scratch: int = 0
+    """What is needed on disk for a while."""
+    download: int = 0
+
+
+@dataclass
+class Planning:
+    """What the stages tell each other while they plan: the dataset's shapes, and the memory that is held by then."""
+
+    settings: Settings
+    base_dir: Path | None
+    budget: MemoryBudget
+    until: str
+    planned: bool = True
+    dataset: DatasetPlan | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a chunk file."""
+        return self.settings.stores.chunk_bytes
+
+    @property
+    def data(self) -> DatasetPlan:
+        assert self.dataset is not None, "the stage dataset plans first"
+        return self.dataset
+
+    @property
+    def image_shape(self) -> ImageShape:
+        if self.data.image_shape is None:
+            raise InputError(NO_IMAGES, todo=GIVE_IMAGES)
+        return self.data.image_shape
+
+    @cached_property
+    def spaces(self) -> dict[str, Any]:
+        """The feature spaces by name; no weights are loaded."""
+        return make_spaces(self.settings)
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Train and test rows of one variant: of the split, or of the largest fold."""
+        data = self.data
+        if not data.folds:
+            return data.n_train, data.n_test
+        total = data.n_train + data.n_test
+        m = -(-total // data.folds)
+        return total - m, m
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """Train and test images in the stores."""
+        return self.data.train_images, self.data.test_images
+
+    @property
+    def folds(self) -> int:
+        """How many variants use all voxels: the split, or every fold."""
+        return self.data.folds or 1
+
+    @property
+    def variants(self) -> int:
+        """How many variants are predicted: every fold, with all voxels and by area."""
+        return self.folds * (1 + len(self.settings.areas))
+
+    def hold(self, nbytes: int) -> None:
+        """Count bytes that stay in the process as held by all later stages."""
+        self.budget = MemoryBudget(self.budget.allowed, self.budget.reserved + nbytes)
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    settings: Settings
+    study: Study
+    base_dir: Path | None = None
+    overwrite: bool = False
+    progress: Progress = field(default_factory=Progress)
+    mirror: Any = None
+    """Keeps a copy of what is finished (``study.mirror.Mirror``), or None."""
+
+    @cached_property
+    def spaces(self) -> dict[str, Any]:
+        """The feature spaces by name; no weights are loaded."""
+        return make_spaces(self.settings)
+
+    @property
+    def first_space(self) -> Any:
+        """The feature space that first images are decoded from; None with ``[decode]``."""
+        return (
+            None
+            if self.settings.decode is not None
+            else decoding_space(list(self.spaces.values()), self.settings.stage1.space)
+        )
+
+    def context(self, label: str = "") -> Context:
+        """A context with a fresh budget: what the process holds now counts as reserved."""
+        general = self.settings.general
+        return Context(
+            MemoryBudget.of(general.memory),
+            seed=general.seed,
+            device=general.device,
+            chunk=self.settings.stores.chunk_bytes,
+            scratch=self.study.root.local_path(),
+            overwrite=self.overwrite,
+            progress=self.progress,
+            label=label,
+        )
+
+    @contextlib.contextmanager
+    def recorded(
+        self,
+        stage: str,
+        study: Study,
+        products: Sequence[Location],
+        label: str = "",
+        networks: Sequence[Location] = (),
+    ) -> Iterator[tuple[dict[str, Any], Context]]:
+        """Measure a piece of a stage and keep its record in run.json, unless all ``products`` stay as they were.
+
+        ``networks`` are folders of networks that it may train.
+        """
+        context = self.context(label or stage)
+        with recorded(stage, study, context, products, networks) as record:
+            yield record, context
+        if self.mirror is not None:
+            self.mirror.keep_or_warn()
+
+
+class Stage(Protocol):
+    """One stage of a study: it plans and runs itself from the same settings, from stores to stores."""
+
+    name: str
+
+    def check(self, run: Run) -> None:
+        """Raise SettingsError or InputError for what can't work, before anything is done."""
+
+    def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        """Yield the lines of the plan; nothing is read but headers."""
+
+    def run(self, run: Run) -> None:
+        """Do what is missing of the stage."""
+
+
+def make_spaces(settings: Settings) -> dict[str, Any]:
+    """The feature spaces of a study by name; cheap, no weights are loaded."""
+    general = settings.general
+    return {
+        name: kinds.kind_of("features", table)(table, name=name, seed=general.seed, device=general.device)
+        for name, table in settings.features.items()
+    }

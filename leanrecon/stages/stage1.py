@@ -1,0 +1,94 @@
+"""The stage stage1: first images, drawn from predicted features by their space's own decoder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from leanrecon.context import Context
+from leanrecon.features.first_images import decoding_space, draw, picture_shape
+from leanrecon.features.plan import plan_decode
+from leanrecon.images import ImageShape
+from leanrecon.places import Location
+from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.images import image_shape
+from leanrecon.stores.layout import plan_chunks
+from leanrecon.stores.matrix import as_matrix
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+from leanrecon.study.variants import ORACLE, Variant, variants
+
+ORACLE_NAME = "upper bound"
+
+
+class StageOneStage:
+    """Draws first images of every variant, of its random pairings, and of true features as an upper bound."""
+
+    name = "stage1"
+
+    def check(self, run: Run) -> None:
+        _ = run.first_space
+
+    # Planning
+
+    def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        settings, (_, m), shape = planning.settings, planning.split, planning.image_shape
+        space = decoding_space(list(planning.spaces.values()), settings.stage1.space)
+        dims, decoded = space.dims(shape), space.decoded_shape(shape)
+        drawn = picture_shape(space, settings.stage1.size, shape)
+        chunks = plan_chunks((m, dims), np.float32, planning.chunk)
+        cost = space.decode_cost(shape)
+        batch = plan_decode((chunks[0], chunks[1]), m, dims, decoded, cost, free=planning.budget.free)
+        # A PNG is seldom larger than its pixels. Baselines keep the size of the decoder.
+        baselines = planning.folds * (settings.evaluate.permutations + 1)
+        disk = m * (planning.variants * int(np.prod(drawn)) + baselines * int(np.prod(decoded)))
+        summary = f"{space.name}, {batch.batch} images a batch, {drawn[0]} × {drawn[1]}"
+        yield PlannedStage(self.name, summary, planning.budget.reserved + batch.work, disk)
+
+    # Running
+
+    def run(self, run: Run) -> None:
+        space = run.first_space
+        for variant in variants(run.study, run.settings):
+            space.load(variant.features(space.learns).fitted(space.name))
+            pairings = 0 if variant.area else run.settings.evaluate.permutations
+            every = [variant, *variant.shuffled(pairings)]
+            if not variant.area:
+                every.append(variant.made_from(ORACLE))
+            folders = [one.study.reconstructions("stage1") for one in every]
+            with run.recorded(self.name, variant.study, folders) as (record, context):
+                if space.calibrates:
+                    self._calibrate(run, variant, space, context)
+                for one, folder in zip(every, folders, strict=True):
+                    self._draw(run, one, space, folder, context)
+                record["settings"] = {"space": space.name, "size": run.settings.stage1.size}
+        space.release()
+
+    @staticmethod
+    def _calibrate(run: Run, variant: Variant, space: Any, context: Context) -> None:
+        """Let the space learn its decode from predictions of train rows that were not fitted on."""
+        predictions = Store.open(variant.study.predictions(space.name, "train"))
+        images = Store.open(run.study.stimuli("train"))
+        path = variant.study.calibration(space.name)
+        space.calibrate(as_matrix(predictions), images, variant.images_of_train_rows, path, context)
+
+    def _draw(self, run: Run, variant: Variant, space: Any, folder: Location, context: Context) -> None:
+        images = image_shape(Store.open(run.study.stimuli("train")))
+        size = run.settings.stage1.size if variant.pairing is None and not variant.baseline else "decoded"
+        made_of: dict[str, Any] = {"space": space.made_of() | space.decode_made_of()}
+        rows: list[int] | None = None
+        if variant.baseline:
+            features = Store.open(variant.features(space.learns).features(space.name, variant.test_split))
+            rows = variant.test_images.tolist()
+            made_of |= {"features": features.content, "rows": fingerprint({"rows": rows})}
+            name = ORACLE_NAME
+        else:
+            features = Store.open(variant.study.predictions(space.name))
+            made_of["predictions"] = features.content
+            name = "stage 1" if variant.pairing is None else f"stage 1, shuffled betas {variant.pairing + 1}"
+        shape: ImageShape = picture_shape(space, size, images)
+        count = features.rows if rows is None else len(rows)
+        pictures = Pictures.create(folder, count, shape, made_of=made_of, overwrite=context.overwrite)
+        prefix = variant.parent_label
+        draw(space, features, pictures, images, context.named(f"{prefix}{name}"), rows=rows)

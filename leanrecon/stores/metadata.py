@@ -1,0 +1,89 @@
+"""The zarr.json of a store: how its array is laid out, and leanrecon's record among the attributes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import StoreError
+from leanrecon.places import Location
+
+NAME = "zarr.json"
+ATTRIBUTE = "leanrecon"
+_CODECS = ["bytes", "crc32c"]
+
+
+@dataclass
+class Metadata:
+    """What a zarr.json says. ``record`` is leanrecon's attribute; empty for the arrays of other programs."""
+
+    document: dict[str, Any]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    fill_value: Any
+    record: dict[str, Any]
+
+    def to_json(self) -> bytes:
+        """The document with the present record, byte for byte as zarr-python writes it."""
+        attributes = {**self.document["attributes"], ATTRIBUTE: self.record}
+        return json.dumps({**self.document, "attributes": attributes}, indent=2).encode()
+
+
+def new(shape: Sequence[int], dtype: "np.dtype[Any]", chunks: Sequence[int], record: Mapping[str, Any]) -> Metadata:
+    """The metadata of a new store, made by zarr-python itself: little-endian bytes, crc32c, NaN where nothing is."""
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(files),
+        shape=tuple(shape),
+        dtype=dtype,
+        chunks=tuple(chunks),
+        fill_value=np.nan if dtype.kind == "f" else 0,
+        filters=None,
+        serializer=BytesCodec(endian="little" if dtype.itemsize > 1 else None),
+        compressors=[Crc32cCodec()],
+        attributes={ATTRIBUTE: dict(record)},
+    )
+    return _parse(json.loads(files[NAME].to_bytes()))
+
+
+def read(path: Location) -> Metadata | None:
+    """The metadata of the store at a location; None where there is no zarr.json.
+
+    Raises StoreError for a zarr.json that can't be read, or that describes something else than an array.
+    """
+    try:
+        data = (path / NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return _parse(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path / NAME} can't be read: {error}", todo=f"remove {path} and run again") from error
+
+
+def _parse(document: dict[str, Any]) -> Metadata:
+    if document["zarr_format"] != 3 or document["node_type"] != "array":
+        raise ValueError(f"it describes a {document['node_type']} of Zarr version {document['zarr_format']}")
+    record = dict(document.get("attributes", {}).get(ATTRIBUTE, {}))
+    if not record:
+        return Metadata(document, (), np.dtype("u1"), (), 0, {})
+    codecs = [codec["name"] for codec in document["codecs"]]
+    endian = document["codecs"][0].get("configuration", {}).get("endian") if codecs else None
+    if codecs != _CODECS or endian not in ("little", None):
+        raise ValueError(f"its codecs are {', '.join(codecs)} instead of {', '.join(_CODECS)}")
+    fill_value = document["fill_value"]
+    return Metadata(
+        document,
+        shape=tuple(int(n) for n in document["shape"]),
+        dtype=np.dtype(str(document["data_type"])),
+        chunks=tuple(int(n) for n in document["chunk_grid"]["configuration"]["chunk_shape"]),
+        fill_value=np.nan if fill_value == "NaN" else fill_value,
+        record=record,
+    )

@@ -1,0 +1,90 @@
+"""Trained networks of a study: the checksums of their files, fixed when a training has finished."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from leanrecon.errors import LeanreconWarning, StoreError
+from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places.files import read_json, write_json
+from leanrecon.stores.fingerprint import file_fingerprint
+from leanrecon.stores.pictures import beside
+
+
+class Network:
+    """A folder of trained weights, and ``FOLDER.json`` with the bytes and the SHA-256 of each of its files.
+
+    The record is complete once the training has finished. Checkpoints of a training that goes on are not in it.
+    """
+
+    def __init__(self, path: LocationLike, record: dict[str, Any]) -> None:
+        self.path = as_location(path)
+        self.record = record
+
+    @classmethod
+    def open(cls, path: LocationLike) -> "Network":
+        """The record of a network; raises StoreError where there is none that can be read."""
+        path = as_location(path)
+        record = read_json(beside(path))
+        if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+            raise StoreError(
+                f"{beside(path)} is damaged, or no record of a network", todo="remove it and run the same command again"
+            )
+        return cls(path, record)
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Bytes and SHA-256 of each file, by its key within the folder."""
+        return dict(self.record["files"])
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.record.get("complete"))
+
+    def missing(self) -> list[str]:
+        """The files that are not there, or not at their full size."""
+        return [name for name, file in self.files.items() if (self.path / name).size() != file["bytes"]]
+
+    def damage(self) -> Iterator[tuple[str, str]]:
+        """The files that are missing or altered, with what is wrong."""
+        for name, file in self.files.items():
+            path = self.path / name
+            if not path.is_file():
+                yield name, f"{path} is missing"
+            elif file_fingerprint(path) != file["sha256"]:
+                yield name, f"{path} does not match its checksum"
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove files, so that the next run trains again from what is left."""
+        if names:
+            unseal(self.path)
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+
+def unseal(path: Location) -> None:
+    """Note that a network is about to be trained: until ``seal`` its checksums count for nothing."""
+    if beside(path).is_file():
+        write_json(beside(path), {**Network.open(path).record, "complete": False})
+
+
+def seal(path: Location) -> None:
+    """Fix the checksums of a network whose training has finished; nothing to do where there is none.
+
+    Warns where a network that was trained again differs from the one before.
+    """
+    files = {file.relative_to(path): {"bytes": file.size(), "sha256": file_fingerprint(file)} for file in path.files()}
+    if not files:
+        beside(path).unlink(missing_ok=True)
+        return
+    before = Network.open(path) if beside(path).is_file() else None
+    if before is not None and before.complete:
+        return
+    if before is not None and before.files != files:
+        warnings.warn(
+            f"{path} was trained again, but not to the same weights: another kind of processor or another version of a "
+            "library trained the earlier ones. What was made with them has to be made again too (--overwrite)",
+            LeanreconWarning,
+            stacklevel=2,
+        )
+    write_json(beside(path), {"complete": True, "files": files})

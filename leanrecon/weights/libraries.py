@@ -1,0 +1,42 @@
+"""The libraries that run models: whether they are installed, and the memory that importing them takes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Literal
+
+from leanrecon.errors import SettingsError
+
+LIBRARY_NBYTES = 40_000_000
+"""Bytes of kernels that PyTorch prepares when it first runs, and of gaps in the heap."""
+
+IMPORTS_NBYTES = {"torch": 140_000_000, "transformers": 160_000_000, "diffusers": 200_000_000}
+"""Bytes that importing takes: the CPU build of PyTorch 2.13, then CLIP of transformers 5.23 (142 MB measured), or an
+autoencoder of diffusers 0.42, which imports transformers too (188 MB)."""
+
+CUDA_NBYTES = 330_000_000
+"""Bytes that a CUDA build of PyTorch takes beyond a CPU build: 325 MB measured."""
+
+
+def require_installed(*packages: str) -> None:
+    """Raise SettingsError if a library is not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise SettingsError(
+            f"these weights need {' and '.join(map(_title, missing))}, which is not installed",
+            todo=f"install it with: pip install {' '.join(missing)}",
+        )
+
+
+def imports_nbytes(library: Literal["transformers", "diffusers"] | None = None) -> int:
+    """Memory that importing PyTorch and another library will take, if they are not imported yet."""
+    held = 0 if library is None or library in sys.modules else IMPORTS_NBYTES[library]
+    if "torch" not in sys.modules:
+        held += IMPORTS_NBYTES["torch"]
+        spec = importlib.util.find_spec("torch")
+        if spec and spec.origin and (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").exists():
+            held += CUDA_NBYTES
+    return held
+
+
+def _title(package: str) -> str:
+    return "PyTorch" if package == "torch" else package
