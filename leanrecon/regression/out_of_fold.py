@@ -3,10 +3,8 @@
 They are as far from their targets as predictions of test rows are, so a decoder may be calibrated on them.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from leanrecon.regression.regressor import Output, RegressionData, RegressionPla
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 
 if TYPE_CHECKING:
+    from leanrecon.places import Location
     from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -96,9 +95,8 @@ def out_of_fold(
         parts = [_predict_fold(regressor, data, fold, k, store, folder, context) for k in range(folds)]
         context.require(f"{context.label}, out of fold", _merging_nbytes(store.shape, store.chunks, folds))
         _merge(parts, fold, store)
+    folder.delete_tree()
     store.finish()
-    if folder.exists():
-        shutil.rmtree(folder)
     return {"folds": folds, "rows": np.bincount(fold).tolist()}
 
 
@@ -125,7 +123,13 @@ def plan_out_of_fold(
 
 
 def _predict_fold(
-    regressor: Regressor, data: RegressionData, fold: Array, k: int, store: "Store", folder: Path, context: Context
+    regressor: Regressor,
+    data: RegressionData,
+    fold: Array,
+    k: int,
+    store: "Store",
+    folder: "Location",
+    context: Context,
 ) -> "Store":
     """The complete store of one fold's predictions [rows of the fold, t]; what is there of it is kept."""
     from leanrecon.stores.store import Store
@@ -141,7 +145,7 @@ def _predict_fold(
     if not part.complete:
         label = f"{context.label}, fold {k + 1} of {int(fold.max()) + 1}"
         inner = replace(context.refreshed(), label=label, overwrite=True)
-        regressor.predict(fold_data(data, fold, k), [Output(part, folder / f"{k:02d}")], inner, {})
+        regressor.predict(fold_data(data, fold, k), [Output(part, (folder / f"{k:02d}").local_path())], inner, {})
     return part
 
 

@@ -1,5 +1,7 @@
 """Out-of-fold predictions: beside scikit-learn's, without leaks, killed anywhere, planned."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -8,6 +10,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import PeakMemory, process_memory
+from leanrecon.places import Location
 from leanrecon.regression.out_of_fold import FOLDER, assign_folds, fold_data, out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import RegressionData, RegressionPlan, RegressionShapes
 from leanrecon.stores import Store, as_matrix
@@ -209,10 +212,10 @@ def _kept_folds(data, tmp_path):
     class Keeps(PlainRidge):
         def predict(self, data, outputs, context, shared):
             super().predict(data, outputs, context, shared)
-            made.extend(path for path in outputs[0].store.path.glob("c/**/*") if path.is_file())
+            made.extend(path for path in Path(outputs[0].store.path).glob("c/**/*") if path.is_file())
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("leanrecon.regression.out_of_fold.shutil.rmtree", lambda folder: None)
+        patched.setattr(Location, "delete_tree", lambda folder: None)
         out_of_fold(Keeps(), data, store, FOLDS, context())
     return made
 
