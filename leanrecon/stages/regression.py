@@ -44,9 +44,7 @@ class RegressionStage:
             disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
             if space.calibrates:
                 free, repeats = planning.budget.free, planning.data.max_repeats
-                calibration = plan_out_of_fold(
-                    regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats
-                )
+                calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
                 work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
                 disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} times" if times > 1 else "")
