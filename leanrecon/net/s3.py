@@ -145,7 +145,7 @@ class _Retry(Retry):
         if status == 416:
             raise InputError(f"{self.name} is shorter than it was", todo="run again with --overwrite") from error
         if status in (403, 404):
-            raise InputError(f"{self.name} no longer exists or can't be read ({error})") from error
+            raise InputError(f"{self.name} is not there or can't be read ({error})") from error
         code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
         lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)
         if not (lost or status in RETRIED or code in _RETRIED_CODES):

@@ -20,8 +20,7 @@ from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
 from leanrecon.datasets.nsd.layout import SubjectFiles
 from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.errors import InputError
-from leanrecon.net import ranges, s3
-from leanrecon.net import retry
+from leanrecon.net import ranges, retry, s3
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
 

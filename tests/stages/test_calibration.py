@@ -87,9 +87,10 @@ def test_train_rows_are_predicted_out_of_fold_with_images_kept_together(done):
 
 def rows_of_the_same_fold(row, predictions, x, y, shown):
     """The fold of a row, found by refitting without the rows of candidate folds; fails if none explains it."""
-    from leanrecon.regression.out_of_fold import FOLDS, fold_of_rows
+    from leanrecon.regression.out_of_fold import assign_folds
+    from leanrecon.stages.regression import FOLDS
 
-    folds = fold_of_rows([str(image) for image in shown], FOLDS, 0)
+    folds = assign_folds([str(image) for image in shown], FOLDS, 0)
     test = np.flatnonzero(folds == folds[row])
     train = np.flatnonzero(folds != folds[row])
     assert not set(shown[test]) & set(shown[train])

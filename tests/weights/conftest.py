@@ -1,8 +1,7 @@
 import pytest
 from support.hub_server import serving
 
-from leanrecon.net import download
-from leanrecon.net import retry
+from leanrecon.net import download, retry
 from leanrecon.progress import Progress
 
 

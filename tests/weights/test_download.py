@@ -15,8 +15,7 @@ import pytest
 from support.hub_server import git_name
 
 from leanrecon.errors import LeanreconError, NetworkError, StoreError
-from leanrecon.net import download
-from leanrecon.net import retry
+from leanrecon.net import download, retry
 from leanrecon.net.download import Remote, fetch, find, partial_of
 from leanrecon.progress import Progress
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support.hub_server import LARGE  # noqa: E402
 
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
-from leanrecon.net import download  # noqa: E402
-from leanrecon.net import retry  # noqa: E402
+from leanrecon.net import download, retry  # noqa: E402
 from leanrecon.weights.fetch import RECORD, fetch_all  # noqa: E402
 from leanrecon.weights.folders import find_model  # noqa: E402
 from leanrecon.weights.needs import Need, where  # noqa: E402

@@ -13,14 +13,12 @@ import numpy as np
 
 from leanrecon.regression.ridge.hat import stream
 from leanrecon.regression.ridge.pairing import Groups, Pairing
+from leanrecon.regression.ridge.plan import LOO_ROWS
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
 Kind = Literal["none", "inductive", "transductive"]
-
-LOO_ROWS = 1000
-"""Most train rows whose leave-one-out predictions give the moments."""
 
 
 def loo_rows(n: int) -> Array:
