@@ -22,7 +22,7 @@ from leanrecon.refinement.diffusion.precision import precision_of
 from leanrecon.refinement.diffusion.settings import DiffusionSettings
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
-from leanrecon.weights.fetch import Want
+from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ class DiffusionGenerator:
         return {role: space for role, space in settings.guides.items() if not settings.negatives[role]}
 
     @classmethod
-    def needs(cls, settings: Any, prefix: str = "refine.") -> Iterator[Want]:
+    def needs(cls, settings: Any, prefix: str = "refine.") -> Iterator[Need]:
         """The parts of published models that settings name."""
         folders = [*cls.networks, *(() if settings.tiny_autoencoder else ("vae",))]
         pieces = (*(Piece("network", (folder,)) for folder in folders), Piece("scheduler", ("scheduler",)))
-        yield Want(f"{prefix}base", settings.base, pieces)
+        yield Need(f"{prefix}base", settings.base, pieces)
         if settings.tiny_autoencoder:
-            yield Want(f"{prefix}tiny_autoencoder", settings.tiny_autoencoder, (Piece("network", (".", "vae")),))
+            yield Need(f"{prefix}tiny_autoencoder", settings.tiny_autoencoder, (Piece("network", (".", "vae")),))
 
     @classmethod
     def notes(cls, settings: DiffusionSettings) -> Iterator[str]:

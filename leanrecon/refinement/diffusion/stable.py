@@ -13,8 +13,8 @@ from leanrecon.refinement.diffusion.model import DiffusionModel
 from leanrecon.refinement.diffusion.networks import Part, WeightSource, read_part
 from leanrecon.refinement.diffusion.settings import DDIMSettings, DDPMSettings, LCMSettings, StableDiffusionSettings
 from leanrecon.stores.fingerprint import file_content
-from leanrecon.weights.fetch import Want
 from leanrecon.weights.folders import find_model
+from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
 
 
@@ -60,10 +60,10 @@ class StableDiffusionGenerator(DiffusionGenerator):
     networks = ("unet",)
 
     @classmethod
-    def needs(cls, settings: StableDiffusionSettings, prefix: str = "refine.") -> Iterator[Want]:
+    def needs(cls, settings: StableDiffusionSettings, prefix: str = "refine.") -> Iterator[Need]:
         yield from super().needs(settings, prefix)
         if settings.lora:
-            yield Want(f"{prefix}lora", settings.lora, (Piece("lora", (".",)),))
+            yield Need(f"{prefix}lora", settings.lora, (Piece("lora", (".",)),))
 
 
 class LCM(StableDiffusionGenerator):
