@@ -16,7 +16,7 @@ from leanrecon.stores import metadata
 from leanrecon.stores.copies import opened
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import FORMAT, SMALL, Role, Study
-from leanrecon.study.networks import seal, unseal
+from leanrecon.study.networks import Network, seal, unseal
 
 VERSIONS = (
     "leanrecon",
@@ -106,8 +106,10 @@ def study_above(path: LocationLike) -> Study | None:
 
 
 def is_complete(path: LocationLike) -> bool:
-    """Whether there is a complete store or folder of images at a location, or another file."""
+    """Whether there is a complete store, folder of images or network at a location, or another file."""
     path = as_location(path)
+    if path.parent.name == "networks" and beside(path).is_file():
+        return Network.open(path).complete
     kept = opened(path)
     return path.is_file() if kept is None else kept.complete
 
