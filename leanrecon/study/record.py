@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import StoreError
 from leanrecon.memory import PeakMemory
@@ -35,9 +36,9 @@ HEADER = "# The settings of this study as they were run, with all defaults. Writ
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that decide results, of those that are installed."""
+    """The versions of the libraries and packages of kinds that decide results, of those that are installed."""
     installed = {}
-    for name in VERSIONS:
+    for name in (*VERSIONS, *kinds.providers()):
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
