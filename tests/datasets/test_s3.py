@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
 from leanrecon.errors import InputError
-from leanrecon.net import retry
-from leanrecon.net import s3
+from leanrecon.net import retry, s3
 from leanrecon.net.ranges import BLOCK, LocalFile, Traffic, coalesce
 from leanrecon.net.s3 import Bucket, NetworkError
 
