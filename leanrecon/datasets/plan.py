@@ -40,6 +40,16 @@ class DatasetSettings(BaseModel):
         """Whether there are images to take features from."""
         return True
 
+    @property
+    def remote(self) -> bool:
+        """Whether the data are downloaded."""
+        return False
+
+    @property
+    def open_terms(self) -> str:
+        """Terms of use that a person still has to accept before the data are downloaded; empty where there are none."""
+        return ""
+
     def located(self, base_dir: Path | None) -> Self:
         """The same settings with absolute paths to files that exist, so that any folder can continue the study."""
         return self

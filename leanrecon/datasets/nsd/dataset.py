@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from leanrecon.context import Context
 from leanrecon.datasets.files.open import located_array
-from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TRIALS
+from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TERMS, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
@@ -71,6 +71,14 @@ class NSDSettings(DatasetSettings):
     @property
     def tells_noise(self) -> bool:
         return True
+
+    @property
+    def remote(self) -> bool:
+        return self.root.startswith("s3://")
+
+    @property
+    def open_terms(self) -> str:
+        return TERMS if self.remote and not self.accept_terms else ""
 
     def located(self, base_dir: Path | None) -> Self:
         from leanrecon.datasets.nsd.voxels import MASKS, names_of
