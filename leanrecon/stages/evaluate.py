@@ -23,7 +23,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.study.layout import Study
-from leanrecon.study.record import versions
+from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
@@ -114,7 +114,9 @@ class EvaluateStage:
         study = run.study
         files = [study.scores, *(study.latent_r2(name) for name in run.spaces)]
         files += [variant.study.metrics for variant in whole_brain(every)]
-        present = all(path.exists() for path in files)
+        folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
+        embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
+        present = all(path.exists() for path in files) and all(is_complete(store) for store in embeddings)
         return present and not run.overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
 
     @staticmethod
