@@ -13,10 +13,6 @@ from leanrecon.refinement.diffusion.model import DiffusionModel
 from leanrecon.refinement.diffusion.networks import Part, WeightSource, read_part
 from leanrecon.refinement.diffusion.settings import DDIMSettings, DDPMSettings, LCMSettings, StableDiffusionSettings
 from leanrecon.stores.fingerprint import file_content
-<<<<<<< ours
-=======
-from leanrecon.weights.needs import Need
->>>>>>> theirs
 from leanrecon.weights.folders import find_model
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
