@@ -57,6 +57,31 @@ class Shuffled:
         return out
 
 
+class Gathered:
+    """A source whose row i is row ``index[i]`` of another one: the targets of images that are shown several times.
+
+    Rows of one panel may be of images far apart, so chunks of the targets are read more than once an epoch.
+    """
+
+    def __init__(self, source: Source, index: Array, block: int) -> None:
+        self.source, self.index, self.block = source, index, block
+        self.shape = (len(index), source.shape[1])
+
+    def read(self, rows: range, columns: range, memory: Array, dtype: Any) -> Array:
+        count = len(rows) * len(columns) * np.dtype(dtype).itemsize
+        out: Array = memory[:count].view(dtype).reshape(len(rows), len(columns))
+        images = self.index[rows.start : rows.stop]
+        tile = buffer((PANEL * min(self.block, len(columns)) * np.dtype(dtype).itemsize,), np.uint8)
+        for panel in np.unique(images // PANEL):
+            taken = np.flatnonzero(images // PANEL == panel)
+            span = range(int(images[taken].min()), int(images[taken].max()) + 1)
+            for some in panels(len(columns), self.block):
+                part = range(columns.start + some.start, columns.start + some.stop)
+                read = self.source.read(span, part, tile, dtype)
+                out[taken, some.start : some.stop] = read[images[taken] - span.start]
+        return out
+
+
 def paired_at_random(n: int, seed: int | Sequence[int], *, within_panels: bool) -> Array:
     """The target row of each row, drawn at random from all of them, or from those of the same panel."""
     drawn = np.random.default_rng(seed if isinstance(seed, int) else list(seed))

@@ -1,6 +1,6 @@
 """What training a network will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
@@ -42,6 +42,8 @@ class NetworkShapes:
     settings: MLPSettings
     s: int | None = None
     """Train images, which are rows of the targets; None: as many as train rows."""
+    largest: int = 1
+    """The most train rows that show one image."""
     block: int = 4096
     """Targets of a tile."""
     x_tile: int = 0
@@ -59,6 +61,11 @@ class NetworkShapes:
     @property
     def images(self) -> int:
         return self.n if self.s is None else self.s
+
+    @property
+    def repeats(self) -> bool:
+        """Whether images are shown several times."""
+        return self.images != self.n or self.largest > 1
 
     @property
     def full(self) -> bool:
@@ -121,7 +128,7 @@ class NetworkShapes:
         """Shapes for the ridge beside the network."""
         return Shapes(
             self.n, self.p, 0, self.t, self.block, self.x_tile, self.y_tile, self.scratch, self.y_scratch,
-            y_itemsize=self.y_itemsize,
+            y_itemsize=self.y_itemsize, s=self.images if self.repeats else None, largest=self.largest,
         )  # fmt: skip
 
 
@@ -172,10 +179,9 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
 
 def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
     """The plan of the ridge beside the network: its factor is kept for the leave-one-out predictions of the train rows."""
-    ridge = Shapes(
-        shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile,
-        shapes.scratch + shapes.x_tile, shapes.y_scratch + shapes.y_tile, y_itemsize=shapes.y_itemsize,
-    )  # fmt: skip
+    ridge = replace(
+        shapes.ridge, m=TEST_ROWS, scratch=shapes.scratch + shapes.x_tile, y_scratch=shapes.y_scratch + shapes.y_tile
+    )
     return plan_fit(ridge, free, loo=shapes.settings.alpha == "loo")
 
 
@@ -214,6 +220,8 @@ def _training(shapes: NetworkShapes) -> int:
     columns = shapes.inputs + shapes.outputs * (2 if shapes.skip else 1)
     window = min(max(shapes.settings.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
     reading = 2 * window * columns * FLOAT + shapes.scratch + PANEL * shapes.inputs * FLOAT
+    if shapes.full and shapes.repeats:  # a tile of targets, to gather rows from
+        reading += PANEL * min(shapes.block, shapes.t) * FLOAT + shapes.y_tile + shapes.y_scratch
     batch = shapes.settings.batch_size * columns * FLOAT
     if not shapes.full:  # targets in another order, offsets and inputs on the network's scale
         batch += (1 + shapes.skip + shapes.from_ridge) * shapes.n * shapes.outputs * FLOAT

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.regression.mlp.batches import Held, Shuffled, Source
+from leanrecon.regression.mlp.batches import Gathered, Held, Shuffled, Source
 from leanrecon.regression.mlp.coding import Coding, mixing
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import refuse_nan_rows
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.restandardise import Kind, restandardise, through_hats
 from leanrecon.stores.matrix import Matrix, column_blocks
 
@@ -36,13 +37,15 @@ class Components:
         self.unit = (self.coding.spread / self.spread).astype(np.float32)
         """What a coordinate of variance one is worth to the network."""
 
-    def source(self, order: Array | None) -> Source:
-        taken = self.coding.coordinates if order is None else self.coding.coordinates[order]
+    def source(self, pairing: Pairing, order: Array | None) -> Source:
+        """The coordinates that each row of betas is paired with."""
+        index = pairing.index
+        taken = self.coding.coordinates if index is None else self.coding.coordinates[index]
         return Held(taken if self.whiten else taken * self.unit)
 
-    def hat(self, answers: Array, *, mean: bool) -> Array:
-        """The hat matrix [m, n] of answers [m, outputs]."""
-        return mixing(answers / self.unit, self.coding.coordinates, mean=mean)
+    def hat(self, answers: Array, *, mean: bool, weights: Array | None = None) -> Array:
+        """The hat matrix [m, s] of answers [m, outputs]; each image counts as often as ``weights`` [s] say."""
+        return mixing(answers / self.unit, self.coding.coordinates, mean=mean, weights=weights)
 
 
 @dataclass
@@ -58,9 +61,14 @@ class EveryTarget:
         own = self.moments.std
         self.spread = own if self.whiten else common(own)
 
-    def source(self, order: Array | None) -> Source:
+    def source(self, pairing: Pairing, order: Array | None) -> Source:
+        """The scaled targets that each row of betas is paired with, ``order`` being a permutation within panels."""
         scaled = Centred(self.targets, replace(self.moments, std=self.spread), scale=True)
-        return scaled if order is None else Shuffled(scaled, order)
+        if pairing.index is None:
+            return scaled
+        if pairing.index is order:
+            return Shuffled(scaled, pairing.index)
+        return Gathered(scaled, pairing.index, self.targets.block)
 
     def blocks(
         self,
@@ -77,7 +85,7 @@ class EveryTarget:
         ``like`` are the inputs of the rows whose predictions give the moments of ``inductive``.
         """
         weight, bias = head
-        n = self.targets.shape[0]
+        n = self.moments.rows
         population = np.sqrt((n - 1) / n)  # the ridge restores standard deviations with ddof = 0
         for j in wanted:
             columns = column_blocks(targets)[j]
@@ -100,6 +108,14 @@ class EveryTarget:
             yield rows, columns, values
 
 
-def from_hats(rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, dtype: Any) -> Blocks:
-    """Predictions through hat matrices, in the targets' precision."""
-    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, kind)
+def from_hats(
+    rows: range,
+    hats: list[Array],
+    targets: Matrix,
+    wanted: Sequence[int],
+    kind: Kind,
+    dtype: Any,
+    weights: Array | None,
+) -> Blocks:
+    """Predictions through hat matrices, in the targets' precision; images count as ``weights`` say in their moments."""
+    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, kind, weights=weights)

@@ -12,10 +12,12 @@ from leanrecon.regression.mlp.batches import Held, Source, take
 from leanrecon.regression.mlp.checkpoint import weights_of
 from leanrecon.regression.mlp.network import residual_mlp
 from leanrecon.regression.mlp.plan import beside_ridge
+from leanrecon.regression.mlp.repeats import rows_alone
 from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget, from_hats
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import converted, refuse_nan_rows
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
@@ -42,6 +44,7 @@ class Trained(Regressor):
     _head: Components | EveryTarget
     _offset: Array | None
     _order: Array | None
+    _pairing: Pairing
     _held: Array
     _device: str
 
@@ -85,14 +88,16 @@ class Trained(Regressor):
             return
         self._require_for_predictions(test.shape[0], held)
         together = self.settings_.restandardize == "transductive"
-        n, rows_at_once = self.targets_.shape[0], min(test.shape[0], TEST_ROWS)
+        n, rows_at_once = self.betas_.shape[0], min(test.shape[0], TEST_ROWS)
         ridge = None if self.alpha_ is None else self._ridge(self.alpha_, beside_ridge(n, 3 * rows_at_once))
         for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
             if isinstance(self._head, EveryTarget):
                 yield from self._through_head(rows, test, targets, wanted)
             else:
                 hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
-                yield from from_hats(rows, hats, targets, wanted, self.settings_.restandardize, self._stream_dtype)
+                yield from from_hats(
+                    rows, hats, targets, wanted, self.settings_.restandardize, self._stream_dtype, self._pairing.weights
+                )
 
     def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
         """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
@@ -103,22 +108,31 @@ class Trained(Regressor):
     def _mixed(self, betas: Source, rows: range, of_ridge: Array | None) -> Array:
         assert isinstance(self._head, Components)
         offset = None
-        if of_ridge is not None:
-            offset = of_ridge @ self._paired()
+        if of_ridge is not None and self._pairing.repeats:
+            of_ridge = converted(of_ridge, of_ridge.dtype, self._paired.index, targets=self._pairing.s)
+            offset = of_ridge @ self._head.coding.coordinates
+        elif of_ridge is not None:
+            offset = of_ridge @ self._coordinates_of_rows()
+            of_ridge = converted(of_ridge, of_ridge.dtype, self._paired.index)
         given = self._given(betas, offset)
         # The ridge's predictions are of these rows alone, betas are of all.
         answers = self._answers(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
         refuse_nan_rows(answers, rows)
-        hat = self._head.hat(answers, mean=of_ridge is None)
+        hat = self._head.hat(answers, mean=of_ridge is None, weights=self._pairing.weights)
         if of_ridge is not None:
-            hat += converted(of_ridge, np.dtype(np.float32), self._order)
+            hat += of_ridge
         return hat
 
-    def _paired(self) -> Array:
-        """The coordinates of the targets that each train row of betas is paired with."""
+    @property
+    def _paired(self) -> Pairing:
+        """The targets that the rows of betas are paired with, at random after ``shuffled``."""
+        return self._pairing.shuffled(self._order)
+
+    def _coordinates_of_rows(self) -> Array:
+        """The coordinates of the targets that each train row of betas is paired with, [n, k]."""
         assert isinstance(self._head, Components)
-        coordinates = self._head.coding.coordinates
-        return coordinates if self._order is None else coordinates[self._order]
+        coordinates, index = self._head.coding.coordinates, self._paired.index
+        return coordinates if index is None else coordinates[index]
 
     def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
         """The hat matrix of the validation rows, where their predictions give the moments."""
@@ -179,8 +193,9 @@ class Trained(Regressor):
             scratch=self.scratch,
         )  # fmt: skip
         if rows is None:
-            return ridge.fit(self.betas_, self.targets_)
-        return ridge.fit(RowSubset(self.betas_, rows), RowSubset(self.targets_, rows))
+            return ridge.fit(self.betas_, self.targets_, stimulus=self._pairing.index)
+        targets, stimulus = rows_alone(self.targets_, self._pairing, rows)
+        return ridge.fit(RowSubset(self.betas_, rows), targets, stimulus=stimulus)
 
     @property
     def _stream_dtype(self) -> np.dtype[Any]:
