@@ -76,6 +76,7 @@ class RegressionStage:
             made_of = self._made_of(run, variant, space, regressor)
             outputs = [self._output(one, data, name, made_of, context) for one in every]
             if not all(output.store.complete for output in outputs):
+                record["settings"] = settings.model_dump(exclude_none=True)
                 record |= regressor.predict(data, outputs, context, shared)
 
     @staticmethod

@@ -257,7 +257,7 @@ class Study:
 
 
 def item_of(name: str) -> Item | None:
-    """The item of the layout that a file belongs to, by its key within the study; None for files of others."""
+    """The item of the layout that a file or folder belongs to, by its key within the study; None for others."""
     name = re.sub(rf"^{VARIANTS}/[^/]+/", "", name)
     return next((item for item in LAYOUT.values() if re.fullmatch(_regex(item), name)), None)
 
@@ -274,7 +274,7 @@ def describe() -> str:
 
 
 def _regex(item: Item) -> str:
-    below = {Role.STORE: "/.*", Role.PICTURES: r"(/.*|\.json)", Role.NETWORK: r"(/.*|\.json)"}.get(item.role, "")
+    below = {Role.STORE: "(/.*)?", Role.PICTURES: r"(/.*|\.json)?", Role.NETWORK: r"(/.*|\.json)?"}.get(item.role, "")
     parts = re.split(r"(\*\*|\*)", item.pattern)
     return "".join({"**": ".*", "*": "[^/]+"}.get(part, re.escape(part)) for part in parts) + below
 
