@@ -13,7 +13,7 @@ from leanrecon.progress import PlainProgress, Progress
 from leanrecon.regression.mlp.batches import Batches, Held, split
 from leanrecon.regression.mlp.mlp import StreamingMLP
 from leanrecon.regression.mlp.network import residual_mlp
-from leanrecon.regression.mlp.training import own_random_numbers
+from leanrecon.regression.mlp.training import seeded_weights
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
@@ -33,7 +33,7 @@ def one_torch_thread():
 
 def plain_training(inputs, targets, *, seed, epochs, batch, rate, decay, clip, warmup, hidden, blocks, learned):
     """The training as a loop of plain PyTorch without accelerate or fused steps, over the same batches."""
-    with own_random_numbers(seed):
+    with seeded_weights(seed):
         network = residual_mlp(inputs.shape[1], targets.shape[1], hidden=hidden, blocks=blocks, dropout=0.0)
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]
@@ -78,7 +78,9 @@ def test_a_full_head_learns_as_a_loop_written_out_by_hand(study):
 def test_with_all_components_the_pca_head_answers_in_the_targets_own_space(study, whiten):
     """Prediction through coordinates and hat matrices, beside the network's own answers times the components."""
     X, Y, T = study(200, 30, dtype=np.float32, far=20.0)
-    fitted = StreamingMLP(**SMALL | {"skip": "none", "components": 9, "whiten": whiten, "learning_rate": 3e-3}).fit(X, Y)
+    fitted = StreamingMLP(**SMALL | {"skip": "none", "components": 9, "whiten": whiten, "learning_rate": 3e-3}).fit(
+        X, Y
+    )
     with torch.no_grad():
         z = fitted.network_(torch.tensor((T - X.mean(0)) / X.std(0, ddof=1))).numpy()
     centred = Y - Y.mean(0, dtype=np.float64)

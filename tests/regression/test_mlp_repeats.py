@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanrecon.context import Context
@@ -171,6 +171,7 @@ def test_rows_of_validation_images_are_never_learned_from(shown, monkeypatch):
     assert len(learned[0]) > len(learned[1])
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 400), s=st.integers(1, 60), at_once=st.integers(1, 80), seed=st.integers(0, 9), plain=st.booleans()
 )

@@ -1,4 +1,4 @@
-"""Train rows in an order that is drawn anew every epoch, read whole chunk after whole chunk.
+"""Batches of train rows in a new random order every epoch, read in whole chunks.
 
 Panels of 256 rows are shuffled, a window of some panels is read at once, and rows are shuffled within it: every
 chunk is read once an epoch, and a batch mixes rows of the window. Order and batches follow from (seed, epoch) alone.
@@ -43,7 +43,7 @@ class Held:
 
 
 class Shuffled:
-    """A source whose rows are taken in another order, which leaves every row in its panel."""
+    """A source whose rows are permuted within panels."""
 
     def __init__(self, source: Source, order: Array) -> None:
         self.source, self.order = source, order

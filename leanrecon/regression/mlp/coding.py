@@ -1,4 +1,4 @@
-"""Train targets as whitened coordinates along their own principal components, without the components.
+"""Train targets as whitened coordinates along their principal components, without the components.
 
 With centred targets Y [n, t] and Y = C V, where C = √n · U are coordinates of unit variance, V = Cᵀ Y / n. So predicted
 coordinates Z [m, k] stand for the targets
@@ -34,8 +34,8 @@ NOISE = 64
 class Coding:
     """Coordinates of the train images, float32 [s, k]: mean 0, variance 1, uncorrelated, by falling explained variance.
 
-    Moments are over train rows, so an image counts as often as it is shown. ``spread`` is the standard deviation of the targets along each component (ddof = 0), ``explained`` its share of
-    their variance; float64 [k].
+    Moments are over train rows, so an image counts as often as it is shown. ``spread`` is the standard deviation of the
+    targets along each component (ddof = 0), and ``explained`` its share of their variance; float64 [k].
     """
 
     coordinates: Array
@@ -72,8 +72,8 @@ def code(
 ) -> Coding:
     """The leading coordinates of the targets: at most ``components``, and no more than explain this share.
 
-    From the eigenvectors of Y Yᵀ or Yᵀ Y, whichever is smaller, formed over panels, in memory or in ``folder``. Where
-    images are shown several times, their rows of Y are multiplied by the square root of ``weights`` [s].
+    They come from the eigenvectors of Y Yᵀ or Yᵀ Y, whichever is smaller, formed over panels in memory or in ``folder``.
+    Where images are shown several times, their rows of Y are multiplied by the square root of ``weights`` [s].
     """
     root = None if weights is None else np.sqrt(weights)
     centred = Centred(targets, found, scale=False) if root is None else Weighted(targets, found, root)
@@ -132,7 +132,7 @@ def mixing(predicted: Array, coordinates: Array, *, mean: bool, weights: Array |
     blas.gemm(np.ascontiguousarray(predicted, np.float32), coordinates, hat, alpha=alpha, beta=0, tb=True)
     if weights is not None:
         hat *= shares
-    # The coordinates' columns sum to zero up to rounding, which a target far from zero would make felt.
+    # Columns of coordinates sum to zero up to rounding, which shows in targets with a large mean.
     lacking = float(mean) - hat.sum(axis=1, dtype=np.float64)
     if weights is None:
         hat += (lacking / len(coordinates))[:, None].astype(np.float32)

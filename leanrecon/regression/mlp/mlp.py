@@ -1,9 +1,9 @@
 """A residual network from betas to any number of targets, trained from disk within a memory budget.
 
 The network (``network``) learns by AdamW (``training``) from batches that are read chunk by chunk (``batches``). Its head
-answers in coordinates along the targets' principal components (``coding``), so that a prediction is a mixture of train
-targets, H Y, and streams as the ridge's do; or it answers every target. With ``skip = "ridge"`` it learns what the ridge
-leaves of the train rows when each is predicted from all others, and is added to the ridge.
+predicts coordinates along the targets' principal components (``coding``), so that a prediction is a weighted sum of
+train targets, H Y, which is streamed as for the ridge; or it predicts every target. With ``skip = "ridge"`` it learns
+the cross-validated residuals of a ridge, and is added to the ridge.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from leanrecon.regression.mlp.repeats import rows_alone, whole_images
 from leanrecon.regression.mlp.settings import NOT_IN_WEIGHTS, MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget
 from leanrecon.regression.mlp.trained import Trained
-from leanrecon.regression.mlp.training import Data, own_random_numbers, train
+from leanrecon.regression.mlp.training import Data, seeded_weights, train
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
@@ -122,7 +122,7 @@ class StreamingMLP(Trained):
         groups: Sequence[Any] | None = None,
         test_rows: int = TEST_ROWS,
     ) -> Self:
-        """Learn targets ``y`` [n, t] or [n] from betas ``X`` [n, p], or continue, or load what was learned in ``folder``.
+        """Learn targets ``y`` [n, t] or [n] from betas ``X`` [n, p]; continues or loads a training in ``folder``.
 
         ``stimulus`` [n] says which row of ``y`` each row of betas is paired with, where ``y`` [s, t] holds each image
         once. Rows of one group (``groups`` [n], by default the stimulus) are all learned from or all used for
@@ -144,14 +144,14 @@ class StreamingMLP(Trained):
     def shuffled(
         self, seed: int | Sequence[int], *, folder: str | Path | None = None, label: str = ""
     ) -> "StreamingMLP":
-        """The same network trained again with betas and targets paired at random: what is predicted without information.
+        """The same network trained again with betas and targets paired at random: a baseline without information.
 
         With the full head, rows are permuted within panels of 256, so that chunks are still read whole.
         """
         self._check_fitted()
         changed: dict[str, Any] = {"folder": folder, "label": label or self.label}
         if self.alpha_ is not None:
-            changed["alpha"] = self.alpha_  # as it was chosen
+            changed["alpha"] = self.alpha_  # the chosen one is kept
         other = StreamingMLP(**self.get_params() | changed)
         order = paired_at_random(self.betas_.shape[0], seed, within_panels=self.settings_.head == "full")
         other.settings_ = other._checked_settings()
@@ -168,7 +168,7 @@ class StreamingMLP(Trained):
         self.betas_, self.targets_, self._groups, self._order = betas, targets, groups, order
         self._test_rows, self._device, self.peaks_ = test_rows, devices.choose(self.device), Peaks()
         learned, held = split(n, self.settings_.validation, self.seed, groups)
-        if (index := self._pairing.index) is not None:  # as where an image is shown in several runs
+        if (index := self._pairing.index) is not None:  # an image may be shown in several runs
             learned = learned[~np.isin(index[learned], index[held])]
         if len(learned) < self.settings_.batch_size:
             raise InputError(
@@ -205,8 +205,8 @@ class StreamingMLP(Trained):
             raise InputError(f"none of the {self.left_out_} voxels varies over the {self.betas_.shape[0]} train rows")
         self._train = Centred(self.betas_, self.moments_, scale=self.settings_.standardize)
         self._head = self._shared or self._coded(at, plan)
-        self.alpha_, self._offset = self._left_by_ridge(at, learned)
-        with own_random_numbers(self.seed):
+        self.alpha_, self._offset = self._ridge_predictions(at, learned)
+        with seeded_weights(self.seed):
             self.network_ = self._new_network()
             self.waited_ = 0.0
             if known is not None:
@@ -219,7 +219,10 @@ class StreamingMLP(Trained):
         self.network_.requires_grad_(False)
 
     def _trained(self, folder: Folder, learned: Array) -> None:
-        sources: list[Source] = [self._given(self._train, self._offset), self._head.source(self._paired, self._order)]
+        sources: list[Source] = [
+            self._inputs_of(self._train, self._offset),
+            self._head.source(self._paired, self._order),
+        ]
         if self._offset is not None and isinstance(self._head, Components):
             sources.append(Held(self._offset * self._head.unit))
         batches = Batches(
@@ -236,7 +239,7 @@ class StreamingMLP(Trained):
         folder.write("network", weights_of(self.network_), history=self.history_.as_dict())
 
     def _coded(self, at: Path, plan: NetworkPlan) -> Components | EveryTarget:
-        """The targets as the network learns them; their coordinates are computed once and kept."""
+        """The targets in the form that the network learns; their coordinates are computed once and kept."""
         if self.settings_.head == "full":
             found = target_moments(self.targets_, self._pairing.weights)
             return EveryTarget(self.targets_, found, self.settings_.whiten)
@@ -259,7 +262,7 @@ class StreamingMLP(Trained):
             coding = Coding(*(known.read(name) for name in ("coordinates", "spread", "explained")))
         return Components(coding, self.settings_.whiten)
 
-    def _left_by_ridge(self, at: Path, learned: Array) -> tuple[float | None, Array | None]:
+    def _ridge_predictions(self, at: Path, learned: Array) -> tuple[float | None, Array | None]:
         """The ridge's alpha, and its predictions of every train row's coordinates, computed once and kept.
 
         Of the rows that are learned from, each is predicted from all rows of other images. Validation rows are predicted
@@ -303,7 +306,7 @@ class StreamingMLP(Trained):
         return settings
 
     def _made_of(self) -> dict[str, Any]:
-        """All that decides the weights."""
+        """Everything that decides the weights."""
         return self.settings_.model_dump(exclude=set(NOT_IN_WEIGHTS)) | {
             "format": FORMAT,
             "betas": self._content(self.betas_),
@@ -315,12 +318,12 @@ class StreamingMLP(Trained):
         }
 
     def _repeats(self) -> dict[str, str]:
-        """The image of each row, where that is not the row's own."""
+        """The fingerprint of the image of each row; empty where row i shows image i."""
         index = self._pairing.index
         return {} if index is None else {"stimulus": fingerprint({"index": index.tolist()})}
 
     def _content(self, matrix: Matrix) -> str:
-        """What a matrix holds, where a folder outlives this process; arrays are read once for it."""
+        """The content of a matrix, needed where a folder is kept; arrays are read once for it."""
         return contents(matrix) if self.folder else ""
 
     def _shapes(self, test_rows: int) -> NetworkShapes:

@@ -44,7 +44,7 @@ def residual_mlp(
 ) -> "nn.Module":
     """The network with PyTorch's initial weights, drawn from its present seed.
 
-    With ``zero_head`` it answers 0 until it has learned. ``features`` is all but its head.
+    With ``zero_head`` its outputs are 0 until it is trained. ``features`` computes all layers but the head.
     """
     import torch
     from torch import nn

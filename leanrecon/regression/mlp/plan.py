@@ -1,4 +1,4 @@
-"""What training a network will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
+"""The memory plan of a network, phase by phase: arithmetic on shapes."""
 
 from dataclasses import dataclass, replace
 
@@ -69,7 +69,7 @@ class NetworkShapes:
 
     @property
     def full(self) -> bool:
-        """Whether the head answers every target."""
+        """Whether the head predicts every target."""
         return self.settings.head == "full"
 
     @property
@@ -134,7 +134,7 @@ class NetworkShapes:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Bytes of work of each phase; ``coding`` says where the Gram matrix of the targets lies."""
+    """Bytes of work of each phase; the Gram matrix of the targets lies in memory or on disk."""
 
     phases: dict[str, int]
     in_memory: bool = True
@@ -154,7 +154,7 @@ class NetworkPlan:
 def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) -> NetworkPlan:
     """The phases of coding the targets, fitting the ridge, training and predicting.
 
-    Only where matrices lie follows the budget. ``torch_held``: PyTorch is in the process already.
+    The budget decides only whether matrices lie in memory or on disk. ``torch_held``: PyTorch is imported already.
     """
     library = STEPPING if torch_held else TORCH_NBYTES
     imported = 0 if torch_held else TORCH_NBYTES
@@ -178,7 +178,7 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
 
 
 def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
-    """The plan of the ridge beside the network: its factor is kept for the leave-one-out predictions of the train rows."""
+    """The plan of the ridge beside the network; its factor is kept for predictions of train rows from other images."""
     ridge = replace(
         shapes.ridge, m=TEST_ROWS, scratch=shapes.scratch + shapes.x_tile, y_scratch=shapes.y_scratch + shapes.y_tile
     )
@@ -186,7 +186,7 @@ def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
 
 
 def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int, int]:
-    """Phases of the targets' coordinates: their moments, Gram matrix, its eigenvectors, and what is kept of these."""
+    """Phases of the targets' coordinates: moments, Gram matrix, eigenvectors, coordinates."""
     own, k = shapes.targets, shapes.outputs
     order, e = own.order, own.itemsize
     square, triangle = order * order * e, triangle_nbytes(order, e)
@@ -261,5 +261,5 @@ def _predicting(shapes: NetworkShapes, free: int) -> int:
 
 
 def beside_ridge(n: int, rows: int) -> int:
-    """Bytes of a hat matrix of some rows in single precision, which the ridge's own plan does not know of."""
+    """Bytes of a float32 hat matrix of some rows, which the ridge's plan does not count."""
     return rows * n * FLOAT

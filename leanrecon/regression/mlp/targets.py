@@ -1,4 +1,4 @@
-"""What a network answers in: coordinates along the targets' principal components, or every target itself."""
+"""The outputs of a network: coordinates along the targets' principal components, or every target."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ def common(spread: Array) -> Array:
 
 @dataclass
 class Components:
-    """Coordinates along principal components: of variance one with ``whiten``, else as they vary, on one common scale."""
+    """Coordinates along principal components: of variance one with ``whiten``, else with their own variances."""
 
     coding: Coding
     whiten: bool
@@ -35,7 +35,7 @@ class Components:
         self.outputs = len(self.coding.spread)
         self.spread = self.coding.spread if self.whiten else common(self.coding.spread)
         self.unit = (self.coding.spread / self.spread).astype(np.float32)
-        """What a coordinate of variance one is worth to the network."""
+        """The standard deviation that the network sees of each coordinate."""
 
     def source(self, pairing: Pairing, order: Array | None) -> Source:
         """The coordinates that each row of betas is paired with."""
@@ -44,13 +44,13 @@ class Components:
         return Held(taken if self.whiten else taken * self.unit)
 
     def hat(self, answers: Array, *, mean: bool, weights: Array | None = None) -> Array:
-        """The hat matrix [m, s] of answers [m, outputs]; each image counts as often as ``weights`` [s] say."""
+        """The hat matrix [m, s] of outputs [m, k]; each image counts as often as ``weights`` [s] say."""
         return mixing(answers / self.unit, self.coding.coordinates, mean=mean, weights=weights)
 
 
 @dataclass
 class EveryTarget:
-    """Every target, z-scored with ``whiten``, else centred and on one common scale; those that do not vary stay at their mean."""
+    """Every target, z-scored with ``whiten``, else centred and on one common scale; constant targets stay constant."""
 
     targets: Matrix
     moments: Moments

@@ -1,4 +1,4 @@
-"""Predictions by a network that was trained: its answers as mixtures of train targets, streamed as the ridge's are."""
+"""Predictions of a trained network: weighted sums of train targets, streamed as for the ridge."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Trained(Regressor):
-    """What a trained network predicts, alone or added to a ridge; ``StreamingMLP`` trains it and says what its settings are."""
+    """Predictions of a trained network, alone or added to a ridge; ``StreamingMLP`` trains it."""
 
     _learned = "network_"
 
@@ -53,7 +53,7 @@ class Trained(Regressor):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if "network_" in state:  # its class is made with it, and a pickle holds names of classes alone
+        if "network_" in state:  # its class is local to a function, which pickle can't name
             state["network_"] = weights_of(self.network_)
         return state
 
@@ -67,7 +67,7 @@ class Trained(Regressor):
             self.network_ = network.to(self._device).eval().requires_grad_(False)
 
     def _new_network(self) -> Any:
-        """The network before it has learned, with weights from PyTorch's present seed."""
+        """The untrained network, with weights from PyTorch's present seed."""
         return residual_mlp(
             self._head.outputs if self.settings_.inputs == "ridge" else self.n_features_in_,
             self._head.outputs,
@@ -100,7 +100,7 @@ class Trained(Regressor):
                 )
 
     def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
-        """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
+        """The hat matrix of some test rows: that of the network, added to that of the ridge."""
         assert isinstance(self._head, Components)
         of_ridge = None if ridge is None else ridge.hat_of(test, rows).astype(np.float32, copy=False)
         return self._mixed(Centred(test, self.moments_, scale=self.settings_.standardize), rows, of_ridge)
@@ -114,9 +114,9 @@ class Trained(Regressor):
         elif of_ridge is not None:
             offset = of_ridge @ self._coordinates_of_rows()
             of_ridge = converted(of_ridge, of_ridge.dtype, self._paired.index)
-        given = self._given(betas, offset)
-        # The ridge's predictions are of these rows alone, betas are of all.
-        answers = self._answers(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
+        given = self._inputs_of(betas, offset)
+        # The ridge's predictions hold these rows alone, betas hold all rows.
+        answers = self._outputs_of(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
         refuse_nan_rows(answers, rows)
         hat = self._head.hat(answers, mean=of_ridge is None, weights=self._pairing.weights)
         if of_ridge is not None:
@@ -148,17 +148,17 @@ class Trained(Regressor):
     ) -> Iterator[tuple[range, range, Array]]:
         assert isinstance(self._head, EveryTarget)
         betas = Centred(test, self.moments_, scale=self.settings_.standardize)
-        features = self._answers(betas, rows, features=True)
+        features = self._outputs_of(betas, rows, features=True)
         like = None
         if self.settings_.restandardize == "inductive":
-            like = self._answers(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
+            like = self._outputs_of(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
         head = self.network_.head.weight.cpu().numpy(), self.network_.head.bias.cpu().numpy()
         yield from self._head.blocks(rows, features, like, head, targets, wanted, self.settings_.restandardize)
 
-    def _answers(self, given: Source, rows: range, *, features: bool = False) -> Array:
-        """The network's answers to some rows [len(rows), outputs], or its last layer's inputs.
+    def _outputs_of(self, given: Source, rows: range, *, features: bool = False) -> Array:
+        """The network's outputs for some rows [len(rows), outputs], or the inputs of its last layer.
 
-        Always 256 rows at a time, the last of them zeros where there are fewer: a row's answer is the same in any company.
+        Batches are always of 256 rows, filled up with zeros, so that a row's output does not depend on other rows.
         """
         import torch
 
@@ -174,10 +174,10 @@ class Trained(Regressor):
                 result[part.start : part.stop] = ask(x)[: len(part)].float().cpu().numpy()
         return result
 
-    # What it is given, and the ridge that it is added to
+    # The inputs, and the ridge beside the network
 
-    def _given(self, betas: Source, offset: Array | None) -> Source:
-        """What the network is given of some rows: betas, or what the ridge predicts, each coordinate of variance one in training."""
+    def _inputs_of(self, betas: Source, offset: Array | None) -> Source:
+        """The network's inputs for some rows: betas, or the ridge's predictions, scaled to variance one in training."""
         if self.settings_.inputs == "betas":
             return betas
         assert offset is not None
@@ -186,7 +186,7 @@ class Trained(Regressor):
         return Held(offset / np.where(scale > 0, scale, 1))
 
     def _ridge(self, alpha: Any, beside: int, rows: Array | None = None) -> StreamingRidge:
-        """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
+        """The ridge of all train rows or of some, in the budget less ``beside`` bytes."""
         budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
             alpha, standardize=self.settings_.standardize, alphas=self.settings_.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
