@@ -81,7 +81,7 @@ class NoRefinement:
         """Copy the files of the first images that ``out`` lacks, and finish it."""
         if out.missing():
             context.require(context.label or "refine", COPYING_NBYTES)
-            out.copy(first)
+            out.link(first)
         out.finish()
 
     def record(self) -> dict[str, Any]:

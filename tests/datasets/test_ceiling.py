@@ -37,6 +37,7 @@ def test_noise_ceilings_by_hand(ncsnr: float, repeats: list[int], percent: float
     assert noise_ceiling(np.array([ncsnr]), np.array(repeats)) == pytest.approx([percent])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_the_ceiling_is_the_share_of_variance_that_the_images_explain(repeats: int) -> None:
     """By counting: r² of averaged responses with those without noise, over 640 images, of a cortex of known ncsnr."""

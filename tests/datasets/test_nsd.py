@@ -27,6 +27,8 @@ from leanrecon.study.rows import Rows
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
+pytestmark = pytest.mark.slow
+
 NAMES = SubjectFiles(1)
 GENERAL = NAMES.roi("nsdgeneral")
 

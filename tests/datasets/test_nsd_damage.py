@@ -30,6 +30,8 @@ from leanrecon.study.settings import check_settings
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
+pytestmark = pytest.mark.slow
+
 NAMES = SubjectFiles(1)
 
 

@@ -27,6 +27,8 @@ from leanrecon.net import ranges, retry, s3
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("LEANRECON_KILLS", "4"))
 SPAN = 150_000  # bytes fetched as one: small, so that there are many requests to fail and to be killed in
 CONNECTIONS = 4
@@ -145,6 +147,7 @@ def test_all_faults_at_random_change_nothing(proxy: Proxy, undisturbed, tmp_path
 # Kills
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("k", range(ROUNDS))
 def test_a_killed_fetch_goes_on_and_fetches_nothing_again(s3_url: str, undisturbed, tmp_path: Path, k: int) -> None:

@@ -28,6 +28,8 @@ from leanrecon.study.layout import Study  # noqa: E402
 from leanrecon.study.recipes import read_settings  # noqa: E402
 from leanrecon.study.verify import find_damage  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 N_TRAIN, N_TEST = 60, 40
 SETTINGS = f"""
 [dataset]

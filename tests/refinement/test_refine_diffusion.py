@@ -16,6 +16,8 @@ from leanrecon.refinement.diffusion import sampling  # noqa: E402
 from leanrecon.refinement.diffusion.schedule import schedule_length  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 SCHEDULERS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 OPEN = {"clip_sample": False}
 

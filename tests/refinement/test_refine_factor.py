@@ -16,6 +16,8 @@ from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.refinement.diffusion.networks import downscale_factor, upscale_factor  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.mark.parametrize(
     "network", [vae(), vae(channels=(8, 8, 16)), vae(channels=(8,)), tiny_vae(), tiny_vae(blocks=3)]

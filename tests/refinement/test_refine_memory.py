@@ -13,6 +13,8 @@ pytest.importorskip("diffusers")
 from support.diffusion_models import write_base  # noqa: E402
 from support.versatile_models import write_versatile  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SIZE = 128
 
 MEASURED = """

@@ -9,6 +9,8 @@ pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from support.diffusion_models import unet, write_lora  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 MODES = ("none", "model", "sequential", "disk", "stream")
 
 

@@ -12,6 +12,8 @@ from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
+pytestmark = pytest.mark.slow
+
 WAYS = [
     pytest.param(300, 500, 40, {}, id="dual"),
     pytest.param(500, 300, 40, {}, id="primal"),

@@ -65,9 +65,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Known:
-    """Test betas known at fit, as they were given and as a matrix, and the hat matrices that predict them alone."""
+    """Test betas known at fit, as they were passed and as a matrix, and the hat matrices that predict them alone."""
 
-    given: Any
+    source: Any
     betas: Matrix
     hats: list[Array]
     folded: bool = False
@@ -170,7 +170,7 @@ class StreamingRidge(Regressor):
         self._factorise(plan, test, None if later else known)
         return self
 
-    def _factorise(self, plan: FitPlan, given: Any, known: Matrix | None) -> None:
+    def _factorise(self, plan: FitPlan, source: Any, known: Matrix | None) -> None:
         """Form the Gram matrix, choose alpha, factor it, and form the hat matrices of test betas that are ``known``."""
         n, p = self.betas_.shape
         test = None if known is None else self._centred(known)
@@ -190,7 +190,7 @@ class StreamingRidge(Regressor):
         fold = None if self._shuffles else self._fold
         hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold)
         del cross  # it is the hat matrix, or was folded
-        self._known = Known(given, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
+        self._known = Known(source, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
 
     def _centred(self, betas: Matrix) -> Centred:
         return Centred(betas, self.moments_, scale=self.standardize)
@@ -387,7 +387,7 @@ class StreamingRidge(Regressor):
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()
         known = self._known
-        return known.betas if known is not None and X is known.given else self._test_matrix(X)
+        return known.betas if known is not None and X is known.source else self._test_matrix(X)
 
     @property
     def _stream_dtype(self) -> np.dtype[Any]:
