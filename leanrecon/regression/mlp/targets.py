@@ -78,7 +78,7 @@ class EveryTarget:
         head: tuple[Array, Array],
         targets: Matrix,
         wanted: Sequence[int],
-        kind: Kind,
+        mode: Kind,
     ) -> Blocks:
         """Yield ``(rows, columns, predictions)`` from the last layer's inputs [m, hidden] and its weights.
 
@@ -102,7 +102,7 @@ class EveryTarget:
 
             values = answers(features)
             refuse_nan_rows(values, rows)
-            if kind != "none":
+            if mode != "none":
                 reference = values if like is None else answers(like)
                 restandardise(values, reference, mean, self.moments.std[part] * population)
             yield rows, columns, values
@@ -113,9 +113,9 @@ def from_hats(
     hats: list[Array],
     targets: Matrix,
     wanted: Sequence[int],
-    kind: Kind,
+    mode: Kind,
     dtype: Any,
     weights: Array | None,
 ) -> Blocks:
     """Predictions through hat matrices, in the targets' precision; images count as ``weights`` say in their moments."""
-    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, kind, weights=weights)
+    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, mode, weights=weights)
