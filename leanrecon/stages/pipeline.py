@@ -134,7 +134,7 @@ class Pipeline:
                 kept = {key: value for key, value in before.items() if key in SECTIONS and key not in _sections(names)}
                 new = {key: value for key, value in tables.items() if key not in SECTIONS or key in _sections(names)}
                 check_settings(kept | new)
-                tables = kept | new
+                tables = {key: (kept | new)[key] for key in [*tables, *kept] if key in kept or key in new}
         write_text(run.study.settings, HEADER + tomli_w.dumps(tables))
 
 
