@@ -79,6 +79,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 SELF = "leanrecon"
 """The provider of built-in kinds."""
 
+_loaded: set[str] = set()  # distributions of the kinds that were loaded
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -172,6 +174,11 @@ def broken(group: str) -> list[str]:
     return problems
 
 
+def providers() -> list[str]:
+    """The other distributions whose kinds this process has loaded."""
+    return sorted(_loaded - {SELF})
+
+
 @functools.cache
 def _third_party(group: str) -> tuple[Entry, ...]:
     found = []
@@ -203,6 +210,7 @@ def _load(entry: Entry) -> Any:
             expected=f"a class with Settings, {', '.join(REQUIRED[entry.group])}",
             todo="see docs/add-a-kind.md for the protocol of each group",
         )
+    _loaded.add(entry.provider)
     return kind
 
 

@@ -123,16 +123,17 @@ def serve(root: Path, latency_ms: float) -> None:
 
 def fetch(folder: Path, port: int, what: str) -> None:
     """Fetch a session, images or all of it, and print what it took as JSON."""
+    from leanrecon.context import Context
     from leanrecon.datasets.nsd import layout as nsd_layout
-    from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+    from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
     from leanrecon.datasets.nsd.fetch import Fetch
     from leanrecon.datasets.nsd.files import Files, open_source, prepare
     from leanrecon.datasets.nsd.stimuli import read_images, stimuli_layout
-    from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
-    from leanrecon.progress import PlainProgress, Progress
+    from leanrecon.memory import PeakMemory, process_memory
+    from leanrecon.progress import PlainProgress
     from leanrecon.study.layout import Study
 
-    settings = NsdSettings(
+    settings = NSDSettings(
         endpoint_url=f"http://127.0.0.1:{port}", sessions=ALL if what == "all" else 1, accept_terms=True,
         betas_format="nii.gz" if what == "nii.gz" else "hdf5", check="warn", image_size=64 if what == "all" else None,
     )  # fmt: skip
@@ -142,14 +143,14 @@ def fetch(folder: Path, port: int, what: str) -> None:
     with PeakMemory() as memory:
         started = time.monotonic()
         if what == "all":
-            took["planned"] = plan_nsd(settings, free=0).work
-            ingest_nsd(settings, study, progress=PlainProgress())
+            took["planned"] = NSD(settings).plan(base_dir=None, chunk=8_000_000, free=0).work
+            NSD(settings).ingest(study, base_dir=None, context=Context.of(progress=PlainProgress()))
         else:
             with open_source(settings.root, settings.endpoint_url, None) as source:
                 files = Files(source)
                 if what in ("hdf5", "nii.gz"):
                     prepared = prepare(settings, files, None)
-                    steps = Fetch(settings, study, None, 8_000_000, MemoryBudget.of(None), False, Progress())
+                    steps = Fetch(settings, study, None, Context.of())
                     store = steps._create_trials(prepared)
                     before = source.traffic.requests, source.traffic.nbytes
                     started = time.monotonic()

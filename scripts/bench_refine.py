@@ -118,12 +118,11 @@ def plain(arguments):
     return {"seconds": seconds, "cpu": cpu}
 
 
-def refiner_of(arguments):
-    from leanrecon.refinement.diffusion.refiner import Refiner
-    from leanrecon.refinement.diffusion.settings import RefineSettings
+def generator_of(arguments):
+    from leanrecon.refinement.diffusion.settings import LCMSettings
+    from leanrecon.refinement.diffusion.stable import LCM
 
-    settings = RefineSettings(
-        kind="lcm",
+    settings = LCMSettings(
         base=str(arguments.data / "sd15"),
         text="clip",
         steps=STEPS,
@@ -133,20 +132,19 @@ def refiner_of(arguments):
         offload=arguments.offload,
         tiny_autoencoder=str(arguments.data / "taesd") if arguments.vae == "tiny" else "",
     )
-    return Refiner(settings, seed=0, device="cpu", scratch=arguments.data / "scratch")
+    return LCM(settings, seed=0, device="cpu", scratch=arguments.data / "scratch")
 
 
 def ours(arguments):
     import numpy as np
 
-    from leanrecon.memory import MemoryBudget
+    from leanrecon.context import Context
     from leanrecon.progress import Progress
     from leanrecon.stores.matrix import ArrayMatrix
     from leanrecon.stores.pictures import Pictures
 
     n = arguments.warm + 1
     images, text = inputs(n)
-    budget = MemoryBudget.of("20GB")
     ticks = []
 
     class Clock(Progress):
@@ -160,21 +158,22 @@ def ours(arguments):
             first.write(row, image)
         first.finish()
         out = Pictures.create(Path(folder) / "final", n, (SIZE, SIZE, 3), made_of={})
-        refiner_of(arguments).refine(first, {"text": ArrayMatrix(text)}, out, budget=budget, progress=Clock())
+        context = Context.of("20GB", progress=Clock())
+        generator_of(arguments).draw(first, {"text": ArrayMatrix(text)}, out, context)
         np.save(arguments.image, out.read(n - 1))
     (a, b), (c, d) = ticks[-2:]
-    return {"seconds": c - a, "cpu": d - b, "planned": budget.required[0]}
+    return {"seconds": c - a, "cpu": d - b, "planned": context.peaks.projected[0]}
 
 
 def prepare(arguments):
     """Write the weights in bfloat16, as the first run does."""
     started = time.perf_counter()
-    refiner = refiner_of(arguments)
-    for source in refiner.generator.sources(arguments.precision):
+    generator = generator_of(arguments)
+    for source in generator.model.sources(arguments.precision):
         from leanrecon.stores.fingerprint import fingerprint
 
         content = fingerprint({"part": source.part.content, "lora": None})
-        source.on_disk(refiner.scratch, content)
+        source.on_disk(generator.scratch, content)
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time()}
 
 

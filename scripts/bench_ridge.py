@@ -2,6 +2,7 @@
 
     python scripts/bench_ridge.py                 peers at n 4000, p 8000, m 300, t 16000; then the VDVAE shape
     python scripts/bench_ridge.py --all --loo     also 347,680 targets (12 GB on disk), and alpha by leave-one-out
+    python scripts/bench_ridge.py --against DIR   the VDVAE shape by this source tree and by another one in turns
 
 Every measurement is a process of its own on the same float32 data on disk with a warm page cache. Peers are given
 their arrays in memory and their loading is not counted; ours reads its stores within the time that is. Peak memory is
@@ -12,6 +13,8 @@ in float32, in the same process right afterwards.
 
 import argparse
 import json
+import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 
 ALPHA = 50_000.0
+TREE = Path(__file__).resolve().parents[1]
 PEERS = {"n": 4000, "p": 8000, "m": 300, "t": 16_000}
 VDVAE = {"n": 8859, "p": 15_724, "m": 982, "t": 91_168}
 ALL = VDVAE | {"t": 347_680}  # VDVAE latents and the CLIP features of text and vision
@@ -129,7 +133,7 @@ def ours(folder, budget, loo):
     shutil.rmtree(folder / "P.zarr", ignore_errors=True)
     started = time.perf_counter()
     how = {"alpha": "loo", "alphas": list(np.logspace(2, 7, 20))} if loo else {"alpha": ALPHA}
-    ridge = StreamingRidge(**how, budget=budget, scratch=folder)
+    ridge = StreamingRidge(**how, standardize=False, budget=budget, scratch=folder)
     ridge.fit(folder / "X.zarr", folder / "Y.zarr", test=folder / "T.zarr")
     fitted = time.perf_counter() - started
     shape = (Store.open(folder / "T.zarr").rows, Store.open(folder / "Y.zarr").columns)
@@ -167,14 +171,24 @@ def worker(folder, name, budget):
 
 def measure(folder, name, budget=None, runs=1):
     """The median run of a measurement, each in a process of its own."""
-    results = []
-    for _ in range(runs):
-        command = [sys.executable, __file__, "--worker", name, "--data", str(folder)]
-        command += ["--budget", budget] if budget else []
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        if name != "reference":
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-    return sorted(results, key=lambda result: result["seconds"])[len(results) // 2] if results else None
+    results = [measure_once(folder, name, budget) for _ in range(runs)]
+    return median_run(results)
+
+
+def measure_once(folder, name, budget=None, tree=TREE):
+    """One measurement by the benchmark of a source tree, in a process of its own."""
+    command = [sys.executable, str(tree / "scripts" / "bench_ridge.py"), "--worker", name, "--data", str(folder)]
+    command += ["--budget", budget] if budget else []
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return json.loads(done.stdout.splitlines()[-1]) | {"cpu": cpu} if name != "reference" else None
+
+
+def median_run(results):
+    return sorted(results, key=lambda result: result["seconds"])[len(results) // 2] if results[0] else None
 
 
 def flops(shape):
@@ -221,6 +235,43 @@ def full_size(root, shape, cases, runs):
         )
 
 
+def compare_trees(root, other, shape, budget, runs):
+    """Runs of this source tree and of another one in turns, each on stores that it has written.
+
+    CPU seconds are those of the whole process, the products for the GEMM rate included: on a busy machine they are
+    the fairer measure.
+    """
+    trees = {"this": TREE, "other": other.resolve()}
+    for name, tree in trees.items():
+        code = (
+            f"import bench_ridge; from pathlib import Path; bench_ridge.make_data(Path({str(root / name)!r}), {shape})"
+        )
+        environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'scripts'}"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    results = {name: [] for name in trees}
+    for k in range(runs):
+        for name in sorted(trees, reverse=k % 2 == 1):
+            results[name].append(measure_once(root / name, "leanrecon", budget, trees[name]))
+    print(f"\n{shape}, {budget}, median of {runs}, in turns")
+    print(
+        f"{'':8}{'seconds':>9}{'fit':>8}{'CPU':>8}{'GEMM':>7}{'planned':>11}{'anonymous':>12}{'resident':>11}  result, all CPU seconds"
+    )
+    medians = {name: median_run(runs) for name, runs in results.items()}
+    for name, it in medians.items():
+        print(
+            f"{name:8}{it['seconds']:9.1f}{it['fit']:8.1f}{it['cpu']:8.1f}{it['gemm']:7.0f}"
+            f"{megabytes(it['planned']):>11}{megabytes(it['anon']):>12}{megabytes(it['resident']):>11}  {it['content'][:12]} "
+            + " ".join(f"{run['cpu']:.1f}" for run in results[name]),
+            flush=True,
+        )
+    this, that = medians["this"], medians["other"]
+    cpu = [statistics.median(run["cpu"] for run in results[name]) for name in trees]
+    print(
+        f"ratio: seconds {this['seconds'] / that['seconds']:.3f}, CPU seconds {cpu[0] / cpu[1]:.3f}, "
+        f"memory {this['anon'] / that['anon']:.3f}"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder to keep the synthetic data in (5 GB; 17 GB with --all)")
@@ -229,6 +280,8 @@ def main():
     parser.add_argument("--skip-vdvae", action="store_true")
     parser.add_argument("--all", action="store_true", help="also 347,680 targets")
     parser.add_argument("--loo", action="store_true", help="also alpha by leave-one-out at the VDVAE shape")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another source tree to compare with")
+    parser.add_argument("--targets", type=int, default=VDVAE["t"], help="targets of the comparison with --against")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--budget", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -237,6 +290,9 @@ def main():
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
+        if arguments.against:
+            compare_trees(root, arguments.against, VDVAE | {"t": arguments.targets}, "350MB", arguments.runs)
+            return
         if not arguments.skip_peers:
             compare_peers(root, arguments.runs)
         if not arguments.skip_vdvae:

@@ -103,13 +103,12 @@ def mixing(seed, columns):
 
 
 def fetch_of(given, study):
+    from leanrecon.context import Context
     from leanrecon.datasets.nsd.fetch import Fetch
-    from leanrecon.memory import MemoryBudget
     from leanrecon.progress import PlainProgress
-    from leanrecon.stores.layout import chunk_nbytes
 
     dataset = settings_of(given).dataset
-    return Fetch(dataset, study, None, chunk_nbytes(None), MemoryBudget.of(given.memory), False, PlainProgress())
+    return Fetch(dataset, study, None, Context.of(given.memory, progress=PlainProgress()))
 
 
 def make(given, study):
@@ -129,7 +128,7 @@ def make(given, study):
         store.write_rows(i, np.rint(values * np.float32(300)).astype(np.int16))
     store.finish()
     for split, images in fetch._create_stimuli(ready).items():
-        shown = list(ready.design.rows(split))
+        shown = list(ready.design.shown(split))
         for i in images.missing_row_groups():
             rows = images.group_rows(i)
             images.write_rows(i, np.stack([picture(shown[row]) for row in rows]))
@@ -138,6 +137,7 @@ def make(given, study):
 
 def average(given, study):
     """Check that trials and images match, and average the trials: the rest of the dataset stage."""
+    from leanrecon.context import Context
     from leanrecon.datasets.nsd.average import average_nbytes
     from leanrecon.datasets.nsd.dataset import OVERHEAD, SAMPLE
     from leanrecon.datasets.nsd.layout import TRIALS
@@ -147,12 +147,12 @@ def average(given, study):
     trials = fetch._create_trials(ready)
     context = Context.of(given.memory)
     with recorded("dataset", study, context, [study.betas("train")]):
-        check = trials.rows * min(given.voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * fetch.chunk
-        averaging = average_nbytes(trials.shape, given.train + given.test, fetch.chunk)
-        budget.require("averaging", OVERHEAD + max(averaging, check))  # as nsd.plan_fetch has them
+        check = trials.rows * min(given.voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * fetch.context.chunk
+        averaging = average_nbytes(trials.shape, given.train + given.test, fetch.context.chunk)
+        context.require("averaging", OVERHEAD + max(averaging, check))  # as nsd.plan_fetch has them
         betas = fetch._create_betas(ready, trials)
         fetch._check(ready, trials)
-        fetch._average(ready, trials, betas)
+        fetch._make_betas(ready, trials, betas)
         fetch._write_rows(ready)
 
 

@@ -10,6 +10,8 @@ from demo_models.lcm import LearnLCM  # noqa: E402
 from demo_models.training import Schedule, Task, train  # noqa: E402
 from demo_models.vdvae import negative_log_likelihood  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

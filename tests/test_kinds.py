@@ -132,5 +132,5 @@ def test_an_unknown_name_is_refused_with_the_nearest(installed):
 
 
 def test_a_table_without_a_kind_says_how_to_give_one():
-    with pytest.raises(SettingsError, match=r"give \[features.mine\] a kind"):
+    with pytest.raises(SettingsError, match=r"Give \[features.mine\] a kind"):
         kinds.settings_of("features", {}, "features.mine.", default="mine")

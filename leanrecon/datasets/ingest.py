@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.context import Context
 from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.progress import Progress
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.store import Store
 
@@ -45,10 +45,12 @@ def plan_store(
     together: int = 1,
     held: int = 0,
     scratch: int = 0,
+    working: int = 1,
 ) -> StorePlan:
-    """Plan the filling of a store of ``shape`` from an array that likes to give ``together`` rows at once.
+    """Plan the filling of a store of ``shape`` from an array that is best read ``together`` rows at a time.
 
-    At least one row group is read at once, whether or not it fits ``free`` bytes; more only where that saves reading.
+    ``working`` is the memory that reading takes for each byte of the rows read. At least one row group is read at
+    once, whether or not it fits ``free`` bytes; more only where that saves reading.
     """
     chunks = plan_chunks(shape, dtype, chunk_bytes)
     itemsize = np.dtype(dtype).itemsize
@@ -58,8 +60,8 @@ def plan_store(
     # Besides the band: a group out of order or read back, and a chunk made contiguous, then padded.
     fixed = held + scratch + group + 2 * chunk
     wanted = min(math.ceil(together / chunks[0]), groups)
-    at_once = max(min(wanted, min(free - fixed, BAND) // max(group, 1)), 1)
-    return StorePlan(at_once, fixed + at_once * group, groups * column_groups * (chunk + _CRC))
+    at_once = max(min(wanted, min(free - fixed, BAND) // max(working * group, 1)), 1)
+    return StorePlan(at_once, fixed + at_once * working * group, groups * column_groups * (chunk + _CRC))
 
 
 def bands(groups: Sequence[int], at_once: int) -> Iterator[range]:
@@ -71,46 +73,48 @@ def bands(groups: Sequence[int], at_once: int) -> Iterator[range]:
             start = k
 
 
-def fill_store(
-    store: Store,
-    rows: Rows,
-    index: Array,
-    *,
-    at_once: int,
-    convert: Convert | None = None,
-    shaped: Callable[[Array], Array] = lambda block: block,
-    look: Look,
-    progress: Progress,
-    name: str,
-) -> None:
-    """Write the missing row groups of ``store`` from the rows ``index`` of an array; ``look`` sees every group, old or new.
+@dataclass(frozen=True)
+class Source:
+    """The rows of an array that a store is filled with."""
 
-    ``convert`` works on blocks of numbers as they come, ``shaped`` gives whole rows the store's shape. A group
-    is looked at before it is written, so what ``look`` refuses is never stored.
-    """
+    rows: Rows
+    index: Array
+    """Which of them, ascending."""
+    at_once: int
+    """Row groups of the store that are read together."""
+    convert: Convert | None = None
+    """Turns blocks of numbers as they come into the store's type."""
+    shaped: Callable[[Array], Array] = lambda block: block
+    """Gives whole rows the store's shape."""
+
+
+def fill_store(store: Store, source: Source, context: Context, look: Look | None = None) -> None:
+    """Write the missing row groups of ``store``; ``look`` sees every group, old or new, before it is written."""
     missing = store.missing_row_groups()
     present = sorted(set(range(store.row_groups)) - set(missing))
     done = sum(len(store.group_rows(i)) for i in present)
-    with progress.task(name, total=store.rows, unit="rows", done=done) as advance:
+    with context.task(total=store.rows, unit="rows", done=done) as advance:
         for i in present:
-            group = store.group_rows(i)
-            look(group, store[group.start : group.stop])
-        n = min(at_once * store.chunk_rows, store.rows)
-        memory = buffer((n if missing else 0, *rows.shape[1:]), store.dtype)
-        for band in bands(missing, at_once):
+            if look is not None:
+                group = store.group_rows(i)
+                look(group, store[group.start : group.stop])
+        n = min(source.at_once * store.chunk_rows, store.rows)
+        memory = buffer((n if missing else 0, *source.rows.shape[1:]), store.dtype)
+        for band in bands(missing, source.at_once):
             start, stop = band.start * store.chunk_rows, store.group_rows(band[-1]).stop
-            rows.read(index[start:stop], memory[: stop - start], convert)
+            source.rows.read(source.index[start:stop], memory[: stop - start], source.convert)
             for i in band:
                 group = store.group_rows(i)
-                block = shaped(memory[group.start - start : group.stop - start])
-                look(group, block)
+                block = source.shaped(memory[group.start - start : group.stop - start])
+                if look is not None:
+                    look(group, block)
                 store.write_rows(i, block)
                 advance(len(group))
-    rows.release()
+    source.rows.release()
 
 
 class NanCount:
-    """Counts the NaN of every voxel over the rows of all splits, and refuses infinite responses."""
+    """Counts the NaN of every voxel over the rows of all splits; raises InputError at an infinite response."""
 
     def __init__(self, voxels: int) -> None:
         self.counts = np.zeros(voxels, np.int64)

@@ -1,19 +1,29 @@
-"""What every kind of dataset says of itself before it is read: its settings, and what it would make and take."""
+"""What every kind of dataset says before it is read: its settings, and what it would write and take."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Repeats = Literal["average", "single"]
 
 
 class DatasetSettings(BaseModel):
     """``[dataset]``: what the rest of the pipeline asks of any kind."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     folds: int | None = None
-    """Every row is tested once, in one of so many folds; None where train and test are split once."""
+    """Number of folds, in which every row is tested once; absent: train and test are split once."""
+    group: Literal["stimulus", "run"] = "stimulus"
+    """What folds keep together: all rows of an image, or with "run" all rows of a run as well."""
+    repeats: Repeats = "average"
+    """Train rows: the average of all trials of an image, or single trials."""
+    test_repeats: Repeats = "average"
+    """Test rows: the average of all trials of an image, or single trials."""
+    rescale_average: bool = False
+    """Whether a test row that averages k trials is multiplied by √k (Shen et al. 2019), for decoders of single trials."""
 
     @property
     def simulated(self) -> bool:
@@ -22,7 +32,7 @@ class DatasetSettings(BaseModel):
 
     @property
     def tells_noise(self) -> bool:
-        """Whether it says how noisy each voxel is, and how many trials each row is the mean of."""
+        """Whether voxels.npz holds the noise of each voxel, and rows.json how many trials each row averages."""
         return False
 
     @property
@@ -30,18 +40,51 @@ class DatasetSettings(BaseModel):
         """Whether there are images to take features from."""
         return True
 
+    @property
+    def remote(self) -> bool:
+        """Whether the data are downloaded."""
+        return False
+
+    @property
+    def open_terms(self) -> str:
+        """Terms of use that a person still has to accept before the data are downloaded; empty where there are none."""
+        return ""
+
     def located(self, base_dir: Path | None) -> Self:
-        """The same settings with whole paths to the files that are there, so that any folder can continue the study."""
+        """The same settings with absolute paths to files that exist, so that any folder can continue the study."""
+        return self
+
+    def averages(self, split: str) -> bool:
+        """Whether each row of a split averages all trials of its image. With folds all rows are train rows."""
+        return (self.repeats if split == "train" else self.test_repeats) == "average"
+
+    def rescales(self, split: str) -> bool:
+        """Whether averaged rows of a split are multiplied by the root of their number of trials."""
+        return self.rescale_average and split == "test"
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> Self:
+        if self.rescale_average and (self.repeats, self.test_repeats) != ("single", "average"):
+            raise ValueError(
+                'rescale_average is for averaged test rows under a decoder of single trials: set repeats = "single" '
+                'and test_repeats = "average", or leave it out'
+            )
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetPlan:
-    """What the stage dataset would make, from settings and headers alone."""
+    """What the stage dataset would write, from settings and headers alone."""
 
     n_train: int
+    """Rows of betas, at most: repeats that only the images tell are found while they are read."""
     n_test: int
-    """0 with folds: all rows lie in the train stores. With test_fraction repeats may shift it a little."""
+    """0 with folds, as all rows lie in the train stores. With test_fraction, repeats may change it a little."""
+    train_images: int
+    """Different images, at most."""
+    test_images: int
+    max_repeats: int = 1
+    """Most trials of one image, as far as headers tell."""
     voxels: int
     image_shape: tuple[int, int, int] | None
     folds: int | None
@@ -52,4 +95,4 @@ class DatasetPlan:
     download: int = 0
     """Bytes to fetch, about."""
     scratch: int = 0
-    """Bytes on disk that are there for a while only."""
+    """Bytes on disk that are needed for a while only."""

@@ -52,6 +52,8 @@ class DecoderData:
     """[n] the row of ``images`` that each train row shows"""
     groups: Sequence[str]
     """[n] labels; rows of one label stay together in validation"""
+    content: str
+    """Fingerprint of all of the above, to be kept with what was trained: a network of other data is refused."""
 
 
 class Decoder(Protocol):

@@ -18,7 +18,7 @@ Figures = dict[str, dict[str, float | None]]
 
 @dataclass(frozen=True)
 class Resampling:
-    """Test rows drawn again and again with replacement: whole stimuli, since repeats of one are not independent.
+    """Bootstrap resampling of test rows by stimulus, since repeats of one stimulus are not independent.
 
     One resampling serves all figures of a fold, so that their differences are paired.
     """
@@ -50,14 +50,14 @@ class Resampling:
 
 
 def numbered(names: Sequence[str]) -> Array:
-    """The stimuli that rows show as numbers from 0, int [m]."""
+    """The number of each row's stimulus, counted from 0, int [m]."""
     numbers: Array = np.unique(np.asarray(names), return_inverse=True)[1]
     return numbers
 
 
 @dataclass
 class Scores:
-    """The figures of one set of reconstructions in one fold, before they are averaged.
+    """The scores of one set of images in one fold, before they are averaged to figures.
 
     ``rows`` holds a score a test row, float64 [m], whose mean is the figure; ``chance`` its level without information.
     """
@@ -66,7 +66,7 @@ class Scores:
     chance: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "Scores") -> None:
-        """Take up other figures of the same reconstructions."""
+        """Add other scores of the same reconstructions."""
         self.rows |= other.rows
         self.chance |= other.chance
 

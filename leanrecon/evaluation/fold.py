@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from leanrecon.evaluation.plan import EvaluateShapes
 from leanrecon.images import Array, ImageShape
-from leanrecon.places import Location
+from leanrecon.places import LocationLike
 from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
@@ -84,7 +84,7 @@ class Fold:
     """How many test rows show an image that was trained on."""
     label: str = ""
     """What stands before the stage's name in progress, as ``fold00: ``."""
-    embeddings: Location | None = None
+    embeddings: LocationLike | None = None
     """The folder of the judges' embeddings; None: no judge looks at this fold."""
 
     @property

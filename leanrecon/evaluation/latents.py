@@ -1,4 +1,4 @@
-"""Predicted feature rows beside the true ones: R² of every latent, and identification."""
+"""Predicted and true features compared: R² of every latent, and identification."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ LEAST_DIMS = 3
 
 
 def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tuple[Scores, Array]:
-    """All figures of predicted rows [m, dims] beside the true ones, and R² of every latent, float64 [dims].
+    """The scores of predicted features [m, dims] by test row, and R² of every latent, float64 [dims].
 
     R² is 1 − SSE/SST over the test rows, SST about their mean; NaN for a latent that is the same in all of them.
-    ``latent_r2_mean`` is its mean over the latents; ``latent_r2_total`` weights them by SST: the share of all variance
-    that is predicted. Scores of rows are their parts of it, SST being held fixed: they average to R². ``names``
-    says which stimulus every row shows.
+    ``latent_r2_mean`` is its mean over the latents. ``latent_r2_total`` weights them by SST: the share of all variance
+    that is predicted. The score of a row is its part of R² with SST held fixed, so that scores average to R².
+    ``names`` holds the stimulus id of every row.
     """
     scores = Scores()
     m, dims = true.shape

@@ -100,7 +100,7 @@ def _product(a: Array, b: Array) -> int:
 
 
 def pixcorr(a: Prepared, b: Prepared) -> float:
-    """Pearson correlation over all pixels and channels; 0 where either image is constant, which matches nothing."""
+    """Pearson correlation over all pixels and channels; 0 where either image is constant."""
     n = a.pixels.size
     variance_a, variance_b = n * a.squares - a.total**2, n * b.squares - b.total**2
     if variance_a == 0 or variance_b == 0:

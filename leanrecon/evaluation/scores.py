@@ -23,7 +23,7 @@ from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.latents import compare_latents
 from leanrecon.evaluation.plan import PRESETS, plan_evaluate
 from leanrecon.images import Array
-from leanrecon.places import as_location
+from leanrecon.places import Location, as_location
 from leanrecon.stores.store import remove
 from leanrecon.study.settings import EvaluateSettings
 
@@ -116,18 +116,24 @@ def _judged(
     """The scores of every set of images by every judge."""
     if fold.embeddings is None:
         return []
-    for folder in as_location(fold.embeddings).iterdir():
-        if folder.name not in {judge.name for judge in judges}:  # a judge that is no longer asked
-            for store in folder.glob("*.zarr"):
-                remove(store)
-            if not folder.is_dir():  # nothing is left in it
-                folder.delete_tree()
+    every = as_location(fold.embeddings)
+    for folder in every.iterdir():
+        if folder.name not in {judge.name for judge in judges}:
+            _remove_stores(folder)
     scores: list[tuple[str, Scores]] = []
     for judge in judges:
-        folder = as_location(fold.embeddings) / judge.name
+        folder = every / judge.name
         embeddings = embed(judge, sources, len(fold.names), fold.image_shape, folder, context)
         scores += judge_scores(judge, embeddings, fold.names).items()
     return scores
+
+
+def _remove_stores(folder: Location) -> None:
+    """Remove the embeddings by a judge that is no longer asked, and its folder if it holds nothing else."""
+    for store in folder.glob("*.zarr"):
+        remove(store)
+    if not folder.is_dir():
+        folder.delete_tree()
 
 
 def _feature_scores(spaces: Mapping[str, Predictions], names: Sequence[str]) -> dict[str, Scores]:

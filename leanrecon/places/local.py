@@ -8,11 +8,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from leanrecon.places import disk
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors, read_file, read_rows, write_file
 from leanrecon.places.hold import held
 from leanrecon.places.place import Array
 
@@ -54,13 +53,12 @@ class LocalPlace:
         return found if stat.S_ISREG(found.st_mode) else None
 
     def files(self, prefix: str) -> Iterator[str]:
-        root = self._path(prefix)
-        for folder, folders, files in os.walk(root):
-            folders.sort()
-            here = Path(folder).relative_to(root)
-            for name in sorted(files):
-                if not name.endswith(PARTIAL):
-                    yield (Path(prefix) / here / name).as_posix()
+        for name in self.children(prefix):
+            key = str(PurePosixPath(prefix, name))
+            if name.endswith("/"):
+                yield from self.files(key)
+            else:
+                yield key
 
     def children(self, prefix: str) -> list[str]:
         path = self._path(prefix)
@@ -71,17 +69,17 @@ class LocalPlace:
             if path.is_dir():
                 raise
             return []
-        return sorted(names)
+        return sorted(names, key=lambda name: name.rstrip("/"))
 
     def read_into(self, key: str, memory: Array, offset: int = 0, cached: bool = True) -> int:
-        return disk.read_file(self._path(key), memory, offset=offset, cached=cached)
+        return read_file(self._path(key), memory, offset=offset, cached=cached)
 
     def read_rows(self, key: str, out: Array, offset: int, stride: int) -> int:
-        return disk.read_rows(self._path(key), out, offset, stride)
+        return read_rows(self._path(key), out, offset, stride)
 
     def write_whole(self, key: str, *parts: Any) -> None:
         with self._replacing(key) as partial:
-            disk.write_file(partial, *parts)
+            write_file(partial, *parts)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[IO[bytes]]:

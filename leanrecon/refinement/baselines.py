@@ -1,4 +1,4 @@
-"""Inputs without this brain: what the generator makes of the mean prediction, or of another row's."""
+"""Inputs of no-brain baselines: the mean first image and prediction, or those of another row."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from leanrecon.refinement.inputs import Images, Rows
 
 
 class MeanRow:
-    """A matrix whose every row is the mean of another's."""
+    """A matrix in which every row is the mean row of another matrix."""
 
     def __init__(self, base: Rows) -> None:
         self.shape = base.shape
@@ -25,7 +25,7 @@ class MeanRow:
 
 
 class MeanImage:
-    """Images that are all the mean of others."""
+    """Images that are all the mean of other images."""
 
     def __init__(self, base: Images) -> None:
         self.rows, self.shape = base.rows, base.shape
@@ -38,7 +38,7 @@ class MeanImage:
         return self._mean
 
 
-class OtherRows:
+class ReorderedRows:
     """A matrix with its rows in another order."""
 
     def __init__(self, base: Rows, order: Array) -> None:
@@ -50,7 +50,7 @@ class OtherRows:
             self.base.read(range(at, at + 1), columns, out[k : k + 1])
 
 
-class OtherImages:
+class ReorderedImages:
     """Images in another order."""
 
     def __init__(self, base: Images, order: Array) -> None:
@@ -61,8 +61,8 @@ class OtherImages:
         return self.base.read(int(self.order[row]))
 
 
-def another_row(n: int, seed: int) -> Array:
-    """An order of ``n`` rows that leaves none in its place (Sattolo 1986: one cycle through all)."""
+def derangement(n: int, seed: int) -> Array:
+    """A random order of ``n`` rows that leaves none in its place (Sattolo 1986: one cycle through all rows)."""
     rng = np.random.default_rng([seed, n])
     order = np.arange(n)
     for k in range(n - 1, 0, -1):
@@ -71,16 +71,26 @@ def another_row(n: int, seed: int) -> Array:
     return order
 
 
+def prior(first: Images, predicted: Mapping[str, Rows]) -> tuple[Images, dict[str, Rows]]:
+    """For every row the mean first image and the mean prediction of each role."""
+    return MeanImage(first), {role: MeanRow(rows) for role, rows in predicted.items()}
+
+
+def shuffled(first: Images, predicted: Mapping[str, Rows], *, seed: int) -> tuple[Images, dict[str, Rows]]:
+    """For every row the first image and the predictions of another row."""
+    order = derangement(first.rows, seed)
+    return ReorderedImages(first, order), {role: ReorderedRows(rows, order) for role, rows in predicted.items()}
+
+
 def without_brain(
     name: str, first: Images, predicted: Mapping[str, Rows], *, seed: int
 ) -> tuple[Images, dict[str, Rows]]:
-    """First images and predictions for a baseline: ``prior``, the mean of each; ``shuffled``, those of another row.
+    """First images and predictions of the baseline ``prior`` or ``shuffled``.
 
-    The oracle's inputs are true features, which only whoever holds them can hand over.
+    The baseline ``oracle`` is not made from predictions: the stage passes true features instead.
     """
     if name == "prior":
-        return MeanImage(first), {role: MeanRow(rows) for role, rows in predicted.items()}
-    if name != "shuffled":
-        raise ValueError(f"{name} is no baseline that predictions alone can give")
-    order = another_row(first.rows, seed)
-    return OtherImages(first, order), {role: OtherRows(rows, order) for role, rows in predicted.items()}
+        return prior(first, predicted)
+    if name == "shuffled":
+        return shuffled(first, predicted, seed=seed)
+    raise ValueError(f"{name} is not a baseline made from predictions: expected prior or shuffled")

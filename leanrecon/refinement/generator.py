@@ -1,31 +1,48 @@
-"""What a generator is: it makes final images from first images and predicted features."""
+"""What a generator is: it draws final images from first images and predicted features."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from leanrecon.context import Context
 from leanrecon.images import Array, ImageShape
 from leanrecon.refinement.inputs import Images, Rows
-from leanrecon.stores.pictures import Pictures
+
+if TYPE_CHECKING:
+    from leanrecon.stores.pictures import Pictures
 
 Baseline = Literal["prior", "shuffled", "oracle"]
 
 
 class GeneratorSettings(BaseModel):
-    """``[refine]``: what every generator has."""
+    """``[refine]``: the settings that every generator has."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    kind: str
+    """The generator."""
     baselines: list[Baseline] = []
-    """Final images without this brain: prior (the mean prediction), shuffled (another row's), oracle (true features)."""
+    """Final images drawn for comparison: prior (mean prediction), shuffled (another row's) and oracle (true features)."""
 
     @field_validator("baselines")
     @classmethod
     def _each_once(cls, names: list[Baseline]) -> list[Baseline]:
         return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """What drawing will hold and write."""
+
+    work: int
+    """Bytes of memory at the peak, beside what the process holds."""
+    summary: str
+    """How it will run, as one line of the plan's table."""
+    scratch: int = 0
+    """Bytes on disk that are needed for a while, beside the images."""
 
 
 class Generator(Protocol):
@@ -55,15 +72,15 @@ class Generator(Protocol):
 
     @classmethod
     def needs(cls, settings: Any) -> Iterable[Any]:
-        """The published weights that it reads (``weights.fetch.Want``)."""
+        """The published weights that it reads (``weights.needs.Need``)."""
 
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         """Sentences that a reader of the report must know."""
 
     @property
-    def shape(self) -> ImageShape:
-        """The shape of final images."""
+    def shape(self) -> ImageShape | None:
+        """The shape of final images; None: that of first images."""
 
     def check(self) -> None:
         """Raise SettingsError or InputError for settings and weights that can't work; reads headers only."""
@@ -71,10 +88,10 @@ class Generator(Protocol):
     def made_of(self) -> dict[str, Any]:
         """All that decides final images beyond first images and predictions, as plain values."""
 
-    def plan(self, rows: int, free: int) -> Any:
-        """Plan the drawing of ``rows`` images: ``work``, ``summary`` and ``scratch`` in bytes."""
+    def plan(self, rows: int, free: int) -> GeneratorPlan:
+        """Plan the drawing of ``rows`` images into ``free`` bytes of memory; ``work`` may exceed ``free``."""
 
-    def draw(self, first: Images, predicted: Mapping[str, Rows], out: Pictures, context: Context) -> None:
+    def draw(self, first: Images, predicted: Mapping[str, Rows], out: "Pictures", context: Context) -> None:
         """Draw the final images that ``out`` lacks, and finish it."""
 
     def record(self) -> dict[str, Any]:

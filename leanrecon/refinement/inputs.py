@@ -1,4 +1,4 @@
-"""What the stage is handed: first images and predictions of the same rows, and nothing else."""
+"""The inputs of a generator: first images and predictions of the same rows, and nothing else."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +15,7 @@ class Rows(Protocol):
     shape: tuple[int, int]
 
     def read(self, rows: range, columns: range, out: Array) -> None:
-        """Any block, into ``out`` [len(rows), len(columns)], cast to its dtype."""
+        """Read any block into ``out`` [len(rows), len(columns)], cast to its dtype."""
 
 
 class Images(Protocol):
@@ -23,7 +23,7 @@ class Images(Protocol):
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of images."""
 
     @property
     def shape(self) -> ImageShape:
@@ -35,23 +35,30 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a brain gave: first images, and by role what was predicted: text, vision, latents."""
+    """First images, and the predictions of each role: text, vision, latents."""
 
     first: Images
     predicted: dict[str, Rows]
 
     def check_finite(self, rows: list[int]) -> None:
         """Raise InputError for a prediction with NaN or infinite numbers."""
-        for name, matrix in self.predicted.items():
+        for role, matrix in self.predicted.items():
             for row in rows:
                 if not np.isfinite(read_rows(matrix, range(row, row + 1))).all():
                     raise InputError(
-                        f"row {row} of the predicted {name} is not finite", todo="run the regression again"
+                        f"row {row} of the predicted {role} is not finite", todo="run the regression again"
                     )
+
+    def check_counts(self, images: int) -> None:
+        """Raise InputError unless there is one first image and one row of each role for each of ``images``."""
+        counts = {"first images": self.first.rows, "images to draw": images}
+        counts |= {f"rows of {role}": matrix.shape[0] for role, matrix in self.predicted.items()}
+        if len(set(counts.values())) > 1:
+            raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="as many of each")
 
 
 def read_rows(matrix: Rows, rows: range) -> Array:
-    """Rows of a matrix, float32."""
+    """Rows of a matrix, float32 [len(rows), columns]."""
     out: Array = np.empty((len(rows), matrix.shape[1]), np.float32)
     matrix.read(rows, range(matrix.shape[1]), out)
     return out

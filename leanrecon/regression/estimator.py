@@ -4,8 +4,8 @@ scikit-learn is imported only when a user's own arrays are checked.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -150,7 +150,7 @@ class Regressor:
 
 def is_lazy(source: Any) -> bool:
     """Whether a matrix is read from where it lies, rather than checked and held as scikit-learn does."""
-    if isinstance(source, str | Path | Store | StoreMatrix | ArrayMatrix | RowSubset | ColumnSubset | Reblocked):
+    if isinstance(source, str | os.PathLike | Store | StoreMatrix | ArrayMatrix | RowSubset | ColumnSubset | Reblocked):
         return True
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 

@@ -44,6 +44,8 @@ class DecodeStage:
     # Running
 
     def run(self, run: Run) -> None:
+        settings = run.settings.decode
+        assert settings is not None, "a study without [decode] has no such stage"
         for variant in variants(run.study, run.settings):
             pairings = 0 if variant.area else run.settings.evaluate.permutations
             every = [variant, *variant.shuffled(pairings)]
@@ -55,7 +57,7 @@ class DecodeStage:
                     pairing = "" if one.pairing is None else f", shuffled betas {one.pairing + 1}"
                     training = self._decode(run, one, folder, context.named(f"{context.label}{pairing}"))
                     if one is variant:
-                        record |= training
+                        record |= training | {"settings": settings.model_dump(exclude_none=True)}
 
     def _decode(self, run: Run, variant: Variant, folder: Location, context: Context) -> dict[str, Any]:
         settings = run.settings.decode
@@ -68,7 +70,8 @@ class DecodeStage:
         if pictures.complete:
             return {}
         shown = variant.images_of_train_rows[self._order(variant, context.seed)]
-        data = DecoderData(variant.train_betas(), images, shown, variant.groups)
+        content = fingerprint(made_of | {"decoder": None, "test betas": None})
+        data = DecoderData(variant.train_betas(), images, shown, variant.groups, content)
         record: dict[str, Any] = decoder.train(data, variant.study.network(NETWORK).local_path(), context)
         decoder.decode(test, pictures, context)
         return record

@@ -9,13 +9,16 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
 from leanrecon.features.first_images import decoding_space
-from leanrecon.regression.out_of_fold import FOLDS, out_of_fold, plan_out_of_fold
+from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
 from leanrecon.study.variants import Variant, variants
+
+FOLDS = 5
+"""Folds of the train rows whose predictions calibrate a feature space."""
 
 
 class RegressionStage:
@@ -36,16 +39,16 @@ class RegressionStage:
             shapes = _shapes(planning, space, pairings)
             regressor = kinds.kind_of("regressors", settings)(settings)
             plan = regressor.plan(shapes, planning.budget.free)
-            work, times = plan.work, planning.variants + pairings * planning.folds
+            work, scratch = plan.work, plan.scratch
+            times = planning.variants + pairings * planning.folds
             disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
             if space.calibrates:
-                calibration = plan_out_of_fold(regressor, shapes, planning.budget.free)
-                work = max(work, calibration.work)
-                disk += planning.variants * (
-                    store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk) + calibration.disk
-                )
+                free, repeats = planning.budget.free, planning.data.max_repeats
+                calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
+                work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
+                disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} times" if times > 1 else "")
-            yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, plan.scratch)
+            yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, scratch)
             planning.hold(plan.held)
 
     # Running
@@ -73,6 +76,7 @@ class RegressionStage:
             made_of = self._made_of(run, variant, space, regressor)
             outputs = [self._output(one, data, name, made_of, context) for one in every]
             if not all(output.store.complete for output in outputs):
+                record["settings"] = settings.model_dump(exclude_none=True)
                 record |= regressor.predict(data, outputs, context, shared)
 
     @staticmethod
@@ -104,8 +108,7 @@ class RegressionStage:
                 overwrite=context.overwrite,
             )
             if not store.complete:
-                out_of_fold(regressor, data, store, FOLDS, context)
-                record["folds"] = FOLDS
+                record |= out_of_fold(regressor, data, store, FOLDS, context)
 
     def _made_of(self, run: Run, variant: Variant, space: Any, regressor: Any) -> dict[str, Any]:
         """All that decides the predictions of one variant, but for the pairing of betas and images."""

@@ -6,11 +6,8 @@ from leanrecon.errors import StoreError
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.progress import Progress
 from leanrecon.stages.pipeline import Pipeline, plan_study, stages_of
-from leanrecon.stores import Store
-from leanrecon.stores.copies import opened
 from leanrecon.study.layout import Role, Study, item_of
 from leanrecon.study.lock import only_run
-from leanrecon.study.networks import Network
 from leanrecon.study.recipes import read_settings
 from leanrecon.study.record import is_complete, study_above
 from leanrecon.study.verify import Damage
@@ -33,15 +30,9 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
     with only_run(study.root):
         for one, parts in damaged.items():
             one.discard([part for part, _ in parts])
-            if isinstance(one, Network):
-                _discard_output(one.path)
     pipeline.run(last_stage(study, [stage.name for stage in stages_of(settings)]))
     for one in damaged:
-        if isinstance(one, Network):
-            done = Network.open(one.path).complete
-        else:
-            done = is_complete(one.path) or not writers_of(study, one.path)
-        if not done:
+        if writers_of(study, one.path) and not is_complete(one.path):
             raise StoreError(
                 f"{one.path} is not made by the settings in {study.settings}, so it stays damaged",
                 todo="remove it, or run the settings that made it",
@@ -60,19 +51,3 @@ def last_stage(study: Study, stages: Sequence[str]) -> str:
         stage for found in study.found(*Role) for stage in found.item.stages if found.item.role is not Role.SCRATCH
     }
     return next((stage for stage in reversed(stages) if stage in begun), stages[0])
-
-
-def _discard_output(network: Location) -> None:
-    """Remove a part of what a network was used for: its stage runs again, which trains the network first.
-
-    The part that is made again shows whether the network is the same: otherwise completing the store warns.
-    """
-    study = Study(network.parent.parent)
-    for path in (study.predictions(network.name), study.reconstructions("stage1")):
-        kept = opened(path)
-        if kept is not None and kept.complete:
-            if isinstance(kept, Store):
-                kept.discard([(0, 0)])
-            else:
-                kept.discard([0])
-            return

@@ -17,6 +17,9 @@ MAX_ROWS = 256
 PANEL = 256
 """Rows of a tile: the fixed depth of products that run over rows. A multiple of every store's chunk rows."""
 
+BLOCK = 4096
+"""Columns of a tile, where the source has no chunks of its own to go by."""
+
 MIN_COLUMNS = 1024
 """Fewest columns that rows are split into (4 kB of float32: one disk page a row)."""
 
@@ -52,3 +55,8 @@ def store_nbytes(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> int:
     chunks = plan_chunks(shape, dtype, chunk_bytes)
     cells = math.prod(math.ceil(n / c) * c for n, c in zip(shape, chunks, strict=True))
     return cells * int(np.dtype(dtype).itemsize)
+
+
+def subset_block(block: int, columns: int) -> int:
+    """Columns of a tile of a subset of columns, from those of its base: all of them where they are few."""
+    return max(min(columns, max(block, BLOCK)), 1)

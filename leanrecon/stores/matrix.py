@@ -10,14 +10,13 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
+from leanrecon.stores.layout import BLOCK as BLOCK
 from leanrecon.stores.layout import PANEL as PANEL
+from leanrecon.stores.layout import subset_block
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
-
-BLOCK = 4096
-"""Columns of a tile, where the source has no chunks of its own to go by."""
 
 
 class Matrix(Protocol):
@@ -194,11 +193,6 @@ class ColumnSubset:
                 block = np.empty((len(some), len(span)), self.dtype)
                 self.base.read(some, span, block)
                 target[...] = block[:, picked - span.start]
-
-
-def subset_block(block: int, columns: int) -> int:
-    """Columns of a tile of a subset of columns: whole blocks of the base where they are few."""
-    return max(min(columns, max(block, BLOCK)), 1)
 
 
 def _tile_of(matrix: Matrix, rows: range, j: int, memory: Array) -> Array:

@@ -79,6 +79,7 @@ LAYOUT = _items(
     Item("features/*/*.json", Role.RECORD, ("features",), "what else a feature space keeps"),
     Item("features/*/*.npz", Role.FITTED, ("features",), "numbers that a feature space keeps"),
     Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test, train (out of fold): float32 [rows, dims]"),
+    Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
     Item("networks/*", Role.NETWORK, ("regression", "decode"), "trained regressors and decoders, and their checkpoints"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row, before refinement"),
@@ -256,7 +257,7 @@ class Study:
 
 
 def item_of(name: str) -> Item | None:
-    """The item of the layout that a file belongs to, by its key within the study; None for files of others."""
+    """The item of the layout that a file or folder belongs to, by its key within the study; None for others."""
     name = re.sub(rf"^{VARIANTS}/[^/]+/", "", name)
     return next((item for item in LAYOUT.values() if re.fullmatch(_regex(item), name)), None)
 
@@ -273,7 +274,7 @@ def describe() -> str:
 
 
 def _regex(item: Item) -> str:
-    below = {Role.STORE: "/.*", Role.PICTURES: r"(/.*|\.json)", Role.NETWORK: r"(/.*|\.json)"}.get(item.role, "")
+    below = {Role.STORE: "(/.*)?", Role.PICTURES: r"(/.*|\.json)?", Role.NETWORK: r"(/.*|\.json)?"}.get(item.role, "")
     parts = re.split(r"(\*\*|\*)", item.pattern)
     return "".join({"**": ".*", "*": "[^/]+"}.get(part, re.escape(part)) for part in parts) + below
 

@@ -16,7 +16,8 @@ from leanrecon.stores import Store
 from leanrecon.stores.copies import Kept, copy, is_copy, opened
 from leanrecon.stores.fingerprint import differences, file_fingerprint
 from leanrecon.stores.pictures import beside
-from leanrecon.study.layout import KEPT, SMALL, Found, Study
+from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
+from leanrecon.study.networks import Network
 from leanrecon.study.record import is_study, sweep
 
 SECONDS = 60.0
@@ -47,6 +48,9 @@ class Mirror:
         Raises SettingsError for a folder that can't be a mirror, and StoreError.
         """
         self._check_folders()
+        lost = not is_study(self.root)
+        if lost:
+            self._discard_damaged_networks()
         for found, kept in _finished(self.folder):
             path = self.root / found.name
             there = opened(path)
@@ -55,7 +59,7 @@ class Mirror:
                 raise self._conflict(path, found.path, changed)
             if not changed and (there is None or not there.complete):
                 self._bring(kept, found.name, path)
-        if is_study(self.root):  # all was restored before
+        if not lost:  # small files and networks were all restored before
             return
         for name in _networks(self.folder):
             if not (self.root / name).is_file():
@@ -63,6 +67,15 @@ class Mirror:
         for name in [*_records(self.folder), "study.toml"]:
             if (self.folder / name).is_file() and not (self.root / name).is_file():
                 _copy_file(self.folder / name, self.root / name)
+
+    def _discard_damaged_networks(self) -> None:
+        """Leave out networks of the mirror that don't match their checksums: they are trained again."""
+        for found in Study(self.folder).found(Role.NETWORK):
+            network = Network.open(found.path)
+            damaged = list(network.damage()) if network.complete else []
+            for _, what in damaged:
+                self.progress.say(f"{what}: it is trained again")
+            network.discard([name for name, _ in damaged])
 
     def keep(self) -> None:
         """Copy to the mirror what the study has finished and the mirror lacks, the records last.

@@ -7,8 +7,11 @@ from typing import Any
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.files import read_json, write_json
+from leanrecon.stores.copies import opened
 from leanrecon.stores.fingerprint import file_fingerprint
-from leanrecon.stores.pictures import beside
+from leanrecon.stores.pictures import Pictures, beside
+from leanrecon.stores.store import Store
+from leanrecon.study.layout import Study
 
 
 class Network:
@@ -55,11 +58,24 @@ class Network:
                 yield name, f"{path} does not match its checksum"
 
     def discard(self, names: Sequence[str]) -> None:
-        """Remove files, so that the next run trains again from what is left."""
+        """Remove files, and a part of what the network was used for: the next run trains again from what is left.
+
+        The part that is made again shows whether the network is the same; otherwise completing its store warns.
+        """
         if names:
             unseal(self.path)
+            self._discard_output()
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+
+    def _discard_output(self) -> None:
+        study = Study(self.path.parent.parent)
+        for path in (study.predictions(self.path.name), study.reconstructions("stage1")):
+            output = opened(path)
+            if isinstance(output, Store) and output.complete:
+                return output.discard([(0, 0)])
+            if isinstance(output, Pictures) and output.complete:
+                return output.discard([0])
 
 
 def unseal(path: Location) -> None:

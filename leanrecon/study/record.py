@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import StoreError
 from leanrecon.memory import PeakMemory
@@ -15,7 +16,7 @@ from leanrecon.stores import metadata
 from leanrecon.stores.copies import opened
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import FORMAT, SMALL, Role, Study
-from leanrecon.study.networks import seal, unseal
+from leanrecon.study.networks import Network, seal, unseal
 
 VERSIONS = (
     "leanrecon",
@@ -35,9 +36,9 @@ HEADER = "# The settings of this study as they were run, with all defaults. Writ
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that decide results, of those that are installed."""
+    """The versions of the libraries and packages of kinds that decide results, of those that are installed."""
     installed = {}
-    for name in VERSIONS:
+    for name in (*VERSIONS, *kinds.providers()):
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
@@ -105,8 +106,10 @@ def study_above(path: LocationLike) -> Study | None:
 
 
 def is_complete(path: LocationLike) -> bool:
-    """Whether there is a complete store or folder of images at a location, or another file."""
+    """Whether there is a complete store, folder of images or network at a location, or another file."""
     path = as_location(path)
+    if path.parent.name == "networks" and beside(path).is_file():
+        return Network.open(path).complete
     kept = opened(path)
     return path.is_file() if kept is None else kept.complete
 

@@ -286,14 +286,14 @@ class _Checker:
             elif name not in spaces:
                 self.problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
             elif role in unconditional and spaces[name] is not None:
-                self._check_unconditional(role, name, spaces[name])
+                self._check_unconditional(role, name, spaces[name], getattr(refine, "guidance", None))
 
-    def _check_unconditional(self, role: str, name: str, space: BaseModel) -> None:
+    def _check_unconditional(self, role: str, name: str, space: BaseModel, guidance: float | None) -> None:
         if not kinds.kind_of("features", space).conditions:
             key = "negative" if role == "text" else f"negative_{role}"
             self.problems.append(
-                f"refine.guidance above 1 needs refine.{key}, the path of an unconditional embedding, as the feature "
-                f"space {name} has none (clip-text and clip-vision have one)"
+                f"refine.guidance = {guidance or 1:g} needs refine.{key}, the path of an unconditional embedding, as "
+                f"the feature space {name} has none (clip-text and clip-vision have one)"
             )
 
 

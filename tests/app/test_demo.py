@@ -66,7 +66,7 @@ def test_the_demo_runs_offline_from_voxels_to_final_images(needs_models: None, t
     metrics = json.loads((study / "evaluation" / "metrics.json").read_text())
     assert metrics["simulated"] is True
     assert {"prior_only", "shuffled_predictions", "shuffled_betas"} <= set(metrics["baselines"])
-    assert {"true_features", "oracle"} <= set(metrics["ceilings"])
+    assert {"true_features", "oracle"} <= set(metrics["upper_bounds"])
     assert metrics["final"]["pixcorr"] != metrics["stage1"]["pixcorr"]
     stages = json.loads((study / "run.json").read_text())["stages"]
     assert {"features vdvae", "features clip", "regression vdvae", "regression clip", "stage1", "refine"} <= set(stages)

@@ -17,6 +17,8 @@ from leanrecon.app import notebook
 from leanrecon.errors import StoreError
 from leanrecon.memory import parse_bytes
 
+pytestmark = pytest.mark.slow
+
 SMALL = "--set dataset.n_train=60 --set dataset.n_test=12 --set features.pca.components=10"
 
 

@@ -28,7 +28,11 @@ from run_notebook import build_wheel, fresh_environment  # noqa: E402
 
 from leanrecon.weights import packaged  # noqa: E402
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the script that runs notebooks needs Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.notebooks,
+    pytest.mark.skipif(sys.platform != "linux", reason="the script that runs notebooks needs Linux"),
+]
 
 
 def run_notebook(name: str, folder: Path, *arguments: str, **values: object) -> subprocess.Popen[str]:

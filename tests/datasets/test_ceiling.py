@@ -16,7 +16,7 @@ NAN = float("nan")
 
 def study_of(folder: Path, repeats: list[int], **voxels: object) -> Study:
     study = Study(folder)
-    study.rows.parent.mkdir(parents=True)
+    Path(study.rows).parent.mkdir(parents=True)
     study.rows.write_text(json.dumps({"train": {"repeats": [1, 1]}, "test": {"repeats": repeats}}))
     np.savez(study.voxels, **{name: np.array(values) for name, values in voxels.items()})
     return study
@@ -37,6 +37,7 @@ def test_noise_ceilings_by_hand(ncsnr: float, repeats: list[int], percent: float
     assert noise_ceiling(np.array([ncsnr]), np.array(repeats)) == pytest.approx([percent])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_the_ceiling_is_the_share_of_variance_that_the_images_explain(repeats: int) -> None:
     """By counting: r² of averaged responses with those without noise, over 640 images, of a cortex of known ncsnr."""

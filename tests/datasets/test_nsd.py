@@ -8,21 +8,26 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import zarr
 from pydantic import ValidationError
 from scipy.io import loadmat, savemat
+from support.arrays import open_array
 
+from leanrecon.context import Context
 from leanrecon.datasets.ceiling import area_ceilings
-from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.layout import DESIGN, STIMULI, TRIALS, SubjectFiles
 from leanrecon.datasets.nsd.voxels import export_nifti
+from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import BudgetError, InputError, LeanreconWarning, SettingsError, StoreError
 from leanrecon.images import resize
-from leanrecon.memory import MemoryBudget
+from leanrecon.memory import parse_bytes
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
+
+pytestmark = pytest.mark.slow
 
 NAMES = SubjectFiles(1)
 GENERAL = NAMES.roi("nsdgeneral")
@@ -36,8 +41,18 @@ class Said(Progress):
         self.lines.append(text)
 
 
-def settings_for(root: Path, **changes: object) -> NsdSettings:
-    return NsdSettings(**({"root": str(root), "sessions": 2} | changes))
+def ingest_nsd(
+    settings: NSDSettings, study: Study, *, chunk: str | int = 8_000_000, budget: str | None = None, **options: object
+) -> None:
+    NSD(settings).ingest(study, base_dir=None, context=Context.of(budget, chunk=parse_bytes(chunk), **options))
+
+
+def plan_nsd(settings: NSDSettings, *, chunk: str | int = 8_000_000, free: int) -> DatasetPlan:
+    return NSD(settings).plan(base_dir=None, chunk=parse_bytes(chunk), free=free)
+
+
+def settings_for(root: Path, **changes: object) -> NSDSettings:
+    return NSDSettings(**({"root": str(root), "sessions": 2} | changes))
 
 
 def run(root: Path, folder: Path, *, overwrite: bool = False, chunk: str = "100KB", **changes: object) -> Study:
@@ -47,12 +62,13 @@ def run(root: Path, folder: Path, *, overwrite: bool = False, chunk: str = "100K
 
 
 def read(path: Path) -> np.ndarray:
-    return zarr.open_array(path)[:]
+    return open_array(path)[:]
 
 
 def contents(study: Study) -> dict[str, bytes]:
-    paths = [path for path in study.root.rglob("*") if path.is_file() and path.name != "sources.json"]
-    return {str(path.relative_to(study.root)): path.read_bytes() for path in paths}
+    root = Path(study.root)
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != "sources.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -89,7 +105,7 @@ def by_recipe(root: Path) -> dict[str, dict[int, list[int]]]:
     for trial in range(2 * TRIALS):
         image = images[order[trial] - 1] - 1
         rows["train" if order[trial] > 1000 else "test"].setdefault(image, []).append(trial)
-    return rows
+    return {split: dict(sorted(shown.items())) for split, shown in rows.items()}
 
 
 def by_nibabel(root: Path, mask: np.ndarray) -> np.ndarray:
@@ -128,10 +144,12 @@ def test_both_formats_give_the_same_bytes(small_nsd: Path, study: Study, tmp_pat
     assert contents(other) == contents(study)
 
 
-def test_rows_are_in_order_of_first_presentation_and_split_by_the_shared_images(small_nsd: Path, study: Study) -> None:
+def test_averages_are_in_order_of_image_number_and_split_by_the_shared_images(small_nsd: Path, study: Study) -> None:
     records = json.loads(study.rows.read_text())
+    ids = json.loads((study.root / "stimuli" / "ids.json").read_text())
     for split, rows in by_recipe(small_nsd).items():
-        assert records[split]["stimulus"] == [str(image) for image in rows]
+        assert ids[split] == [str(image) for image in sorted(rows)]
+        assert records[split]["stimulus"] == list(range(len(rows)))
         assert records[split]["trials"] == list(rows.values())
         assert records[split]["repeats"] == [len(trials) for trials in rows.values()]
     assert {1, 2, 3} <= set(records["train"]["repeats"])
@@ -154,7 +172,7 @@ def test_nothing_half_done_is_left(study: Study) -> None:
         "reliability.json", "rows.json", "sources.json", "test.zarr", "train.zarr", "trials.json", "trials.zarr",
         "voxels.npz",
     ]  # fmt: skip
-    assert sorted(path.name for path in (study.root / "stimuli").iterdir()) == ["test.zarr", "train.zarr"]
+    assert sorted(path.name for path in (study.root / "stimuli").iterdir()) == ["ids.json", "test.zarr", "train.zarr"]
 
 
 def test_voxels_know_their_places_areas_and_noise(small_nsd: Path, study: Study) -> None:
@@ -255,6 +273,100 @@ def test_images_are_found_in_any_layout(copied: Path, study: Study, tmp_path: Pa
         assert np.array_equal(read(other.stimuli(split)), read(study.stimuli(split)))
 
 
+# Single trials
+
+
+@pytest.fixture(scope="module")
+def singles(small_nsd: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run(small_nsd, tmp_path_factory.mktemp("singles"), repeats="single")
+
+
+def test_single_trials_are_in_order_of_presentation_and_test_rows_averaged(
+    small_nsd: Path, study: Study, singles: Study
+) -> None:
+    trials, rows = by_h5py(small_nsd, mask_of(small_nsd)), Rows.read(singles)
+    order = sorted(trial for shown in by_recipe(small_nsd)["train"].values() for trial in shown)
+    assert np.array_equal(read(singles.betas("train")), (trials[order] / 300).astype(np.float32))
+    assert np.array_equal(read(singles.betas("test")), read(study.betas("test")))
+    image_of = {trial: image for image, shown in by_recipe(small_nsd)["train"].items() for trial in shown}
+    assert rows.stimulus_ids("train") == [str(image_of[trial]) for trial in order]
+    assert rows["train"].trials == [[trial] for trial in order]
+    assert rows["train"].session == [1 + trial // TRIALS for trial in order]
+    for split in ("train", "test"):
+        assert np.array_equal(read(singles.stimuli(split)), read(study.stimuli(split)))
+    assert rows.ids == Rows.read(study).ids
+    assert rows["test"].as_record() == Rows.read(study)["test"].as_record()
+
+
+def test_runs_have_63_and_62_trials_in_turns(singles: Study) -> None:
+    table = json.loads((singles.root / "betas" / "trials.json").read_text())
+    rows = Rows.read(singles)["train"]
+    assert rows.run is not None
+    ends = np.cumsum([63, 62] * 6)
+    assert ends[-1] == TRIALS
+    for [trial], run_ in zip(rows.trials, rows.run, strict=True):
+        assert run_ == 1 + sum(trial % TRIALS >= end for end in ends)
+    assert len(table["trial"]) == 2 * TRIALS
+
+
+def test_single_trials_are_z_scored_within_their_session(small_nsd: Path, tmp_path: Path) -> None:
+    from scipy.stats import zscore
+
+    found = run(small_nsd, tmp_path, zscore_sessions=True, repeats="single", test_repeats="single")
+    trials = by_h5py(small_nsd, mask_of(small_nsd)).astype(float)
+    scored = np.concatenate([zscore(trials[:TRIALS]), zscore(trials[TRIALS:])])
+    for split, rows in by_recipe(small_nsd).items():
+        order = sorted(trial for shown in rows.values() for trial in shown)
+        np.testing.assert_allclose(read(found.betas(split)), scored[order], rtol=2e-5, atol=1e-6)
+
+
+def test_averaged_test_rows_are_rescaled_by_the_root_of_their_trials(
+    small_nsd: Path, study: Study, tmp_path: Path
+) -> None:
+    scaled = run(small_nsd, tmp_path, repeats="single", rescale_average=True)
+    repeats = np.array(Rows.read(scaled)["test"].repeats)
+    np.testing.assert_allclose(
+        read(scaled.betas("test")), read(study.betas("test")) * np.sqrt(repeats)[:, None], rtol=2e-7
+    )
+
+
+@pytest.mark.parametrize("zscore", [False, True])
+def test_single_trials_do_not_depend_on_chunks(small_nsd: Path, singles: Study, tmp_path: Path, zscore: bool) -> None:
+    found = [
+        run(small_nsd, tmp_path / chunk, chunk=chunk, repeats="single", zscore_sessions=zscore)
+        for chunk in ("3KB", "2MB")
+    ]
+    one, two = (read(made.betas("train")) for made in found)
+    assert np.array_equal(one, two)
+    assert zscore or np.array_equal(one, read(singles.betas("train")))
+
+
+def test_lost_chunks_of_single_trials_are_made_again_alone(small_nsd: Path, singles: Study, tmp_path: Path) -> None:
+    from leanrecon.stores import Store
+
+    mine = Study(tmp_path / "study")
+    shutil.copytree(singles.root, mine.root)
+    before = contents(mine)
+    Store.open(mine.betas("train")).discard([(1, 0), (3, 0)])
+    Store.open(mine.stimuli("train")).discard([(2, 0)])
+    run(small_nsd, mine.root, repeats="single")
+    assert contents(mine) == before
+
+
+def test_the_plan_of_single_trials_holds(small_nsd: Path, tmp_path: Path) -> None:
+    from leanrecon.memory import PeakMemory
+
+    settings = settings_for(small_nsd, repeats="single", zscore_sessions=True)
+    context = Context.of("4GB", chunk=100_000)
+    with PeakMemory() as memory:
+        NSD(settings).ingest(Study(tmp_path), base_dir=None, context=context)
+    assert memory.peak <= context.peaks.largest
+    plan = plan_nsd(settings, chunk=100_000, free=0)
+    assert (plan.n_train, plan.n_test) == (len(Rows.read(Study(tmp_path))["train"]), plan.test_images)
+    assert plan.n_train > plan.train_images
+    assert plan.max_repeats == 3
+
+
 # Regions
 
 
@@ -321,18 +433,18 @@ def test_what_is_no_number_a_voxel_is_not_exported(study: Study, tmp_path: Path)
 
 def test_the_plan_is_what_is_made(small_nsd: Path, study: Study) -> None:
     plan = plan_nsd(settings_for(small_nsd), chunk="100KB", free=10**9)
-    shapes = {split: zarr.open_array(study.betas(split)).shape for split in ("train", "test")}
+    shapes = {split: open_array(study.betas(split)).shape for split in ("train", "test")}
     assert (plan.n_train, plan.n_test) == (shapes["train"][0], shapes["test"][0])
     assert plan.voxels == shapes["train"][1]
-    assert plan.image_shape == zarr.open_array(study.stimuli("train")).shape[1:]
-    chunks = [path for path in study.root.rglob("*.zarr/c/**/*") if path.is_file()]
+    assert plan.image_shape == open_array(study.stimuli("train")).shape[1:]
+    chunks = [path for path in Path(study.root).rglob("*.zarr/c/**/*") if path.is_file()]
     assert plan.disk == sum(path.stat().st_size - 4 for path in chunks)
     assert plan.download == 0
 
 
 def test_too_small_a_budget_is_refused_before_any_work(small_nsd: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="fetching the dataset needs at least"):
-        ingest_nsd(settings_for(small_nsd), Study(tmp_path), budget=MemoryBudget.of("1MB"))
+        ingest_nsd(settings_for(small_nsd), Study(tmp_path), budget="1MB")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -535,6 +647,7 @@ def test_a_study_with_other_settings_is_refused_or_replaced(small_nsd: Path, stu
         ({"sessions": 1}, "dataset.sessions was"),
         ({"image_size": 40}, "dataset.image_size was null, is 40"),
         ({"zscore_sessions": True}, "dataset.zscore_sessions was false, is true"),
+        ({"repeats": "single"}, 'dataset.repeats was null, is "single"'),
     ):
         with pytest.raises(StoreError, match=said):
             run(small_nsd, mine, betas_format="hdf5", **changes)

@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 import pytest
 
-from leanrecon.datasets.arrays.dataset import ArraysSettings, ingest_arrays
+from leanrecon.context import Context
+from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.nsd.betas import nifti_shape, session_trials
-from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.files import deciding
 from leanrecon.datasets.nsd.layout import SIMULATED, STIMULI, SubjectFiles
 from leanrecon.datasets.nsd.voxels import Voxels
-from leanrecon.datasets.simulated.dataset import SimulatedSettings, ingest_simulated
+from leanrecon.datasets.simulated.dataset import Simulated, SimulatedSettings
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import Folder, LocalFile, Traffic
 from leanrecon.stages.pipeline import Pipeline
@@ -29,12 +30,14 @@ from leanrecon.study.settings import check_settings
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
+pytestmark = pytest.mark.slow
+
 NAMES = SubjectFiles(1)
 
 
 def run(root: Path, folder: Path, *, overwrite: bool = False, **changes: object) -> Study:
-    settings = NsdSettings(**({"root": str(root), "sessions": 2} | changes))
-    ingest_nsd(settings, Study(folder), chunk="100KB", overwrite=overwrite)
+    settings = NSDSettings(**({"root": str(root), "sessions": 2} | changes))
+    NSD(settings).ingest(Study(folder), base_dir=None, context=Context.of(chunk=100_000, overwrite=overwrite))
     return Study(folder)
 
 
@@ -146,11 +149,12 @@ def test_captions_of_earlier_images_go_when_a_study_is_begun_anew(small_nsd: Pat
 
 def test_voxels_of_another_kind_of_dataset_go_when_a_study_is_begun_anew(tmp_path: Path) -> None:
     mine = Study(tmp_path / "study")
-    ingest_simulated(SimulatedSettings(n_train=4, n_test=2, voxels=12, size=16), mine)
+    simulated = Simulated(SimulatedSettings(n_train=4, n_test=2, voxels=12, size=16))
+    simulated.ingest(mine, base_dir=None, context=Context.of())
     for split, rows in (("train", 4), ("test", 2)):
         np.save(tmp_path / f"{split}.npy", np.random.default_rng(rows).normal(size=(rows, 12)))
     settings = ArraysSettings(betas_train=str(tmp_path / "train.npy"), betas_test=str(tmp_path / "test.npy"))
-    ingest_arrays(settings, mine, overwrite=True)
+    Arrays(settings).ingest(mine, base_dir=None, context=Context.of(overwrite=True))
     with np.load(mine.voxels) as voxels:
         assert voxels.files == ["index"], "areas and ncsnr were those of the simulated subject"
 
@@ -206,7 +210,7 @@ def test_a_folder_called_like_an_area_is_no_mask(tmp_path: Path, monkeypatch: py
     for name in ("V1", "nsdgeneral"):
         (tmp_path / name).mkdir()  # as --study V1 makes one
     for roi in ("nsdgeneral", "V1", ["V1", "V2"], "V1 + V2"):
-        settings = NsdSettings(root=".", roi=roi)
+        settings = NSDSettings(root=".", roi=roi)
         assert settings.located(None).roi == roi
         assert deciding(settings.located(None), None)["roi"] == deciding(settings, None)["roi"]
 
@@ -215,12 +219,12 @@ def test_files_are_found_from_the_folder_of_the_settings(tmp_path: Path) -> None
     (tmp_path / "nsd").mkdir()
     for name in ("mine.nii.gz", "captions.npy"):
         (tmp_path / name).write_bytes(b"")
-    settings = NsdSettings(root="nsd", roi="V1 + mine.nii.gz", captions="captions.npy").located(tmp_path)
+    settings = NSDSettings(root="nsd", roi="V1 + mine.nii.gz", captions="captions.npy").located(tmp_path)
     assert settings.root == str(tmp_path / "nsd")
     assert settings.roi == ["V1", str(tmp_path / "mine.nii.gz")]
     assert settings.captions == str(tmp_path / "captions.npy")
-    assert NsdSettings(root="gone", captions="gone.npy").located(tmp_path).root == "gone"
-    far = NsdSettings()
+    assert NSDSettings(root="gone", captions="gone.npy").located(tmp_path).root == "gone"
+    far = NSDSettings()
     assert far.located(tmp_path) == far
 
 

@@ -16,13 +16,18 @@ from pathlib import Path
 import pytest
 from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
-from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd, plan_nsd
+from leanrecon.context import Context
+from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.layout import SubjectFiles
 from leanrecon.datasets.nsd.staging import Staging
+from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import InputError
+from leanrecon.memory import parse_bytes
 from leanrecon.net import ranges, retry, s3
 from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("LEANRECON_KILLS", "4"))
 SPAN = 150_000  # bytes fetched as one: small, so that there are many requests to fail and to be killed in
@@ -30,15 +35,26 @@ CONNECTIONS = 4
 NAMES = SubjectFiles(1)
 
 
-def settings_for(url: str, form: str = "hdf5", **changes: object) -> NsdSettings:
+def ingest_nsd(
+    settings: NSDSettings, study: Study, *, chunk: str | int = 8_000_000, budget: str | None = None, **options: object
+) -> None:
+    NSD(settings).ingest(study, base_dir=None, context=Context.of(budget, chunk=parse_bytes(chunk), **options))
+
+
+def plan_nsd(settings: NSDSettings, *, free: int) -> DatasetPlan:
+    return NSD(settings).plan(base_dir=None, chunk=8_000_000, free=free)
+
+
+def settings_for(url: str, form: str = "hdf5", **changes: object) -> NSDSettings:
     given = {"endpoint_url": url, "sessions": 2, "betas_format": form, "accept_terms": True} | changes
-    return NsdSettings(**given)
+    return NSDSettings(**given)
 
 
 def contents(study: Study) -> dict[str, bytes]:
     """Every file but the one that names the server."""
-    paths = [path for path in study.root.rglob("*") if path.is_file() and path.name != "sources.json"]
-    return {str(path.relative_to(study.root)): path.read_bytes() for path in paths}
+    root = Path(study.root)
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != "sources.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -75,11 +91,12 @@ import sys
 from pathlib import Path
 from leanrecon.net import ranges
 from leanrecon.net import s3
-from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.context import Context
+from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.study.layout import Study
 ranges.SPAN, s3.CONNECTIONS = {SPAN}, {CONNECTIONS}
-settings = NsdSettings(endpoint_url=sys.argv[1], sessions=2, betas_format=sys.argv[2], accept_terms=True)
-ingest_nsd(settings, Study(Path(sys.argv[3])), chunk="100KB")
+settings = NSDSettings(endpoint_url=sys.argv[1], sessions=2, betas_format=sys.argv[2], accept_terms=True)
+NSD(settings).ingest(Study(Path(sys.argv[3])), base_dir=None, context=Context.of(chunk=100_000))
 """
 
 
@@ -130,6 +147,7 @@ def test_all_faults_at_random_change_nothing(proxy: Proxy, undisturbed, tmp_path
 # Kills
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("k", range(ROUNDS))
 def test_a_killed_fetch_goes_on_and_fetches_nothing_again(s3_url: str, undisturbed, tmp_path: Path, k: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from leanrecon.datasets.nsd.dataset import NsdSettings, ingest_nsd
+from leanrecon.context import Context
+from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.layout import DESIGN, SHARED, SIMULATED, STIMULI, SubjectFiles
 from leanrecon.datasets.nsd.simulate import draw_design, image_scenes, simulate_nsd
 from leanrecon.datasets.simulated.cortex import Cortex
@@ -147,11 +148,11 @@ def test_what_an_earlier_version_simulated_is_refused_by_name(tmp_path: Path) ->
     ):
         simulate_nsd(tmp_path, scale=0.1, sessions=1)
     with pytest.raises(InputError, match="simulated by another version"):
-        ingest_nsd(NsdSettings(root=str(tmp_path)), Study(tmp_path / "study"))
+        NSD(NSDSettings(root=str(tmp_path))).ingest(Study(tmp_path / "study"), base_dir=None, context=Context.of())
     assert [path.name for path in tmp_path.iterdir()] == [SIMULATED]
     (tmp_path / SIMULATED).write_text("{}")  # a mark that others set
     with pytest.raises(InputError, match="session 1, 2"):
-        ingest_nsd(NsdSettings(root=str(tmp_path)), Study(tmp_path / "study"))
+        NSD(NSDSettings(root=str(tmp_path))).ingest(Study(tmp_path / "study"), base_dir=None, context=Context.of())
 
 
 def test_what_is_simulated_says_by_which_version(small_nsd: Path) -> None:
@@ -160,7 +161,7 @@ def test_what_is_simulated_says_by_which_version(small_nsd: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("nsd_simulate", "cortex"):  # scenes have tests of their own, and take their time
+    for module in ("nsd.simulate", "simulated.cortex"):  # scenes have tests of their own, and take their time
         monkeypatch.setattr(f"leanrecon.datasets.{module}.paint", flat)
 
     def digests(folder: Path, **how: object) -> dict[str, str]:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -6,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from pydantic import ValidationError
+from support.arrays import open_array
 
-from leanrecon import datasets
+from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.simulated.cortex import AREAS, CALIBRATION, PANEL, Cortex, trial_numbers, word_rows
-from leanrecon.datasets.simulated.dataset import FIRST, SimulatedSettings, ingest_simulated, plan_simulated
+from leanrecon.datasets.simulated.dataset import FIRST, Simulated, SimulatedSettings
 from leanrecon.datasets.simulated.scenes import draw_scene
 from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
 
 SMALL = {"n_train": 40, "n_test": 9, "size": 16, "voxels": 60}
@@ -29,16 +32,18 @@ def run(folder: Path, *, chunk: int = CHUNK, seed: int = 0, budget: object = Non
     options = {key: changes.pop(key) for key in ("overwrite",) if key in changes}
     study = Study(folder)
     settings = SimulatedSettings(**(SMALL | changes))
-    ingest_simulated(settings, study, chunk=chunk, seed=seed, budget=MemoryBudget.of(budget), **options)
+    context = Context.of(budget, chunk=chunk, seed=seed, **options)
+    Simulated(settings).ingest(study, base_dir=None, context=context)
     return study
 
 
-def contents(root: Path) -> dict[str, bytes]:
+def contents(root: "os.PathLike[str]") -> dict[str, bytes]:
+    root = Path(root)
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def betas_of(study: Study, split: str = "train") -> np.ndarray:
-    return zarr.open_array(study.betas(split))[:]
+    return open_array(study.betas(split))[:]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,9 @@ def study(tmp_path_factory):
 
 
 def test_a_study_holds_what_every_dataset_holds(study):
-    rows = json.loads(study.rows.read_text())
+    rows, ids = (json.loads(path.read_text()) for path in (study.rows, study.root / "stimuli" / "ids.json"))
     for split, n in (("train", 40), ("test", 9)):
-        betas, images = zarr.open_array(study.betas(split)), zarr.open_array(study.stimuli(split))
+        betas, images = open_array(study.betas(split)), open_array(study.stimuli(split))
         assert (betas.shape, betas.dtype) == ((n, 60), np.float32)
         assert (images.shape, images.dtype) == ((n, 16, 16, 3), np.uint8)
         assert np.isfinite(betas[:]).all()
@@ -60,12 +65,13 @@ def test_a_study_holds_what_every_dataset_holds(study):
         drawn = [draw_scene(0, FIRST[split] + i, 16) for i in range(n)]
         np.testing.assert_array_equal(images[:], [image for image, _ in drawn])
         assert json.loads(study.captions(split).read_text()) == [[caption] for _, caption in drawn]
-        assert rows[split]["stimulus"] == stimulus_ids(images[:])
+        assert rows[split]["stimulus"] == list(range(n))
+        assert ids[split] == stimulus_ids(images[:])
         assert rows[split]["repeats"] == [3] * n
-    assert not set(rows["train"]["stimulus"]) & set(rows["test"]["stimulus"])
-    trials = sorted(trial for split in rows.values() for row in split["trials"] for trial in row)
+    assert not set(ids["train"]) & set(ids["test"])
+    trials = sorted(trial for split in ("train", "test") for row in rows[split]["trials"] for trial in row)
     assert trials == list(range(49 * 3))  # every trial belongs to one row
-    assert not list(study.root.rglob("*.partial"))
+    assert not list(Path(study.root).rglob("*.partial"))
 
 
 def test_voxels_are_told_by_area_place_and_noise(study):
@@ -95,9 +101,7 @@ def test_rows_do_not_depend_on_chunks_or_budget(study, tmp_path, chunk, free):
     other = run(tmp_path / "other", chunk=chunk, budget=str(process_memory() + free))
     for split in ("train", "test"):
         np.testing.assert_array_equal(betas_of(other, split), betas_of(study, split))
-        np.testing.assert_array_equal(
-            zarr.open_array(other.stimuli(split))[:], zarr.open_array(study.stimuli(split))[:]
-        )
+        np.testing.assert_array_equal(open_array(other.stimuli(split))[:], open_array(study.stimuli(split))[:])
     assert contents(other.root)["betas/rows.json"] == contents(study.root)["betas/rows.json"]
 
 
@@ -147,10 +151,8 @@ def test_what_is_complete_is_not_done_again(tmp_path):
 
 def test_more_rows_leave_the_first_ones_as_they_are(study, tmp_path):
     longer = run(tmp_path, n_train=50)
-    np.testing.assert_array_equal(
-        zarr.open_array(longer.stimuli("train"))[:40], zarr.open_array(study.stimuli("train"))[:]
-    )
-    np.testing.assert_array_equal(zarr.open_array(longer.stimuli("test"))[:], zarr.open_array(study.stimuli("test"))[:])
+    np.testing.assert_array_equal(open_array(longer.stimuli("train"))[:40], open_array(study.stimuli("train"))[:])
+    np.testing.assert_array_equal(open_array(longer.stimuli("test"))[:], open_array(study.stimuli("test"))[:])
 
 
 def test_other_settings_are_refused_and_replace_only_what_differs(tmp_path):
@@ -161,12 +163,58 @@ def test_other_settings_are_refused_and_replace_only_what_differs(tmp_path):
     with pytest.raises(StoreError, match=r"seed was 0, is 1"):
         run(tmp_path, seed=1)
     assert contents(tmp_path) == before
-    drawn = study.stimuli("train").stat().st_ino
+    drawn = Path(study.stimuli("train")).stat().st_ino
     run(tmp_path, noise=2.0, overwrite=True)
-    assert study.stimuli("train").stat().st_ino == drawn
+    assert Path(study.stimuli("train")).stat().st_ino == drawn
     assert contents(tmp_path)["betas/train.zarr/c/0/0"] != before["betas/train.zarr/c/0/0"]
     run(tmp_path, overwrite=True)
     assert contents(tmp_path) == before
+
+
+# Single trials
+
+
+@pytest.mark.parametrize("chunk", [500, CHUNK, 10**6])
+def test_single_trials_are_what_the_averages_are_the_means_of(study, tmp_path, chunk):
+    single = run(tmp_path, chunk=chunk, repeats="single")
+    rows, averaged = Rows.read(single), Rows.read(study)
+    betas = betas_of(single)
+    assert betas.shape == (120, 60)
+    assert rows["train"].stimulus.tolist() == [image for image in range(40) for _ in range(3)]
+    assert [trials for [trials] in rows["train"].trials] == [t for trials in averaged["train"].trials for t in trials]
+    np.testing.assert_allclose(betas.reshape(40, 3, 60).mean(axis=1), betas_of(study), rtol=1e-4, atol=1e-5)
+    assert np.abs(betas.reshape(40, 3, 60).std(axis=1)).min() > 0, "the noise of each trial is its own"
+    np.testing.assert_array_equal(betas_of(single, "test"), betas_of(study, "test"))
+    np.testing.assert_array_equal(open_array(single.stimuli("train"))[:], open_array(study.stimuli("train"))[:])
+    assert rows.ids == averaged.ids
+    assert rows["test"].as_record() == averaged["test"].as_record()
+
+
+def test_averaged_test_rows_are_rescaled_by_the_root_of_their_trials(study, tmp_path):
+    scaled = run(tmp_path, repeats="single", rescale_average=True)
+    np.testing.assert_allclose(betas_of(scaled, "test"), betas_of(study, "test") * 3**0.5, rtol=1e-6)
+    with pytest.raises(StoreError, match=r"dataset\.rescale_average was true, is null"):
+        run(tmp_path, repeats="single")
+
+
+@pytest.mark.parametrize("writes", [22, 30, 40])
+def test_killed_runs_of_single_trials_end_with_the_same_bytes(tmp_path, monkeypatch, writes):
+    whole = run(tmp_path / "whole", repeats="single", test_repeats="single")
+    left, write = writes, Store.write_rows
+
+    def fragile(self: Store, i: int, rows: np.ndarray) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write(self, i, rows)
+
+    monkeypatch.setattr(Store, "write_rows", fragile)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "study", repeats="single", test_repeats="single")
+    monkeypatch.undo()
+    again = run(tmp_path / "study", repeats="single", test_repeats="single")
+    assert contents(again.root) == contents(whole.root)
 
 
 # The brain
@@ -175,7 +223,7 @@ def test_other_settings_are_refused_and_replace_only_what_differs(tmp_path):
 @pytest.fixture(scope="module")
 def single_trials(tmp_path_factory):
     """Responses to one showing of 400 images, nearly without noise and with much."""
-    found, sizes = [], {"n_train": 400, "n_test": 2, "repeats": 1, "voxels": 100}
+    found, sizes = [], {"n_train": 400, "n_test": 2, "presentations": 1, "voxels": 100}
     for noise in (1e-5, 2.0):
         made = run(tmp_path_factory.getbasetemp() / "trials", chunk=10**6, noise=noise, overwrite=True, **sizes)
         found.append((betas_of(made), np.load(made.voxels)["ncsnr"]))
@@ -277,7 +325,7 @@ def test_images_can_be_decoded_and_the_worse_the_noisier(tmp_path):
     found = {}
     for noise in (1.0, 8.0):
         made = run(tmp_path, chunk=10**6, n_train=200, n_test=30, voxels=400, noise=noise, overwrite=True)
-        train, test = (zarr.open_array(made.stimuli(s))[:].reshape(-1, 16 * 16 * 3) / 255 for s in ("train", "test"))
+        train, test = (open_array(made.stimuli(s))[:].reshape(-1, 16 * 16 * 3) / 255 for s in ("train", "test"))
         mean = train.mean(axis=0)
         axes = np.linalg.svd(train - mean, full_matrices=False)[2][:64]
         ridge = StreamingRidge(alpha=300.0, standardize=True).fit(betas_of(made), (train - mean) @ axes.T)
@@ -298,7 +346,9 @@ def test_images_can_be_decoded_and_the_worse_the_noisier(tmp_path):
         ({"n_test": 0}, r"dataset\.n_test = 0"),
         ({"size": 8}, r"dataset\.size = 8"),
         ({"voxels": 0}, r"dataset\.voxels = 0"),
-        ({"repeats": 0}, r"dataset\.repeats = 0"),
+        ({"presentations": 0}, r"dataset\.presentations = 0"),
+        ({"repeats": 3}, r"dataset\.repeats = 3"),
+        ({"group": "run"}, r"dataset\.group = 'run': a simulated subject has no runs"),
         ({"noise": 0}, r"dataset\.noise = 0"),
         ({"noise": float("nan")}, r"dataset\.noise = nan"),
         ({"folds": 5}, r"dataset\.folds = 5: a simulated subject has test images of its own"),
@@ -313,27 +363,28 @@ def test_settings_that_are_refused(changes, words):
 def test_other_kinds_are_not_taken_for_simulated():
     with pytest.raises(ValidationError):
         SimulatedSettings(kind="arrays")
-    assert datasets.settings_model("simulated") is SimulatedSettings
+    assert kinds.get("datasets", "simulated").Settings is SimulatedSettings
 
 
 def test_too_small_a_budget_is_refused_before_any_work(tmp_path):
     budget = MemoryBudget(process_memory() + 20_000_000)
     with pytest.raises(BudgetError, match="simulating the subject needs at least"):
-        ingest_simulated(SimulatedSettings(), Study(tmp_path / "study"), budget=budget)
+        Simulated(SimulatedSettings()).ingest(Study(tmp_path / "study"), base_dir=None, context=Context(budget))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sizes", [{}, {"voxels": 12_000, "repeats": 1}, {"size": 96}])
+@pytest.mark.parametrize("sizes", [{}, {"voxels": 12_000, "presentations": 1}, {"size": 96}, {"repeats": "single"}])
 def test_the_plan_holds(tmp_path, sizes):
     settings = SimulatedSettings(**({"n_train": 30, "n_test": 5, "size": 16} | sizes))
-    budget = MemoryBudget.of("8GB")
+    context = Context.of("8GB")
     with PeakMemory() as memory:
-        ingest_simulated(settings, Study(tmp_path), budget=budget)
-    plan = plan_simulated(settings, free=budget.free)
-    assert memory.peak <= budget.required[0] == budget.reserved + plan.work
+        Simulated(settings).ingest(Study(tmp_path), base_dir=None, context=context)
+    plan = Simulated(settings).plan(base_dir=None, chunk=context.chunk, free=context.budget.free)
+    assert memory.peak <= context.peaks.largest == context.budget.reserved + plan.work
     stored = sum(len(data) for name, data in contents(tmp_path).items() if ".zarr/c/" in name)
     assert stored == pytest.approx(plan.disk, rel=1e-3)
-    assert (plan.n_train, plan.n_test, plan.voxels, plan.folds) == (30, 5, settings.voxels, None)
+    assert (plan.train_images, plan.test_images, plan.voxels, plan.folds) == (30, 5, settings.voxels, None)
+    assert (plan.n_train, plan.n_test) == (90 if settings.repeats == "single" else 30, 5)
     assert plan.image_shape == (settings.size, settings.size, 3)
 
 

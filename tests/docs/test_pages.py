@@ -49,3 +49,13 @@ def test_toml_blocks_are_toml() -> None:
     for page in PAGES:
         for block in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             tomllib.loads(block)
+
+
+def test_settings_in_the_readme_are_accepted() -> None:
+    """Each block, beside a dataset where it has none of its own."""
+    from leanrecon.study.settings import check_settings
+
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        check_settings({"dataset": {"kind": "simulated"}} | tomllib.loads(block))

@@ -16,17 +16,19 @@ transformers = pytest.importorskip("transformers")
 from PIL import Image  # noqa: E402
 from support import published_models as models  # noqa: E402
 
-from leanrecon.app.plan import plan_study  # noqa: E402
 from leanrecon.errors import InputError, LeanreconError, SettingsError  # noqa: E402
-from leanrecon.evaluation.judges import clip as judge  # noqa: E402
+from leanrecon.evaluation.judges.clip import CLIPJudge  # noqa: E402
 from leanrecon.features.clip import CLIPVision  # noqa: E402
-from leanrecon.progress import Progress  # noqa: E402
 from leanrecon.stages.evaluate import write_report  # noqa: E402
-from leanrecon.stages.pipeline import Pipeline  # noqa: E402
-from leanrecon.stages.repair import find_damage, mend  # noqa: E402
+from leanrecon.stages.pipeline import Pipeline, plan_study  # noqa: E402
+from leanrecon.stages.repair import mend  # noqa: E402
+from leanrecon.stages.stage import Run  # noqa: E402
 from leanrecon.stores import Store  # noqa: E402
 from leanrecon.study.layout import Study  # noqa: E402
-from leanrecon.study.settings import read_settings  # noqa: E402
+from leanrecon.study.recipes import read_settings  # noqa: E402
+from leanrecon.study.verify import find_damage  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
 
 N_TRAIN, N_TEST = 60, 40
 SETTINGS = f"""
@@ -44,7 +46,7 @@ alpha = 100.0
 permutations = 2
 resamples = 100
 """
-CLIP = 'clip = "tiny-clip"\n'
+CLIP = '[judges.clip]\nmodel = "tiny-clip"\n'
 SOURCES = {"stage1", "mean_train_image", "random_train_image", "nearest_train_image", "shuffled_betas_0",
            "shuffled_betas_1", "true_features", "stimuli"}  # fmt: skip
 
@@ -57,9 +59,9 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def run(folder: Path, *overrides: str, study: str = "study", **how: Any) -> Path:
+def run(folder: Path, *overrides: str, study: str = "study", **options: Any) -> Path:
     settings, base_dir = read_settings(folder / "study.toml", overrides)
-    Pipeline(settings, Study(folder / study), base_dir=base_dir, **how).run()
+    Pipeline(settings, Study(folder / study), base_dir=base_dir, **options).run()
     return folder / study
 
 
@@ -154,7 +156,7 @@ def test_embeddings_are_those_of_transformers(finished: Path) -> None:
     ):
         expected = by_transformers(finished / "tiny-clip", images)
         lengths = np.linalg.norm(expected, axis=1, keepdims=True)
-        found = rows_of(study / "embeddings" / f"{name}.zarr")
+        found = rows_of(study / "embeddings" / "clip" / f"{name}.zarr")
         assert found.dtype == np.float32
         assert found.shape == (N_TEST, models.PROJECTION)
         np.testing.assert_allclose(found * lengths, expected, atol=1e-5 * np.abs(expected).max())
@@ -179,7 +181,9 @@ def test_figures_are_those_of_transformers_embeddings_and_numpy(finished: Path) 
     ]
     assert metrics["baselines"]["shuffled_betas"]["two_way_clip"]["value"] == pytest.approx(np.mean(shuffled))
     ceiling = by_transformers(clip, pictures(study / "variants" / "oracle" / "reconstructions" / "stage1"))
-    assert metrics["ceilings"]["true_features"]["two_way_clip"]["value"] == pytest.approx(identified(ceiling, seen)[0])
+    assert metrics["upper_bounds"]["true_features"]["two_way_clip"]["value"] == pytest.approx(
+        identified(ceiling, seen)[0]
+    )
     train = rows_of(study / "stimuli" / "train.zarr")
     mean = np.rint(train.mean(axis=0, dtype=np.float64)).astype(np.uint8)
     same = np.repeat(by_transformers(clip, mean[None]), N_TEST, axis=0)
@@ -191,7 +195,7 @@ def test_figures_are_those_of_transformers_embeddings_and_numpy(finished: Path) 
 
 
 def test_one_image_for_many_rows_is_shown_once(finished: Path) -> None:
-    embeddings = finished / "study" / "embeddings"
+    embeddings = finished / "study" / "embeddings" / "clip"
     assert {path.stem for path in embeddings.iterdir()} == SOURCES
     rows = {path.stem: Store.open(path).rows for path in embeddings.iterdir()}
     drawn = np.random.default_rng([0, N_TEST]).choice(N_TRAIN, N_TEST)
@@ -224,11 +228,11 @@ def test_report_and_scores_show_them_and_who_judged(finished: Path) -> None:
     study = finished / "study"
     page = (study / "report.html").read_text()
     assert "Two-way identification by CLIP" in page
-    assert "by the image embedding of tiny-clip." in page
+    assert "by the image embedding of tiny-clip" in page
     assert str(finished) not in page
     header = (study / "evaluation" / "scores.csv").read_text().splitlines()[0].split(",")
     assert {"final.two_way_clip", "stage1.two_way_clip_reverse", "final.top1_clip"} <= set(header)
-    assert read_metrics(study)["clip"]["model"] == "tiny-clip"
+    assert read_metrics(study)["judges"]["clip"]["model"] == "tiny-clip"
 
 
 def test_without_the_setting_there_is_none_of_it(plain: Path) -> None:
@@ -258,17 +262,19 @@ def test_a_run_that_is_interrupted_shows_the_network_only_the_rest(
         encoded(patch, fail_after=N_TEST + 35)  # within the second source
         with pytest.raises(KeyboardInterrupt):
             run(begun)
-    kept = {path.stem: Store.open(path, incomplete=True) for path in (begun / "study" / "embeddings").iterdir()}
+    kept = {
+        path.stem: Store.open(path, incomplete=True) for path in (begun / "study" / "embeddings" / "clip").iterdir()
+    }
     assert {name: (store.complete, len(store.missing())) for name, store in kept.items()} == {
         "stimuli": (True, 0),
         "stage1": (False, 1),  # of two chunks
     }
     seen = encoded(monkeypatch)
     run(begun)
-    every = {path.stem: Store.open(path) for path in (begun / "study" / "embeddings").iterdir()}
+    every = {path.stem: Store.open(path) for path in (begun / "study" / "embeddings" / "clip").iterdir()}
     assert sum(seen) == sum(store.rows for store in every.values()) - N_TEST - 32
     for name, store in every.items():
-        assert store.content == Store.open(finished / "study" / "embeddings" / f"{name}.zarr").content
+        assert store.content == Store.open(finished / "study" / "embeddings" / "clip" / f"{name}.zarr").content
     assert read_metrics(begun / "study")["final"] == read_metrics(finished / "study")["final"]
 
 
@@ -281,15 +287,15 @@ def test_changed_settings_judge_again(folder: Path, monkeypatch: pytest.MonkeyPa
     assert seen == []
     assert read_metrics(study)["final"]["two_way_clip"]["value"] == before["final"]["two_way_clip"]["value"]
     models.write_clip(folder / "other-clip", seed=1)
-    run(folder, "evaluate.clip=other-clip")
-    assert sum(seen) == sum(Store.open(path).rows for path in (study / "embeddings").iterdir())
+    run(folder, "judges.clip.model=other-clip")
+    assert sum(seen) == sum(Store.open(path).rows for path in (study / "embeddings" / "clip").iterdir())
     after = read_metrics(study)
-    assert after["clip"]["model"] == "other-clip"
+    assert after["judges"]["clip"]["model"] == "other-clip"
     assert after["final"]["two_way_clip"] != before["final"]["two_way_clip"]
     assert after["final"]["pixcorr"] == before["final"]["pixcorr"]
-    run(folder, "evaluate.clip=other-clip", "evaluate.permutations=1")
-    assert {path.stem for path in (study / "embeddings").iterdir()} == SOURCES - {"shuffled_betas_1"}
-    run(folder, "evaluate.clip=false")
+    run(folder, "judges.clip.model=other-clip", "evaluate.permutations=1")
+    assert {path.stem for path in (study / "embeddings" / "clip").iterdir()} == SOURCES - {"shuffled_betas_1"}
+    run(folder, "judges.clip=false")
     assert "two_way_clip" not in read_metrics(study)["final"]
 
 
@@ -298,12 +304,12 @@ def test_a_report_is_written_again_without_the_model(folder: Path) -> None:
     (folder / "study" / "report.html").unlink()
     shutil.rmtree(folder / "tiny-clip")
     settings, _ = read_settings(folder / "study" / "study.toml")
-    write_report(Study(folder / "study"), settings, progress=Progress())
+    write_report(Run(settings, Study(folder / "study")))
     assert len((folder / "study" / "report.html").read_bytes()) == len(page)
 
 
 def test_a_damaged_embedding_is_found_and_mended(folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.open(folder / "study" / "embeddings" / "stage1.zarr")
+    store = Store.open(folder / "study" / "embeddings" / "clip" / "stage1.zarr")
     path = store.chunk_path(1)
     path.write_bytes(b"\0" + path.read_bytes()[1:])
     text = (folder / "study" / "study.toml").read_text().replace(str(finished), str(folder))
@@ -327,9 +333,11 @@ def test_a_mirror_brings_embeddings_back(folder: Path, tmp_path: Path, monkeypat
     models.write_clip(folder / "tiny-clip", seed=1)
     run(folder, mirror=tmp_path / "mirror")
     for place in (folder / "study", tmp_path / "mirror"):
-        assert read_metrics(place)["clip"] == read_metrics(folder / "study")["clip"]
-        stage1 = place / "embeddings" / "stage1.zarr"
-        np.testing.assert_array_equal(rows_of(stage1), rows_of(folder / "study" / "embeddings" / "stage1.zarr"))
+        assert read_metrics(place)["judges"] == read_metrics(folder / "study")["judges"]
+        stage1 = place / "embeddings" / "clip" / "stage1.zarr"
+        np.testing.assert_array_equal(
+            rows_of(stage1), rows_of(folder / "study" / "embeddings" / "clip" / "stage1.zarr")
+        )
 
 
 # Memory and errors
@@ -341,7 +349,7 @@ def test_a_plan_counts_the_network(plain: Path) -> None:
         return plan_study(settings, base_dir=base_dir)[-1]
 
     models.write_image_encoder(plain / "larger", hidden_size=256, intermediate_size=2048)
-    none, tiny, larger = planned("evaluate.clip=false"), planned(), planned("evaluate.clip=larger")
+    none, tiny, larger = planned("judges.clip=false"), planned(), planned("judges.clip.model=larger")
     assert none.memory < tiny.memory < larger.memory - 4 * 2 * 2 * 256 * 2048  # two layers' MLPs in float32
     assert none.disk < tiny.disk
     assert tiny.blocks.endswith(", tiny-clip")
@@ -351,7 +359,7 @@ def test_measured_memory_stays_under_the_plan(begun: Path) -> None:
     sizes = {"hidden_size": 640, "intermediate_size": 2560, "projection_dim": 512, "num_hidden_layers": 3}
     models.write_image_encoder(begun / "wide", **sizes, image_size=224, patch_size=14)
     command = [sys.executable, "-m", "leanrecon", "run", "study.toml", "--study", "study"]
-    subprocess.run([*command, "--set", "evaluate.clip=wide"], check=True, cwd=begun, capture_output=True)
+    subprocess.run([*command, "--set", "judges.clip.model=wide"], check=True, cwd=begun, capture_output=True)
     record = json.loads((begun / "study" / "run.json").read_text())["stages"]["evaluate"]
     planned, peak = record["planned_bytes"], record["peak_bytes"]
     print(f"measured {peak / 1e6:.0f} MB of {planned / 1e6:.0f} MB planned")
@@ -368,10 +376,10 @@ def refused(folder: Path, *overrides: str) -> LeanreconError:
 
 
 def test_models_that_can_not_judge_are_refused_before_anything_is_begun(begun: Path) -> None:
-    assert "evaluate.clip" in str(refused(begun, "evaluate.clip=./nowhere"))
+    assert "judges.clip.model" in str(refused(begun, "judges.clip.model=./nowhere"))
     models.write_text_encoder(begun / "text", projection=True)
     shutil.copytree(begun / "text" / "text_encoder", begun / "half")
-    assert isinstance(error := refused(begun, "evaluate.clip=half"), InputError)
+    assert isinstance(error := refused(begun, "judges.clip.model=half"), InputError)
     assert "clip_text_model" in str(error)
     models.write_image_encoder(begun / "vision")
     bare = begun / "vision" / "image_encoder"
@@ -380,20 +388,20 @@ def test_models_that_can_not_judge_are_refused_before_anything_is_begun(begun: P
     weights = load_file(bare / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, bare / "model.safetensors")
-    assert "visual_projection" in str(refused(begun, "evaluate.clip=vision"))
+    assert "visual_projection" in str(refused(begun, "judges.clip.model=vision"))
     (begun / "tiny-clip" / "preprocessor_config.json").unlink(missing_ok=True)
     (begun / "tiny-clip" / "processor_config.json").unlink(missing_ok=True)
     assert "preprocessor_config.json" in str(refused(begun))
 
 
 def test_a_precision_that_the_device_is_not_good_for_is_refused_by_its_name(begun: Path) -> None:
-    error = refused(begun, "evaluate.clip_precision=float16", "device=cpu")
+    error = refused(begun, "judges.clip.precision=float16", "device=cpu")
     assert isinstance(error, SettingsError)
-    assert "evaluate.clip_precision" in str(error)
+    assert "judges.clip.precision" in str(error)
 
 
 def test_a_name_on_the_hub_stays_whole_and_a_folder_is_named_alone(plain: Path) -> None:
     settings, _ = read_settings(plain / "study.toml")
-    assert judge.judge_name(settings) == "tiny-clip"
-    settings, _ = read_settings(plain / "study.toml", ["evaluate.clip=openai/clip-vit-large-patch14"])
-    assert judge.judge_name(settings) == "openai/clip-vit-large-patch14"
+    assert CLIPJudge(settings.judges["clip"]).model == "tiny-clip"
+    settings, _ = read_settings(plain / "study.toml", ["judges.clip.model=openai/clip-vit-large-patch14"])
+    assert settings.judges["clip"].model == "openai/clip-vit-large-patch14"

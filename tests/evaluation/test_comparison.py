@@ -185,6 +185,7 @@ print(json.dumps({"taken": peak.peak - before, "planned": planned + SLACK, "slac
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("m", "side", "channels", "sources"), [(60, 200, 3, 1), (5, 425, 3, 2), (300, 32, 1, 2)], ids=str
 )

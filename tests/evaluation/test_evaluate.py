@@ -171,7 +171,7 @@ def test_areas_have_figures_of_their_own_images_and_features_in_the_order_given(
     without = evaluate([replace(made, areas={})], SETTINGS, Context.of(), judges=[Pixels()]).metrics
     assert "areas" not in without
     assert without["final"] == metrics["final"]
-    assert not list((made.embeddings or Path()).rglob("*V2*"))  # embeddings of areas that are gone are removed
+    assert not list(Path(made.embeddings or "").rglob("*V2*"))  # embeddings of areas that are gone are removed
 
 
 def test_every_judge_has_metrics_of_its_name_for_every_set_of_images(fold: Callable[..., Fold]) -> None:
@@ -195,7 +195,7 @@ def test_every_judge_has_metrics_of_its_name_for_every_set_of_images(fold: Calla
         assert {"two_way_one", "top1_one", "distance_two"} <= set(figures), name
         assert ("two_way_one_reverse" in figures) == (name != "mean_train_image")  # one image for all ties with itself
     assert sets["true_features"]["top1_one"]["value"] == 1
-    assert {path.name for path in (made.embeddings or Path()).iterdir()} == {"one", "two"}
+    assert {path.name for path in Path(made.embeddings or "").iterdir()} == {"one", "two"}
 
 
 def test_embeddings_are_kept_by_judge_and_those_of_a_judge_that_is_gone_are_removed(fold: Callable[..., Fold]) -> None:
@@ -206,7 +206,7 @@ def test_embeddings_are_kept_by_judge_and_those_of_a_judge_that_is_gone_are_remo
     again, new = Pixels("one"), Pixels("three")
     evaluate([made], SETTINGS, Context.of(), judges=[again, new])
     assert (again.shown, new.shown) == (0, first.shown)
-    assert {path.name for path in (made.embeddings or Path()).iterdir()} == {"one", "three"}
+    assert {path.name for path in Path(made.embeddings or "").iterdir()} == {"one", "three"}
 
 
 @pytest.mark.parametrize("name", ["pixels", "features", "a/b", "", "../up"])

@@ -23,6 +23,8 @@ from leanrecon.features.extract import decode_rows, extract  # noqa: E402
 from leanrecon.memory import process_memory  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 SIZE = 64
 SCALING = 0.18215
 

@@ -28,6 +28,8 @@ from leanrecon.features.clip import CLIPText, CLIPTextSettings  # noqa: E402
 from leanrecon.features.extract import extract  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 CAPTIONS = [
     ["a cat on the mat"],
     ["The surfer and the wave!", "a man; a board", "an ocean, 1 wave"],

@@ -22,6 +22,8 @@ from leanrecon.features.clip.preprocess import Preprocessing  # noqa: E402
 from leanrecon.features.extract import extract  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 TOKENS = (IMAGE // PATCH) ** 2 + 1
 
 

@@ -10,6 +10,8 @@ from leanrecon.features.vdvae import VDVAE, network, noise, prove  # noqa: E402
 from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
 from leanrecon.features.vdvae.proof import drawn_picture  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.fixture(scope="module")
 def narrow():

@@ -15,6 +15,8 @@ from leanrecon.features.vdvae import checkpoint as checkpoint_module  # noqa: E4
 from leanrecon.features.vdvae.checkpoint import loading_nbytes, weights_nbytes  # noqa: E402
 from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.fixture
 def save(tmp_path):

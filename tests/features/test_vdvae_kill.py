@@ -40,7 +40,12 @@ space = VDVAESpace(VDVAESettings(**json.loads(sys.argv[3])), seed=7)
 extract(space, Store.open(sys.argv[1]), Path(sys.argv[2]), Context.of(chunk=int(sys.argv[4])), batch=int(sys.argv[5]))
 """
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.kills,
+    pytest.mark.networks,
+    pytest.mark.skipif(os.name == "nt", reason="needs signals"),
+]
 
 
 def test_killed_extractions_end_with_the_same_bytes(tmp_path, store_of, smooth_images, files_of):

@@ -16,6 +16,8 @@ from support.vdvae_models import one_thread, recorded, recorded_config  # noqa: 
 from leanrecon.features.vdvae import VDVAE, VDVAESettings, VDVAESpace, mixture, noise  # noqa: E402
 from leanrecon.images import resize  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 TINY_TOLERANCE = 1e-4  # float32 against float64 in the published code: 1e-6 for latents, 5e-6 for the state
 NARROW_TOLERANCE = 2e-4  # likewise 5e-6 and 1.6e-5, of states up to 20
 

@@ -19,6 +19,8 @@ from leanrecon.features.vdvae import space as space_module  # noqa: E402
 from leanrecon.stores.fingerprint import file_fingerprint  # noqa: E402
 from leanrecon.validation import validate  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -20,6 +20,8 @@ from leanrecon.features.vdvae import VDVAE, VDVAEConfig  # noqa: E402
 from leanrecon.stores import Store  # noqa: E402
 from leanrecon.study.settings import read_settings  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SETTINGS = """
 seed = 3
 [dataset]

@@ -7,12 +7,10 @@ pytest.importorskip("diffusers")
 from support.diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, tiny_vae, write_base, write_small_base
 from support.versatile_models import VISION, write_versatile
 
-from leanrecon.memory import MemoryBudget
-from leanrecon.refinement.diffusion.refiner import Refiner
-from leanrecon.refinement.diffusion.settings import RefineSettings
+from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
-from leanrecon.validation import validate
 
 ROWS = 5
 
@@ -59,26 +57,25 @@ def vision():
 
 @pytest.fixture
 def make(base, tmp_path):
-    """A refiner with small settings; what is given replaces them."""
+    """A generator with small settings; keyword arguments replace them."""
 
-    def refiner(*, seed=7, device="cpu", scratch=tmp_path / "scratch", unconditional=None, **table):
+    def generator(*, seed=7, device="cpu", scratch=tmp_path / "scratch", unconditional=None, **table):
         table = {"kind": "lcm", "base": str(base), "text": "clip", "size": SIZE, "precision": "float32"} | table
-        settings = validate(RefineSettings, table, "refine.")
-        return Refiner(settings, seed=seed, device=device, scratch=scratch, unconditional=unconditional)
+        settings = kinds.settings_of("generators", table, "refine.", default="none")
+        kind = kinds.kind_of("generators", settings)
+        return kind(settings, seed=seed, device=device, scratch=scratch, unconditional=unconditional)
 
-    return refiner
+    return generator
 
 
 @pytest.fixture
 def drawn(first, text, tmp_path):
-    """The final images of a refiner, uint8 [rows, size, size, 3]."""
+    """The final images of a generator, uint8 [rows, size, size, 3]."""
     count = iter(range(1000))
 
-    def images(refiner, *, text=text, first=first, memory="50GB", **others):
-        size = refiner.settings.size
-        out = Pictures.create(tmp_path / f"final{next(count)}", first.rows, (size, size, 3), made_of={"a": 1})
-        predicted = {"text": text} | others
-        refiner.refine(first, predicted, out, budget=MemoryBudget.of(memory))
+    def images(generator, *, text=text, first=first, memory="50GB", **others):
+        out = Pictures.create(tmp_path / f"final{next(count)}", first.rows, generator.shape, made_of={"a": 1})
+        generator.draw(first, {"text": text} | others, out, Context.of(memory))
         return np.stack([out.read(row) for row in range(out.rows)])
 
     return images

@@ -12,9 +12,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusio
 from PIL import Image  # noqa: E402
 from support.diffusion_models import SIZE, TOKENS, WIDTH, merged_by_hand, smooth, unet, vae, write_lora  # noqa: E402
 
-from leanrecon.refinement.diffusion import sampling as diffusion  # noqa: E402
+from leanrecon.refinement.diffusion import sampling  # noqa: E402
 from leanrecon.refinement.diffusion.schedule import schedule_length  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
+
+pytestmark = pytest.mark.networks
 
 SCHEDULERS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 OPEN = {"clip_sample": False}
@@ -43,7 +45,7 @@ def theirs(made, kind, row, image, *, steps=4, strength=0.75, seed=7, **conditio
         schedule = {"timesteps": made.scheduler.timesteps.tolist(), "strength": 1.0}
     else:
         schedule = {"num_inference_steps": schedule_length(steps, strength), "strength": strength}
-    generator = diffusion.generators(seed, [row])
+    generator = sampling.generators(seed, [row])
     with torch.inference_mode():
         found = made(
             image=Image.fromarray(image), generator=generator, **{"guidance_scale": 1.0} | schedule | conditions
@@ -80,7 +82,7 @@ def test_a_tiny_autoencoder_draws_what_diffusers_draws_with_it(make, drawn, base
     assert_alike(images[2], theirs(made, "ddim", 2, smooth(5)[2], prompt_embeds=embeddings(text, 2)))
 
 
-def test_guidance_leads_away_from_the_negative_embedding(make, drawn, base, text, tmp_path):
+def test_classifier_free_guidance_uses_the_negative_embedding(make, drawn, base, text, tmp_path):
     negative = np.random.default_rng(9).standard_normal((TOKENS, WIDTH), dtype=np.float32)
     np.save(tmp_path / "empty.npy", negative)
     images = drawn(make(kind="ddim", steps=4, guidance=5.0, negative=str(tmp_path / "empty.npy")))
@@ -146,7 +148,7 @@ def test_a_lora_is_added_as_peft_adds_it(make, base, tmp_path):
     made.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     made.fuse_lora(lora_scale=0.7)
     made.unload_lora_weights()
-    source = make(lora=str(tmp_path / "lora.safetensors"), lora_scale=0.7).generator.sources("float32")[0]
+    source = make(lora=str(tmp_path / "lora.safetensors"), lora_scale=0.7).model.sources("float32")[0]
     for name, weight in made.unet.state_dict().items():
         torch.testing.assert_close(source.read(name), weight, rtol=0, atol=2e-6)
 
@@ -157,18 +159,18 @@ def test_a_lora_is_added_as_peft_adds_it(make, base, tmp_path):
 @pytest.mark.parametrize("kind", ["lcm", "ddim", "ddpm"])
 @pytest.mark.parametrize(("steps", "strength"), [(1, 0.1), (4, 0.5), (3, 0.75), (7, 1.0)])
 def test_the_steps_asked_for_are_the_evaluations_that_run(kind, steps, strength, make, drawn, monkeypatch):
-    refiner = make(kind=kind, steps=steps, strength=strength)
+    generator = make(kind=kind, steps=steps, strength=strength)
     levels = []
-    original = refiner._networks
+    original = generator._networks
 
     def counted(plan):
         networks = original(plan)
         networks.unet.network.register_forward_pre_hook(lambda module, inputs: levels.append(int(inputs[1])))
-        monkeypatch.setattr(refiner, "_networks", lambda plan: networks)
+        monkeypatch.setattr(generator, "_networks", lambda plan: networks)
         return networks
 
-    monkeypatch.setattr(refiner, "_networks", counted)
-    drawn(refiner)
+    monkeypatch.setattr(generator, "_networks", counted)
+    drawn(generator)
     assert len(levels) == 5 * steps
     assert levels[:steps] == sorted(levels[:steps], reverse=True)
     assert max(levels) <= 1000 * strength
@@ -181,12 +183,12 @@ def test_noise_belongs_to_seed_and_row(make, drawn):
 
 
 def test_latents_replace_the_first_images(make, drawn, base):
-    refiner = make(kind="ddim", steps=2, strength=0.4)
-    networks = refiner._networks(refiner.plan(5, 10**12))
+    generator = make(kind="ddim", steps=2, strength=0.4)
+    networks = generator._networks(generator.plan(5, 10**12))
     one = [torch.Generator().manual_seed(0) for _ in range(5)]
-    latents = diffusion.encoded(networks, smooth(5), one).numpy().reshape(5, -1)
+    latents = sampling.encoded(networks, smooth(5), one).numpy().reshape(5, -1)
     images = drawn(make(kind="ddim", steps=2, strength=0.4, start="autokl"), latents=ArrayMatrix(latents))
     assert images.shape == (5, SIZE, SIZE, 3)
-    assert not np.array_equal(images, drawn(refiner))  # another generator drew the latents
+    assert not np.array_equal(images, drawn(generator))  # another generator drew the latents
     again = drawn(make(kind="ddim", steps=2, strength=0.4, start="autokl"), latents=ArrayMatrix(latents))
     np.testing.assert_array_equal(images, again)

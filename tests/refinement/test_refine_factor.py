@@ -13,8 +13,10 @@ from support.diffusion_models import SIZE, smooth, tiny_vae, vae  # noqa: E402
 from test_refine_diffusion import assert_alike, embeddings, pipeline, theirs  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.refinement.diffusion.networks import enlarges_by, shrinks_by  # noqa: E402
+from leanrecon.refinement.diffusion.networks import downscale_factor, upscale_factor  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
+
+pytestmark = pytest.mark.networks
 
 
 @pytest.mark.parametrize(
@@ -27,8 +29,8 @@ def test_factors_are_those_of_the_networks(network):
         latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
         image = network.decode(latents).sample
     kind, config = type(network).__name__, json.loads(network.to_json_string())
-    assert shrinks_by(kind, config) == 32 // latents.shape[-1]
-    assert enlarges_by(kind, config) == image.shape[-1] // latents.shape[-1]
+    assert downscale_factor(kind, config) == 32 // latents.shape[-1]
+    assert upscale_factor(kind, config) == image.shape[-1] // latents.shape[-1]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -40,9 +42,9 @@ def test_velocities_in_larger_latents_are_drawn_as_diffusers_draws_them(
     negative = np.random.default_rng(9).standard_normal((77, 16), dtype=np.float32)
     np.save(tmp_path / "empty.npy", negative)
     more = {} if guidance == 1 else {"negative": str(tmp_path / "empty.npy"), "guidance": guidance}
-    refiner = make(base=str(small_base), kind=kind, steps=4, **more)
-    assert refiner.generator.shapes["latents"] == (4, SIZE // 4, SIZE // 4)
-    images = drawn(refiner)
+    generator = make(base=str(small_base), kind=kind, steps=4, **more)
+    assert generator.model.shapes["latents"] == (4, SIZE // 4, SIZE // 4)
+    images = drawn(generator)
     full = {"torch_dtype": torch.float32}
     made = pipeline(
         small_base,
@@ -79,13 +81,13 @@ def test_latents_of_any_factor_are_a_start(make, drawn, small_base):
 
 
 def test_plans_grow_with_the_latents(make, base, small_base):
-    small, eighth = make(base=str(small_base)).generator.sizes(), make().generator.sizes()
+    small, eighth = make(base=str(small_base)).model.sizes(), make().model.sizes()
     assert small.unet_state == 4 * eighth.unet_state
 
 
 def test_a_size_that_the_base_can_not_halve_is_refused_before_any_work(make, drawn, small_base):
     assert make(base=str(small_base), size=72).plan(5, 10**12).work > 0  # shrunk by 4 and by 2
-    for use in (drawn, lambda refiner: refiner.plan(5, 10**12)):
+    for use in (drawn, lambda generator: generator.plan(5, 10**12)):
         with pytest.raises(SettingsError) as error:
             use(make(size=72))
         assert str(error.value).startswith(
@@ -101,7 +103,7 @@ def test_a_tiny_autoencoder_of_another_factor_is_refused(make, small_base, taesd
     tiny_vae(blocks=3).save_pretrained(tmp_path / "tiny")
     fits = make(base=str(small_base), tiny_autoencoder=str(tmp_path / "tiny"))
     assert fits.plan(5, 10**12).work > 0
-    assert fits.generator.factor == 4
+    assert fits.model.factor == 4
 
 
 def test_a_tiny_autoencoder_of_the_same_factor_draws_what_diffusers_draws(make, drawn, small_base, text, tmp_path):

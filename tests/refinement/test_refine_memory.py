@@ -13,15 +13,17 @@ pytest.importorskip("diffusers")
 from support.diffusion_models import write_base  # noqa: E402
 from support.versatile_models import write_versatile  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SIZE = 128
 
 MEASURED = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from leanrecon.memory import MemoryBudget, PeakMemory
-from leanrecon.refinement.diffusion.refiner import Refiner
-from leanrecon.refinement.diffusion.settings import RefineSettings
+from leanrecon import kinds
+from leanrecon.context import Context
+from leanrecon.memory import PeakMemory
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
 
@@ -33,12 +35,14 @@ first.finish()
 out = Pictures.create(folder / "out", 1, (size, size, 3), made_of={})
 text, vision = (ArrayMatrix(np.ones((1, tokens * 16), np.float32)) for tokens in (77, 257))
 predicted = {"text": text} | ({"vision": vision} if table["kind"] == "versatile" else {})
-nothing = {role: rows.array[0] for role, rows in predicted.items()}
-refiner = Refiner(RefineSettings(**table), device="cpu", scratch=folder / "scratch", unconditional=nothing)
+unconditional = {role: rows.array[0] for role, rows in predicted.items()}
+settings = kinds.settings_of("generators", table, "refine.", default="none")
+kind = kinds.kind_of("generators", settings)
+generator = kind(settings, device="cpu", scratch=folder / "scratch", unconditional=unconditional)
 with PeakMemory() as memory:
-    budget = MemoryBudget.of("8GB")
-    refiner.refine(first, predicted, out, budget=budget)
-print(json.dumps([budget.required[0], memory.peak]))
+    context = Context.of("8GB")
+    generator.draw(first, predicted, out, context)
+print(json.dumps([context.peaks.projected[0], memory.peak]))
 """
 
 

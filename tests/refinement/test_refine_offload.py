@@ -9,6 +9,8 @@ pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from support.diffusion_models import unet, write_lora  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 MODES = ("none", "model", "sequential", "disk", "stream")
 
 
@@ -24,9 +26,9 @@ def test_every_mode_gives_the_same_images(precision, with_lora, make, drawn, lor
     table = {"precision": precision, "lora": lora if with_lora else ""}
     expected = drawn(make(offload="none", **table))
     for mode in MODES[1:]:
-        refiner = make(offload=mode, scratch=tmp_path / mode, **table)
-        np.testing.assert_array_equal(drawn(refiner), expected, err_msg=mode)
-        assert refiner.mode == mode
+        generator = make(offload=mode, scratch=tmp_path / mode, **table)
+        np.testing.assert_array_equal(drawn(generator), expected, err_msg=mode)
+        assert generator.mode == mode
         written = list((tmp_path / mode).glob("*"))
         parts = (precision != "float32") + (precision != "float32" or with_lora)  # the autoencoder has no LoRA
         assert len(written) == (parts if mode in ("disk", "stream") else 0)

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.refinement.diffusion.plan import Sizes, plan_refine
+from leanrecon import kinds
+from leanrecon.refinement.diffusion.plan import Machine, Sizes, Work, plan_diffusion
 from leanrecon.refinement.diffusion.precision import cpu_has_bfloat16, precision_of
-from leanrecon.refinement.diffusion.schedule import problem_of, schedule_length
-from leanrecon.refinement.diffusion.settings import RefineSettings
+from leanrecon.refinement.diffusion.schedule import LCM, schedule_length
+from leanrecon.refinement.diffusion.settings import DDIMSettings, DDPMSettings, LCMSettings
+from leanrecon.refinement.none import NoRefinementSettings
 
 SD15 = Sizes(unet=859_520_964, vae=83_653_863, largest=29_491_200, unet_state=8 * 320 * 64**2, vae_state=256 * 512**2)
 
@@ -35,20 +37,22 @@ def test_just_the_steps_asked_for_are_left_by_the_cut(steps, strength):
 
 def test_settings_know_the_usual_steps():
     table = {"base": "a/b", "text": "clip"}
-    assert RefineSettings(kind="lcm", **table).steps == 4
-    assert RefineSettings(kind="ddim", **table).steps == 37
-    assert RefineSettings(kind="ddim", steps=9, **table).steps == 9
-    assert RefineSettings().kind == "none"
-    settings = RefineSettings(kind="ddpm", baselines=["prior", "prior"], **table)
-    assert RefineSettings(**settings.model_dump(mode="json", exclude_none=True)) == settings
-    assert problem_of("lcm", 4, 0.08) == ""
-    assert problem_of("lcm", 4, 0.07) != ""
+    assert LCMSettings(**table).steps == 4
+    assert DDIMSettings(**table).steps == 37
+    assert DDIMSettings(steps=9, **table).steps == 9
+    assert kinds.settings_of("generators", {}, "refine.", default="none") == NoRefinementSettings()
+    settings = DDPMSettings(baselines=["prior", "prior"], **table)
+    assert settings.baselines == ["prior"]
+    written = settings.model_dump(mode="json", exclude_none=True)
+    assert kinds.settings_of("generators", written, "refine.", default="none") == settings
+    assert LCM.problem(4, 0.08) == ""
+    assert LCM.problem(4, 0.07) != ""
 
 
-def planned(free, *, device="cpu", precision="float32", offload="auto", batch=None, rows=10, **how):
-    return plan_refine(
-        SD15, device=device, precision=precision, offload=offload, batch=batch, rows=rows, free=int(free), **how
-    )
+def planned(free, *, device="cpu", precision="float32", offload="auto", batch=None, rows=10, guided=False, vram=0):
+    converted = (SD15.unet + SD15.vae) * {"float32": 4, "float16": 2, "bfloat16": 2}[precision]
+    work = Work(rows, precision, offload=offload, batch=batch, guided=guided, converted=converted)
+    return plan_diffusion(SD15, work, Machine(device, int(free), vram))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,18 @@ def test_what_is_set_is_kept():
     assert (plan.mode, plan.batch) == ("disk", 8)
     assert planned(1e12, batch=8, rows=3).batch == 3
     assert planned(1e12, device="mps").mode == "none"
-    assert "weights mapped from disk" in planned(1e9).blocks
+    assert "weights mapped from disk" in planned(1e9).summary
+
+
+def test_only_modes_that_read_from_disk_write_weights_to_scratch():
+    converted = (SD15.unet + SD15.vae) * 4
+    scratch = {mode: planned(1e12, offload=mode).scratch for mode in ("none", "model", "sequential", "disk", "stream")}
+    assert scratch == {"none": 0, "model": 0, "sequential": 0, "disk": converted, "stream": converted}
+    on_gpu = {"device": "cuda", "offload": "disk", "vram": 10**12, "precision": "float16", "rows": 1}
+    work = Work(1, "float16", offload="disk")  # the files hold what is used
+    as_stored = plan_diffusion(SD15, work, Machine("cuda", 10**12, 10**12))
+    assert as_stored.scratch == 0
+    assert planned(1e12, **on_gpu).work - as_stored.work == SD15.largest * 10  # merging: two in float32, one in float16
 
 
 def test_precision_suits_the_device(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ pytest.importorskip("diffusers")
 
 from support.diffusion_models import SIZE, TOKENS, WIDTH, pictures_of, smooth, unet, write_base, write_lora  # noqa: E402
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import BudgetError, InputError, SettingsError  # noqa: E402
-from leanrecon.memory import MemoryBudget  # noqa: E402
 from leanrecon.progress import Progress  # noqa: E402
-from leanrecon.refinement.baselines import another_row, without_brain  # noqa: E402
-from leanrecon.refinement.diffusion import refiner as refiner_module  # noqa: E402
+from leanrecon.refinement.baselines import derangement, without_brain  # noqa: E402
+from leanrecon.refinement.diffusion import sampling  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
@@ -33,9 +34,9 @@ def out(tmp_path):
 
 @pytest.fixture
 def refine(first, text, out):
-    def run(refiner, *, text=text, first=first, out=out, memory="50GB", progress=None, **others):
+    def run(generator, *, text=text, first=first, out=out, memory="50GB", progress=None, **others):
         predicted = {"text": text} | others
-        refiner.refine(first, predicted, out, budget=MemoryBudget.of(memory), progress=progress)
+        generator.draw(first, predicted, out, Context.of(memory, progress=progress or Progress()))
         return np.stack([out.read(row) for row in range(out.rows)])
 
     return run
@@ -56,14 +57,14 @@ def test_first_images_of_any_size_and_grey_ones_are_taken(make, drawn, tmp_path)
 
 
 def test_a_run_says_what_it_took(make, refine):
-    refiner = make()
-    refine(refiner)
-    record = refiner.record()
+    generator = make()
+    refine(generator)
+    record = generator.record()
     assert record["mode"] == "none"
     assert record["precision"] == "float32"
     assert record["retried"] == record["black"] == []
     assert record["seconds_per_image"] > 0
-    assert len(refiner.seconds) == 5
+    assert len(generator.seconds) == 5
     json.dumps(record)
 
 
@@ -71,20 +72,19 @@ KILLED = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from leanrecon.memory import MemoryBudget
-from leanrecon.refinement.diffusion.refiner import Refiner
-from leanrecon.refinement.diffusion.settings import RefineSettings
+from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.stores.matrix import ArrayMatrix
 from leanrecon.stores.pictures import Pictures
 
 folder = Path(sys.argv[1])
 write = Pictures.write
 Pictures.write = lambda self, row, image: (write(self, row, image), time.sleep(0.3))
-refiner = Refiner(RefineSettings(**json.loads(sys.argv[2])), seed=7, device="cpu", scratch=folder / "scratch")
+settings = kinds.settings_of("generators", json.loads(sys.argv[2]), "refine.", default="none")
+generator = kinds.kind_of("generators", settings)(settings, seed=7, device="cpu", scratch=folder / "scratch")
 predicted = {file.stem: ArrayMatrix(np.load(file)) for file in folder.glob("*.npy")}
-refiner.refine(Pictures.open(folder / "stage1"), predicted,
-               Pictures.create(folder / "out", 5, tuple(json.loads(sys.argv[3])), made_of={"a": 1}),
-               budget=MemoryBudget.of("50GB"))
+out = Pictures.create(folder / "out", 5, generator.shape, made_of={"a": 1})
+generator.draw(Pictures.open(folder / "stage1"), predicted, out, Context.of("50GB"))
 """
 
 
@@ -97,12 +97,12 @@ def test_a_killed_run_ends_with_the_same_bytes(kind, make, refine, text, vision,
         table |= {"base": str(versatile), "vision": "seen", "guidance": 1.0, "steps": 3, "scheduler": "ddpm"}
         np.save(tmp_path / "vision.npy", vision.array)
         others = {"vision": vision}
-    refiner = make(**table)
+    generator = make(**table)
     whole = Pictures.create(tmp_path / "whole", 5, (SIZE, SIZE, 3), made_of={"a": 1})
-    refine(refiner, out=whole, **others)
+    refine(generator, out=whole, **others)
     (tmp_path / "out.json").unlink()
-    (tmp_path / "out").rmdir()
-    arguments = [str(tmp_path), json.dumps(refiner.settings.model_dump()), json.dumps([SIZE, SIZE, 3])]
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    arguments = [str(tmp_path), json.dumps(generator.settings.model_dump())]
     run = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=ONE_THREAD)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("out/*.png"))) < 2 and time.monotonic() < deadline and run.poll() is None:
@@ -132,7 +132,7 @@ def test_a_complete_folder_loads_no_network(make, refine, out):
 @pytest.mark.parametrize(("value", "what"), [(float("nan"), "not finite"), (0.0, "black")])
 def test_broken_images_are_drawn_again_in_float32(value, what, make, refine, drawn, monkeypatch):
     expected = drawn(make())
-    original = refiner_module.diffusion.decoded
+    original = sampling.decoded
 
     def broken(networks, latents):
         images = original(networks, latents)
@@ -141,27 +141,23 @@ def test_broken_images_are_drawn_again_in_float32(value, what, make, refine, dra
             images[:] = value if value == 0 else images
         return images
 
-    monkeypatch.setattr(refiner_module.diffusion, "decoded", broken)
-    said, refiner = Said(), make(precision="bfloat16")
-    np.testing.assert_array_equal(refine(refiner, progress=said), expected)
-    assert refiner.retried == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(sampling, "decoded", broken)
+    said, generator = Said(), make(precision="bfloat16")
+    np.testing.assert_array_equal(refine(generator, progress=said), expected)
+    assert generator.retried == [0, 1, 2, 3, 4]
     assert said.lines[0] == f"image 0 is {what} in bfloat16: drawn again in float32"
 
 
 def test_what_is_black_in_float32_too_is_kept_and_reported(make, refine, monkeypatch):
-    monkeypatch.setattr(
-        refiner_module.diffusion, "decoded", lambda n, latents: np.zeros((len(latents), SIZE, SIZE, 3), np.float32)
-    )
-    said, refiner = Said(), make()
-    assert not refine(refiner, progress=said).any()
-    assert refiner.record()["black"] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(sampling, "decoded", lambda n, latents: np.zeros((len(latents), SIZE, SIZE, 3), np.float32))
+    said, generator = Said(), make()
+    assert not refine(generator, progress=said).any()
+    assert generator.record()["black"] == [0, 1, 2, 3, 4]
     assert "image 3 is black in float32 too" in said.lines
 
 
 def test_what_is_not_finite_in_float32_is_an_error(make, refine, monkeypatch):
-    monkeypatch.setattr(
-        refiner_module.diffusion, "decoded", lambda n, latents: np.full((len(latents), SIZE, SIZE, 3), np.nan)
-    )
+    monkeypatch.setattr(sampling, "decoded", lambda n, latents: np.full((len(latents), SIZE, SIZE, 3), np.nan))
     with pytest.raises(InputError, match="image 0 is not finite in float32"):
         refine(make())
 
@@ -169,9 +165,9 @@ def test_what_is_not_finite_in_float32_is_an_error(make, refine, monkeypatch):
 # Refused before the first image
 
 
-def refused(refine, out, refiner, found, *, error=InputError, **inputs):
+def refused(refine, out, generator, found, *, error=InputError, **inputs):
     with pytest.raises(error) as caught:
-        refine(refiner, **inputs)
+        refine(generator, **inputs)
     assert found in str(caught.value)
     assert len(out.missing()) == 5
     assert not list(out.path.glob("*"))
@@ -221,7 +217,7 @@ def test_a_lora_of_other_layers_is_refused(make, refine, out, tmp_path):
     save_file(pair, tmp_path / "lora.safetensors")
     refused(refine, out, make(lora=str(tmp_path / "lora.safetensors")), "which the base does not have")
     save_file({"a": torch.ones(1)}, tmp_path / "lora.safetensors")
-    refused(refine, out, make(lora=str(tmp_path / "lora.safetensors")), "no low-rank update of a kind known here")
+    refused(refine, out, make(lora=str(tmp_path / "lora.safetensors")), "not a low-rank update in a known format")
 
 
 def test_a_lora_that_is_not_there_is_refused(make, refine, out, tmp_path):
@@ -250,7 +246,7 @@ def test_a_budget_under_every_mode_s_need_is_refused(make, refine, out):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_negative_embedding_that_is_none_is_refused(precision, make, refine, out, tmp_path):
     table = {"guidance": 2.0, "precision": precision}
-    refused(refine, out, make(**table), "leads away from an empty text, whose encoding is not there")
+    refused(refine, out, make(**table), "needs the embedding of an empty caption, which is missing")
     refused(refine, out, make(negative=str(tmp_path / "none.npy"), **table), "can't be read")
     np.save(tmp_path / "wrong.npy", np.zeros((TOKENS, WIDTH + 1)))
     refused(refine, out, make(negative=str(tmp_path / "wrong.npy"), **table), "holds [77, 17] numbers")
@@ -260,14 +256,15 @@ def test_a_negative_embedding_that_is_none_is_refused(precision, make, refine, o
     ("table", "found"),
     [
         ({"kind": "euler"}, "refine.kind = 'euler'"),
-        ({"base": ""}, "refine: base is not given"),
-        ({"text": ""}, "refine: text is not given"),
+        ({"base": ""}, "refine.base is not given"),
+        ({"text": ""}, "refine.text is not given"),
         ({"steps": 0}, "refine.steps = 0"),
         ({"strength": 0.01}, "lcm has 0 of its 50 noise levels at strength 0.01, fewer than 4 steps"),
         ({"steps": 10, "strength": 0.1}, "lower steps to 5 or less"),
         ({"kind": "ddim", "steps": 4, "strength": 0.001}, "part of a schedule of 4000, more than the 1000"),
         ({"strength": 0}, "refine.strength = 0"),
-        ({"mixing": 0.4}, 'mixing is for kind = "versatile", not for kind = "lcm"'),
+        ({"mixing": 0.4}, "refine.mixing is unknown (known: "),
+        ({"kind": "none"}, "refine.base is unknown"),
         ({"guidance": 0.5}, "refine.guidance = 0.5"),
         ({"size": 100}, "refine.size = 100"),
         ({"batch": 0}, "refine.batch = 0"),
@@ -326,7 +323,7 @@ def test_the_prior_is_the_mean_and_shuffled_rows_are_others(first, text):
     np.testing.assert_allclose(block, np.repeat(text.array[:, 5:15].mean(0, keepdims=True), 2, 0), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(images.read(4), np.rint(smooth(5).mean(axis=0)).astype(np.uint8))
     images, predicted = without_brain("shuffled", first, {"text": text, "vision": vision}, seed=0)
-    order = another_row(5, 0)
+    order = derangement(5, 0)
     for row in range(5):
         for role, true in (("text", text), ("vision", vision)):
             one = np.empty((1, true.shape[1]), np.float32)
@@ -338,7 +335,7 @@ def test_the_prior_is_the_mean_and_shuffled_rows_are_others(first, text):
 @pytest.mark.parametrize("n", [2, 3, 10, 101])
 def test_no_row_is_shuffled_into_its_own_place(n):
     for seed in range(20):
-        order = another_row(n, seed)
+        order = derangement(n, seed)
         assert sorted(order) == list(range(n))
         assert not np.any(order == np.arange(n))
 
@@ -351,13 +348,21 @@ def test_baselines_are_drawn_like_images(make, drawn, first, text):
 # Import
 
 
-def test_settings_and_plans_wait_with_heavy_libraries(base):
+def test_settings_and_plans_import_no_heavy_library(base):
     code = (
-        "import sys; from pathlib import Path; from leanrecon.refinement.diffusion.settings import RefineSettings; "
-        "from leanrecon.refinement.diffusion.refiner import Refiner; "
-        f"it = Refiner(RefineSettings(kind='lcm', base={str(base)!r}, text='clip', size=64), device='cpu', "
-        "scratch=Path('x')); "
-        "assert it.plan(5, 10**10).work > 3e8; it.made_of(); "
+        "import sys; from leanrecon import kinds; "
+        f"table = {{'kind': 'lcm', 'base': {str(base)!r}, 'text': 'clip', 'size': 64}}; "
+        "settings = kinds.settings_of('generators', table, 'refine.', default='none'); "
+        "generator = kinds.kind_of('generators', settings)(settings); generator.check(); "
+        "assert generator.plan(5, 10**10).work > 3e8; generator.made_of(); "
         "assert not {'torch', 'PIL', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules)"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "module", ["generator", "inputs", "none", "diffusion.plan", "diffusion.stable", "diffusion.versatile"]
+)
+def test_planning_modules_import_neither_zarr_nor_scipy_nor_torch(module):
+    code = f"import sys, leanrecon.refinement.{module}; assert not {{'zarr', 'scipy', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -96,7 +96,7 @@ def test_the_study_ends_with_final_images_and_their_baselines(finished: Path) ->
         assert len(images(finished / where, "reconstructions/final/*.png")) == 12, where
     metrics = json.loads((finished / "evaluation" / "metrics.json").read_text())
     assert {"prior_only", "shuffled_predictions", "shuffled_betas"} <= set(metrics["baselines"])
-    assert set(metrics["ceilings"]) == {"true_features", "oracle"}
+    assert set(metrics["upper_bounds"]) == {"true_features", "oracle"}
     assert metrics["final"]["pixcorr"] != metrics["stage1"]["pixcorr"]
     assert "latent_r2_total" in metrics["features"]["clip"]
     record = json.loads((finished / "run.json").read_text())["stages"]["refine"]
@@ -149,7 +149,7 @@ def test_a_clip_judges_final_images_at_their_own_size_beside_all_their_baselines
     study, judge = Path(shutil.copytree(finished, tmp_path / "study")), models.write_clip(tmp_path / "judge")
     leanrecon("run", "generator.toml", "--study", study, "--set", f"evaluate.clip={judge}", cwd=finished.parent)
     metrics = json.loads((study / "evaluation" / "metrics.json").read_text())
-    every = {"final": metrics["final"], "stage1": metrics["stage1"], **metrics["baselines"], **metrics["ceilings"]}
+    every = {"final": metrics["final"], "stage1": metrics["stage1"], **metrics["baselines"], **metrics["upper_bounds"]}
     assert len(every) == 10
     assert all(0 <= figures["two_way_clip"]["value"] <= 1 for figures in every.values())
     final = [np.asarray(Image.open(file)) for file in sorted((study / "reconstructions" / "final").glob("*.png"))]
@@ -184,11 +184,11 @@ def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Pa
     shutil.rmtree(study / "variants" / "oracle")
     leanrecon("run", "generator.toml", "--study", study, *few, cwd=finished.parent)
     metrics = study / "evaluation" / "metrics.json"
-    assert "oracle" not in json.loads(metrics.read_text())["ceilings"]
+    assert "oracle" not in json.loads(metrics.read_text())["upper_bounds"]
     assert not (study / where).exists()
     leanrecon("run", "generator.toml", "--study", study, cwd=finished.parent)
     assert images(study, f"{where}/*.png") == images(finished, f"{where}/*.png")
-    assert json.loads(metrics.read_text())["ceilings"].keys() == {"true_features", "oracle"}
+    assert json.loads(metrics.read_text())["upper_bounds"].keys() == {"true_features", "oracle"}
 
 
 def test_the_wall_holds_with_a_generator(finished: Path) -> None:

@@ -26,9 +26,9 @@ from support.versatile_models import (  # noqa: E402
     write_versatile,
 )
 
+from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.memory import MemoryBudget  # noqa: E402
-from leanrecon.refinement.diffusion import sampling as diffusion  # noqa: E402
+from leanrecon.refinement.diffusion import sampling  # noqa: E402
 from leanrecon.refinement.diffusion.networks import Part, build  # noqa: E402
 from leanrecon.refinement.diffusion.versatile import joined  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
@@ -41,20 +41,20 @@ FEW = {"steps": 4, "guidance": 1.0}
 
 @pytest.fixture
 def made(make, versatile):
-    """A refiner by Versatile Diffusion with small settings; what is given replaces them."""
+    """A generator by Versatile Diffusion with small settings; what is given replaces them."""
 
-    def refiner(**table):
+    def generator(**table):
         return make(**({"kind": "versatile", "base": str(versatile), "vision": "seen"} | FEW | table))
 
-    return refiner
+    return generator
 
 
 @pytest.fixture
 def seen(drawn, vision):
-    """The final images of a refiner that is handed vision as well."""
+    """The final images of a generator that is handed vision as well."""
 
-    def images(refiner, **how):
-        return drawn(refiner, **({"vision": vision} | how))
+    def images(generator, **how):
+        return drawn(generator, **({"vision": vision} | how))
 
     return images
 
@@ -65,7 +65,7 @@ def states(text, vision, row):
 
 
 def theirs(network, row, conditions, *, seed=7, **how):
-    return by_hand(network, smooth(5)[row], conditions, diffusion.generators(seed, [row])[0], **how)
+    return by_hand(network, smooth(5)[row], conditions, sampling.generators(seed, [row])[0], **how)
 
 
 def assert_alike(image, expected):
@@ -108,7 +108,9 @@ def test_all_weight_on_one_guide_is_that_guide_alone(mixing, made, seen, text, v
     np.testing.assert_array_equal(images, seen(made(mixing=mixing), **{"text" if mixing else "vision": other}))
 
 
-def test_guidance_leads_away_from_what_describes_nothing(make, versatile, made, seen, text, vision, tmp_path):
+def test_classifier_free_guidance_uses_both_unconditional_embeddings(
+    make, versatile, made, seen, text, vision, tmp_path
+):
     rng = np.random.default_rng(9)
     empty, black = (rng.standard_normal((n, WIDTH), dtype=np.float32) for n in (TOKENS, VISION))
     np.save(tmp_path / "empty.npy", empty)
@@ -128,15 +130,16 @@ def test_guidance_leads_away_from_what_describes_nothing(make, versatile, made, 
 def test_by_default_it_runs_as_published(make, versatile, seen, text, vision):
     rows = {"text": text.array[0], "vision": vision.array[0]}
     table = {"kind": "versatile", "base": str(versatile), "vision": "seen", "unconditional": rows}
-    refiner = make(**table)
-    settings = refiner.settings
+    generator = make(**table)
+    settings = generator.settings
     assert (settings.steps, settings.strength, settings.guidance, settings.mixing) == (37, 0.75, 7.5, 0.6)
-    scheduler, levels = refiner.generator.sampler()
+    schedule = generator.model.schedule()
+    levels = schedule.levels
     reference = DDIMScheduler(**PUBLISHED)
     reference.set_timesteps(50)
     assert levels.tolist() == reference.timesteps.tolist()[13:]
     assert levels.tolist() == [20 * k + 1 for k in reversed(range(37))]  # as published: every 20th of 1000, plus one
-    torch.testing.assert_close(scheduler.alphas_cumprod, reference.alphas_cumprod, rtol=0, atol=0)
+    torch.testing.assert_close(schedule.scheduler.alphas_cumprod, reference.alphas_cumprod, rtol=0, atol=0)
 
 
 def test_stochastic_steps_draw_from_seed_and_row(made, seen):
@@ -163,8 +166,8 @@ def test_every_mode_gives_the_same_images(precision, made, seen, tmp_path):
     table = {"precision": precision, "steps": 1}
     expected = seen(made(offload="none", **table))
     for mode in ("model", "sequential", "disk", "stream"):
-        refiner = made(offload=mode, scratch=tmp_path / mode, **table)
-        np.testing.assert_array_equal(seen(refiner), expected, err_msg=mode)
+        generator = made(offload=mode, scratch=tmp_path / mode, **table)
+        np.testing.assert_array_equal(seen(generator), expected, err_msg=mode)
         written = list((tmp_path / mode).glob("*"))
         # two folders of weights become one network, which is written where it has to be cast
         assert len(written) == (2 if precision != "float32" and mode in ("disk", "stream") else 0)
@@ -194,17 +197,17 @@ def test_a_folder_saved_after_the_two_were_joined_gives_the_same_images(made, se
 
 def test_lost_images_are_drawn_again_to_the_same_bytes(made, first, text, vision, tmp_path):
     def run():
-        refiner = made(batch=2)
+        generator = made(batch=2)
         out = Pictures.create(tmp_path / "out", 5, (SIZE, SIZE, 3), made_of={"a": 1})
         predicted = {"text": text, "vision": vision}
-        refiner.refine(first, predicted, out, budget=MemoryBudget.of("50GB"))
-        return out, len(refiner.seconds)
+        generator.draw(first, predicted, out, Context.of("50GB"))
+        return out, len(generator.seconds)
 
     out, _ = run()
     whole = [out.file(row).read_bytes() for row in range(5)]
     for row in (1, 2):  # as a run that was killed leaves them
         out.file(row).unlink()
-    record = out.path.with_suffix(".json")
+    record = out.path.with_name("out.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
     again, drawn_again = run()
     assert drawn_again == 2
@@ -226,9 +229,9 @@ def test_images_are_made_of_contents_and_settings_alone(made, versatile, tmp_pat
 # Refused before the first image
 
 
-def refused(seen, refiner, found, **inputs):
+def refused(seen, generator, found, **inputs):
     with pytest.raises(InputError) as caught:
-        seen(refiner, **inputs)
+        seen(generator, **inputs)
     assert found in str(caught.value)
 
 
@@ -301,22 +304,26 @@ def test_rows_of_another_width_are_refused(made, seen, vision):
     refused(seen, made(), "row 3 of the predicted vision is not finite", vision=ArrayMatrix(holed))
 
 
-def test_guidance_needs_both_encodings_of_nothing(made, seen, text):
+def test_guidance_needs_both_unconditional_embeddings(made, seen, text):
     row = text.array[0]
-    refused(seen, made(guidance=2.0), "leads away from an empty text, whose encoding is not there")
-    refused(seen, made(guidance=2.0, unconditional={"text": row}), "leads away from a black image")
-    refused(seen, made(guidance=2.0, unconditional={"text": row, "vision": row}), "a black image as refine.vision")
+    refused(seen, made(guidance=2.0), "needs the embedding of an empty caption, which is missing")
+    refused(seen, made(guidance=2.0, unconditional={"text": row}), "needs the embedding of a black image")
+    refused(
+        seen,
+        made(guidance=2.0, unconditional={"text": row, "vision": row}),
+        "the embedding of a black image by refine.vision",
+    )
 
 
 @pytest.mark.parametrize(
     ("table", "found"),
     [
-        ({"vision": ""}, 'vision is not given, which kind = "versatile" needs'),
-        ({"lora": "some/lora"}, "lora is for Stable Diffusion"),
+        ({"vision": ""}, "refine.vision is not given"),
+        ({"lora": "some/lora"}, "refine.lora is unknown"),
         ({"mixing": 1.5}, "refine.mixing = 1.5"),
         ({"scheduler": "lcm"}, "refine.scheduler = 'lcm'"),
         ({"steps": 4, "strength": 0.001}, "part of a schedule of 4000, more than the 1000"),
-        ({"kind": "ddim"}, 'vision is for kind = "versatile", not for kind = "ddim"'),
+        ({"kind": "ddim"}, "refine.vision is unknown"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(table, found, made):
@@ -325,9 +332,10 @@ def test_settings_that_can_not_be_are_refused(table, found, made):
     assert found in str(error.value)
 
 
-def test_the_table_of_settings_holds_what_the_kind_knows(made, make):
-    assert made().settings.table().items() >= {"mixing": 0.6, "scheduler": "ddim", "vision": "seen"}.items()
-    assert "lora" not in made().settings.table()
-    assert {"mixing", "scheduler", "vision", "negative_vision"}.isdisjoint(make().settings.table())
+def test_settings_of_a_kind_are_those_that_it_uses(made, make):
+    table = made().settings.model_dump()
+    assert table.items() >= {"mixing": 0.6, "scheduler": "ddim", "vision": "seen"}.items()
+    assert {"lora", "lora_scale"}.isdisjoint(table)
+    assert {"mixing", "scheduler", "vision", "negative_vision"}.isdisjoint(make().settings.model_dump())
     settings = made(guidance=3.0).settings
-    assert type(settings)(**settings.table()) == settings
+    assert type(settings)(**settings.model_dump()) == settings

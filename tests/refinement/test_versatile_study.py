@@ -89,7 +89,7 @@ def test_the_study_ends_with_final_images_and_their_baselines(finished: Path) ->
         assert len(images(finished / where, "reconstructions/final/*.png")) == 6, where
     metrics = json.loads((finished / "evaluation" / "metrics.json").read_text())
     assert {"prior_only", "shuffled_predictions"} <= set(metrics["baselines"])
-    assert set(metrics["ceilings"]) == {"true_features", "oracle"}
+    assert set(metrics["upper_bounds"]) == {"true_features", "oracle"}
     assert metrics["final"]["pixcorr"] != metrics["stage1"]["pixcorr"]
     record = json.loads((finished / "run.json").read_text())["stages"]["refine"]
     assert record["settings"].items() >= {"kind": "versatile", "guidance": 7.5, "mixing": 0.6}.items()

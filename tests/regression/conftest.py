@@ -88,7 +88,7 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
             group = store.group_rows(i)
             store.write_rows(i, rows[group.start : group.stop])
         store.finish()
-        return store.path
+        return Path(store.path)
 
     return write
 

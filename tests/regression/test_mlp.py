@@ -78,7 +78,9 @@ def test_a_full_head_learns_as_a_loop_written_out_by_hand(study):
 def test_with_all_components_the_pca_head_answers_in_the_targets_own_space(study, whiten):
     """Prediction through coordinates and hat matrices, beside the network's own answers times the components."""
     X, Y, T = study(200, 30, dtype=np.float32, far=20.0)
-    fitted = StreamingMLP(**SMALL, skip="none", components=9, whiten=whiten, learning_rate=3e-3).fit(X, Y)
+    fitted = StreamingMLP(**SMALL | {"skip": "none", "components": 9, "whiten": whiten, "learning_rate": 3e-3}).fit(
+        X, Y
+    )
     with torch.no_grad():
         z = fitted.network_(torch.tensor((T - X.mean(0)) / X.std(0, ddof=1))).numpy()
     centred = Y - Y.mean(0, dtype=np.float64)

@@ -9,6 +9,8 @@ from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
 from leanrecon.regression.mlp.mlp import StreamingMLP
 from leanrecon.stores import as_matrix
 
+pytestmark = pytest.mark.networks
+
 SMALL = {
     "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0,
     "inputs": "betas", "whiten": True, "noise": 0.1, "voxel_dropout": 0.1,

@@ -8,6 +8,8 @@ import torch
 
 from leanrecon.regression.mlp.network import loss_of, n_weights, residual_mlp, soft_clip, weight_shapes
 
+pytestmark = pytest.mark.networks
+
 
 def by_hand(x, w, blocks):
     """The network in NumPy, in float64."""

@@ -111,6 +111,8 @@ print(json.dumps([mlp.projected_, memory.peak]))
 """
 
 
+@pytest.mark.networks
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

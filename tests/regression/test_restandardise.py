@@ -5,7 +5,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from leanrecon.errors import SettingsError
-from leanrecon.regression.ridge.restandardise import LOO_ROWS, leave_one_out, loo_rows, restandardise, spread
+from leanrecon.regression.ridge.plan import LOO_ROWS
+from leanrecon.regression.ridge.restandardise import leave_one_out, loo_rows, restandardise, spread
 from leanrecon.regression.ridge.ridge import StreamingRidge
 
 FORMS = [pytest.param(40, 70, id="dual"), pytest.param(40, 40, id="square"), pytest.param(70, 40, id="primal")]

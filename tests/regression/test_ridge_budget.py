@@ -1,6 +1,7 @@
 """The budget decides where a ridge works and in how many passes, and never what comes out; a kill loses no block."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from leanrecon.memory import MemoryBudget
 from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
+
+pytestmark = pytest.mark.slow
 
 WAYS = [
     pytest.param(300, 500, 40, {}, id="dual"),
@@ -124,7 +127,7 @@ def test_only_missing_blocks_are_written_and_with_the_same_bytes(paths, constant
     assert sum(done) == store.column_groups == len(done)
     store.finish()
     np.testing.assert_allclose(store[:], fitted.predict(t), rtol=1e-4, atol=1e-4)
-    files = {file: file.read_bytes() for file in (store.path / "c").rglob("*") if file.is_file()}
+    files = {file: file.read_bytes() for file in (Path(store.path) / "c").rglob("*") if file.is_file()}
     assert len(files) == store.row_groups * store.column_groups
     store.discard([(0, 0), (store.row_groups - 1, store.column_groups - 1)])
     times = {file: file.stat().st_mtime_ns for file in files if file.exists()}

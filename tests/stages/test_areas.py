@@ -96,7 +96,7 @@ def test_areas_in_folds(tmp_path):
     ("areas", "words"),
     [
         ({"early": ["V9"]}, ["'V9'", "V1, V2"]),
-        ({"early": ["v1"]}, ["'v1'", "did you mean V1"]),
+        ({"early": ["v1"]}, ["'v1'", "V1"]),
     ],
 )
 def test_unknown_areas_are_refused_with_those_that_are_there(study, areas, words):

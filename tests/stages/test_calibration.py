@@ -1,5 +1,6 @@
 """The calibration hook: a feature space learns its decode from predictions of train rows that were not fitted on."""
 
+import json
 from typing import Literal
 
 import numpy as np
@@ -77,19 +78,21 @@ def test_train_rows_are_predicted_out_of_fold_with_images_kept_together(done):
     predictions, shown = store[0 : store.rows], done.stimulus("train")
     x = done.betas("train").astype(float)
     y = done.features("gain", "train")[shown].astype(float)
+    ids = json.loads((done.path / "stimuli" / "ids.json").read_text())["train"]
     left = set(range(len(x)))
     while left:  # the fold of a row: all rows that the same fit predicts
         row = min(left)
-        fold = rows_of_the_same_fold(row, predictions, x, y, shown)
+        fold = rows_of_the_same_fold(row, predictions, x, y, shown, ids)
         assert row in fold
         left -= fold
 
 
-def rows_of_the_same_fold(row, predictions, x, y, shown):
+def rows_of_the_same_fold(row, predictions, x, y, shown, ids):
     """The fold of a row, found by refitting without the rows of candidate folds; fails if none explains it."""
-    from leanrecon.regression.out_of_fold import FOLDS, fold_of_rows
+    from leanrecon.regression.out_of_fold import assign_folds
+    from leanrecon.stages.regression import FOLDS
 
-    folds = fold_of_rows([str(image) for image in shown], FOLDS, 0)
+    folds = assign_folds([ids[image] for image in shown], FOLDS, 0)
     test = np.flatnonzero(folds == folds[row])
     train = np.flatnonzero(folds != folds[row])
     assert not set(shown[test]) & set(shown[train])

@@ -27,6 +27,8 @@ from leanrecon.study.verify import find_damage
 skimage_metrics = pytest.importorskip("skimage.metrics")
 from skimage.color import rgb2gray  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 
 N_TRAIN, N_TEST, N_VOXELS = 40, 12, 50

@@ -44,7 +44,7 @@ permutations = 2
 resamples = 100
 """
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs signals")
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.skipif(os.name == "nt", reason="needs signals")]
 
 
 def start(data: Path, study: Path, memory: str) -> subprocess.Popen[bytes]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROWS, TEST_ROWS, VOXELS = 5000, 300, 30_000  # 0.64 GB of betas
 IMAGE = (96, 96)  # 0.2 GB of pixel features
 

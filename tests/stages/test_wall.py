@@ -24,6 +24,8 @@ from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.settings import check_settings
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 
 N_TRAIN, N_TEST, N_VOXELS, SIDE = 40, 12, 30, 12

@@ -434,6 +434,7 @@ pictures.finish()
 """
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_killed_writer_leaves_whole_images_and_its_successor_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITING, str(folder)], stdout=subprocess.PIPE, text=True)

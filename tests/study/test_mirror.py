@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from leanrecon.errors import SettingsError, StoreError
+from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.stages.pipeline import Pipeline
 from leanrecon.stores import Store
@@ -226,8 +227,8 @@ def test_a_mirror_that_fails_is_told_and_stops_nothing(
     run(tmp_path, until="dataset")
     failing = Store.begin_copy.__func__
 
-    def full(kind: type[Store], source: Store, path: Path) -> Store:
-        if "predictions" in path.parts:
+    def full(kind: type[Store], source: Store, path: Location) -> Store:
+        if path.parent.parent.name == "predictions":
             raise StoreError("the disk is full")
         return failing(kind, source, path)
 

@@ -260,7 +260,7 @@ def test_false_leaves_out_what_is_there(tmp_path):
 
 def test_nsd_can_be_run_without_a_generator():
     whole, _ = read_settings("nsd")
-    assert (whole.refine.kind, whole.refine.steps, whole.refine.roles()) == ("lcm", 4, {"text": "clip"})
+    assert (whole.refine.kind, whole.refine.steps, whole.refine.text) == ("lcm", 4, "clip")
     settings, _ = read_settings("nsd", ["refine=false", "features.clip=false", "dataset.captions=false"])
     assert settings.refine.kind == "none"
     assert list(settings.features) == ["vdvae"]
@@ -270,14 +270,14 @@ def test_nsd_can_be_run_without_a_generator():
 @pytest.mark.parametrize(
     ("refine", "said"),
     [
-        ({"guidance": 3.0, "text": "pca"}, "refine.guidance = 3 needs refine.negative, .* the feature space pca can't"),
+        ({"guidance": 3.0, "text": "pca"}, "refine.guidance = 3 needs refine.negative, .* the feature space pca has none"),
         ({"guidance": 3.0, "text": "pca", "negative": "nothing.npy"}, None),
         ({"guidance": 3.0, "text": "clip-text"}, None),
         ({"kind": "versatile", "text": "clip-text", "vision": "pca"}, "needs refine.negative_vision"),
         ({"kind": "versatile", "text": "clip-text", "vision": "clap"}, "refine.vision = 'clap' is not a feature space"),
     ],
 )
-def test_guidance_needs_what_can_be_led_away_from(refine, said):
+def test_guidance_needs_an_unconditional_embedding(refine, said):
     spaces = {"pca": {}, "clip-text": {"model": "a", "form": "sd15"}}
     tables = {"dataset": DATASET, "features": spaces, "refine": {"kind": "ddim", "base": "b"} | refine}
     if said is None:

@@ -47,7 +47,7 @@ class MemoryPlace:
     def children(self, prefix: str) -> list[str]:
         start = "" if prefix in ("", ".") else f"{prefix}/"
         below = [key[len(start) :].partition("/") for key in self.data if key.startswith(start)]
-        return sorted({first + slash for first, slash, _ in below})
+        return sorted({first + slash for first, slash, _ in below}, key=lambda name: name.rstrip("/"))
 
     def read_into(self, key: str, memory: Array, offset: int = 0, cached: bool = True) -> int:
         data = np.frombuffer(self._bytes(key), np.uint8)[offset : offset + len(memory)]

@@ -16,6 +16,8 @@ from support import published_models as models
 from support.diffusion_models import tiny_vae, unet, write_base, write_lora
 from support.hub_server import serving
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SETTINGS = """
 memory = "3GB"
 [dataset]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
@@ -28,14 +29,12 @@ OVERHEAD = 32 * 10**6
 
 @dataclass(frozen=True)
 class Split:
-    """One split: which rows of which arrays."""
+    """One split: the arrays that it lies in, and its rows in them, ascending."""
 
     name: str
     betas: Rows
     stimuli: Rows | None
     index: Array
-    first: int
-    """Where its rows start when those of all splits are counted through."""
 
     def rows(self, role: str) -> Rows:
         rows = self.betas if role == "betas" else self.stimuli
@@ -110,7 +109,7 @@ class Inputs:
         betas, stimuli = self.arrays["betas"], self.arrays.get("stimuli", [])
         if self.settings.folds:
             pooled = [Pooled(parts) if len(parts) > 1 else parts[0] for parts in (betas, stimuli) if parts]
-            return [Split("train", pooled[0], pooled[1] if stimuli else None, np.arange(self.n_rows), 0)]
+            return [Split("train", pooled[0], pooled[1] if stimuli else None, np.arange(self.n_rows))]
         if self.paired:
             parts = [np.arange(len(rows)) for rows in betas]
         else:
@@ -118,18 +117,32 @@ class Inputs:
             betas, stimuli = betas * 2, stimuli * 2
         check_split(len(parts[0]), len(parts[1]))
         images: list[Rows] | list[None] = stimuli or [None, None]
-        firsts = (0, len(parts[0]))
-        return [Split(*of) for of in zip(("train", "test"), betas, images, parts, firsts, strict=True)]
+        return [Split(*of) for of in zip(("train", "test"), betas, images, parts, strict=True)]
+
+    def scanned(self) -> list[Split]:
+        """Each array of images as a split of its own, to be read from its first row to its last."""
+        pairs = zip(self.arrays["betas"], self.arrays["stimuli"], strict=True)
+        return [Split("", betas, images, np.arange(len(images))) for betas, images in pairs]
 
     def store_shape(self, role: str, n: int) -> tuple[int, ...]:
         return (n, self.voxels) if role == "betas" else (n, *(self.image_shape or ()))
 
-    def plan_store(self, role: str, rows: Rows, n: int, chunk: int, free: int) -> "StorePlan":
+    def plan_store(self, role: str, split: Split, n: int, chunk: int, free: int) -> "StorePlan":
+        """Plan the filling of the store of ``n`` betas or images of a split."""
         from leanrecon.datasets.ingest import plan_store
 
-        dtype = np.float32 if role == "betas" else np.uint8
-        about = {"together": rows.together, "held": rows.held, "scratch": rows.scratch + OVERHEAD}
-        return plan_store(self.store_shape(role, n), dtype, chunk, free=free, **about)
+        rows = split.rows(role)
+        averaged = role == "betas" and self.settings.averages(split.name)
+        return plan_store(
+            self.store_shape(role, n),
+            np.float32 if role == "betas" else np.uint8,
+            chunk,
+            free=free,
+            together=rows.together,
+            held=rows.held,
+            scratch=rows.scratch + OVERHEAD + averaged * self.voxels * 8,
+            working=Averaged.working if averaged else 1,
+        )
 
     def group_rows(self, role: str, n: int, chunk: int) -> int:
         """Rows of a row group of the store."""
@@ -157,7 +170,7 @@ class Inputs:
         return to_uint8(name, scale_of(names, values, beside_whole_types=whole_types))
 
     def made_of(self, role: str, split: str, seed: int) -> dict[str, Any]:
-        """What decides a store's contents: the arrays, the split and, for images, shape and order."""
+        """What decides a store's contents: the arrays, the split, the averages and, for images, shape and order."""
         own = [f"{role}_{split}"] if self.paired and not self.settings.folds else self.names(role)
         prints = {name: self._print(rows) for name, rows in zip(self.names(role), self.arrays[role], strict=True)}
         made: dict[str, Any] = {"kind": "arrays"} | {name: prints[name] for name in own}
@@ -168,15 +181,31 @@ class Inputs:
         elif self.settings.test_fraction:
             made |= {"test_fraction": self.settings.test_fraction, "seed": seed}
             made["stimuli"] = self._print(self.arrays["stimuli"][0]) if "stimuli" in self.arrays else None
+            if self.settings.group == "run":
+                made["group"] = "run"
         if role == "stimuli":
-            flat = len(self.arrays[role][0].shape) == 2
-            made |= {
-                "image_shape": list(self.image_shape or ()),
-                "image_order": self.settings.image_order if flat else None,
-            }
+            made |= self._image_form()
             if len(own) < len(prints) and any(rows.dtype.kind == "f" for rows in self.arrays[role]):
                 made["scaled_with"] = {name: of for name, of in prints.items() if name not in own}
+        elif self.settings.averages(split):  # rows as they are given need no mention
+            made["repeats"] = "average"
+            made["images"] = self.images_made_of()
+            if self.settings.rescales(split):
+                made["rescale_average"] = True
         return {"dataset": made}
+
+    def _image_form(self) -> dict[str, Any]:
+        flat = len(self.arrays["stimuli"][0].shape) == 2
+        return {
+            "image_shape": list(self.image_shape or ()),
+            "image_order": self.settings.image_order if flat else None,
+        }
+
+    def images_made_of(self) -> dict[str, Any] | None:
+        """What decides the ids of all images; None where there are none."""
+        if "stimuli" not in self.arrays:
+            return None
+        return {"arrays": [self._print(rows) for rows in self.arrays["stimuli"]], **self._image_form()}
 
     def _print(self, rows: Rows) -> dict[str, Any]:
         from leanrecon.stores.fingerprint import file_fingerprint
@@ -200,9 +229,29 @@ class Inputs:
             return None
         read = [read_captions(getattr(self.settings, name), self.settings.path, self.base_dir) for name in names]
         for name, captions, rows in zip(names, read, self.arrays["betas"], strict=True):
-            if len(captions) != len(rows):
-                raise InputError(f"{name} has {len(captions)} rows and {rows.name} has {len(rows)}", expected="as many")
+            _check_length(name, len(captions), rows)
         return read
+
+    def runs(self) -> list[Array] | None:
+        """The run of each row of each array, or None."""
+        names = self.names("runs")
+        if not getattr(self.settings, names[0]):
+            return None
+        read = []
+        for name, betas in zip(names, self.arrays["betas"], strict=True):
+            with self.open(name) as rows:
+                _check_numbers(rows, "iuf", "run numbers")
+                values = rows[:].ravel()
+            if not np.array_equal(values, np.rint(values)):
+                raise InputError(f"{rows.name} holds numbers that are not whole", expected="the run of each row")
+            _check_length(name, len(values), betas)
+            read.append(values.astype(np.int64))
+        return read
+
+
+def _check_length(name: str, n: int, betas: Rows) -> None:
+    if n != len(betas):
+        raise InputError(f"{name} has {n} rows and {betas.name} has {len(betas)}", expected="as many")
 
 
 def _check_numbers(rows: Rows, kinds: str, what: str) -> None:

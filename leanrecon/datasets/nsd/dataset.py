@@ -3,26 +3,27 @@
 Allen et al. (2022), Nature Neuroscience 25, 116-126. boto3 and nibabel are imported when they are first used.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
+from leanrecon.context import Context
 from leanrecon.datasets.files.open import located_array
-from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TRIALS
+from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TERMS, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
-from leanrecon.memory import MemoryBudget
 from leanrecon.places.paths import located
-from leanrecon.progress import Progress
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import refuse_earlier_format
 
 if TYPE_CHECKING:
     from leanrecon.datasets.nsd.files import Prepared
     from leanrecon.datasets.nsd.hdf5_index import Layout
 
-FORMAT = 1
-"""Of the arithmetic that leads from files to stores: raised whenever it changes."""
+FORMAT = 2
+"""Of the order of rows and of the arithmetic that leads from files to stores: raised whenever it changes."""
 
 SAMPLE = 1000
 """Voxels at most that the reliability of repeats is taken from."""
@@ -30,21 +31,22 @@ SAMPLE = 1000
 OVERHEAD = 110 * 10**6
 """Bytes that boto3, nibabel, SciPy's reader and Zarr take when they are loaded, with lists of trials and ids."""
 
-_SILENT = Progress()
 SPLITS = ("train", "test")
 INDEX_SHARE = 0.35
 """Of the voxels' bytes, what their index and the gaps between them add: measured at subject 1's geometry."""
 
 
-class NsdSettings(DatasetSettings):
+class NSDSettings(DatasetSettings):
     """``[dataset] kind = "nsd"``: one subject of the Natural Scenes Dataset, from S3 or from a folder."""
 
     kind: Literal["nsd"] = "nsd"
+    """One subject of the Natural Scenes Dataset."""
     root: str = BUCKET
     """``s3://BUCKET[/PREFIX]``, or a folder in NSD's layout."""
     endpoint_url: str | None = None
-    """A server of S3's kind other than Amazon's."""
+    """An S3-compatible server other than Amazon's."""
     subject: int = Field(default=1, ge=1, le=len(SESSIONS))
+    """Number of the subject, 1 to 8."""
     sessions: int | list[int] | None = None
     """The first so many, or a list of their numbers; absent: all that the subject has."""
     roi: str | list[str] = GENERAL
@@ -60,7 +62,7 @@ class NsdSettings(DatasetSettings):
     check: Literal["stop", "warn"] = "stop"
     """What to do when the responses to repeats of an image are no more alike than those to different images."""
     zscore_sessions: bool = False
-    """z-score each voxel's trials within their session before they are averaged."""
+    """Whether each voxel's trials are z-scored within their session, before they are averaged."""
 
     @property
     def simulated(self) -> bool:
@@ -69,6 +71,14 @@ class NsdSettings(DatasetSettings):
     @property
     def tells_noise(self) -> bool:
         return True
+
+    @property
+    def remote(self) -> bool:
+        return self.root.startswith("s3://")
+
+    @property
+    def open_terms(self) -> str:
+        return TERMS if self.remote and not self.accept_terms else ""
 
     def located(self, base_dir: Path | None) -> Self:
         from leanrecon.datasets.nsd.voxels import MASKS, names_of
@@ -105,79 +115,110 @@ class NsdSettings(DatasetSettings):
         return sessions
 
 
-def plan_nsd(
-    settings: NsdSettings, *, base_dir: Path | None = None, chunk: str | int | None = None, free: int
-) -> DatasetPlan:
-    """Say what fetching would move, make and take, from headers, the masks and the design; ``free`` changes nothing.
+class NSD:
+    """The Natural Scenes Dataset as a dataset."""
 
-    Raises InputError for sessions that are missing and for files that don't fit together.
-    """
-    from leanrecon.datasets.nsd.files import Files, open_source, prepare
-    from leanrecon.datasets.nsd.stimuli import stimuli_layout
-    from leanrecon.stores.layout import chunk_nbytes
+    Settings: ClassVar[type[BaseModel]] = NSDSettings
 
-    with open_source(settings.root, settings.endpoint_url, base_dir) as source:
-        files = Files(source)
-        prepared = prepare(settings, files, base_dir)
-        with files.need(STIMULI) as file:
-            return plan_fetch(settings, prepared, stimuli_layout(file), chunk_nbytes(chunk))
+    def __init__(self, settings: NSDSettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def notes(cls, settings: NSDSettings) -> Iterable[str]:
+        """Sentences that a reader of the report must know: none."""
+        return ()
+
+    def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
+        """Say what fetching would move, write and take, from headers, the masks and the design; ``free`` changes nothing.
+
+        Raises InputError for sessions that are missing and for files that don't fit together.
+        """
+        from leanrecon.datasets.nsd.files import Files, open_source, prepare
+        from leanrecon.datasets.nsd.stimuli import stimuli_layout
+
+        with open_source(self.settings.root, self.settings.endpoint_url, base_dir) as source:
+            files = Files(source)
+            prepared = prepare(self.settings, files, base_dir)
+            with files.need(STIMULI) as file:
+                return plan_fetch(self.settings, prepared, stimuli_layout(file), chunk)
+
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
+        """Fetch a subject's betas, images and captions into a study's stores, continuing where an earlier run stopped.
+
+        Neither the memory budget nor the seed decides anything. Images are in order of their number among NSD's
+        73,000, and so are averaged rows; single trials are in order of presentation. ``ids.json`` holds the numbers of
+        images and ``rows.json`` those of trials, both from 0; ``trials.json`` tells of every row of ``trials.zarr``.
+        Where all is there already, nothing is asked of the network.
+        Raises InputError for files that are missing, damaged, don't fit together or have changed, for trials that
+        don't match the images, and where the terms of use are not accepted; NetworkError, BudgetError, StoreError.
+        """
+        from leanrecon.datasets.nsd.fetch import Fetch
+
+        if not context.overwrite:
+            refuse_earlier_format(study)
+        Fetch(self.settings, study, base_dir, context).run()
 
 
-def plan_fetch(settings: NsdSettings, prepared: "Prepared", images: "Layout", chunk: int) -> DatasetPlan:
+def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> DatasetPlan:
     """The plan of a study whose files are known: arithmetic only."""
-    from leanrecon.datasets.nsd.average import average_nbytes
-    from leanrecon.datasets.nsd.betas import session_nbytes
-    from leanrecon.datasets.nsd.stimuli import reading_nbytes, stored_shape
-    from leanrecon.stores.layout import plan_chunks, store_nbytes
+    from leanrecon.datasets.nsd.stimuli import stored_shape
+    from leanrecon.stores.layout import store_nbytes
 
     voxels, design = len(prepared.voxels.index), prepared.design
     trials = (len(design.trial), voxels)
     shape = stored_shape(images.shape, settings.image_size)
-    n = {split: len(design.rows(split)) for split in SPLITS}
-    group = plan_chunks(trials, np.int16, chunk)[0] * voxels * 2
-    image_group = plan_chunks((sum(n.values()), *shape), np.uint8, chunk)[0] * int(np.prod(shape))
-    work = max(
-        session_nbytes(prepared.voxels, prepared.betas.values()) + 3 * group,
-        average_nbytes(trials, sum(n.values()), chunk, sessions=len(design.sessions) * settings.zscore_sessions),
-        trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
-        reading_nbytes(images, shape) + 3 * image_group,
-    )
+    shown = {split: design.shown(split) for split in SPLITS}
+    n = {split: len(shown[split]) if settings.averages(split) else len(design.trials(split)) for split in SPLITS}
+    n_images = sum(map(len, shown.values()))
     disk = store_nbytes(trials, np.int16, chunk)
     for split in SPLITS:
-        disk += store_nbytes((n[split], voxels), np.float32, chunk) + store_nbytes((n[split], *shape), np.uint8, chunk)
+        disk += store_nbytes((n[split], voxels), np.float32, chunk)
+        disk += store_nbytes((len(shown[split]), *shape), np.uint8, chunk)
     sizes = {name: prepared.found[name].size for name in prepared.betas.values()}
     surgical = int(voxels * TRIALS * 2 * (1 + INDEX_SHARE))
     download = sum(min(size, surgical) if name.endswith(".hdf5") else size for name, size in sizes.items())
-    download += sum(n.values()) * int(np.prod(images.shape[1:]))
+    download += n_images * int(np.prod(images.shape[1:]))
     scratch = max([size for name, size in sizes.items() if name.endswith(".nii.gz")], default=0)
     far = settings.root.startswith("s3://")
     return DatasetPlan(
-        n["train"], n["test"], voxels, shape, None, OVERHEAD + work, disk,
-        download=download if far else 0, scratch=scratch if far else 0,
-    )  # fmt: skip
+        n_train=n["train"],
+        n_test=n["test"],
+        train_images=len(shown["train"]),
+        test_images=len(shown["test"]),
+        max_repeats=max((len(of) for split in SPLITS for of in shown[split].values()), default=1),
+        voxels=voxels,
+        image_shape=shape,
+        folds=None,
+        work=OVERHEAD + fetch_nbytes(settings, prepared, images, chunk),
+        disk=disk,
+        download=download if far else 0,
+        scratch=scratch if far else 0,
+    )
 
 
-def ingest_nsd(
-    settings: NsdSettings,
-    study: Study,
-    *,
-    base_dir: Path | None = None,
-    chunk: str | int | None = None,
-    budget: MemoryBudget | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress = _SILENT,
-) -> None:
-    """Fetch a subject's betas, images and captions into a study's stores, continuing where an earlier run stopped.
+def fetch_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
+    """Most bytes of memory that a step of the fetch takes."""
+    from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
+    from leanrecon.datasets.nsd.betas import session_nbytes
+    from leanrecon.datasets.nsd.stimuli import reading_nbytes, stored_shape
+    from leanrecon.stores.layout import plan_chunks
 
-    Neither the memory budget nor the seed decides anything. ``rows.json`` names images by their number among
-    NSD's 73,000 and trials by theirs in the experiment, both from 0; ``trials.json`` tells of every row of
-    ``trials.zarr``. Where all is there already, nothing is asked of the network.
-    Raises InputError for files that are missing, damaged, don't fit together or have changed, for trials that
-    don't match the images, and where the terms of use are not accepted; NetworkError, BudgetError, StoreError.
-    """
-    from leanrecon.datasets.nsd.fetch import Fetch
-    from leanrecon.stores.layout import chunk_nbytes
-
-    budget = MemoryBudget.of(None) if budget is None else budget
-    Fetch(settings, study, base_dir, chunk_nbytes(chunk), budget, overwrite, progress).run()
+    voxels, design = len(prepared.voxels.index), prepared.design
+    trials = (len(design.trial), voxels)
+    shape = stored_shape(images.shape, settings.image_size)
+    shown = {split: len(design.shown(split)) for split in SPLITS}
+    averaged = sum(n for split, n in shown.items() if settings.averages(split))
+    sessions = len(design.sessions) * settings.zscore_sessions
+    group = plan_chunks(trials, np.int16, chunk)[0] * voxels * 2
+    image_group = plan_chunks((sum(shown.values()), *shape), np.uint8, chunk)[0] * int(np.prod(shape))
+    steps = [
+        session_nbytes(prepared.voxels, prepared.betas.values()) + 3 * group,
+        trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
+        reading_nbytes(images, shape) + 3 * image_group,
+    ]
+    if averaged:
+        steps.append(average_nbytes(trials, averaged, chunk, sessions=sessions))
+    for split in SPLITS:
+        if not settings.averages(split):
+            steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
+    return max(steps)

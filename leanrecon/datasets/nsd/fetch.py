@@ -1,4 +1,4 @@
-"""The way from NSD's files to a study's stores: trials, the check that they match the images, betas, images, captions."""
+"""From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
 import shutil
 import warnings
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.nsd.average import average, sample
+from leanrecon.context import Context
+from leanrecon.datasets.nsd.average import Averages, average, sample, single
 from leanrecon.datasets.nsd.betas import session_trials
-from leanrecon.datasets.nsd.dataset import FORMAT, SAMPLE, SPLITS, NsdSettings, plan_fetch
+from leanrecon.datasets.nsd.dataset import FORMAT, SAMPLE, SPLITS, NSDSettings, plan_fetch
 from leanrecon.datasets.nsd.files import (
     Files,
     Prepared,
@@ -28,13 +29,14 @@ from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_lay
 from leanrecon.datasets.reliability import repeat_reliability
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
-from leanrecon.memory import MemoryBudget, format_bytes
+from leanrecon.memory import buffer, format_bytes
 from leanrecon.places import Location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_json
-from leanrecon.progress import Progress
+from leanrecon.progress import Advance, Progress
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows, SplitRows
 
 Array = np.ndarray[Any, Any]
 
@@ -43,22 +45,19 @@ Array = np.ndarray[Any, Any]
 class Fetch:
     """One run of the stage dataset, which continues what earlier ones began."""
 
-    settings: NsdSettings
+    settings: NSDSettings
     study: Study
     base_dir: Path | None
-    chunk: int
-    budget: MemoryBudget
-    overwrite: bool
-    progress: Progress
+    context: Context
 
     def run(self) -> None:
         """Do what is not done yet."""
         deciding_now = deciding(self.settings, self.base_dir)
-        known = None if self.overwrite else recall(self.study, deciding_now)
+        known = None if self.context.overwrite else recall(self.study, deciding_now)
         if known is not None and self._is_done(known):
             self._captions(known)
             return
-        _accept(self.settings, self.study, self.progress)
+        _accept(self.settings, self.study, self.context.progress)
         with open_source(self.settings.root, self.settings.endpoint_url, self.base_dir) as source:
             files = Files(source, dict(known.found) if known else {})
             prepared = known or prepare(self.settings, files, self.base_dir)
@@ -66,18 +65,18 @@ class Fetch:
                 try:
                     check_unchanged(self.study, files, deciding_now)
                 except (InputError, StoreError):
-                    if not self.overwrite:
+                    if not self.context.overwrite:
                         raise
                     self._discard()
-            if self.overwrite:
+            if self.context.overwrite:
                 remove_others(self.study, captions=SPLITS if self.settings.captions else ())
             with files.need(STIMULI) as file:
                 images = stimuli_layout(file)
-                work = plan_fetch(self.settings, prepared, images, self.chunk).work
-                self.budget.require("fetching the dataset", work)
+                work = plan_fetch(self.settings, prepared, images, self.context.chunk).work
+                self.context.require("fetching the dataset", work)
                 sweep(self.study)
                 trials = self._create_trials(prepared)
-                self.study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
+                self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
                 if known is None:
                     keep(prepared, self.study, deciding_now)
                 self._fetch_trials(prepared, files, trials)
@@ -85,11 +84,11 @@ class Fetch:
                 stimuli = self._create_stimuli(prepared)
                 if not all(store.complete for store in betas.values()):
                     self._check(prepared, trials)
-                    self._average(prepared, trials, betas)
+                    self._make_betas(prepared, trials, betas)
                 self._fetch_images(prepared, images, stimuli)
             if source.local(STIMULI) is None:
                 moved = source.traffic
-                self.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")
+                self.context.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")
         self._captions(prepared)
         self._write_rows(prepared)
 
@@ -101,10 +100,12 @@ class Fetch:
 
     def _create(self, path: Location, shape: tuple[int, ...], dtype: Any, **made_of: Any) -> Store:
         made = {"kind": "nsd", "format of the dataset": FORMAT, **made_of}
-        return Store.create(path, shape, dtype, made_of=made, chunk=self.chunk, overwrite=self.overwrite)
+        return Store.create(
+            path, shape, dtype, made_of=made, chunk=self.context.chunk, overwrite=self.context.overwrite
+        )
 
     def _create_trials(self, prepared: Prepared) -> Store:
-        """Trials are made of the session files, whichever their format: sources.json holds these to what they were."""
+        """Trials are made of the session files, whichever their format; sources.json tells whether these have changed."""
         shape = (len(prepared.design.trial), len(prepared.voxels.index))
         decides = {
             "subject": self.settings.subject,
@@ -114,28 +115,31 @@ class Fetch:
         return self._create(self.trials_path, shape, np.int16, dataset=decides)
 
     def _create_betas(self, prepared: Prepared, trials: Store) -> dict[str, Store]:
-        decides = {
-            "trials": trials.content,
-            "design": prepared.design.digest(),
-            "dataset": {"zscore_sessions": self.settings.zscore_sessions},
-        }
-        return {
-            split: self._create(self.study.betas(split), (n, trials.columns), np.float32, split=split, **decides)
-            for split, n in _rows(prepared).items()
-        }
+        stores = {}
+        for split, n in rows_of(self.settings, prepared).items():
+            dataset: dict[str, Any] = {"zscore_sessions": self.settings.zscore_sessions}
+            if not self.settings.averages(split):
+                dataset["repeats" if split == "train" else "test_repeats"] = "single"
+            elif self.settings.rescales(split):
+                dataset["rescale_average"] = True
+            decides = {"trials": trials.content, "design": prepared.design.digest(), "dataset": dataset}
+            stores[split] = self._create(
+                self.study.betas(split), (n, trials.columns), np.float32, split=split, **decides
+            )
+        return stores
 
     def _create_stimuli(self, prepared: Prepared) -> dict[str, Store]:
         shape = stored_shape(prepared.stimuli, self.settings.image_size)
         return {
             split: self._create(
                 self.study.stimuli(split),
-                (n, *shape),
+                (len(prepared.design.shown(split)), *shape),
                 np.uint8,
                 split=split,
                 design=prepared.design.digest(),
                 dataset={"image_size": self.settings.image_size},
             )
-            for split, n in _rows(prepared).items()
+            for split in SPLITS
         }
 
     def _is_done(self, known: Prepared) -> bool:
@@ -171,7 +175,8 @@ class Fetch:
         while len(staging.missing()):
             sessions = np.unique(staging.missing() // TRIALS).tolist()
             total = len(prepared.betas)
-            with self.progress.task("betas", total=total, unit="sessions", done=total - len(sessions)) as advance:
+            context = self.context.named("betas")
+            with context.task(total=total, unit="sessions", done=total - len(sessions)) as advance:
                 for k in sessions:
                     name = prepared.betas[prepared.design.sessions[k]]
                     here = files.source.local(name)
@@ -189,10 +194,10 @@ class Fetch:
         if len(columns) > SAMPLE:
             columns = np.sort(np.random.default_rng(0).choice(len(columns), SAMPLE, replace=False))
         found = repeat_reliability(sample(trials, columns), design.stimulus, design.session)
-        self.progress.say(f"repeat reliability: {found}")
+        self.context.progress.say(f"repeat reliability: {found}")
         write_json(self.study.reliability, found.as_record(), indent=1)
         if not found.judged:
-            self.progress.say("too few images were repeated to tell whether trials and images match")
+            self.context.progress.say("too few images were repeated to tell whether trials and images match")
         elif not found.above_chance:
             problem = InputError(
                 f"trials and images don't match: {found}",
@@ -203,51 +208,82 @@ class Fetch:
                 raise problem
             warnings.warn(str(problem), LeanreconWarning, stacklevel=2)
 
-    def _average(self, prepared: Prepared, trials: Store, betas: dict[str, Store]) -> None:
-        total = max(store.column_groups for store in betas.values())
-        done = total - len({j for store in betas.values() for j in store.missing_column_groups()})
-        with self.progress.task("betas, averaged", total=total, unit="blocks", done=done) as advance:
-            average(trials, prepared.design, betas, zscore=self.settings.zscore_sessions, advance=advance)
-        for store in betas.values():
+    def _make_betas(self, prepared: Prepared, trials: Store, betas: dict[str, Store]) -> None:
+        """Write averages over repeats together, then single trials, split by split."""
+        design, zscore = prepared.design, self.settings.zscore_sessions
+        averages = [
+            Averages(store, list(design.shown(split).values()), self.settings.rescales(split))
+            for split, store in betas.items()
+            if self.settings.averages(split)
+        ]
+        if averages:
+            total = max(of.store.column_groups for of in averages)
+            done = total - len({j for of in averages for j in of.store.missing_column_groups()})
+            with self.context.named("betas, averaged").task(total=total, unit="blocks", done=done) as advance:
+                average(trials, design, averages, zscore=zscore, advance=advance)
+        for split, store in betas.items():
+            if not self.settings.averages(split):
+                done = store.rows - sum(len(store.group_rows(i)) for i in store.missing_row_groups())
+                context = self.context.named(f"betas, {split}")
+                with context.task(total=store.rows, unit="rows", done=done) as advance:
+                    single(trials, design, store, design.trials(split), zscore=zscore, advance=advance)
             store.finish()
 
     def _fetch_images(self, prepared: Prepared, layout: Layout, stores: dict[str, Store]) -> None:
-        shown = {split: np.array(list(prepared.design.rows(split)), np.int64) for split in SPLITS}
-        staging = {split: self._staging(store) for split, store in stores.items()}
-        total = sum(map(len, shown.values()))
-        while wanted := {
-            int(shown[split][row]): (split, row) for split in SPLITS for row in staging[split].missing().tolist()
-        }:
-            shape = stored_shape(prepared.stimuli, self.settings.image_size)
-            with self.progress.task("stimuli", total=total, unit="images", done=total - len(wanted)) as advance:
-                for images, block in read_images(layout, np.array(sorted(wanted), np.int64), shape):
-                    for image, values in zip(images.tolist(), block, strict=True):
-                        split, row = wanted[image]
-                        staging[split].put(row, values[None])
-                    advance(len(images))
-        for split, store in stores.items():
-            staging[split].finish()
-            store.finish()
+        total = sum(store.rows for store in stores.values())
+        missing = sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
+        with self.context.named("stimuli").task(total=total, unit="images", done=total - missing) as advance:
+            for split, store in stores.items():
+                fill_images(layout, store, list(prepared.design.shown(split)), advance)
+                store.finish()
 
     def _captions(self, prepared: Prepared) -> None:
         if self.settings.captions is None:
             return
         for split in SPLITS:
-            images = list(prepared.design.rows(split))
+            images = list(prepared.design.shown(split))
             texts = captions_of(self.settings.captions, images, prepared.stimuli[0], self.base_dir)
-            keep_json(self.study.captions(split), texts, "captions", overwrite=self.overwrite)
+            keep_json(self.study.captions(split), texts, "captions", overwrite=self.context.overwrite)
 
     def _write_rows(self, prepared: Prepared) -> None:
-        records = {}
+        design = prepared.design
+        splits, ids = {}, {}
         for split in SPLITS:
-            rows = prepared.design.rows(split)
-            numbers = [prepared.design.trial[trials].tolist() for trials in rows.values()]
-            records[split] = {
-                "stimulus": [str(image) for image in rows],
-                "trials": numbers,
-                "repeats": [len(trials) for trials in numbers],
-            }
-        write_json(self.study.rows, records)
+            shown = design.shown(split)
+            ids[split] = [str(image) for image in shown]
+            if self.settings.averages(split):
+                numbers = [design.trial[trials].tolist() for trials in shown.values()]
+                splits[split] = SplitRows(np.arange(len(shown)), numbers, [len(trials) for trials in numbers])
+            else:
+                own = design.trials(split)
+                splits[split] = SplitRows(
+                    np.searchsorted(np.array(list(shown)), design.stimulus[own]),
+                    [[number] for number in design.trial[own].tolist()],
+                    [1] * len(own),
+                    session=design.session[own].tolist(),
+                    run=design.run[own].tolist(),
+                )
+        Rows(splits, ids).write(self.study)
+
+
+def fill_images(layout: Layout, store: Store, numbers: list[int], advance: Advance) -> None:
+    """Write the missing images, ``numbers`` ascending, as they come out of the file: one row group after the other."""
+    groups = store.missing_row_groups()
+    rows = np.array([row for i in groups for row in store.group_rows(i)], np.int64)
+    row_of = {numbers[row]: row for row in rows.tolist()}
+    memory = buffer((store.chunk_rows if groups else 0, *store.shape[1:]), np.uint8)
+    there = 0
+    height, width, channels = store.shape[1:]
+    wanted = np.array(numbers, np.int64)[rows]
+    for images, block in read_images(layout, wanted, (height, width, channels), rows // store.chunk_rows):
+        for image, values in zip(images.tolist(), block, strict=True):
+            group, place = divmod(row_of[image], store.chunk_rows)
+            memory[place] = values
+            there += 1
+            if there == len(store.group_rows(group)):
+                store.write_rows(group, memory[:there])
+                there = 0
+        advance(len(images))
 
 
 def _fetched(path: Location) -> Path:
@@ -255,7 +291,7 @@ def _fetched(path: Location) -> Path:
     return path.with_name(f"{path.stem}.fetched").local_path()
 
 
-def _accept(settings: NsdSettings, study: Study, progress: Progress) -> None:
+def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:
     """Show the terms of use before the first fetch; raises InputError unless they are accepted."""
     if not settings.root.startswith("s3://"):
         return
@@ -268,13 +304,14 @@ def _accept(settings: NsdSettings, study: Study, progress: Progress) -> None:
         progress.say(TERMS)
 
 
-def _rows(prepared: Prepared) -> dict[str, int]:
-    """Number of rows of each split; raises InputError where one is empty."""
-    n = {split: len(prepared.design.rows(split)) for split in SPLITS}
-    if not all(n.values()):
+def rows_of(settings: NSDSettings, prepared: Prepared) -> dict[str, int]:
+    """Number of rows of betas of each split; raises InputError where one is empty."""
+    design = prepared.design
+    images = {split: len(design.shown(split)) for split in SPLITS}
+    if not all(images.values()):
         raise InputError(
-            f"these sessions show {n['train']} images to train on and {n['test']} that all subjects saw",
+            f"these sessions show {images['train']} images to train on and {images['test']} that all subjects saw",
             expected="some of both",
             todo="choose more sessions",
         )
-    return n
+    return {split: images[split] if settings.averages(split) else len(design.trials(split)) for split in SPLITS}

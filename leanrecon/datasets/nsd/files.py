@@ -29,7 +29,7 @@ from leanrecon.places.paths import find
 from leanrecon.study.layout import Study
 
 if TYPE_CHECKING:
-    from leanrecon.datasets.nsd.dataset import NsdSettings
+    from leanrecon.datasets.nsd.dataset import NSDSettings
 
 Array = np.ndarray[Any, Any]
 
@@ -96,7 +96,7 @@ class Prepared:
     """All files by name."""
 
 
-def prepare(settings: "NsdSettings", files: Files, base_dir: Path | None) -> Prepared:
+def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Prepared:
     """Find all files and read the small ones; what doesn't fit together is refused here, before anything large moves."""
     sessions = chosen_sessions(settings.subject, settings.sessions)
     if settings.captions is not None:
@@ -117,7 +117,7 @@ def prepare(settings: "NsdSettings", files: Files, base_dir: Path | None) -> Pre
     return Prepared(design, voxels, betas, stimuli, files.found)
 
 
-def _find_sessions(files: Files, settings: "NsdSettings", sessions: Sequence[int]) -> dict[int, str]:
+def _find_sessions(files: Files, settings: "NSDSettings", sessions: Sequence[int]) -> dict[int, str]:
     """The file of every session: .hdf5 where there is one, unless .nii.gz is asked for."""
     names = SubjectFiles(settings.subject)
     betas: dict[int, str] = {}
@@ -154,7 +154,7 @@ def _check_volume(file: RangeFile, voxels: Voxels) -> None:
 # What is kept of it
 
 
-def deciding(settings: "NsdSettings", base_dir: Path | None) -> dict[str, Any]:
+def deciding(settings: "NSDSettings", base_dir: Path | None) -> dict[str, Any]:
     """The settings that decide which files there are and what is taken from them."""
     from leanrecon.stores.fingerprint import file_fingerprint
 

@@ -23,6 +23,9 @@ BUCKET = "s3://natural-scenes-dataset"
 TRIALS = 750
 """Trials of a session."""
 
+RUNS = (63, 62) * 6
+"""Trials of each run of a session (Allen et al. 2022, Methods: 63 in odd runs, 62 in even ones)."""
+
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 """Sessions of subjects 1 to 8."""
 
@@ -130,12 +133,16 @@ class Design:
     shared: Array
     """Whether the image was shown to every subject."""
 
-    def rows(self, split: str) -> dict[int, list[int]]:
-        """The images of a split in order of first presentation, each with its trials, counted within these sessions."""
-        rows: dict[int, list[int]] = {}
-        for k in np.flatnonzero(self.shared == (split == "test")).tolist():
-            rows.setdefault(int(self.stimulus[k]), []).append(k)
-        return rows
+    def shown(self, split: str) -> dict[int, list[int]]:
+        """The images of a split in order of their number, each with its trials, counted within these sessions."""
+        shown: dict[int, list[int]] = {}
+        for k in self.trials(split).tolist():
+            shown.setdefault(int(self.stimulus[k]), []).append(k)
+        return dict(sorted(shown.items()))
+
+    def trials(self, split: str) -> Array:
+        """The trials of a split in order of presentation, counted within these sessions."""
+        return np.flatnonzero(self.shared == (split == "test"))
 
     def digest(self) -> str:
         """SHA-256 of trials and images."""
@@ -146,6 +153,12 @@ class Design:
     def session(self) -> Array:
         """The session of every trial."""
         return self.trial // TRIALS + 1
+
+    @property
+    def run(self) -> Array:
+        """The run of every trial within its session, from 1."""
+        found: Array = np.searchsorted(np.cumsum(RUNS), self.trial % TRIALS, side="right") + 1
+        return found
 
 
 def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Design:

@@ -49,10 +49,13 @@ class _Unit:
     """First bytes of its chunks."""
 
 
-def read_images(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
-    """Yield the wanted images (numbers, ascending) as they lie in the file: their numbers, uint8 [n, *shape].
+def read_images(
+    layout: Layout, images: Array, shape: ImageShape, groups: Array | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """Yield the wanted images (numbers, ascending): their numbers, uint8 [n, *shape].
 
-    Images that lie apart are fetched by themselves; where chunks hold several, each chunk is fetched once.
+    ``groups`` numbers the group of each image, ascending: groups come in their order, the images of one as they lie
+    in the file. Images that lie apart are fetched by themselves; where chunks hold several, each is fetched once.
     """
     if len(images) and (images[0] < 0 or images[-1] >= layout.shape[0]):
         raise InputError(
@@ -60,12 +63,12 @@ def read_images(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tu
             expected="the images that the design of the experiment shows",
         )
     if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
-        yield from _read_apart(layout, images, shape)
+        yield from _read_apart(layout, images, shape, np.zeros(len(images), np.int64) if groups is None else groups)
     else:
         yield from _read_chunks(layout, images, shape)
 
 
-def _read_apart(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
+def _read_apart(layout: Layout, images: Array, shape: ImageShape, groups: Array) -> Iterator[tuple[Array, Array]]:
     """Images of which each is one run of bytes."""
     nbytes = int(np.prod(layout.shape[1:]))
     if layout.chunk is None:
@@ -77,9 +80,13 @@ def _read_apart(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tu
         corners = np.zeros((len(images), 4), np.int64)
         corners[:, 0] = images
         starts = _written(layout, locate_chunks(layout, corners), images)
-    order = np.argsort(starts, kind="stable")
-    images, starts = images[order], starts[order]
-    begins, ends, first = coalesce(starts, starts + nbytes, gap=_NEAR)
+    order = np.lexsort((starts, groups))
+    images, starts, groups = images[order], starts[order], groups[order]
+    joined = []
+    for group in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(groups)) + 1):
+        a, b, of_first = coalesce(starts[group], starts[group] + nbytes, gap=_NEAR)
+        joined.append((a, b, of_first + group[:1].sum()))
+    begins, ends, first = (np.concatenate(parts) for parts in zip(*joined, strict=True))
     lasts = [*first[1:].tolist(), len(starts)]
 
     def cut(k: int, data: Bytes) -> tuple[Array, Array]:

@@ -254,10 +254,13 @@ class Cortex:
         answers: Array = self._mix(self.retina.describe(*panel))[own] + self.voxels.offset
         return answers
 
-    def noise(self, split: int, row: int, trials: Sequence[int]) -> Array:
-        """The noise that is left in the mean over a row's ``trials``, numbered as they were presented: float32 [voxels]."""
+    def noise(self, split: int, row: int, trials: Sequence[int], *, first: int = 0) -> Array:
+        """The noise of the mean over ``trials`` of one image, numbered as they were presented: float32 [voxels].
+
+        ``row`` is the image; ``first`` says which of its presentations the first of these trials is.
+        """
         total = np.zeros(len(self.voxels.area), np.float32)
-        for repeat, trial in enumerate(trials):
+        for repeat, trial in enumerate(trials, start=first):
             rng = np.random.default_rng([_NOISE, self.seed, split, row, repeat])
             total += np.float32((1 - DRIFT) ** 0.5) * rng.standard_normal(len(total), np.float32)
             total += np.float32(DRIFT**0.5) * self.drift(trial)[self.voxels.group]

@@ -1,20 +1,23 @@
 """A simulated subject: drawn scenes, and the responses of a simulated visual cortex to them, in place of a download."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
+from leanrecon.context import Context
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.simulated.cortex import PANEL, Cortex, cortex_nbytes, draw_voxels, trial_numbers, word_rows
 from leanrecon.datasets.simulated.scenes import TEST, compose, describe, paint
-from leanrecon.memory import MemoryBudget, buffer
-from leanrecon.progress import Progress
+from leanrecon.errors import StoreError
+from leanrecon.memory import buffer
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows, SplitRows, refuse_earlier_format
 
 if TYPE_CHECKING:
     from leanrecon.stores.store import Store
@@ -30,7 +33,6 @@ FIRST = {"train": 0, "test": TEST}
 OVERHEAD = 32 * 10**6
 """Bytes that Zarr and BLAS take when they are first used, with room for captions and ids."""
 
-_SILENT = Progress()
 _SPLITS = ("train", "test")
 
 
@@ -38,13 +40,17 @@ class SimulatedSettings(DatasetSettings):
     """``[dataset] kind = "simulated"``: a subject whose brain is simulated, looking at drawn scenes."""
 
     kind: Literal["simulated"] = "simulated"
+    """A simulated brain that looks at drawn scenes."""
     n_train: int = Field(default=900, ge=2, le=1_000_000)
+    """Number of train images."""
     n_test: int = Field(default=100, ge=1, le=100_000)
+    """Number of test images."""
     size: int = Field(default=64, ge=16, le=512)
     """Height and width of the images in pixels."""
     voxels: int = Field(default=1500, ge=10, le=50_000)
-    repeats: int = Field(default=3, ge=1, le=20)
-    """How often each image is shown; its responses are averaged."""
+    """Number of voxels."""
+    presentations: int = Field(default=3, ge=1, le=20)
+    """How often each image is shown: one trial each time."""
     noise: float = Field(default=1.0, gt=0, le=100)
     """Median over voxels of a single trial's noise relative to the signal, both as standard deviations."""
 
@@ -63,121 +69,145 @@ class SimulatedSettings(DatasetSettings):
             raise ValueError("a simulated subject has test images of its own (n_test), so leave folds out")
         return folds
 
-    def rows(self, split: str) -> int:
+    @field_validator("group")
+    @classmethod
+    def _no_runs(cls, group: str) -> str:
+        if group == "run":
+            raise ValueError("a simulated subject has no runs")
+        return group
+
+    def images(self, split: str) -> int:
+        """Number of images of a split."""
         return self.n_train if split == "train" else self.n_test
+
+    def each(self, split: str) -> int:
+        """Rows of betas for each image."""
+        return 1 if self.averages(split) else self.presentations
 
     def shape(self, role: str, split: str) -> tuple[int, ...]:
         """Shape of the store of a role: betas or stimuli."""
-        return (self.rows(split), self.voxels) if role == "betas" else (self.rows(split), self.size, self.size, 3)
+        images = self.images(split)
+        return (images * self.each(split), self.voxels) if role == "betas" else (images, self.size, self.size, 3)
 
 
-def plan_simulated(
-    settings: SimulatedSettings, *, base_dir: Path | None = None, chunk: str | int | None = None, free: int
-) -> DatasetPlan:
-    """Say what simulating the subject would make and take; more than the least memory would not speed it up."""
-    from leanrecon.stores.layout import chunk_nbytes, plan_chunks, store_nbytes
+class Simulated:
+    """A simulated subject as a dataset."""
 
-    chunk_bytes = chunk_nbytes(chunk)
-    group, chunks, disk = {}, {}, 0
-    for role, dtype in (("betas", np.float32), ("stimuli", np.uint8)):
-        shapes = [settings.shape(role, split) for split in _SPLITS]
-        cells = [plan_chunks(shape, dtype, chunk_bytes) for shape in shapes]
-        itemsize = np.dtype(dtype).itemsize
-        group[role] = max(n[0] * prod(shape[1:]) * itemsize for n, shape in zip(cells, shapes, strict=True))
-        chunks[role] = max(prod(n) * itemsize for n in cells)
-        disk += sum(store_nbytes(shape, dtype, chunk_bytes) for shape in shapes)
-    # A group of rows, with a chunk of it made contiguous, then padded, and the images it answers or is read back into.
-    filling = max(group["betas"] + 2 * chunks["betas"] + chunks["stimuli"], 2 * (group["stimuli"] + chunks["stimuli"]))
-    texts = 600 * (settings.n_train + settings.n_test)  # of captions, ids and trials
-    work = OVERHEAD + texts + cortex_nbytes(settings.size, settings.voxels) + filling
-    image_shape = (settings.size, settings.size, 3)
-    return DatasetPlan(settings.n_train, settings.n_test, settings.voxels, image_shape, None, work, disk)
+    Settings: ClassVar[type[BaseModel]] = SimulatedSettings
 
+    def __init__(self, settings: SimulatedSettings) -> None:
+        self.settings = settings
 
-def ingest_simulated(
-    settings: SimulatedSettings,
-    study: Study,
-    *,
-    base_dir: Path | None = None,
-    chunk: str | int | None = None,
-    budget: MemoryBudget | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress = _SILENT,
-) -> None:
-    """Draw a study's scenes and simulate the betas, continuing where an earlier run stopped.
+    @classmethod
+    def notes(cls, settings: SimulatedSettings) -> Iterable[str]:
+        """Sentences that a reader of the report must know: none, as ``settings.simulated`` has its own place there."""
+        return ()
 
-    ``rows.json`` numbers trials as they were presented; ``voxels.npz`` holds index, areas, coordinates (mm), and the
-    true ncsnr. ``seed`` decides scenes, subject and noise; the memory budget decides nothing.
-    Raises StoreError for stores made of something else, BudgetError before any work.
-    """
-    from leanrecon.datasets.sidecars import keep_json, n_voxels, remove_others, sources_path, sweep
-    from leanrecon.places.files import write_json
-    from leanrecon.stores.layout import chunk_nbytes
+    def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
+        """Say what simulating the subject would write and take; more than the least memory would not speed it up."""
+        from leanrecon.stores.layout import plan_chunks, store_nbytes
 
-    budget = MemoryBudget.of(None) if budget is None else budget
-    budget.require("simulating the subject", plan_simulated(settings, chunk=chunk, free=budget.free).work)
-    sweep(study)
-    stores = _create(settings, study, chunk_nbytes(chunk), seed, overwrite=overwrite)
-    done = all(store.complete for store in stores.values()) and _is_recorded(settings, study)
-    if overwrite:  # what a dataset of another kind left, too
-        remove_others(study, captions=_SPLITS)
-        sources_path(study).unlink(missing_ok=True)
-    if not done:
-        study.rows.unlink(missing_ok=True)  # written last, so that its presence says that all is done
+        settings = self.settings
+        group, chunks, disk = {}, {}, 0
+        for role, dtype in (("betas", np.float32), ("stimuli", np.uint8)):
+            shapes = [settings.shape(role, split) for split in _SPLITS]
+            cells = [plan_chunks(shape, dtype, chunk) for shape in shapes]
+            itemsize = np.dtype(dtype).itemsize
+            group[role] = max(n[0] * prod(shape[1:]) * itemsize for n, shape in zip(cells, shapes, strict=True))
+            chunks[role] = max(prod(n) * itemsize for n in cells)
+            disk += sum(store_nbytes(shape, dtype, chunk) for shape in shapes)
+        # A group of rows, with a chunk of it made contiguous, then padded, and the images it answers or is read into.
+        filling = max(
+            group["betas"] + 2 * chunks["betas"] + chunks["stimuli"], 2 * (group["stimuli"] + chunks["stimuli"])
+        )
+        n = {split: settings.shape("betas", split)[0] for split in _SPLITS}
+        texts = 600 * sum(n.values())  # of captions, ids and trials
+        work = OVERHEAD + texts + cortex_nbytes(settings.size, settings.voxels) + filling
+        return DatasetPlan(
+            n_train=n["train"],
+            n_test=n["test"],
+            train_images=settings.n_train,
+            test_images=settings.n_test,
+            max_repeats=settings.presentations,
+            voxels=settings.voxels,
+            image_shape=(settings.size, settings.size, 3),
+            folds=None,
+            work=work,
+            disk=disk,
+        )
+
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
+        """Draw a study's scenes and simulate the betas, continuing where an earlier run stopped.
+
+        ``rows.json`` numbers trials as they were presented; ``voxels.npz`` holds index, areas, coordinates (mm), and
+        the true ncsnr. The seed decides scenes, subject and noise; the memory budget decides nothing.
+        Raises StoreError for stores made of something else, BudgetError before any work.
+        """
+        from leanrecon.datasets.sidecars import keep_json, n_voxels, remove_others, sources_path, sweep
+
+        settings, seed = self.settings, context.seed
+        if not context.overwrite:
+            refuse_earlier_format(study)
+        plan = self.plan(base_dir=base_dir, chunk=context.chunk, free=context.budget.free)
+        context.require("simulating the subject", plan.work)
+        sweep(study)
+        stores = _create(settings, study, context)
+        done = all(store.complete for store in stores.values()) and _is_recorded(settings, study)
+        if context.overwrite:  # what a dataset of another kind left, too
+            remove_others(study, captions=_SPLITS)
+            sources_path(study).unlink(missing_ok=True)
+        if not done:
+            study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            for split in _SPLITS:
+                _draw(stores["stimuli", split], split, context)
+            _simulate(settings, stores, context)
         for split in _SPLITS:
-            _draw(stores["stimuli", split], split, seed, progress)
-        _simulate(settings, stores, seed, progress)
-    for split in _SPLITS:
-        scenes = range(FIRST[split], FIRST[split] + settings.rows(split))
-        captions = [[describe(compose(seed, i))] for i in scenes]
-        keep_json(study.captions(split), captions, "captions", overwrite=overwrite)
-    if not (done and n_voxels(study, "ncsnr") == settings.voxels):  # else what others added is kept
-        _write_voxels(settings, study, seed)
-    if not done:
-        trials = _trials(settings, seed)
-        records = {
-            split: {
-                "stimulus": _ids(stores["stimuli", split]),
-                "trials": trials[split].tolist(),
-                "repeats": [settings.repeats] * settings.rows(split),
-            }
-            for split in _SPLITS
-        }
-        write_json(study.rows, records)
+            scenes = range(FIRST[split], FIRST[split] + settings.images(split))
+            captions = [[describe(compose(seed, i))] for i in scenes]
+            keep_json(study.captions(split), captions, "captions", overwrite=context.overwrite)
+        if not (done and n_voxels(study, "ncsnr") == settings.voxels):  # else what others added is kept
+            _write_voxels(settings, study, seed)
+        if not done:
+            rows = {split: _rows(settings, split, trials) for split, trials in _trials(settings, seed).items()}
+            Rows(rows, {split: _ids(stores["stimuli", split]) for split in _SPLITS}).write(study)
 
 
-def _create(
-    settings: SimulatedSettings, study: Study, chunk: int, seed: int, *, overwrite: bool
-) -> dict[tuple[str, str], "Store"]:
+def _create(settings: SimulatedSettings, study: Study, context: Context) -> dict[tuple[str, str], "Store"]:
     """Open every store for writing, so that one made of something else is refused before anything is written."""
     from leanrecon.stores.store import Store
 
-    made_of = {"kind": "simulated", "format of the simulation": FORMAT, "seed": seed}
-    decides = {
-        "stimuli": made_of | {"dataset": {"size": settings.size}},
-        "betas": made_of | {"dataset": settings.model_dump(exclude={"kind", "folds"})},
-    }
+    made_of = {"kind": "simulated", "format of the simulation": FORMAT, "seed": context.seed}
+
+    def decides(role: str, split: str) -> dict[str, Any]:
+        if role == "stimuli":
+            return {"size": settings.size}
+        drawn = settings.model_dump(include={"n_train", "n_test", "size", "voxels", "presentations", "noise"})
+        if not settings.averages(split):
+            drawn["repeats" if split == "train" else "test_repeats"] = "single"
+        elif settings.rescales(split):
+            drawn["rescale_average"] = True
+        return drawn
+
     return {
         (role, split): Store.create(
             study.betas(split) if role == "betas" else study.stimuli(split),
             settings.shape(role, split),
             np.float32 if role == "betas" else np.uint8,
-            made_of=decides[role] | {"split": split},
-            chunk=chunk,
-            overwrite=overwrite,
+            made_of=made_of | {"dataset": decides(role, split), "split": split},
+            chunk=context.chunk,
+            overwrite=context.overwrite,
         )
         for role in ("stimuli", "betas")
         for split in _SPLITS
     }
 
 
-def _fill(store: "Store", name: str, make: Callable[[range], Array], progress: Progress) -> None:
+def _fill(store: "Store", make: Callable[[range], Array], context: Context) -> None:
     """Write the missing row groups; ``make`` gives the rows of a range within one panel."""
     missing = store.missing_row_groups()
     memory = buffer((min(store.chunk_rows, store.rows) if missing else 0, *store.shape[1:]), store.dtype)
     done = store.rows - sum(len(store.group_rows(i)) for i in missing)
-    with progress.task(name, total=store.rows, unit="rows", done=done) as advance:
+    with context.task(total=store.rows, unit="rows", done=done) as advance:
         for i in missing:
             group = store.group_rows(i)
             for start in range(group.start, group.stop, PANEL):
@@ -188,38 +218,75 @@ def _fill(store: "Store", name: str, make: Callable[[range], Array], progress: P
     store.finish()
 
 
-def _draw(store: "Store", split: str, seed: int, progress: Progress) -> None:
+def _draw(store: "Store", split: str, context: Context) -> None:
     def draw(rows: range) -> Array:
-        return np.stack([paint(compose(seed, FIRST[split] + i), store.shape[1]) for i in rows])
+        return np.stack([paint(compose(context.seed, FIRST[split] + i), store.shape[1]) for i in rows])
 
-    _fill(store, f"stimuli, {split}", draw, progress)
+    _fill(store, draw, context.named(f"stimuli, {split}"))
 
 
-def _simulate(
-    settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"], seed: int, progress: Progress
-) -> None:
+def _simulate(settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"], context: Context) -> None:
     if all(stores["betas", split].complete for split in _SPLITS):
         return
-    trials = _trials(settings, seed)
+    trials = _trials(settings, context.seed)
     n_trials = sum(numbers.size for numbers in trials.values())
-    cortex = Cortex(seed, settings.size, settings.voxels, settings.noise, n_trials)
-    for number, split in enumerate(_SPLITS):
-        images = stores["stimuli", split]
+    cortex = Cortex(context.seed, settings.size, settings.voxels, settings.noise, n_trials)
+    for split in _SPLITS:
+        subject = _Subject(settings, split, cortex, stores["stimuli", split], trials[split])
+        _fill(stores["betas", split], subject.respond, context.named(f"betas, {split}"))
 
-        def respond(rows: range, number: int = number, split: str = split, images: "Store" = images) -> Array:
-            scenes = range(FIRST[split] + rows.start, FIRST[split] + rows.stop)
-            responses = cortex.respond(images[rows.start : rows.stop], word_rows(seed, scenes), rows)
-            for row, response in zip(rows, responses, strict=True):
-                response += cortex.noise(number, row, trials[split][row].tolist())
-            return responses
 
-        _fill(stores["betas", split], f"betas, {split}", respond, progress)
+@dataclass(frozen=True)
+class _Subject:
+    """The responses of a cortex to the images of one split."""
+
+    settings: SimulatedSettings
+    split: str
+    cortex: Cortex
+    images: "Store"
+    trials: Array
+    """[images, presentations]"""
+
+    def respond(self, rows: range) -> Array:
+        """Rows of betas: averages over the trials of an image, or its trials one after the other."""
+        each, number = self.settings.each(self.split), _SPLITS.index(self.split)
+        images = range(rows.start // each, (rows.stop - 1) // each + 1)
+        clean = self._clean(images)
+        if each > 1:
+            clean = clean[[row // each - images.start for row in rows]]
+        for row, response in zip(rows, clean, strict=True):
+            image, presentation = divmod(row, each)
+            shown = self.trials[image].tolist()
+            if self.settings.averages(self.split):
+                response += self.cortex.noise(number, image, shown)
+                if self.settings.rescales(self.split):
+                    response *= np.float32(len(shown) ** 0.5)
+            else:
+                response += self.cortex.noise(number, image, [shown[presentation]], first=presentation)
+        return clean
+
+    def _clean(self, images: range) -> Array:
+        """Responses without noise, panel by panel."""
+        parts = []
+        for panel in range(images.start // PANEL, (images.stop - 1) // PANEL + 1):
+            of = range(max(images.start, panel * PANEL), min(images.stop, (panel + 1) * PANEL))
+            scenes = range(FIRST[self.split] + of.start, FIRST[self.split] + of.stop)
+            parts.append(self.cortex.respond(self.images[of.start : of.stop], word_rows(self.cortex.seed, scenes), of))
+        return np.concatenate(parts)
 
 
 def _trials(settings: SimulatedSettings, seed: int) -> dict[str, Array]:
-    """The numbers of every row's trials, [rows, repeats]: train and test images were shown in turns."""
-    numbers = trial_numbers(seed, settings.n_train + settings.n_test, settings.repeats)
+    """The numbers of every image's trials, [images, presentations]: train and test images were shown in turns."""
+    numbers = trial_numbers(seed, settings.n_train + settings.n_test, settings.presentations)
     return {"train": numbers[: settings.n_train], "test": numbers[settings.n_train :]}
+
+
+def _rows(settings: SimulatedSettings, split: str, trials: Array) -> SplitRows:
+    """The rows of betas of a split: one an image, or its single trials one after the other."""
+    if settings.averages(split):
+        return SplitRows(np.arange(len(trials)), trials.tolist(), [settings.presentations] * len(trials))
+    stimulus = np.repeat(np.arange(len(trials)), settings.presentations)
+    return SplitRows(stimulus, trials.reshape(-1, 1).tolist(), [1] * trials.size)
 
 
 def _ids(store: "Store") -> list[str]:
@@ -245,10 +312,9 @@ def _write_voxels(settings: SimulatedSettings, study: Study, seed: int) -> None:
 
 def _is_recorded(settings: SimulatedSettings, study: Study) -> bool:
     """Whether rows.json was written after the stores that are there."""
-    from leanrecon.places.files import read_json
-
-    records = read_json(study.rows)
     try:
-        return all(len(records[split]["stimulus"]) == settings.rows(split) for split in _SPLITS)
-    except (TypeError, KeyError):
+        rows = Rows.read(study)
+    except StoreError:
         return False
+    shapes = {split: (len(rows[split]), len(rows.ids[split])) for split in rows.splits}
+    return shapes == {split: (settings.shape("betas", split)[0], settings.images(split)) for split in _SPLITS}

@@ -51,8 +51,9 @@ def embed(
     """
     folder = as_location(folder)
     paths = {name: folder / f"{name.replace(' ', '_')}.zarr" for name in sources}
-    for other in set(folder.glob("*.zarr")) - set(paths.values()):
-        remove(other)  # of a random pairing, a baseline or an area that is no longer asked for
+    for other in folder.glob("*.zarr"):
+        if other not in paths.values():  # of a random pairing, a baseline or an area that is no longer asked for
+            remove(other)
     made_of = {"judge": judge.made_of(), "shape": list(shape)}
     embeddings = {}
     try:

@@ -1,4 +1,4 @@
-"""What every generator of final images has: a model's folder, the predictions that it takes, and how they guide it."""
+"""A latent diffusion model in its folder: its networks, the predictions that it takes, and how large it is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,41 +11,39 @@ import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.images import Array
-from leanrecon.refinement.diffusion import sampling as diffusion
-from leanrecon.refinement.diffusion.networks import Part, Source, enlarges_by, read_part, shrinks_by
+from leanrecon.refinement.diffusion import sampling
+from leanrecon.refinement.diffusion.networks import Part, WeightSource, downscale_factor, read_part, upscale_factor
 from leanrecon.refinement.diffusion.plan import Sizes
-from leanrecon.refinement.diffusion.settings import RefineSettings
+from leanrecon.refinement.diffusion.settings import DiffusionSettings
 from leanrecon.refinement.inputs import Inputs, read_rows
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.weights.folders import find_model, part_of, read_config
 
-_OF = {"text": "an empty text", "vision": "a black image"}
+_UNCONDITIONAL_INPUT = {"text": "an empty caption", "vision": "a black image"}
+_NEGATIVE_KEYS = {"text": "negative", "vision": "negative_vision"}
 
 
-class Generator(ABC):
-    """A network that denoises an autoencoder's latents under conditions, tokens of one width that are laid in a row.
+class DiffusionModel(ABC):
+    """A network that denoises an autoencoder's latents under conditions: tokens of one width, concatenated.
 
-    A subclass says which conditions it takes and what its network is. ``unconditional`` holds by role the rows to be
-    led away from where settings name no file. Weights are found and headers read when they are first needed.
+    A subclass says which conditions it takes and what its network is. ``unconditional`` holds by role the unconditional
+    embeddings [tokens · width] for which settings name no file. Weights are found and headers read when first needed.
     """
 
     layout: ClassVar[str]
-    """What its folder is, for messages."""
+    """The layout of its folder, for messages."""
 
     tokens: ClassVar[Mapping[str, int]]
-    """How many tokens each role has, in the order in which the network takes them."""
+    """Number of tokens of each role, in the order in which the network takes them."""
 
-    own_settings: ClassVar[frozenset[str]]
+    deciding: ClassVar[frozenset[str]]
     """The settings that decide final images, beyond contents of files."""
 
-    def __init__(self, settings: RefineSettings, unconditional: Mapping[str, Array] | None = None) -> None:
-        if settings.kind == "none" or settings.steps is None:
-            raise ValueError("with kind = 'none' there is nothing to refine")
+    def __init__(self, settings: DiffusionSettings, unconditional: Mapping[str, Array] | None = None) -> None:
         self.settings = settings
-        self.steps: int = settings.steps
         self._unconditional = unconditional or {}
 
-    # Its parts
+    # Parts
 
     @cached_property
     def base(self) -> Path:
@@ -68,44 +66,45 @@ class Generator(ABC):
         name = "scheduler_config.json"
         return read_config(part_of(self.base, ("scheduler",), name, self.layout) / name)
 
-    def sources(self, precision: str) -> list[Source]:
+    def sources(self, precision: str) -> list[WeightSource]:
         """The weights of the network that denoises, and of the autoencoder."""
-        return [Source(self.unet, precision), Source(self.vae, precision)]
+        return [WeightSource(self.unet, precision), WeightSource(self.vae, precision)]
 
     @abstractmethod
-    def made_ready(self, network: Any) -> None:
-        """Set what the network that denoises has beside its weights."""
+    def prepare(self, network: Any) -> None:
+        """Set what the network that denoises needs beside its weights."""
 
-    def sampler(self) -> tuple[Any, Any]:
-        """The sampler and the noise levels that it visits; raises SettingsError for what the model's can't do."""
-        return diffusion.scheduled(self.settings.sampler, self.scheduler, self.steps, self.settings.strength)
+    def schedule(self) -> sampling.Schedule:
+        """The scheduler and its noise levels; raises SettingsError for steps that the model's schedule can't run."""
+        settings = self.settings
+        return sampling.schedule(settings.sampler, self.scheduler, settings.steps, settings.strength)
 
-    # What it takes
+    # Sizes and shapes
 
     @cached_property
     def factor(self) -> int:
-        """How many times narrower the autoencoder's latents are than images: 8 for Stable Diffusion's.
+        """The ratio of the sides of images and latents: 8 for Stable Diffusion.
 
-        Raises InputError for one that does not come back to the size of its images, or whose latents are not the base's.
+        Raises InputError for an autoencoder whose images have another size than it was given, or whose latents are not
+        the base's.
         """
         vae, channels = self.vae, int(self.unet.config.get("in_channels", 4))
-        factor, back = shrinks_by(vae.kind, vae.config), enlarges_by(vae.kind, vae.config)
-        own = (
-            self.base / "vae" / "config.json"
-        )  # weights are not needed beside a tiny autoencoder, and may not be there
-        of_base = shrinks_by("AutoencoderKL", read_config(own)) if own.is_file() else factor
+        factor, back = downscale_factor(vae.kind, vae.config), upscale_factor(vae.kind, vae.config)
+        # The weights of the base's own autoencoder may be absent beside a tiny one.
+        config = self.base / "vae" / "config.json"
+        expected = downscale_factor("AutoencoderKL", read_config(config)) if config.is_file() else factor
         found = int(vae.config.get("latent_channels", 4))
-        if (found, factor, back) != (channels, of_base, of_base):
+        if (found, factor, back) != (channels, expected, expected):
             raise InputError(
                 f"{vae.folder} makes latents of {found} channels, {factor} times narrower than images, and images "
                 f"{back} times wider than latents",
-                expected=f"{channels} channels and {of_base} times, as {self.base} has them",
+                expected=f"{channels} channels and {expected} times, as {self.base} has them",
             )
         return factor
 
     def check_size(self) -> None:
         """Raise SettingsError for images that autoencoder and network can't halve as often as they do."""
-        blocks = shrinks_by("UNet2DConditionModel", self.unet.config)
+        blocks = downscale_factor("UNet2DConditionModel", self.unet.config)
         if self.settings.size % (self.factor * blocks):
             raise SettingsError(
                 f"refine.size = {self.settings.size}",
@@ -125,9 +124,35 @@ class Generator(ABC):
         latents = int(self.unet.config.get("in_channels", 4)), side, side
         return {role: (tokens, self.width) for role, tokens in self.tokens.items()} | {"latents": latents}
 
-    def check(self, inputs: Inputs) -> None:
-        """Raise InputError for predictions that are not as long as the network takes them, and for parts that fail."""
+    def sizes(self) -> Sizes:
+        """Counts of numbers, from headers and settings of the model."""
         self.check_size()
+        size, unet, vae = self.settings.size, self.unet.config, self.vae.config
+        channels = unet.get("block_out_channels", [320])[0]
+        if self.vae.kind == "AutoencoderTiny":
+            wide = max(vae.get("decoder_block_out_channels", [64]))
+        else:  # the decoder enlarges the states of its last block but one to the size of the image
+            wide = vae["block_out_channels"][min(1, len(vae["block_out_channels"]) - 1)]
+        return Sizes(
+            unet=self.unet.nbytes_as("float32") // 4,
+            vae=self.vae.nbytes_as("float32") // 4,
+            largest=max(self.unet.largest, self.vae.largest),
+            unet_state=8 * channels * (size // self.factor) ** 2,
+            vae_state=wide * size**2,
+        )
+
+    # Conditions
+
+    def check(self) -> None:
+        """Raise SettingsError or InputError for files and sizes that don't work together; reads headers only."""
+        self.check_size()
+        for role, path in self.settings.negatives.items():
+            if path and self.settings.guidance > 1:
+                self._negative_of(role)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raise InputError for predictions whose rows have another length than the network takes."""
+        self.check()
         for role, matrix in inputs.predicted.items():
             shape = self.shapes[role]
             if matrix.shape[1] == prod(shape):
@@ -149,47 +174,47 @@ class Generator(ABC):
         _ = self.negative
 
     def conditions(self, inputs: Inputs, rows: range) -> Array:
-        """What guides the images of these rows, float32 [rows, tokens, width]."""
+        """The predictions that condition the images of these rows, float32 [rows, tokens, width]."""
         roles = [read_rows(inputs.predicted[role], rows).reshape(len(rows), *self.shapes[role]) for role in self.tokens]
         return np.concatenate(roles, axis=1)
 
     @cached_property
     def negative(self) -> Array | None:
-        """What they are led away from, float32 [1, tokens, width]; None without guidance."""
+        """The unconditional embedding, float32 [1, tokens, width]; None without classifier-free guidance.
+
+        Raises InputError where one is missing, or has another shape.
+        """
         if self.settings.guidance == 1:
             return None
-        paths = self.settings.negatives()
-        return np.concatenate([self._negative_of(role, paths[role]) for role in self.tokens], axis=1)
+        return np.concatenate([self._negative_of(role) for role in self.tokens], axis=1)
 
-    def _negative_of(self, role: str, path: str) -> Array:
-        key = "negative" if role == "text" else f"negative_{role}"
-        shape = self.shapes[role]
-        if path:
-            where = f"refine.{key}: {Path(path).expanduser()}"
+    def _negative_of(self, role: str) -> Array:
+        key, shape = f"refine.{_NEGATIVE_KEYS[role]}", self.shapes[role]
+        if path := self.settings.negatives[role]:
+            where = f"{key}: {Path(path).expanduser()}"
             try:
                 row = np.load(Path(path).expanduser(), allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise InputError(f"{where} can't be read ({error})", expected="an array as .npy") from None
         elif role in self._unconditional:
-            where = f"{_OF[role]} as refine.{role} = {getattr(self.settings, role)!r} encodes it"
+            where = f"the embedding of {_UNCONDITIONAL_INPUT[role]} by refine.{role} = {self.settings.guides[role]!r}"
             row = self._unconditional[role]
         else:
             raise InputError(
-                f"refine.guidance = {self.settings.guidance:g} leads away from {_OF[role]}, whose encoding is not there",
-                todo=f"give its path as refine.{key}, or set refine.guidance = 1",
+                f"refine.guidance = {self.settings.guidance:g} needs the embedding of {_UNCONDITIONAL_INPUT[role]}, "
+                "which is missing",
+                todo=f"set {key} to its path, or set refine.guidance = 1",
             )
         if row.size != prod(shape) or not np.isfinite(row).all():
             raise InputError(f"{where} holds {list(row.shape)} numbers", expected=f"finite {list(shape)}")
         negative: Array = row.astype(np.float32).reshape(1, *shape)
         return negative
 
-    # What it is made of, and how large it is
-
     def made_of(self) -> dict[str, Any]:
         """All that decides final images beyond predictions, precision and seed: contents and settings, never places."""
         scheduler = {key: value for key, value in self.scheduler.items() if not key.startswith("_")}
         made_of = {
-            **self.settings.model_dump(include=set(self.own_settings)),
+            **self.settings.model_dump(include=set(self.deciding)),
             "unet": self.unet.content,
             "vae": self.vae.content,
             "scheduler": fingerprint(scheduler),
@@ -197,20 +222,3 @@ class Generator(ABC):
         if self.negative is not None:
             made_of["negative"] = fingerprint({"numbers": self.negative.tobytes().hex()})
         return made_of
-
-    def sizes(self) -> Sizes:
-        """Counts of numbers, from headers and settings of the model."""
-        self.check_size()
-        size, unet, vae = self.settings.size, self.unet.config, self.vae.config
-        channels = unet.get("block_out_channels", [320])[0]
-        if self.vae.kind == "AutoencoderTiny":
-            wide = max(vae.get("decoder_block_out_channels", [64]))
-        else:  # the decoder enlarges the states of its last block but one to the size of the image
-            wide = vae["block_out_channels"][min(1, len(vae["block_out_channels"]) - 1)]
-        return Sizes(
-            unet=self.unet.nbytes_as("float32") // 4,
-            vae=self.vae.nbytes_as("float32") // 4,
-            largest=max(self.unet.largest, self.vae.largest),
-            unet_state=8 * channels * (size // self.factor) ** 2,
-            vae_state=wide * size**2,
-        )

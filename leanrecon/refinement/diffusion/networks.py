@@ -1,4 +1,4 @@
-"""The networks of a diffusion model in diffusers' format: their parts read and checked, their weights one by one."""
+"""The networks of a diffusion model in diffusers' format: sizes are read and checked, weights read one by one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,19 +12,19 @@ from leanrecon.weights.folders import Weights, part_of, present_name, read_confi
 from leanrecon.weights.safetensors import SHORT, Entry, MappedWeights, read_header, write_weights
 
 FORMAT = 1
-"""Of the files of merged and cast weights."""
+"""Version of the files of merged and cast weights."""
 
 _BLOCKS = {
     "AutoencoderKL": ("block_out_channels", 1),
     "AutoencoderTiny": ("num_encoder_blocks", 4),
     "UNet2DConditionModel": ("block_out_channels", 4),
 }
-"""Where a config lists the blocks of which all but one halve what they are given, and how many there are by default."""
+"""The key of a config that lists blocks, all but one of which halve their input, and the default number of blocks."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a model: its class and sizes, and where its weights lie."""
+    """One network of a model: its class, its sizes and its files of weights."""
 
     folder: Path
     kind: str
@@ -51,23 +51,23 @@ class Part:
         return max(entry.nbytes_as("float32") for entry in self.entries.values()) // 4
 
 
-def shrinks_by(kind: str, config: Mapping[str, Any]) -> int:
-    """How many times narrower an autoencoder's latents are than its images, or a UNet's narrowest states than latents."""
+def downscale_factor(kind: str, config: Mapping[str, Any]) -> int:
+    """The ratio of the sides of an autoencoder's images and latents, or of a UNet's latents and narrowest states."""
     key, default = _BLOCKS[kind]
     blocks = len(config[key]) if key in config else default
     return int(2 ** (blocks - 1))
 
 
-def enlarges_by(kind: str, config: Mapping[str, Any]) -> int:
-    """How many times wider an autoencoder's images are than the latents that it decodes."""
+def upscale_factor(kind: str, config: Mapping[str, Any]) -> int:
+    """The ratio of the sides of an autoencoder's images and the latents that it decodes."""
     if kind != "AutoencoderTiny":
-        return shrinks_by(kind, config)
+        return downscale_factor(kind, config)
     blocks = len(config["num_decoder_blocks"]) if "num_decoder_blocks" in config else 4
     return int(config.get("upsampling_scaling_factor", 2) ** (blocks - 1))
 
 
-class Source:
-    """The weights of a part in the precision that they are used in, a LoRA added: computed one by one."""
+class WeightSource:
+    """The weights of a part, cast to a precision and with a LoRA added, one by one."""
 
     def __init__(self, part: Part, dtype: str, lora: LoRA | None = None) -> None:
         self.part = part
@@ -77,7 +77,7 @@ class Source:
 
     @property
     def as_stored(self) -> bool:
-        """Whether the files hold just these numbers already."""
+        """Whether the files hold exactly these numbers."""
         return self.lora is None and all(entry.dtype == SHORT[self.dtype] for entry in self.part.entries.values())
 
     def read(self, name: str) -> Any:
@@ -93,9 +93,9 @@ class Source:
         return result
 
     def on_disk(self, scratch: Path, content: str) -> Mapping[str, Entry]:
-        """The weights in a file: the part's own where it holds them so, else one in ``scratch``, written once.
+        """The weights in a file: the part's own where it holds them as used, else one in ``scratch``, written once.
 
-        ``content`` names what the weights are made of.
+        ``content`` is a fingerprint of all that the weights are made of.
         """
         if self.as_stored:
             return self.part.entries
@@ -107,9 +107,9 @@ class Source:
 
 
 def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what: str) -> Part:
-    """Read the sizes of one network of a model and the headers of its weights, from the first of these parts that is there.
+    """Read the sizes and headers of one network of a model, from the first of the folders ``parts`` that exists.
 
-    Raises InputError for what is missing or another.
+    ``kinds`` are its classes in diffusers. Raises InputError where it is missing, or of another class.
     """
     folder = part_of(model, parts, "config.json", what)
     config = read_config(folder / "config.json")
@@ -120,7 +120,7 @@ def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what:
 
 
 def build(part: Part) -> Any:
-    """The network of a part, without weights; raises InputError if the file holds other ones than it needs."""
+    """The network of a part, without weights; raises InputError if its files lack weights or have other shapes."""
     import diffusers
     import torch
 

@@ -1,61 +1,52 @@
-"""Where the weights of a network wait while they are not in use: five ways, all of which give the same images."""
+"""The five modes of holding the weights of a network that is not in use; all give the same images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from leanrecon.refinement.diffusion.networks import Source, build, only_needed
+from leanrecon.refinement.diffusion.networks import WeightSource, build, only_needed
+from leanrecon.refinement.diffusion.plan import Mode
 from leanrecon.weights.safetensors import MappedWeights, ReadWeights
-
-Mode = Literal["none", "model", "sequential", "disk", "stream"]
-
-EXPLAINED = {
-    "none": "weights in memory",
-    "model": "one network on the device at a time",
-    "sequential": "one layer on the device at a time, weights in memory",
-    "disk": "one layer in memory at a time, weights on disk",
-    "stream": "weights mapped from disk, each layer's pages given back once used",
-}
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A network that can be called, and what to do once it is not needed for a while."""
+    """A network that can be called, and a call that frees its device once it is not needed for a while."""
 
     network: Any
-    rest: Callable[[], None]
+    release: Callable[[], None]
 
 
-def place(source: Source, mode: Mode, *, device: str, scratch: Path, content: str) -> Placed:
-    """Build the network of ``source`` and give it its weights by one of the modes.
+def place(source: WeightSource, mode: Mode, *, device: str, scratch: Path, content: str) -> Placed:
+    """Build the network of ``source`` and load its weights in one of the modes.
 
     Weights are merged and cast one by one; disk and stream read a file, written to ``scratch`` where the model's own
-    holds other numbers (see Source.on_disk). model, sequential and disk are accelerate's hooks; on a CPU, model
-    moves nothing, as there is nowhere else to be.
+    holds other numbers (see WeightSource.on_disk). model, sequential and disk are accelerate's hooks; on a CPU, model
+    moves nothing.
     """
     import torch
 
-    # accelerate casts what it loads to what was there before
+    # accelerate casts the weights that it loads to the dtype of those that they replace
     network = torch.nn.Module.to(build(source.part), getattr(torch, source.dtype))
-    source = Source(only_needed(source.part, network), source.dtype, source.lora)
+    source = WeightSource(only_needed(source.part, network), source.dtype, source.lora)
     names = list(source.part.entries)
     if mode in ("none", "model"):
-        where = device if mode == "none" else "cpu"
-        network.load_state_dict({name: source.read(name).to(where) for name in names}, assign=True)
-        return Placed(network, _rests) if mode == "none" else _moved_as_one(network, device)
+        target = device if mode == "none" else "cpu"
+        network.load_state_dict({name: source.read(name).to(target) for name in names}, assign=True)
+        return Placed(network, _stay) if mode == "none" else _moved_as_one(network, device)
     if mode == "stream":
         weights = MappedWeights(source.on_disk(scratch, content))
         network.load_state_dict(dict(weights), assign=True)
-        _give_back_pages(network, weights)
-        return Placed(network, _rests)
+        _release_pages(network, weights)
+        return Placed(network, _stay)
     from accelerate import cpu_offload
 
     if mode == "sequential":
         held: Any = {name: source.read(name) for name in names}
     else:
         held = ReadWeights(source.on_disk(scratch, content))
-    return Placed(cpu_offload(network, execution_device=device, state_dict=held), _rests)
+    return Placed(cpu_offload(network, execution_device=device, state_dict=held), _stay)
 
 
 def _moved_as_one(network: Any, device: str) -> Placed:
@@ -65,12 +56,12 @@ def _moved_as_one(network: Any, device: str) -> Placed:
     return Placed(network, hook.offload)
 
 
-def _give_back_pages(network: Any, weights: MappedWeights) -> None:
-    """Give each layer's pages back as soon as it has run: what is resident is one layer, whatever the network's size."""
+def _release_pages(network: Any, weights: MappedWeights) -> None:
+    """Release each layer's pages as soon as it has run, so that one layer at a time is resident."""
     for path, layer in network.named_modules():
-        own = [f"{path}.{name}" if path else name for name, _ in layer.named_parameters(recurse=False)]
-        if own:
-            layer.register_forward_hook(_releaser(weights, own))
+        names = [f"{path}.{name}" if path else name for name, _ in layer.named_parameters(recurse=False)]
+        if names:
+            layer.register_forward_hook(_releaser(weights, names))
 
 
 def _releaser(weights: MappedWeights, names: list[str]) -> Callable[[Any, Any, Any], None]:
@@ -81,5 +72,5 @@ def _releaser(weights: MappedWeights, names: list[str]) -> Callable[[Any, Any, A
     return release
 
 
-def _rests() -> None:
-    """Weights that stay where they are."""
+def _stay() -> None:
+    """Leave the weights where they are."""

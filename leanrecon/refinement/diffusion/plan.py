@@ -1,111 +1,135 @@
 """Which way of holding weights fits into memory, and how many images go together: arithmetic only."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from leanrecon.refinement.diffusion.offload import EXPLAINED, Mode
+from leanrecon.refinement.generator import GeneratorPlan
 from leanrecon.weights.safetensors import itemsize
 
+Mode = Literal["none", "model", "sequential", "disk", "stream"]
+"""Where weights wait that are not in use."""
+
+DESCRIPTIONS: dict[Mode, str] = {
+    "none": "weights in memory",
+    "model": "one network on the device at a time",
+    "sequential": "one layer on the device at a time, weights in memory",
+    "disk": "one layer in memory at a time, weights on disk",
+    "stream": "weights mapped from disk, each layer's pages given back once used",
+}
+
 ON_CPU: tuple[Mode, ...] = ("none", "stream")
-"""What auto tries on a CPU, in this order; stream took no longer where it was measured."""
+"""The modes that auto tries on a CPU, in this order; stream was not slower where it was measured."""
 
 ON_GPU: tuple[Mode, ...] = ("none", "model", "sequential", "disk")
 
 BATCH_ON_GPU = 4
 
-IMPORTS = {"torch": 140_000_000, "diffusers": 200_000_000}
-"""Bytes of importing PyTorch 2.13 for CPUs, and then diffusers 0.42 with accelerate: 135 and 193 MB measured."""
-
 _LIBRARY_NBYTES = 90_000_000  # oneDNN's kernels and the heap's gaps between states
 _CUDA_NBYTES = 700_000_000  # CUDA's libraries and context in the process
-_UNET_STATES = (
-    7  # the largest states of the UNet that are in memory at its peak, with what products take for themselves
-)
+_UNET_STATES = 7  # states of the UNet in memory at its peak, in units of the largest, with the buffers of products
 _VAE_STATES = 5
 _HOOKED = 6  # the largest weights that accelerate's hooks leave in the heap: 3.5 and 6 measured for disk, sequential
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the plan needs to know of a model: counts of numbers, and none of their values."""
+    """Counts of numbers in a model, which the plan needs; none of their values."""
 
     unet: int
     vae: int
     largest: int
     """In the largest weight."""
     unet_state: int
-    """In the largest state of the UNet for one image: within its feed-forward layers, 8 channels for each of the first."""
+    """In the UNet's largest state for one image: its feed-forward layers have 8 channels for each of the first."""
     vae_state: int
     """In the largest state of the autoencoder for one image."""
 
 
 @dataclass(frozen=True)
-class RefinePlan:
-    """How the stage will run."""
+class Work:
+    """What is to be drawn, and how."""
 
-    mode: Mode
-    batch: int
-    """Images that are denoised together."""
-    work: int
-    """Bytes of the process's memory at the peak, on top of what it holds."""
-    vram: int
-    """Bytes on the GPU at the peak; 0 where there is none."""
+    rows: int
+    """Images."""
     precision: str
+    offload: str = "auto"
+    """A mode, or auto."""
+    batch: int | None = None
+    """Images that are denoised together; None: chosen."""
+    guided: bool = False
+    """Whether the network runs twice a step, for classifier-free guidance."""
+    converted: int = 0
+    """Bytes of weights that must be cast or merged with a LoRA before they are used."""
 
-    @property
-    def blocks(self) -> str:
-        """The plan in words."""
-        images = "1 image" if self.batch == 1 else f"{self.batch} images"
-        return f"{self.precision}, {EXPLAINED[self.mode]}, {images} at once"
+
+@dataclass(frozen=True)
+class Machine:
+    """What the work may take."""
+
+    device: str
+    free: int
+    """Bytes of memory."""
+    vram: int = 0
+    """Bytes of GPU memory; 0 where there is no GPU."""
+    imports: int = 0
+    """Bytes of libraries that are still to be loaded."""
 
 
-def plan_refine(
-    sizes: Sizes,
-    *,
-    device: str,
-    precision: str,
-    offload: str,
-    batch: int | None,
-    rows: int,
-    free: int,
-    vram: int = 0,
-    imports: int = 0,
-    guided: bool = False,
-    as_stored: bool = False,
-) -> RefinePlan:
-    """Choose the first mode that fits into ``free`` bytes (and ``vram`` on a GPU), and the batch.
+@dataclass(frozen=True)
+class DiffusionPlan(GeneratorPlan):
+    """How images will be drawn."""
 
-    ``offload`` and ``batch`` fix either. ``imports`` are bytes of libraries still to be loaded; ``as_stored``: weights
-    need neither casting nor merging. Where nothing fits the least is returned, which the caller refuses.
+    mode: Mode = "none"
+    batch: int = 1
+    """Images that are denoised together."""
+    vram: int = 0
+    """Bytes on the GPU at the peak; 0 where there is none."""
+    precision: str = "float32"
+
+
+def plan_diffusion(sizes: Sizes, work: Work, machine: Machine) -> DiffusionPlan:
+    """Choose the first mode that fits into memory (and GPU memory), and the batch.
+
+    Where nothing fits, the plan that needs least is returned; the caller refuses it.
     """
-    modes = _modes(device) if offload == "auto" else (offload,)
-    most = batch or (1 if device == "cpu" else BATCH_ON_GPU)
-    wanted = [max(min(most, rows), 1)]
-    if batch is None:
-        wanted += range(wanted[0] - 1, 0, -1)
-
-    def planned(mode: str, at_once: int) -> RefinePlan:
-        ram, on_gpu = _needs(sizes, mode, at_once * (2 if guided else 1), device, precision, as_stored)
-        return RefinePlan(mode, at_once, ram + imports, on_gpu, precision)  # type: ignore[arg-type]
-
-    plans = [planned(mode, at_once) for mode in modes for at_once in wanted]
-    fitting = (plan for plan in plans if plan.work <= free and plan.vram <= vram)
-    return next(fitting, min(plans, key=lambda plan: (plan.vram > vram, plan.work, plan.vram)))
+    modes = _modes(machine.device) if work.offload == "auto" else (work.offload,)
+    most = work.batch or (1 if machine.device == "cpu" else BATCH_ON_GPU)
+    batches = [max(min(most, work.rows), 1)]
+    if work.batch is None:
+        batches += range(batches[0] - 1, 0, -1)
+    plans = [_planned(sizes, work, machine, mode, batch) for mode in modes for batch in batches]  # type: ignore[arg-type]
+    fitting = (plan for plan in plans if plan.work <= machine.free and plan.vram <= machine.vram)
+    return next(fitting, min(plans, key=lambda plan: (plan.vram > machine.vram, plan.work, plan.vram)))
 
 
 def _modes(device: str) -> tuple[Mode, ...]:
     return {"cpu": ON_CPU, "cuda": ON_GPU}.get(device, ("none",))
 
 
-def _needs(sizes: Sizes, mode: str, at_once: int, device: str, precision: str, as_stored: bool) -> tuple[int, int]:
+def _planned(sizes: Sizes, work: Work, machine: Machine, mode: Mode, batch: int) -> DiffusionPlan:
+    ram, vram = _memory(sizes, work, machine.device, mode, batch)
+    together = "1 image" if batch == 1 else f"{batch} images"
+    return DiffusionPlan(
+        work=ram + machine.imports,
+        summary=f"{work.precision}, {DESCRIPTIONS[mode]}, {together} at once",
+        scratch=work.converted if mode in ("disk", "stream") else 0,
+        mode=mode,
+        batch=batch,
+        vram=vram,
+        precision=work.precision,
+    )
+
+
+def _memory(sizes: Sizes, work: Work, device: str, mode: Mode, batch: int) -> tuple[int, int]:
     """Bytes of the process's memory and of the GPU's."""
-    item = itemsize(precision)
+    item = itemsize(work.precision)
     weights = (sizes.unet + sizes.vae) * item
     one_layer = sizes.largest * item
     # Adding a LoRA takes the largest weight twice in float32, casting it once more.
-    merging = 0 if as_stored and mode in ("disk", "stream") else sizes.largest * (8 + item)
+    merging = sizes.largest * (8 + item) if work.converted or mode not in ("disk", "stream") else 0
+    at_once = batch * (2 if work.guided else 1)
     states = item * max(_UNET_STATES * sizes.unet_state * at_once, _VAE_STATES * sizes.vae_state)
-    # Products lay the weight that is used out anew.
-    states += one_layer
+    states += one_layer  # products copy the weight that is used into another layout
     hooked = _HOOKED * one_layer
     held = {"none": weights, "model": weights, "sequential": weights + hooked, "disk": hooked, "stream": 0}[mode]
     if device != "cuda":  # Apple's GPU shares the memory

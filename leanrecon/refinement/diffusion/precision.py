@@ -9,25 +9,25 @@ from leanrecon.errors import SettingsError
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
-def precision_of(wanted: str, device: str) -> str:
-    """PyTorch's name of the precision for a setting: ``auto`` takes what is fast and safe on the device.
+def precision_of(setting: str, device: str) -> str:
+    """PyTorch's name of the precision for a setting; ``auto`` chooses one that is fast and safe on the device.
 
     CUDA float16; Apple's MPS float32, where half precision has crashed and given black images; a CPU bfloat16 if it
-    has instructions for it. Raises SettingsError for what a device can't do well.
+    has instructions for it. Raises SettingsError for a precision that is slow on the device.
     """
-    if wanted == "auto":
+    if setting == "auto":
         if device == "cuda":
             return "float16"
         return "bfloat16" if device == "cpu" and cpu_has_bfloat16() else "float32"
-    if wanted == "float16" and device == "cpu":
+    if setting == "float16" and device == "cpu":
         raise SettingsError(
             'refine.precision = "float16" on a CPU, which is slower there', expected="float32, bfloat16"
         )
-    return wanted
+    return setting
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies in bfloat16; without the system's word for it, no."""
+    """Whether the CPU has instructions for bfloat16; False where the system does not say."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:

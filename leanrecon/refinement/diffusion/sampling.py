@@ -14,17 +14,15 @@ import numpy as np
 from leanrecon.errors import SettingsError
 from leanrecon.images import Array
 from leanrecon.refinement.diffusion.offload import Placed
-from leanrecon.refinement.diffusion.schedule import DISTILLED, problem_of, schedule_length
+from leanrecon.refinement.diffusion.schedule import DISTILLED, TRAINED, Sampler
 
 if TYPE_CHECKING:
     import torch
 
-SCHEDULERS = {"lcm": "LCMScheduler", "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
-
 
 @dataclass(frozen=True)
 class Networks:
-    """The two networks where they run, and the precision of their arithmetic (PyTorch's name)."""
+    """The two networks on their device, and the precision of their arithmetic (PyTorch's name)."""
 
     unet: Placed
     vae: Placed
@@ -39,7 +37,7 @@ class Networks:
 
     @property
     def scaling(self) -> float:
-        """What latents of the autoencoder are multiplied by for the UNet."""
+        """The factor between latents of the autoencoder and those of the UNet."""
         return float(self.vae.network.config.scaling_factor)
 
 
@@ -51,85 +49,99 @@ def generators(seed: int, rows: Sequence[int]) -> "list[torch.Generator]":
     return [torch.Generator("cpu").manual_seed(int(word)) for word in words]
 
 
-def scheduled(kind: str, config: dict[str, Any], steps: int, strength: float) -> tuple[Any, Any]:
-    """A sampler and the noise levels [steps] that it visits, from the strongest, for the scheduler of a model.
+@dataclass(frozen=True)
+class Schedule:
+    """A scheduler of diffusers, and the noise levels [steps] that are run, from the strongest."""
 
-    LCM takes its levels from those below ``strength``, as Luo et al. do; ddim and ddpm cut a longer schedule, as
-    diffusers does. Raises SettingsError where ``steps`` of them can't run.
+    scheduler: Any
+    levels: Any
+    stochastic: bool
+    """Whether each step draws noise."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What conditions a batch: embeddings [images, tokens, width], and the unconditional one [1, tokens, width]."""
+
+    embeddings: "torch.Tensor"
+    unconditional: "torch.Tensor | None" = None
+    """None without classifier-free guidance."""
+    guidance: float = 1.0
+
+
+def schedule(sampler: Sampler, config: dict[str, Any], steps: int, strength: float) -> Schedule:
+    """The schedule of a sampler for a model whose scheduler has this ``config``.
+
+    Raises SettingsError where ``steps`` can't run.
     """
     import diffusers
 
-    trained = int(config.get("num_train_timesteps", 1000))
+    trained = int(config.get("num_train_timesteps", TRAINED))
     distilled = int(config.get("original_inference_steps", DISTILLED))
-    if problem := problem_of(kind, steps, strength, trained=trained, distilled=distilled):
+    if problem := sampler.problem(steps, strength, trained=trained, distilled=distilled):
         raise SettingsError(problem)
-    # Schedulers of pixels clip by default; latents have no bounds.
-    latents = {} if kind == "lcm" else {"clip_sample": False, "thresholding": False}
-    scheduler = getattr(diffusers, SCHEDULERS[kind]).from_config(config, **latents)
-    if kind == "lcm":
-        scheduler.set_timesteps(steps, strength=strength)
-    else:
-        scheduler.set_timesteps(schedule_length(steps, strength))
-    return scheduler, scheduler.timesteps[-steps:]
+    scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **sampler.config)
+    sampler.set_timesteps(scheduler, steps, strength)
+    return Schedule(scheduler, scheduler.timesteps[-steps:], sampler.stochastic)
 
 
-def encoded(networks: Networks, images: Array, drawn: "list[torch.Generator]") -> "torch.Tensor":
+def encoded(networks: Networks, images: Array, generators: "list[torch.Generator]") -> "torch.Tensor":
     """Latents float32 [images, channels, height, width] of uint8 images, each drawn from its posterior and scaled."""
     import torch
 
     latents = []
-    for image, generator in zip(images, drawn, strict=True):  # one by one: the autoencoder's states are the largest
+    for image, generator in zip(
+        images, generators, strict=True
+    ):  # one by one: the autoencoder's states are the largest
         pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
         # Channels last, as diffusers lays images out: another layout is another order of sums, and slower.
         pixels = pixels.clone(memory_format=torch.channels_last)
         with torch.inference_mode():
-            found = networks.vae.network.encode(pixels.to(networks.device, networks.dtype))
-        if hasattr(found, "latent_dist"):
-            mean, std = found.latent_dist.mean.float().cpu(), found.latent_dist.std.float().cpu()
+            code = networks.vae.network.encode(pixels.to(networks.device, networks.dtype))
+        if hasattr(code, "latent_dist"):
+            mean, std = code.latent_dist.mean.float().cpu(), code.latent_dist.std.float().cpu()
             latent = mean + std * torch.randn(mean.shape, generator=generator)
-        else:  # a tiny autoencoder has one answer
-            latent = found.latents.float().cpu()
+        else:  # a tiny autoencoder is deterministic
+            latent = code.latents.float().cpu()
         latents.append(latent * networks.scaling)
-    networks.vae.rest()
+    networks.vae.release()
     return torch.cat(latents)
 
 
 def denoised(
     networks: Networks,
-    sampler: tuple[Any, Any],
+    schedule: Schedule,
     latents: "torch.Tensor",
-    conditions: "torch.Tensor",
-    drawn: "list[torch.Generator]",
-    *,
-    guidance: float = 1.0,
-    negative: "torch.Tensor | None" = None,
+    conditions: Conditions,
+    generators: "list[torch.Generator]",
 ) -> "torch.Tensor":
-    """Noise latents [images, …] to the sampler's first level and remove it under ``conditions`` [images, tokens, width].
+    """Noise latents [images, …] to the schedule's first level and remove the noise under the conditions.
 
-    With guidance w > 1: ε = ε(negative) + w (ε(conditions) - ε(negative)). The sampler's own arithmetic is float32 in
-    every precision.
+    Classifier-free guidance with scale w > 1: ε = ε(unconditional) + w (ε(conditional) - ε(unconditional)). The
+    scheduler's own arithmetic is float32 in every precision.
     """
     import torch
 
-    scheduler, levels = sampler
-    noise = torch.cat([torch.randn(latents[:1].shape, generator=generator) for generator in drawn])
+    scheduler, levels, unconditional = schedule.scheduler, schedule.levels, conditions.unconditional
+    noise = torch.cat([torch.randn(latents[:1].shape, generator=generator) for generator in generators])
     latents = latents.clone(memory_format=torch.channels_last)
     latents = scheduler.add_noise(latents, noise, levels[:1].repeat(len(latents)))
-    if negative is not None:
-        conditions = torch.cat([negative.expand_as(conditions), conditions])
-    conditions = conditions.to(networks.device, networks.dtype)
-    stochastic = {} if type(scheduler).__name__ == SCHEDULERS["ddim"] else {"generator": drawn}
+    states = conditions.embeddings
+    if unconditional is not None:
+        states = torch.cat([unconditional.expand_as(states), states])
+    states = states.to(networks.device, networks.dtype)
+    options = {"generator": generators} if schedule.stochastic else {}
     with torch.inference_mode():
         for level in levels:
-            inputs = latents if negative is None else torch.cat([latents, latents])
+            inputs = latents if unconditional is None else torch.cat([latents, latents])
             inputs = scheduler.scale_model_input(inputs, level).to(networks.device, networks.dtype)
-            found = networks.unet.network(inputs, level.to(networks.device), encoder_hidden_states=conditions).sample
-            found = found.float().cpu()
-            if negative is not None:
-                away, towards = found.chunk(2)
-                found = away + guidance * (towards - away)
-            latents = scheduler.step(found, level, latents, **stochastic, return_dict=False)[0]
-    networks.unet.rest()
+            predicted = networks.unet.network(inputs, level.to(networks.device), encoder_hidden_states=states).sample
+            predicted = predicted.float().cpu()
+            if unconditional is not None:
+                without, under = predicted.chunk(2)
+                predicted = without + conditions.guidance * (under - without)
+            latents = scheduler.step(predicted, level, latents, **options, return_dict=False)[0]
+    networks.unet.release()
     return latents
 
 
@@ -144,5 +156,5 @@ def decoded(networks: Networks, latents: "torch.Tensor") -> Array:
             scaled = (latent / networks.scaling).to(networks.device, networks.dtype)
             image = networks.vae.network.decode(scaled).sample.float().cpu()
         images.append((image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy())
-    networks.vae.rest()
+    networks.vae.release()
     return np.stack(images)

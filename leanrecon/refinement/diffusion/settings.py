@@ -1,129 +1,145 @@
-"""``[refine]``: how first images are made into final ones."""
+"""``[refine]`` for diffusion models: one settings model a kind."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from leanrecon.refinement.diffusion.schedule import problem_of
+from leanrecon.refinement.diffusion.schedule import DDIM, DDPM, LCM, Sampler
+from leanrecon.refinement.generator import GeneratorSettings
+from leanrecon.weights.names import WeightsName
 
-Baseline = Literal["prior", "shuffled", "oracle"]
-
-DEFAULT_STEPS = {"lcm": 4, "ddim": 37, "ddpm": 37, "versatile": 37}
-"""Evaluations of the network: Luo et al. 2023 use 4; Brain-Diffuser's 50 steps at strength .75 run 37."""
-
-GUIDANCE = 7.5
-"""Of Versatile Diffusion in Brain-Diffuser (Ozcelik & VanRullen 2023)."""
-
-_VERSATILE_ALONE = ("vision", "mixing", "scheduler", "negative_vision")
+Steps = Annotated[int, Field(strict=True, ge=1)]
+Guidance = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
-class RefineSettings(BaseModel):
-    """``[refine]``"""
+class DiffusionSettings(GeneratorSettings):
+    """The settings that all diffusion models have."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["none", "lcm", "ddim", "ddpm", "versatile"] = "none"
-    """none: the final images are the first ones. lcm, ddim, ddpm: Stable Diffusion, started from them, by this sampler.
-    versatile: Versatile Diffusion, guided by text and vision."""
-    base: str = ""
-    """Stable Diffusion 1.5 or a model like it, or Versatile Diffusion, in diffusers' format: a folder, or a name on the
-    Hugging Face Hub."""
-    lora: str = ""
-    """Low-rank weights to be added to Stable Diffusion, as LCM-LoRA: a file, a folder, or a name on the hub."""
-    lora_scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    steps: Annotated[int, Field(strict=True, ge=1)] | None = None
-    """Evaluations of the network that really run, whatever the strength; by default 4 for lcm and 37 for the others."""
-    scheduler: Literal["ddim", "ddpm"] = "ddim"
-    """The sampler of Versatile Diffusion; that of Stable Diffusion is its kind."""
+    base: WeightsName
+    """Model in diffusers' format: a folder, or a name on the Hugging Face Hub."""
+    steps: Steps = 37
+    """Evaluations of the network that really run, whatever the strength (37 of 50 in Brain-Diffuser)."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """How much of the first image is replaced by noise: 1 is all of it."""
-    guidance: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    """How far predictions are followed beyond what the model would do: 1, and 7.5 for versatile; above 1 takes twice the
-    time, as the images of what is to be led away from are denoised as well."""
-    negative: str = ""
-    """Path of the prompt embedding to be led away from: .npy, [77, width]; absent: an empty text, as ``text`` encodes it."""
-    negative_vision: str = ""
-    """Path of the same for ``vision``: .npy, [257, width]; absent: a black image, as ``vision`` encodes it."""
-    text: str = ""
-    """The feature space whose predictions are the prompt embeddings."""
-    vision: str = ""
-    """The feature space whose predictions are CLIP's tokens of the image, which versatile needs beside ``text``."""
-    mixing: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.6
-    """The weight of ``vision`` in versatile; ``text`` has the rest."""
+    """Share of the noise schedule that the first image goes through; at 1 it is replaced by noise."""
+    guidance: Guidance = 1.0
+    """Scale of classifier-free guidance; above 1 it takes twice the time."""
+    negative: WeightsName = ""
+    """Path of the text's unconditional embedding (.npy, [77, width]); absent: that of an empty caption."""
+    text: str
+    """Feature space whose predictions are the prompt embeddings."""
     start: str = "stage1"
-    """Where the sampler starts: first images, or the feature space of autoencoder latents."""
+    """Where the sampler starts: "stage1" (first images), or a feature space of autoencoder latents."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float16 on CUDA, bfloat16 on a CPU with instructions for it, float32 elsewhere."""
+    """Precision of the networks; auto: float16 on CUDA, bfloat16 on CPUs with instructions for it, else float32."""
     offload: Literal["auto", "none", "model", "sequential", "disk", "stream"] = "auto"
-    """Where weights wait that are not in use; changes memory and time, never an image."""
-    tiny_autoencoder: str = ""
-    """A tiny autoencoder (TAESD) instead of the base's own: a folder or a name on the hub."""
+    """Where idle weights wait; it changes memory and time, never an image."""
+    tiny_autoencoder: WeightsName = ""
+    """Tiny autoencoder (TAESD) instead of the base's own: a folder, or a name on the hub."""
     size: Annotated[int, Field(strict=True, ge=16, le=2048, multiple_of=8)] = 512
-    """Height and width of the final images in pixels: for Stable Diffusion 1.5 a multiple of 64."""
+    """Height and width of final images in pixels; Stable Diffusion 1.5 needs a multiple of 64."""
     batch: Annotated[int, Field(strict=True, ge=1)] | Literal["auto"] = "auto"
     """Images that are denoised together; auto: 1 on a CPU, 4 on a GPU or what fits."""
-    baselines: list[Baseline] = []
-    """Final images without this brain: prior (the mean prediction), shuffled (another row's), oracle (true features)."""
-
-    @field_validator("baselines")
-    @classmethod
-    def _each_once(cls, names: list[Baseline]) -> list[Baseline]:
-        return list(dict.fromkeys(names))
 
     @model_validator(mode="before")
     @classmethod
-    def _guided_as_published(cls, table: Any) -> Any:
-        if isinstance(table, dict) and table.get("kind") == "versatile":
-            return {"guidance": GUIDANCE} | table
-        return table
+    def _without_empty(cls, table: Any) -> Any:
+        """Take an empty text as a setting that is not given, where it is required."""
+        if not isinstance(table, dict):
+            return table
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {key: value for key, value in table.items() if key not in required or value != ""}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.kind == "none":
-            return self
-        if self.steps is None:
-            self.steps = DEFAULT_STEPS[self.kind]
-        versatile = self.kind == "versatile"
-        for name in ("base", "text", *(("vision",) if versatile else ())):
-            if not getattr(self, name):
-                raise ValueError(f'{name} is not given, which kind = "{self.kind}" needs')
-        for name in () if versatile else _VERSATILE_ALONE:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name} is for kind = "versatile", not for kind = "{self.kind}"')
-        if versatile and self.lora:
-            raise ValueError('lora is for Stable Diffusion, not for kind = "versatile": leave it out')
-        if problem := problem_of(self.sampler, self.steps, self.strength):
+    def _enough_levels(self) -> Self:
+        if problem := self.sampler.problem(self.steps, self.strength):
             raise ValueError(problem)
         return self
 
     @property
-    def sampler(self) -> str:
-        """lcm, ddim or ddpm."""
-        return self.scheduler if self.kind == "versatile" else self.kind
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """The sampler that removes the noise."""
 
-    def roles(self) -> dict[str, str]:
-        """The feature space of each prediction that the generator is handed: text, vision, latents."""
-        if self.kind == "none":
-            return {}
-        roles = {"text": self.text}
-        if self.kind == "versatile":
-            roles["vision"] = self.vision
-        return roles if self.start == "stage1" else roles | {"latents": self.start}
+    @property
+    def guides(self) -> dict[str, str]:
+        """The feature space of each role that conditions the network."""
+        return {"text": self.text}
 
+    @property
     def negatives(self) -> dict[str, str]:
-        """What is to be led away from in each role that guides, as a path, or "" where its feature space knows it."""
-        if self.kind == "none" or self.guidance == 1:
-            return {}
-        paths = {"text": self.negative, "vision": self.negative_vision}
-        return {role: paths[role] for role in self.roles() if role in paths}
+        """The path of the unconditional embedding of each guiding role; empty where its feature space gives it."""
+        return {"text": self.negative}
 
-    def unconditional(self) -> dict[str, str]:
-        """The feature spaces by role that are asked for the row of nothing: an empty text, a black image."""
-        return {role: self.roles()[role] for role, path in self.negatives().items() if not path}
 
-    def table(self) -> dict[str, Any]:
-        """The settings as a TOML table with all defaults; without refinement there are none to tell."""
-        if self.kind == "none":
-            return {"kind": "none"}
-        others = {"lora", "lora_scale"} if self.kind == "versatile" else set(_VERSATILE_ALONE)
-        return self.model_dump(exclude_none=True, exclude=others)
+class StableDiffusionSettings(DiffusionSettings):
+    """The settings of Stable Diffusion with any sampler."""
+
+    lora: WeightsName = ""
+    """Low-rank weights added to the network, as LCM-LoRA: a file, a folder, or a name on the hub."""
+    lora_scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Factor of the low-rank weights."""
+
+
+class LCMSettings(StableDiffusionSettings):
+    """``[refine]`` with ``kind = "lcm"``."""
+
+    kind: Literal["lcm"] = "lcm"
+    """Stable Diffusion with the sampler of latent consistency models, for a distilled base or an LCM-LoRA."""
+    steps: Steps = 4
+    """Evaluations of the network that really run, whatever the strength (4 in Luo et al. 2023)."""
+
+    @property
+    def sampler(self) -> Sampler:
+        return LCM
+
+
+class DDIMSettings(StableDiffusionSettings):
+    """``[refine]`` with ``kind = "ddim"``."""
+
+    kind: Literal["ddim"] = "ddim"
+    """Stable Diffusion with the deterministic sampler DDIM."""
+
+    @property
+    def sampler(self) -> Sampler:
+        return DDIM
+
+
+class DDPMSettings(StableDiffusionSettings):
+    """``[refine]`` with ``kind = "ddpm"``."""
+
+    kind: Literal["ddpm"] = "ddpm"
+    """Stable Diffusion with the stochastic sampler DDPM."""
+
+    @property
+    def sampler(self) -> Sampler:
+        return DDPM
+
+
+class VersatileSettings(DiffusionSettings):
+    """``[refine]`` with ``kind = "versatile"``."""
+
+    kind: Literal["versatile"] = "versatile"
+    """Versatile Diffusion, guided by text and vision at once, as in Brain-Diffuser."""
+    scheduler: Literal["ddim", "ddpm"] = "ddim"
+    """The sampler."""
+    guidance: Guidance = 7.5
+    """Scale of classifier-free guidance (7.5 in Brain-Diffuser); above 1 it takes twice the time."""
+    negative_vision: WeightsName = ""
+    """Path of the vision's unconditional embedding (.npy, [257, width]); absent: that of a black image."""
+    vision: str
+    """Feature space whose predictions are CLIP's tokens of the image."""
+    mixing: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.6
+    """Weight of ``vision``; ``text`` has the rest."""
+
+    @property
+    def sampler(self) -> Sampler:
+        return {"ddim": DDIM, "ddpm": DDPM}[self.scheduler]
+
+    @property
+    def guides(self) -> dict[str, str]:
+        return super().guides | {"vision": self.vision}
+
+    @property
+    def negatives(self) -> dict[str, str]:
+        return super().negatives | {"vision": self.negative_vision}

@@ -57,10 +57,10 @@ def gram(
                 add_product(held, slab, result.columns, transpose=True)
         else:
             beside = test if group[0] == 0 and test is not None else None
-            for slab, own in voxel_slabs(betas, dtype, test=beside):
+            for slab, test_slab in voxel_slabs(betas, dtype, test=beside):
                 add_product(held, slab, result.columns, transpose=False)
-                if own is not None and cross is not None:
-                    blas.gemm(own, slab, cross, tb=True)
+                if test_slab is not None and cross is not None:
+                    blas.gemm(test_slab, slab, cross, tb=True)
         for j in group:
             result.save(j, held.pop(j))
     return result, cross
@@ -69,9 +69,9 @@ def gram(
 def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any) -> Array:
     """T Xᵀ [len(rows), n] of some test rows, over panels of voxels."""
     result = buffer((len(rows), betas.shape[0]), dtype)
-    for slab, own in voxel_slabs(betas, dtype, test=test, rows=rows):
-        assert own is not None
-        blas.gemm(own, slab, result, tb=True)
+    for slab, test_slab in voxel_slabs(betas, dtype, test=test, rows=rows):
+        assert test_slab is not None
+        blas.gemm(test_slab, slab, result, tb=True)
     return result
 
 
@@ -141,19 +141,19 @@ def voxel_slabs(
     n, p = betas.shape
     itemsize = np.dtype(dtype).itemsize
     rows = range(0) if test is None else range(test.shape[0]) if rows is None else rows
-    slab, own = (count * min(DEPTH, p) * itemsize for count in (n, len(rows)))
+    train_nbytes, test_nbytes = (count * min(DEPTH, p) * itemsize for count in (n, len(rows)))
 
     def read(voxels: range, memory: Array) -> Array:
-        betas.read(range(n), voxels, memory[:slab], dtype)
+        betas.read(range(n), voxels, memory[:train_nbytes], dtype)
         if test is not None:
-            test.read(rows, voxels, memory[slab:], dtype)
+            test.read(rows, voxels, memory[train_nbytes:], dtype)
         return memory
 
-    memories = [buffer((slab + own,), np.uint8) for _ in range(2)]
+    memories = [buffer((train_nbytes + test_nbytes,), np.uint8) for _ in range(2)]
     for voxels, memory in read_ahead(panels(p, DEPTH), read, memories):
         k = len(voxels)
         train_part = memory[: n * k * itemsize].view(dtype).reshape(n, k)
-        test_part = memory[slab : slab + len(rows) * k * itemsize].view(dtype).reshape(len(rows), k)
+        test_part = memory[train_nbytes : train_nbytes + len(rows) * k * itemsize].view(dtype).reshape(len(rows), k)
         yield train_part, test_part if test is not None else None
 
 

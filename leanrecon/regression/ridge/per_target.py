@@ -47,12 +47,12 @@ def predict_blocks(
     m, dtype = test.shape[0], spectrum.vectors.dtype
     scores = buffer((m, spectrum.vectors.shape[0]), dtype)
     if n <= p:
-        own = cross_kernel(betas, test, range(m), dtype)
+        test_betas = cross_kernel(betas, test, range(m), dtype)
     else:
-        own = test.read(range(m), range(p), buffer((m * p * dtype.itemsize,), np.uint8), dtype)
-    blas.gemm(own, spectrum.vectors, scores, beta=0, tb=True)
+        test_betas = test.read(range(m), range(p), buffer((m * p * dtype.itemsize,), np.uint8), dtype)
+    blas.gemm(test_betas, spectrum.vectors, scores, beta=0, tb=True)
     refuse_nan_rows(scores, range(m))
-    del own
+    del test_betas
     out = buffer((m, targets.block), dtype)
     for j in wanted:
         columns = column_blocks(targets)[j]

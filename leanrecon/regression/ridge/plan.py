@@ -15,6 +15,9 @@ TEST_ROWS = 1024
 WEIGHT_BLOCK = 512
 """Targets whose weights are formed at once."""
 
+LOO_ROWS = 1000
+"""Most train rows whose leave-one-out predictions give the moments of ``restandardize = "inductive"``."""
+
 PROJECTIONS = 512
 """Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
 

@@ -13,14 +13,12 @@ import numpy as np
 
 from leanrecon.regression.ridge.hat import stream
 from leanrecon.regression.ridge.pairing import Groups, Pairing
+from leanrecon.regression.ridge.plan import LOO_ROWS
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
 Kind = Literal["none", "inductive", "transductive"]
-
-LOO_ROWS = 1000
-"""Most train rows whose leave-one-out predictions give the moments."""
 
 
 def loo_rows(n: int) -> Array:
@@ -64,9 +62,9 @@ def leave_one_out(hat: Array, rows: Array) -> None:
 
     A row's prediction from all others is (S_i Y − S_ii y_i) / (1 − S_ii).
     """
-    own = hat[np.arange(len(rows)), rows].astype(np.float64)
+    leverage = hat[np.arange(len(rows)), rows].astype(np.float64)
     hat[np.arange(len(rows)), rows] = 0
-    hat /= (1 - own)[:, None].astype(hat.dtype)
+    hat /= (1 - leverage)[:, None].astype(hat.dtype)
 
 
 def spread(a: Array, centre: Array) -> Array:
@@ -86,8 +84,8 @@ def restandardise(predictions: Array, reference: Array, mean: Array, std: Array)
     back, and the prediction is the train mean.
     """
     centre = reference.mean(axis=0, dtype=np.float64)
-    own = spread(reference, centre)
-    factor = np.divide(std, own, out=np.zeros_like(own), where=own > 0)
+    reference_std = spread(reference, centre)
+    factor = np.divide(std, reference_std, out=np.zeros_like(reference_std), where=reference_std > 0)
     predictions -= centre.astype(predictions.dtype)
     predictions *= factor.astype(predictions.dtype)
     predictions += mean.astype(predictions.dtype)

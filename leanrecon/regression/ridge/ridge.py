@@ -1,10 +1,8 @@
 """Ridge regression from betas to any number of targets, in a stated memory budget.
 
-With centred betas X [n, p], targets Y [n, t] and test betas T [m, p], ridge minimises ‖Y − XW‖² + α‖W‖². Its
-predictions T W = H Y need neither the weights W nor all of Y at once: ``gram`` forms the smaller of X Xᵀ and Xᵀ X
-over panels of the betas, ``cholesky`` factors it once, ``hat_matrix`` makes the small H = T Xᵀ(X Xᵀ + αI)⁻¹ that
-serves every target, and ``stream`` sends Y through it block by block. Each works in memory or from disk with the
-same bytes as result.
+Predictions are H Y, with a small hat matrix H that serves every target: ``gram`` forms the smaller of X Xᵀ and Xᵀ X,
+``cholesky`` factors it once, ``hat_matrix`` makes H, and ``stream`` sends Y through it block by block (see
+``ridge.hat``). Each works in memory or from disk with the same bytes as result.
 """
 
 import tempfile
@@ -42,7 +40,14 @@ from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_gro
 from leanrecon.regression.ridge.settings import check_parameters
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import eigenvectors
-from leanrecon.regression.ridge.weights import contents, lacking_targets, through_weights, weights, write_weights
+from leanrecon.regression.ridge.weights import (
+    contents,
+    for_measured_betas,
+    lacking_targets,
+    through_weights,
+    weights,
+    write_weights,
+)
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import (
     Matrix,
@@ -60,9 +65,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Known:
-    """Test betas known at fit, as they were given and as a matrix, and the hat matrices that predict them alone."""
+    """Test betas known at fit, as they were passed and as a matrix, and the hat matrices that predict them alone."""
 
-    given: Any
+    source: Any
     betas: Matrix
     hats: list[Array]
     folded: bool = False
@@ -161,12 +166,11 @@ class StreamingRidge(Regressor):
         self._train = self._centred(betas)
         self._known: Known | None = None
         self._factor: Panels | None = None
-        if known is not None and (self.per_target or not shapes.through_hat or known.shape[0] > TEST_ROWS):
-            known = None
-        self._factorise(plan, test, known)
+        later = self.per_target or not shapes.through_hat or shapes.m > TEST_ROWS
+        self._factorise(plan, test, None if later else known)
         return self
 
-    def _factorise(self, plan: FitPlan, given: Any, known: Matrix | None) -> None:
+    def _factorise(self, plan: FitPlan, source: Any, known: Matrix | None) -> None:
         """Form the Gram matrix, choose alpha, factor it, and form the hat matrices of test betas that are ``known``."""
         n, p = self.betas_.shape
         test = None if known is None else self._centred(known)
@@ -180,22 +184,21 @@ class StreamingRidge(Regressor):
         if self.per_target:
             return
         cholesky(kernel, self.alpha_, deflate=n <= p)
-        if test is None or known is None:
+        if known is None or test is None:
             self._factor = kernel
             return
         fold = None if self._shuffles else self._fold
         hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold)
         del cross  # it is the hat matrix, or was folded
-        self._known = Known(given, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
+        self._known = Known(source, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
 
     def _centred(self, betas: Matrix) -> Centred:
         return Centred(betas, self.moments_, scale=self.standardize)
 
     def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any]) -> None:
         n, p = self.betas_.shape
-        grid = (
-            default_alphas(mean_eigenvalue(kernel)) if self.alphas is None else np.sort(np.asarray(self.alphas, float))
-        )
+        default = self.alphas is None
+        grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
         spectrum = eigenvectors(kernel, deflate=n <= p)
         self.alphas_ = grid
         if self.per_target:
@@ -215,9 +218,12 @@ class StreamingRidge(Regressor):
         if targets.shape[0] != self._pairing.s:
             images = f" of {self._pairing.s} images" if self._pairing.repeats else ""
             raise InputError(f"{self._pairing.n} rows of betas{images} and {targets.shape[0]} rows of targets")
-        other = StreamingRidge(**self.get_params())
-        other.__dict__.update(self.__dict__ | {"targets_": targets, "_one_dimensional": False})
-        return other
+        return self._copy(targets_=targets, _one_dimensional=False)
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether ``shuffled`` may be called: not once hat matrices of known test betas were folded by image."""
+        return self._known is None or not self._known.folded
 
     def shuffled(self, seed: int | Sequence[int]) -> "StreamingRidge":
         """The same fit with betas and targets paired at random: what is predicted without any information.
@@ -226,12 +232,14 @@ class StreamingRidge(Regressor):
         are still the rows whose betas are of one image.
         """
         self._check_fitted()
-        if self._known is not None and self._known.folded:
+        if not self.shuffles:
             raise SettingsError("this ridge was fitted for the measured pairing alone", todo="set shuffled=True in fit")
+        order = np.random.default_rng(seed).permutation(self._pairing.n)
+        return self._copy(_shuffles=True, _order=order)
+
+    def _copy(self, **changed: Any) -> "StreamingRidge":
         other = StreamingRidge(**self.get_params())
-        other.__dict__.update(self.__dict__)
-        other._shuffles = True
-        other._order = np.random.default_rng(seed).permutation(self._pairing.n)
+        other.__dict__.update(self.__dict__ | changed)
         return other
 
     # Predicting
@@ -296,8 +304,7 @@ class StreamingRidge(Regressor):
         return hat if len(whole) == len(rows) else hat[np.isin(whole, rows)]
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
-        some = self._centred(RowSubset(self.betas_, rows))
-        hat = hat_matrix(self._train, some, range(len(rows)), factor)
+        hat = hat_matrix(self._train, self._centred(RowSubset(self.betas_, rows)), range(len(rows)), factor)
         leave_groups_out(hat, rows, self._pairing)
         return hat
 
@@ -348,16 +355,11 @@ class StreamingRidge(Regressor):
         """
         self._check_fitted()
         factor = self._kept_factor
-        scale = (
-            np.where(self.moments_.usable, self.moments_.std, 1) if self.standardize else np.ones(self.n_features_in_)
-        )
-        centre = np.where(self.moments_.usable, self.moments_.mean, 0)
         shapes = self._shapes(self.betas_, self.targets_, 1)
         self._require(MemoryBudget.of(self.budget), "the weights", plan_weights(shapes, on_disk=factor.on_disk))
         for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
-            w, mean = weights(self._train, factor, self.targets_, columns, self._paired)
-            w /= scale.astype(w.dtype)
-            yield columns, w, mean - np.einsum("ij,j->i", w, centre, dtype=np.float64)
+            centred = weights(self._train, factor, self.targets_, columns, self._paired)
+            yield columns, *for_measured_betas(*centred, self.moments_, standardize=self.standardize)
 
     def write_weights(self, path: str | Path, *, overwrite: bool = False) -> Store:
         """Write the weights to a store [targets, p + 1], the last column being the intercept; resumable.
@@ -375,8 +377,8 @@ class StreamingRidge(Regressor):
         if (index := self._paired.index) is not None:
             made_of["stimulus" if self._pairing.repeats else "order"] = fingerprint({"order": index.tolist()})
         store = Store.create(path, (t, p + 1), np.float32, made_of=made_of, overwrite=overwrite)
-        for columns, w, intercept in self.weight_blocks(lacking_targets(store)):
-            write_weights(store, columns, w, intercept)
+        for block in self.weight_blocks(lacking_targets(store)):
+            write_weights(store, *block)
         store.finish()
         return store
 
@@ -384,19 +386,14 @@ class StreamingRidge(Regressor):
 
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()
-        if self._known is not None and X is self._known.given:
-            return self._known.betas
-        return self._test_matrix(X)
+        known = self._known
+        return known.betas if known is not None and X is known.source else self._test_matrix(X)
 
     @property
     def _stream_dtype(self) -> np.dtype[Any]:
         """Targets in float64 are answered in float64 where the factor is."""
-        exact = (
-            min(self.betas_.shape) <= FLOAT64_ORDER and np.result_type(self.targets_.dtype, np.float32) == np.float64
-        )
-        return np.dtype(np.float64 if exact else np.float32)
+        wide = np.result_type(self.targets_.dtype, np.float32) == np.float64
+        return np.dtype(np.float64 if wide and min(self.betas_.shape) <= FLOAT64_ORDER else np.float32)
 
     def _shapes(self, betas: Matrix, targets: Matrix, m: int) -> Shapes:
-        return shapes_of(
-            betas, targets, m, self._pairing, restandardize=self.restandardize, shuffled=self._shuffles
-        )  # fmt: skip
+        return shapes_of(betas, targets, m, self._pairing, self.restandardize, shuffled=self._shuffles)

@@ -9,7 +9,7 @@ from leanrecon.stores.matrix import Matrix, StoreMatrix
 
 
 def shapes_of(
-    betas: Matrix, targets: Matrix, m: int, pairing: Pairing, *, restandardize: Kind, shuffled: bool
+    betas: Matrix, targets: Matrix, m: int, pairing: Pairing, restandardize: Kind, *, shuffled: bool
 ) -> Shapes:
     """The shapes of a ridge from betas [n, p] to targets [s, t] that predicts ``m`` rows."""
     (n, p), t = betas.shape, targets.shape[1]

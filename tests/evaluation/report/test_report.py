@@ -19,6 +19,8 @@ from leanrecon.evaluation.report.names import LABELS
 from leanrecon.evaluation.report.page import render
 from leanrecon.evaluation.report.thumbnails import thumbnail
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 
 

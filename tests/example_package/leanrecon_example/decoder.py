@@ -54,7 +54,7 @@ class Linear:
         shape = (image[0], image[1], image[2])
         context.require(context.label, self.plan(DecoderShapes(n, p, 0, s, shape), context.budget.free).work)
         small = fitted_into(shape, self.settings.size)
-        path, trained_on = folder / "network.safetensors", {**self.made_of(), "images": data.images.content}
+        path, trained_on = folder / "network.safetensors", {**self.made_of(), "data": data.content}
         state = self._found(path, trained_on, context.overwrite) or self._begin(data, small)
         done = int(state["step"][0])
         if done < self.settings.steps:
@@ -102,7 +102,7 @@ class Linear:
         if overwrite:
             return None
         raise StoreError(
-            f"{path} was trained on other images or with other settings", todo="use --overwrite to replace it"
+            f"{path} was trained on other data or with other settings", todo="use --overwrite to replace it"
         )
 
 

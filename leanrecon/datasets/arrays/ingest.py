@@ -1,0 +1,241 @@
+"""From opened arrays to a study's complete stores, step by step, continuing what an earlier run began."""
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from leanrecon.context import Context
+from leanrecon.datasets.arrays.inputs import Inputs, Split
+from leanrecon.datasets.arrays.repeats import Averaged, Repeats
+from leanrecon.datasets.files.rows import Convert, Rows
+from leanrecon.datasets.images import stimulus_ids
+from leanrecon.datasets.ingest import NanCount, Source, fill_store
+from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
+from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
+from leanrecon.errors import InputError, StoreError
+from leanrecon.memory import buffer
+from leanrecon.places import Location
+from leanrecon.places.files import read_json, write_json, write_whole
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.store import Store, remove
+from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows as StudyRows
+from leanrecon.study.rows import joined_groups
+
+Array = np.ndarray[Any, Any]
+Stores = dict[tuple[str, str], Store]
+"""By role (betas or stimuli) and split."""
+
+
+class Ingest:
+    """One run of the stage dataset over opened arrays."""
+
+    def __init__(self, inputs: Inputs, study: Study, context: Context) -> None:
+        self.inputs = inputs
+        self.settings = inputs.settings
+        self.study = study
+        self.context = context
+        self.known_ids: dict[str, list[list[str]]] = {}
+        """Ids of the images of all arrays, by what decides them: kept in sources.json, as finding them reads all images."""
+
+    def run(self) -> None:
+        """Write what is not there yet; rows.json is written last."""
+        captions = self.inputs.captions()
+        sweep(self.study)
+        if self.context.overwrite:
+            forget_other_kind(self.study, "arrays")
+        self._recall_sources()
+        splits, repeats = self._splits()
+        stores = self._create(splits, repeats)
+        if self.context.overwrite:
+            self._remove_others(set(repeats))
+        self._keep_sources()
+        rows = StudyRows({n: of.record() for n, of in repeats.items()}, {n: of.images for n, of in repeats.items()})
+        done = all(store.complete for store in stores.values()) and self._is_recorded(rows)
+        if not done:
+            self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            self._fill_betas(splits, repeats, stores)
+            self._fill_images(splits, repeats, stores)
+        for split in splits if captions is not None else []:
+            given = [row for array in self.inputs.of_split(captions or [], split.name) for row in array]
+            texts = repeats[split.name].captions(given)
+            keep_json(self.study.captions(split.name), texts, "captions", overwrite=self.context.overwrite)
+        if n_voxels(self.study, "index") != self.inputs.voxels:
+            write_whole(self.study.voxels, lambda file: np.savez(file, index=np.arange(self.inputs.voxels)))
+        if self.settings.folds:
+            groups = repeats["train"].groups(by_run=self.settings.group == "run")
+            folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
+            keep_json(self.study.folds, folds, "folds or another seed", overwrite=self.context.overwrite)
+        if not done:
+            rows.write(self.study)
+
+    # Rows
+
+    def _splits(self) -> tuple[list[Split], dict[str, Repeats]]:
+        """The splits as they lie in the arrays, and which of their rows show the same image."""
+        ids = self._image_ids()
+        runs = self.inputs.runs()
+        splits = self.inputs.splits(self._test_rows(ids, runs))
+        repeats = {}
+        for split in splits:
+            names = [name for array in self.inputs.of_split(ids, split.name) for name in array]
+            of = self.inputs.of_split(runs, split.name) if runs is not None else None
+            averaged = self.settings.averages(split.name)
+            every = Repeats(np.arange(len(names)), names, averaged, None if of is None else np.concatenate(of))
+            repeats[split.name] = every.part(split.index)
+        if "stimuli" in self.inputs.roles and len(splits) == 2 and not self.settings.allow_shared_stimuli:
+            named = {split.name: split.locate("stimuli") for split in splits}
+            check_shared({name: of.ids for name, of in repeats.items()}, named)
+        return splits, repeats
+
+    def _test_rows(self, ids: list[list[str]], runs: list[Array] | None) -> Array:
+        """The test rows of a lone array; whole images are drawn for test_fraction, or what runs join."""
+        if self.settings.test_index:
+            return self.inputs.test_rows()
+        if not self.settings.test_fraction:
+            return np.arange(0)
+        groups = ids[0]
+        if self.settings.group == "run" and runs is not None:
+            groups = [str(number) for number in joined_groups(groups, runs[0].tolist())]
+        return fraction_rows(groups, self.settings.test_fraction, self.context.seed)
+
+    def _image_ids(self) -> list[list[str]]:
+        """The id of each row's image, array by array: of its pixels, or the row's number where there are no images."""
+        made_of = self.inputs.images_made_of()
+        if made_of is None:
+            ends = np.cumsum([len(rows) for rows in self.inputs.arrays["betas"]]).tolist()
+            return [[str(row) for row in range(a, b)] for a, b in pairwise([0, *ends])]
+        key = fingerprint(made_of)
+        if key not in self.known_ids:
+            self.known_ids = {key: self._scan_images()}
+        return self.known_ids[key]
+
+    def _scan_images(self) -> list[list[str]]:
+        """Read all images for their ids; raises InputError where all of them are black."""
+        arrays = self.inputs.arrays["stimuli"]
+        found: list[list[str]] = []
+        brightest = 0
+        with self.context.named("stimuli, looking for repeats").task(
+            total=sum(map(len, arrays)), unit="rows"
+        ) as advance:
+            for split, rows in zip(self.inputs.scanned(), arrays, strict=True):
+                plan = self.inputs.plan_store("stimuli", split, len(rows), self.context.chunk, self.context.budget.free)
+                step = min(plan.at_once * self.inputs.group_rows("stimuli", len(rows), self.context.chunk), len(rows))
+                memory = buffer((step, *rows.shape[1:]), np.uint8)
+                found.append([])
+                for start in range(0, len(rows), step):
+                    stop = min(start + step, len(rows))
+                    rows.read(np.arange(start, stop), memory[: stop - start], self.convert)
+                    found[-1] += stimulus_ids(self.inputs.images(memory[: stop - start]))
+                    brightest = max(brightest, int(memory[: stop - start].max()))
+                    advance(stop - start)
+                rows.release()
+        if brightest <= 1:
+            raise InputError(
+                f"all images are black: no value in them is above {brightest}",
+                expected="integers from 0 to 255, floating-point numbers from 0 to 1, or bool",
+                todo="save images of 0 and 1 as bool, and run again with --overwrite",
+            )
+        return found
+
+    @cached_property
+    def convert(self) -> Convert:
+        """How images become uint8; floating-point ones are read through for it."""
+        return self.inputs.converter()
+
+    def _is_recorded(self, rows: StudyRows) -> bool:
+        """Whether rows.json was written for these very rows."""
+        try:
+            return StudyRows.read(self.study) == rows
+        except StoreError:
+            return False
+
+    # What is known of the files
+
+    def _recall_sources(self) -> None:
+        record = read_json(sources_path(self.study))
+        record = record if isinstance(record, dict) else {}
+        self.inputs.prints = dict(record.get("files", {}))
+        self.known_ids = dict(record.get("ids", {}))
+
+    def _keep_sources(self) -> None:
+        record = {"files": self.inputs.prints, "ids": self.known_ids}
+        if read_json(sources_path(self.study)) != record:
+            write_json(sources_path(self.study), record)
+
+    # Stores
+
+    def _path(self, role: str, split: str) -> Location:
+        return self.study.betas(split) if role == "betas" else self.study.stimuli(split)
+
+    def _create(self, splits: list[Split], repeats: dict[str, Repeats]) -> Stores:
+        """Open every store for writing, so that one made of something else is refused before anything is written."""
+        stores = {}
+        for role in self.inputs.roles:
+            for split in splits:
+                of = repeats[split.name]
+                n = len(of.images) if role == "stimuli" or of.averaged else len(of.index)
+                stores[role, split.name] = Store.create(
+                    self._path(role, split.name),
+                    self.inputs.store_shape(role, n),
+                    np.float32 if role == "betas" else np.uint8,
+                    made_of=self.inputs.made_of(role, split.name, self.context.seed),
+                    chunk=self.context.chunk,
+                    overwrite=self.context.overwrite,
+                )
+        return stores
+
+    def _at_once(self, role: str, split: Split, store: Store) -> int:
+        return self.inputs.plan_store(role, split, store.rows, self.context.chunk, self.context.budget.free).at_once
+
+    def _fill_betas(self, splits: list[Split], repeats: dict[str, Repeats], stores: Stores) -> None:
+        """Fill the betas of all splits, then judge the NaN in them together: only then are they complete."""
+        own = [stores["betas", split.name] for split in splits]
+        if all(store.complete for store in own):
+            return
+        nan = NanCount(self.inputs.voxels)
+        located = []
+        for split, store in zip(splits, own, strict=True):
+            rows, index = self._betas(split, repeats[split.name])
+
+            def locate(row: int, rows: Rows = rows, index: Array = index) -> str:
+                return rows.locate(int(index[row]))
+
+            source = Source(rows, index, self._at_once("betas", split, store))
+            fill_store(store, source, self.context.named(f"betas, {split.name}"), nan.looker(locate))
+            located.append((store, locate))
+        nan.check(located)
+        for store in own:
+            store.finish()
+
+    def _betas(self, split: Split, repeats: Repeats) -> tuple[Rows, Array]:
+        """The rows that become rows of betas: those of the array, or means over them."""
+        if not repeats.averaged:
+            return split.betas, repeats.index
+        trials = repeats.trials
+        counts = np.array([len(of) for of in trials], np.float64)
+        scale = np.sqrt(counts) if self.settings.rescales(split.name) else None
+        return Averaged(split.betas, trials, scale), np.arange(len(trials))
+
+    def _fill_images(self, splits: list[Split], repeats: dict[str, Repeats], stores: Stores) -> None:
+        for split in splits if "stimuli" in self.inputs.roles else []:
+            store = stores["stimuli", split.name]
+            if not store.complete:
+                convert = self.convert if store.missing() else None
+                at_once = self._at_once("stimuli", split, store)
+                index = repeats[split.name].first
+                source = Source(split.rows("stimuli"), index, at_once, convert, self.inputs.images)
+                fill_store(store, source, self.context.named(f"stimuli, {split.name}"))
+                store.finish()
+
+    def _remove_others(self, splits: set[str]) -> None:
+        """Remove what other settings made and these don't: the test stores of a split that is now folded, say."""
+        for split in ("train", "test"):
+            if split not in splits:
+                remove(self.study.betas(split))
+            if split not in splits or "stimuli" not in self.inputs.roles:
+                remove(self.study.stimuli(split))
+        captions = getattr(self.settings, self.inputs.names("captions")[0])
+        remove_others(self.study, captions=splits if captions else (), folds=bool(self.settings.folds))
