@@ -30,26 +30,28 @@ def space():
 def test_decode_undoes_what_predictions_lack(data, tmp_path):
     images, predictions, stimulus = data
     calibrated = space()
-    calibrated.calibrate(predictions, images, stimulus, tmp_path / "calibration.json", Context.of())
+    calibrated.calibrate(predictions, images, stimulus, tmp_path / "calibration.npz", Context.of())
     assert calibrated.gain == pytest.approx(3, rel=1e-4)
-    drawn = calibrated.decode(predictions[0:40], range(40), SHAPE)
+    rows = np.empty(predictions.shape, np.float32)
+    predictions.read(range(60), range(16), rows)
+    drawn = calibrated.decode(rows[:40], range(40), SHAPE)
     np.testing.assert_array_equal(drawn, images[:])
-    assert space().decode(predictions[0:40], range(40), SHAPE).std() < 0.5 * images[:].std()
+    assert space().decode(rows[:40], range(40), SHAPE).std() < 0.5 * images[:].std()
 
 
 def test_the_calibration_is_part_of_what_images_are_made_of(data, tmp_path):
     images, predictions, stimulus = data
     plain, calibrated, loaded = space(), space(), space()
-    calibrated.calibrate(predictions, images, stimulus, tmp_path / "calibration.json", Context.of())
+    calibrated.calibrate(predictions, images, stimulus, tmp_path / "calibration.npz", Context.of())
     assert calibrated.decode_made_of() != plain.decode_made_of()
     assert calibrated.made_of() == plain.made_of()  # features do not depend on it
-    loaded.load_calibration(tmp_path / "calibration.json")
+    loaded.load_calibration(tmp_path / "calibration.npz")
     assert loaded.decode_made_of() == calibrated.decode_made_of()
 
 
 def test_a_calibration_is_kept_and_another_one_refused(data, store_of, tmp_path):
     images, predictions, stimulus = data
-    path = tmp_path / "calibration.json"
+    path = tmp_path / "calibration.npz"
     space().calibrate(predictions, images, stimulus, path, Context.of())
     written = path.stat().st_mtime_ns
     space().calibrate(predictions, images, stimulus, path, Context.of())
@@ -63,15 +65,15 @@ def test_a_calibration_is_kept_and_another_one_refused(data, store_of, tmp_path)
 def test_too_small_a_budget_is_refused_before_any_work(data, tmp_path):
     images, predictions, stimulus = data
     with pytest.raises(BudgetError, match="calibration of mine needs at least"):
-        space().calibrate(predictions, images, stimulus, tmp_path / "calibration.json", Context.of("1B"))
-    assert not (tmp_path / "calibration.json").exists()
+        space().calibrate(predictions, images, stimulus, tmp_path / "calibration.npz", Context.of("1B"))
+    assert not (tmp_path / "calibration.npz").exists()
 
 
 def test_spaces_without_calibration_ignore_it(data, tmp_path):
     images, predictions, stimulus = data
     plain = make_space("pixels", {})
     assert not plain.calibrates
-    plain.calibrate(predictions, images, stimulus, tmp_path / "calibration.json")
-    assert not (tmp_path / "calibration.json").exists()
+    plain.calibrate(predictions, images, stimulus, tmp_path / "calibration.npz")
+    assert not (tmp_path / "calibration.npz").exists()
     store = Store.open(tmp_path / "predictions" / "mine" / "train.zarr")
     assert sum(1 for _ in decode_rows(plain, store, SHAPE)) == 60
