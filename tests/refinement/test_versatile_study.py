@@ -53,7 +53,7 @@ resamples = 100
 LATER = """
 from pathlib import Path
 from leanrecon.stages.pipeline import STAGES, Pipeline
-from leanrecon.study.settings import read_settings
+from leanrecon.study.recipes import read_settings
 from leanrecon.study.layout import Study
 settings, base_dir = read_settings("versatile.toml")
 pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)

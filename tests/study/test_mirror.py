@@ -20,8 +20,8 @@ from leanrecon.stages.pipeline import Pipeline
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.mirror import Mirror
+from leanrecon.study.recipes import read_settings
 from leanrecon.study.record import is_complete
-from leanrecon.study.settings import read_settings
 
 SETTINGS = """
 [dataset]
