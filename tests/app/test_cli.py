@@ -26,6 +26,8 @@ from leanrecon.study.recipes import read_settings
 from leanrecon.study.settings import check_settings
 from leanrecon.study.verify import find_damage
 
+pytestmark = pytest.mark.slow
+
 N_TRAIN, N_TEST, N_VOXELS = 40, 12, 30
 RNG = np.random.default_rng(11)
 STIMULI = RNG.integers(0, 256, (N_TRAIN + N_TEST, 8, 8), np.uint8)

@@ -17,6 +17,8 @@ from leanrecon.regression.mlp.training import seeded_weights
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SMALL = {
     "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0,
     "inputs": "betas", "whiten": True, "noise": 0.1, "voxel_dropout": 0.1,

@@ -137,8 +137,8 @@ class StreamingMLP(Trained):
             (targets, None) if pairing.index is None else rows_alone(targets, pairing, np.arange(pairing.n))
         )
         self._pairing = Pairing.of(index, pairing.n, targets.shape[0])
-        if groups is None and self._pairing.repeats:
-            groups = self._pairing.index
+        if groups is None and self._pairing.index is not None and self._pairing.repeats:
+            groups = self._pairing.index.tolist()
         return self._fit(betas, targets, groups, test_rows, None)
 
     def shuffled(
