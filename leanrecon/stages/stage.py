@@ -158,7 +158,8 @@ class Run:
         ``networks`` are folders of networks that it may train.
         """
         context = self.context(label or stage)
-        with recorded(stage, study, context, products, networks) as record:
+        follow = self.mirror.following() if self.mirror is not None and networks else contextlib.nullcontext()
+        with recorded(stage, study, context, products, networks) as record, follow:
             yield record, context
         if self.mirror is not None:
             self.mirror.keep_or_warn()

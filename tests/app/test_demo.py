@@ -13,6 +13,8 @@ import pytest
 import leanrecon
 from leanrecon.weights import packaged
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 PACKAGE = Path(leanrecon.__file__).parent
 
 SMALL = ("--set", "dataset.n_train=60", "--set", "dataset.n_test=8", "--set", "evaluate.permutations=1")
@@ -119,7 +121,7 @@ def test_the_recipe_is_run_whatever_study_of_its_name_is_there(tmp_path: Path) -
 def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leanrecon.study.settings import read_settings, recipes
+    from leanrecon.study.recipes import read_settings, recipes
 
     (tmp_path / "models" / "clip").mkdir(parents=True)
     (tmp_path / "here").mkdir()
@@ -135,7 +137,7 @@ def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
 
 
 def test_the_recipe_describes_the_network_that_is_trained() -> None:
-    from leanrecon.study.settings import read_settings, recipes
+    from leanrecon.study.recipes import read_settings, recipes
 
     pytest.importorskip("torch")
     from demo_models.vdvae import CONFIG

@@ -14,6 +14,8 @@ from leanrecon.features.pixels import Pixels
 from leanrecon.places.files import write_whole
 from leanrecon.stores import Store
 
+pytestmark = pytest.mark.slow
+
 
 class GainSettings(BaseModel):
     kind: Literal["gain"] = "gain"
