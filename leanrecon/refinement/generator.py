@@ -72,7 +72,7 @@ class Generator(Protocol):
 
     @classmethod
     def needs(cls, settings: Any) -> Iterable[Any]:
-        """The published weights that it reads (``weights.fetch.Want``)."""
+        """The published weights that it reads (``weights.needs.Need``)."""
 
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from leanrecon.stores.pictures import Pictures
 
 COPYING_NBYTES = 8_000_000
-"""Memory of copying images one by one."""
+"""Memory of checking and linking, or copying, images one by one."""
 
 
 class NoRefinementSettings(GeneratorSettings):
@@ -78,7 +78,7 @@ class NoRefinement:
         return GeneratorPlan(COPYING_NBYTES, "none")
 
     def draw(self, first: "Pictures", predicted: Mapping[str, Rows], out: "Pictures", context: Context) -> None:
-        """Copy the files of the first images that ``out`` lacks, and finish it."""
+        """Link (or copy) the files of the first images that ``out`` lacks, and finish it."""
         if out.missing():
             context.require(context.label or "refine", COPYING_NBYTES)
             out.link(first)

@@ -25,7 +25,7 @@ from leanrecon.study.lock import only_run
 from leanrecon.study.mirror import Mirror
 from leanrecon.study.needs import require_weights
 from leanrecon.study.record import HEADER, check_format, is_study, sweep
-from leanrecon.study.settings import SECTIONS, Settings, check_settings
+from leanrecon.study.settings import Settings, check_settings
 from leanrecon.validation import nearest
 
 STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
@@ -130,11 +130,12 @@ class Pipeline:
         names = {stage.name for stage in accepted}
         if "evaluate" not in names and not run.overwrite and run.study.settings.exists():
             with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new
+                accepted_sections = _sections(names)
                 before = tomllib.loads(run.study.settings.read_text())
-                kept = {key: value for key, value in before.items() if key in SECTIONS and key not in _sections(names)}
-                new = {key: value for key, value in tables.items() if key not in SECTIONS or key in _sections(names)}
-                check_settings(kept | new)
-                tables = kept | new
+                kept = {key: value for key, value in before.items() if key not in accepted_sections or key in tables}
+                merged = kept | {key: tables[key] for key in tables if key in accepted_sections}
+                check_settings(merged)
+                tables = merged
         write_text(run.study.settings, HEADER + tomli_w.dumps(tables))
 
 

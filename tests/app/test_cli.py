@@ -20,9 +20,11 @@ from sklearn.linear_model import Ridge
 from leanrecon.app import cli
 from leanrecon.errors import StoreError
 from leanrecon.stages.pipeline import HEADER, only_run
-from leanrecon.stages.repair import find_damage, mend
+from leanrecon.stages.repair import mend
 from leanrecon.stores import Store
-from leanrecon.study.settings import check_settings, read_settings
+from leanrecon.study.recipes import read_settings
+from leanrecon.study.settings import check_settings
+from leanrecon.study.verify import find_damage
 
 N_TRAIN, N_TEST, N_VOXELS = 40, 12, 30
 RNG = np.random.default_rng(11)

@@ -119,7 +119,7 @@ def test_the_recipe_is_run_whatever_study_of_its_name_is_there(tmp_path: Path) -
 def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leanrecon.study.settings import read_settings, recipes
+    from leanrecon.study.recipes import read_settings, recipes
 
     (tmp_path / "models" / "clip").mkdir(parents=True)
     (tmp_path / "here").mkdir()
@@ -135,7 +135,7 @@ def test_recipes_take_their_own_models_and_no_folder_beside_the_current_one(
 
 
 def test_the_recipe_describes_the_network_that_is_trained() -> None:
-    from leanrecon.study.settings import read_settings, recipes
+    from leanrecon.study.recipes import read_settings, recipes
 
     pytest.importorskip("torch")
     from demo_models.vdvae import CONFIG

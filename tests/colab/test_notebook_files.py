@@ -9,8 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from leanrecon.study.recipes import recipes
 from run_notebook import PARAMETER, set_parameters
+
+from leanrecon.study.recipes import recipes
 
 nbformat = pytest.importorskip("nbformat")
 

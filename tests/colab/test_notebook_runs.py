@@ -87,7 +87,7 @@ def test_the_demo_runs_offline_within_limits(what: str, wheel: Path, tmp_path: P
     peak = float(re.search(r"peak memory: ([\d.]+) GB together", said)[1])
     assert 0.05 < peak < 3
     shown = outputs(tmp_path)
-    assert "these settings name no weights" in shown[3] or "all weights are here" in shown[3]
+    assert "these settings need no weights" in shown[3] or "all weights are here" in shown[3]
     assert "plan, 4 GB of memory allowed" in shown[4]
     assert "peak memory" in shown[4]
     for stage in shown[5:]:
@@ -103,6 +103,8 @@ def test_your_data_runs_as_it_is(wheel: Path, tmp_path: Path) -> None:
     finished(run_notebook("your_data.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel))
     shown = outputs(tmp_path)
     assert (tmp_path / "mine" / "report.html").exists()
+    assert "regression pca" in shown[4]
+    assert "MB of memory" in shown[4]
     metrics = json.loads((tmp_path / "mine" / "evaluation" / "metrics.json").read_text())
     assert metrics["n_test"] == 60
     assert metrics["final"]["two_way_pixels"]["low"] > 0.8, "the example is one that works"

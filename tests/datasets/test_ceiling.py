@@ -16,7 +16,7 @@ NAN = float("nan")
 
 def study_of(folder: Path, repeats: list[int], **voxels: object) -> Study:
     study = Study(folder)
-    study.rows.parent.mkdir(parents=True)
+    Path(study.rows).parent.mkdir(parents=True)
     study.rows.write_text(json.dumps({"train": {"repeats": [1, 1]}, "test": {"repeats": repeats}}))
     np.savez(study.voxels, **{name: np.array(values) for name, values in voxels.items()})
     return study

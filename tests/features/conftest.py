@@ -46,6 +46,7 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
     """All files under a folder with their bytes: two stores are equal, and nothing is left half-written."""
 
     def read(path: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+        folder = Path(path)
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     return read

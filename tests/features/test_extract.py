@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_only_what_is_missing_is_computed_again_in_the_same_batches(images, tmp_
     )  # groups of 128 or 256 rows
     whole, size = files_of(store.path), store.chunk_rows
     store.discard([(1, 0)])
-    (store.path / "c" / "1" / "0.abc.partial").write_bytes(b"half")
+    (Path(store.path) / "c" / "1" / "0.abc.partial").write_bytes(b"half")
     extract(again, images, tmp_path / "f.zarr", Context.of(chunk=100_000), batch=5)
     assert again.batches == [rows for rows in first.batches if size <= rows[0] < 2 * size]
     assert files_of(store.path) == whole
@@ -241,7 +242,7 @@ def test_stores_that_hold_no_images_are_refused(store_of, tmp_path, rows, found)
 
 
 def test_images_that_are_not_complete_or_damaged_are_refused(images, tmp_path):
-    with images.chunk_path(1).open("r+b") as file:
+    with Path(images.chunk_path(1)).open("r+b") as file:
         file.seek(1000)
         file.write(b"\xff\x00\xff")
     with pytest.raises(StoreError, match=r"c/1/0/0/0 of .* does not match its checksum"):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_only_what_is_missing_is_computed_again_in_the_same_batches(captions, tm
     store = extract_captions(first, captions, tmp_path / "f.zarr", Context.of(chunk=20_000), batch=24)
     whole, size = files_of(store.path), store.chunk_rows
     store.discard([(1, 0)])
-    (store.path / "c" / "1" / "0.abc.partial").write_bytes(b"half")
+    (Path(store.path) / "c" / "1" / "0.abc.partial").write_bytes(b"half")
     extract_captions(again, captions, tmp_path / "f.zarr", Context.of(chunk=20_000), batch=5)
     assert again.batches == [rows for rows in first.batches if size <= rows[0] < 2 * size]
     assert files_of(store.path) == whole

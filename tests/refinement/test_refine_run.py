@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_a_killed_run_ends_with_the_same_bytes(kind, make, refine, text, vision,
     whole = Pictures.create(tmp_path / "whole", 5, (SIZE, SIZE, 3), made_of={"a": 1})
     refine(generator, out=whole, **others)
     (tmp_path / "out.json").unlink()
-    (tmp_path / "out").rmdir()
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     arguments = [str(tmp_path), json.dumps(generator.settings.model_dump())]
     run = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=ONE_THREAD)
     deadline = time.monotonic() + 120
@@ -254,7 +255,7 @@ def test_a_negative_embedding_that_is_none_is_refused(precision, make, refine, o
 @pytest.mark.parametrize(
     ("table", "found"),
     [
-        ({"kind": "euler"}, "refine.kind: 'euler' is not one of the generators"),
+        ({"kind": "euler"}, "refine.kind = 'euler'"),
         ({"base": ""}, "refine.base is not given"),
         ({"text": ""}, "refine.text is not given"),
         ({"steps": 0}, "refine.steps = 0"),
@@ -359,7 +360,9 @@ def test_settings_and_plans_import_no_heavy_library(base):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["generator", "inputs", "none", "diffusion.plan", "diffusion.schedule"])
+@pytest.mark.parametrize(
+    "module", ["generator", "inputs", "none", "diffusion.plan", "diffusion.stable", "diffusion.versatile"]
+)
 def test_planning_modules_import_neither_zarr_nor_scipy_nor_torch(module):
     code = f"import sys, leanrecon.refinement.{module}; assert not {{'zarr', 'scipy', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

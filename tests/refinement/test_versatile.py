@@ -207,7 +207,7 @@ def test_lost_images_are_drawn_again_to_the_same_bytes(made, first, text, vision
     whole = [out.file(row).read_bytes() for row in range(5)]
     for row in (1, 2):  # as a run that was killed leaves them
         out.file(row).unlink()
-    record = out.path.with_suffix(".json")
+    record = out.path.with_name("out.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
     again, drawn_again = run()
     assert drawn_again == 2

@@ -1,5 +1,7 @@
 """The plan of a ridge: tables of cases worked out by hand, and what holds for every shape and budget."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +117,23 @@ def test_panels_of_test_rows_share_a_pass_over_the_targets(m, free, together, co
     assert plan_predict(shapes, free, on_disk=False, together=together)[0] == count
 
 
+TRIALS = replace(NSD, n=27_000, m=1000, s=9000, largest=3)
+
+
+def test_single_trials_hold_a_column_of_the_hat_matrix_for_each_image():
+    folded, rows = (plan_fit(shapes, 10 * GB, known=True) for shapes in (TRIALS, replace(TRIALS, s=None, largest=1)))
+    assert rows.phases["predictions"] - folded.phases["predictions"] == 1000 * (27_000 - 9000) * 4
+    assert folded.work == folded.phases["hat matrix"] < rows.work
+    shuffled = plan_fit(replace(TRIALS, shuffled=True), 10 * GB, known=True)
+    assert shuffled.phases["predictions"] == rows.phases["predictions"] + 1000 * 9000 * 4  # folded anew each time
+
+
+def test_leaving_images_out_of_single_trials_fits_where_the_eigenvectors_did():
+    planned = plan_fit(TRIALS, 10 * GB, known=True, loo=True)
+    assert planned.phases["leave one out"] < planned.phases["eigenvectors"]
+    assert planned.phases["eigenvectors"] >= 3 * 15_724**2 * 4
+
+
 # What holds for all of them
 
 SHAPES = st.builds(
@@ -130,6 +149,9 @@ SHAPES = st.builds(
     y_scratch=st.integers(0, 10**7),
     y_itemsize=st.sampled_from([4, 8]),
     restandardized=st.booleans(),
+    shuffled=st.booleans(),
+    s=st.none() | st.integers(1, 40_000),
+    largest=st.integers(1, 5),
 )
 FREE = st.integers(0, 4 * GB)
 OPTIONS = st.fixed_dictionaries(
@@ -200,7 +222,8 @@ def test_what_fits_at_fit_fits_when_predicting(shapes, free, options):
     if options["per_target"]:
         later = held + shapes.order**2 * shapes.itemsize + plan_per_target(shapes)
     elif known:
-        later = held + rows * shapes.n * shapes.itemsize + plan_stream(shapes, rows)
+        columns = shapes.n if shapes.shuffled else shapes.width  # folded by image, unless rows are to be shuffled
+        later = held + rows * columns * shapes.itemsize + plan_stream(shapes, rows)
     else:
         kept = planned.triangle if planned.in_memory else 0
         on_disk = not planned.in_memory
@@ -211,4 +234,5 @@ def test_what_fits_at_fit_fits_when_predicting(shapes, free, options):
 @given(shapes=SHAPES, on_disk=st.booleans())
 def test_weights_hold_a_block_of_them(shapes, on_disk):
     work = plan_weights(shapes, on_disk=on_disk)
-    assert work >= WARM + min(shapes.t, 512) * (shapes.n + shapes.p) * shapes.itemsize
+    targets = shapes.n if shapes.dual else shapes.width  # of each row, or of each image
+    assert work >= WARM + min(shapes.t, 512) * (targets + shapes.p) * shapes.itemsize

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leanrecon.app.plan import plan_study
 from leanrecon.errors import StoreError
 from leanrecon.memory import MemoryBudget
-from leanrecon.stages.pipeline import Pipeline
-from leanrecon.stages.repair import find_damage, mend
+from leanrecon.stages.pipeline import Pipeline, plan_study
+from leanrecon.stages.repair import mend
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.settings import check_settings
+from leanrecon.study.verify import find_damage
 
 torch = pytest.importorskip("torch")
 
@@ -108,21 +108,36 @@ def test_folds_have_networks_of_their_own(dataset, tmp_path):
 def test_damaged_predictions_are_made_again_from_the_kept_weights(dataset, tmp_path):
     run(tmp_path, tables(dataset), until="regression")
     study = Study(tmp_path)
-    path = study.predictions("pca")
-    known, weights = content(path), study.network("pca") / "network.safetensors"
+    path = Path(study.predictions("pca"))
+    known, weights = content(path), Path(study.network("pca") / "network.safetensors")
     written = weights.stat().st_mtime_ns
     chunk = next(file for file in (path / "c").rglob("*") if file.is_file())
     data = bytearray(chunk.read_bytes())
     data[3] ^= 1
-    chunk.write_bytes(data)
+    chunk.write_bytes(bytes(data))
     mend(tmp_path, find_damage(tmp_path))
     assert not find_damage(tmp_path)
     assert content(path) == known
-    assert weights.stat().st_mtime_ns == written
+    assert weights.stamp() == written
+
+
+def test_a_damaged_network_is_found_and_trained_again_to_the_same_weights(dataset, tmp_path):
+    run(tmp_path, tables(dataset), until="regression")
+    study = Study(tmp_path)
+    weights, other = (study.network("pca") / f"{name}.safetensors" for name in ("network", "ridge"))
+    whole, kept, known = weights.read_bytes(), other.stamp(), content(study.predictions("pca"))
+    weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    found = find_damage(tmp_path)
+    assert [what for parts in found.values() for _, what in parts] == [f"{weights} does not match its checksum"]
+    mend(tmp_path, found)
+    assert not find_damage(tmp_path)
+    assert weights.read_bytes() == whole
+    assert other.stamp() == kept
+    assert content(study.predictions("pca")) == known
 
 
 def test_another_setting_is_refused_by_its_name_and_replaced_on_demand(dataset, tmp_path):
-    alone = {"skip": "none"}
+    alone = {"skip": "none", "inputs": "betas"}
     run(tmp_path, tables(dataset, **alone), until="regression")
     first = content(Study(tmp_path).predictions("pca"))
     with pytest.raises(StoreError, match=r"regression\.dropout was 0\.5, is 0\.1.*--overwrite"):
@@ -146,12 +161,12 @@ def test_the_plan_tells_how_often_a_network_is_trained_and_what_is_kept(dataset)
     settings = tables(dataset) | {"evaluate": {"permutations": 4}}
     stages = {stage.stage: stage for stage in plan_study(check_settings(settings), base_dir=None)}
     stage = stages["regression pca"]
-    assert stage.blocks.endswith("18 steps of 16 rows at most, trained 5 times")  # (120 - 12) // 16 · 3
+    assert stage.summary.endswith("18 steps of 16 rows at most, 5 times")  # (120 - 12) // 16 · 3
     weights = 24 * 30 + 24 + 48 + 48 + 24 * 24 + 24 + 48 + 10 * 24 + 10
     kept = 4 * weights + 2 * 120 * 10 * 4
     assert 5 * kept <= stage.disk <= 5 * kept + 5 * 20 * 10 * 4 * 4
     assert stage.memory > MemoryBudget.of(None).reserved
-    assert "trained" not in stages["regression pixels"].blocks
+    assert "trained" not in stages["regression pixels"].summary
 
 
 # Killed

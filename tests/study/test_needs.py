@@ -6,10 +6,11 @@ import re
 import pytest
 
 from leanrecon.app import doctor
-from leanrecon.app.plan import plan_study, show
+from leanrecon.app.plan import show
 from leanrecon.errors import InputError
+from leanrecon.stages.pipeline import plan_study
 from leanrecon.study.needs import missing, require_weights, wanted
-from leanrecon.study.settings import read_settings, recipes
+from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.weights.packaged import is_packaged
 from leanrecon.weights.published import FILES
 

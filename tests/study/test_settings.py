@@ -270,7 +270,10 @@ def test_nsd_can_be_run_without_a_generator():
 @pytest.mark.parametrize(
     ("refine", "said"),
     [
-        ({"guidance": 3.0, "text": "pca"}, "refine.guidance = 3 needs refine.negative, .* the feature space pca has none"),
+        (
+            {"guidance": 3.0, "text": "pca"},
+            "refine.guidance = 3 needs refine.negative, .* the feature space pca has none",
+        ),
         ({"guidance": 3.0, "text": "pca", "negative": "nothing.npy"}, None),
         ({"guidance": 3.0, "text": "clip-text"}, None),
         ({"kind": "versatile", "text": "clip-text", "vision": "pca"}, "needs refine.negative_vision"),

@@ -17,11 +17,12 @@ from leanrecon.memory import format_bytes
 from leanrecon.refinement.diffusion import sampling
 from leanrecon.refinement.diffusion.model import DiffusionModel
 from leanrecon.refinement.diffusion.offload import place
-from leanrecon.refinement.diffusion.plan import IMPORTS, DiffusionPlan, Machine, Work, plan_diffusion
+from leanrecon.refinement.diffusion.plan import DiffusionPlan, Machine, Work, plan_diffusion
 from leanrecon.refinement.diffusion.precision import precision_of
 from leanrecon.refinement.diffusion.settings import DiffusionSettings
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
+from leanrecon.weights.libraries import IMPORTS_NBYTES
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
 
@@ -158,7 +159,7 @@ class DiffusionGenerator:
             guided=settings.guidance > 1,
             converted=sum(source.part.nbytes_as(precision) for source in sources if not source.as_stored),
         )
-        imports = sum(nbytes for name, nbytes in IMPORTS.items() if name not in sys.modules)
+        imports = sum(IMPORTS_NBYTES[name] for name in ("torch", "diffusers") if name not in sys.modules)
         plan = plan_diffusion(self.model.sizes(), work, Machine(self.device, free, vram, imports))
         if plan.vram > vram:
             raise BudgetError(

@@ -24,9 +24,6 @@ ON_GPU: tuple[Mode, ...] = ("none", "model", "sequential", "disk")
 
 BATCH_ON_GPU = 4
 
-IMPORTS = {"torch": 140_000_000, "diffusers": 200_000_000}
-"""Bytes of importing PyTorch 2.13 for CPUs, and then diffusers 0.42 with accelerate: 135 and 193 MB measured."""
-
 _LIBRARY_NBYTES = 90_000_000  # oneDNN's kernels and the heap's gaps between states
 _CUDA_NBYTES = 700_000_000  # CUDA's libraries and context in the process
 _UNET_STATES = 7  # states of the UNet in memory at its peak, in units of the largest, with the buffers of products

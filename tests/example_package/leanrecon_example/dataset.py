@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from leanrecon.study.rows import Rows, SplitRows
 from pydantic import Field
 
 from leanrecon.context import Context
@@ -14,6 +13,7 @@ from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.images import Array
 from leanrecon.stores.layout import store_nbytes
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows, SplitRows
 
 SPLITS = ("train", "test")
 
