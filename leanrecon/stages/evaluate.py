@@ -123,7 +123,7 @@ class EvaluateStage:
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
         study, notes = run.study, settings_notes(run.settings)
-        about = {"versions": versions(), "simulated": run.settings.dataset.simulated}
+        about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
         for variant, figures in zip(whole, result.folds, strict=False):
             write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
         for name, r2 in result.latent_r2.items():
