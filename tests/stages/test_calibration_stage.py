@@ -59,7 +59,7 @@ def done(tmp_path, monkeypatch):
     np.save(tmp_path / "stimuli.npy", images[shown])
     np.savetxt(tmp_path / "test.txt", np.arange(25, 30), fmt="%d")
     tables = {
-        "memory": "1GB",
+        "memory": "4GB",
         "dataset": {
             "kind": "arrays",
             "betas": str(tmp_path / "betas.npy"),

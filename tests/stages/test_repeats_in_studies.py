@@ -40,7 +40,7 @@ def run(folder, name, **changes):
         for split in ("train", "test")
     }
     tables = {
-        "memory": "1GB",
+        "memory": "4GB",
         "dataset": dataset | changes,
         "features": {"pixels": {}},
         "regression": {"alpha": 10.0},
