@@ -22,6 +22,7 @@ from leanrecon.stages.report import write_page
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
@@ -104,6 +105,7 @@ class EvaluateStage:
             whole = whole_brain(every)
             folds = (fold_of(run, v, every, refines=refines, judged=bool(judges)) for v in whole)
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
+            result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             self._write(run, whole, result, made_of)
             record["settings"] = run.settings.evaluate.model_dump()
         write_page(run, every)
