@@ -59,7 +59,7 @@ LATER = """
 from leanrecon.stages.pipeline import stages_of
 from leanrecon.stages.stage import Run
 from leanrecon.study.layout import Study
-from leanrecon.study.settings import read_settings
+from leanrecon.study.recipes import read_settings
 settings, base_dir = read_settings("generator.toml")
 run = Run(settings, Study("noisy"), base_dir)
 for stage in stages_of(settings)[1:]:
@@ -193,7 +193,7 @@ def test_an_upper_bound_that_is_asked_for_later_is_drawn(finished: Path, tmp_pat
 
 
 def test_the_wall_holds_with_a_generator(finished: Path) -> None:
-    """Noise instead of test images, captions and true test features changes no image but those of the ceiling."""
+    """Noise instead of test images, captions and true test features changes no image but those of the upper bound."""
     folder = finished.parent
     leanrecon("run", "generator.toml", "--study", "noisy", "--until", "dataset", cwd=folder)
     noisy, rng = folder / "noisy", np.random.default_rng(0)
@@ -211,8 +211,8 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
     for pattern in ("reconstructions/*/*.png", "variants/prior/**/*.png", "variants/shuffled*/**/*.png"):
         assert images(noisy, pattern) == images(finished, pattern), pattern
         assert images(noisy, pattern)
-    ceiling = "variants/oracle/**/*.png"
-    assert images(noisy, ceiling) != images(finished, ceiling)
+    upper_bound = "variants/oracle/**/*.png"
+    assert images(noisy, upper_bound) != images(finished, upper_bound)
 
 
 @pytest.mark.parametrize(
