@@ -23,6 +23,8 @@ from support.vdvae_models import SMALL, random_weights
 
 from leanrecon.stores import Store
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SETTINGS = """
 memory = "3GB"
 [dataset]

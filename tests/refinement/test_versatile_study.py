@@ -20,6 +20,8 @@ from support.versatile_models import VISION, write_encoders, write_versatile
 
 from leanrecon.stores import Store
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SETTINGS = """
 memory = "3GB"
 [dataset]

@@ -18,6 +18,8 @@ from leanrecon.regression.regressor import Output, RegressionData
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.stores import Store, as_matrix
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 SMALL = {"hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0, "dropout": 0.0}
 FULL = SMALL | {"head": "full", "skip": "none", "inputs": "betas"}
 

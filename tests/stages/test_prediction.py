@@ -23,6 +23,8 @@ from leanrecon.study.verify import find_damage
 
 torch = pytest.importorskip("torch")
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 KILLS = int(os.environ.get("LEANRECON_KILLS", "3"))
 
 NETWORK = {"kind": "mlp", "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0}
