@@ -177,7 +177,7 @@ def test_the_recipe_is_brain_diffuser(tmp_path, here, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said = here("run", "brain-diffuser")
     assert code == 2
-    assert "weights are not here: imagenet64-iter-1600000-model-ema.th" in said.splitlines()[-1]
+    assert "missing weights: imagenet64-iter-1600000-model-ema.th" in said.splitlines()[-1]
     assert "leanrecon fetch-weights" in said.splitlines()[-1]
     sizes = ", ".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
     small = [f"features.vdvae.{it}" for it in (f"config={{{sizes}}}", "n_latents=5", "checkpoint=model.th")]
