@@ -157,9 +157,8 @@ class _Transfer:
         headers = {}
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
-            if self.version.get("etag") and not (
-                self.remote.sha256 or self.remote.git
-            ):  # digests that identify the version
+            identified = self.remote.sha256 or self.remote.git
+            if self.version.get("etag") and not identified:
                 headers["If-Range"] = self.version["etag"]
         with _opened(self.remote, "GET", headers) as answer:
             start, etag = _start(answer), answer.headers.get("ETag")

@@ -1,1 +1,1 @@
-"""Published weights: where they are, what their files hold, and how they are fetched; nothing here knows of images."""
+"""Published weights: which are needed, where they are, how they are downloaded, and what their files hold."""

@@ -111,9 +111,8 @@ def _planned(need: Need) -> Job:
     own = converted_folder(need.name)
     if not pickled and not own.is_dir():
         places = {name: blob_of(repository, name) for name in chosen}
-        last = sorted(
-            chosen, key=lambda name: name.endswith(".json")
-        )  # the config last: its presence implies the weights
+        # The config last: its presence implies the weights.
+        last = sorted(chosen, key=lambda name: name.endswith(".json"))
         return _job(need, repository.files, places, lambda: show_in_cache(repository, last))
     places = {
         name: _pickled() / f"{blob_of(repository, name).name}.bin" if name in pickled else own / name

@@ -1,7 +1,7 @@
-"""Published models on disk: found without a network, their configs read, their weights listed from headers.
+"""Published models on disk: found without a network, with their configs and the headers of their weights.
 
 A model is a folder as transformers and diffusers write it (config.json beside the weights), or a pipeline's folder with
-such folders in it, or the name of one in Hugging Face's cache. Weights are read as safetensors alone: a pickle can run
+such folders in it, or the name of one in Hugging Face's cache. Weights are read as safetensors alone, as a pickle can run
 code when it is opened.
 """
 
@@ -21,7 +21,7 @@ from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.safetensors import AGAIN, Entry, Precision, itemsize, read_header, reserved
 
 SHOWN = 6
-"""Names of each kind of problem that an error spells out."""
+"""Most names that an error lists for each kind of problem."""
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -35,7 +35,7 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 
 
 def cache_folder() -> Path:
-    """Where fetched files go that are no models in Hugging Face's cache: ``$LEANRECON_CACHE``, or the user's cache."""
+    """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache."""
     if chosen := os.environ.get("LEANRECON_CACHE"):
         return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
@@ -46,18 +46,18 @@ def cache_folder() -> Path:
 
 
 def converted_folder(name: str) -> Path:
-    """Where a model of this name on the hub is kept whose weights are published as pickles only, converted."""
+    """The folder of a model on the hub that is published as pickles only, after conversion."""
     return cache_folder() / "models" / name.replace("/", "--")
 
 
 def cached_file(name: str) -> Path | None:
-    """The file of this bare name in the cache of fetched files, if it is there."""
+    """The file of this name in the cache of downloaded files; None if there is none."""
     path = cache_folder() / name
     return path if name and Path(name).name == name and path.is_file() else None
 
 
 def cached_model(name: str) -> Path | None:
-    """The folder of a model that was fetched by its name on the hub, if it is here."""
+    """The folder of a downloaded model by its name on the hub; None if there is none."""
     if not HUB_NAME.fullmatch(name):
         return None
     if (folder := converted_folder(name)).is_dir():
@@ -65,15 +65,15 @@ def cached_model(name: str) -> Path | None:
     if importlib.util.find_spec("huggingface_hub"):
         from huggingface_hub import snapshot_download
 
-        with contextlib.suppress(OSError, ValueError):  # what is not in the cache, or no name at all
+        with contextlib.suppress(OSError, ValueError):  # not in the cache, or not a name
             return Path(snapshot_download(name, local_files_only=True))
     return None
 
 
 def find_model(name: str, setting: str) -> Path:
-    """The folder or file of a model: a path, or the copy in Hugging Face's cache of a name; nothing is downloaded.
+    """The folder or file of a model: a path, or a name that is in Hugging Face's cache; nothing is downloaded.
 
-    Raises InputError that says what to put where; ``setting`` is the one that named it.
+    Raises InputError if there is none; ``setting`` is the full name of the setting, for its message.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -83,7 +83,7 @@ def find_model(name: str, setting: str) -> Path:
     raise InputError(
         f"there is no folder {name}, and Hugging Face's cache has no model of that name",
         expected="a folder with config.json and .safetensors, as transformers and diffusers write it",
-        todo="fetch it once where there is a network (`leanrecon fetch-weights RECIPE`, with the settings of this run), "
+        todo="download it with `leanrecon fetch-weights RECIPE` and the settings of this run, "
         f"or set {setting} to where it is",
     )
 
@@ -98,23 +98,23 @@ def part_of(folder: Path, parts: Sequence[str], file: str, what: str) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings of a model in a JSON file."""
+    """The config of a model, from a JSON file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}", todo=AGAIN) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no settings of a model", todo=AGAIN)
+        raise InputError(f"{path} does not hold the config of a model", todo=AGAIN)
     return found
 
 
 def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What in a config decides results: no names, paths, versions, nor the precision of the file."""
+    """The part of a config that decides results: without names, paths, versions, and the precision of the file."""
     return {key: v for key, v in config.items() if key not in _NOT_ARITHMETIC and not key.startswith("_")}
 
 
 def present_name(key: str) -> str:
-    """The name of a weight as diffusers has it now: autoencoders before its version 0.14 call their attention otherwise."""
+    """The current name of a weight in diffusers: versions before 0.14 named the attention of autoencoders otherwise."""
     if ".attentions." in key:
         for old, new in _OLD_ATTENTION.items():
             key = key.replace(old, new)
@@ -126,16 +126,16 @@ def present_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of a model's weights and what their headers say."""
+    """The files of a model's weights, and their headers."""
 
     files: tuple[Path, ...]
     entries: Mapping[str, Entry]
 
     @classmethod
     def of(cls, folder: Path, name: Callable[[str], str | None] = lambda name: name) -> "Weights":
-        """The weights in a folder, under the names that ``name`` gives; those that it gives None are left out.
+        """The weights in a folder, renamed by ``name``, which returns None for those to leave out.
 
-        Raises InputError where there are none, or only pickles, or a file is damaged.
+        Raises InputError if there are none, or only pickles, or a file is damaged.
         """
         files = _files(folder)
         entries = {}
@@ -146,7 +146,7 @@ class Weights:
         return cls(files, entries)
 
     def content(self) -> str:
-        """The fingerprint of the files' bytes, taken once as long as they stay the same."""
+        """The fingerprint of the files' bytes, taken once while they stay the same."""
         prints = [file_content(file) for file in self.files]
         return prints[0] if len(prints) == 1 else fingerprint({"files": prints})
 
@@ -155,11 +155,11 @@ class Weights:
         return [name for name in self.entries if name.startswith(tuple(parts))]
 
     def nbytes(self, parts: Sequence[str], precision: Precision) -> int:
-        """Memory that these parts of the model take once they are loaded."""
+        """Bytes that these parts of the model take when loaded."""
         return sum(reserved(self.entries[name].shape, itemsize(precision)) for name in self.named(parts))
 
     def loading_nbytes(self, parts: Sequence[str], precision: Precision, device: str) -> int:
-        """Memory of this machine that loading takes: for all of it on a CPU, else for one tensor after the other."""
+        """Bytes of main memory that loading takes: all parts on a CPU, else one tensor at a time."""
         entries = [self.entries[name] for name in self.named(parts)]
         if device != "cpu":
             return max((2 * entry.nbytes for entry in entries), default=0)
@@ -183,7 +183,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
         raise InputError(
             f"{folder} has its weights in {pickles[0]} only, and leanrecon opens no file that can run code",
             expected=expected,
-            todo="fetch the .safetensors file of this model, or convert it where you trust its source "
+            todo="download the .safetensors file of this model, or convert it if you trust its source "
             "(from_pretrained, then save_pretrained)",
         )
     raise InputError(f"{folder} has no weights", expected=expected, todo=AGAIN)

@@ -1,4 +1,4 @@
-"""The small models that come with leanrecon, and the checksums that tell whether they are as they came."""
+"""The small models that come with leanrecon, checked against their checksums."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from leanrecon.weights.folders import read_config
 FOLDER = Path(__file__).parents[1] / "models"
 
 MANIFEST = "sha256.json"
-"""In the folder: the SHA-256 of every other file by its path from there."""
+"""The file with the SHA-256 of every other file, by its path in the folder."""
 
 SUFFIXES = (".safetensors", ".json", ".txt")
-"""Of files that decide what a model does."""
+"""Suffixes of the files that decide what a model does."""
 
 AGAIN = (
     "install leanrecon again from where it came (pip install --force-reinstall --no-deps); "
@@ -22,7 +22,7 @@ AGAIN = (
 
 
 def in_recipe(text: str) -> Path | None:
-    """The packaged file or folder that a recipe of the package calls ``../models/NAME``; None for any other text."""
+    """The packaged file or folder that a recipe names as ``../models/NAME``; None for any other text."""
     before, models, *names = (*Path(text).parts, "", "")
     return FOLDER.joinpath(*names) if (before, models) == ("..", "models") else None
 
@@ -33,14 +33,14 @@ def is_packaged(name: str) -> bool:
 
 
 def write_manifest(folder: Path = FOLDER) -> None:
-    """Write the checksums of the models that are in a folder, beside them."""
+    """Write the checksums of the models in a folder, beside them."""
     write_json(folder / MANIFEST, {name: file_content(folder / name) for name in _files(folder)}, indent=1)
 
 
 def check_packaged(folder: Path | None = None) -> list[Path]:
-    """The files of the packaged models, each read and compared with its checksum.
+    """The files of the packaged models, after comparing each with its checksum.
 
-    Raises InputError that names the first one that is missing, damaged, or did not come with leanrecon.
+    Raises InputError that names the first file that is missing, damaged, or not part of leanrecon.
     """
     folder = folder or FOLDER
     wanted = {"expected": "the models that come with leanrecon", "todo": AGAIN}
@@ -63,6 +63,6 @@ def check_packaged(folder: Path | None = None) -> list[Path]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Their paths from the folder, in order."""
+    """The sorted paths of the model files in a folder, from there."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     return sorted(path.as_posix() for path in files if path.name[0] != "." and path.as_posix() != MANIFEST)

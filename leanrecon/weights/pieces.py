@@ -1,4 +1,4 @@
-"""Which files of a model are needed: chosen from their names alone, so that nothing else is fetched."""
+"""Choosing the files of a model that are needed, from their names alone."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,15 +9,15 @@ from leanrecon.errors import InputError
 from leanrecon.weights.folders import STEMS
 
 PICKLED = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch_model"}
-"""What pickles are called, and the safetensors files that they become."""
+"""Stems of pickled weights, and of the safetensors files that they are converted to."""
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files that make a tokenizer: all of one of these."""
+"""Alternative sets of files that make a tokenizer."""
 
 SPECIAL_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Files that a tokenizer may have beside."""
+"""Optional files of a tokenizer."""
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -26,17 +26,17 @@ Holds = Literal["network", "scheduler", "tokenizer", "processor", "lora"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a model: what it holds, and the folders that it may be in, the first one first."""
+    """A part of a model: its content, and the folders that may hold it, in order of preference."""
 
     holds: Holds
     folders: tuple[str, ...]
-    """``"."`` is the model's own."""
+    """``"."`` is the folder of the model itself."""
 
 
 def choose(names: Collection[str], pieces: Sequence[Piece], model: str) -> list[str]:
-    """The names of the files of a model that these pieces take, weights in half precision before others.
+    """The names of the files of a model that these pieces need; weights in half precision are preferred.
 
-    Safetensors are preferred; where there are none, pickles are chosen. Raises InputError for a piece that is not there.
+    Pickles are chosen only without safetensors. Raises InputError for a missing piece.
     """
     chosen: dict[str, None] = {}
     for piece in pieces:
@@ -49,7 +49,7 @@ def choose(names: Collection[str], pieces: Sequence[Piece], model: str) -> list[
 
 
 def pickles(chosen: Collection[str]) -> dict[str, str]:
-    """The pickles among files that were chosen, and the names of the safetensors files that they are converted to."""
+    """The pickles among chosen files, with the names of the safetensors files that they are converted to."""
     found = {}
     for name in chosen:
         folder, _, file = name.rpartition("/")
@@ -60,7 +60,7 @@ def pickles(chosen: Collection[str]) -> dict[str, str]:
 
 
 def _files(names: Collection[str], holds: Holds, folder: str) -> list[str]:
-    """The names of the files of a piece in a folder; none where it is not there, or not whole."""
+    """The names of the files of a piece in a folder; none if it is missing or incomplete."""
     prefix = "" if folder == "." else f"{folder}/"
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     here = {name for name in here if "/" not in name}
@@ -83,7 +83,7 @@ def _files(names: Collection[str], holds: Holds, folder: str) -> list[str]:
 
 
 def _weights(here: Collection[str]) -> list[str]:
-    """The files of weights of a network: in half precision, whole, in shards, or pickled."""
+    """The files of a network's weights: in half precision, in one file, in shards, or pickled."""
     for stem in STEMS:
         for name in (f"{stem}.fp16.safetensors", f"{stem}.safetensors"):
             if name in here:

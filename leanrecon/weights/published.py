@@ -1,16 +1,16 @@
-"""Where weights and captions are published that settings name by the name of a file; models have names on the hub."""
+"""Sources of published files that settings name by file name; models have names on the hub."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a file is to be had: at an address, or in a data set on the Hugging Face Hub."""
+    """The source of a file: a URL, or a data set on the Hugging Face Hub."""
 
     url: str = ""
     dataset: str = ""
     sha256: str | None = None
-    """As published; None: no one says, so that the first copy is what later ones are compared with."""
+    """As published; None: not published, and later copies are compared with the first one."""
 
 
 FILES = {
@@ -22,4 +22,4 @@ FILES = {
     # COCO's captions of NSD's 73,000 images, as github.com/ozcelikfu/brain-diffuser and MindEye take them.
     "COCO_73k_annots_curated.npy": Address(dataset="pscotti/naturalscenesdataset"),
 }
-"""By the name of the file."""
+"""Addresses by file name."""

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: headers checked before a number is read, tensors mapped or read, files of our own."""
+"""Reading and writing safetensors files: headers are checked before any tensor is read."""
 
 import json
 import math
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16", "float16"]
 
 FLOATS = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
-"""Floating-point numbers as safetensors names them, as PyTorch does, and their bytes."""
+"""Floating-point types by their name in safetensors: the name in PyTorch, and bytes."""
 
 SHORT = {long: short for short, (long, _) in FLOATS.items()}
-"""Names in a header, by PyTorch's."""
+"""Names in safetensors by the names in PyTorch."""
 
 ALIGNMENT = 64
-"""Bytes that the memory of each weight starts at a multiple of, as vector instructions like it."""
+"""Alignment of each weight in memory in bytes, for vector instructions."""
 
-AGAIN = "fetch it again: `leanrecon fetch-weights RECIPE` brings what a recipe names"
-"""What to do about a damaged file."""
+AGAIN = "download it again with `leanrecon fetch-weights RECIPE`"
+"""The advice for a damaged file."""
 
-_HEADER_LIMIT = 100_000_000  # bytes; the format's own
+_HEADER_LIMIT = 100_000_000  # bytes, as the format defines
 
-_ALIGNED = 4096  # tensors of our own files begin a page, so that giving one back leaves its neighbours alone
+_ALIGNED = 4096  # tensors of written files start a page, so that releasing one does not affect its neighbours
 
-_OWN_PAGES = 1_000_000  # bytes from which a tensor that is read gets pages of its own
+_OWN_PAGES = 1_000_000  # bytes; larger tensors are read into pages of their own
 
 
 def itemsize(precision: str) -> int:
-    """Bytes of a number, by PyTorch's name of it."""
+    """Bytes of a number of a precision."""
     return FLOATS[SHORT[precision]][1]
 
 
 def reserved(shape: Sequence[int], size: int) -> int:
-    """Memory that a tensor of numbers of ``size`` bytes takes among others."""
+    """Bytes that a tensor of numbers of ``size`` bytes takes, with its alignment."""
     return -(-math.prod(shape) * size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in a file, from its header."""
+    """The position and type of a tensor in a file, from its header."""
 
     file: Path
     dtype: str
-    """As safetensors names it: F32, BF16, …"""
+    """The name in safetensors: F32, BF16, …"""
     shape: tuple[int, ...]
     start: int
-    """Its first byte in the file."""
+    """Position of its first byte in the file."""
     nbytes: int
     """Bytes in the file."""
 
     def nbytes_as(self, precision: str) -> int:
-        """Bytes of as many numbers in another precision."""
+        """Bytes of the tensor in another precision."""
         return math.prod(self.shape) * itemsize(precision)
 
     def is_read_as_it_is(self, precision: Precision) -> bool:
-        """Whether its bytes in memory are those in the file: convolutions are laid out anew, with channels last."""
+        """Whether its bytes in memory equal those in the file; convolutions are stored with channels last in memory."""
         return self.dtype == SHORT[precision] and len(self.shape) != 4
 
 
@@ -77,7 +77,7 @@ Entries = dict[str, Entry]
 def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
     """The tensors of a safetensors file and its metadata, without reading a weight.
 
-    Raises InputError for what is no such file, is cut short, or has tensors that are not where its header says.
+    Raises InputError for another kind of file, a truncated one, or one whose header and tensors do not match.
     """
     try:
         size = file.stat().st_size
@@ -96,7 +96,7 @@ def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
     except FileNotFoundError:
         raise InputError(f"there is no file {file}", expected="weights as .safetensors") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged, or no safetensors file: {error}", todo=AGAIN) from error
+        raise InputError(f"{file} is damaged or not a safetensors file: {error}", todo=AGAIN) from error
     if size != end:
         raise InputError(f"{file} has {size} bytes", expected=f"{end}", todo=AGAIN)
     return entries, metadata
@@ -113,7 +113,7 @@ def _entry(file: Path, data: int, name: str, table: Mapping[str, Any]) -> Entry:
 def header_of(
     tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str], aligned: int = 8
 ) -> bytes:
-    """What a file begins with whose tensors (kind of numbers, shape, bytes by name) follow one another in this order."""
+    """The header of a file whose tensors (type, shape, bytes by name) follow in this order."""
     tables: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (kind, shape, nbytes) in tensors.items():
@@ -126,14 +126,14 @@ def header_of(
 
 
 class MappedWeights(Mapping[str, "torch.Tensor"]):
-    """Tensors whose memory is the file itself: the kernel reads pages when they are used and may drop them at will."""
+    """Memory-mapped tensors: the kernel reads pages when they are used, and may drop them again."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = entries
         self._maps: dict[Path, mmap.mmap] = {}
         for file in {entry.file for entry in entries.values()}:
             with file.open("rb") as source:
-                # A private mapping: nothing writes to it, but PyTorch warns of memory that can't be written.
+                # A private mapping, as PyTorch warns of read-only memory; nothing writes to it.
                 self._maps[file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def __getitem__(self, name: str) -> "torch.Tensor":
@@ -156,7 +156,7 @@ class MappedWeights(Mapping[str, "torch.Tensor"]):
         return len(self._entries)
 
     def release(self, name: str) -> None:
-        """Give the pages of a tensor back; they are read again, from the page cache or the disk, when it is next used."""
+        """Release the pages of a tensor; they are read again when it is next used."""
         if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
             return
         entry = self._entries[name]
@@ -166,7 +166,7 @@ class MappedWeights(Mapping[str, "torch.Tensor"]):
 
 
 class ReadWeights(MappedWeights):
-    """Tensors read into memory of their own each time that they are asked for, and held by whoever asked."""
+    """Tensors that are read into new memory at each access."""
 
     def __getitem__(self, name: str) -> "torch.Tensor":
         import torch
@@ -174,7 +174,7 @@ class ReadWeights(MappedWeights):
         mapped, nbytes = super().__getitem__(name), self._entries[name].nbytes
         if nbytes < _OWN_PAGES:
             return mapped.clone()
-        # From malloc, what one layer frees would stay in the heap: twice a layer's weights in the end.
+        # Memory from malloc would stay in the heap when a layer frees it: twice the weights of a layer.
         own = torch.from_numpy(buffer((nbytes,), np.uint8)).view(mapped.dtype).reshape(mapped.shape).copy_(mapped)
         self.release(name)
         return own
@@ -185,7 +185,7 @@ def write_weights(
 ) -> None:
     """Write tensors one by one, in one precision, as a safetensors file that appears whole or not at all.
 
-    ``shapes`` gives their names in the order in which they come.
+    ``shapes`` has their names in the order of ``tensors``.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Named arrays in one safetensors file: written whole or not at all, checked when they are read, no pickle."""
+"""Named arrays in one safetensors file: written whole or not at all, and checked when they are read."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ Array = np.ndarray[Any, Any]
 
 _TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_READ = 1 << 24  # bytes that are checked at once
+_READ = 1 << 24  # bytes per read of a check
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array], record: Mapping[str, Any]) -> None:
     """Write arrays (float32, float64 or int64) with a record of plain values, and the SHA-256 of them all.
 
-    Nothing is copied but what is not contiguous.
+    Only arrays that are not contiguous are copied.
     """
     flat = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in arrays.items()}
     digest = hashlib.sha256()
     for data in flat.values():
         digest.update(data.data)
-    told = {"record": json.dumps(record, sort_keys=True, allow_nan=False), "sha256": digest.hexdigest()}
+    metadata = {"record": json.dumps(record, sort_keys=True, allow_nan=False), "sha256": digest.hexdigest()}
     tables = {name: (_NAMES[array.dtype], array.shape, array.nbytes) for name, array in arrays.items()}
-    start = header_of(tables, told)
+    start = header_of(tables, metadata)
 
     def write(file: Any) -> None:
         file.write(start)
@@ -43,9 +43,9 @@ def write_tensors(path: Path, arrays: Mapping[str, Array], record: Mapping[str, 
 
 
 class TensorFile:
-    """A file of arrays that was found whole; ``record`` is what was written with them.
+    """A complete file of arrays; ``record`` holds the plain values that were written with them.
 
-    Raises StoreError for what is no such file, is cut short, or does not match its checksum.
+    Raises StoreError for another kind of file, a truncated one, or one that does not match its checksum.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,18 +53,18 @@ class TensorFile:
         if not path.exists():
             raise StoreError(f"there is no file {path}", todo="run what writes it first")
         try:
-            self._entries, told = read_header(path)
-            self.record: dict[str, Any] = json.loads(told["record"])
+            self._entries, metadata = read_header(path)
+            self.record: dict[str, Any] = json.loads(metadata["record"])
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 file.seek(min((entry.start for entry in self._entries.values()), default=0))
                 while self._entries and (block := file.read(_READ)):
                     digest.update(block)
-            if digest.hexdigest() != told["sha256"]:
+            if digest.hexdigest() != metadata["sha256"]:
                 raise ValueError("it does not match its checksum")
         except (InputError, OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{path} is damaged ({error})", todo="remove it and run again, which makes it anew"
+                f"{path} is damaged ({error})", todo="remove it and run again, which writes it anew"
             ) from None
 
     @property
@@ -72,7 +72,7 @@ class TensorFile:
         return list(self._entries)
 
     def read(self, name: str, out: Array | None = None) -> Array:
-        """One array, in pages of its own or in ``out`` (contiguous, of its type and shape)."""
+        """One array, in new pages or in ``out`` (contiguous, of its type and shape)."""
         entry = self._entries[name]
         dtype, shape = _TYPES[entry.dtype], entry.shape
         if out is None:

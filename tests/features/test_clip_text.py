@@ -275,7 +275,7 @@ def test_a_truncated_file_is_refused_by_its_size(copy):
     with pytest.raises(InputError, match=r"has \d+ bytes\. Expected \d+"):
         make(copy).dims((1, 1, 3))
     weights.write_bytes(b"PK\x03\x04 this is no safetensors file")
-    with pytest.raises(InputError, match="damaged, or no safetensors file"):
+    with pytest.raises(InputError, match="damaged or not a safetensors file"):
         make(copy).dims((1, 1, 3))
 
 

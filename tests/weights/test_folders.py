@@ -62,7 +62,7 @@ def test_the_first_part_that_is_there_is_taken(tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{", "\udcff", "3"])
 def test_a_config_that_is_none_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"config\.json (can't be read|holds no settings of a model)"):
+    with pytest.raises(InputError, match=r"config\.json (can't be read|does not hold the config of a model)"):
         read_config(tmp_path / "config.json")
     with pytest.raises(InputError, match="can't be read"):
         read_config(tmp_path / "none.json")

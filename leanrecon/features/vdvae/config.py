@@ -1,4 +1,4 @@
-"""The sizes of a VDVAE: its block strings read and checked, the names and shapes of its weights; arithmetic only."""
+"""The sizes of a VDVAE: block strings, and the names and shapes of weights; arithmetic only."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from leanrecon.errors import SettingsError
 from leanrecon.validation import nearest
 
 MIXTURE_NUMBERS = 10
-"""Numbers a mixture component has at each pixel: a logit, and a mean, a log-scale and a coefficient for each colour."""
+"""Numbers of a mixture component at each pixel: a logit, and a mean, log-scale and coefficient for each colour."""
 
 Shape = tuple[int, ...]
 
@@ -47,9 +47,9 @@ class VDVAEConfig:
     enc_blocks: str
     """Items separated by commas: ``64x11`` is 11 blocks at 64×64, ``64d2`` one that halves the sides afterwards."""
     dec_blocks: str
-    """Likewise from the smallest: ``8m4`` is a block at 8×8 that first adds the state at 4×4."""
+    """Items from the smallest resolution: ``8m4`` is a block at 8×8 that first adds the state at 4×4."""
     width: int
-    """Channels, wherever ``custom_width_str`` says nothing else."""
+    """Channels at resolutions that ``custom_width_str`` does not list."""
     zdim: int = 16
     """Channels of each latent."""
     bottleneck_multiple: float = 0.25
@@ -193,7 +193,7 @@ def latent_groups(config: VDVAEConfig, n_latents: int) -> list[tuple[int, slice]
 
 
 def weight_shapes(config: VDVAEConfig) -> dict[str, Shape]:
-    """The names and shapes of all weights, as a published checkpoint has them."""
+    """The names and shapes of all weights in a published checkpoint."""
     shapes: dict[str, Shape] = {}
 
     def convolution(name: str, inputs: int, outputs: int, kernel: int) -> None:
@@ -226,7 +226,7 @@ def weight_shapes(config: VDVAEConfig) -> dict[str, Shape]:
 
 
 def encoding_weights(config: VDVAEConfig, n_latents: int) -> list[str]:
-    """The names of the weights that the first ``n_latents`` latents of an image take."""
+    """The names of the weights that encode the first ``n_latents`` latents."""
     config.dims(n_latents)
 
     def needed(name: str) -> bool:
@@ -242,7 +242,7 @@ def encoding_weights(config: VDVAEConfig, n_latents: int) -> list[str]:
 
 
 def decoding_weights(config: VDVAEConfig) -> list[str]:
-    """The names of the weights that lead from latents to pixels: no encoder and no posteriors."""
+    """The names of the weights that decode: without the encoder and the posteriors."""
     return [name for name in weight_shapes(config) if name.startswith("decoder.") and ".enc." not in name]
 
 

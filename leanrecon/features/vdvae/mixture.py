@@ -36,7 +36,7 @@ def pixel_values(numbers: "Tensor", eps: "Tensor | None" = None, u: "Tensor | No
 
 
 def as_bytes(values: "Tensor") -> "Tensor":
-    """Colours from -1 to 1 as uint8, cut off and not rounded, as published."""
+    """Colours from -1 to 1 as uint8, truncated and not rounded, as published."""
     import torch
 
     return ((values + 1) * 127.5).clamp(0, 255).to(torch.uint8)

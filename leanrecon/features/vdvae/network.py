@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEAN, SCALE = 115.92961967, 69.37404
-"""Of the pixels (0 to 255, all colours alike) of ImageNet at 64×64: published, for every size of the model."""
+"""Mean and standard deviation of ImageNet's pixels (0 to 255) at 64×64, as published for models of all sizes."""
 
 AT_ONCE_ON_CPU = 1
-"""Images that go through the network together on a CPU. One is as fast as more (imagenet64, 31 latents, float32, two
-cores: 0.60 s an image, 0.54 to 0.66 s with 2, 4 or 8), takes the least memory, and no row depends on its batch."""
+"""Batch size of the network on a CPU. One is as fast as more (imagenet64, 31 latents, float32, two cores: 0.60 s an
+image, 0.54 to 0.66 s with 2, 4 or 8), takes the least memory, and no row depends on its batch."""
 
 AT_ONCE_ON_GPU = 32
 
@@ -150,7 +150,7 @@ class VDVAE:
             states[block.resolution] = self._with_latent(i, x, z)
 
     def _activations(self, images: Array, wanted: set[int]) -> "dict[int, Tensor]":
-        """The last output of the encoder at each of the resolutions that are wanted."""
+        """The last output of the encoder at each of the ``wanted`` resolutions."""
         from torch.nn import functional
 
         pixels = self._tensor(images).permute(0, 3, 1, 2).float()
@@ -170,7 +170,7 @@ class VDVAE:
     # Top-down
 
     def _state(self, flat: Array, temperature: float, seed: int, rows: Array) -> "Tensor":
-        """The last state [b, width, size, size] of the decoder that is given its first latents."""
+        """The last state [b, width, size, size] of the decoder, from the first latents."""
         import torch
 
         config = self.config
@@ -196,7 +196,7 @@ class VDVAE:
         return mixture.as_bytes(mixture.pixel_values(numbers, eps, u))
 
     def _start(self, i: int, states: "dict[int, Tensor]", n: int) -> "Tensor":
-        """The state that a block begins with: as it was left, as learned, or zeros; and the lower one, if it mixes."""
+        """The input state of a block: the previous one, a learned one, or zeros; plus the lower one, if it mixes."""
         import torch
         from torch.nn import functional
 
@@ -222,7 +222,7 @@ class VDVAE:
         return mean, log_std
 
     def _prior(self, i: int, x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-        """Mean and log standard deviation of a latent before it is known, and the state with the prior's features."""
+        """Mean and log standard deviation of the prior of a latent, and the state with the features of the prior."""
         zdim = self.config.zdim
         found = self._bottleneck(x, f"decoder.dec_blocks.{i}.prior")
         mean, log_std = found[:, :zdim].clone(), found[:, zdim : 2 * zdim].clone()  # not views that hold it all
@@ -238,7 +238,7 @@ class VDVAE:
         return self._bottleneck(x, name).add_(x)
 
     def _bottleneck(self, x: "Tensor", name: str) -> "Tensor":
-        """Four convolutions, each of a GELU (the exact one) of what comes before it; in float32 at the end."""
+        """Four convolutions, each after an exact GELU; the output is float32."""
         from torch.nn import functional
 
         for convolution in ("c1", "c2", "c3", "c4"):
@@ -256,7 +256,7 @@ class VDVAE:
     # Rows
 
     def _parts(self, n: int, rows: Rows | None) -> Iterator[tuple[slice, Array]]:
-        """Cut ``n`` images into those that go through the network together; yields their places and row numbers."""
+        """Cut ``n`` images into batches of the network; yields their places and row numbers."""
         numbers = np.arange(n) if rows is None else np.asarray(rows, np.int64)
         if len(numbers) != n:
             raise InputError(f"{len(numbers)} row numbers for {n} rows")
@@ -276,14 +276,14 @@ class VDVAE:
         missing = [name for name in names if name not in self.weights]
         if missing:
             raise SettingsError(
-                f"{len(missing)} weights were not loaded that this takes ({missing[0]}, …)",
+                f"{len(missing)} needed weights were not loaded ({missing[0]}, …)",
                 todo="load the model without `only`, or for this direction and number of latents",
             )
 
 
 @contextlib.contextmanager
 def _exact_inference() -> Iterator[None]:
-    """No gradients; on CUDA no TF32, whose ten bits of mantissa would move latents, and no search among algorithms."""
+    """Inference without gradients; on CUDA without TF32, whose ten bits of mantissa change latents, and deterministic."""
     import torch
 
     flags: Any = torch.backends.cudnn.flags
