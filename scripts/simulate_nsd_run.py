@@ -277,15 +277,23 @@ def show(given):
     print(f"{'stage':28}{'seconds':>9}{'planned':>15}{'measured':>15}{'on disk':>15}")
     stage(given, "dataset")
     records = lambda: json.loads(study.record.read_text())["stages"]  # noqa: E731
-    line("dataset (check, average)", records()["dataset"], used(study.root / "betas", study.root / "stimuli"))
+    line(
+        "dataset (check, average)",
+        records()["dataset"],
+        used(given.folder / "study" / "betas", given.folder / "study" / "stimuli"),
+    )
     stage(given, "features")
     for name in SPACES:
-        line(f"features {name}", records()[f"features {name}"], used(study.root / "features" / name))
+        line(f"features {name}", records()[f"features {name}"], used(given.folder / "study" / "features" / name))
     for how, more in (("fixed alpha", ()), *((("leave-one-out", ("--loo-now",)),) if given.loo else ())):
-        shutil.rmtree(study.root / "predictions", ignore_errors=True)  # of the other alpha
+        shutil.rmtree(given.folder / "study" / "predictions", ignore_errors=True)  # of the other alpha
         whole = stage(given, "regression", *more)
         for name in SPACES:
-            line(f"regression {name}", records()[f"regression {name}"], used(study.root / "predictions" / name))
+            line(
+                f"regression {name}",
+                records()[f"regression {name}"],
+                used(given.folder / "study" / "predictions" / name),
+            )
         found = ", ".join(f"{name} {correlations(study, name):.3f}" for name in SPACES)
         print(
             f"{f'regression, {how}':28}{whole:9.1f}   (correlation of predictions with the truth: {found})", flush=True

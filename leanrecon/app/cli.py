@@ -116,8 +116,10 @@ def fetch_weights(source: Source, sets: Sets = None) -> None:
     settings, _ = _settings(source, sets, None)
     from leanrecon.study.needs import needed
     from leanrecon.weights.fetch import fetch_all
+    from leanrecon.weights.needs import require_packaged
 
     needs = needed(settings)
+    require_packaged(needs)
     fetch_all(needs, _progress())
     typer.echo("all weights are here" if needs else "these settings need no weights")
 

@@ -37,7 +37,7 @@ class DecodeStage:
         plan = decoder.plan(DecoderShapes(n, planning.data.voxels, m, images, shape), planning.budget.free)
         times = planning.variants + planning.folds * settings.evaluate.permutations
         drawn = int(np.prod(decoder.image_shape(shape)))
-        summary = plan.summary + (f", {times} times" if times > 1 else "")
+        summary = plan.summary + (f", {times} fits" if times > 1 else "")
         memory = planning.budget.reserved + plan.work
         yield PlannedStage(self.name, summary, memory, times * (m * drawn + plan.disk), plan.scratch)
 

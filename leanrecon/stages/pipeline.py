@@ -20,6 +20,7 @@ from leanrecon.stages.refine import RefineStage
 from leanrecon.stages.regression import RegressionStage
 from leanrecon.stages.stage import GIVE_IMAGES, NO_IMAGES, PlannedStage, Planning, Run, Stage
 from leanrecon.stages.stage1 import StageOneStage
+from leanrecon.stores.metadata import load_library
 from leanrecon.study.layout import Study
 from leanrecon.study.lock import only_run
 from leanrecon.study.mirror import Mirror
@@ -34,8 +35,8 @@ STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 DECODE_STAGES = ("dataset", "decode", "refine", "evaluate")
 """The names of the stages of studies with ``[decode]``."""
 
-GATHERED_NBYTES = 4_000_000
-"""Bytes that a run takes before its first stage and a plan does not: modules and records."""
+GATHERED_NBYTES = 14_000_000
+"""Bytes that a run holds before its first stage and a plan does not: zarr (9 MB), other modules and records."""
 
 
 def stages_of(settings: Settings) -> list[Stage]:
@@ -101,6 +102,7 @@ class Pipeline:
                 run.mirror.restore()
             if not run.study.settings.exists():
                 self._write_settings(stages_of(settings))
+            load_library()
             for k, stage in enumerate(stages):
                 stage.run(run)
                 self._write_settings(stages[: k + 1])  # once this stage has accepted them

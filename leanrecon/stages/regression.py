@@ -47,7 +47,7 @@ class RegressionStage:
                 calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
                 work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
                 disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
-            summary = plan.summary + (f", {times} times" if times > 1 else "")
+            summary = plan.summary + (f", {times} fits" if times > 1 else "")
             yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, scratch)
             planning.hold(plan.held)
 

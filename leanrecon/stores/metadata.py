@@ -53,6 +53,11 @@ def new(shape: Sequence[int], dtype: "np.dtype[Any]", chunks: Sequence[int], rec
     return _parse(json.loads(files[NAME].to_bytes()))
 
 
+def load_library() -> None:
+    """Import zarr-python now, so that budgets that are taken afterwards count its memory as held."""
+    import zarr  # noqa: F401
+
+
 def read(path: Location) -> Metadata | None:
     """The metadata of the store at a location; None where there is no zarr.json.
 

@@ -121,6 +121,7 @@ class Store:
     def open(cls, path: LocationLike, *, incomplete: bool = False) -> "Store":
         """Open a store for reading; raises StoreError where there is none, or while it is not complete."""
         path = as_location(path)
+        metadata.load_library()
         there = metadata.read(path)
         if there is None:
             raise StoreError(f"there is no store at {path}", todo=path.todo())

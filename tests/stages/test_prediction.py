@@ -120,7 +120,7 @@ def test_damaged_predictions_are_made_again_from_the_kept_weights(dataset, tmp_p
     mend(tmp_path, find_damage(tmp_path))
     assert not find_damage(tmp_path)
     assert content(path) == known
-    assert weights.stamp() == written
+    assert weights.stat().st_mtime_ns == written
 
 
 def test_a_damaged_network_is_found_and_trained_again_to_the_same_weights(dataset, tmp_path):
@@ -163,7 +163,7 @@ def test_the_plan_tells_how_often_a_network_is_trained_and_what_is_kept(dataset)
     settings = tables(dataset) | {"evaluate": {"permutations": 4}}
     stages = {stage.stage: stage for stage in plan_study(check_settings(settings), base_dir=None)}
     stage = stages["regression pca"]
-    assert stage.summary.endswith("18 steps of 16 rows at most, 5 times")  # (120 - 12) // 16 · 3
+    assert stage.summary.endswith("18 steps of 16 rows at most, 5 fits")  # (120 - 12) // 16 · 3
     weights = 24 * 30 + 24 + 48 + 48 + 24 * 24 + 24 + 48 + 10 * 24 + 10
     kept = 4 * weights + 2 * 120 * 10 * 4
     assert 5 * kept <= stage.disk <= 5 * kept + 5 * 20 * 10 * 4 * 4

@@ -67,13 +67,20 @@ def replace(path: Path, rows: list[int] | None = None) -> None:
 
 
 def from_the_brain(root: Path) -> dict[str, bytes]:
-    """All predictions and reconstructions, those of baselines too, but for what is drawn from true features."""
+    """All predictions and reconstructions of a study or a variant, but for what is drawn from true features."""
     found = [*root.rglob("reconstructions/*/*.png"), *root.rglob("predictions/*/test.zarr/c/**/*")]
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in found
         if path.is_file() and "oracle" not in path.parts
     }
+
+
+def of_fold(root: Path, fold: str) -> dict[str, bytes]:
+    """What ``from_the_brain`` finds for a fold and its baselines."""
+    folders = [path for path in root.glob(f"{fold}*") if not path.name.endswith("-oracle")]
+    assert len(folders) > 1
+    return {f"{path.name}/{name}": data for path in folders for name, data in from_the_brain(path).items()}
 
 
 def ceiling(root: Path) -> list[bytes]:
@@ -193,7 +200,7 @@ def test_what_a_fold_tests_reaches_none_of_its_reconstructions(tmp_path: Path) -
         run(other, dataset | {"captions": str(tmp_path / f"captions{k}.json")}, **drawn_from)
         for j, rows in enumerate(folds):
             fold = f"variants/fold{j:02d}"
-            found, expected = from_the_brain(other / fold), from_the_brain(tmp_path / "honest" / fold)
+            found, expected = (of_fold(study, fold) for study in (other, tmp_path / "honest"))
             assert sum(name.endswith(".png") for name in expected) == 4 * len(rows)
             assert found.keys() == expected.keys()
             if j == k:
@@ -213,6 +220,7 @@ def test_what_a_fold_tests_reaches_none_of_its_reconstructions(tmp_path: Path) -
 
 AUDIT = """
 import json, sys
+from leanrecon.stages import pipeline
 from leanrecon.stages.pipeline import STAGES, Pipeline
 from leanrecon.study.settings import check_settings
 from leanrecon.study.layout import Study
@@ -227,19 +235,19 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 
 def watched(name, method):
-    def run(self):
+    def run(self, given):
         global stage
         stage = name
         try:
-            method(self)
+            method(self, given)
         finally:
             stage = None
     return run
 
-for name in STAGES:
-    setattr(Pipeline, f"_{name}", watched(name, getattr(Pipeline, f"_{name}")))
-settings, study = json.loads(sys.argv[1]), sys.argv[2]
-Pipeline(check_settings(settings), Study(__import__("pathlib").Path(study))).run()
+settings, study = check_settings(json.loads(sys.argv[1])), sys.argv[2]
+for kind in map(type, pipeline.stages_of(settings)):
+    kind.run = watched(kind.name, kind.run)
+Pipeline(settings, Study(__import__("pathlib").Path(study))).run()
 print(json.dumps({name: sorted(paths) for name, paths in opened.items()}))
 """
 

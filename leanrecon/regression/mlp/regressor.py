@@ -46,8 +46,7 @@ class MLPRegressor:
         times = 1 + shapes.pairings
         return RegressionPlan(
             plan.work,
-            f"{network.weights:,} weights, {network.steps} steps of {self.settings.batch_size} rows at most"
-            + (f", trained {times} times" if times > 1 else ""),
+            f"{network.weights:,} weights, {network.steps} steps of {self.settings.batch_size} rows at most",
             disk=times * network.kept_nbytes,
             scratch=plan.scratch,
             held=TORCH_HELD,

@@ -144,10 +144,10 @@ def test_captions_are_wanted_where_settings_name_the_published_file(cache, tmp_p
         return [need.name for need in needed(chosen)], chosen.dataset.model_dump()["captions"]
 
     assert names("dataset.captions=false") == ([VDVAE], None)
-    assert names() == ([VDVAE, CAPTIONS], CAPTIONS)
+    assert names() == ([CAPTIONS, VDVAE], CAPTIONS)
     assert names("dataset.captions=mine.npy") == ([VDVAE], "mine.npy")
     (cache / CAPTIONS).write_bytes(b"fetched")
-    assert names() == ([VDVAE, CAPTIONS], str(cache / CAPTIONS))
+    assert names() == ([CAPTIONS, VDVAE], str(cache / CAPTIONS))
     (tmp_path / CAPTIONS).write_bytes(b"mine")
     assert names()[1] == CAPTIONS
 
