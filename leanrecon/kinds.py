@@ -21,7 +21,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "arrays": "leanrecon.datasets.arrays.dataset:Arrays",
         "nsd": "leanrecon.datasets.nsd.dataset:NSD",
         "simulated": "leanrecon.datasets.simulated.dataset:Simulated",
-        "group": "leanrecon.datasets.group:Group",
+        "group": "leanrecon.datasets.group.dataset:Group",
     },
     "features": {
         "autokl": "leanrecon.features.autokl:AutoKL",

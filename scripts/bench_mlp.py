@@ -3,9 +3,9 @@
     python scripts/bench_mlp.py                        8859 rows, 15,724 voxels, 91,168 targets (3.8 GB on disk)
     python scripts/bench_mlp.py --full-rows 8859       the full head on all rows, not on 1500 of them
 
-Every measurement is a process of its own that trains for one epoch from stores on disk. Seconds a step are the median of
-all steps; the share of time that steps waited for data is printed beside. Peak memory is that of the whole process,
-anonymous (RssAnon) and resident (VmHWM), from the import to the last prediction, beside what was planned.
+Every measurement is a process of its own that trains for one epoch from stores on disk. It prints the median seconds a
+step, the share of time that steps waited for data, the planned memory, and the peak memory of the whole process:
+anonymous (RssAnon) and resident (VmHWM), from the import to the last prediction.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from bench_ridge import make_data
 
 NSD = {"n": 8859, "p": 15_724, "m": 982, "t": 91_168}
 
-HOW = {
-    "full head": {"head": "full", "skip": "none"},
-    "PCA head": {"skip": "none"},
-    "PCA head + ridge": {"skip": "ridge", "alpha": 50_000.0},
-    "PCA head + ridge, of its predictions": {"skip": "ridge", "inputs": "ridge", "alpha": 50_000.0},
+NETWORKS = {
+    "full head": {"head": "full", "skip": "none", "inputs": "betas"},
+    "PCA head": {"skip": "none", "inputs": "betas"},
+    "PCA head + ridge": {"inputs": "betas", "alpha": 50_000.0},
+    "PCA head + ridge, of its predictions": {"inputs": "ridge", "alpha": 50_000.0},
 }
+"""Settings that differ from the defaults."""
 
 
 def worker(folder, name, budget, hidden, blocks):
@@ -56,7 +57,7 @@ def worker(folder, name, budget, hidden, blocks):
     started = time.perf_counter()
     with PeakMemory() as memory:
         mlp = StreamingMLP(
-            **HOW[name], hidden=hidden, blocks=blocks, epochs=1, budget=budget, folder=folder / "network", scratch=folder,
+            **NETWORKS[name], hidden=hidden, blocks=blocks, epochs=1, budget=budget, folder=folder / "network", scratch=folder,
             progress=clock,
         )  # fmt: skip
         mlp.fit(folder / "X.zarr", folder / "Y.zarr", test_rows=Store.open(folder / "T.zarr").rows)
@@ -86,7 +87,7 @@ def main():
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--budget", default="8GB")
-    parser.add_argument("--only", choices=HOW, action="append")
+    parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -98,19 +99,19 @@ def main():
         print(
             f"{'':38}{'rows':>6}{'weights':>13}{'s/step':>8}{'waited':>8}{'planned':>10}{'anonymous':>11}{'resident':>10}{'in all':>9}"
         )
-        for name in arguments.only or HOW:
+        for name in arguments.only or NETWORKS:
             rows = arguments.full_rows if name.startswith("full") else arguments.rows
             folder = root / f"n{rows}"
             make_data(folder, NSD | {"n": rows})
             command = [sys.executable, __file__, "--worker", name, "--data", str(folder), "--budget", arguments.budget]
             command += ["--hidden", str(arguments.hidden), "--blocks", str(arguments.blocks)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            it = json.loads(done.stdout.splitlines()[-1])
-            share = it["waited"] / it["training"]
+            result = json.loads(done.stdout.splitlines()[-1])
+            share = result["waited"] / result["training"]
             print(
-                f"{name:38}{rows:6}{it['weights']:13,}{it['step']:8.3f}{share:8.1%}"
-                f"{it['planned'] / 1e6:7,.0f} MB{it['anon'] / 1e6:8,.0f} MB{it['resident'] / 1e6:7,.0f} MB"
-                f"{it['seconds']:7.0f} s  kept {sum(it['kept'].values()) / 1e6:,.0f} MB",
+                f"{name:38}{rows:6}{result['weights']:13,}{result['step']:8.3f}{share:8.1%}"
+                f"{result['planned'] / 1e6:7,.0f} MB{result['anon'] / 1e6:8,.0f} MB{result['resident'] / 1e6:7,.0f} MB"
+                f"{result['seconds']:7.0f} s  kept {sum(result['kept'].values()) / 1e6:,.0f} MB",
                 flush=True,
             )
 

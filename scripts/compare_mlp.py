@@ -3,10 +3,10 @@
     python scripts/compare_mlp.py                                   the simulated subject, 3 seeds
     python scripts/compare_mlp.py --digits digit69_28x28.mat        also digit-69, ten folds of its 100 trials
 
-Every method learns the same train rows and predicts the same test rows; a seed draws the subject (or the folds) and the
-network's own numbers. Figures are means over seeds and test rows: the Pearson correlation of each predicted row of
-features with the true one, how often it is nearer to its own than to another row's, and R². Differences from the ridge are
-paired row by row, with 95 % bootstrap intervals over stimuli. Settings were chosen on seed 100, which is not among those shown.
+Every method learns the same train rows and predicts the same test rows. A seed draws the subject (or the folds) and the
+network's random numbers. Figures are means over seeds and test rows: the Pearson correlation of each predicted row of
+features with the true one, two-way identification, and R². Differences from the ridge are paired by test row, with 95 %
+bootstrap intervals over images. Settings were chosen on seed 100, which is not shown.
 """
 
 import argparse
@@ -18,36 +18,30 @@ import numpy as np
 
 RESAMPLES = 2000
 
+SMALL = {"hidden": 512, "blocks": 1, "epochs": 40}
+VOXELS = {"inputs": "betas", "noise": 0.1, "voxel_dropout": 0.1}
+
 METHODS = {
     "ridge": None,
-    "network alone": {"skip": "none", "hidden": 512, "blocks": 1, "epochs": 40, "whiten": False},
-    "network beside ridge": {"hidden": 512, "blocks": 1, "epochs": 40, "whiten": False},
-    "network on ridge's predictions": {
-        "inputs": "ridge", "hidden": 512, "blocks": 1, "epochs": 40, "whiten": False, "noise": 0.0, "voxel_dropout": 0.0,
-        "validation": 0.2, "patience": 20,
-    },
-}  # fmt: skip
+    "network alone": SMALL | VOXELS | {"skip": "none"},
+    "network beside ridge": SMALL | VOXELS,
+    "network on ridge's predictions": SMALL | {"validation": 0.2, "patience": 20},
+}
+"""Settings that differ from the defaults; None: no network."""
 
 
 def simulated(folder, seed, n_train, n_test):
     """Betas and features of one simulated subject: [(space, X, Y, T, true rows)]."""
-    from leanrecon.stages.pipeline import Pipeline
-    from leanrecon.study.layout import Study
-    from leanrecon.study.settings import check_settings
+    import leanrecon
 
-    dataset = {"kind": "simulated", "n_train": n_train, "n_test": n_test, "voxels": 1500, "noise": 2.0}
-    spaces = {"pca": {"components": 100, "size": 32}, "pixels": {"size": 16}}
-    settings = check_settings({"dataset": dataset, "features": spaces, "seed": seed})
-    study = Study(folder / f"seed{seed}")
-    Pipeline(settings, study).run("features")
-    from leanrecon.stores import Store
-
-    def rows(path):
-        store = Store.open(path)
-        return store[0 : store.rows]
-
-    X, T = rows(study.betas("train")), rows(study.betas("test"))
-    return [(name, X, rows(study.features(name, "train")), T, rows(study.features(name, "test"))) for name in spaces]
+    tables = {
+        "seed": seed,
+        "dataset": {"kind": "simulated", "n_train": n_train, "n_test": n_test, "voxels": 1500, "noise": 2.0},
+        "features": {"pca": {"components": 100, "size": 32}, "pixels": {"size": 16}},
+    }
+    done = leanrecon.run(tables, study=folder / f"seed{seed}", until="features")
+    X, T = done.betas("train"), done.betas("test")
+    return [(name, X, done.features(name, "train"), T, done.features(name, "test")) for name in tables["features"]]
 
 
 def digits(path, seed):
@@ -64,13 +58,13 @@ def digits(path, seed):
         yield ("digits", X[train], S[train], X[test], S[test])
 
 
-def predict(how, X, Y, T, seed, batch):
+def predict(settings, X, Y, T, seed, batch):
     from leanrecon.regression.mlp.mlp import StreamingMLP
     from leanrecon.regression.ridge.ridge import StreamingRidge
 
-    if how is None:
-        return StreamingRidge("loo", standardize=True).fit(X, Y).predict(T)
-    return StreamingMLP(**how, seed=seed, batch_size=batch, standardize=True).fit(X, Y).predict(T)
+    if settings is None:
+        return StreamingRidge().fit(X, Y).predict(T)
+    return StreamingMLP(**settings, seed=seed, batch_size=batch).fit(X, Y).predict(T)
 
 
 def correlations(a, b):
@@ -101,8 +95,8 @@ def scored(cases, seed, batch):
     """Scores of every method: {(space, method): (correlations, two-way)}, of all cases one after another."""
     found = {}
     for space, X, Y, T, true in cases:
-        for method, how in METHODS.items():
-            predicted = predict(how, X, Y, T, seed, batch)
+        for method, settings in METHODS.items():
+            predicted = predict(settings, X, Y, T, seed, batch)
             parts = found.setdefault((space, method), ([], [], []))
             parts[0].append(correlations(predicted, true))
             parts[1].append(two_way(predicted, true))

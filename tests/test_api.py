@@ -17,7 +17,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    return leanrecon.run(TABLES, study=tmp_path_factory.mktemp("api") / "study", memory="1GB")
+    return leanrecon.run(TABLES, study=tmp_path_factory.mktemp("api") / "study", memory="4GB")
 
 
 def test_arrays_are_what_the_stores_hold(done):
@@ -59,7 +59,7 @@ def test_open_reads_what_run_wrote(done):
 
 def test_a_run_continues_and_changes_nothing(done):
     before = {path: path.stat().st_mtime_ns for path in done.path.rglob("*.zarr/**/*") if path.is_file()}
-    leanrecon.run(TABLES, study=done.path, memory="1GB")
+    leanrecon.run(TABLES, study=done.path, memory="4GB")
     assert before == {path: path.stat().st_mtime_ns for path in done.path.rglob("*.zarr/**/*") if path.is_file()}
 
 
@@ -75,7 +75,7 @@ def test_until_and_set(tmp_path):
 
 def test_plan_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stages = leanrecon.plan(TABLES, memory="1GB")
+    stages = leanrecon.plan(TABLES, memory="4GB")
     assert [stage.stage for stage in stages] == [
         "dataset", "features pixels", "regression pixels", "stage1", "refine", "evaluate",
     ]  # fmt: skip

@@ -35,6 +35,8 @@ class Alignment(Protocol):
     """A kind of alignment; made from its settings."""
 
     Settings: ClassVar[type[BaseModel]]
+    learns: ClassVar[bool] = True
+    """Whether it is fitted, which takes train images that all subjects saw; a kind that lacks the attribute is."""
 
     def __init__(self, settings: Any) -> None: ...
 
@@ -43,13 +45,13 @@ class Alignment(Protocol):
         """Sentences that a reader of the report must know."""
 
     def plan(self, shapes: AlignmentShapes, free: int) -> AlignmentPlan:
-        """Plan the fit: arithmetic only."""
+        """Plan the fit: arithmetic only. Raises InputError for shapes that can't be aligned."""
 
     def fit(self, matrices: Mapping[str, "Matrix"], context: Context) -> None:
-        """Learn from train betas of the shared images, [shared, voxels] a subject, rows in the same order of images."""
+        """Learn from the train betas of each subject for the shared images: [shared, voxels], images in one order."""
 
     def transform(self, subject: str, betas: Array) -> Array:
-        """Betas [rows, voxels] of a subject in the shared space, float32 [rows, dims]."""
+        """Betas [rows, voxels] of a subject in the shared space, float32 [rows, dims]; at most 256 rows at once."""
 
     def state(self) -> dict[str, Array]:
         """What was learned, as arrays by name, to be kept beside the study's betas."""

@@ -29,8 +29,8 @@ class Moments:
         return ~self.absent & (self.std > 0)
 
 
-def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
-    """Mean and standard deviation of every column, streamed tile by tile.
+def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None) -> Moments:
+    """Mean and standard deviation of every column, streamed tile by tile; row i counts ``weights[i]`` times.
 
     Sums are taken of the differences to the first row, in float64 over the rows: nothing is lost to a large
     mean, and a constant column has a standard deviation of exactly 0. An infinite value, or a NaN in a column
@@ -57,7 +57,8 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
             shift[part] = block[0]
             shift[part][~np.isfinite(shift[part])] = 0
         block -= shift[part].astype(block.dtype)
-        total = block.sum(axis=0, dtype=np.float64)
+        counts = None if weights is None else weights[rows.start : rows.stop]
+        total = _column_sums(block, counts)
         if not np.isfinite(total).all():
             _refuse_infinite(block, rows, blocks[j], what)
             nan = np.isnan(block)
@@ -66,7 +67,7 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
                 first_nan[part], np.where(nan.any(axis=0), rows.start + nan.argmax(axis=0), n), out=first_nan[part]
             )
         sums[part] += total
-        squares[part] += np.square(block, out=block).sum(axis=0, dtype=np.float64)
+        squares[part] += _column_sums(np.square(block, out=block), counts)
 
     absent = nan_rows == n
     if (partly := np.nonzero((nan_rows > 0) & ~absent)[0]).size:
@@ -77,9 +78,15 @@ def moments(matrix: Matrix, *, what: str = "betas") -> Moments:
             expected="finite values, or NaN in every row of a voxel outside of the mask",
             todo="drop those voxels or trials",
         )
-    mean = sums / n
-    variance = np.maximum(squares - sums * mean, 0) / max(n - 1, 1)
-    return Moments(n, mean + shift, np.sqrt(variance), absent)
+    total_rows = n if weights is None else round(float(weights.sum()))
+    mean = sums / total_rows
+    variance = np.maximum(squares - sums * mean, 0) / max(total_rows - 1, 1)
+    return Moments(total_rows, mean + shift, np.sqrt(variance), absent)
+
+
+def _column_sums(block: Array, counts: Array | None) -> Array:
+    sums: Array = block.sum(axis=0, dtype=np.float64) if counts is None else np.einsum("i,ij->j", counts, block)
+    return sums
 
 
 def _refuse_infinite(block: Array, rows: range, columns: range, what: str) -> None:

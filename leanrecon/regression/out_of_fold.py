@@ -74,7 +74,7 @@ def fold_data(data: RegressionData, fold: Array, k: int) -> RegressionData:
         betas=RowSubset(data.betas, train),
         targets=RowSubset(data.targets, shown),
         test=RowSubset(data.betas, np.flatnonzero(held)),
-        groups=[data.groups[i] for i in train.tolist()],
+        groups=[data.groups[int(i)] for i in train],
         stimulus=None if plain else stimulus,
     )
 

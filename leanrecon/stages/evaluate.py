@@ -22,8 +22,9 @@ from leanrecon.stages.report import write_page
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
-from leanrecon.study.record import versions
+from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
@@ -104,6 +105,7 @@ class EvaluateStage:
             whole = whole_brain(every)
             folds = (fold_of(run, v, every, refines=refines, judged=bool(judges)) for v in whole)
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
+            result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             self._write(run, whole, result, made_of)
             record["settings"] = run.settings.evaluate.model_dump()
         write_page(run, every)
@@ -114,14 +116,16 @@ class EvaluateStage:
         study = run.study
         files = [study.scores, *(study.latent_r2(name) for name in run.spaces)]
         files += [variant.study.metrics for variant in whole_brain(every)]
-        present = all(path.exists() for path in files)
+        folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
+        embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
+        present = all(path.exists() for path in files) and all(is_complete(store) for store in embeddings)
         return present and not run.overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
 
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
         study, notes = run.study, settings_notes(run.settings)
-        about = {"versions": versions(), "simulated": run.settings.dataset.simulated}
+        about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
         for variant, figures in zip(whole, result.folds, strict=False):
             write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
         for name, r2 in result.latent_r2.items():

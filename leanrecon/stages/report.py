@@ -43,7 +43,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
             metrics=metrics,
             scores=_with_captions(scores, whole, study),
             pictures=rows(),
-            simulated=run.settings.dataset.simulated,
+            simulated=run.settings.dataset.located(run.base_dir).simulated,
             settings=_without_folders(run.settings.tables()),
             records=read_json(study.record) or {},
             variants={v.name: read_json(v.study.record) or {} for v in every if v.name},

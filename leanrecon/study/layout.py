@@ -86,7 +86,6 @@ LAYOUT = _items(
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
     Item("weights/**", Role.SCRATCH, ("refine",), "weights of a generator, merged or cast once for reading"),
     Item("embeddings/*/*.zarr", Role.STORE, ("evaluate",), "embeddings of compared images by a judge", replaced=True),
-    Item("embeddings/*.zarr", Role.STORE, ("evaluate",), "embeddings of compared images", replaced=True),
     Item("evaluation/metrics.json", Role.RECORD, ("evaluate",), "figures with intervals and chance, baselines, notes"),
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),

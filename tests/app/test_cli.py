@@ -26,6 +26,8 @@ from leanrecon.study.recipes import read_settings
 from leanrecon.study.settings import check_settings
 from leanrecon.study.verify import find_damage
 
+pytestmark = pytest.mark.slow
+
 N_TRAIN, N_TEST, N_VOXELS = 40, 12, 30
 RNG = np.random.default_rng(11)
 STIMULI = RNG.integers(0, 256, (N_TRAIN + N_TEST, 8, 8), np.uint8)
@@ -266,7 +268,7 @@ def test_a_plan_writes_nothing_and_what_it_says_would_do(data, tmp_path):
     for stage in ("dataset", "features pixels", "features pca", "regression pixels", "regression pca"):
         assert re.search(rf"│ {stage} .* MB", shown), shown
     assert "too much" in shown
-    (enough,) = re.findall(r'too little memory is allowed; "(\d+MB)" would do', shown)
+    (enough,) = re.findall(r'the budget is too small; "(\d+MB)" is enough', shown)
     leanrecon("run", "small.toml", "--memory", enough, "--study", tmp_path / "study", cwd=data)
 
 
@@ -335,7 +337,7 @@ def test_each_store_is_mended_by_itself(finished, study, store, harm):
     path = last_chunk(study / store)
     harm(path)
     damaged = find_damage(study)
-    assert [found.path for found in damaged] == [study / store]
+    assert [Path(found.path) for found in damaged] == [study / store]
     mend(study, damaged)
     assert chunks(study) == chunks(finished)
     rewritten = {name for name, stamp in stamps(study).items() if before[name] != stamp and "/c/" in name}
@@ -442,7 +444,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(data):
         (["run", "digit69"], r"digit69 is neither a settings file nor a recipe \(did you mean digits69\?\)"),
         (["plan", "nothing.toml"], r"nothing\.toml is neither a settings file nor a recipe"),
         (["run", "small.toml", "--memory", "4XB"], "memory = '4XB': '4XB' is not a size in bytes"),
-        (["run", "small.toml", "--until", "regresion"], r"no such stage \(did you mean regression\?\)"),
+        (
+            ["run", "small.toml", "--until", "regresion"],
+            r"regresion is not a stage of this study \(did you mean regression\?\)",
+        ),
         (
             ["run", "small.toml", "--study", "new", "--set", "dataset.betas_train=beta_train.npy"],
             'perhaps "betas_train.npy"',
@@ -530,7 +535,7 @@ def test_two_runs_of_one_study_at_once_are_refused(data, finished, tmp_path):
     with only_run(study):
         said = leanrecon("run", "small.toml", "--study", study, cwd=data, code=2)
         assert said == f"leanrecon: another run is using {study}. Wait for it, or choose another --study.\n"
-        with pytest.raises(StoreError, match="another run is at work"), only_run(study):
+        with pytest.raises(StoreError, match="another run is using"), only_run(study):
             pass
     leanrecon("run", "small.toml", "--study", study, cwd=data)
     assert chunks(study) == chunks(finished)

@@ -13,6 +13,8 @@ import pytest
 import leanrecon
 from leanrecon.weights import packaged
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 PACKAGE = Path(leanrecon.__file__).parent
 
 SMALL = ("--set", "dataset.n_train=60", "--set", "dataset.n_test=8", "--set", "evaluate.permutations=1")

@@ -3,10 +3,12 @@
 import errno
 import gzip
 import io
+import json
 import os
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -23,7 +25,9 @@ from leanrecon.datasets.nsd.voxels import Voxels
 from leanrecon.datasets.simulated.dataset import Simulated, SimulatedSettings
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import Folder, LocalFile, Traffic
-from leanrecon.stages.pipeline import Pipeline
+from leanrecon.progress import Progress
+from leanrecon.stages.evaluate import EvaluateStage
+from leanrecon.stages.stage import Run
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.settings import check_settings
@@ -228,14 +232,12 @@ def test_files_are_found_from_the_folder_of_the_settings(tmp_path: Path) -> None
     assert far.located(tmp_path) == far
 
 
-def test_a_simulated_nsd_beside_its_settings_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_nsd_beside_its_settings_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "nsd").mkdir()
     (tmp_path / "nsd" / SIMULATED).write_text("{}")
     settings = check_settings({"dataset": {"kind": "nsd", "root": "nsd"}, "features": {"pixels": {}}})
-    told: list[bool] = []
-    monkeypatch.setattr(
-        "leanrecon.stages.pipeline.assess", lambda settings, *_, **__: told.append(settings.dataset.simulated)
-    )
     assert not os.path.samefile(tmp_path, os.getcwd())
-    Pipeline(settings, Study(tmp_path / "study"), base_dir=tmp_path)._evaluate()
-    assert told == [True]
+    run = Run(settings, Study(tmp_path / "study"), tmp_path, False, Progress())
+    result = SimpleNamespace(folds=[], latent_r2={}, rows=[{"row": 0}], metrics={"notes": []})
+    EvaluateStage._write(run, [], result, "x")
+    assert json.loads(run.study.metrics.read_text())["simulated"] is True

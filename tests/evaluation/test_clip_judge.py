@@ -310,7 +310,7 @@ def test_a_report_is_written_again_without_the_model(folder: Path) -> None:
 
 def test_a_damaged_embedding_is_found_and_mended(folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(folder / "study" / "embeddings" / "clip" / "stage1.zarr")
-    path = store.chunk_path(1)
+    path = Path(store.chunk_path(1))
     path.write_bytes(b"\0" + path.read_bytes()[1:])
     text = (folder / "study" / "study.toml").read_text().replace(str(finished), str(folder))
     (folder / "study" / "study.toml").write_text(text)
@@ -352,7 +352,7 @@ def test_a_plan_counts_the_network(plain: Path) -> None:
     none, tiny, larger = planned("judges.clip=false"), planned(), planned("judges.clip.model=larger")
     assert none.memory < tiny.memory < larger.memory - 4 * 2 * 2 * 256 * 2048  # two layers' MLPs in float32
     assert none.disk < tiny.disk
-    assert tiny.blocks.endswith(", tiny-clip")
+    assert tiny.summary.endswith(", tiny-clip")
 
 
 def test_measured_memory_stays_under_the_plan(begun: Path) -> None:

@@ -20,6 +20,8 @@ from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.images import ImageReader
 
+pytestmark = pytest.mark.slow
+
 
 class Noisy(Pixels):
     """Pixels and noise from (seed, row), with a record of the batches that came."""

@@ -23,6 +23,8 @@ from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.layout import plan_chunks
 
+pytestmark = pytest.mark.slow
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

@@ -64,9 +64,9 @@ def test_settings_survive_a_round_through_the_written_study():
         ("pca", {"size": 2.5}, "features.pca.size = 2.5"),
         ("pca", {"components": 0, "size": -1}, "features.pca.size = -1"),
         ("pixels", {"size": [8, 8, 3]}, "features.pixels.size"),
-        ("pixel", {}, "features.pixel.kind: 'pixel' is not one of the features (did you mean pixels?)"),
+        ("pixel", {}, "features.pixel: 'pixel' is not a feature space (did you mean pixels?)"),
         ("mine", {}, "give [features.mine] a kind"),
-        ("mine", {"kind": "vqvae"}, "'vqvae' is not one of the features"),
+        ("mine", {"kind": "vqvae"}, "features.mine.kind = 'vqvae' (did you mean vdvae?)"),
         ("../elsewhere", {"kind": "pca"}, "features.../elsewhere is not a name"),
     ],
 )

@@ -18,7 +18,7 @@ from support.vdvae_models import SHARED, SMALL, random_weights, recorded, record
 from leanrecon.app import cli  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig  # noqa: E402
 from leanrecon.stores import Store  # noqa: E402
-from leanrecon.study.settings import read_settings  # noqa: E402
+from leanrecon.study.recipes import read_settings  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
 

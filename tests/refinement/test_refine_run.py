@@ -24,6 +24,8 @@ from leanrecon.refinement.diffusion import sampling  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
+
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

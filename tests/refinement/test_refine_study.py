@@ -56,14 +56,14 @@ resamples = 100
 
 
 LATER = """
-from pathlib import Path
-from leanrecon.stages.pipeline import STAGES, Pipeline
-from leanrecon.study.recipes import read_settings
+from leanrecon.stages.pipeline import stages_of
+from leanrecon.stages.stage import Run
 from leanrecon.study.layout import Study
+from leanrecon.study.recipes import read_settings
 settings, base_dir = read_settings("generator.toml")
-pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)
-for stage in STAGES[1:]:
-    getattr(pipeline, f"_{stage}")()
+run = Run(settings, Study("noisy"), base_dir)
+for stage in stages_of(settings)[1:]:
+    stage.run(run)
 """
 
 
@@ -147,7 +147,7 @@ def test_a_clip_judges_final_images_at_their_own_size_beside_all_their_baselines
     finished: Path, tmp_path: Path
 ) -> None:
     study, judge = Path(shutil.copytree(finished, tmp_path / "study")), models.write_clip(tmp_path / "judge")
-    leanrecon("run", "generator.toml", "--study", study, "--set", f"evaluate.clip={judge}", cwd=finished.parent)
+    leanrecon("run", "generator.toml", "--study", study, "--set", f"judges.clip.model={judge}", cwd=finished.parent)
     metrics = json.loads((study / "evaluation" / "metrics.json").read_text())
     every = {"final": metrics["final"], "stage1": metrics["stage1"], **metrics["baselines"], **metrics["upper_bounds"]}
     assert len(every) == 10
@@ -160,7 +160,8 @@ def test_a_clip_judges_final_images_at_their_own_size_beside_all_their_baselines
     assert metrics["final"]["two_way_clip"]["value"] == pytest.approx(np.mean(wins))
     notes = " ".join(metrics["notes"])
     assert "by the image embedding of judge." in notes
-    assert "led by predictions of clip, which are a CLIP's own features" in notes
+    assert "guided by predictions of clip, features of the same family as the judge clip" in notes
+    assert "drawn by a generative model" in notes
     record = json.loads((study / "run.json").read_text())["stages"]["evaluate"]
     assert record["peak_bytes"] <= record["planned_bytes"]
 
@@ -177,7 +178,7 @@ def by_clip(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(getattr(found, "pooler_output", found), dtype=np.float64)
 
 
-def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Path) -> None:
+def test_an_upper_bound_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Path) -> None:
     study, where = tmp_path / "study", "variants/oracle/reconstructions/final"
     few = ["--set", 'refine.baselines=["prior", "shuffled"]']
     shutil.copytree(finished, study)
@@ -192,7 +193,7 @@ def test_a_ceiling_that_is_asked_for_later_is_drawn(finished: Path, tmp_path: Pa
 
 
 def test_the_wall_holds_with_a_generator(finished: Path) -> None:
-    """Noise instead of test images, captions and true test features changes no image but those of the ceiling."""
+    """Noise instead of test images, captions and true test features changes no image but those of the upper bound."""
     folder = finished.parent
     leanrecon("run", "generator.toml", "--study", "noisy", "--until", "dataset", cwd=folder)
     noisy, rng = folder / "noisy", np.random.default_rng(0)
@@ -210,8 +211,8 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
     for pattern in ("reconstructions/*/*.png", "variants/prior/**/*.png", "variants/shuffled*/**/*.png"):
         assert images(noisy, pattern) == images(finished, pattern), pattern
         assert images(noisy, pattern)
-    ceiling = "variants/oracle/**/*.png"
-    assert images(noisy, ceiling) != images(finished, ceiling)
+    upper_bound = "variants/oracle/**/*.png"
+    assert images(noisy, upper_bound) != images(finished, upper_bound)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words:
 
 
 def test_guidance_needs_no_file_and_equals_that_from_one(finished: Path) -> None:
-    """The empty text is encoded as transformers encodes it, and images are led away from it."""
+    """The empty caption is encoded as transformers encodes it, and used as the negative of guidance."""
     import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 

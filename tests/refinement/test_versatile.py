@@ -36,6 +36,8 @@ from leanrecon.stores.pictures import Pictures  # noqa: E402
 from leanrecon.weights.folders import Weights  # noqa: E402
 from leanrecon.weights.safetensors import Entry  # noqa: E402
 
+pytestmark = pytest.mark.networks
+
 FEW = {"steps": 4, "guidance": 1.0}
 
 

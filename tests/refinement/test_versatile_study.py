@@ -51,14 +51,14 @@ resamples = 100
 """
 
 LATER = """
-from pathlib import Path
-from leanrecon.stages.pipeline import STAGES, Pipeline
-from leanrecon.study.recipes import read_settings
+from leanrecon.stages.pipeline import stages_of
+from leanrecon.stages.stage import Run
 from leanrecon.study.layout import Study
+from leanrecon.study.recipes import read_settings
 settings, base_dir = read_settings("versatile.toml")
-pipeline = Pipeline(settings, Study(Path("noisy")), base_dir=base_dir)
-for stage in STAGES[1:]:
-    getattr(pipeline, f"_{stage}")()
+run = Run(settings, Study("noisy"), base_dir)
+for stage in stages_of(settings)[1:]:
+    stage.run(run)
 """
 
 ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -96,7 +96,7 @@ def test_the_study_ends_with_final_images_and_their_baselines(finished: Path) ->
     assert record["peak_bytes"] <= record["planned_bytes"]
 
 
-def test_what_is_led_away_from_is_kept_beside_the_features(finished: Path) -> None:
+def test_unconditional_embeddings_are_kept_beside_the_features(finished: Path) -> None:
     """As transformers' own CLIP encodes an empty text and a black image."""
     import torch
     from PIL import Image
@@ -131,7 +131,7 @@ def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_a_lost_row_of_nothing_is_made_again_and_changes_no_image(finished: Path, tmp_path: Path) -> None:
+def test_a_lost_unconditional_embedding_is_made_again_and_changes_no_image(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "copy")
     study = tmp_path / "copy" / "study"
     shutil.rmtree(study / "features" / "clip-vision" / "unconditional.zarr")
@@ -148,7 +148,7 @@ def test_a_lost_row_of_nothing_is_made_again_and_changes_no_image(finished: Path
 
 
 def test_the_wall_holds_with_both_guides(finished: Path) -> None:
-    """Noise instead of test images, captions and true test features changes no image but those of the ceiling."""
+    """Noise instead of test images, captions and true test features changes no image but those of the upper bound."""
     folder = finished.parent
     leanrecon("run", "versatile.toml", "--study", "noisy", "--until", "dataset", cwd=folder)
     noisy, rng = folder / "noisy", np.random.default_rng(0)
@@ -164,16 +164,16 @@ def test_the_wall_holds_with_both_guides(finished: Path) -> None:
     for pattern in ("reconstructions/*/*.png", "variants/prior/**/*.png", "variants/shuffled*/**/*.png"):
         assert images(noisy, pattern) == images(finished, pattern), pattern
         assert images(noisy, pattern)
-    ceiling = "variants/oracle/**/*.png"
-    assert images(noisy, ceiling) != images(finished, ceiling)
+    upper_bound = "variants/oracle/**/*.png"
+    assert images(noisy, upper_bound) != images(finished, upper_bound)
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("refine.vision=clap", "refine.vision = 'clap' is not a feature space here"),
-        ("refine.vision=pca", "needs refine.negative_vision, .* the feature space pca can't tell"),
-        ("refine.lora=somewhere", "lora is for Stable Diffusion"),
+        ("refine.vision=pca", "needs refine.negative_vision, .* the feature space pca has none"),
+        ("refine.lora=somewhere", "refine.lora is unknown"),
     ],
 )
 def test_what_can_not_be_refined_is_refused(finished: Path, setting: str, words: str) -> None:

@@ -13,9 +13,11 @@ from leanrecon.progress import PlainProgress, Progress
 from leanrecon.regression.mlp.batches import Batches, Held, split
 from leanrecon.regression.mlp.mlp import StreamingMLP
 from leanrecon.regression.mlp.network import residual_mlp
-from leanrecon.regression.mlp.training import own_random_numbers
+from leanrecon.regression.mlp.training import seeded_weights
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
+
+pytestmark = [pytest.mark.slow, pytest.mark.networks]
 
 SMALL = {
     "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0,
@@ -33,7 +35,7 @@ def one_torch_thread():
 
 def plain_training(inputs, targets, *, seed, epochs, batch, rate, decay, clip, warmup, hidden, blocks, learned):
     """The training as a loop of plain PyTorch without accelerate or fused steps, over the same batches."""
-    with own_random_numbers(seed):
+    with seeded_weights(seed):
         network = residual_mlp(inputs.shape[1], targets.shape[1], hidden=hidden, blocks=blocks, dropout=0.0)
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]
@@ -188,11 +190,11 @@ def test_predictions_fill_only_the_blocks_that_a_store_lacks(study, tmp_path):
     np.testing.assert_allclose(store[0:40], fitted.predict(T), atol=3e-6)  # wider blocks round differently
     content = store.content
     store.discard([(0, 1)])
-    untouched = store.chunk_path(0, 0).stat().st_mtime_ns
+    untouched = store.chunk_path(0, 0).stamp()
     fitted.predict_into(T, store, advance=done.append)
     store.finish()
     assert store.content == content
-    assert store.chunk_path(0, 0).stat().st_mtime_ns == untouched
+    assert store.chunk_path(0, 0).stamp() == untouched
     with pytest.raises(InputError, match=r"a store of \(40, 3000\) can't take predictions of 39 rows"):
         fitted.predict_into(T[1:], store)
 

@@ -11,8 +11,10 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.study.layout import Study
 from leanrecon.study.voxels import area_voxels
 
+pytestmark = pytest.mark.slow
+
 TABLES = {
-    "memory": "1GB",
+    "memory": "4GB",
     "dataset": {"kind": "simulated", "n_train": 60, "n_test": 12, "size": 16, "voxels": 120},
     "features": {"pixels": {"size": 8}},
     "regression": {"alpha": 30.0},

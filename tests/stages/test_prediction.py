@@ -114,11 +114,26 @@ def test_damaged_predictions_are_made_again_from_the_kept_weights(dataset, tmp_p
     chunk = next(file for file in (path / "c").rglob("*") if file.is_file())
     data = bytearray(chunk.read_bytes())
     data[3] ^= 1
-    chunk.write_bytes(data)
+    chunk.write_bytes(bytes(data))
     mend(tmp_path, find_damage(tmp_path))
     assert not find_damage(tmp_path)
     assert content(path) == known
-    assert weights.stat().st_mtime_ns == written
+    assert weights.stamp() == written
+
+
+def test_a_damaged_network_is_found_and_trained_again_to_the_same_weights(dataset, tmp_path):
+    run(tmp_path, tables(dataset), until="regression")
+    study = Study(tmp_path)
+    weights, other = (study.network("pca") / f"{name}.safetensors" for name in ("network", "ridge"))
+    whole, kept, known = weights.read_bytes(), other.stamp(), content(study.predictions("pca"))
+    weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    found = find_damage(tmp_path)
+    assert [what for parts in found.values() for _, what in parts] == [f"{weights} does not match its checksum"]
+    mend(tmp_path, found)
+    assert not find_damage(tmp_path)
+    assert weights.read_bytes() == whole
+    assert other.stamp() == kept
+    assert content(study.predictions("pca")) == known
 
 
 def test_another_setting_is_refused_by_its_name_and_replaced_on_demand(dataset, tmp_path):

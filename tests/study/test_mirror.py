@@ -18,7 +18,7 @@ from leanrecon.places import Location
 from leanrecon.progress import Progress
 from leanrecon.stages.pipeline import Pipeline
 from leanrecon.stores import Store
-from leanrecon.study.layout import Study
+from leanrecon.study.layout import Study, item_of
 from leanrecon.study.mirror import Mirror
 from leanrecon.study.recipes import read_settings
 from leanrecon.study.record import is_complete
@@ -95,6 +95,13 @@ def test_the_mirror_is_the_study_itself(finished: Path) -> None:
         [sys.executable, "-m", "leanrecon", "verify", str(finished / "mirror")], capture_output=True, text=True
     )
     assert verified.stdout.strip() == "all chunks are sound"
+
+
+def test_every_file_of_a_finished_study_is_in_the_layout(finished: Path) -> None:
+    assert [name for name in contents(finished / "study") if item_of(name) is None] == []
+    numbers = [f"{row:05d}.png" for row in range(12)]
+    images = finished / "study" / "reconstructions"
+    assert all(os.path.samefile(images / "stage1" / name, images / "final" / name) for name in numbers)
 
 
 def test_what_was_lost_comes_back_and_nothing_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 from leanrecon.app import doctor
 from leanrecon.app.plan import show
 from leanrecon.errors import InputError
-from leanrecon.stages.pipeline import plan_study
-from leanrecon.study.needs import missing, require_weights, wanted
+from leanrecon.stages.pipeline import STAGES, plan_study
+from leanrecon.study.needs import missing, needed, require_weights
 from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.weights.packaged import is_packaged
 from leanrecon.weights.published import FILES
@@ -37,8 +37,8 @@ tiny = "some/tiny"
 kind = "ddim"
 base = "some/base"
 text = "text"
-[evaluate]
-clip = "some/clip"
+[judges.clip]
+model = "some/clip"
 """
 
 
@@ -53,14 +53,19 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def until(stage):
+    """The stages up to and including one."""
+    return STAGES[: STAGES.index(stage) + 1]
+
+
 def settings(text, tmp_path):
     (tmp_path / "study.toml").write_text(text)
     return read_settings(tmp_path / "study.toml")[0]
 
 
 def test_every_setting_that_names_weights_is_known(cache, tmp_path):
-    found = {want.name: (want.setting, {piece.folders[0] for piece in want.pieces})
-             for want in wanted(settings(EVERY, tmp_path))}  # fmt: skip
+    found = {need.name: (need.setting, {piece.folders[0] for piece in need.pieces})
+             for need in needed(settings(EVERY, tmp_path))}  # fmt: skip
     assert found == {
         VDVAE: ("features.vdvae.checkpoint", set()),
         "some/versatile": (
@@ -69,7 +74,7 @@ def test_every_setting_that_names_weights_is_known(cache, tmp_path):
         ),
         "some/base": ("features.autokl.model, refine.base", {"vae", "unet", "scheduler"}),
         "some/tiny": ("features.autokl.tiny", {"."}),
-        "some/clip": ("evaluate.clip", {"image_encoder", "image_feature_extractor"}),
+        "some/clip": ("judges.clip.model", {"image_encoder", "image_feature_extractor"}),
     }
 
 
@@ -77,7 +82,7 @@ def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
     def folders(*overrides):
         (tmp_path / "study.toml").write_text(EVERY)
         chosen, _ = read_settings(tmp_path / "study.toml", [*overrides, "refine.base=other/base"])
-        return next({p.folders[0] for p in want.pieces} for want in wanted(chosen) if want.setting == "refine.base")
+        return next({p.folders[0] for p in need.pieces} for need in needed(chosen) if need.setting == "refine.base")
 
     assert folders() == {"unet", "vae", "scheduler"}
     assert folders("refine.tiny_autoencoder=some/tiny") == {"unet", "scheduler"}
@@ -88,24 +93,24 @@ def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
 def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
     chosen = settings(EVERY, tmp_path)
     assert len(missing(chosen)) == 7
-    assert len(missing(chosen, "refine")) == 6
-    assert len(missing(chosen, "stage1")) == 5
-    assert missing(chosen, "dataset") == []
+    assert len(missing(chosen, until("refine"))) == 6
+    assert len(missing(chosen, until("stage1"))) == 5
+    assert missing(chosen, until("dataset")) == []
     with pytest.raises(InputError) as error:
         plan_study(chosen, base_dir=tmp_path)
-    named = [f"{want.name} ({want.setting})" for want in missing(chosen)]
+    named = [f"{need.name} ({need.setting})" for need in missing(chosen)]
     assert [name in str(error.value) for name in named] == [not name.startswith(VDVAE) for name in named]
     with pytest.raises(InputError) as error:
-        require_weights(chosen, "evaluate")
+        require_weights(chosen)
     assert all(name in str(error.value) for name in named)
-    assert "`leanrecon fetch-weights RECIPE_OR_FILE` brings them" in str(error.value)
+    assert "`leanrecon fetch-weights RECIPE_OR_FILE`" in str(error.value)
     assert plan_study(chosen, base_dir=tmp_path, until="dataset")
 
 
 def test_a_path_that_is_not_there_is_told_from_a_name(cache, tmp_path):
     gone = EVERY.replace("some/tiny", str(tmp_path / "tiny")).replace(VDVAE, "mine.th")
     with pytest.raises(InputError) as error:
-        require_weights(settings(gone, tmp_path), "evaluate")
+        require_weights(settings(gone, tmp_path))
     assert "there is no file or folder mine.th (features.vdvae.checkpoint), " in str(error.value)
     assert f"{tmp_path / 'tiny'} (features.autokl.tiny). Set each to where it is." in str(error.value)
 
@@ -117,7 +122,7 @@ def test_a_study_is_planned_without_weights_whose_sizes_are_known(cache, tmp_pat
     assert "features vdvae" in [stage.stage for stage in stages]
     show(stages, "4GB", missing(chosen))
     said = " ".join(capsys.readouterr().out.split())
-    assert f"weights are not here: {VDVAE} (features.vdvae.checkpoint); `leanrecon fetch-weights" in said
+    assert f"missing weights: {VDVAE} (features.vdvae.checkpoint); download them with `leanrecon fetch-weights" in said
 
 
 def test_a_bare_name_is_a_path_first_and_then_one_in_the_cache(cache, tmp_path):
@@ -127,8 +132,8 @@ def test_a_bare_name_is_a_path_first_and_then_one_in_the_cache(cache, tmp_path):
     assert checkpoint() == VDVAE
     (cache / VDVAE).write_bytes(b"fetched")
     assert checkpoint() == str(cache / VDVAE)
-    assert VDVAE not in [want.name for want in missing(settings(EVERY, tmp_path))]
-    assert VDVAE in [want.name for want in wanted(settings(EVERY, tmp_path))]  # and so is checked again
+    assert VDVAE not in [need.name for need in missing(settings(EVERY, tmp_path))]
+    assert VDVAE in [need.name for need in needed(settings(EVERY, tmp_path))]  # and so is checked again
     (tmp_path / VDVAE).write_bytes(b"mine")
     assert checkpoint() == str(tmp_path / VDVAE)
 
@@ -136,7 +141,7 @@ def test_a_bare_name_is_a_path_first_and_then_one_in_the_cache(cache, tmp_path):
 def test_captions_are_wanted_where_settings_name_the_published_file(cache, tmp_path):
     def names(*overrides):
         chosen, _ = read_settings("nsd", ["refine=false", "features.clip=false", *overrides])
-        return [want.name for want in wanted(chosen)], chosen.dataset.model_dump()["captions"]
+        return [need.name for need in needed(chosen)], chosen.dataset.model_dump()["captions"]
 
     assert names("dataset.captions=false") == ([VDVAE], None)
     assert names() == ([VDVAE, CAPTIONS], CAPTIONS)
@@ -148,29 +153,29 @@ def test_captions_are_wanted_where_settings_name_the_published_file(cache, tmp_p
 
 
 def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
-    said = {need.recipe: need.missing for need in doctor.needs()}
-    assert "`leanrecon fetch-weights nsd` brings them" in said["nsd"]
+    said = {need.recipe: need.missing for need in doctor.requirements()}
+    assert "download them with `leanrecon fetch-weights nsd`" in said["nsd"]
     assert "leanrecon plan nsd" in said["nsd"]
     assert re.fullmatch(
         r".*betas_train.*; see `leanrecon plan brain-diffuser`; "
-        r"lacks weights: `leanrecon fetch-weights brain-diffuser` brings them",
+        r"weights are missing: download them with `leanrecon fetch-weights brain-diffuser`",
         said["brain-diffuser"],
     )
     assert "fetch-weights" not in said["digits69"] + said["demo-fast"] + said["demo"]
-    monkeypatch.setattr("leanrecon.study.needs.where", lambda want: cache)
-    assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.needs()})
+    monkeypatch.setattr("leanrecon.weights.needs.where", lambda need: cache)
+    assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.requirements()})
 
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipes_name_what_can_be_fetched(recipe, cache):
     own = ["dataset.path=data.mat"] if recipe == "digits69" else []
-    wants = wanted(read_settings(recipe, own)[0])
-    assert {is_packaged(want.name) for want in wants} <= {recipe == "demo"}
-    for want in wants if recipe != "demo" else ():
-        assert want.name in FILES or (want.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", want.name))
+    needs = needed(read_settings(recipe, own)[0])
+    assert {is_packaged(need.name) for need in needs} <= {recipe == "demo"}
+    for need in needs if recipe != "demo" else ():
+        assert need.name in FILES or (need.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", need.name))
 
 
 def test_settings_without_weights_require_none(cache, tmp_path):
     chosen = settings('[dataset]\nkind = "simulated"\n', tmp_path)
-    assert wanted(chosen) == []
-    require_weights(chosen, "evaluate")
+    assert needed(chosen) == []
+    require_weights(chosen)

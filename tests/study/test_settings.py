@@ -35,7 +35,16 @@ def test_only_the_dataset_is_needed():
     assert settings.tables() == {
         "device": "auto",
         "seed": 0,
-        "dataset": DATASET | {"kind": "arrays", "image_order": "C", "allow_shared_stimuli": False},
+        "dataset": DATASET
+        | {
+            "kind": "arrays",
+            "image_order": "C",
+            "allow_shared_stimuli": False,
+            "group": "stimulus",
+            "repeats": "single",
+            "test_repeats": "single",
+            "rescale_average": False,
+        },
         "stores": {"chunk": "8MB"},
         "features": {"pca": {"kind": "pca", "components": 256, "size": 64}},
         "regression": {
@@ -46,7 +55,7 @@ def test_only_the_dataset_is_needed():
             "restandardize": "none",
         },
         "stage1": {"size": "stimuli"},
-        "refine": {"kind": "none"},
+        "refine": {"kind": "none", "baselines": []},
         "evaluate": {"preset": "native", "permutations": 5, "resamples": 1000},
     }
 

@@ -389,5 +389,5 @@ def test_converting_needs_room_for_both(hub, base, said, monkeypatch):
 def test_two_fetches_at_once_are_refused(hub, base, said, tmp_path):
     from leanrecon.places.hold import held
 
-    with held(tmp_path / "cache", "another", ""), pytest.raises(StoreError, match="another fetch-weights is at work"):
+    with held(tmp_path / "cache", "another", ""), pytest.raises(StoreError, match="another fetch-weights is using"):
         fetch_all([BASE], said)

@@ -1,4 +1,4 @@
-"""Train rows in an order that is drawn anew every epoch, read whole chunk after whole chunk.
+"""Batches of train rows in a new random order every epoch, read in whole chunks.
 
 Panels of 256 rows are shuffled, a window of some panels is read at once, and rows are shuffled within it: every
 chunk is read once an epoch, and a batch mixes rows of the window. Order and batches follow from (seed, epoch) alone.
@@ -43,7 +43,7 @@ class Held:
 
 
 class Shuffled:
-    """A source whose rows are taken in another order, which leaves every row in its panel."""
+    """A source whose rows are permuted within panels."""
 
     def __init__(self, source: Source, order: Array) -> None:
         self.source, self.order = source, order
@@ -54,6 +54,31 @@ class Shuffled:
         for some in panels(len(columns), 1024):  # a copy of a few columns at a time
             part = out[:, some.start : some.stop]
             part[:] = part[self.order[rows.start : rows.stop] - rows.start]
+        return out
+
+
+class Gathered:
+    """A source whose row i is row ``index[i]`` of another one: the targets of images that are shown several times.
+
+    Rows of one panel may be of images far apart, so chunks of the targets are read more than once an epoch.
+    """
+
+    def __init__(self, source: Source, index: Array, block: int) -> None:
+        self.source, self.index, self.block = source, index, block
+        self.shape = (len(index), source.shape[1])
+
+    def read(self, rows: range, columns: range, memory: Array, dtype: Any) -> Array:
+        count = len(rows) * len(columns) * np.dtype(dtype).itemsize
+        out: Array = memory[:count].view(dtype).reshape(len(rows), len(columns))
+        images = self.index[rows.start : rows.stop]
+        tile = buffer((PANEL * min(self.block, len(columns)) * np.dtype(dtype).itemsize,), np.uint8)
+        for panel in np.unique(images // PANEL):
+            taken = np.flatnonzero(images // PANEL == panel)
+            span = range(int(images[taken].min()), int(images[taken].max()) + 1)
+            for some in panels(len(columns), self.block):
+                part = range(columns.start + some.start, columns.start + some.stop)
+                read = self.source.read(span, part, tile, dtype)
+                out[taken, some.start : some.stop] = read[images[taken] - span.start]
         return out
 
 

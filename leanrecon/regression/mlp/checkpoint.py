@@ -1,4 +1,4 @@
-"""What a training keeps on disk: where it was, the best weights so far, and in the end the network.
+"""The files of a training: its checkpoint, the best weights so far, and in the end the network.
 
 ``checkpoint.safetensors`` holds weights, both moments of AdamW and the place in the data; ``best.safetensors`` the weights
 of the least validation loss; ``network.safetensors`` the weights that predict. All are written whole or not at all.
@@ -39,7 +39,7 @@ class History:
 
 @dataclass
 class Place:
-    """Where a training is: ``step`` steps into ``epoch``, whose losses so far add up to ``total``."""
+    """The state of a training: ``step`` steps into ``epoch``; ``total`` is the sum of the losses of these steps."""
 
     epoch: int = 0
     step: int = 0
@@ -49,9 +49,9 @@ class Place:
 
 
 class Folder:
-    """The files of one training; ``made_of`` is all that decides its weights.
+    """The files of one training; ``made_of`` holds everything that decides its weights.
 
-    Files made of something else raise StoreError with what differs, or are removed, with ``overwrite``.
+    Files made with other settings raise StoreError with the difference; with ``overwrite`` they are removed.
     """
 
     def __init__(self, path: Path, made_of: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -63,7 +63,7 @@ class Folder:
         return self.path / f"{name}.safetensors"
 
     def find(self, name: str) -> TensorFile | None:
-        """A file that is there and made of the same things."""
+        """An existing file, made with the same settings."""
         path = self.file(name)
         if not path.exists():
             return None
@@ -102,7 +102,7 @@ def load_weights(network: "nn.Module", file: TensorFile) -> None:
 
 
 def save_place(folder: Folder, place: Place, network: "nn.Module", optimizer: "torch.optim.Optimizer") -> None:
-    """Write a checkpoint, beside the last one and then over it."""
+    """Write a checkpoint whole, replacing the last one."""
     import torch
 
     arrays = weights_of(network)
@@ -117,7 +117,7 @@ def save_place(folder: Folder, place: Place, network: "nn.Module", optimizer: "t
 
 
 def load_place(folder: Folder, network: "nn.Module", optimizer: "torch.optim.Optimizer") -> Place | None:
-    """Bring network and optimizer to where an earlier run was; None where there was none."""
+    """Load a checkpoint into network and optimizer; None where there is none."""
     import torch
 
     file = folder.find("checkpoint")

@@ -1,9 +1,9 @@
 """A residual network from betas to any number of targets, trained from disk within a memory budget.
 
 The network (``network``) learns by AdamW (``training``) from batches that are read chunk by chunk (``batches``). Its head
-answers in coordinates along the targets' principal components (``coding``), so that a prediction is a mixture of train
-targets, H Y, and streams as the ridge's do; or it answers every target. With ``skip = "ridge"`` it learns what the ridge
-leaves of the train rows when each is predicted from all others, and is added to the ridge.
+predicts coordinates along the targets' principal components (``coding``), so that a prediction is a weighted sum of
+train targets, H Y, which is streamed as for the ridge; or it predicts every target. With ``skip = "ridge"`` it learns
+the cross-validated residuals of a ridge, and is added to the ridge.
 """
 
 import contextlib
@@ -25,11 +25,13 @@ from leanrecon.regression.mlp.checkpoint import Folder, History, load_weights, w
 from leanrecon.regression.mlp.coding import Coding, code, target_moments
 from leanrecon.regression.mlp.parameters import defaults_of, parameters_from
 from leanrecon.regression.mlp.plan import NetworkPlan, NetworkShapes, beside_ridge, plan_network
+from leanrecon.regression.mlp.repeats import rows_alone, whole_images
 from leanrecon.regression.mlp.settings import NOT_IN_WEIGHTS, MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget
 from leanrecon.regression.mlp.trained import Trained
-from leanrecon.regression.mlp.training import Data, own_random_numbers, train
+from leanrecon.regression.mlp.training import Data, seeded_weights, train
 from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
@@ -111,33 +113,49 @@ class StreamingMLP(Trained):
 
     # Fitting
 
-    def fit(self, X: Any, y: Any, *, groups: Sequence[Any] | None = None, test_rows: int = TEST_ROWS) -> Self:
-        """Learn targets ``y`` [n, t] or [n] from betas ``X`` [n, p], or continue, or load what was learned in ``folder``.
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        stimulus: Any = None,
+        groups: Sequence[Any] | None = None,
+        test_rows: int = TEST_ROWS,
+    ) -> Self:
+        """Learn targets ``y`` [n, t] or [n] from betas ``X`` [n, p]; continues or loads a training in ``folder``.
 
-        Rows of one group (``groups`` [n]: the stimulus of each) are kept together, for validation or for learning.
-        ``test_rows`` plans for predictions of as many. Raises InputError for NaN, rows that differ in number or are fewer than
-        a batch; BudgetError for a budget that can't hold the work, before any of it is done; StoreError for a ``folder``
-        that was trained with other settings.
+        ``stimulus`` [n] says which row of ``y`` each row of betas is paired with, where ``y`` [s, t] holds each image
+        once. Rows of one group (``groups`` [n], by default the stimulus) are all learned from or all used for
+        validation. ``test_rows`` plans for predictions of as many rows.
+        Raises InputError for NaN, for rows that differ in number, and for fewer rows than a batch; BudgetError before
+        any work that the budget can't hold; StoreError for a ``folder`` that was trained with other settings.
         """
         self.settings_ = self._checked_settings()
-        betas, targets = self._train_matrices(X, y)
+        betas, targets = self._train_matrices(X, y, stimulus)
+        pairing = Pairing.of(stimulus, betas.shape[0], targets.shape[0])
+        targets, index = (
+            (targets, None) if pairing.index is None else rows_alone(targets, pairing, np.arange(pairing.n))
+        )
+        self._pairing = Pairing.of(index, pairing.n, targets.shape[0])
+        if groups is None and self._pairing.index is not None and self._pairing.repeats:
+            groups = self._pairing.index.tolist()
         return self._fit(betas, targets, groups, test_rows, None)
 
     def shuffled(
         self, seed: int | Sequence[int], *, folder: str | Path | None = None, label: str = ""
     ) -> "StreamingMLP":
-        """The same network trained again with betas and targets paired at random: what is predicted without information.
+        """The same network trained again with betas and targets paired at random: a baseline without information.
 
-        With the full head, targets are permuted within panels of 256 rows, so that chunks are still read whole.
+        With the full head, rows are permuted within panels of 256, so that chunks are still read whole.
         """
         self._check_fitted()
         changed: dict[str, Any] = {"folder": folder, "label": label or self.label}
         if self.alpha_ is not None:
-            changed["alpha"] = self.alpha_  # as it was chosen
+            changed["alpha"] = self.alpha_  # the chosen one is kept
         other = StreamingMLP(**self.get_params() | changed)
         order = paired_at_random(self.betas_.shape[0], seed, within_panels=self.settings_.head == "full")
         other.settings_ = other._checked_settings()
-        other._one_dimensional, other._shared = self._one_dimensional, self._head
+        other._one_dimensional, other._shared, other._pairing = self._one_dimensional, self._head, self._pairing
         return other._fit(self.betas_, self.targets_, self._groups, self._test_rows, order)
 
     _shared: Components | EveryTarget | None = None
@@ -150,6 +168,8 @@ class StreamingMLP(Trained):
         self.betas_, self.targets_, self._groups, self._order = betas, targets, groups, order
         self._test_rows, self._device, self.peaks_ = test_rows, devices.choose(self.device), Peaks()
         learned, held = split(n, self.settings_.validation, self.seed, groups)
+        if (index := self._pairing.index) is not None:  # an image may be shown in several runs
+            learned = learned[~np.isin(index[learned], index[held])]
         if len(learned) < self.settings_.batch_size:
             raise InputError(
                 f"{len(learned)} train rows to learn from ({n} less {len(held)} for validation) are fewer than a batch "
@@ -185,8 +205,8 @@ class StreamingMLP(Trained):
             raise InputError(f"none of the {self.left_out_} voxels varies over the {self.betas_.shape[0]} train rows")
         self._train = Centred(self.betas_, self.moments_, scale=self.settings_.standardize)
         self._head = self._shared or self._coded(at, plan)
-        self.alpha_, self._offset = self._left_by_ridge(at, learned)
-        with own_random_numbers(self.seed):
+        self.alpha_, self._offset = self._ridge_predictions(at, learned)
+        with seeded_weights(self.seed):
             self.network_ = self._new_network()
             self.waited_ = 0.0
             if known is not None:
@@ -199,7 +219,10 @@ class StreamingMLP(Trained):
         self.network_.requires_grad_(False)
 
     def _trained(self, folder: Folder, learned: Array) -> None:
-        sources: list[Source] = [self._given(self._train, self._offset), self._head.source(self._order)]
+        sources: list[Source] = [
+            self._inputs_of(self._train, self._offset),
+            self._head.source(self._paired, self._order),
+        ]
         if self._offset is not None and isinstance(self._head, Components):
             sources.append(Held(self._offset * self._head.unit))
         batches = Batches(
@@ -216,17 +239,19 @@ class StreamingMLP(Trained):
         folder.write("network", weights_of(self.network_), history=self.history_.as_dict())
 
     def _coded(self, at: Path, plan: NetworkPlan) -> Components | EveryTarget:
-        """The targets as the network learns them; their coordinates are computed once and kept."""
+        """The targets in the form that the network learns; their coordinates are computed once and kept."""
         if self.settings_.head == "full":
-            return EveryTarget(self.targets_, target_moments(self.targets_), self.settings_.whiten)
+            found = target_moments(self.targets_, self._pairing.weights)
+            return EveryTarget(self.targets_, found, self.settings_.whiten)
         how = {"components": self.settings_.components, "explained": self.settings_.explained}
-        made_of = {"format": FORMAT, "targets": self._content(self.targets_), **how}
+        made_of = {"format": FORMAT, "targets": self._content(self.targets_), **how, **self._repeats()}
         folder = Folder(at, made_of, overwrite=self.overwrite)
-        found = folder.find("coordinates")
-        if found is None:
+        known = folder.find("coordinates")
+        if known is None:
             coding = code(
                 self.targets_,
-                target_moments(self.targets_),
+                target_moments(self.targets_, self._pairing.weights),
+                self._pairing.weights,
                 components=self.settings_.components,
                 explained=self.settings_.explained,
                 folder=None if plan.in_memory else Path(self.scratch or tempfile.gettempdir()),
@@ -234,19 +259,19 @@ class StreamingMLP(Trained):
             )
             folder.write("coordinates", vars(coding))
         else:
-            coding = Coding(*(found.read(name) for name in ("coordinates", "spread", "explained")))
+            coding = Coding(*(known.read(name) for name in ("coordinates", "spread", "explained")))
         return Components(coding, self.settings_.whiten)
 
-    def _left_by_ridge(self, at: Path, learned: Array) -> tuple[float | None, Array | None]:
+    def _ridge_predictions(self, at: Path, learned: Array) -> tuple[float | None, Array | None]:
         """The ridge's alpha, and its predictions of every train row's coordinates, computed once and kept.
 
-        Of the rows that are learned from, each is predicted from all others; validation rows are predicted from those, so
-        that nothing that is learned knows of them.
+        Of the rows that are learned from, each is predicted from all rows of other images. Validation rows are predicted
+        from the rows that are learned from, so that nothing that is learned depends on them.
         """
         if self.settings_.skip == "none" or not isinstance(self._head, Components):
             return None, None
         names = ("betas", "targets", "components", "explained", "standardize", "alpha", "alphas", "seed", "order")
-        made_of = {name: self._made_of()[name] for name in (*names, "validation", "groups")}
+        made_of = {name: self._made_of()[name] for name in (*names, "validation", "groups")} | self._repeats()
         folder = Folder(at, made_of, overwrite=self.overwrite)
         if (found := folder.find("ridge")) is not None:
             return float(found.record["alpha"]), found.read("offset")
@@ -255,15 +280,16 @@ class StreamingMLP(Trained):
             self._ridge(self.settings_.alpha, beside).alpha_ if self.settings_.alpha == "loo" else self.settings_.alpha
         )
         ridge = self._ridge(alpha, beside, learned)
-        paired = self._paired()[learned]
-        offset = buffer(self._head.coding.coordinates.shape, np.float32)
-        for part in panels(len(learned), TEST_ROWS):
-            hat = ridge.left_out(np.arange(part.start, part.stop))
-            offset[learned[part.start : part.stop]] = hat.astype(np.float32, copy=False) @ paired
+        paired = self._coordinates_of_rows()[learned]
+        offset = buffer((self.betas_.shape[0], self._head.outputs), np.float32)
+        _, alone = rows_alone(self.targets_, self._pairing, learned)
+        images = len(learned) if alone is None else int(alone.max()) + 1
+        for part in whole_images(Pairing.of(alone, len(learned), images), TEST_ROWS):
+            offset[learned[part]] = ridge.left_out(part).astype(np.float32, copy=False) @ paired
         held = RowSubset(self.betas_, self._held)
-        for part in panels(len(self._held), TEST_ROWS):
-            hat = ridge.hat_of(held, part)
-            offset[self._held[part.start : part.stop]] = hat.astype(np.float32, copy=False) @ paired
+        for rows in panels(len(self._held), TEST_ROWS):
+            hat = ridge.hat_of(held, rows)
+            offset[self._held[rows.start : rows.stop]] = hat.astype(np.float32, copy=False) @ paired
         folder.write("ridge", {"offset": offset}, alpha=alpha)
         return alpha, offset
 
@@ -280,7 +306,7 @@ class StreamingMLP(Trained):
         return settings
 
     def _made_of(self) -> dict[str, Any]:
-        """All that decides the weights."""
+        """Everything that decides the weights."""
         return self.settings_.model_dump(exclude=set(NOT_IN_WEIGHTS)) | {
             "format": FORMAT,
             "betas": self._content(self.betas_),
@@ -288,10 +314,16 @@ class StreamingMLP(Trained):
             "groups": None if self._groups is None else fingerprint({"groups": [str(g) for g in self._groups]}),
             "order": None if self._order is None else fingerprint({"order": self._order.tolist()}),
             "seed": self.seed,
+            **self._repeats(),
         }
 
+    def _repeats(self) -> dict[str, str]:
+        """The fingerprint of the image of each row; empty where row i shows image i."""
+        index = self._pairing.index
+        return {} if index is None else {"stimulus": fingerprint({"index": index.tolist()})}
+
     def _content(self, matrix: Matrix) -> str:
-        """What a matrix holds, where a folder outlives this process; arrays are read once for it."""
+        """The content of a matrix, needed where a folder is kept; arrays are read once for it."""
         return contents(matrix) if self.folder else ""
 
     def _shapes(self, test_rows: int) -> NetworkShapes:
@@ -301,7 +333,7 @@ class StreamingMLP(Trained):
         if targets.dtype != self._stream_dtype:
             y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize
         return NetworkShapes(
-            betas.shape[0], betas.shape[1], test_rows, targets.shape[1], self.settings_, block=targets.block,
-            x_tile=betas.tile_nbytes, y_tile=targets.tile_nbytes, scratch=betas.scratch_nbytes, y_scratch=y_scratch,
-            y_itemsize=8 if wide else 4, device=self._device,
+            betas.shape[0], betas.shape[1], test_rows, targets.shape[1], self.settings_, s=self._pairing.s,
+            largest=self._pairing.largest, block=targets.block, x_tile=betas.tile_nbytes, y_tile=targets.tile_nbytes,
+            scratch=betas.scratch_nbytes, y_scratch=y_scratch, y_itemsize=8 if wide else 4, device=self._device,
         )  # fmt: skip

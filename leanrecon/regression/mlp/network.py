@@ -44,7 +44,7 @@ def residual_mlp(
 ) -> "nn.Module":
     """The network with PyTorch's initial weights, drawn from its present seed.
 
-    With ``zero_head`` it answers 0 until it has learned. ``features`` is all but its head.
+    With ``zero_head`` its outputs are 0 until it is trained. ``features`` computes all layers but the head.
     """
     import torch
     from torch import nn
@@ -102,7 +102,7 @@ def soft_clip(predicted: "Tensor", true: "Tensor", temperature: float) -> "Tenso
     return (forward + backward) / 2
 
 
-def loss_of(kind: str, spread: Any, *, temperature: float, contrast: float) -> Any:
+def loss_of(name: str, spread: Any, *, temperature: float, contrast: float) -> Any:
     """The loss of a batch: mean squared error, plus ``contrast`` times SoftCLIP.
 
     ``spread`` [outputs] brings outputs to the units of the targets, in which SoftCLIP compares directions.
@@ -112,7 +112,7 @@ def loss_of(kind: str, spread: Any, *, temperature: float, contrast: float) -> A
     def loss(predicted: "Tensor", true: "Tensor") -> "Tensor":
         predicted = predicted.float()
         error = mse_loss(predicted, true)
-        if kind == "mse":
+        if name == "mse":
             return error
         return error + contrast * soft_clip(predicted * spread, true * spread, temperature)
 

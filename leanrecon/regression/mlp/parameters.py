@@ -1,4 +1,4 @@
-"""Parameters of an estimator that are the fields of a settings model: typed, described and checked there, and only there."""
+"""Parameters of an estimator that are the fields of a settings model, which types, describes and checks them."""
 
 import inspect
 from collections.abc import Callable

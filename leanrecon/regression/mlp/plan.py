@@ -1,6 +1,6 @@
-"""What training a network will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
+"""The memory plan of a network, phase by phase: arithmetic on shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
@@ -42,6 +42,8 @@ class NetworkShapes:
     settings: MLPSettings
     s: int | None = None
     """Train images, which are rows of the targets; None: as many as train rows."""
+    largest: int = 1
+    """The most train rows that show one image."""
     block: int = 4096
     """Targets of a tile."""
     x_tile: int = 0
@@ -61,8 +63,13 @@ class NetworkShapes:
         return self.n if self.s is None else self.s
 
     @property
+    def repeats(self) -> bool:
+        """Whether images are shown several times."""
+        return self.images != self.n or self.largest > 1
+
+    @property
     def full(self) -> bool:
-        """Whether the head answers every target."""
+        """Whether the head predicts every target."""
         return self.settings.head == "full"
 
     @property
@@ -121,13 +128,13 @@ class NetworkShapes:
         """Shapes for the ridge beside the network."""
         return Shapes(
             self.n, self.p, 0, self.t, self.block, self.x_tile, self.y_tile, self.scratch, self.y_scratch,
-            y_itemsize=self.y_itemsize,
+            y_itemsize=self.y_itemsize, s=self.images if self.repeats else None, largest=self.largest,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Bytes of work of each phase; ``coding`` says where the Gram matrix of the targets lies."""
+    """Bytes of work of each phase; the Gram matrix of the targets lies in memory or on disk."""
 
     phases: dict[str, int]
     in_memory: bool = True
@@ -147,7 +154,7 @@ class NetworkPlan:
 def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) -> NetworkPlan:
     """The phases of coding the targets, fitting the ridge, training and predicting.
 
-    Only where matrices lie follows the budget. ``torch_held``: PyTorch is in the process already.
+    The budget decides only whether matrices lie in memory or on disk. ``torch_held``: PyTorch is imported already.
     """
     library = STEPPING if torch_held else TORCH_NBYTES
     imported = 0 if torch_held else TORCH_NBYTES
@@ -171,16 +178,15 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
 
 
 def ridge_plan(shapes: NetworkShapes, free: int) -> FitPlan:
-    """The plan of the ridge beside the network: its factor is kept for the leave-one-out predictions of the train rows."""
-    ridge = Shapes(
-        shapes.n, shapes.p, TEST_ROWS, shapes.t, shapes.block, shapes.x_tile, shapes.y_tile,
-        shapes.scratch + shapes.x_tile, shapes.y_scratch + shapes.y_tile, y_itemsize=shapes.y_itemsize,
-    )  # fmt: skip
+    """The plan of the ridge beside the network; its factor is kept for predictions of train rows from other images."""
+    ridge = replace(
+        shapes.ridge, m=TEST_ROWS, scratch=shapes.scratch + shapes.x_tile, y_scratch=shapes.y_scratch + shapes.y_tile
+    )
     return plan_fit(ridge, free, loo=shapes.settings.alpha == "loo")
 
 
 def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int, int]:
-    """Phases of the targets' coordinates: their moments, Gram matrix, its eigenvectors, and what is kept of these."""
+    """Phases of the targets' coordinates: moments, Gram matrix, eigenvectors, coordinates."""
     own, k = shapes.targets, shapes.outputs
     order, e = own.order, own.itemsize
     square, triangle = order * order * e, triangle_nbytes(order, e)
@@ -214,6 +220,8 @@ def _training(shapes: NetworkShapes) -> int:
     columns = shapes.inputs + shapes.outputs * (2 if shapes.skip else 1)
     window = min(max(shapes.settings.window // PANEL, 1) * PANEL, -(-shapes.n // PANEL) * PANEL)
     reading = 2 * window * columns * FLOAT + shapes.scratch + PANEL * shapes.inputs * FLOAT
+    if shapes.full and shapes.repeats:  # a tile of targets, to gather rows from
+        reading += PANEL * min(shapes.block, shapes.t) * FLOAT + shapes.y_tile + shapes.y_scratch
     batch = shapes.settings.batch_size * columns * FLOAT
     if not shapes.full:  # targets in another order, offsets and inputs on the network's scale
         batch += (1 + shapes.skip + shapes.from_ridge) * shapes.n * shapes.outputs * FLOAT
@@ -253,5 +261,5 @@ def _predicting(shapes: NetworkShapes, free: int) -> int:
 
 
 def beside_ridge(n: int, rows: int) -> int:
-    """Bytes of a hat matrix of some rows in single precision, which the ridge's own plan does not know of."""
+    """Bytes of a float32 hat matrix of some rows, which the ridge's plan does not count."""
     return rows * n * FLOAT

@@ -4,18 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leanrecon.context import Context
-from leanrecon.regression.mlp.plan import FLOAT, NetworkShapes, plan_network
+from leanrecon.regression.mlp.plan import NetworkShapes, plan_network
 from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
-from leanrecon.stores.layout import PANEL
+from leanrecon.regression.ridge.regressor import shapes_of_regression
 
 if TYPE_CHECKING:
     from leanrecon.regression.mlp.mlp import StreamingMLP
 
 TORCH_HELD = 180_000_000
 """Bytes that PyTorch and accelerate keep in the process once a network was trained."""
-
-_PAGE = 4096  # bytes by which a read may be longer than its tile
 
 
 class MLPRegressor:
@@ -38,10 +36,11 @@ class MLPRegressor:
         return self.settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"})
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
-        x_tile, y_tile = (PANEL * block * FLOAT + _PAGE for block in (shapes.x_block, shapes.y_block))
+        ridge = shapes_of_regression(shapes)
         network = NetworkShapes(
-            shapes.n, shapes.p, shapes.m, shapes.t, self.settings, s=shapes.s, block=shapes.y_block, x_tile=x_tile,
-            y_tile=y_tile, scratch=x_tile * (2 if shapes.subset else 1), y_scratch=y_tile if shapes.subset else 0,
+            shapes.n, shapes.p, shapes.m, shapes.t, self.settings, s=shapes.s, largest=ridge.largest,
+            block=shapes.y_block, x_tile=ridge.x_tile, y_tile=ridge.y_tile, scratch=ridge.scratch,
+            y_scratch=ridge.y_scratch,
         )  # fmt: skip
         plan = plan_network(network, free)
         times = 1 + shapes.pairings
@@ -73,7 +72,7 @@ class MLPRegressor:
             progress=context.progress,
             label=context.label,
         )
-        mlp.fit(data.betas, data.targets, groups=data.groups, test_rows=data.test.shape[0])
+        mlp.fit(data.betas, data.targets, stimulus=data.stimulus, groups=data.groups, test_rows=data.test.shape[0])
         if mlp.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {mlp.left_out_} of {voxels} voxels do not vary and are left out")

@@ -1,4 +1,4 @@
-"""What a network answers in: coordinates along the targets' principal components, or every target itself."""
+"""The outputs of a network: coordinates along the targets' principal components, or every target."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.regression.mlp.batches import Held, Shuffled, Source
+from leanrecon.regression.mlp.batches import Gathered, Held, Shuffled, Source
 from leanrecon.regression.mlp.coding import Coding, mixing
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import refuse_nan_rows
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.restandardise import Kind, restandardise, through_hats
 from leanrecon.stores.matrix import Matrix, column_blocks
 
@@ -25,7 +26,7 @@ def common(spread: Array) -> Array:
 
 @dataclass
 class Components:
-    """Coordinates along principal components: of variance one with ``whiten``, else as they vary, on one common scale."""
+    """Coordinates along principal components: of variance one with ``whiten``, else with their own variances."""
 
     coding: Coding
     whiten: bool
@@ -34,20 +35,22 @@ class Components:
         self.outputs = len(self.coding.spread)
         self.spread = self.coding.spread if self.whiten else common(self.coding.spread)
         self.unit = (self.coding.spread / self.spread).astype(np.float32)
-        """What a coordinate of variance one is worth to the network."""
+        """The standard deviation that the network sees of each coordinate."""
 
-    def source(self, order: Array | None) -> Source:
-        taken = self.coding.coordinates if order is None else self.coding.coordinates[order]
+    def source(self, pairing: Pairing, order: Array | None) -> Source:
+        """The coordinates that each row of betas is paired with."""
+        index = pairing.index
+        taken = self.coding.coordinates if index is None else self.coding.coordinates[index]
         return Held(taken if self.whiten else taken * self.unit)
 
-    def hat(self, answers: Array, *, mean: bool) -> Array:
-        """The hat matrix [m, n] of answers [m, outputs]."""
-        return mixing(answers / self.unit, self.coding.coordinates, mean=mean)
+    def hat(self, answers: Array, *, mean: bool, weights: Array | None = None) -> Array:
+        """The hat matrix [m, s] of outputs [m, k]; each image counts as often as ``weights`` [s] say."""
+        return mixing(answers / self.unit, self.coding.coordinates, mean=mean, weights=weights)
 
 
 @dataclass
 class EveryTarget:
-    """Every target, z-scored with ``whiten``, else centred and on one common scale; those that do not vary stay at their mean."""
+    """Every target, z-scored with ``whiten``, else centred and on one common scale; constant targets stay constant."""
 
     targets: Matrix
     moments: Moments
@@ -58,9 +61,14 @@ class EveryTarget:
         own = self.moments.std
         self.spread = own if self.whiten else common(own)
 
-    def source(self, order: Array | None) -> Source:
+    def source(self, pairing: Pairing, order: Array | None) -> Source:
+        """The scaled targets that each row of betas is paired with, ``order`` being a permutation within panels."""
         scaled = Centred(self.targets, replace(self.moments, std=self.spread), scale=True)
-        return scaled if order is None else Shuffled(scaled, order)
+        if pairing.index is None:
+            return scaled
+        if pairing.index is order:
+            return Shuffled(scaled, pairing.index)
+        return Gathered(scaled, pairing.index, self.targets.block)
 
     def blocks(
         self,
@@ -70,14 +78,14 @@ class EveryTarget:
         head: tuple[Array, Array],
         targets: Matrix,
         wanted: Sequence[int],
-        kind: Kind,
+        mode: Kind,
     ) -> Blocks:
         """Yield ``(rows, columns, predictions)`` from the last layer's inputs [m, hidden] and its weights.
 
         ``like`` are the inputs of the rows whose predictions give the moments of ``inductive``.
         """
         weight, bias = head
-        n = self.targets.shape[0]
+        n = self.moments.rows
         population = np.sqrt((n - 1) / n)  # the ridge restores standard deviations with ddof = 0
         for j in wanted:
             columns = column_blocks(targets)[j]
@@ -94,12 +102,20 @@ class EveryTarget:
 
             values = answers(features)
             refuse_nan_rows(values, rows)
-            if kind != "none":
+            if mode != "none":
                 reference = values if like is None else answers(like)
                 restandardise(values, reference, mean, self.moments.std[part] * population)
             yield rows, columns, values
 
 
-def from_hats(rows: range, hats: list[Array], targets: Matrix, wanted: Sequence[int], kind: Kind, dtype: Any) -> Blocks:
-    """Predictions through hat matrices, in the targets' precision."""
-    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, kind)
+def from_hats(
+    rows: range,
+    hats: list[Array],
+    targets: Matrix,
+    wanted: Sequence[int],
+    mode: Kind,
+    dtype: Any,
+    weights: Array | None,
+) -> Blocks:
+    """Predictions through hat matrices, in the targets' precision; images count as ``weights`` say in their moments."""
+    return through_hats(rows, [hat.astype(dtype, copy=False) for hat in hats], targets, wanted, mode, weights=weights)

@@ -1,4 +1,4 @@
-"""Predictions by a network that was trained: its answers as mixtures of train targets, streamed as the ridge's are."""
+"""Predictions of a trained network: weighted sums of train targets, streamed as for the ridge."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +12,12 @@ from leanrecon.regression.mlp.batches import Held, Source, take
 from leanrecon.regression.mlp.checkpoint import weights_of
 from leanrecon.regression.mlp.network import residual_mlp
 from leanrecon.regression.mlp.plan import beside_ridge
+from leanrecon.regression.mlp.repeats import rows_alone
 from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget, from_hats
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import converted, refuse_nan_rows
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
@@ -24,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Trained(Regressor):
-    """What a trained network predicts, alone or added to a ridge; ``StreamingMLP`` trains it and says what its settings are."""
+    """Predictions of a trained network, alone or added to a ridge; ``StreamingMLP`` trains it."""
 
     _learned = "network_"
 
@@ -42,6 +44,7 @@ class Trained(Regressor):
     _head: Components | EveryTarget
     _offset: Array | None
     _order: Array | None
+    _pairing: Pairing
     _held: Array
     _device: str
 
@@ -50,7 +53,7 @@ class Trained(Regressor):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if "network_" in state:  # its class is made with it, and a pickle holds names of classes alone
+        if "network_" in state:  # its class is local to a function, which pickle can't name
             state["network_"] = weights_of(self.network_)
         return state
 
@@ -64,7 +67,7 @@ class Trained(Regressor):
             self.network_ = network.to(self._device).eval().requires_grad_(False)
 
     def _new_network(self) -> Any:
-        """The network before it has learned, with weights from PyTorch's present seed."""
+        """The untrained network, with weights from PyTorch's present seed."""
         return residual_mlp(
             self._head.outputs if self.settings_.inputs == "ridge" else self.n_features_in_,
             self._head.outputs,
@@ -85,17 +88,19 @@ class Trained(Regressor):
             return
         self._require_for_predictions(test.shape[0], held)
         together = self.settings_.restandardize == "transductive"
-        n, rows_at_once = self.targets_.shape[0], min(test.shape[0], TEST_ROWS)
+        n, rows_at_once = self.betas_.shape[0], min(test.shape[0], TEST_ROWS)
         ridge = None if self.alpha_ is None else self._ridge(self.alpha_, beside_ridge(n, 3 * rows_at_once))
         for rows in [range(test.shape[0])] if together else panels(test.shape[0], TEST_ROWS):
             if isinstance(self._head, EveryTarget):
                 yield from self._through_head(rows, test, targets, wanted)
             else:
                 hats = [self._hat(part, test, ridge) for part in _parts(rows)] + self._reference(ridge)
-                yield from from_hats(rows, hats, targets, wanted, self.settings_.restandardize, self._stream_dtype)
+                yield from from_hats(
+                    rows, hats, targets, wanted, self.settings_.restandardize, self._stream_dtype, self._pairing.weights
+                )
 
     def _hat(self, rows: range, test: Matrix, ridge: StreamingRidge | None) -> Array:
-        """The hat matrix of some test rows: the network's answers as mixtures of train targets, added to the ridge's."""
+        """The hat matrix of some test rows: that of the network, added to that of the ridge."""
         assert isinstance(self._head, Components)
         of_ridge = None if ridge is None else ridge.hat_of(test, rows).astype(np.float32, copy=False)
         return self._mixed(Centred(test, self.moments_, scale=self.settings_.standardize), rows, of_ridge)
@@ -103,22 +108,31 @@ class Trained(Regressor):
     def _mixed(self, betas: Source, rows: range, of_ridge: Array | None) -> Array:
         assert isinstance(self._head, Components)
         offset = None
-        if of_ridge is not None:
-            offset = of_ridge @ self._paired()
-        given = self._given(betas, offset)
-        # The ridge's predictions are of these rows alone, betas are of all.
-        answers = self._answers(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
+        if of_ridge is not None and self._pairing.repeats:
+            of_ridge = converted(of_ridge, of_ridge.dtype, self._paired.index, targets=self._pairing.s)
+            offset = of_ridge @ self._head.coding.coordinates
+        elif of_ridge is not None:
+            offset = of_ridge @ self._coordinates_of_rows()
+            of_ridge = converted(of_ridge, of_ridge.dtype, self._paired.index)
+        given = self._inputs_of(betas, offset)
+        # The ridge's predictions hold these rows alone, betas hold all rows.
+        answers = self._outputs_of(given, range(len(rows)) if self.settings_.inputs == "ridge" else rows)
         refuse_nan_rows(answers, rows)
-        hat = self._head.hat(answers, mean=of_ridge is None)
+        hat = self._head.hat(answers, mean=of_ridge is None, weights=self._pairing.weights)
         if of_ridge is not None:
-            hat += converted(of_ridge, np.dtype(np.float32), self._order)
+            hat += of_ridge
         return hat
 
-    def _paired(self) -> Array:
-        """The coordinates of the targets that each train row of betas is paired with."""
+    @property
+    def _paired(self) -> Pairing:
+        """The targets that the rows of betas are paired with, at random after ``shuffled``."""
+        return self._pairing.shuffled(self._order)
+
+    def _coordinates_of_rows(self) -> Array:
+        """The coordinates of the targets that each train row of betas is paired with, [n, k]."""
         assert isinstance(self._head, Components)
-        coordinates = self._head.coding.coordinates
-        return coordinates if self._order is None else coordinates[self._order]
+        coordinates, index = self._head.coding.coordinates, self._paired.index
+        return coordinates if index is None else coordinates[index]
 
     def _reference(self, ridge: StreamingRidge | None) -> list[Array]:
         """The hat matrix of the validation rows, where their predictions give the moments."""
@@ -134,17 +148,17 @@ class Trained(Regressor):
     ) -> Iterator[tuple[range, range, Array]]:
         assert isinstance(self._head, EveryTarget)
         betas = Centred(test, self.moments_, scale=self.settings_.standardize)
-        features = self._answers(betas, rows, features=True)
+        features = self._outputs_of(betas, rows, features=True)
         like = None
         if self.settings_.restandardize == "inductive":
-            like = self._answers(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
+            like = self._outputs_of(Held(take([self._train], self._held)[0]), range(len(self._held)), features=True)
         head = self.network_.head.weight.cpu().numpy(), self.network_.head.bias.cpu().numpy()
         yield from self._head.blocks(rows, features, like, head, targets, wanted, self.settings_.restandardize)
 
-    def _answers(self, given: Source, rows: range, *, features: bool = False) -> Array:
-        """The network's answers to some rows [len(rows), outputs], or its last layer's inputs.
+    def _outputs_of(self, given: Source, rows: range, *, features: bool = False) -> Array:
+        """The network's outputs for some rows [len(rows), outputs], or the inputs of its last layer.
 
-        Always 256 rows at a time, the last of them zeros where there are fewer: a row's answer is the same in any company.
+        Batches are always of 256 rows, filled up with zeros, so that a row's output does not depend on other rows.
         """
         import torch
 
@@ -160,10 +174,10 @@ class Trained(Regressor):
                 result[part.start : part.stop] = ask(x)[: len(part)].float().cpu().numpy()
         return result
 
-    # What it is given, and the ridge that it is added to
+    # The inputs, and the ridge beside the network
 
-    def _given(self, betas: Source, offset: Array | None) -> Source:
-        """What the network is given of some rows: betas, or what the ridge predicts, each coordinate of variance one in training."""
+    def _inputs_of(self, betas: Source, offset: Array | None) -> Source:
+        """The network's inputs for some rows: betas, or the ridge's predictions, scaled to variance one in training."""
         if self.settings_.inputs == "betas":
             return betas
         assert offset is not None
@@ -172,15 +186,16 @@ class Trained(Regressor):
         return Held(offset / np.where(scale > 0, scale, 1))
 
     def _ridge(self, alpha: Any, beside: int, rows: Array | None = None) -> StreamingRidge:
-        """The ridge of all train rows or of some, within what the budget leaves to it when ``beside`` bytes more are taken."""
+        """The ridge of all train rows or of some, in the budget less ``beside`` bytes."""
         budget = MemoryBudget.of(self.budget)
         ridge = StreamingRidge(
             alpha, standardize=self.settings_.standardize, alphas=self.settings_.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
         if rows is None:
-            return ridge.fit(self.betas_, self.targets_)
-        return ridge.fit(RowSubset(self.betas_, rows), RowSubset(self.targets_, rows))
+            return ridge.fit(self.betas_, self.targets_, stimulus=self._pairing.index)
+        targets, stimulus = rows_alone(self.targets_, self._pairing, rows)
+        return ridge.fit(RowSubset(self.betas_, rows), targets, stimulus=stimulus)
 
     @property
     def _stream_dtype(self) -> np.dtype[Any]:

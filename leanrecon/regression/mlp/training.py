@@ -1,4 +1,4 @@
-"""The training loop: AdamW under a cosine schedule over batches that stream from disk, to be read from top to bottom."""
+"""The training loop: AdamW under a cosine schedule, over batches that stream from disk."""
 
 import contextlib
 import math
@@ -35,7 +35,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 class Data:
     """Batches of (inputs, targets[, offsets]) to learn from, and the same of the validation rows, held in memory.
 
-    What is predicted is the network's output plus the offset: what the ridge predicts of the row from all others.
+    The prediction is the network's output plus the offset, which is the ridge's cross-validated prediction of the row.
     """
 
     batches: Batches
@@ -53,13 +53,13 @@ def learning_rate(settings: MLPSettings, step: int, steps: int) -> float:
 
 
 def seeded(seed: int, *stream: int) -> int:
-    """A seed for PyTorch from ours and the numbers of a stream."""
+    """A seed for PyTorch from our seed and the numbers of a stream."""
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager
-def own_random_numbers(seed: int) -> Iterator[None]:
-    """PyTorch's generators seeded for the network's first weights, and afterwards as they were."""
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Seed PyTorch's generators for the network's first weights, and restore their state afterwards."""
     import torch
 
     with torch.random.fork_rng():
@@ -87,7 +87,7 @@ def train(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # of another training in this process
+    AcceleratorState._reset_state(reset_partial_state=True)  # left by another training in this process
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[settings.precision])
     optimizer = torch.optim.AdamW(_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=True)
     network, optimizer = accelerator.prepare(network, optimizer)
@@ -102,7 +102,7 @@ def train(
     if accelerator.scaler is not None and place.scaler:
         accelerator.scaler.load_state_dict(place.scaler)
     history = place.history
-    if not history.train:  # the network as it begins is a candidate too: with an offset it is the ridge
+    if not history.train:  # the untrained network may be the best: beside a ridge it predicts as the ridge
         history.train.append(None)
         history.validation.append(_validate(network, data, measure, settings, accelerator))
         _keep(folder, network, history, 0)
@@ -112,7 +112,7 @@ def train(
         total=settings.epochs * steps,
         unit="steps",
         done=place.epoch * steps + place.step,
-        note=lambda: told(history),
+        note=lambda: curve_line(history),
     ) as advance:
         while place.epoch < settings.epochs and not _is_enough(history, settings.patience):
             network.train()
@@ -161,7 +161,7 @@ def _groups(network: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _augmented(x: "torch.Tensor", settings: MLPSettings) -> "torch.Tensor":
-    """Inputs with noise of their own standard deviation's size, some of them left out and the rest raised to make up."""
+    """Inputs with Gaussian noise and dropout."""
     import torch
 
     if settings.noise:
@@ -222,8 +222,8 @@ def _not_finite(value: float, place: Place, rows: Array, arrays: list[Array]) ->
     )
 
 
-def told(history: History) -> str:
-    """The curve so far in a line: last losses, and the validation losses as little bars."""
+def curve_line(history: History) -> str:
+    """The training curve in one line: the last losses, and the validation losses as small bars."""
     if len(history.train) < 2:
         return ""
     text = f"loss {history.train[-1]:.4g}"

@@ -14,6 +14,8 @@ from leanrecon.features.pixels import Pixels
 from leanrecon.places.files import write_whole
 from leanrecon.stores import Store
 
+pytestmark = pytest.mark.slow
+
 
 class GainSettings(BaseModel):
     kind: Literal["gain"] = "gain"
@@ -57,7 +59,7 @@ def done(tmp_path, monkeypatch):
     np.save(tmp_path / "stimuli.npy", images[shown])
     np.savetxt(tmp_path / "test.txt", np.arange(25, 30), fmt="%d")
     tables = {
-        "memory": "1GB",
+        "memory": "4GB",
         "dataset": {
             "kind": "arrays",
             "betas": str(tmp_path / "betas.npy"),

@@ -9,6 +9,8 @@ from sklearn.linear_model import Ridge
 import leanrecon
 from leanrecon.stores import Store
 
+pytestmark = pytest.mark.slow
+
 N_IMAGES, N_TEST, REPEATS, VOXELS, SIDE = 20, 6, 3, 15, 12
 
 
@@ -38,7 +40,7 @@ def run(folder, name, **changes):
         for split in ("train", "test")
     }
     tables = {
-        "memory": "1GB",
+        "memory": "4GB",
         "dataset": dataset | changes,
         "features": {"pixels": {}},
         "regression": {"alpha": 10.0},

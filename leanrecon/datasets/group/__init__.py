@@ -1,0 +1,1 @@
+"""Several subjects as one dataset, in a shared space."""

@@ -1,0 +1,169 @@
+"""A group: the studies of several subjects as one, their betas aligned on the train images that all of them saw."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
+
+from leanrecon import kinds
+from leanrecon.alignment.alignment import AlignmentPlan, AlignmentShapes
+from leanrecon.context import Context
+from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
+from leanrecon.places.paths import located
+from leanrecon.study.layout import Study
+from leanrecon.study.rows import refuse_earlier_format
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.group.members import Members
+
+OVERHEAD = 40 * 10**6
+"""Bytes that Zarr and BLAS take when they are first used, with room for ids, trials and captions."""
+
+PANEL = 256
+"""Rows that are brought into the shared space together, counted from a member's first: whatever the budget."""
+
+
+class GroupSettings(DatasetSettings):
+    """``[dataset] kind = "group"``: several subjects, each from a study whose dataset stage is complete."""
+
+    kind: Literal["group"] = "group"
+    """Several subjects in a shared space."""
+    members: list[str] = Field(min_length=2)
+    """The folders of the members' studies, one subject each."""
+    subjects: list[str] | None = None
+    """The name of each member; absent: the names of their folders."""
+    alignment: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
+    """How betas are brought into a shared space: the name of an alignment, or a table with its settings."""
+    allow_shared_stimuli: bool = False
+    """Whether an image may be a train image of one subject and a test image of another."""
+
+    @field_validator("alignment", mode="before")
+    @classmethod
+    def _known_alignment(cls, value: Any) -> BaseModel:
+        if isinstance(value, BaseModel):
+            return value
+        table = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(table, dict):
+            raise ValueError("name an alignment, or give a table with its kind and settings")
+        return kinds.settings_of("alignments", table, "dataset.alignment.", default="none")
+
+    @model_validator(mode="after")
+    def _members_decide(self) -> Self:
+        if self.folds is not None:
+            raise ValueError("a group has the test rows of its members, so leave folds out")
+        if self.rescale_average or (self.repeats, self.test_repeats) != ("average", "average"):
+            raise ValueError("a group has the rows of its members: set repeats, test_repeats and rescale_average there")
+        if self.subjects is not None and len(self.subjects) != len(self.members):
+            raise ValueError(f"subjects has {len(self.subjects)} names for {len(self.members)} members")
+        names = self.names()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two members are called {twice[0]}: name them by subjects")
+        return self
+
+    def names(self) -> list[str]:
+        """The name of each member."""
+        return self.subjects or [Path(member).name for member in self.members]
+
+    def located(self, base_dir: Path | None) -> Self:
+        return self.model_copy(update={"members": [located(member, base_dir, Path.is_dir) for member in self.members]})
+
+    @property
+    def simulated(self) -> bool:
+        from leanrecon.datasets.group.members import is_simulated
+
+        return any(map(is_simulated, self.members))
+
+
+class Group:
+    """Several subjects as one dataset."""
+
+    Settings: ClassVar[type[BaseModel]] = GroupSettings
+
+    def __init__(self, settings: GroupSettings) -> None:
+        self.settings = settings
+        self.alignment = kinds.kind_of("alignments", settings.alignment)(settings.alignment)
+
+    @classmethod
+    def notes(cls, settings: GroupSettings) -> Iterable[str]:
+        """Sentences that a reader of the report must know."""
+        yield f"Rows are those of {len(settings.members)} subjects: {', '.join(settings.names())}."
+        if settings.allow_shared_stimuli:
+            yield "Test images of one subject may be train images of another (dataset.allow_shared_stimuli)."
+        of_alignment = getattr(kinds.kind_of("alignments", settings.alignment), "notes", None)
+        if of_alignment is not None:
+            yield from of_alignment(settings.alignment)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the alignment is fitted on shared images."""
+        return bool(getattr(self.alignment, "learns", True))
+
+    def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
+        """Say what would be written and taken, from the members' rows and the headers of their stores.
+
+        Raises InputError for members that are no studies or don't fit together, StoreError for incomplete ones.
+        """
+        from leanrecon.datasets.group.members import open_members
+
+        members = open_members(self.settings, base_dir, shared=self.learns)
+        return self.plan_members(members, chunk, free)
+
+    def plan_alignment(self, members: "Members", free: int) -> AlignmentPlan:
+        """The plan of the alignment of opened members."""
+        plan: AlignmentPlan = self.alignment.plan(AlignmentShapes(members.voxels, len(members.shared)), free)
+        return plan
+
+    def plan_members(self, members: "Members", chunk: int, free: int) -> DatasetPlan:
+        """The plan of members that are opened."""
+        from leanrecon.datasets.group.shared import averaging_nbytes
+        from leanrecon.stores.layout import plan_chunks, store_nbytes
+
+        aligned = self.plan_alignment(members, free)
+        height, width, channels = members.image_shape
+        rows = {split: members.n_rows(split) for split in ("train", "test")}
+        images = {split: len(members.images[split]) for split in ("train", "test")}
+        image = height * width * channels
+        image_chunk = plan_chunks((max(images.values()), height, width, channels), "uint8", chunk)[0] * image
+        most = max(members.voxels.values())
+        group = plan_chunks((max(rows.values()), aligned.dims), "float32", chunk)[0] * aligned.dims * 4
+        # A panel read and its chunk, in the shared space twice, a group of rows with a chunk made contiguous and padded.
+        transform = 2 * PANEL * most * 4 + 3 * PANEL * aligned.dims * 4 + 3 * group + members.chunk_nbytes("betas")
+        shared = {name: (len(members.shared), n) for name, n in members.voxels.items()} if self.learns else {}
+        work = max(
+            *(averaging_nbytes(shape, chunk, free) + members.chunk_nbytes("betas") for shape in shared.values()),
+            aligned.work + transform,
+            3 * image_chunk + members.chunk_nbytes("stimuli"),
+        )
+        disk = sum(store_nbytes((n, aligned.dims), "float32", chunk) for n in rows.values())
+        disk += sum(store_nbytes((n, height, width, channels), "uint8", chunk) for n in images.values())
+        return DatasetPlan(
+            n_train=rows["train"],
+            n_test=rows["test"],
+            train_images=images["train"],
+            test_images=images["test"],
+            max_repeats=members.max_repeats,
+            voxels=aligned.dims,
+            image_shape=members.image_shape,
+            folds=None,
+            work=OVERHEAD + work,
+            disk=disk,
+            scratch=sum(store_nbytes(shape, "float32", chunk) for shape in shared.values()),
+        )
+
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
+        """Fit the alignment and write the rows of all members in the shared space, each image once.
+
+        What was learned is kept in ``betas/alignment.npz``. A killed run continues where it stopped, and neither the
+        memory budget nor the size of chunks decides anything.
+        Raises InputError for members that don't fit together, StoreError for incomplete ones, BudgetError.
+        """
+        from leanrecon.datasets.group.ingest import Ingest
+        from leanrecon.datasets.group.members import open_members
+
+        if not context.overwrite:
+            refuse_earlier_format(study)
+        members = open_members(self.settings, base_dir, shared=self.learns)
+        plan = self.plan_members(members, context.chunk, context.budget.free)
+        context.require("aligning the subjects", plan.work)
+        Ingest(self, members, study, context).run()

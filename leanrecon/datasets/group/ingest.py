@@ -1,0 +1,255 @@
+"""From members' stores to the stores of a group, continuing what an earlier run began."""
+
+import zipfile
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.context import Context
+from leanrecon.datasets.group.dataset import PANEL
+from leanrecon.datasets.group.members import Member, Members
+from leanrecon.datasets.group.shared import fill_shared
+from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
+from leanrecon.errors import InputError, StoreError
+from leanrecon.memory import buffer
+from leanrecon.places import Location
+from leanrecon.places.files import read_json, write_whole
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.images import ImageReader
+from leanrecon.stores.matrix import as_matrix
+from leanrecon.stores.store import Store
+from leanrecon.study.layout import Study
+from leanrecon.study.rows import SPLITS, Rows, SplitRows
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.group.dataset import Group
+
+Array = np.ndarray[Any, Any]
+
+FORMAT = 1
+"""Of the arithmetic that leads from members to a group: raised whenever it changes."""
+
+_MADE_OF = "leanrecon made of"
+"""The array of alignment.npz that says what the alignment was fitted on."""
+
+
+class Ingest:
+    """One run of the stage dataset over opened members."""
+
+    def __init__(self, group: "Group", members: Members, study: Study, context: Context) -> None:
+        self.group = group
+        self.members = members
+        self.study = study
+        self.context = context
+        self.alignment = group.alignment
+        self.dims = group.plan_alignment(members, context.budget.free).dims
+
+    def run(self) -> None:
+        """Write what is not there yet; rows.json is written last."""
+        sweep(self.study)
+        if self.context.overwrite:
+            forget_other_kind(self.study, "group")
+            sources_path(self.study).unlink(missing_ok=True)
+        stores = self._create()
+        captions = self._captions()
+        if self.context.overwrite:
+            remove_others(self.study, captions=SPLITS if captions else ())
+        rows = self._rows()
+        done = all(store.complete for store in stores.values()) and self._is_recorded(rows)
+        if not done:
+            self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            for split in SPLITS:
+                self._copy_images(split, stores["stimuli", split])
+            if not all(stores["betas", split].complete for split in SPLITS):
+                self._fit()
+                for split in SPLITS:
+                    self._transform(split, stores["betas", split])
+        for split, texts in captions.items():
+            keep_json(self.study.captions(split), texts, "captions", overwrite=self.context.overwrite)
+        if n_voxels(self.study, "index") != self.dims:
+            write_whole(self.study.voxels, lambda file: np.savez(file, index=np.arange(self.dims)))
+        if not done:
+            rows.write(self.study)
+
+    def _is_recorded(self, rows: Rows) -> bool:
+        try:
+            return Rows.read(self.study) == rows
+        except StoreError:
+            return False
+
+    # Rows, stores and captions
+
+    def _rows(self) -> Rows:
+        """The rows of all members, one after the other."""
+        splits = {}
+        for split in SPLITS:
+            number = {name: k for k, name in enumerate(self.members.images[split])}
+            own = [member.rows[split] for member in self.members.each]
+            stimulus = [number[name] for member in self.members.each for name in member.rows.stimulus_ids(split)]
+            optional: dict[str, Any] = {
+                key: [value for rows in own for value in getattr(rows, key)]
+                for key in ("session", "run")
+                if all(getattr(rows, key) is not None for rows in own)
+            }
+            splits[split] = SplitRows(
+                np.array(stimulus, np.int64),
+                [trials for rows in own for trials in rows.trials],
+                [n for rows in own for n in rows.repeats],
+                subject=[member.name for member in self.members.each for _ in range(len(member.rows[split]))],
+                **optional,
+            )
+        return Rows(splits, {split: list(self.members.images[split]) for split in SPLITS})
+
+    @cached_property
+    def _dataset(self) -> dict[str, Any]:
+        return {"alignment": self.group.settings.alignment.model_dump()}
+
+    def _create(self) -> dict[tuple[str, str], Store]:
+        """Open every store for writing, so that one made of something else is refused before anything is written."""
+        stores = {}
+        for split in SPLITS:
+            images = self.members.images[split]
+            shapes: dict[str, tuple[int, ...]] = {
+                "stimuli": (len(images), *self.members.image_shape),
+                "betas": (self.members.n_rows(split), self.dims),
+            }
+            for role, shape in shapes.items():
+                made_of: dict[str, Any] = {"kind": "group", "format of the group": FORMAT, "split": split}
+                contents = {m.name: getattr(m, role)[split].content for m in self.members.each}
+                made_of["members"] = contents
+                if role == "betas":
+                    made_of |= {"dataset": self._dataset, "fitted on": self._fitted_on()}
+                stores[role, split] = Store.create(
+                    self.study.betas(split) if role == "betas" else self.study.stimuli(split),
+                    shape,
+                    np.float32 if role == "betas" else np.uint8,
+                    made_of=made_of,
+                    chunk=self.context.chunk,
+                    overwrite=self.context.overwrite,
+                )
+        return stores
+
+    def _captions(self) -> dict[str, list[list[str]]]:
+        """The captions of every image by split, or nothing where a member has none."""
+        read = {(m.name, split): read_json(m.study.captions(split)) for m in self.members.each for split in SPLITS}
+        if not all(isinstance(texts, list) for texts in read.values()):
+            return {}
+        return {
+            split: [read[self.members.each[k].name, split][row] for k, row in self.members.images[split].values()]
+            for split in SPLITS
+        }
+
+    def _copy_images(self, split: str, store: Store) -> None:
+        """Copy each image from the first member that has it."""
+        wanted = list(self.members.images[split].values())
+        readers = [ImageReader(member.stimuli[split]) for member in self.members.each] if store.missing() else []
+        missing = store.missing_row_groups()
+        done = store.rows - sum(len(store.group_rows(i)) for i in missing)
+        memory = buffer((store.chunk_rows if missing else 0, *store.shape[1:]), np.uint8)
+        with self.context.named(f"stimuli, {split}").task(total=store.rows, unit="images", done=done) as advance:
+            for i in missing:
+                group = store.group_rows(i)
+                for k, reader in enumerate(readers):
+                    places = [row for row in group if wanted[row][0] == k]
+                    for run, images in reader.runs([wanted[row][1] for row in places]):
+                        start = places[run.start] - group.start
+                        memory[start : start + len(images)] = images
+                store.write_rows(i, memory[: len(group)])
+                advance(len(group))
+        store.finish()
+
+    # The alignment
+
+    def _fitted_on(self) -> str | None:
+        """A hash of all that decides the alignment; None where nothing is learned."""
+        if not self.group.learns:
+            return None
+        contents = {member.name: member.betas["train"].content for member in self.members.each}
+        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self._dataset})
+
+    @property
+    def _state_path(self) -> Location:
+        return self.study.at("betas/*.npz", "alignment")
+
+    def _fit(self) -> None:
+        """Fit the alignment on the train betas of the shared images, or take up what an earlier run learned."""
+        names = [member.name for member in self.members.each]
+        if not self.group.learns:
+            self.alignment.load({}, names)
+            return
+        state = self._known_state()
+        if state is None:
+            matrices = {member.name: as_matrix(self._shared(member)) for member in self.members.each}
+            self.alignment.fit(matrices, self.context.named("alignment"))
+            learned = {**self.alignment.state(), _MADE_OF: np.array(self._fitted_on())}
+            write_whole(self._state_path, lambda file: np.savez(file, **learned))
+        else:
+            self.alignment.load(state, names)
+        self._scratch.delete_tree()
+
+    def _known_state(self) -> Mapping[str, Array] | None:
+        """What an earlier run learned from the same betas."""
+        try:
+            with self._state_path.open() as file, np.load(file, allow_pickle=False) as found:
+                state = {name: found[name] for name in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+        return state if str(state.pop(_MADE_OF, "")) == self._fitted_on() else None
+
+    @property
+    def _scratch(self) -> Location:
+        return self.study.root / "betas" / "shared"
+
+    def _shared(self, member: Member) -> Store:
+        """A store of the member's train betas of the shared images, needed while the alignment is fitted."""
+        rows_of: dict[str, list[int]] = {name: [] for name in self.members.shared}
+        for row, name in enumerate(member.rows.stimulus_ids("train")):
+            if name in rows_of:
+                rows_of[name].append(row)
+        store = Store.create(
+            self._scratch / f"{fingerprint({'member': member.name})[:16]}.zarr",
+            (len(rows_of), member.voxels),
+            np.float32,
+            made_of={"betas": member.betas["train"].content, "shared": fingerprint({"ids": list(rows_of)})},
+            chunk=self.context.chunk,
+            overwrite=True,
+        )
+        context = self.context.named(f"betas of shared images, {member.name}")
+        fill_shared(store, member.betas["train"], list(rows_of.values()), context)
+        return store
+
+    def _transform(self, split: str, store: Store) -> None:
+        """Write the missing betas: the rows of all members in the shared space."""
+        missing = store.missing_row_groups()
+        done = store.rows - sum(len(store.group_rows(i)) for i in missing)
+        starts = np.cumsum([0, *(len(member.rows[split]) for member in self.members.each)])
+        panel: tuple[tuple[int, int], Array] | None = None
+        memory = buffer((store.chunk_rows if missing else 0, self.dims), np.float32)
+        with self.context.named(f"betas, {split}").task(total=store.rows, unit="rows", done=done) as advance:
+            for i in missing:
+                group = store.group_rows(i)
+                row = group.start
+                while row < group.stop:
+                    k = int(np.searchsorted(starts, row, side="right")) - 1
+                    inside = row - int(starts[k])
+                    if panel is None or panel[0] != (k, inside // PANEL):
+                        panel = None  # let go of before the next one is made
+                        panel = (k, inside // PANEL), self._panel(self.members.each[k], split, inside // PANEL)
+                    block = panel[1][inside % PANEL :][: group.stop - row]
+                    memory[row - group.start : row - group.start + len(block)] = block
+                    row += len(block)
+                store.write_rows(i, memory[: len(group)])
+                advance(len(group))
+        store.finish()
+
+    def _panel(self, member: Member, split: str, number: int) -> Array:
+        betas = member.betas[split][number * PANEL : (number + 1) * PANEL]
+        aligned = np.asarray(self.alignment.transform(member.name, betas), np.float32)
+        if aligned.shape != (len(betas), self.dims):
+            raise InputError(
+                f"the alignment gave betas of shape {aligned.shape} for {member.name}",
+                expected=f"{(len(betas), self.dims)}, as it planned",
+            )
+        return aligned
