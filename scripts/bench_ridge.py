@@ -14,7 +14,6 @@ in float32, in the same process right afterwards.
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -175,16 +174,11 @@ def measure(folder, name, budget=None, runs=1):
     return median_run(results)
 
 
-def measure_once(folder, name, budget=None, tree=TREE):
-    """One measurement by the benchmark of a source tree, in a process of its own."""
-    command = [sys.executable, str(tree / "scripts" / "bench_ridge.py"), "--worker", name, "--data", str(folder)]
+def measure_once(folder, name, budget=None):
+    command = [sys.executable, __file__, "--worker", name, "--data", str(folder)]
     command += ["--budget", budget] if budget else []
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return json.loads(done.stdout.splitlines()[-1]) | {"cpu": cpu} if name != "reference" else None
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if name != "reference" else None
 
 
 def median_run(results):
@@ -235,41 +229,56 @@ def full_size(root, shape, cases, runs):
         )
 
 
+IN_TREE = """
+import json, sys, time
+from pathlib import Path
+import bench_ridge
+from leanrecon.memory import PeakMemory
+folder, shape, budget = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+if not budget:
+    bench_ridge.make_data(folder, shape)
+    sys.exit()
+with PeakMemory() as memory:
+    started = time.process_time()
+    seconds, _, extra = bench_ridge.ours(folder, budget, False)
+    cpu = time.process_time() - started
+print(json.dumps({"seconds": seconds, "cpu": cpu, "anon": memory.peak, **extra}))
+"""
+"""Writes the data, or measures one run, with the package and the benchmark of a source tree."""
+
+
+def in_tree(tree, folder, shape, budget=""):
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'scripts'}"}
+    command = [sys.executable, "-c", IN_TREE, str(folder), json.dumps(shape), budget]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1]) if budget else None
+
+
 def compare_trees(root, other, shape, budget, runs):
     """Runs of this source tree and of another one in turns, each on stores that it has written.
 
-    CPU seconds are those of the whole process, the products for the GEMM rate included: on a busy machine they are
-    the fairer measure.
+    On a busy machine CPU seconds are the fairer measure.
     """
     trees = {"this": TREE, "other": other.resolve()}
     for name, tree in trees.items():
-        code = (
-            f"import bench_ridge; from pathlib import Path; bench_ridge.make_data(Path({str(root / name)!r}), {shape})"
-        )
-        environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'scripts'}"}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+        in_tree(tree, root / name, shape)
     results = {name: [] for name in trees}
     for k in range(runs):
         for name in sorted(trees, reverse=k % 2 == 1):
-            results[name].append(measure_once(root / name, "leanrecon", budget, trees[name]))
+            results[name].append(in_tree(trees[name], root / name, shape, budget))
     print(f"\n{shape}, {budget}, median of {runs}, in turns")
-    print(
-        f"{'':8}{'seconds':>9}{'fit':>8}{'CPU':>8}{'GEMM':>7}{'planned':>11}{'anonymous':>12}{'resident':>11}  result, all CPU seconds"
-    )
-    medians = {name: median_run(runs) for name, runs in results.items()}
+    print(f"{'':8}{'seconds':>9}{'CPU':>8}{'planned':>11}{'anonymous':>12}  result, all CPU seconds")
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu", "planned", "anon")}
+        for name, runs in results.items()
+    }
     for name, it in medians.items():
         print(
-            f"{name:8}{it['seconds']:9.1f}{it['fit']:8.1f}{it['cpu']:8.1f}{it['gemm']:7.0f}"
-            f"{megabytes(it['planned']):>11}{megabytes(it['anon']):>12}{megabytes(it['resident']):>11}  {it['content'][:12]} "
-            + " ".join(f"{run['cpu']:.1f}" for run in results[name]),
-            flush=True,
+            f"{name:8}{it['seconds']:9.1f}{it['cpu']:8.1f}{megabytes(it['planned']):>11}{megabytes(it['anon']):>12}  "
+            f"{results[name][0]['content'][:12]} " + " ".join(f"{run['cpu']:.1f}" for run in results[name])
         )
-    this, that = medians["this"], medians["other"]
-    cpu = [statistics.median(run["cpu"] for run in results[name]) for name in trees]
-    print(
-        f"ratio: seconds {this['seconds'] / that['seconds']:.3f}, CPU seconds {cpu[0] / cpu[1]:.3f}, "
-        f"memory {this['anon'] / that['anon']:.3f}"
-    )
+    ratios = [medians["this"][key] / medians["other"][key] for key in ("seconds", "cpu", "anon")]
+    print("ratio: seconds {:.3f}, CPU seconds {:.3f}, memory {:.3f}".format(*ratios))
 
 
 def main():
@@ -281,7 +290,9 @@ def main():
     parser.add_argument("--all", action="store_true", help="also 347,680 targets")
     parser.add_argument("--loo", action="store_true", help="also alpha by leave-one-out at the VDVAE shape")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another source tree to compare with")
-    parser.add_argument("--targets", type=int, default=VDVAE["t"], help="targets of the comparison with --against")
+    parser.add_argument(
+        "--shape", type=int, nargs=4, default=VDVAE.values(), metavar=("N", "P", "M", "T"), help="of it"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--budget", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -291,7 +302,9 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
         if arguments.against:
-            compare_trees(root, arguments.against, VDVAE | {"t": arguments.targets}, "350MB", arguments.runs)
+            compare_trees(
+                root, arguments.against, dict(zip("npmt", arguments.shape, strict=True)), "350MB", arguments.runs
+            )
             return
         if not arguments.skip_peers:
             compare_peers(root, arguments.runs)

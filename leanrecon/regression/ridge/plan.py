@@ -256,7 +256,8 @@ def _hat_phases(
     elif shapes.dual:
         reading = shapes.slabs + 2 * at_once * min(DEPTH, p) * e
     else:
-        reading = shapes.slabs + at_once * p * e
+        # Test betas are read by another thread than slabs are: the heap of each keeps a chunk.
+        reading = shapes.slabs + at_once * p * e + shapes.scratch
     hats = rows * n * e
     forming = max(reading, 2 * panel)
     if shapes.s is None:
