@@ -165,14 +165,15 @@ def made_up(name, dims):
 
     from leanrecon.features.pixels import PixelsSettings
     from leanrecon.features.plan import Cost
-    from leanrecon.features.space import Given
+    from leanrecon.features.space import FixedSpace
 
-    class MadeUp(Given):
+    class MadeUp(FixedSpace):
+        Settings = PixelsSettings
         library = None
-        settings = PixelsSettings()
 
         def __init__(self):
-            self.name, self.weights = name, None
+            super().__init__(PixelsSettings(), name=name)
+            self.weights = None
 
         def dims(self, image_shape):
             return dims

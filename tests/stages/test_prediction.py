@@ -164,7 +164,7 @@ def test_the_plan_tells_how_often_a_network_is_trained_and_what_is_kept(dataset)
     stages = {stage.stage: stage for stage in plan_study(check_settings(settings), base_dir=None)}
     stage = stages["regression pca"]
     assert stage.summary.endswith("18 steps of 16 rows at most, 5 fits")  # (120 - 12) // 16 · 3
-    weights = 24 * 30 + 24 + 48 + 48 + 24 * 24 + 24 + 48 + 10 * 24 + 10
+    weights = 24 * 10 + 24 + 48 + 48 + 24 * 24 + 24 + 48 + 10 * 24 + 10  # the ridge's 10 predictions are the inputs
     kept = 4 * weights + 2 * 120 * 10 * 4
     assert 5 * kept <= stage.disk <= 5 * kept + 5 * 20 * 10 * 4 * 4
     assert stage.memory > MemoryBudget.of(None).reserved

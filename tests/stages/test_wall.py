@@ -222,10 +222,11 @@ AUDIT = """
 import json, sys
 from leanrecon.stages import pipeline
 from leanrecon.stages.pipeline import STAGES, Pipeline
+from leanrecon.stages.stage1 import StageOneStage
 from leanrecon.study.settings import check_settings
 from leanrecon.study.layout import Study
 
-opened, stage = {name: set() for name in STAGES}, None
+opened, stage = {name: set() for name in (*STAGES, "upper bound")}, None
 
 def hook(event, arguments):
     if event == "open" and stage is not None and isinstance(arguments[0], (str, bytes)):
@@ -247,6 +248,17 @@ def watched(name, method):
 settings, study = check_settings(json.loads(sys.argv[1])), sys.argv[2]
 for kind in map(type, pipeline.stages_of(settings)):
     kind.run = watched(kind.name, kind.run)
+
+draw = StageOneStage._draw
+
+def drawn(self, run, variant, *others):
+    # Images of true features, an upper bound, are told apart.
+    global stage
+    before, stage = stage, "upper bound" if variant.baseline == "oracle" else stage
+    draw(self, run, variant, *others)
+    stage = before
+
+StageOneStage._draw = drawn
 Pipeline(settings, Study(__import__("pathlib").Path(study))).run()
 print(json.dumps({name: sorted(paths) for name, paths in opened.items()}))
 """
@@ -281,5 +293,6 @@ def test_stages_that_predict_and_draw_open_nothing_of_the_test_images(split: dic
     assert of("regression", "features/pca/train.zarr/c")
     assert of("regression", "betas/test.zarr/c")
     assert of("stage1", "predictions/pixels/test.zarr/c")
+    assert of("upper bound", "features/pixels/test.zarr/c")
     for start in walled:
         assert of("evaluate", start), start

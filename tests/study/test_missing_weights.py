@@ -92,9 +92,20 @@ def test_each_generator_needs_networks_of_its_own(cache, tmp_path):
 
 def test_all_that_is_missing_is_named_at_once(cache, tmp_path):
     chosen = settings(EVERY, tmp_path)
-    assert len(missing(chosen)) == 7
-    assert len(missing(chosen, until("refine"))) == 6
-    assert len(missing(chosen, until("stage1"))) == 5
+    named = [
+        (VDVAE, "features.vdvae.checkpoint"),
+        ("some/versatile", "features.text.model, features.vision.model"),
+        ("some/base", "features.autokl.model, refine.base"),
+        ("some/tiny", "features.autokl.tiny"),
+        ("some/clip", "judges.clip.model"),
+    ]
+
+    def names(*stages):
+        return [(need.name, need.setting) for need in missing(chosen, *stages)]
+
+    assert names() == named
+    assert names(until("refine")) == named[:4]
+    assert names(until("stage1")) == [*named[:2], ("some/base", "features.autokl.model"), named[3]]
     assert missing(chosen, until("dataset")) == []
     with pytest.raises(InputError) as error:
         plan_study(chosen, base_dir=tmp_path)

@@ -43,11 +43,10 @@ class MLPRegressor:
             y_scratch=ridge.y_scratch,
         )  # fmt: skip
         plan = plan_network(network, free)
-        times = 1 + shapes.pairings
         return RegressionPlan(
             plan.work,
             f"{network.weights:,} weights, {network.steps} steps of {self.settings.batch_size} rows at most",
-            disk=times * network.kept_nbytes,
+            disk=network.kept_nbytes,
             scratch=plan.scratch,
             held=TORCH_HELD,
         )
