@@ -204,7 +204,7 @@ def pipeline(given, study, until):
     from leanrecon.stages.pipeline import Pipeline
 
     running = Pipeline(settings_of(given), study, progress=PlainProgress())
-    running.spaces = {name: made_up(name, round(dims * given.scale)) for name, dims in SPACES.items()}
+    running._run.spaces = {name: made_up(name, round(dims * given.scale)) for name, dims in SPACES.items()}
     running.run(until)
 
 

