@@ -234,6 +234,7 @@ import json, sys, time
 from pathlib import Path
 import bench_ridge
 from leanrecon.memory import PeakMemory
+bench_ridge.gemm_rate(1)  # loads SciPy and the package
 folder, shape, budget = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 if not budget:
     bench_ridge.make_data(folder, shape)
@@ -249,8 +250,8 @@ print(json.dumps({"seconds": seconds, "cpu": cpu, "anon": memory.peak, **extra})
 
 def in_tree(tree, folder, shape, budget=""):
     environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'scripts'}"}
-    command = [sys.executable, "-c", IN_TREE, str(folder), json.dumps(shape), budget]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-c", IN_TREE, str(folder.resolve()), json.dumps(shape), budget]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=tree)
     return json.loads(done.stdout.splitlines()[-1]) if budget else None
 
 

@@ -23,6 +23,7 @@ from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue, project
 from leanrecon.regression.ridge.pairing import Pairing
+from leanrecon.regression.ridge.parameters import check_parameters
 from leanrecon.regression.ridge.plan import (
     ALPHAS,
     FLOAT64_ORDER,
@@ -37,7 +38,6 @@ from leanrecon.regression.ridge.plan import (
     plan_weights,
 )
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
-from leanrecon.regression.ridge.settings import check_parameters
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.regression.ridge.weights import (
