@@ -38,6 +38,6 @@ def test_every_stage_is_run_and_stays_within_its_plan(tmp_path: Path) -> None:
 
 
 def test_a_limit_that_is_too_small_ends_the_stage(tmp_path: Path) -> None:
-    done = simulate("--scale", "0.03", "--folder", str(tmp_path), "--limit", "200MB")
+    done = simulate("--scale", "0.03", "--folder", str(tmp_path), "--limit", "100MB")
     assert done.returncode != 0
-    assert "make failed under a limit of 200MB" in done.stderr
+    assert "make failed under a limit of 100MB" in done.stderr
