@@ -21,6 +21,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "arrays": "leanrecon.datasets.arrays.dataset:Arrays",
         "nsd": "leanrecon.datasets.nsd.dataset:NSD",
         "simulated": "leanrecon.datasets.simulated.dataset:Simulated",
+        "nifti": "leanrecon.datasets.nifti.dataset:Nifti",
         "group": "leanrecon.datasets.group.dataset:Group",
     },
     "features": {

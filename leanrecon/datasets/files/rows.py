@@ -39,6 +39,8 @@ class Rows:
     together = 1
     held = 0
     scratch = 4 * BLOCK
+    sequential = False
+    """Whether the file can only be read from its start: rows out of order cost a pass each."""
 
     def __init__(self, path: Path, key: str | None, shape: Sequence[int], dtype: Any, kind: str | None = None) -> None:
         self.path = path
@@ -102,6 +104,7 @@ class Pooled(Rows):
         self.name = " and ".join(part.name for part in parts)
         self.together = max(part.together for part in parts)
         self.held = sum(part.held for part in parts)
+        self.sequential = any(part.sequential for part in parts)
         self.scratch = max(part.scratch for part in parts)
 
     def blocks(self, index: Array) -> Iterator[Block]:

@@ -1,0 +1,292 @@
+"""From materials to a study's complete stores, step by step, continuing what an earlier run began."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.context import Context
+from leanrecon.datasets.arrays.repeats import Averaged, Repeats
+from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
+from leanrecon.datasets.builder.materials import Images, Materials
+from leanrecon.datasets.builder.noise import ncsnr
+from leanrecon.datasets.builder.plan import SAMPLE, is_staged, plan_betas, plan_images, plan_trials
+from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.splits import repeats_of, split_trials
+from leanrecon.datasets.files.rows import Rows
+from leanrecon.datasets.ingest import NanCount, Source, fill_store
+from leanrecon.datasets.reliability import repeat_reliability
+from leanrecon.datasets.sidecars import forget_other_kind, keep_json, remove_others, sweep
+from leanrecon.datasets.splits import fold_rows
+from leanrecon.errors import InputError, LeanreconWarning, StoreError
+from leanrecon.places.files import write_json, write_whole
+from leanrecon.stores.store import Store, remove
+from leanrecon.study.layout import Study
+from leanrecon.study.rows import Rows as StudyRows
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 64  # rows that are read together for sums over trials
+
+
+class Build:
+    """One run of the stage dataset over materials."""
+
+    def __init__(
+        self,
+        kind: str,
+        materials: Materials,
+        settings: BuilderSettings,
+        study: Study,
+        base_dir: Path | None,
+        context: Context,
+    ) -> None:
+        materials.check()
+        self.kind, self.materials, self.settings = kind, materials, settings
+        self.study, self.context = study, context
+        self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
+        self.repeats = repeats_of(materials.trials, self.parts, settings)
+        self.columns = materials.voxels.chosen(settings.voxels)
+
+    def run(self) -> None:
+        """Write what is not there yet; rows.json is written last."""
+        sweep(self.study)
+        overwrite = self.context.overwrite
+        if overwrite:
+            forget_other_kind(self.study, self.kind)
+        rows = StudyRows(
+            {split: of.record() for split, of in self.repeats.items()},
+            {split: of.images for split, of in self.repeats.items()},
+        )
+        stores = {split: self._create_betas(split) for split in self.repeats}
+        images = {split: self._create_images(split) for split in self.repeats} if self.materials.images else {}
+        if overwrite:
+            self._remove_others()
+        if not (all(store.complete for store in (*stores.values(), *images.values())) and self._is_recorded(rows)):
+            self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            self._fill_betas(stores)
+            for split, store in images.items():
+                self._fill_images(split, store)
+        if self.materials.captions is not None:
+            for split, of in self.repeats.items():
+                texts = self.materials.captions(of.images)
+                keep_json(self.study.captions(split), texts, "captions", overwrite=overwrite)
+        if self.settings.folds:
+            groups = self.repeats["train"].groups(by_run=self.settings.group == "run")
+            folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
+            keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
+        if not self._is_recorded(rows):
+            rows.write(self.study)
+
+    # Stores
+
+    def _made_of(self, split: str) -> dict[str, Any]:
+        settings = self.settings
+        made: dict[str, Any] = {"kind": self.kind, **self.materials.made_of, "voxels": settings.voxels}
+        made |= {"zscore": settings.zscore, "repeats": "average" if settings.averages(split) else "single"}
+        made["trials"] = [self.parts[split].tolist(), list(self.repeats[split].ids)]
+        if settings.zscore == "train":
+            made["train"] = self.parts["train"].tolist()
+        if settings.rescales(split):
+            made["rescale_average"] = True
+        from leanrecon.stores.fingerprint import fingerprint
+
+        return {"dataset": made | {"trials": fingerprint({"of": made["trials"]})}}
+
+    def _create_betas(self, split: str) -> Store:
+        shape = (len(self.repeats[split].trials), len(self.columns))
+        return self._create(self.study.betas(split), shape, np.float32, self._made_of(split))
+
+    def _create_images(self, split: str) -> Store:
+        assert self.materials.images is not None
+        names = self.repeats[split].images
+        made = {
+            "kind": self.kind,
+            **self.materials.made_of,
+            "images": names,
+            "shape": list(self.materials.images.shape),
+        }
+        return self._create(
+            self.study.stimuli(split), (len(names), *self.materials.images.shape), np.uint8, {"dataset": made}
+        )
+
+    def _create(self, path: Any, shape: tuple[int, ...], dtype: Any, made_of: dict[str, Any]) -> Store:
+        return Store.create(
+            path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
+        )
+
+    def _is_recorded(self, rows: StudyRows) -> bool:
+        try:
+            return StudyRows.read(self.study) == rows
+        except StoreError:
+            return False
+
+    def _remove_others(self) -> None:
+        for split in ("train", "test"):
+            if split not in self.repeats:
+                remove(self.study.betas(split))
+            if split not in self.repeats or self.materials.images is None:
+                remove(self.study.stimuli(split))
+        captions = self.repeats if self.materials.captions is not None else ()
+        remove_others(self.study, captions=captions, folds=bool(self.settings.folds))
+
+    # Responses
+
+    def _fill_betas(self, stores: dict[str, Store]) -> None:
+        if all(store.complete for store in stores.values()) and self.study.voxels.is_file():
+            return
+        responses = self._standardised(self._staged())
+        self._check(responses)
+        self._write_voxels(responses)
+        nan = NanCount(len(self.columns))
+        located = []
+        for split, store in stores.items():
+            of = self.repeats[split]
+            rows, index = responses, of.index
+            if of.averaged:
+                counts = np.array([len(trials) for trials in of.trials], np.float64)
+                scale = np.sqrt(counts) if self.settings.rescales(split) else None
+                rows, index = Averaged(responses, of.trials, scale), np.arange(len(of.trials))
+
+            def locate(row: int, rows: Rows = rows, index: Array = index) -> str:
+                return rows.locate(int(index[row]))
+
+            plan = plan_betas(
+                self.materials, store.rows, len(self.columns), self.context.chunk, self.context.budget.free,
+                averaged=of.averaged,
+            )  # fmt: skip
+            source = Source(rows, index, plan.at_once)
+            fill_store(store, source, self.context.named(f"betas, {split}"), nan.looker(locate))
+            located.append((store, locate))
+        nan.check(located)
+        for store in stores.values():
+            store.finish()
+
+    def _staged(self) -> Rows:
+        """The responses of the chosen voxels, to be read in any order."""
+        chosen = Columns(self.materials.responses, self.columns)
+        if not is_staged(self.materials):
+            return chosen
+        made = {"kind": self.kind, **self.materials.made_of, "voxels": self.settings.voxels}
+        store = self._create(self.study.betas("trials"), chosen.shape, np.float32, {"dataset": made})
+        if not store.complete:
+            plan = plan_trials(self.materials, store.columns, self.context.chunk, self.context.budget.free)
+            source = Source(chosen, np.arange(len(chosen)), plan.at_once)
+            fill_store(store, source, self.context.named("trials"))
+            store.finish()
+        return StoreRows(store, self.materials.responses.name)
+
+    def _standardised(self, responses: Rows) -> Rows:
+        """The responses, z-scored as the settings say: every voxel within its groups, or by the train trials."""
+        by = self.settings.zscore
+        if by == "none":
+            return responses
+        used = np.zeros(len(responses), bool)
+        if by == "train":
+            groups = np.zeros(len(responses), np.int64)
+            used[self.parts["train"]] = True
+        else:
+            groups = self.materials.trials.groups(by)
+            used[np.concatenate(list(self.parts.values()))] = True
+        levels = Levels(groups, responses.shape[1], used)
+        memory = np.empty((_BLOCK, responses.shape[1]), np.float32)
+        with self.context.named(f"z-scores by {by}").task(total=len(responses), unit="rows") as advance:
+            for start in range(0, len(responses), _BLOCK):
+                own = range(start, min(start + _BLOCK, len(responses)))
+                responses.read(np.arange(own.start, own.stop), memory[: len(own)])
+                levels.look(own, memory[: len(own)])
+                advance(len(own))
+        responses.release()
+        return Standardised(responses, levels.finish())
+
+    def _check(self, responses: Rows) -> None:
+        """Show how reliable repeats are; raises InputError, or warns, where they are no better than chance."""
+        used = np.sort(np.concatenate(list(self.parts.values())))
+        columns = np.arange(responses.shape[1])
+        if len(columns) > SAMPLE:
+            columns = np.sort(np.random.default_rng(0).choice(len(columns), SAMPLE, replace=False))
+        names: dict[str, int] = {}
+        stimulus = np.array(
+            [names.setdefault(self.materials.trials.stimulus[row], len(names)) for row in used.tolist()]
+        )
+        if len(names) == len(used):
+            return  # no image was shown twice
+        trials = self.materials.trials
+        session = trials.groups("session" if trials.session else "run") if trials.session or trials.run else None
+        values = np.empty((len(used), len(columns)), np.float32)
+        Columns(responses, columns).read(used, values)
+        responses.release()
+        values[:, np.isnan(values).any(axis=0)] = 0
+        found = repeat_reliability(values, stimulus, np.zeros(len(used)) if session is None else session[used])
+        self.context.progress.say(f"repeat reliability: {found}")
+        write_json(self.study.reliability, found.as_record(), indent=1)
+        if found.judged and not found.above_chance:
+            problem = InputError(
+                f"trials and images don't match: {found}",
+                expected="repeats that are clearly more alike than different images",
+                todo='check the order of the table against the betas, or go on with dataset.check = "warn"',
+            )
+            if self.settings.check == "stop":
+                raise problem
+            warnings.warn(str(problem), LeanreconWarning, stacklevel=2)
+
+    def _write_voxels(self, responses: Rows) -> None:
+        table, columns = self.materials.voxels, self.columns
+        arrays: dict[str, Any] = {name: values[columns] if len(values) == table.n and name != "shape" else values
+                                  for name, values in table.arrays.items()}  # fmt: skip
+        arrays.setdefault("index", columns)
+        masks = {name: mask[columns] for name, mask in table.areas.items()}
+        labels = np.full(len(columns), "", f"<U{max(map(len, masks), default=1)}")
+        for name in sorted(masks, key=lambda name: -int(masks[name].sum())):  # the smallest area of a voxel names it
+            labels[masks[name]] = name
+        trials = [places for of in self.repeats.values() for places in _places(of)]
+        noise = ncsnr(responses, trials)
+        arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
+        arrays["ncsnr"] = np.full(len(columns), np.nan, np.float32) if noise is None else noise
+        write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
+
+    # Images
+
+    def _fill_images(self, split: str, store: Store) -> None:
+        if store.complete:
+            return
+        images = self.materials.images
+        assert images is not None
+        names = self.repeats[split].images
+        ordered = Picked(images, names)
+        plan = plan_images(self.materials, store.rows, self.context.chunk, self.context.budget.free)
+        source = Source(ordered, np.arange(len(names)), plan.at_once)
+        fill_store(store, source, self.context.named(f"stimuli, {split}"))
+        store.finish()
+
+
+class Picked(Rows):
+    """Images by name, in any order: each band is read in the order of its file."""
+
+    def __init__(self, images: Images, names: list[str]) -> None:
+        rows = images.rows
+        super().__init__(rows.path, rows.key, (len(names), *images.shape), np.uint8)
+        self.images = images
+        self.index = np.array([images.row_of[name] for name in names], np.int64)
+        self.name, self.together, self.held, self.scratch = rows.name, rows.together, rows.held, rows.scratch
+
+    def read(self, index: Array, out: Array, convert: Any = None) -> None:
+        """Fill ``out`` with the images ``index``; blocks of the file come in ascending order."""
+        wanted = self.index[index]
+        order = np.argsort(wanted, kind="stable")
+        for rows, rest, block in self.images.rows.blocks(wanted[order]):
+            values = self.images.convert(block) if self.images.convert else block
+            if rest:
+                raise AssertionError("images are read whole")
+            out[order[rows]] = values
+
+    def locate(self, row: int) -> str:
+        return self.images.rows.locate(int(self.index[row]))
+
+    def release(self) -> None:
+        self.images.rows.release()
+
+
+def _places(of: Repeats) -> list[list[int]]:
+    return [of.index[places].tolist() for places in of.rows.values()]

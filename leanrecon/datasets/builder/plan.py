@@ -1,0 +1,112 @@
+"""Memory and disk that building a study takes: arithmetic on shapes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from leanrecon.datasets.arrays.repeats import Averaged
+from leanrecon.datasets.builder.materials import Materials
+from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.splits import repeats_of, split_trials
+from leanrecon.datasets.ingest import StorePlan, plan_store
+from leanrecon.datasets.plan import DatasetPlan
+from leanrecon.stores.layout import plan_chunks
+
+OVERHEAD = 32 * 10**6
+"""Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
+
+SAMPLE = 1000
+"""Voxels that the reliability of repeats is taken over, at most."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes of a study that is built."""
+
+    voxels: int
+    n: dict[str, int]
+    """Rows of betas of each split."""
+    images: dict[str, int]
+    """Different images of each split."""
+
+
+def is_staged(materials: Materials) -> bool:
+    """Whether responses are copied to ``trials.zarr`` first: where a file can only be read from its start."""
+    return bool(materials.responses.sequential)
+
+
+def plan_trials(materials: Materials, voxels: int, chunk: int, free: int) -> StorePlan:
+    """The filling of ``trials.zarr``."""
+    rows = materials.responses
+    return plan_store(
+        (len(rows), voxels), np.float32, chunk, free=free, held=rows.held, scratch=rows.scratch + OVERHEAD
+    )
+
+
+def plan_betas(materials: Materials, n: int, voxels: int, chunk: int, free: int, *, averaged: bool) -> StorePlan:
+    """The filling of the betas of one split."""
+    rows = materials.responses
+    staged = is_staged(materials)
+    group = plan_chunks((len(rows), voxels), np.float32, chunk)[0]
+    return plan_store(
+        (n, voxels),
+        np.float32,
+        chunk,
+        free=free,
+        together=1 if staged else rows.together,
+        held=0 if staged else rows.held,
+        scratch=(4 * chunk + 4 * group * voxels if staged else rows.scratch) + OVERHEAD + 40 * voxels,
+        working=Averaged.working if averaged else 1,
+    )
+
+
+def plan_images(materials: Materials, n: int, chunk: int, free: int) -> StorePlan:
+    """The filling of the images of one split."""
+    assert materials.images is not None
+    rows = materials.images.rows
+    return plan_store(
+        (n, *materials.images.shape),
+        np.uint8,
+        chunk,
+        free=free,
+        together=rows.together,
+        held=rows.held,
+        scratch=rows.scratch + OVERHEAD,
+    )
+
+
+def plan_build(
+    materials: Materials, settings: BuilderSettings, seed: int, base_dir: Path | None, chunk: int, free: int
+) -> DatasetPlan:
+    """The plan of a study whose files are known: all their trials, and the voxels of the chosen areas."""
+    parts = split_trials(materials.trials, settings, seed, base_dir)
+    repeats = repeats_of(materials.trials, parts, settings)
+    voxels = len(materials.voxels.chosen(settings.voxels))
+    n = {split: len(of.trials) for split, of in repeats.items()}
+    shown = {split: len(of.images) for split, of in repeats.items()}
+    plans = [
+        plan_betas(materials, n[split], voxels, chunk, free, averaged=of.averaged) for split, of in repeats.items()
+    ]
+    if is_staged(materials):
+        plans.append(plan_trials(materials, voxels, chunk, free))
+    if materials.images is not None:
+        plans += [plan_images(materials, shown[split], chunk, free) for split in repeats]
+    trials = len(materials.trials)
+    sample = trials * min(voxels, SAMPLE) * 3 * 4 + 3 * materials.responses.scratch
+    groups = 0
+    if settings.zscore != "none":
+        groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
+    levels = 40 * groups * voxels + materials.held + 64 * 12 * voxels
+    return DatasetPlan(
+        n_train=n["train"],
+        n_test=n.get("test", 0),
+        train_images=shown["train"],
+        test_images=shown.get("test", 0),
+        max_repeats=max((len(of) for each in repeats.values() for of in each.rows.values()), default=1),
+        voxels=voxels,
+        image_shape=materials.images.shape if materials.images else None,
+        folds=settings.folds,
+        work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
+        disk=sum(plan.disk for plan in plans),
+    )

@@ -1,0 +1,129 @@
+"""Images in a folder, found by name and brought to one shape: upright, RGB, 8 bits."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.files.rows import Block, Rows
+from leanrecon.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+MOST_PIXELS = 100_000_000
+"""Pixels of one image beyond which it is taken for a mistake: decoded, they take 300 MB."""
+
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
+
+
+def find_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The file of each name, given with or without its ending; raises InputError for missing and for ambiguous names."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}", expected="the folder of the images")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    by_name: dict[str, list[Path]] = {}
+    for path in files:
+        relative = path.relative_to(folder)
+        for name in dict.fromkeys((path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix())):
+            by_name.setdefault(name, []).append(path)
+    found, missing = {}, []
+    for name in names:
+        candidates = by_name.get(name, [])
+        if len(candidates) > 1:
+            raise InputError(
+                f"{name} names several images: {candidates[0]} and {candidates[1]}",
+                expected="one image of each name",
+                todo="give the ending or the folder in the table",
+            )
+        if candidates:
+            found[name] = candidates[0]
+        else:
+            missing.append(name)
+    if missing:
+        raise InputError(
+            f"{len(missing)} images of the table are not in {folder}; the first is {missing[0]!r}",
+            expected=f"a file of that name, with or without its ending ({', '.join(ENDINGS[:4])} …)",
+            todo=f"the folder holds {len(files)} images, such as {files[0].name}" if files else "check the path",
+        )
+    return found
+
+
+class FolderRows(Rows):
+    """Image files as rows: uint8 [images, height, width, channels].
+
+    Images of another size are scaled to cover ``shape`` and cropped at their centre. EXIF orientation is applied,
+    transparency is laid on white. Raises InputError for images that can't be read, are animated or have 16 bits.
+    """
+
+    def __init__(self, paths: Sequence[Path], shape: tuple[int, int, int]) -> None:
+        super().__init__(paths[0].parent, None, (len(paths), *shape), np.uint8)
+        self.paths = list(paths)
+        self.name = str(paths[0].parent)
+        self.scratch = 8 * max(4_000_000, *(n * n for n in shape[:2]))
+
+    def blocks(self, index: Array) -> Iterator[Block]:
+        for k, row in enumerate(index.tolist()):
+            yield slice(k, k + 1), (), self._image(row)[None]
+
+    def _image(self, row: int) -> Array:
+        height, width, channels = self.shape[1:]
+        return read_image(self.paths[row], (height, width, channels))
+
+    def locate(self, row: int) -> str:
+        return str(self.paths[row])
+
+
+def image_size(path: Path) -> tuple[int, int, int]:
+    """Height, width and channels of an image as it is shown, from its header."""
+    image = _opened(path)
+    with image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
+            width, height = height, width
+        return height, width, 1 if image.mode in ("1", "L") else 3
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
+    """Read an image file as uint8 of ``shape`` (height, width, channels)."""
+    from PIL import Image, ImageOps
+
+    image = _opened(path)
+    try:
+        with image:
+            image.draft("RGB", (shape[1], shape[0]))  # JPEG: decode at a fraction of the size where that is enough
+            shown = ImageOps.exif_transpose(image)
+            if shown.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in shown.info:
+                over = shown.convert("RGBA")
+                shown = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+            shown = shown.convert("L" if shape[2] == 1 else "RGB")
+            if shown.size != (shape[1], shape[0]):
+                shown = ImageOps.fit(shown, (shape[1], shape[0]), Image.Resampling.LANCZOS)
+            return np.asarray(shown, np.uint8).reshape(shape)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise InputError(f"{path} can't be read as an image: {error}", todo="copy it again") from error
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        raise InputError(f"{path} can't be read as an image: {error}", todo="copy it again") from error
+    problem = ""
+    if frames > 1:
+        problem = f"is animated ({frames} frames)"
+    elif image.mode not in _EIGHT_BITS:
+        problem = f"has pixels of mode {image.mode}, more than 8 bits a channel"
+    elif image.size[0] * image.size[1] > MOST_PIXELS:
+        problem = f"has {image.size[0]} x {image.size[1]} pixels"
+    if problem:
+        image.close()
+        raise InputError(f"{path} {problem}", expected="a still image of 8 bits a channel", todo="convert it to PNG")
+    return image

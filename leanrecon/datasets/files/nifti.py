@@ -1,0 +1,205 @@
+"""NIfTI files of responses: each volume is a row, read one after the other; masks and areas as volumes."""
+
+import gzip
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage, row_blocks, unreadable
+from leanrecon.errors import InputError, SettingsError
+
+Array = np.ndarray[Any, Any]
+
+SUFFIXES = (".nii", ".nii.gz")
+
+NEAR = 1e-3
+"""Largest difference between two affines, in millimetres a voxel, that rounding explains."""
+
+_PIECE = 2**20  # bytes of a compressed file that are unpacked together where nothing of them is wanted
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What the header of a NIfTI file (1 or 2, either byte order) says; its numbers are not read."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """[x, y, z] or [x, y, z, volumes]."""
+    dtype: Any
+    """As stored."""
+    slope: float
+    inter: float
+    """Numbers are ``slope * stored + inter``."""
+    offset: int
+    """Bytes before the first number."""
+    affine: Array
+    """[4, 4]: from voxel numbers to millimetres."""
+
+    @property
+    def volumes(self) -> int:
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.shape[0], self.shape[1], self.shape[2]
+
+    @property
+    def scaled(self) -> bool:
+        return self.slope != 1 or self.inter != 0
+
+    @classmethod
+    def read(cls, path: Path) -> "NiftiHeader":
+        """Read a header; raises InputError for damaged files, and for numbers that are not real."""
+        nibabel = nibabel_library()
+        with explained_damage(str(path)):
+            image = nibabel.load(path)
+            data = image.dataobj
+            shape, dtype = tuple(int(n) for n in image.shape), np.dtype(data.dtype)
+            affine = np.asarray(image.affine, np.float64)
+            slope, inter, offset = float(data.slope), float(data.inter), int(data.offset)
+        while len(shape) > 4 and 1 in shape[3:]:  # some programs write [x, y, z, 1, volumes]
+            shape = (*shape[:3], *(n for n in shape[3:] if n != 1))
+        if len(shape) not in (3, 4) or math.prod(shape) == 0:
+            raise InputError(f"{path} has shape {shape}", expected="[x, y, z] or [x, y, z, volumes]")
+        if dtype.kind not in "biuf":
+            raise InputError(f"{path} holds {dtype} values", expected="real numbers")
+        return cls(path, shape, dtype, slope, inter, offset, affine)
+
+
+class NiftiRows(Rows):
+    """The volumes of one NIfTI file as rows of the voxels in ``index``: float32 [volumes, voxels].
+
+    ``index`` holds places in the flattened volume in C order, ascending. A ``.nii.gz`` is unpacked as a stream: one
+    volume is held, and rows are best read in ascending order. Its checksum is compared once all has been read.
+    """
+
+    def __init__(self, header: NiftiHeader, index: Array) -> None:
+        super().__init__(header.path, None, (header.volumes, len(index)), np.float32)
+        self.header = header
+        self.sequential = header.path.name.endswith(".gz")
+        corners = np.unravel_index(index, header.grid)
+        places = np.ravel_multi_index(corners, header.grid, order="F")  # NIfTI runs along x first
+        self.first = int(places.min()) if len(places) else 0
+        self.span = int(places.max()) + 1 - self.first if len(places) else 0
+        self.places = places - self.first
+        self.volume_nbytes = math.prod(header.grid) * header.dtype.itemsize
+        self.held = 2 * self.volume_nbytes
+        self.scratch = 3 * max(BLOCK, self.row_nbytes) + 16 * len(index)
+        self._file: Any = None
+        self._volume: Array | None = None
+
+    def blocks(self, index: Array) -> Iterator[Block]:
+        at_once = max(BLOCK // max(self.row_nbytes, 1), 1)
+        for rows, first, last, picks in row_blocks(index, at_once):
+            wanted = np.arange(first, last)[picks]
+            block = np.empty((len(wanted), len(self.places)), np.float32)
+            for k, row in enumerate(wanted.tolist()):
+                block[k] = self._row(row)
+            yield rows, (), block
+
+    def _row(self, row: int) -> Array:
+        header = self.header
+        if self._volume is None:
+            self._volume = np.empty(self.span, header.dtype)
+        self._read(header.offset + row * self.volume_nbytes + self.first * header.dtype.itemsize, self._volume)
+        values = self._volume[self.places]
+        if header.scaled:
+            values = values.astype(np.float64) * header.slope + header.inter
+        with np.errstate(over="ignore"):  # what doesn't fit float32 becomes infinite, which is looked for later
+            return values.astype(np.float32)
+
+    def _read(self, offset: int, memory: Array) -> None:
+        with explained_damage(self.name):
+            if self._file is None:
+                self._file = gzip.GzipFile(self.path) if self.sequential else self.path.open("rb", buffering=0)
+            if not self.sequential:
+                self._file.seek(offset)
+            else:
+                if self._file.tell() > offset:
+                    self._file.rewind()
+                while (gap := offset - self._file.tell()) > 0 and self._file.read(min(gap, _PIECE)):
+                    pass
+            view = memory.view(np.uint8).data
+            while view:
+                n = self._file.readinto(view)
+                if not n:
+                    raise unreadable(self.name, "it ends within a volume")
+                view = view[n:]
+
+    def locate(self, row: int) -> str:
+        return f"volume {row} of {self.name}"
+
+    def release(self) -> None:
+        """Compare the checksum of a .nii.gz that has been read to its last volume, and close it."""
+        file, self._file, self._volume = self._file, None, None
+        if file is None:
+            return
+        try:
+            if self.sequential and file.tell() >= self.header.offset + (len(self) - 1) * self.volume_nbytes + self.span:
+                with explained_damage(self.name):
+                    while file.read(_PIECE):
+                        pass
+        finally:
+            file.close()
+
+
+def read_volume(path: Path) -> tuple[NiftiHeader, Array]:
+    """A NIfTI volume of three dimensions as it is stored, [x, y, z], with its header."""
+    header = NiftiHeader.read(path)
+    if header.volumes != 1:
+        raise InputError(f"{path} holds {header.volumes} volumes", expected="one volume")
+    rows = NiftiRows(header, np.arange(math.prod(header.grid)))
+    try:
+        return header, rows[0:1][0].reshape(header.grid)
+    finally:
+        rows.release()
+
+
+def is_inside(header: NiftiHeader, values: Array) -> Array:
+    """Which voxels of a mask are in it: bool [x, y, z].
+
+    Programs that save a mask again scale it, so that its zeros may come back as small numbers: values up to half a step
+    of the stored integers, or a thousandth of the largest value, count as 0.
+    """
+    largest = float(np.nanmax(np.abs(values), initial=0))
+    step = abs(header.slope) / 2 if header.dtype.kind in "iu" and header.scaled else 0.0
+    inside: Array = np.nan_to_num(values) > max(step, 1e-3 * largest)
+    return inside
+
+
+def check_grid(header: NiftiHeader, reference: NiftiHeader) -> None:
+    """Refuse a file of another shape than the reference, or one that lies elsewhere in space."""
+    if header.grid != reference.grid:
+        raise InputError(
+            f"{header.path} has {'x'.join(map(str, header.grid))} voxels and {reference.path} "
+            f"{'x'.join(map(str, reference.grid))}",
+            expected="one grid for betas, mask and areas",
+            todo="resample the mask and the areas to the betas' grid (nilearn.image.resample_to_img, nearest)",
+        )
+    difference = float(np.abs(header.affine - reference.affine).max())
+    if difference > NEAR:
+        raise InputError(
+            f"the affines of {header.path} and {reference.path} differ by {difference:.3g}",
+            expected="one affine for betas, mask and areas",
+            todo="resample to the betas' grid, or copy their affine if only the header is wrong",
+        )
+
+
+def nibabel_library() -> Any:
+    """nibabel, or an error that says how to get it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise SettingsError("reading NIfTI files needs nibabel", todo="pip install nibabel") from None
+    return nibabel
+
+
+def pooled_volumes(headers: Sequence[NiftiHeader], index: Array) -> list[NiftiRows]:
+    """The rows of several files of one grid."""
+    for header in headers[1:]:
+        check_grid(header, headers[0])
+    return [NiftiRows(header, index) for header in headers]

@@ -1,0 +1,1 @@
+"""Any lab's betas in NIfTI files."""

@@ -1,0 +1,141 @@
+"""The materials of a study from NIfTI files: headers, the mask, areas, the table and the names of images."""
+
+import glob
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
+from leanrecon.datasets.files.folder import FolderRows, find_images, image_size
+from leanrecon.datasets.files.nifti import NiftiHeader, NiftiRows, check_grid, is_inside, read_volume
+from leanrecon.datasets.files.open import find_file
+from leanrecon.datasets.files.rows import Pooled, Rows
+from leanrecon.datasets.files.table import Table, read_table, table_nbytes
+from leanrecon.datasets.nifti.dataset import NiftiSettings
+from leanrecon.errors import InputError
+from leanrecon.places.paths import find
+from leanrecon.stores.fingerprint import file_fingerprint
+
+Array = np.ndarray[Any, Any]
+
+
+def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
+    """Open the files that settings name; raises InputError where they are missing or don't fit together."""
+    betas = [NiftiHeader.read(path) for path in matching(settings.betas, base_dir, "betas")]
+    for header in betas[1:]:
+        check_grid(header, betas[0])
+    inside = _mask(settings, betas[0], base_dir)
+    index = np.flatnonzero(inside.reshape(-1))
+    if not len(index):
+        raise InputError(f"{settings.mask or betas[0].path} has no voxels", expected="a mask with values above 0")
+    parts: list[Rows] = [NiftiRows(header, index) for header in betas]
+    table_path = _file(settings.trials, base_dir, "trials")
+    table = read_table(table_path)
+    trials = trials_of(table)
+    files = [header.path for header in betas] + [table_path]
+    if settings.mask:
+        files.append(_file(settings.mask, base_dir, "mask"))
+    areas, area_files = _areas(settings, betas[0], index, base_dir)
+    images = _images(settings, trials, base_dir)
+    corners = np.stack(np.unravel_index(index, betas[0].grid), axis=1)
+    affine = betas[0].affine
+    about = {
+        "index": index,
+        "shape": np.array(betas[0].grid),
+        "affine": affine,
+        "coordinates": (corners @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32),
+    }
+    return Materials(
+        responses=Pooled(parts) if len(parts) > 1 else parts[0],
+        trials=trials,
+        voxels=VoxelTable(len(index), areas, about),
+        images=images,
+        made_of={"files": [file_fingerprint(path) for path in (*files, *area_files)]},
+        held=table_nbytes(table_path) + 40 * len(index),
+    )
+
+
+def matching(pattern: str, base_dir: Path | None, setting: str) -> list[Path]:
+    """The files that a path or pattern names, sorted by name with numbers in order; relative ones as everywhere."""
+    if not glob.has_magic(pattern):
+        return [_file(pattern, base_dir, setting)]
+    for folder in (Path.cwd(), *([base_dir] if base_dir else [])):
+        paths = [Path(path) for path in glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)]
+        if paths := [path for path in paths if path.is_file()]:
+            return sorted(paths, key=_natural)
+    raise InputError(
+        f"dataset.{setting}: no file matches {pattern}", expected="at least one file", todo="check the pattern"
+    )
+
+
+def _natural(path: Path) -> list[Any]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]
+
+
+def _file(text: str, base_dir: Path | None, setting: str) -> Path:
+    path = find_file(text, base_dir)
+    if path is None:
+        raise InputError(f"dataset.{setting}: there is no file {text}", todo="check the path")
+    return path
+
+
+def trials_of(table: Table) -> Trials:
+    """The trials of a table with a column ``stimulus`` (or ``stim_file``, as BIDS has it)."""
+    column = "stim_file" if "stimulus" not in table and "stim_file" in table else "stimulus"
+    return Trials(
+        stimulus=table.texts(column),
+        split=table.columns["split"] if "split" in table else None,
+        run=table.numbers("run") if "run" in table else None,
+        session=table.numbers("session") if "session" in table else None,
+    )
+
+
+def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) -> Array:
+    if settings.mask is not None:
+        header, values = read_volume(_file(settings.mask, base_dir, "mask"))
+        check_grid(header, betas)
+        return is_inside(header, values)
+    rows = NiftiRows(betas, np.arange(int(np.prod(betas.grid))))
+    values = rows[0:1][0].reshape(betas.grid)
+    rows.release()
+    found: Array = np.isfinite(values) & (values != 0)
+    return found
+
+
+def _areas(
+    settings: NiftiSettings, betas: NiftiHeader, index: Array, base_dir: Path | None
+) -> tuple[dict[str, Array], list[Path]]:
+    """Areas by name, bool [voxels]: a mask a file, or the labels of one image; and the files they are from."""
+    if settings.areas is None:
+        return {}, []
+    paths = matching(settings.areas, base_dir, "areas")
+    if len(paths) > 1 or settings.area_names is None:
+        found = {}
+        for path in paths:
+            header, values = read_volume(path)
+            check_grid(header, betas)
+            found[path.name.partition(".")[0]] = is_inside(header, values).reshape(-1)[index]
+        return found, paths
+    header, values = read_volume(paths[0])
+    check_grid(header, betas)
+    labels = np.rint(values.reshape(-1)[index]).astype(np.int64)
+    table_path = _file(settings.area_names, base_dir, "area_names")
+    table = read_table(table_path)
+    named = dict(zip(table.texts("name"), table.numbers("index"), strict=True))
+    return {name: labels == number for name, number in named.items()}, [*paths, table_path]
+
+
+def _images(settings: NiftiSettings, trials: Trials, base_dir: Path | None) -> Images | None:
+    if settings.images is None:
+        return None
+    folder = find(settings.images, base_dir, Path.is_dir)
+    if folder is None:
+        raise InputError(f"dataset.images: there is no folder {settings.images}", todo="check the path")
+    names = list(dict.fromkeys(trials.stimulus))
+    paths = find_images(folder, names)
+    height, width, channels = image_size(paths[names[0]])
+    shape = (*settings.image_size, channels) if settings.image_size else (height, width, channels)
+    rows = FolderRows([paths[name] for name in names], (shape[0], shape[1], shape[2]))
+    return Images(rows, {name: row for row, name in enumerate(names)}, (shape[0], shape[1], shape[2]))
