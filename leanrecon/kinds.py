@@ -22,6 +22,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "nsd": "leanrecon.datasets.nsd.dataset:NSD",
         "simulated": "leanrecon.datasets.simulated.dataset:Simulated",
         "nifti": "leanrecon.datasets.nifti.dataset:Nifti",
+        "mindeye": "leanrecon.datasets.layouts.mindeye:MindEye",
+        "algonauts": "leanrecon.datasets.layouts.algonauts:Algonauts",
+        "brain-diffuser": "leanrecon.datasets.layouts.brain_diffuser:BrainDiffuser",
+        "bdpy": "leanrecon.datasets.layouts.bdpy:Bdpy",
         "group": "leanrecon.datasets.group.dataset:Group",
     },
     "features": {

@@ -14,13 +14,14 @@ from leanrecon.datasets.builder.noise import ncsnr
 from leanrecon.datasets.builder.plan import SAMPLE, is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
-from leanrecon.datasets.files.rows import Rows
+from leanrecon.datasets.files.rows import BLOCK, Rows
 from leanrecon.datasets.ingest import NanCount, Source, fill_store
 from leanrecon.datasets.reliability import repeat_reliability
 from leanrecon.datasets.sidecars import forget_other_kind, keep_json, remove_others, sweep
 from leanrecon.datasets.splits import fold_rows
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.places.files import write_json, write_whole
+from leanrecon.stores.fingerprint import file_fingerprint, fingerprint
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows as StudyRows
@@ -47,7 +48,8 @@ class Build:
         self.study, self.context = study, context
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
         self.repeats = repeats_of(materials.trials, self.parts, settings)
-        self.columns = materials.voxels.chosen(settings.voxels)
+        self.columns = materials.voxels.chosen(settings.chosen_areas)
+        self.source = {"kind": kind, "files": [file_fingerprint(path) for path in materials.files], **materials.made_of}
 
     def run(self) -> None:
         """Write what is not there yet; rows.json is written last."""
@@ -83,15 +85,13 @@ class Build:
 
     def _made_of(self, split: str) -> dict[str, Any]:
         settings = self.settings
-        made: dict[str, Any] = {"kind": self.kind, **self.materials.made_of, "voxels": settings.voxels}
+        made: dict[str, Any] = {**self.source, "voxels": settings.chosen_areas}
         made |= {"zscore": settings.zscore, "repeats": "average" if settings.averages(split) else "single"}
         made["trials"] = [self.parts[split].tolist(), list(self.repeats[split].ids)]
         if settings.zscore == "train":
             made["train"] = self.parts["train"].tolist()
         if settings.rescales(split):
             made["rescale_average"] = True
-        from leanrecon.stores.fingerprint import fingerprint
-
         return {"dataset": made | {"trials": fingerprint({"of": made["trials"]})}}
 
     def _create_betas(self, split: str) -> Store:
@@ -168,7 +168,7 @@ class Build:
         chosen = Columns(self.materials.responses, self.columns)
         if not is_staged(self.materials):
             return chosen
-        made = {"kind": self.kind, **self.materials.made_of, "voxels": self.settings.voxels}
+        made = {**self.source, "voxels": self.settings.chosen_areas}
         store = self._create(self.study.betas("trials"), chosen.shape, np.float32, {"dataset": made})
         if not store.complete:
             plan = plan_trials(self.materials, store.columns, self.context.chunk, self.context.budget.free)
@@ -272,14 +272,17 @@ class Picked(Rows):
         self.name, self.together, self.held, self.scratch = rows.name, rows.together, rows.held, rows.scratch
 
     def read(self, index: Array, out: Array, convert: Any = None) -> None:
-        """Fill ``out`` with the images ``index``; blocks of the file come in ascending order."""
-        wanted = self.index[index]
-        order = np.argsort(wanted, kind="stable")
-        for rows, rest, block in self.images.rows.blocks(wanted[order]):
-            values = self.images.convert(block) if self.images.convert else block
-            if rest:
-                raise AssertionError("images are read whole")
-            out[order[rows]] = values
+        """Fill ``out`` with the images ``index``; the file is read in ascending order, each image once."""
+        base, convert = self.images.rows, self.images.convert
+        different, place = np.unique(self.index[index], return_inverse=True)
+        at_once = max(BLOCK // max(base.row_nbytes, 1), 1)
+        for start in range(0, len(different), at_once):
+            own = different[start : start + at_once]
+            memory = np.empty((len(own), *base.shape[1:]), base.dtype)
+            base.read(own, memory)
+            values = (convert(memory) if convert else memory).reshape(len(own), *self.shape[1:])
+            for k in np.flatnonzero((place >= start) & (place < start + len(own))).tolist():
+                out[k] = values[place[k] - start]
 
     def locate(self, row: int) -> str:
         return self.images.rows.locate(int(self.index[row]))

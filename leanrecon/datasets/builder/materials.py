@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,6 +50,8 @@ class Images:
     """Row of the image by its id."""
     shape: tuple[int, int, int]
     """Height, width and channels as they are stored in the study."""
+    files: Sequence[Path]
+    """The files that decide them."""
     convert: Convert | None = None
     """Turns blocks of numbers as they come into uint8 [images, height, width, channels]."""
 
@@ -90,12 +93,22 @@ class Materials:
     trials: Trials
     voxels: VoxelTable
     images: Images | None
-    made_of: Mapping[str, Any]
-    """What decides all of it, as plain values: fingerprints of files, and settings of their reader."""
+    files: Sequence[Path]
+    """The files that decide responses, trials and voxels."""
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides them: the settings of their reader, as plain values."""
     captions: Callable[[Sequence[str]], list[list[str]]] | None = None
     """The captions of images by their ids."""
     held: int = 0
     """Bytes of tables that stay in memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.responses.close()
+        if self.images is not None:
+            self.images.rows.close()
 
     def check(self) -> None:
         """Raise InputError where the parts do not fit together."""

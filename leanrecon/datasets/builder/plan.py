@@ -9,11 +9,12 @@ from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.builder.materials import Materials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
+from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.stores.layout import plan_chunks
 
-OVERHEAD = 32 * 10**6
+OVERHEAD = 40 * 10**6
 """Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
 
 SAMPLE = 1000
@@ -72,7 +73,7 @@ def plan_images(materials: Materials, n: int, chunk: int, free: int) -> StorePla
         free=free,
         together=rows.together,
         held=rows.held,
-        scratch=rows.scratch + OVERHEAD,
+        scratch=rows.scratch + 3 * max(BLOCK, rows.row_nbytes) + OVERHEAD,
     )
 
 
@@ -82,7 +83,7 @@ def plan_build(
     """The plan of a study whose files are known: all their trials, and the voxels of the chosen areas."""
     parts = split_trials(materials.trials, settings, seed, base_dir)
     repeats = repeats_of(materials.trials, parts, settings)
-    voxels = len(materials.voxels.chosen(settings.voxels))
+    voxels = len(materials.voxels.chosen(settings.chosen_areas))
     n = {split: len(of.trials) for split, of in repeats.items()}
     shown = {split: len(of.images) for split, of in repeats.items()}
     plans = [

@@ -22,14 +22,17 @@ class BuilderSettings(DatasetSettings):
     """Number of folds, in which every row is tested once."""
     zscore: ZScore = "none"
     """Whether each voxel is z-scored: within each run, within each session, or by the train trials."""
-    voxels: list[str] | None = Field(default=None, min_length=1)
-    """Areas whose voxels are used, joined; absent: all voxels."""
-    min_ncsnr: float | None = Field(default=None, ge=0)
-    """Least noise ceiling signal-to-noise ratio of a voxel, from repeats among the train trials."""
+    voxels: str | list[str] | None = Field(default=None, min_length=1)
+    """The area whose voxels are used, or several, joined; absent: all voxels."""
     allow_shared_stimuli: bool = False
     """Whether test images may be among the train images."""
     check: Literal["stop", "warn"] = "stop"
     """What to do when the responses to repeats of an image are no more alike than those to different images."""
+
+    @property
+    def chosen_areas(self) -> list[str] | None:
+        """The areas whose voxels are used; None for all."""
+        return [self.voxels] if isinstance(self.voxels, str) else self.voxels
 
     @property
     def tells_noise(self) -> bool:

@@ -1,17 +1,16 @@
 """A study from a lab's own betas: 4-D NIfTI files, a mask, a table of trials and a folder of images."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from leanrecon.context import Context
+from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import BuilderSettings
-from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.places.paths import located
-from leanrecon.study.layout import Study
-from leanrecon.study.rows import refuse_earlier_format
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.builder.materials import Materials
 
 
 class NiftiSettings(BuilderSettings):
@@ -50,46 +49,16 @@ class NiftiSettings(BuilderSettings):
         return own.model_copy(update=found | patterns)
 
 
-class Nifti:
+class Nifti(Builder):
     """NIfTI files of any lab as a dataset."""
 
     Settings: ClassVar[type[BaseModel]] = NiftiSettings
 
-    def __init__(self, settings: NiftiSettings) -> None:
-        self.settings = settings
-
-    @classmethod
-    def notes(cls, settings: NiftiSettings) -> Iterable[str]:
-        """Sentences that a reader of the report must know."""
-        if settings.allow_shared_stimuli:
-            yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
-
-    def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
-        """Say what ingesting would write and take, from headers, the mask and the table.
-
-        Raises InputError for files that are missing, unreadable or don't fit together.
-        """
-        from leanrecon.datasets.builder.plan import plan_build
+    def materials(self, base_dir: Path | None) -> "Materials":
+        """Open the files that settings name; raises InputError where they are missing or don't fit together."""
         from leanrecon.datasets.nifti.read import read_materials
 
-        materials = read_materials(self.settings, base_dir)
-        return plan_build(materials, self.settings, 0, base_dir, chunk, free)
-
-    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
-        """Write a study's betas, stimuli and rows.json, continuing where an earlier run stopped.
-
-        Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
-        """
-        from leanrecon.datasets.builder.build import Build
-        from leanrecon.datasets.builder.plan import plan_build
-        from leanrecon.datasets.nifti.read import read_materials
-
-        if not context.overwrite:
-            refuse_earlier_format(study)
-        materials = read_materials(self.settings, base_dir)
-        plan = plan_build(materials, self.settings, context.seed, base_dir, context.chunk, context.budget.free)
-        context.require("reading the betas", plan.work)
-        Build("nifti", materials, self.settings, study, base_dir, context).run()
+        return read_materials(self.settings, base_dir)
 
 
 def _absolute(pattern: str, base_dir: Path | None) -> str:

@@ -16,7 +16,6 @@ from leanrecon.datasets.files.table import Table, read_table, table_nbytes
 from leanrecon.datasets.nifti.dataset import NiftiSettings
 from leanrecon.errors import InputError
 from leanrecon.places.paths import find
-from leanrecon.stores.fingerprint import file_fingerprint
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +51,7 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
         trials=trials,
         voxels=VoxelTable(len(index), areas, about),
         images=images,
-        made_of={"files": [file_fingerprint(path) for path in (*files, *area_files)]},
+        files=[*files, *area_files],
         held=table_nbytes(table_path) + 40 * len(index),
     )
 
@@ -138,4 +137,5 @@ def _images(settings: NiftiSettings, trials: Trials, base_dir: Path | None) -> I
     height, width, channels = image_size(paths[names[0]])
     shape = (*settings.image_size, channels) if settings.image_size else (height, width, channels)
     rows = FolderRows([paths[name] for name in names], (shape[0], shape[1], shape[2]))
-    return Images(rows, {name: row for row, name in enumerate(names)}, (shape[0], shape[1], shape[2]))
+    row_of = {name: row for row, name in enumerate(names)}
+    return Images(rows, row_of, (shape[0], shape[1], shape[2]), rows.paths)

@@ -1,0 +1,1 @@
+"""Datasets of the field as they are published: thin presets over the builder."""
