@@ -26,6 +26,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "algonauts": "leanrecon.datasets.layouts.algonauts:Algonauts",
         "brain-diffuser": "leanrecon.datasets.layouts.brain_diffuser:BrainDiffuser",
         "bdpy": "leanrecon.datasets.layouts.bdpy:Bdpy",
+        "glmsingle": "leanrecon.datasets.layouts.glmsingle:GLMsingle",
+        "miyawaki": "leanrecon.datasets.layouts.miyawaki:Miyawaki",
         "group": "leanrecon.datasets.group.dataset:Group",
     },
     "features": {

@@ -244,3 +244,141 @@ def test_an_unknown_key_of_bdata_is_refused_with_those_that_are_there(tmp_path: 
     settings = {"kind": "bdpy", "path": str(tmp_path / "a.h5"), "voxels": "ROI_V9", "images": str(tmp_path / "images")}
     with pytest.raises(InputError, match="ROI_VC"):
         study(tmp_path, settings | {"test_fraction": 0.3})
+
+
+# Miyawaki
+
+
+def labels_of(patterns: list[np.ndarray], rest: int, shown: int, pause: int) -> np.ndarray:
+    """One line a volume: rest, then each pattern for ``shown`` volumes and ``pause`` volumes of rest."""
+    lines = [np.full(100, -1)] * rest
+    for pattern in patterns:
+        lines += [pattern.reshape(-1, order="F")] * shown + [np.full(100, -1)] * pause
+    return np.array(lines)
+
+
+def write_miyawaki(root: Path) -> dict[str, Any]:
+    """Three random and two figure runs of a response that lags by two volumes, on a level of 500 that drifts."""
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
+    for name in ("func", "label", "mask"):
+        (root / name).mkdir(parents=True)
+    shape, affine = (5, 5, 4), np.diag([3.0, 3, 3, 1])
+    mask = np.zeros(shape, bool)
+    mask[1:4, 1:4, 1:3] = True
+    weights = RNG.standard_normal((100, int(mask.sum())))
+    figures = [np.pad(np.ones((4, 4), int), 3), np.eye(10, dtype=int), np.triu(np.ones((10, 10), int))]
+    truth: dict[str, Any] = {"train": [], "test": [], "mask": mask}
+    for session, runs, shown, pause in (("random", 3, 3, 3), ("figure", 2, 6, 6)):
+        for number in range(1, runs + 1):
+            patterns = [RNG.integers(0, 2, (10, 10)) for _ in range(6)] if session == "random" else figures
+            labels = labels_of(patterns, 10, shown, pause)
+            signal = np.where(labels[:, :1] < 0, 0, labels) @ weights
+            lagged = np.vstack([np.zeros((2, signal.shape[1])), signal[:-2]])
+            values = 500 + 0.5 * np.arange(len(labels))[:, None] + lagged
+            volume = np.zeros((*shape, len(labels)), "f4")
+            volume[mask] = values.T
+            nibabel.save(nibabel.Nifti1Image(volume, affine), root / "func" / f"data_{session}_run{number:02}.nii.gz")
+            name = root / "label" / f"data_{session}_run{number:02}_label.csv"
+            np.savetxt(name, labels, fmt="%d", delimiter=",")
+            truth["train" if session == "random" else "test"].append(
+                (values.astype("f4").astype("f8"), labels, patterns)
+            )
+    nibabel.save(nibabel.Nifti1Image(mask.astype("u1"), affine), root / "mask" / "mask.nii.gz")
+    for side, part in (("LH", np.s_[:2]), ("RH", np.s_[2:])):
+        for area, z in (("V1d", 1), ("V2v", 2)):
+            one = np.zeros(shape, bool)
+            one[part, :, z] = mask[part, :, z]
+            nibabel.save(nibabel.Nifti1Image(one.astype("u1"), affine), root / "mask" / f"{side}{area}.nii.gz")
+    return truth
+
+
+def block_changes(values: np.ndarray, labels: np.ndarray, shown: int) -> np.ndarray:
+    """Percent signal change of each block by the book: detrend with SciPy, shift by two volumes, average."""
+    from scipy.signal import detrend
+
+    flat = detrend(values, axis=0) + values.mean(axis=0)
+    flat, labels = flat[2:], labels[:-2]
+    starts = np.flatnonzero((labels[1:, 0] >= 0) & (labels[:-1, 0] < 0)) + 1
+    rest = flat[: starts[0]].mean(axis=0)
+    return np.array([100 * (flat[start : start + shown].mean(axis=0) - rest) / rest for start in starts])
+
+
+def test_miyawakis_blocks_are_percent_of_the_rest_before_them(tmp_path: Path) -> None:
+    truth = write_miyawaki(tmp_path / "miyawaki2008")
+    settings = {
+        "kind": "miyawaki",
+        "root": str(tmp_path / "miyawaki2008"),
+        "repeats": "single",
+        "test_repeats": "single",
+    }
+    made = study(tmp_path, settings | {"check": "warn"})
+    for split, shown in (("train", 3), ("test", 6)):
+        changes = np.vstack([block_changes(values, labels, shown) for values, labels, _ in truth[split]])
+        np.testing.assert_allclose(made.betas(split), changes, rtol=1e-4, atol=1e-3)
+        patterns = [pattern for _, _, of in truth[split] for pattern in of]
+        images = made.stimuli(split)[made.stimulus(split)]
+        np.testing.assert_array_equal(images[..., 0], np.array(patterns) * 255)
+    with np.load(made.path / "betas" / "voxels.npz") as voxels:
+        places = np.argwhere(truth["mask"])
+        np.testing.assert_array_equal(voxels["area/V1"], places[:, 2] == 1)
+        np.testing.assert_array_equal(voxels["area/V2v"], places[:, 2] == 2)
+
+
+def test_miyawakis_volumes_are_rows_of_their_own_on_request(tmp_path: Path) -> None:
+    write_miyawaki(tmp_path / "miyawaki2008")
+    settings = {"kind": "miyawaki", "root": str(tmp_path / "miyawaki2008"), "samples": "volumes", "repeats": "single"}
+    made = study(tmp_path, settings | {"test_repeats": "single", "check": "warn"})
+    assert len(made.betas("train")) == 3 * 6 * 3
+    assert len(made.betas("test")) == 2 * (3 * 6)
+
+
+# GLMsingle
+
+
+def write_glmsingle(folder: Path, *, ending: str, flat: bool = False) -> tuple[np.ndarray, list[str]]:
+    """``betasmd`` of 4x3x2 voxels and 24 trials, as GLMsingle writes it from Python (HDF5) or MATLAB (v7.3)."""
+    folder.mkdir()
+    order = RNG.permutation(np.repeat(np.arange(8), 3))
+    code = RNG.standard_normal((8, 24))
+    betas = (code[order] + 0.2 * RNG.standard_normal((24, 24))).astype("f4")
+    data = betas.T if flat else betas.reshape(24, 4, 3, 2).transpose(1, 2, 3, 0)
+    (folder / "images").mkdir()
+    for k in range(8):
+        Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)).save(folder / "images" / f"i{k}.png")
+    names = [f"i{k}" for k in order]
+    lines = [
+        "stimulus,split",
+        *(f"{name},{'test' if k < 2 else 'train'}" for name, k in zip(names, order, strict=True)),
+    ]
+    (folder / "trials.csv").write_text("\n".join(lines))
+    with h5py.File(folder / f"TYPED_FITHRF_GLMDENOISE_RR.{ending}", "w") as file:
+        file["betasmd"] = data if ending == "hdf5" else data.T
+        file["R2"] = np.zeros(3)
+        if ending == "mat":
+            file["betasmd"].attrs["MATLAB_class"] = np.bytes_("single")
+    return betas, names
+
+
+@pytest.mark.parametrize(("ending", "flat"), [("hdf5", False), ("hdf5", True), ("mat", False), ("mat", True)])
+def test_glmsingles_trials_are_rows_in_the_order_of_the_table(tmp_path: Path, ending: str, flat: bool) -> None:
+    betas, names = write_glmsingle(tmp_path / "glm", ending=ending, flat=flat)
+    folder = tmp_path / "glm"
+    settings = {
+        "kind": "glmsingle",
+        "root": str(folder),
+        "trials": str(folder / "trials.csv"),
+        "images": str(folder / "images"),
+    }
+    made = study(tmp_path, settings)
+    for split in ("train", "test"):
+        wanted = ids(made, split)
+        np.testing.assert_allclose(made.betas(split), averaged(betas, names, wanted), atol=1e-6)
+
+
+def test_glmsingles_pickles_are_never_loaded(tmp_path: Path) -> None:
+    write_glmsingle(tmp_path / "glm", ending="hdf5")
+    folder = tmp_path / "glm"
+    (folder / "TYPED_FITHRF_GLMDENOISE_RR.hdf5").unlink()
+    np.save(folder / "TYPED_FITHRF_GLMDENOISE_RR.npy", {"betasmd": np.zeros(3)}, allow_pickle=True)
+    with pytest.raises(InputError, match="pickle"):
+        study(tmp_path, {"kind": "glmsingle", "root": str(folder), "trials": str(folder / "trials.csv")})

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
     if not len(index):
         raise InputError(f"{settings.mask or betas[0].path} has no voxels", expected="a mask with values above 0")
     parts: list[Rows] = [NiftiRows(header, index) for header in betas]
-    table_path = _file(settings.trials, base_dir, "trials")
+    table_path = needed_file(settings.trials, base_dir, "trials")
     table = read_table(table_path)
     trials = trials_of(table)
     files = [header.path for header in betas] + [table_path]
     if settings.mask:
-        files.append(_file(settings.mask, base_dir, "mask"))
-    areas, area_files = _areas(settings, betas[0], index, base_dir)
-    images = _images(settings, trials, base_dir)
+        files.append(needed_file(settings.mask, base_dir, "mask"))
+    areas: dict[str, Array] = {}
+    area_files: list[Path] = []
+    if settings.areas is not None:
+        areas, area_files = area_masks(settings.areas, settings.area_names, betas[0], index, base_dir)
+    images = folder_images(settings.images, trials, settings.image_size, base_dir)
     corners = np.stack(np.unravel_index(index, betas[0].grid), axis=1)
     affine = betas[0].affine
     about = {
@@ -59,7 +63,7 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
 def matching(pattern: str, base_dir: Path | None, setting: str) -> list[Path]:
     """The files that a path or pattern names, sorted by name with numbers in order; relative ones as everywhere."""
     if not glob.has_magic(pattern):
-        return [_file(pattern, base_dir, setting)]
+        return [needed_file(pattern, base_dir, setting)]
     for folder in (Path.cwd(), *([base_dir] if base_dir else [])):
         paths = [Path(path) for path in glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)]
         if paths := [path for path in paths if path.is_file()]:
@@ -73,7 +77,8 @@ def _natural(path: Path) -> list[Any]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]
 
 
-def _file(text: str, base_dir: Path | None, setting: str) -> Path:
+def needed_file(text: str, base_dir: Path | None, setting: str) -> Path:
+    """The file that a setting names; raises InputError where there is none."""
     path = find_file(text, base_dir)
     if path is None:
         raise InputError(f"dataset.{setting}: there is no file {text}", todo="check the path")
@@ -93,7 +98,7 @@ def trials_of(table: Table) -> Trials:
 
 def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) -> Array:
     if settings.mask is not None:
-        header, values = read_volume(_file(settings.mask, base_dir, "mask"))
+        header, values = read_volume(needed_file(settings.mask, base_dir, "mask"))
         check_grid(header, betas)
         return is_inside(header, values)
     rows = NiftiRows(betas, np.arange(int(np.prod(betas.grid))))
@@ -103,39 +108,39 @@ def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) ->
     return found
 
 
-def _areas(
-    settings: NiftiSettings, betas: NiftiHeader, index: Array, base_dir: Path | None
+def area_masks(
+    areas: str, names: str | None, reference: NiftiHeader, index: Array, base_dir: Path | None
 ) -> tuple[dict[str, Array], list[Path]]:
     """Areas by name, bool [voxels]: a mask a file, or the labels of one image; and the files they are from."""
-    if settings.areas is None:
-        return {}, []
-    paths = matching(settings.areas, base_dir, "areas")
-    if len(paths) > 1 or settings.area_names is None:
+    paths = matching(areas, base_dir, "areas")
+    if len(paths) > 1 or names is None:
         found = {}
         for path in paths:
             header, values = read_volume(path)
-            check_grid(header, betas)
+            check_grid(header, reference)
             found[path.name.partition(".")[0]] = is_inside(header, values).reshape(-1)[index]
         return found, paths
     header, values = read_volume(paths[0])
-    check_grid(header, betas)
-    labels = np.rint(values.reshape(-1)[index]).astype(np.int64)
-    table_path = _file(settings.area_names, base_dir, "area_names")
+    check_grid(header, reference)
+    labels = np.rint(np.nan_to_num(values.reshape(-1)[index])).astype(np.int64)
+    table_path = needed_file(names, base_dir, "area_names")
     table = read_table(table_path)
     named = dict(zip(table.texts("name"), table.numbers("index"), strict=True))
     return {name: labels == number for name, number in named.items()}, [*paths, table_path]
 
 
-def _images(settings: NiftiSettings, trials: Trials, base_dir: Path | None) -> Images | None:
-    if settings.images is None:
-        return None
-    folder = find(settings.images, base_dir, Path.is_dir)
+def folder_images(
+    folder: str | None, trials: Trials, size: Sequence[int] | None, base_dir: Path | None
+) -> Images | None:
+    """The images of trials in a folder, by name; their shape is ``size``, or that of the first."""
     if folder is None:
-        raise InputError(f"dataset.images: there is no folder {settings.images}", todo="check the path")
+        return None
+    where = find(folder, base_dir, Path.is_dir)
+    if where is None:
+        raise InputError(f"dataset.images: there is no folder {folder}", todo="check the path")
     names = list(dict.fromkeys(trials.stimulus))
-    paths = find_images(folder, names)
+    paths = find_images(where, names)
     height, width, channels = image_size(paths[names[0]])
-    shape = (*settings.image_size, channels) if settings.image_size else (height, width, channels)
-    rows = FolderRows([paths[name] for name in names], (shape[0], shape[1], shape[2]))
-    row_of = {name: row for row, name in enumerate(names)}
-    return Images(rows, row_of, (shape[0], shape[1], shape[2]), rows.paths)
+    shape = (size[0], size[1], channels) if size else (height, width, channels)
+    rows = FolderRows([paths[name] for name in names], shape)
+    return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)
