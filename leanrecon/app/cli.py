@@ -237,6 +237,14 @@ def export_nifti(
     typer.echo(f"wrote {file}")
 
 
+@app.command("inspect")
+def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data.")]) -> None:
+    """Say what a file or folder is, and print the settings that would read it."""
+    from leanrecon.datasets.inspect.inspect import inspect
+
+    typer.echo(inspect(path).text())
+
+
 @app.command()
 def recipes() -> None:
     """List the recipes that come with leanrecon."""

@@ -12,6 +12,9 @@ from leanrecon.validation import nearest
 
 Array = np.ndarray[Any, Any]
 
+MASK = "area/"
+"""Names of the masks in voxels.npz begin so."""
+
 
 def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, Array]:
     """The voxels of each area that settings name, ascending, int [voxels]; an area joins those of its parts.
@@ -21,8 +24,8 @@ def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, A
     """
     if not areas:
         return {}
-    labels = read_areas(study)
-    known = sorted({str(label) for label in labels if label})
+    masks = read_areas(study)
+    known = sorted(masks)
     chosen = {}
     for name, parts in areas.items():
         for part in parts:
@@ -31,17 +34,23 @@ def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, A
                     f"areas.{name} names {part!r}, which is no area of these voxels ({nearest(part, known)})",
                     expected=f"areas of {study.voxels}: {', '.join(known)}",
                 )
-        chosen[name] = np.flatnonzero(np.isin(labels, parts))
+        chosen[name] = np.flatnonzero(np.logical_or.reduce([masks[part] for part in parts]))
     return chosen
 
 
-def read_areas(study: Study) -> Array:
-    """The area of every voxel by name, "" where it is in none; raises InputError where voxels.npz has no areas."""
-    todo = "leave out [areas], or use a dataset that knows the areas of its voxels (nsd, simulated)"
+def read_areas(study: Study) -> dict[str, Array]:
+    """The areas with voxels: bool [voxels] by name; raises InputError where voxels.npz tells of none.
+
+    Overlapping areas are masks ``area/NAME``; otherwise ``areas`` holds one name a voxel, "" outside of all.
+    """
+    todo = "leave out [areas], or use a dataset that knows the areas of its voxels (nsd, simulated, nifti …)"
     try:
         with study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
-            labels: Array = voxels["areas"]
-            return labels
+            masks = {name.removeprefix(MASK): voxels[name] for name in voxels.files if name.startswith(MASK)}
+            if not masks:
+                labels = voxels["areas"]
+                masks = {str(name): labels == name for name in np.unique(labels) if name}
+            return {name: mask for name, mask in masks.items() if mask.any()}
     except FileNotFoundError:
         raise InputError(f"there is no {study.voxels} to take areas from", todo=todo) from None
     except KeyError:

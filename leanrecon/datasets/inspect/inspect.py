@@ -1,0 +1,299 @@
+"""Say what a file or folder is, and print the ``[dataset]`` table that would read it."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanrecon.datasets.files.folder import ENDINGS
+from leanrecon.datasets.inspect.arrays import Look, look_at
+from leanrecon.errors import InputError, LeanreconError
+
+LISTED = 20
+"""Most files or keys that are shown."""
+
+ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5")
+TABLES = (".tsv", ".csv")
+
+
+@dataclass
+class Inspection:
+    """What was found."""
+
+    layout: str
+    """A kind of dataset that reads it, a format, or ``unknown``."""
+    lines: list[str] = field(default_factory=list)
+    """What is there, in sentences."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The ``[dataset]`` table that would read it; empty where more has to be known."""
+
+    def text(self) -> str:
+        """All of it for a terminal."""
+        table = []
+        if self.settings:
+            table = ["", "[dataset]", *(f"{key} = {_toml(value)}" for key, value in self.settings.items())]
+        return "\n".join([f"layout: {self.layout}", *self.lines, *table])
+
+
+def inspect(path: Path) -> Inspection:
+    """Look at a file or folder: headers, and samples of arrays. Raises InputError where there is nothing."""
+    path = path.expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _file(path)
+    raise InputError(f"there is nothing at {path}", todo="check the path")
+
+
+# Folders
+
+
+def _mindeye(path: Path) -> Inspection | None:
+    betas = sorted(path.glob("betas_all_subj*.hdf5"))
+    if not betas and not (path / "COCO_73k_subj_indices.hdf5").is_file():
+        return None
+    subjects = sorted({int(found[1]) for one in betas if (found := re.search(r"subj0?(\d)", one.name))})
+    needed = ("COCO_73k_subj_indices.hdf5", "shared1000.npy", "coco_images_224_float16.hdf5")
+    lines = [
+        f"MindEye2's files of NSD, betas of subjects {', '.join(map(str, subjects)) or 'none'}",
+        *_missing(path, needed),
+    ]
+    return Inspection(
+        "mindeye", lines, {"kind": "mindeye", "root": str(path), "subject": subjects[0] if subjects else 1}
+    )
+
+
+def _algonauts(path: Path) -> Inspection | None:
+    subjects = [path] if (path / "training_split").is_dir() else sorted(path.glob("subj*/training_split/.."))
+    if not subjects:
+        return None
+    number = re.search(r"subj0?(\d)", subjects[0].resolve().name)
+    settings = {
+        "kind": "algonauts",
+        "root": str(path),
+        "subject": int(number[1]) if number else 1,
+        "test_fraction": 0.1,
+    }
+    lines = [
+        f"the Algonauts 2023 challenge, {len(subjects)} subjects",
+        "test responses were withheld: a tenth is tested",
+    ]
+    return Inspection("algonauts", lines, settings)
+
+
+def _brain_diffuser(path: Path) -> Inspection | None:
+    betas = sorted(path.glob("**/nsd_train_fmriavg_nsdgeneral_sub*.npy"))
+    if not betas:
+        return None
+    subject = int(re.findall(r"sub(\d)", betas[0].name)[0])
+    lines = [f"Brain-Diffuser's prepared files of subject {subject}"]
+    return Inspection(
+        "brain-diffuser", lines, {"kind": "brain-diffuser", "root": str(betas[0].parent), "subject": subject}
+    )
+
+
+def _miyawaki(path: Path) -> Inspection | None:
+    runs = list(path.glob("func/data_*_run*.nii.gz"))
+    if not runs or not (path / "label").is_dir():
+        return None
+    return Inspection("miyawaki", [f"Miyawaki et al. 2008, {len(runs)} runs"], {"kind": "miyawaki", "root": str(path)})
+
+
+def _glmsingle(path: Path) -> Inspection | None:
+    found = sorted(path.glob("TYPE[A-D]_*.*"))
+    if not found:
+        return None
+    lines = [f"outputs of GLMsingle: {', '.join(file.name for file in found)}"]
+    if not any(file.suffix in (".hdf5", ".mat") for file in found if file.name.startswith("TYPED_")):
+        lines.append("the betas lie in a pickle, which is never loaded: save betasmd as HDF5")
+    return Inspection("glmsingle", lines, {"kind": "glmsingle", "root": str(path), **_trials_and_images(path)})
+
+
+def _nsd(path: Path) -> Inspection | None:
+    if not (path / "nsddata_betas").is_dir() and not (path / "nsddata").is_dir():
+        return None
+    subjects = sorted({int(one.name[-1]) for one in path.glob("nsddata_betas/ppdata/subj0[1-8]")})
+    lines = [f"the Natural Scenes Dataset, betas of subjects {', '.join(map(str, subjects)) or 'none'}"]
+    return Inspection("nsd", lines, {"kind": "nsd", "root": str(path), "subject": subjects[0] if subjects else 1})
+
+
+def _nifti(path: Path) -> Inspection | None:
+    from leanrecon.datasets.files.nifti import NiftiHeader
+
+    runs: list[tuple[Path, NiftiHeader]] = []
+    single: list[tuple[Path, NiftiHeader]] = []
+    for file in sorted(itertools.islice(path.rglob("*.nii*"), 2000)):
+        if file.name.endswith((".nii", ".nii.gz")):
+            header = NiftiHeader.read(file)
+            (runs if header.volumes > 1 else single).append((file, header))
+    if not runs:
+        return None
+    betas = [file.relative_to(path).as_posix() for file, _ in runs]
+    grid = "x".join(map(str, runs[0][1].grid))
+    lines = [f"{len(runs)} NIfTI files of {sum(header.volumes for _, header in runs)} volumes, {grid} voxels"]
+    lines += [f"  {name}" for name in betas[:LISTED]]
+    mask = next((file for file, _ in single if "mask" in file.name.lower()), None)
+    areas = next(
+        (file.parent for file, _ in single if file.parent.name.lower() in ("areas", "rois", "roi", "roi_masks")), None
+    )
+    settings: dict[str, Any] = {"kind": "nifti", "betas": str(path / _pattern(betas))}
+    settings |= {"mask": str(mask)} if mask else {}
+    settings |= _trials_and_images(path)
+    settings |= {"areas": str(areas / "*.nii*")} if areas else {}
+    return Inspection("nifti", lines, settings)
+
+
+def _images(path: Path) -> Inspection | None:
+    images = [file for file in itertools.islice(path.iterdir(), 100_000) if file.suffix.lower() in ENDINGS]
+    if not images:
+        return None
+    from leanrecon.datasets.files.folder import image_size
+
+    height, width, channels = image_size(min(images))
+    return Inspection(
+        "images", [f"{len(images)} images; {min(images).name} is {height}x{width} with {channels} channels"]
+    )
+
+
+_LAYOUTS: tuple[Callable[[Path], Inspection | None], ...] = (
+    *(_nsd, _mindeye, _algonauts, _brain_diffuser, _miyawaki, _glmsingle, _nifti, _images),
+)
+
+
+def _folder(path: Path) -> Inspection:
+    from leanrecon.study.record import is_study
+
+    if is_study(path):
+        return Inspection("study", ["a study of leanrecon: `leanrecon verify` checks it, `leanrecon run` continues it"])
+    for layout in _LAYOUTS:
+        if (found := layout(path)) is not None:
+            return found
+    arrays = sorted(file for file in path.iterdir() if file.suffix.lower() in ARRAYS)
+    if not arrays:
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:LISTED]) or "nothing"
+        return Inspection("unknown", [f"none of the known layouts; the folder holds {there}"])
+    looks = [look for file in arrays[:LISTED] for look in _looks(file)]
+    return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
+
+
+# Files
+
+
+def _file(path: Path) -> Inspection:
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return _one_nifti(path)
+    if suffix in TABLES:
+        from leanrecon.datasets.files.table import read_table
+
+        table = read_table(path)
+        lines = [f"a table of {len(table)} lines"]
+        lines += [
+            f"  {column}: {', '.join(values[:4])} …"
+            for column, values in itertools.islice(table.columns.items(), LISTED)
+        ]
+        return Inspection("table", lines)
+    if suffix in ENDINGS:
+        from leanrecon.datasets.files.folder import image_size
+
+        height, width, channels = image_size(path)
+        return Inspection("image", [f"an image of {height}x{width} with {channels} channels"])
+    if suffix in ARRAYS:
+        if (bdata := _bdata(path)) is not None:
+            return bdata
+        looks = list(_looks(path))
+        return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
+    raise InputError(
+        f"{path} is of an unknown kind", expected=f"{', '.join((*ARRAYS, *TABLES))}, NIfTI, an image or a folder"
+    )
+
+
+def _one_nifti(path: Path) -> Inspection:
+    from leanrecon.datasets.files.nifti import NiftiHeader
+
+    header = NiftiHeader.read(path)
+    lines = [f"{header.dtype} of shape {header.shape}, scaled by {header.slope:g} and shifted by {header.inter:g}"]
+    if header.volumes == 1:
+        return Inspection("NIfTI volume", lines)
+    return Inspection("nifti", lines, {"kind": "nifti", "betas": str(path), **_trials_and_images(path.parent)})
+
+
+def _bdata(path: Path) -> Inspection | None:
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return None
+    from leanrecon.datasets.layouts.bdata import BData
+
+    try:
+        data = BData(path)
+    except InputError:
+        return None
+    regions = [key for key in data.keys if key.startswith("ROI_")]
+    voxels = "ROI_VC" if "ROI_VC" in regions else (regions or ["VoxelData"])[0]
+    label = next((key for key in ("stimulus_name", "stimulus_id", "Label") if key in data.keys), "stimulus_id")
+    lines = [
+        f"BData: {len(data)} trials, {len(data.columns_of(voxels))} voxels in {voxels}",
+        f"  keys: {', '.join(data.keys)}",
+    ]
+    return Inspection("bdpy", lines, {"kind": "bdpy", "path": str(path), "voxels": voxels, "label": label})
+
+
+def _looks(path: Path) -> Iterator[Look]:
+    from leanrecon.datasets.files.open import open_array
+    from leanrecon.datasets.inspect.keys import keys_of
+
+    for key in itertools.islice(keys_of(path), LISTED):
+        spec = str(path) if key is None else f"{path}:{key}"
+        try:
+            with open_array(spec) as rows:
+                yield look_at(rows, spec)
+        except LeanreconError as error:
+            yield Look(f"{spec} ({error.found})", (), "unreadable")
+
+
+def _arrays(looks: list[Look]) -> dict[str, Any]:
+    """Settings of kind arrays, where betas and images can be told apart."""
+    found = {role: [look.name for look in looks if look.role == role] for role in ("betas", "stimuli")}
+    if not found["betas"]:
+        return {}
+    settings: dict[str, Any] = {"kind": "arrays"}
+    for role, names in found.items():
+        pair = [
+            next((name for name in names if word in name.rpartition("/")[2].lower()), None) for word in ("tr", "te")
+        ]
+        if len(names) >= 2 and all(pair):
+            settings |= {f"{role}_train": pair[0], f"{role}_test": pair[1]}
+        elif names:
+            settings[role] = names[0]
+    return settings if any(key.endswith("_train") for key in settings) else settings | {"test_fraction": 0.1}
+
+
+def _trials_and_images(path: Path) -> dict[str, Any]:
+    tables = sorted(file for file in path.glob("*") if file.suffix.lower() in TABLES)
+    folders = (folder for folder in sorted(path.glob("*")) if folder.is_dir())
+    images = next(
+        (f for f in folders if any(file.suffix.lower() in ENDINGS for file in itertools.islice(f.iterdir(), 50))), None
+    )
+    found = {"trials": str(tables[0] if tables else path / "trials.tsv")}
+    return found | ({"images": str(images)} if images else {})
+
+
+def _missing(path: Path, names: tuple[str, ...]) -> list[str]:
+    return [f"  missing: {name}" for name in names if not (path / name).is_file()]
+
+
+def _pattern(names: list[str]) -> str:
+    """One pattern for names that differ in numbers only."""
+    patterns = {re.sub(r"\d+", "*", name) for name in names}
+    first = names[0]
+    if len(names) == 1 or len(patterns) > 1:
+        return first
+    parts = [re.findall(r"\d+|\D+", name) for name in names]
+    return "".join(first_ if len({of[k] for of in parts}) == 1 else "*" for k, first_ in enumerate(parts[0]))
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
