@@ -8,9 +8,11 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from leanrecon.errors import LeanreconWarning, SettingsError, StoreError
-from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places import Location, LocationLike, as_location, seals
+from leanrecon.places.files import write_json
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.copies import Kept, copy, is_copy, opened
@@ -22,6 +24,9 @@ from leanrecon.study.record import is_study, sweep
 
 SECONDS = 60.0
 """How often the checkpoints of a training are looked at, to be copied."""
+
+_OWN = (seals.CHECKSUM, seals.CHECKSUMS)
+"""What each run.json says of the files beside it."""
 
 _PIECE = 2**20  # bytes of a file that are compared or copied at once
 
@@ -65,8 +70,42 @@ class Mirror:
             if not (self.root / name).is_file():
                 _copy_file(self.folder / name, self.root / name)
         for name in [*_records(self.folder), "study.toml"]:
-            if (self.folder / name).is_file() and not (self.root / name).is_file():
+            if (
+                (self.folder / name).is_file()
+                and not (self.root / name).is_file()
+                and self._is_sound(self.folder / name)
+            ):
                 _copy_file(self.folder / name, self.root / name)
+        self._restore_measurements()
+
+    def _is_sound(self, path: Location) -> bool:
+        """Whether a small file matches its checksum, where one is kept; said where it does not."""
+        if seals.state(path) is seals.State.DAMAGED:
+            self.progress.say(f"{path} does not match its checksum, so it is not copied: run `leanrecon verify`")
+            return False
+        return True
+
+    def _restore_measurements(self) -> None:
+        """Copy run.json; the next run of the study fixes its checksums anew."""
+        try:
+            content = seals.load(self.folder)
+        except StoreError as error:
+            self.progress.say(f"{error.found}, so it is not copied")
+            return
+        if content is not None and not (self.root / seals.MANIFEST).is_file():
+            kept = {key: value for key, value in content.items() if key not in _OWN}
+            write_json(self.root / seals.MANIFEST, kept, indent=2)
+
+    def _keep_measurements(self) -> None:
+        """Copy run.json; the mirror keeps the checksums of its own files."""
+        content, there = seals.load(self.root), _loaded(self.folder)
+        if content is None:
+            return
+        kept, known = ({k: v for k, v in of.items() if k not in _OWN} for of in (content, there))
+        if seals.CHECKSUMS not in content and there != content:  # as an earlier version wrote it
+            _copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
+        elif kept != known:
+            write_json(self.folder / seals.MANIFEST, kept, indent=2)
 
     def _discard_damaged_networks(self) -> None:
         """Leave out networks of the mirror that don't match their checksums: they are trained again."""
@@ -85,6 +124,8 @@ class Mirror:
         """
         self._check_folders()
         self._keep_settings()
+        for link in Study(self.root).links():
+            self.progress.say(f"{link} is a link that leads out of the study: what it leads to is not copied")
         for found, kept in _finished(self.root):
             path = self.folder / found.name
             there = opened(path)
@@ -102,12 +143,16 @@ class Mirror:
                 )
         self._keep_networks()
         for name in [*_records(self.root), "study.toml"]:
-            if (self.root / name).is_file() and not _same(self.root / name, self.folder / name):
+            there = (self.root / name).is_file() and self._is_sound(self.root / name)
+            if there and not _same(self.root / name, self.folder / name):
                 _copy_file(self.root / name, self.folder / name)
+        self._keep_measurements()
 
     def _keep_settings(self) -> None:
         if (self.root / "study.toml").is_file() and not is_study(self.folder):
             _copy_file(self.root / "study.toml", self.folder / "study.toml")
+        if seals.keeps(self.root) and not (self.folder / seals.MANIFEST).is_file():
+            seals.adopt(self.folder, [self.folder / "study.toml"])
 
     def _keep_networks(self) -> None:
         """Copy the files of networks that are new, finished or not, and remove those that a training has removed."""
@@ -192,21 +237,35 @@ class Mirror:
 
 def _finished(root: Location) -> Iterator[tuple[Found, Kept]]:
     """The complete stores and folders of images of a study and its variants."""
+    links = Study(root).links()
     for found in Study(root).found(*KEPT):
+        if any(link.is_within(found.path) for link in links):
+            continue
         kept = opened(found.path)
         if kept is not None and kept.complete:
             yield found, kept
 
 
 def _records(root: Location) -> list[str]:
-    """The small files of a study and its variants, but for study.toml, by their names in it."""
-    return [found.name for found in Study(root).found(*SMALL) if found.name != "study.toml"]
+    """The small files of a study and its variants, but for its study.toml and run.json, by their names in it."""
+    return [found.name for found in Study(root).found(*SMALL) if found.name not in (seals.SETTINGS, seals.MANIFEST)]
+
+
+def _loaded(root: Location) -> dict[str, Any]:
+    """What run.json of a mirror holds; nothing where it is damaged, and so written anew."""
+    try:
+        return seals.load(root) or {}
+    except StoreError:
+        (root / seals.MANIFEST).unlink(missing_ok=True)
+        seals.begin(root)
+        return {}
 
 
 def _networks(root: Location) -> Iterator[str]:
     """The files of trained networks and of trainings, and last their records, by their names in the study."""
     for study in (Study(root), *Study(root).variants()):
         folders = [path for path in (study.root / "networks").iterdir() if path.suffix != ".json"]
+        folders = [path for path in folders if not path.leads_out_of(root)]
         for folder in folders:
             yield from (file.relative_to(root) for file in folder.files())
         yield from (beside(folder).relative_to(root) for folder in folders if beside(folder).is_file())
@@ -232,7 +291,8 @@ def _same(one: Location, other: Location) -> bool:
 def _copy_file(source: Location, path: Location) -> None:
     """Copy a file whole and read it back; the source may be replaced meanwhile."""
     digest = hashlib.sha256()
-    with source.open() as read, path.writing() as file:
+    known = source.suffix == ".json" or seals.state(source) is not seals.State.UNKNOWN
+    with source.open() as read, seals.writing(path) if known else path.writing() as file:
         while piece := read.read(_PIECE):
             digest.update(piece)
             file.write(piece)
