@@ -144,7 +144,7 @@ def expect(path: LocationLike, digest: str) -> None:
     """Fix the checksum of a file that is about to be written; that of the file before stays valid."""
     path = as_location(path)
     with _lock:
-        root = sealing_root(path)
+        root = None if is_manifest(path) else sealing_root(path)
         content = {} if root is None else _known(root)
         if root is None or CHECKSUMS not in content:
             return

@@ -101,6 +101,8 @@ class Pipeline:
                 check_format(run.study)
             sweep(run.study)
             if run.mirror is not None:
+                if run.study.record.is_file():
+                    heal(run.study)
                 run.mirror.restore()
             if not run.study.settings.exists() or problem_of(run.study.settings):
                 self._write_settings(stages_of(settings))

@@ -13,6 +13,8 @@ from leanrecon.places.files import write_bytes
 
 NAME = "zarr.json"
 ATTRIBUTE = "leanrecon"
+UNPROVEN = "unproven"
+"""The entry of a record that was damaged: what it says is to be proven before the store is continued."""
 _CODECS = ["bytes", "crc32c"]
 
 
@@ -70,6 +72,26 @@ def read(path: Location) -> Metadata | None:
     except FileNotFoundError:
         return None
     seals.check(path / NAME, data)
+    return _read(path, data)
+
+
+def distrust(path: Location) -> bool:
+    """Mark a zarr.json that does not match its checksum as one to be proven by the next run that writes to the store.
+
+    Returns False, and removes it, where it can't be read at all.
+    """
+    try:
+        described = _read(path, (path / NAME).read_bytes())
+    except StoreError:
+        (path / NAME).unlink(missing_ok=True)
+        return False
+    described.record = {key: of for key, of in described.record.items() if key != "content"}
+    described.record |= {"complete": False, UNPROVEN: True}
+    write(path, described)
+    return True
+
+
+def _read(path: Location, data: bytes) -> Metadata:
     try:
         return _parse(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

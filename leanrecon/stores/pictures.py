@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from leanrecon.stores.fingerprint import differences
 
 FORMAT = 1
 """Version of the record beside the images."""
+
+UNPROVEN = "unproven"
+"""The entry of a record that was damaged: what it says is to be proven before the images are continued."""
 
 
 class Pictures:
@@ -44,12 +48,15 @@ class Pictures:
         if cls.there(path):
             there = _record_of(path)
             changed = list(differences(there["made_of"], now))
+            unproven = there.get(UNPROVEN, False)
             if not changed:
                 path.sweep()
-                pictures = cls(path, there)
+                pictures = cls(path, {"made_of": now, "complete": False} if unproven else there)
                 pictures._discard_damage()
+                if unproven:
+                    write_json(beside(path), pictures._record)
                 return pictures
-            if not overwrite and any(image.suffix == ".png" for image in path.iterdir()):
+            if not overwrite and not unproven and any(image.suffix == ".png" for image in path.iterdir()):
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
@@ -259,6 +266,21 @@ def _record_of(path: Location) -> dict[str, Any]:
         )
     checked: dict[str, Any] = record
     return checked
+
+
+def distrust(path: Location) -> bool:
+    """Mark a record that does not match its checksum as one to be proven by the next run that draws the images.
+
+    Returns False, and removes it, where it can't be read at all.
+    """
+    try:
+        made_of = json.loads(beside(path).read_bytes())["made_of"]
+        write_json(beside(path), {"made_of": made_of, "complete": False, UNPROVEN: True})
+        _record_of(path)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a StoreError among them
+        beside(path).unlink(missing_ok=True)
+        return False
+    return True
 
 
 def png_problem(data: bytes) -> str:

@@ -86,12 +86,19 @@ class Store:
         now = {"format": FORMAT, **layout, **made_of}
         if (there := metadata.read(path)) is not None:
             changed = list(differences(there.record.get("made_of", {}), now))
+            unproven = there.record.get(metadata.UNPROVEN, False)
             if not changed:
                 path.sweep(deep=True)
+                if unproven:
+                    noted = there.record.get("notes", {})
+                    record = {"made_of": now, "fingerprint": fingerprint(now), "notes": noted, "complete": False}
+                    there = metadata.new(shape, dtype, chunks, record)
                 store = cls(path, there)
                 store._discard_damage()
+                if unproven:
+                    store._update()
                 return store
-            if not overwrite and (path / "c").is_dir():  # an empty store is replaced without asking
+            if not overwrite and not unproven and (path / "c").is_dir():  # an empty store is replaced without asking
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",

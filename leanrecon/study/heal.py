@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.places import Location, seals
+from leanrecon.stores.copies import distrust
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
 from leanrecon.study.readable import problem_of
@@ -19,8 +20,7 @@ _UNPROVEN = (".csv", ".html", ".npy")
 def heal(study: Study) -> None:
     """Discard damaged small files, so that the stages of this run make them again, and keep checksums from now on.
 
-    Warns of each. The record of a store, of images or of a network is discarded where it can't be read, as a power cut
-    leaves it. One that can be read and does not match its checksum is left to ``verify --repair``, as it may cost hours.
+    Warns of each. What a damaged record says of a store or of images is proven before they are continued.
     """
     proven = _mend_manifest(study)
     unknown = []
@@ -28,7 +28,10 @@ def heal(study: Study) -> None:
         problem, known = _judged(found, path, proven)
         if problem:
             warnings.warn(f"{problem}: it is made again", LeanreconWarning, stacklevel=2)
-            path.unlink(missing_ok=True)
+            if found.item.role in KEPT:
+                distrust(found.path)
+            else:
+                path.unlink(missing_ok=True)
         elif not known:
             unknown.append(path)
     if unknown or not proven:
@@ -61,7 +64,6 @@ def _records(study: Study) -> Iterator[tuple[Found, Location]]:
 
 def _judged(found: Found, path: Location, proven: bool) -> tuple[str, bool]:
     """What is wrong with a file that is to be made again, and whether its checksum is kept."""
-    small = found.item.role in SMALL
     if (path.size() or 0) > LARGEST:
         return "", True
     state = seals.state(path)
@@ -72,7 +74,7 @@ def _judged(found: Found, path: Location, proven: bool) -> tuple[str, bool]:
     if problem := problem_of(path):
         return problem, False
     if state is seals.State.DAMAGED:
-        return (f"{path} does not match its checksum" if small else ""), True
-    if small and proven and path.suffix in _UNPROVEN:
+        return f"{path} does not match its checksum", True
+    if found.item.role in SMALL and proven and path.suffix in _UNPROVEN:
         return f"no checksum is kept of {path}", False
     return "", False

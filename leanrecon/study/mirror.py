@@ -12,10 +12,9 @@ from typing import Any
 
 from leanrecon.errors import LeanreconWarning, SettingsError, StoreError
 from leanrecon.places import Location, LocationLike, as_location, seals
-from leanrecon.places.files import write_json
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
-from leanrecon.stores.copies import Kept, copy, is_copy, opened
+from leanrecon.stores.copies import Kept, copy, distrust, is_copy, opened
 from leanrecon.stores.fingerprint import differences, file_fingerprint
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
@@ -24,9 +23,6 @@ from leanrecon.study.record import is_study, sweep
 
 SECONDS = 60.0
 """How often the checkpoints of a training are looked at, to be copied."""
-
-_OWN = (seals.CHECKSUM, seals.CHECKSUMS)
-"""What each run.json says of the files beside it."""
 
 _PIECE = 2**20  # bytes of a file that are compared or copied at once
 
@@ -56,9 +52,9 @@ class Mirror:
         lost = not is_study(self.root)
         if lost:
             self._discard_damaged_networks()
-        for found, kept in _finished(self.folder):
+        for found, kept in self._finished(self.folder):
             path = self.root / found.name
-            there = opened(path)
+            there = _opened(path)
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
             if changed and not (self.overwrite or found.item.replaced):
                 raise self._conflict(path, found.path, changed)
@@ -86,26 +82,30 @@ class Mirror:
         return True
 
     def _restore_measurements(self) -> None:
-        """Copy run.json; the next run of the study fixes its checksums anew."""
+        """Copy run.json, with the checksums of what is there now."""
         try:
             content = seals.load(self.folder)
         except StoreError as error:
             self.progress.say(f"{error.found}, so it is not copied")
             return
-        if content is not None and not (self.root / seals.MANIFEST).is_file():
-            kept = {key: value for key, value in content.items() if key not in _OWN}
-            write_json(self.root / seals.MANIFEST, kept, indent=2)
+        if content is None or (self.root / seals.MANIFEST).is_file():
+            return
+        _copy_file(self.folder / seals.MANIFEST, self.root / seals.MANIFEST)
+        for name in content.get(seals.CHECKSUMS, {}):
+            if (path := self.root / name).is_file() and seals.state(path) is seals.State.DAMAGED:
+                seals.forget(path)  # begun by an earlier run that was lost
 
     def _keep_measurements(self) -> None:
-        """Copy run.json; the mirror keeps the checksums of its own files."""
+        """Copy run.json; a file that the mirror has in another state keeps its checksum."""
         content, there = seals.load(self.root), _loaded(self.folder)
-        if content is None:
+        if content is None or _same(self.root / seals.MANIFEST, self.folder / seals.MANIFEST):
             return
-        kept, known = ({k: v for k, v in of.items() if k not in _OWN} for of in (content, there))
-        if seals.CHECKSUMS not in content and there != content:  # as an earlier version wrote it
-            _copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
-        elif kept != known:
-            write_json(self.folder / seals.MANIFEST, kept, indent=2)
+        accepted, own = content.get(seals.CHECKSUMS, {}), there.get(seals.CHECKSUMS, {})
+        other = [name for name, of in own.items() if not set(of[:1]) & set(accepted.get(name, []))]
+        other = [name for name in other if (self.folder / name).is_file()]
+        _copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
+        if other:
+            seals.adopt(self.folder, [self.folder / name for name in other])
 
     def _discard_damaged_networks(self) -> None:
         """Leave out networks of the mirror that don't match their checksums: they are trained again."""
@@ -126,9 +126,9 @@ class Mirror:
         self._keep_settings()
         for link in Study(self.root).links():
             self.progress.say(f"{link} is a link that leads out of the study: what it leads to is not copied")
-        for found, kept in _finished(self.root):
+        for found, kept in self._finished(self.root):
             path = self.folder / found.name
-            there = opened(path)
+            there = _opened(path)
             if is_copy(kept, there):
                 continue
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
@@ -143,10 +143,24 @@ class Mirror:
                 )
         self._keep_networks()
         for name in [*_records(self.root), "study.toml"]:
-            there = (self.root / name).is_file() and self._is_sound(self.root / name)
-            if there and not _same(self.root / name, self.folder / name):
+            sound = (self.root / name).is_file() and self._is_sound(self.root / name)
+            if sound and not _same(self.root / name, self.folder / name):
                 _copy_file(self.root / name, self.folder / name)
         self._keep_measurements()
+
+    def _finished(self, root: Location) -> Iterator[tuple[Found, Kept]]:
+        """The complete stores and folders of images of a study and its variants; says which records are damaged."""
+        links = Study(root).links()
+        for found in Study(root).found(*KEPT):
+            if any(link.is_within(found.path) for link in links):
+                continue
+            try:
+                kept = opened(found.path)
+            except StoreError as error:
+                self.progress.say(f"{error.found}, so it is not copied: run `leanrecon verify {root} --repair`")
+                continue
+            if kept is not None and kept.complete:
+                yield found, kept
 
     def _keep_settings(self) -> None:
         if (self.root / "study.toml").is_file() and not is_study(self.folder):
@@ -235,15 +249,13 @@ class Mirror:
         )
 
 
-def _finished(root: Location) -> Iterator[tuple[Found, Kept]]:
-    """The complete stores and folders of images of a study and its variants."""
-    links = Study(root).links()
-    for found in Study(root).found(*KEPT):
-        if any(link.is_within(found.path) for link in links):
-            continue
-        kept = opened(found.path)
-        if kept is not None and kept.complete:
-            yield found, kept
+def _opened(path: Location) -> Kept | None:
+    """The store or the images that are to become a copy; a damaged record is proven by copying."""
+    try:
+        return opened(path)
+    except StoreError:
+        distrust(path)
+        return opened(path)
 
 
 def _records(root: Location) -> list[str]:

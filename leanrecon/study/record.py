@@ -34,6 +34,9 @@ VERSIONS = (
 HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
 """First line of a study's study.toml; settings files that people wrote lack it."""
 
+_ALTERED = 3
+"""Most bytes of that line that differ where it is damaged; a file that a person wrote has another one."""
+
 
 def versions() -> dict[str, str]:
     """The versions of the libraries and packages of kinds that decide results, of those that are installed."""
@@ -99,10 +102,14 @@ def sweep(study: Study) -> None:
 
 def is_study(root: LocationLike) -> bool:
     """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it, which may be damaged since."""
-    study = Study(root)
+    study, header = Study(root), HEADER.encode()
     if not study.settings.is_file():
         return False
-    return study.settings.read_bytes().startswith(HEADER.encode()) or seals.keeps(study.root)
+    first = study.settings.read_bytes()[: len(header)]
+    if first == header:
+        return True
+    altered = sum(a != b for a, b in zip(first, header, strict=False)) <= _ALTERED
+    return (altered or not first.strip(b"\0")) and seals.keeps(study.root)
 
 
 def study_above(path: LocationLike) -> Study | None:

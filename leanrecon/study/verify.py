@@ -7,7 +7,7 @@ from leanrecon.errors import InputError, StoreError
 from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
-from leanrecon.stores.copies import opened
+from leanrecon.stores.copies import distrust, opened
 from leanrecon.stores.pictures import Pictures, beside
 from leanrecon.study.layout import KEPT, SMALL, Role, Study
 from leanrecon.study.networks import Network
@@ -20,9 +20,11 @@ class SmallFile:
 
     complete = True
 
-    def __init__(self, path: Location, problem: str = "") -> None:
+    def __init__(self, path: Location, problem: str = "", of: Location | None = None) -> None:
         self.path = path
         self.problem = problem
+        self.of = of
+        """The store or the folder of images that it is the record of, if it is one."""
 
     def missing(self) -> list[str]:
         return []
@@ -33,8 +35,10 @@ class SmallFile:
             yield self.path.name, problem
 
     def discard(self, names: Sequence[str]) -> None:
-        """Remove the file, so that the next run writes it again."""
-        if names:
+        """Remove the file, so that the next run writes it again; a record's store or images are proven and kept."""
+        if names and self.of is not None:
+            distrust(self.of)
+        elif names:
             self.path.unlink(missing_ok=True)
 
 
@@ -122,7 +126,8 @@ def _opened(path: Location, role: Role) -> Verified:
         kept = Network.open(path) if role is Role.NETWORK else opened(path)
     except StoreError as error:
         record = path / "zarr.json"
-        return SmallFile(record if record.is_file() else beside(path), error.found)
+        of = None if role is Role.NETWORK else path
+        return SmallFile(record if record.is_file() else beside(path), error.found, of)
     assert kept is not None, f"{path} was there a moment ago"
     return kept
 
