@@ -160,7 +160,9 @@ def test_what_is_wrong_is_named_with_the_nearest_known_name(tables, hint):
 
 
 def test_a_missing_dataset_is_asked_for():
-    with pytest.raises(SettingsError, match=r"there is no \[dataset\]\. Expected a table with a kind: algonauts, arrays"):
+    with pytest.raises(
+        SettingsError, match=r"there is no \[dataset\]\. Expected a table with a kind: algonauts, arrays"
+    ):
         check_settings({})
 
 

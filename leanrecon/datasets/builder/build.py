@@ -1,6 +1,7 @@
 """From materials to a study's complete stores, step by step, continuing what an earlier run began."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.rows import BLOCK, Rows
 from leanrecon.datasets.ingest import NanCount, Source, fill_store
 from leanrecon.datasets.reliability import repeat_reliability
-from leanrecon.datasets.sidecars import forget_other_kind, keep_json, remove_others, sweep
+from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
-from leanrecon.places.files import write_json, write_whole
-from leanrecon.stores.fingerprint import file_fingerprint, fingerprint
+from leanrecon.places.files import read_json, write_json, write_whole
+from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows as StudyRows
@@ -49,7 +50,10 @@ class Build:
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
         self.repeats = repeats_of(materials.trials, self.parts, settings)
         self.columns = materials.voxels.chosen(settings.chosen_areas)
-        self.source = {"kind": kind, "files": [file_fingerprint(path) for path in materials.files], **materials.made_of}
+        known = read_json(sources_path(study))
+        self.sources = SourceFiles(known.get("files") if isinstance(known, dict) else None)
+        files = [self.sources.content(path) for path in materials.files]
+        self.source = {"kind": kind, "files": files, **materials.made_of}
 
     def run(self) -> None:
         """Write what is not there yet; rows.json is written last."""
@@ -65,6 +69,9 @@ class Build:
         images = {split: self._create_images(split) for split in self.repeats} if self.materials.images else {}
         if overwrite:
             self._remove_others()
+        record = {"files": self.sources.seen}
+        if read_json(sources_path(self.study)) != record:
+            write_json(sources_path(self.study), record)
         if not (all(store.complete for store in (*stores.values(), *images.values())) and self._is_recorded(rows)):
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             self._fill_betas(stores)
@@ -101,15 +108,10 @@ class Build:
     def _create_images(self, split: str) -> Store:
         assert self.materials.images is not None
         names = self.repeats[split].images
-        made = {
-            "kind": self.kind,
-            **self.materials.made_of,
-            "images": names,
-            "shape": list(self.materials.images.shape),
-        }
-        return self._create(
-            self.study.stimuli(split), (len(names), *self.materials.images.shape), np.uint8, {"dataset": made}
-        )
+        images = self.materials.images
+        made = {"kind": self.kind, "images": fingerprint({"ids": names}), "shape": list(images.shape)}
+        made["files"] = fingerprint({"of": [self.sources.content(path) for path in images.files]})
+        return self._create(self.study.stimuli(split), (len(names), *images.shape), np.uint8, {"dataset": made})
 
     def _create(self, path: Any, shape: tuple[int, ...], dtype: Any, made_of: dict[str, Any]) -> Store:
         return Store.create(
@@ -160,8 +162,18 @@ class Build:
             fill_store(store, source, self.context.named(f"betas, {split}"), nan.looker(locate))
             located.append((store, locate))
         nan.check(located)
+        self._check_sources(list(stores.values()))
         for store in stores.values():
             store.finish()
+
+    def _check_sources(self, stores: Sequence[Store]) -> None:
+        """Refuse files that were written to meanwhile, and remove what was made of both states of them."""
+        try:
+            self.sources.check_unchanged()
+        except InputError:
+            for store in stores:
+                remove(store.path)
+            raise
 
     def _staged(self) -> Rows:
         """The responses of the chosen voxels, to be read in any order."""
@@ -174,6 +186,7 @@ class Build:
             plan = plan_trials(self.materials, store.columns, self.context.chunk, self.context.budget.free)
             source = Source(chosen, np.arange(len(chosen)), plan.at_once)
             fill_store(store, source, self.context.named("trials"))
+            self._check_sources([store])
             store.finish()
         return StoreRows(store, self.materials.responses.name)
 
@@ -258,6 +271,7 @@ class Build:
         plan = plan_images(self.materials, store.rows, self.context.chunk, self.context.budget.free)
         source = Source(ordered, np.arange(len(names)), plan.at_once)
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
+        self._check_sources([store])
         store.finish()
 
 
