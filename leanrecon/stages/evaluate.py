@@ -15,7 +15,7 @@ from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
 from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate
 from leanrecon.features.first_images import decoding_space, picture_shape
-from leanrecon.places.files import read_json, write_json, write_text, write_whole
+from leanrecon.places.files import read_record, write_json, write_text, write_whole
 from leanrecon.stages.folds import contents, fold_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import write_page
@@ -119,7 +119,7 @@ class EvaluateStage:
         folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
         embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
         present = all(path.exists() for path in files) and all(is_complete(store) for store in embeddings)
-        return present and not run.overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
+        return present and not run.overwrite and (read_record(study.metrics) or {}).get("made_of") == made_of
 
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
@@ -141,7 +141,7 @@ def write_report(run: Run) -> None:
     Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
     """
     every = variants(run.study, run.settings)
-    metrics = read_json(run.study.metrics) or {}
+    metrics = read_record(run.study.metrics) or {}
     judged = metrics.get("judges") or {}
     # A report reads no weights: metrics.json says what the judges were.
     contents = {name: (judged.get(name) or {}).get("content", "") for name in run.settings.judges}

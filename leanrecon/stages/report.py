@@ -14,7 +14,8 @@ from leanrecon.errors import StoreError
 from leanrecon.evaluation.image_sources import StoredImages
 from leanrecon.evaluation.report.page import Page, render
 from leanrecon.images import Array
-from leanrecon.places.files import read_json
+from leanrecon.places import Location, seals
+from leanrecon.places.files import read_json, read_record, unreadable
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.stage import Run
 from leanrecon.stores.pictures import Pictures
@@ -29,7 +30,9 @@ Row = tuple[Array, Array, Array | None]
 def write_page(run: Run, every: Sequence[Variant]) -> None:
     """Write report.html from the figures and images of a study."""
     study, whole = run.study, whole_brain(every)
-    metrics, scores = read_json(study.metrics), read_scores(study)
+    metrics, scores = read_record(study.metrics), read_scores(study)
+    if metrics is None:
+        raise StoreError(f"there is no {study.metrics}", todo=study.metrics.todo())
     refines = make_generator(run.settings).refines
     with run.progress.task("report", total=len(scores), unit="images") as advance:
 
@@ -45,29 +48,36 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
             pictures=rows(),
             simulated=run.settings.dataset.located(run.base_dir).simulated,
             settings=_without_folders(run.settings.tables()),
-            records=read_json(study.record) or {},
-            variants={v.name: read_json(v.study.record) or {} for v in every if v.name},
+            records=read_record(study.record) or {},
+            variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
             latent_r2=_latent_r2(run),
             latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
             voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
             versions=metrics["versions"],
         )
+        seals.forget(study.report)  # until it is written whole
         render(page, study.report.local_path())
+        seals.fix(study.report)
 
 
 def read_scores(study: Study) -> list[dict[str, Any]]:
     """The scores of every test row as numbers, with its row, stimulus id and fold."""
     try:
-        rows = list(csv.DictReader(io.StringIO(study.scores.read_text(), newline="")))
+        data = study.scores.read_bytes()
     except OSError as error:
         raise StoreError(
             f"{study.scores} can't be read: {error}", todo="run the stage evaluate again with --overwrite"
         ) from None
+    seals.check(study.scores, data)
     whole = ("row", "fold")
-    return [
-        {key: int(v) if key in whole else v if key == "stimulus" else float(v) for key, v in row.items() if v != ""}
-        for row in rows
-    ]
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+        return [
+            {key: int(v) if key in whole else v if key == "stimulus" else float(v) for key, v in row.items() if v != ""}
+            for row in rows
+        ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise unreadable(study.scores, error) from None
 
 
 def rows_of_images(
@@ -86,7 +96,17 @@ def rows_of_images(
 
 def _latent_r2(run: Run) -> dict[str, Array]:
     paths = {name: run.study.latent_r2(name) for name in run.spaces}
-    return {name: np.load(path.local_path(), allow_pickle=False) for name, path in paths.items() if path.exists()}
+    return {name: _read_latent_r2(path) for name, path in paths.items() if path.exists()}
+
+
+def _read_latent_r2(path: Location) -> Array:
+    try:
+        data = path.read_bytes()
+        seals.check(path, data)
+        found: Array = np.load(io.BytesIO(data), allow_pickle=False)
+        return found
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise unreadable(path, error) from None
 
 
 def _with_captions(scores: list[dict[str, Any]], whole: Sequence[Variant], study: Study) -> list[dict[str, Any]]:
