@@ -13,10 +13,10 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
-from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate
+from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate, spool_nbytes
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.places.files import read_json, write_json, write_text, write_whole
-from leanrecon.stages.folds import contents, fold_of
+from leanrecon.stages.folds import contents, folds_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import write_page
 from leanrecon.stages.stage import PlannedStage, Planning, Run
@@ -28,7 +28,7 @@ from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
-FORMAT = 2
+FORMAT = 3
 """Version of the figures: raised when one of them is computed in another way."""
 
 REPORT_NBYTES = 25_000
@@ -59,7 +59,7 @@ class EvaluateStage:
         summary = f"{settings.evaluate.permutations} permutations, {settings.evaluate.resamples} resamples"
         summary += "".join(f", {judge.model}" for judge in judges)
         memory = planning.budget.reserved + work
-        yield PlannedStage(self.name, summary, memory, disk)
+        yield PlannedStage(self.name, summary, memory, disk, spool_nbytes(shapes, settings.evaluate))
 
     @staticmethod
     def _shapes(planning: Planning, n: int, m: int) -> EvaluateShapes:
@@ -86,6 +86,7 @@ class EvaluateStage:
             pictures=pictures,
             refined=len(settings.refine.baselines),
             areas=len(settings.areas),
+            pooled_rows=n if planning.data.folds else 0,
         )
 
     # Running
@@ -103,7 +104,7 @@ class EvaluateStage:
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
             whole = whole_brain(every)
-            folds = (fold_of(run, v, every, refines=refines, judged=bool(judges)) for v in whole)
+            folds = folds_of(run, every, refines=refines, judged=bool(judges))
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             self._write(run, whole, result, made_of)
