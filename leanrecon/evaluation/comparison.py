@@ -32,15 +32,41 @@ class Others:
     """The row among them that is this fold's first."""
 
 
-@dataclass
 class Compared:
-    """What one pass over the test rows gives of one set of images."""
+    """One set of images on its way through the test rows."""
 
-    scores: Scores
-    small: SpooledRows
-    """The images, small enough to identify them by their pixels, uint8 [m, height × width × channels]."""
-    pairs: int
-    """How many pairs of a reconstruction and another stimulus the chance levels are taken over."""
+    def __init__(self, images: ReadsImages, m: int, shape: ImageShape, spool: Spool) -> None:
+        self.metrics = pair_metrics(*shape[:2])
+        self.scores = Scores({name: np.empty(m) for name in self.metrics})
+        self.small_shape = identified_shape(shape)
+        self.small = spool.rows(m, int(np.prod(self.small_shape)))
+        """The images, small enough to identify them by their pixels, uint8 [m, height × width × channels]."""
+        self.pairs = 0
+        """How many pairs of a reconstruction and another stimulus the chance levels are taken over."""
+        self._images, self._shape = images, shape
+        self._wrong = dict.fromkeys(self.metrics, 0.0)
+        self._constant: Prepared | None = None
+
+    def prepared(self, row: int) -> Prepared:
+        """The image of a row with what its metrics need; kept small for its identification."""
+        image = fitted(self._images.read(row), self._shape)
+        self.small.write(row, resize(image, self.small_shape))
+        if not isinstance(self._images, ConstantImage):
+            return prepare(image, self.metrics)
+        self._constant = self._constant or prepare(image, self.metrics)
+        return self._constant
+
+    def score(self, row: int, stimulus: Prepared, wrong: Sequence[Prepared]) -> None:
+        """Compare the image of a row with its stimulus and with others."""
+        image = self.prepared(row)
+        for name, value in compare(image, stimulus, self.metrics).items():
+            self.scores.rows[name][row] = value
+        for other in wrong:
+            self.pairs += 1
+            for name, value in compare(image, other, self.metrics).items():
+                self._wrong[name] += value
+        if self.pairs:
+            self.scores.chance = {name: total / self.pairs for name, total in self._wrong.items()}
 
 
 def compare_images(
@@ -59,43 +85,12 @@ def compare_images(
     """
     m = len(names)
     others = others or Others(stimuli, names)
-    n, metrics, small_shape = len(others.names), pair_metrics(*shape[:2]), identified_shape(shape)
-    distances = shifts(n, shape[0] * shape[1])
-    columns = int(np.prod(small_shape))
-    small_stimuli = spool.rows(m, columns)
-    found = {
-        source: Compared(Scores({k: np.empty(m) for k in metrics}), spool.rows(m, columns), 0) for source in sources
-    }
-    sums = {source: dict.fromkeys(metrics, 0.0) for source in sources}
-    constant: dict[str, tuple[Prepared, Array]] = {}
-
-    def prepared(images: ReadsImages, row: int, small: SpooledRows) -> Prepared:
-        image = fitted(images.read(row), shape)
-        small.write(row, resize(image, small_shape))
-        return prepare(image, metrics)
-
-    def prepared_once(source: str, row: int) -> Prepared:
-        images, small = sources[source], found[source].small
-        if not isinstance(images, ConstantImage):
-            return prepared(images, row, small)
-        if source not in constant:
-            whole = fitted(images.image, shape)
-            constant[source] = prepare(whole, metrics), resize(whole, small_shape)
-        small.write(row, constant[source][1])
-        return constant[source][0]
-
-    def score(source: str, row: int, stimulus: Prepared, wrong: list[Prepared]) -> None:
-        of_source = found[source]
-        image = prepared_once(source, row)
-        for name, value in compare(image, stimulus, metrics).items():
-            of_source.scores.rows[name][row] = value
-        for other in wrong:
-            of_source.pairs += 1
-            for name, value in compare(image, other, metrics).items():
-                sums[source][name] += value
+    n, distances = len(others.names), shifts(len(others.names), shape[0] * shape[1])
+    seen = Compared(stimuli, m, shape, spool)
+    found = {source: Compared(images, m, shape, spool) for source, images in sources.items()}
 
     def other(at: int) -> tuple[str, Prepared]:
-        return others.names[at % n], prepare(fitted(others.images.read(at % n), shape), metrics)
+        return others.names[at % n], prepare(fitted(others.images.read(at % n), shape), seen.metrics)
 
     recent = deque((other(others.first + at) for at in range(-distances, 0)), maxlen=distances)
     with (
@@ -103,12 +98,9 @@ def compare_images(
         context.task(total=m, unit="images") as advance,
     ):
         for row in range(m):
-            stimulus = prepared(stimuli, row, small_stimuli)
+            stimulus = seen.prepared(row)
             wrong = [image for name, image in recent if name != names[row]]
-            list(pool.map(partial(score, row=row, stimulus=stimulus, wrong=wrong), sources))
+            list(pool.map(partial(Compared.score, row=row, stimulus=stimulus, wrong=wrong), found.values()))
             recent.append((names[row], stimulus))
             advance(1)
-    for source, of_source in found.items():
-        if of_source.pairs:
-            of_source.scores.chance |= {name: total / of_source.pairs for name, total in sums[source].items()}
-    return found, small_stimuli
+    return found, seen.small

@@ -153,7 +153,7 @@ def compare_nbytes(shape: ImageShape, m: int, sources: int, chunk: int, together
     """
     pixels = shape[0] * shape[1]
     prepared = pixels * (shape[2] + 7 * _FLOAT64)
-    work = pixels * (3 * shape[2] + 10) * _FLOAT64
+    work = pixels * (3 * shape[2] + 13) * _FLOAT64
     small = math.prod(identified_shape(shape))
     at_work = min(workers(), sources)
     rows = (shifts(m, pixels) + 3) * prepared + at_work * (prepared + work) + 4 * (chunk + pixels * shape[2])

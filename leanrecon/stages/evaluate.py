@@ -86,7 +86,7 @@ class EvaluateStage:
             pictures=pictures,
             refined=len(settings.refine.baselines),
             areas=len(settings.areas),
-            pooled_rows=n if planning.data.folds else 0,
+            pooled_rows=n + m if planning.data.folds else 0,
         )
 
     # Running
