@@ -21,12 +21,22 @@ class Evaluation:
 
     metrics: dict[str, Any]
     """What metrics.json holds."""
-    rows: list[dict[str, Any]]
-    """A dict a test row: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+    scored: list[FoldScores]
     latent_r2: dict[str, Array]
     """R² of every latent by feature space, float64 [dims], averaged over the folds."""
     folds: list[dict[str, Any]]
     """The figures of each fold alone; empty without folds."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A dict a test row: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+        for number, fold in enumerate(self.scored):
+            yield from _rows(fold, number if self.folds else None)
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys of all rows, in order."""
+        first = (next(_rows(fold, k if self.folds else None)) for k, fold in enumerate(self.scored))
+        return list(dict.fromkeys(key for row in first for key in row))
 
 
 def evaluate(
@@ -53,10 +63,9 @@ def evaluate(
     }
     if judges:
         about["judges"] = {judge.name: judge_record(judge) for judge in judges}
-    rows = [row for number, fold in enumerate(scored) for row in _rows(fold, number if n_folds else None)]
     r2 = {name: _mean_r2([fold.r2[name] for fold in scored]) for name in scored[0].r2}
     of_each = [about | {"folds": None} | _metrics([fold]) for fold in scored] if n_folds else []
-    return Evaluation(about | _metrics(scored), rows, r2, of_each)
+    return Evaluation(about | _metrics(scored), scored, r2, of_each)
 
 
 def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:

@@ -32,6 +32,10 @@ SECTIONS = (
 _RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior")
 """Names of variants that an area can't have."""
 
+LONGEST_NAME = 99
+"""Characters of a name: those of a variant's folder join several."""
+
+_FILE = re.compile(r"\.(zarr|json|npz|npy|png|csv|toml|html|partial|safetensors)$|\.$", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")  # a name that is also that of a folder
 
 
@@ -206,7 +210,7 @@ class _Checker:
     def _areas(self) -> dict[str, list[str]]:
         areas = self.section("areas")
         for name, parts in areas.items():
-            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or _FILE.search(name):
                 reserved = "fold00, shuffled00, oracle, prior and shuffled are taken"
                 self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
             if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):
@@ -231,6 +235,10 @@ class _Checker:
         for name, table in tables.items():
             if not _NAME.fullmatch(name):
                 self.problems.append(f"{group}.{name} is not a name: letters, digits, _, - and . are expected")
+            elif _FILE.search(name) or len(name) > LONGEST_NAME:
+                self.problems.append(
+                    f"{group}.{name[:99]} can't be a folder's name: one without the ending of a file is expected"
+                )
             elif not isinstance(table, Mapping):
                 self.problems.append(f"{group}.{name} is not a table, as in [{group}.{name}]")
             else:
