@@ -40,7 +40,7 @@ REFINED = {"prior": "prior_only", "shuffled": "shuffled_predictions"}
 
 
 Key = tuple[str, str, str]
-"""What is told apart by rows: ``images``, ``features``, ``pairing`` or an area; of which set; by pixels, a space, a judge."""
+"""What is compared: ``images``, ``features``, ``pairing`` or ``area``; of which images or area; by what it is described."""
 
 Measure = Callable[[Sequence[Part], Sequence[str]], "tuple[Scores | None, Array | None]"]
 
@@ -153,14 +153,15 @@ def _identified(suffix: str) -> Measure:
 
 def _features(fold: Fold) -> Iterator[tuple[Key, Described]]:
     """Predicted and true features of every space, area and random pairing."""
-    for of, spaces in (("features", fold.spaces), *((name, area.spaces) for name, area in fold.areas.items())):
+    every = [("features", "", fold.spaces), *(("area", name, area.spaces) for name, area in fold.areas.items())]
+    for of, area, spaces in every:
         for name, space in spaces.items():
-            yield (of, "", name), Described(space.predicted, space.true, compare_latents_parts, space.every)
+            yield (of, area, name), Described(space.predicted, space.true, compare_latents_parts, space.every)
     for j, pairing in enumerate(fold.pairings):
         if fold.space is not None and pairing.predicted is not None:
             true = fold.spaces[fold.space]
             described = Described(pairing.predicted, true.true, compare_latents_parts, true.every)
-            yield ("images", f"{SHUFFLED} {j}", fold.space), described
+            yield ("pairing", f"{SHUFFLED} {j}", fold.space), described
 
 
 def compare_described(scored: Sequence[FoldScores]) -> None:
@@ -185,13 +186,13 @@ def compare_described(scored: Sequence[FoldScores]) -> None:
 
 def _put(fold: FoldScores, key: Key, scores: Scores | None, r2: Array | None) -> None:
     of, source, by = key
-    if of == "images" and scores is not None:
-        fold.images[source].add(scores)
-    elif of == "features":
+    if of == "features":
         fold.features[by] = scores or Scores()
         fold.r2[by] = np.empty(0) if r2 is None else r2
-    elif of != "images":
-        fold.areas.setdefault(of, {})[by] = scores or Scores()
+    elif of == "area":
+        fold.areas.setdefault(source, {})[by] = scores or Scores()
+    elif scores is not None:
+        fold.images[source].add(scores)
 
 
 def _complete(scored: FoldScores) -> None:
