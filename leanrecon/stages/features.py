@@ -59,7 +59,7 @@ class FeaturesStage:
             batch = plan_extract((total, *shape), image_rows, chunks, dims, cost, free=free)
         work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
         times = planning.folds if space.learns else 1
-        disk = times * store_nbytes((total, dims), np.float32, chunk)
+        disk = times * sum(store_nbytes((n, dims), np.float32, chunk) for n in (train, test) if n)
         if space.name in unconditional_spaces(planning.settings):
             disk += store_nbytes((1, dims), np.float32, chunk)
         summary = f"{dims} dims, {batch.batch} rows a batch"
