@@ -8,6 +8,7 @@ from leanrecon.regression.mlp.plan import NetworkShapes, plan_network
 from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
 from leanrecon.regression.ridge.regressor import shapes_of_regression
+from leanrecon.regression.unreasonable import of_test
 
 if TYPE_CHECKING:
     from leanrecon.regression.mlp.mlp import StreamingMLP
@@ -70,10 +71,14 @@ class MLPRegressor:
             progress=context.progress,
             label=context.label,
         )
+        mlp.warns = False  # what is odd is said beside the label
         mlp.fit(data.betas, data.targets, stimulus=data.stimulus, groups=data.groups, test_rows=data.test.shape[0])
         if mlp.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {mlp.left_out_} of {voxels} voxels do not vary and are left out")
+        mlp.unreasonable_ = [*mlp.unreasonable_, *of_test(data.test, mlp.moments_)]
+        for sentence in mlp.unreasonable_:
+            context.progress.say(f"{context.label}: {sentence}")
         _fill(mlp, data, first, context)
         for output in others:
             if output.store.complete:
@@ -91,6 +96,7 @@ class MLPRegressor:
             "epochs_trained": len(history.train) - 1,
             "best_epoch": history.best,
             "voxels_left_out": mlp.left_out_,
+            **({"unreasonable_betas": list(mlp.unreasonable_)} if mlp.unreasonable_ else {}),
             "curve": history.as_dict(),
         }
         if mlp.alpha_ is not None:

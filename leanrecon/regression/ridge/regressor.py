@@ -90,6 +90,8 @@ class RidgeRegressor:
         if ridge.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
+        for sentence in ridge.unreasonable_:
+            context.progress.say(f"{context.label}: {sentence}")
         alpha = np.asarray(ridge.alpha_)
         if self.settings.alpha == "loo":
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
@@ -105,6 +107,7 @@ class RidgeRegressor:
             "settings": self.settings.model_dump(exclude_none=True),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
             "voxels_left_out": ridge.left_out_,
+            **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
     def _fitted(
@@ -123,6 +126,7 @@ class RidgeRegressor:
         shared.clear()  # one factor at a time
         options = self.settings.model_dump(exclude={"kind"})
         ridge = StreamingRidge(**options, budget=context.budget, seed=context.seed, scratch=context.scratch)
+        ridge.warns = False  # what is odd is said beside the label
         ridge.fit(data.betas, data.targets, stimulus=data.stimulus, test=data.test, shuffled=shuffled)
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
