@@ -164,7 +164,7 @@ class Ingest:
 
     def _refuse_shared_images(self) -> None:
         """Compare images by their bytes: members of different kinds may know one image by different ids."""
-        if any(getattr(settings, "allow_shared_stimuli", False) for settings in self.members.settings):
+        if self.group.settings.allow_shared_stimuli:
             return
         ids = {split: list(self.members.images[split]) for split in SPLITS}
         refuse_shared_images(self.study, lambda split, row: f"image {ids[split][row]}", self.context)
