@@ -80,6 +80,9 @@ class FeatureSpace(Protocol):
         ``inputs`` is uint8 [b, height, width, channels], or for each row a list of captions.
         """
 
+    def examine(self, inputs: Any) -> dict[str, Any]:
+        """What is to be known of all captions of a split: counts for the stage's record, and a sentence, ``said``."""
+
     def groups(self) -> dict[str, slice]:
         """Named runs of columns that belong together, such as latents of one resolution; empty where there are none."""
 
@@ -169,6 +172,9 @@ class FixedSpace:
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         return ()
+
+    def examine(self, inputs: Any) -> dict[str, Any]:
+        return {}
 
     def groups(self) -> dict[str, slice]:
         return {}

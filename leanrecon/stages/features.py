@@ -86,7 +86,8 @@ class FeaturesStage:
             for split, path in zip(splits, stores, strict=True):
                 images = Store.open(run.study.stimuli(split))
                 if space.inputs == "captions":
-                    extract_captions(space, read_captions(run.study.captions(split), images.rows), path, context)
+                    captions = read_captions(run.study.captions(split), images.rows)
+                    extract_captions(space, captions, path, context, record=record)
                 else:
                     extract(space, images, path, context)
             if name in unconditional_spaces(run.settings):

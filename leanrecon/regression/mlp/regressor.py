@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 from leanrecon.context import Context
 from leanrecon.regression.mlp.plan import NetworkShapes, plan_network
 from leanrecon.regression.mlp.settings import MLPSettings
-from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
+from leanrecon.regression.regressor import (
+    Output,
+    RegressionData,
+    RegressionPlan,
+    RegressionShapes,
+    check_test_rows,
+)
 from leanrecon.regression.ridge.regressor import shapes_of_regression
 from leanrecon.regression.unreasonable import of_test
 
@@ -37,6 +43,7 @@ class MLPRegressor:
         return self.settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"})
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        check_test_rows(self.settings.restandardize, shapes.m)
         ridge = shapes_of_regression(shapes)
         network = NetworkShapes(
             shapes.n, shapes.p, shapes.m, shapes.t, self.settings, s=shapes.s, largest=ridge.largest,
@@ -58,6 +65,7 @@ class MLPRegressor:
         """Fill the stores of all outputs; each network is trained, continued or loaded in its output's folder."""
         from leanrecon.regression.mlp.mlp import StreamingMLP
 
+        check_test_rows(self.settings.restandardize, data.test.shape[0])
         shared.clear()  # a ridge's factor would lie beside the network
         first, *others = outputs
         mlp = StreamingMLP(

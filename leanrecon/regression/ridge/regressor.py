@@ -9,7 +9,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
-from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
+from leanrecon.regression.regressor import (
+    Output,
+    RegressionData,
+    RegressionPlan,
+    RegressionShapes,
+    check_test_rows,
+)
 from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, Shapes, plan_fit
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
@@ -62,6 +68,7 @@ class RidgeRegressor:
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan the fit and the predictions into ``free`` bytes of memory; ``work`` may exceed ``free``."""
         settings = self.settings
+        check_test_rows(self.settings.restandardize, shapes.m)
         of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
         planned = plan_fit(
             of_ridge,
@@ -86,6 +93,7 @@ class RidgeRegressor:
 
         Spaces with the same settings share a factor in ``shared``, unless alpha was chosen for each of them.
         """
+        check_test_rows(self.settings.restandardize, data.test.shape[0])
         ridge = self._fitted(data, context, shared, shuffled=any(out.pairing is not None for out in outputs))
         if ridge.left_out_:
             voxels = data.betas.shape[1]
