@@ -65,6 +65,9 @@ class FeatureSpace(Protocol):
     def notes(cls, settings: Any) -> Iterable[str]:
         """Sentences that a reader of the report must know."""
 
+    def expect(self, images: int) -> None:
+        """Plan for so many train images, where rows are no longer than these allow."""
+
     def dims(self, image_shape: ImageShape) -> int:
         """The length of a row; before ``fit``, its largest possible length."""
 
@@ -172,6 +175,9 @@ class FixedSpace:
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         return ()
+
+    def expect(self, images: int) -> None:
+        return None
 
     def examine(self, inputs: Any) -> dict[str, Any]:
         return {}

@@ -84,22 +84,8 @@ def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None
             squares[part] += _column_sums(np.square(block, out=block), counts)
 
     absent = nan_rows == n
-    if (partly := np.nonzero((nan_rows > 0) & ~absent)[0]).size:
-        v = int(partly[0])
-        raise InputError(
-            f"{what} hold NaN: {partly.size} of {p} columns in some of their {n} rows; column {v} in {nan_rows[v]} rows, "
-            f"row {first_nan[v]} first",
-            expected="finite values, or NaN in every row of a voxel outside of the mask",
-            todo="drop those voxels or trials",
-        )
-    if (large := np.flatnonzero(np.isinf(squares))).size:
-        v = int(large[0])
-        raise InputError(
-            f"{what} are too large for sums of their squares in {large.size} of {p} columns: column {v} goes from "
-            f"{low[v] + shift[v]:.4g} to {high[v] + shift[v]:.4g}",
-            expected="betas in percent, standard deviations, or the like",
-            todo="look at where these values come from, and scale or leave out those voxels",
-        )
+    _refuse_partly_nan(nan_rows, first_nan, n, what)
+    _refuse_overflow(squares, low + shift, high + shift, what)
     total_rows = n if weights is None else round(float(weights.sum()))
     mean = sums / total_rows
     variance = np.maximum(squares - sums * mean, 0) / max(total_rows - 1, 1)
@@ -110,6 +96,28 @@ def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None
 def _column_sums(block: Array, counts: Array | None) -> Array:
     sums: Array = block.sum(axis=0, dtype=np.float64) if counts is None else np.einsum("i,ij->j", counts, block)
     return sums
+
+
+def _refuse_partly_nan(nan_rows: Array, first: Array, n: int, what: str) -> None:
+    if (partly := np.nonzero((nan_rows > 0) & (nan_rows < n))[0]).size:
+        v = int(partly[0])
+        raise InputError(
+            f"{what} hold NaN: {partly.size} of {len(first)} columns in some of their {n} rows; column {v} in "
+            f"{nan_rows[v]} rows, row {first[v]} first",
+            expected="finite values, or NaN in every row of a voxel outside of the mask",
+            todo="drop those voxels or trials",
+        )
+
+
+def _refuse_overflow(squares: Array, low: Array, high: Array, what: str) -> None:
+    if (large := np.flatnonzero(np.isinf(squares))).size:
+        v = int(large[0])
+        raise InputError(
+            f"{what} are too large for sums of their squares in {large.size} of {len(low)} columns: column {v} goes from "
+            f"{low[v]:.4g} to {high[v]:.4g}",
+            expected="betas in percent, standard deviations, or the like",
+            todo="look at where these values come from, and scale or leave out those voxels",
+        )
 
 
 def _refuse_infinite(block: Array, rows: range, columns: range, what: str) -> None:

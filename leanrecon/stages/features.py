@@ -32,6 +32,8 @@ class FeaturesStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         shape = planning.image_shape
+        for space in planning.spaces.values():
+            space.expect(min(planning.split[0], planning.images[0]))
         held = 0
         for space in planning.spaces.values():
             start = planning.budget
