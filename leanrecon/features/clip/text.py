@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.errors import InputError
+from leanrecon.features.clip.cut import look_for_cut
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import exact_inference
@@ -85,6 +86,20 @@ class CLIPText(CLIPSpace):
             "weights": self._encoder.weights.content(),
             "tokenizer": _tokenizer_content(self._tokenizer_files),
         }
+
+    def examine(self, captions: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """Count captions that are cut at 77 tokens, and the images that these no longer tell apart."""
+        _, tokenizer = self._model()
+
+        def tokens(texts: list[str]) -> list[list[int]]:
+            found: list[list[int]] = tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids
+            return found
+
+        cut = look_for_cut(captions, self._encoder.positions, tokens)
+        if not cut.cut:
+            return {}
+        counts = {"captions_cut": cut.cut, "images_made_alike": cut.alike}
+        return {"said": cut.sentence(self._encoder.positions), **{name: n for name, n in counts.items() if n}}
 
     def encode(self, captions: Sequence[Sequence[str]], rows: Rows) -> Array:
         """Float32 rows [b, dims] of images with these captions: the mean over the captions of each image."""
