@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -11,6 +11,14 @@ from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
+
+ROUNDING = 0.5 / 255
+"""Half a grey level, in images of 0..1: values beyond by less, as interpolation leaves them, round to 0 or 255."""
+
+OVERSHOOT = 0.25
+"""What interpolation with negative weights goes beyond 0..1 at most: such images are to be clipped, not scaled."""
+
+_EXPECTED = "0 to 1, or whole numbers from 0 to 255"
 
 ID_DIGITS = 16
 """Hexadecimal digits of a stimulus id: 64 bits of the SHA-256 of the image's bytes."""
@@ -79,16 +87,30 @@ class Values:
     high: float
     whole: bool
 
+    @classmethod
+    def of_all(cls, found: Sequence[Self]) -> Self:
+        """The range of several arrays together."""
+        return cls(min(v.low for v in found), max(v.high for v in found), all(v.whole for v in found))
 
-def look_through(rows: Rows) -> Values:
-    """Find the range of all numbers, block by block; raises InputError at the first that is not finite."""
+    def of(self, name: str) -> str:
+        """In words, with the digits that tell 1.0000002 from 1."""
+        verb = "hold" if " and " in name else "holds"
+        return f"{name} {verb} floating-point values from {self.low:.8g} to {self.high:.8g}"
+
+
+def look_through(rows: Rows, index: Array | None = None) -> Values:
+    """Find the range of the numbers of all rows, or of those in ``index`` (ascending), block by block.
+
+    Raises InputError at the first number that is not finite.
+    """
+    index = np.arange(len(rows)) if index is None else index
     low, high, whole = np.inf, -np.inf, True
-    for span, _, block in rows.blocks(np.arange(len(rows))):
+    for span, _, block in rows.blocks(index):
         if not block.size:
             continue
         smallest, largest = float(block.min()), float(block.max())
         if not (np.isfinite(smallest) and np.isfinite(largest)):
-            row = span.start + int(np.argwhere(~np.isfinite(block))[0][0])
+            row = int(index[span.start + int(np.argwhere(~np.isfinite(block))[0][0])])
             raise InputError(f"{rows.locate(row)} holds NaN or infinite values", expected="images without any")
         low, high = min(low, smallest), max(high, largest)
         whole = whole and bool(np.all(block == np.rint(block)))
@@ -96,24 +118,44 @@ def look_through(rows: Rows) -> Values:
 
 
 def scale_of(name: str, found: Sequence[Values], *, beside_whole_types: bool) -> int:
-    """What floating-point images are multiplied by to reach 0..255: 255 or 1, decided from all images together.
+    """What floating-point train images are multiplied by to reach 0..255: 255 or 1, decided from all of them together.
 
     Values up to 1 are intensities of 0..1, whole numbers up to 255 are grey values; anything else is ambiguous
     and refused. ``beside_whole_types`` says that other images of the study are integers, thus 0..255.
     """
-    low, high = min(v.low for v in found), max(v.high for v in found)
-    whole = all(v.whole for v in found)
-    at = f"{name} {'hold' if ' and ' in name else 'holds'} floating-point values from {low:g} to {high:g}"
-    expected = "0 to 1, or whole numbers from 0 to 255"
-    if low < 0 or high > 255:
-        raise InputError(at, expected=expected, todo="shift and scale them, and save them as uint8")
-    if high <= 1:
-        if whole and beside_whole_types:
-            raise InputError(f"{at}, the study's other images integers", todo="save all of them as uint8, 0 to 255")
-        return 255
-    if not whole:
-        raise InputError(f"{at} that are not whole", expected=expected, todo="round or scale them, and save as uint8")
-    return 1
+    values = Values.of_all(found)
+    scale = 255 if values.high <= 1 + ROUNDING else 1
+    check_scale(name, values, scale)
+    if scale == 255 and values.whole and beside_whole_types:
+        raise InputError(
+            f"{values.of(name)}, the study's other images integers",
+            expected=_EXPECTED,
+            todo="save all of them as uint8, 0 to 255, or set dataset.image_range to 1 or 255",
+        )
+    return scale
+
+
+def check_scale(name: str, found: Values, scale: int) -> None:
+    """Refuse images whose values go beyond 0..1 (``scale`` 255) or 0..255, and those of 0..255 that are not whole."""
+    margin = ROUNDING if scale == 255 else 0
+    near_one = found.low >= -OVERSHOOT and found.high <= 1 + OVERSHOOT
+    todo = "clip them: numpy.clip(images, 0, 1)" if near_one else "shift and scale them, and save them as uint8"
+    if found.low < -margin or found.high > 255 / scale + margin:
+        raise InputError(found.of(name), expected=_EXPECTED, todo=todo)
+    if scale == 1 and not found.whole:
+        todo = todo if near_one else "round or scale them, and save as uint8"
+        raise InputError(f"{found.of(name)} that are not whole", expected=_EXPECTED, todo=todo)
+
+
+def check_like_train(name: str, found: Values, train: str, scale: int) -> None:
+    """Refuse test images of another range than that of the train images, which decided the ``scale``."""
+    if found.high > 1 + ROUNDING if scale == 255 else found.high <= 1 and not found.whole:
+        raise InputError(
+            f"{found.of(name)}, and the train images in {train} go to {255 // scale}",
+            expected="train and test images of one range",
+            todo="scale the test images as the train images are, or set dataset.image_range to 1 or 255",
+        )
+    check_scale(name, found, scale)
 
 
 def to_uint8(name: str, scale: int) -> Convert:
@@ -126,7 +168,7 @@ def to_uint8(name: str, scale: int) -> Convert:
             return block.astype(np.uint8) * np.uint8(255)
         if block.dtype.kind == "f":
             scaled = np.multiply(block, scale, dtype=np.result_type(block.dtype, np.float32))
-            return np.rint(scaled, out=scaled).astype(np.uint8)
+            return np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
         if block.size and (block.min() < 0 or block.max() > 255):
             raise InputError(
                 f"{name} holds {block.dtype} values from {block.min()} to {block.max()}",

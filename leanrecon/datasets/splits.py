@@ -122,7 +122,12 @@ def check_split(n_train: int, n_test: int) -> None:
         raise InputError(f"the train split has {n_train} rows", expected=f"at least {MIN_TRAIN}")
 
 
-def check_shared(ids: Mapping[str, Sequence[str]], names: Mapping[str, Callable[[int], str]]) -> None:
+SHARED_TODO = "take them out of one split, or set allow_shared_stimuli = true if this is meant"
+
+
+def check_shared(
+    ids: Mapping[str, Sequence[str]], names: Mapping[str, Callable[[int], str]], todo: str = SHARED_TODO
+) -> None:
     """Refuse stimuli that are both trained on and tested on; ``names`` says each split's rows in words."""
     train = {stimulus: row for row, stimulus in reversed(list(enumerate(ids["train"])))}
     shared = [(row, train[stimulus]) for row, stimulus in enumerate(ids["test"]) if stimulus in train]
@@ -132,5 +137,5 @@ def check_shared(ids: Mapping[str, Sequence[str]], names: Mapping[str, Callable[
             f"{len(shared)} of the {len(ids['test'])} test images are among the train images too; the first is "
             f"{names['test'](test_row)} (test), the same as {names['train'](train_row)} (train)",
             expected="test images that were never trained on",
-            todo="take them out of one split, or set allow_shared_stimuli = true if this is meant",
+            todo=todo,
         )

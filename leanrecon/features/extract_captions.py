@@ -1,6 +1,7 @@
 """Encoding captions into feature rows, batch by batch in planned memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,11 @@ def extract_captions(
     context: Context | None = None,
     *,
     batch: int | None = None,
+    record: dict[str, Any] | None = None,
 ) -> Store:
     """Encode the captions of all images into a store of float32 rows, and return it complete.
+
+    What the space finds in the captions, such as how many it cuts, is said and added to the ``record``.
 
     Continues where an earlier run stopped, group of rows by group of rows, with the batch size of the run that
     began the store. Raises InputError if a row has no caption or the space returns anything but finite numbers,
@@ -75,6 +79,11 @@ def extract_captions(
         return plan_captions(n, (height, width), dims, space.cost(NO_IMAGE), free=free, batch=batch)
 
     def encode(store: Store, plan: BatchPlan) -> None:
+        found = space.examine(captions)
+        if said := found.pop("said", ""):
+            context.progress.say(f"{space.name}, {store.path.stem}: {said}")
+        if record is not None:
+            record.update({f"{store.path.stem}_{name}": value for name, value in found.items()})
         _encode(space, captions, store, plan.batch, context.progress)
 
     work = Extraction(space, (n, dims), {"captions": fingerprint({"captions": captions})}, plan, encode)

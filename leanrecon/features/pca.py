@@ -93,6 +93,7 @@ class PCA(FixedSpace):
         super().__init__(settings, name=name, seed=seed, device=device)
         self._fit: Fit | None = None
         self._content = ""
+        self._most = self.settings.components
 
     @property
     def fitted(self) -> Fit:
@@ -119,7 +120,10 @@ class PCA(FixedSpace):
     def dims(self, image_shape: ImageShape) -> int:
         if self._fit is not None:
             return len(self._fit.components)
-        return min(int(self.settings.components), _pixels(self.decoded_shape(image_shape)))
+        return min(int(self._most), _pixels(self.decoded_shape(image_shape)))
+
+    def expect(self, images: int) -> None:
+        self._most = max(min(self.settings.components, images - 1), 1)
 
     def cost(self, image_shape: ImageShape) -> Cost:
         pixels, dims = _pixels(self.decoded_shape(image_shape)), self.dims(image_shape)

@@ -65,6 +65,9 @@ class FeatureSpace(Protocol):
     def notes(cls, settings: Any) -> Iterable[str]:
         """Sentences that a reader of the report must know."""
 
+    def expect(self, images: int) -> None:
+        """Plan for so many train images, where rows are no longer than these allow."""
+
     def dims(self, image_shape: ImageShape) -> int:
         """The length of a row; before ``fit``, its largest possible length."""
 
@@ -79,6 +82,9 @@ class FeatureSpace(Protocol):
 
         ``inputs`` is uint8 [b, height, width, channels], or for each row a list of captions.
         """
+
+    def examine(self, inputs: Any) -> dict[str, Any]:
+        """What is to be known of all captions of a split: counts for the stage's record, and a sentence, ``said``."""
 
     def groups(self) -> dict[str, slice]:
         """Named runs of columns that belong together, such as latents of one resolution; empty where there are none."""
@@ -169,6 +175,12 @@ class FixedSpace:
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         return ()
+
+    def expect(self, images: int) -> None:
+        return None
+
+    def examine(self, inputs: Any) -> dict[str, Any]:
+        return {}
 
     def groups(self) -> dict[str, slice]:
         return {}

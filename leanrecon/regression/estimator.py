@@ -5,14 +5,17 @@ scikit-learn is imported only when a user's own arrays are checked.
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from leanrecon.context import Peaks
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, LeanreconWarning, SettingsError
 from leanrecon.memory import MemoryBudget
+from leanrecon.regression import unreasonable
+from leanrecon.regression.normalise import Moments, moments
 from leanrecon.stores.matrix import ArrayMatrix, ColumnSubset, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
 from leanrecon.stores.store import Store
 
@@ -30,6 +33,12 @@ class Regressor:
     targets_: Matrix
     peaks_: Peaks
     """The projected peaks in bytes of all work since `fit`; set another one to collect them elsewhere."""
+    moments_: Moments
+    left_out_: int
+    unreasonable_: Sequence[str]
+    """What is odd about the betas, in sentences (see ``regression.unreasonable``)."""
+    warns = True
+    """Whether ``fit`` warns of voxels that are left out and of odd betas; those that say so themselves switch it off."""
     _one_dimensional: bool
 
     def __repr__(self) -> str:
@@ -115,6 +124,24 @@ class Regressor:
         projected = budget.require(work, nbytes)
         self.peaks_.projected.append(projected)
         return projected
+
+    def _look_at(self, betas: Matrix, test: Matrix | None) -> None:
+        """Take the moments of train betas, and note what is left out of them or odd about them or test betas.
+
+        Raises InputError where no voxel varies.
+        """
+        self.moments_ = moments(betas)
+        n, p = betas.shape
+        self.left_out_ = int(p - self.moments_.usable.sum())
+        if self.left_out_ == p:
+            raise InputError(f"none of the {p} voxels varies over the {n} train rows", expected="betas that vary")
+        found = unreasonable.of_train(betas, self.moments_)
+        if test is not None:
+            found += unreasonable.of_test(test, self.moments_)
+        self.unreasonable_ = found
+        if self.warns:
+            for sentence in filter(None, [unreasonable.left_out(self.moments_), *found]):
+                warnings.warn(sentence, LeanreconWarning, stacklevel=4)
 
     def _train_matrices(self, X: Any, y: Any, stimulus: Any = None) -> tuple[Matrix, Matrix]:
         """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n].

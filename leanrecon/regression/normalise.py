@@ -22,11 +22,21 @@ class Moments:
     mean: Array
     std: Array
     absent: Array
+    low: Array
+    """Least value of every column; infinite where it is absent."""
+    high: Array
+    rounding: float = 0.0
+    """Distance between neighbouring numbers of the matrix's type, as a share of them; 0 for whole numbers."""
 
     @property
     def usable(self) -> Array:
         """Columns that vary: neither constant nor absent."""
         return ~self.absent & (self.std > 0)
+
+    @property
+    def within_rounding(self) -> Array:
+        """Columns that vary by no more than the rounding of their numbers."""
+        return self.usable & (self.std <= self.rounding * np.abs(self.mean))
 
 
 def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None) -> Moments:
@@ -34,7 +44,7 @@ def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None
 
     Sums are taken of the differences to the first row, in float64 over the rows: nothing is lost to a large
     mean, and a constant column has a standard deviation of exactly 0. An infinite value, or a NaN in a column
-    that has other values, raises InputError with its row and column.
+    that has other values, raises InputError with its row and column; so do values whose squares overflow.
     """
     n, p = matrix.shape
     shift = np.zeros(p)
@@ -42,6 +52,7 @@ def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None
     squares = np.zeros(p)
     nan_rows = np.zeros(p, np.int64)
     first_nan = np.full(p, n)
+    low, high = np.full(p, np.inf), np.full(p, -np.inf)
     blocks = column_blocks(matrix)
     items = [(rows, j) for rows in panels(n) for j in range(len(blocks))]
 
@@ -67,26 +78,46 @@ def moments(matrix: Matrix, *, what: str = "betas", weights: Array | None = None
                 first_nan[part], np.where(nan.any(axis=0), rows.start + nan.argmax(axis=0), n), out=first_nan[part]
             )
         sums[part] += total
-        squares[part] += _column_sums(np.square(block, out=block), counts)
+        np.fmin(low[part], np.fmin.reduce(block, axis=0), out=low[part])
+        np.fmax(high[part], np.fmax.reduce(block, axis=0), out=high[part])
+        with np.errstate(over="ignore"):
+            squares[part] += _column_sums(np.square(block, out=block), counts)
 
     absent = nan_rows == n
-    if (partly := np.nonzero((nan_rows > 0) & ~absent)[0]).size:
-        v = int(partly[0])
-        raise InputError(
-            f"{what} hold NaN: {partly.size} of {p} columns in some of their {n} rows; column {v} in {nan_rows[v]} rows, "
-            f"row {first_nan[v]} first",
-            expected="finite values, or NaN in every row of a voxel outside of the mask",
-            todo="drop those voxels or trials",
-        )
+    _refuse_partly_nan(nan_rows, first_nan, n, what)
+    _refuse_overflow(squares, low + shift, high + shift, what)
     total_rows = n if weights is None else round(float(weights.sum()))
     mean = sums / total_rows
     variance = np.maximum(squares - sums * mean, 0) / max(total_rows - 1, 1)
-    return Moments(total_rows, mean + shift, np.sqrt(variance), absent)
+    rounding = float(np.finfo(matrix.dtype).eps) if matrix.dtype.kind == "f" else 0.0
+    return Moments(total_rows, mean + shift, np.sqrt(variance), absent, low + shift, high + shift, rounding)
 
 
 def _column_sums(block: Array, counts: Array | None) -> Array:
     sums: Array = block.sum(axis=0, dtype=np.float64) if counts is None else np.einsum("i,ij->j", counts, block)
     return sums
+
+
+def _refuse_partly_nan(nan_rows: Array, first: Array, n: int, what: str) -> None:
+    if (partly := np.nonzero((nan_rows > 0) & (nan_rows < n))[0]).size:
+        v = int(partly[0])
+        raise InputError(
+            f"{what} hold NaN: {partly.size} of {len(first)} columns in some of their {n} rows; column {v} in "
+            f"{nan_rows[v]} rows, row {first[v]} first",
+            expected="finite values, or NaN in every row of a voxel outside of the mask",
+            todo="drop those voxels or trials",
+        )
+
+
+def _refuse_overflow(squares: Array, low: Array, high: Array, what: str) -> None:
+    if (large := np.flatnonzero(np.isinf(squares))).size:
+        v = int(large[0])
+        raise InputError(
+            f"{what} are too large for sums of their squares in {large.size} of {len(low)} columns: column {v} goes from "
+            f"{low[v]:.4g} to {high[v]:.4g}",
+            expected="betas in percent, standard deviations, or the like",
+            todo="look at where these values come from, and scale or leave out those voxels",
+        )
 
 
 def _refuse_infinite(block: Array, rows: range, columns: range, what: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
+from leanrecon.errors import SettingsError
 
 if TYPE_CHECKING:
     from leanrecon.stores.matrix import Matrix
@@ -109,3 +110,14 @@ class Regressor(Protocol):
 
         ``shared`` lives through one variant: feature spaces with the same settings may share a factor there.
         """
+
+
+def check_test_rows(kind: str, rows: int) -> None:
+    """Refuse ``transductive`` moments of a single test row: its prediction would be the train mean, whatever its betas."""
+    if kind == "transductive" and rows == 1:
+        raise SettingsError(
+            'restandardize = "transductive" takes the spread of predictions from the test rows, and there is one: its '
+            "prediction would be the train mean, whatever its betas",
+            expected="two test rows or more",
+            todo='set restandardize = "inductive", which takes it from train rows, or "none"',
+        )

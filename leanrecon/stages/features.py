@@ -32,6 +32,8 @@ class FeaturesStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         shape = planning.image_shape
+        for space in planning.spaces.values():
+            space.expect(min(planning.split[0], planning.images[0]))
         held = 0
         for space in planning.spaces.values():
             start = planning.budget
@@ -59,7 +61,7 @@ class FeaturesStage:
             batch = plan_extract((total, *shape), image_rows, chunks, dims, cost, free=free)
         work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
         times = planning.folds if space.learns else 1
-        disk = times * store_nbytes((total, dims), np.float32, chunk)
+        disk = times * sum(store_nbytes((n, dims), np.float32, chunk) for n in (train, test) if n)
         if space.name in unconditional_spaces(planning.settings):
             disk += store_nbytes((1, dims), np.float32, chunk)
         summary = f"{dims} dims, {batch.batch} rows a batch"
@@ -86,7 +88,8 @@ class FeaturesStage:
             for split, path in zip(splits, stores, strict=True):
                 images = Store.open(run.study.stimuli(split))
                 if space.inputs == "captions":
-                    extract_captions(space, read_captions(run.study.captions(split), images.rows), path, context)
+                    captions = read_captions(run.study.captions(split), images.rows)
+                    extract_captions(space, captions, path, context, record=record)
                 else:
                     extract(space, images, path, context)
             if name in unconditional_spaces(run.settings):

@@ -34,9 +34,16 @@ def chunk_nbytes(chunk: str | int | None) -> int:
 def plan_chunks(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> tuple[int, ...]:
     """Chunk shape of a row store.
 
-    Rows a chunk are a power of two up to 256, so that fixed panels of rows hold whole chunks. Wide
-    matrices are split into near-equal blocks of columns; images are never split within a row.
+    Rows a chunk are a power of two up to 256, so that fixed panels of rows hold whole chunks, and no more than
+    the store's rows need. Wide matrices are split into near-equal blocks of columns, whose width no number of
+    rows changes; images are never split within a row.
     """
+    rows, *width = chunks_of_many_rows(shape, dtype, chunk_bytes)
+    return (min(rows, 2 ** (max(int(shape[0]), 1) - 1).bit_length()), *width)
+
+
+def chunks_of_many_rows(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> tuple[int, ...]:
+    """Chunk shape of a row store of any number of rows; stores of few rows had it too, once."""
     shape = tuple(int(n) for n in shape)
     itemsize = np.dtype(dtype).itemsize
     columns = math.prod(shape[1:])

@@ -240,6 +240,12 @@ def as_matrix(source: Any) -> Matrix:
     if len(getattr(source, "shape", ())) != 2:
         found = getattr(source, "shape", type(source).__name__)
         raise InputError(f"{found} is not a matrix", expected="an array of two dimensions, [rows, columns]")
+    if any(n != n for n in source.shape):  # NaN: how Dask says that it does not know
+        raise InputError(
+            f"the array has shape {tuple(source.shape)}: Dask does not know how many rows a filter left",
+            expected="an array of known shape",
+            todo="call array.compute_chunk_sizes() first",
+        )
     return ArrayMatrix(source)
 
 

@@ -180,14 +180,19 @@ class Pictures:
 
         try:
             with Image.open(io.BytesIO(self.file(row).read_bytes())) as picture:
-                image = np.asarray(picture)
+                size = (picture.height, picture.width)
+                image = (
+                    np.asarray(picture) if size == self.shape[:2] else np.empty((*size, 0))
+                )  # a huge one stays packed
         except FileNotFoundError:
             raise self._damage(row, "is missing") from None
         except UnidentifiedImageError:
             raise self._damage(row, "can't be read (it is no PNG image)") from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
         height, width, channels = self.shape
+        if size != (height, width):
+            raise self._damage(row, f"has {size[0]} × {size[1]} pixels instead of {height} × {width}")
         if image.shape != ((height, width) if channels == 1 else self.shape) or image.dtype != np.uint8:
             raise self._damage(row, f"is {image.dtype} of shape {image.shape} instead of {self.shape}")
         return image.reshape(self.shape)

@@ -21,7 +21,7 @@ from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.disk import PAGE
 from leanrecon.stores import metadata
 from leanrecon.stores.fingerprint import differences, fingerprint
-from leanrecon.stores.layout import DEFAULT_CHUNK, plan_chunks
+from leanrecon.stores.layout import DEFAULT_CHUNK, chunks_of_many_rows, plan_chunks
 from leanrecon.stores.metadata import Metadata
 
 __all__ = ["Store", "remove"]
@@ -85,6 +85,8 @@ class Store:
         layout = {"shape": list(shape), "dtype": dtype.name, "stores.chunk": list(chunks)}
         now = {"format": FORMAT, **layout, **made_of}
         if (there := metadata.read(path)) is not None:
+            if there.chunks == chunks_of_many_rows(shape, dtype, parse_bytes(chunk)):
+                now["stores.chunk"] = list(there.chunks)  # begun when few rows were padded to a whole chunk
             changed = list(differences(there.record.get("made_of", {}), now))
             unproven = there.record.get(metadata.UNPROVEN, False)
             if not changed:
@@ -104,6 +106,7 @@ class Store:
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
                 )
         remove(path)
+        now["stores.chunk"] = list(chunks)
         record = {"made_of": now, "fingerprint": fingerprint(now), "notes": dict(notes or {}), "complete": False}
         store = cls(path, metadata.new(shape, dtype, chunks, record))
         store._update()

@@ -268,6 +268,61 @@ def test_scale_of_floating_point_images(found, beside, expected):
             scale_of("x", found, beside_whole_types=beside)
 
 
+def test_train_images_alone_decide_the_scale_of_floating_point_images(here):
+    patterns = (IMAGES["train"] > 127).astype(float)
+    np.save("stimuli_train.npy", patterns)
+    np.save("stimuli_test.npy", IMAGES["test"].astype(float))
+    with pytest.raises(InputError, match=r"stimuli_test.npy holds .* 0 to 255, and the train images .* go to 1"):
+        run(of_files())
+    np.save("stimuli_test.npy", (IMAGES["test"] > 127).astype(float))
+    study = run(of_files())
+    np.testing.assert_array_equal(open_array(study.stimuli("train"))[:], patterns * 255)
+
+
+def test_test_images_of_0_to_1_beside_train_images_to_255_are_refused(here):
+    np.save("stimuli_train.npy", IMAGES["train"].astype(float))
+    np.save("stimuli_test.npy", IMAGES["test"] / 255)
+    with pytest.raises(InputError, match="train and test images of one range"):
+        run(of_files())
+
+
+def test_test_rows_of_one_array_do_not_decide_its_scale(here):
+    images = (np.load("stimuli.npy") > 127).astype(float)
+    images[5] = IMAGES["train"][5]
+    np.save("stimuli.npy", images)
+    np.savetxt("index.txt", [5, 9], fmt="%d")
+    with pytest.raises(InputError, match="the train images .* go to 1"):
+        run(lone(test_index="index.txt"))
+
+
+def test_the_range_of_images_may_be_stated(here):
+    np.save("stimuli_train.npy", IMAGES["train"].astype(float))
+    np.save("stimuli_test.npy", IMAGES["test"].astype(float))
+    study = run(of_files(image_range=255))
+    np.testing.assert_array_equal(open_array(study.stimuli("test"))[:], IMAGES["test"])
+    with pytest.raises(InputError, match="0 to 255"):
+        run(of_files(image_range=1), "other")
+
+
+def test_images_that_interpolation_left_a_rounding_beyond_1_are_clipped(here):
+    images = IMAGES["train"] / 255
+    images[3, 2, 2, 1], images[4, 0, 0, 0] = 1.0000001, -0.0019
+    np.save("stimuli_train.npy", images)
+    np.save("stimuli_test.npy", IMAGES["test"] / 255)
+    stored = open_array(run(of_files()).stimuli("train"))
+    assert (stored[3, 2, 2, 1], stored[4, 0, 0, 0]) == (255, 0)
+    images[3, 2, 2, 1] = 1.003
+    np.save("stimuli_train.npy", images)
+    with pytest.raises(InputError, match=r"to 1.003. .*Clip"):
+        run(of_files(), "other")
+
+
+def test_images_of_int8_are_refused(here):
+    np.save("stimuli_train.npy", (IMAGES["train"] // 2).astype(np.int8))
+    with pytest.raises(InputError, match="int8"):
+        run(of_files())
+
+
 # Splits
 
 IDS = st.lists(st.integers(0, 12).map(str), min_size=6, max_size=60)

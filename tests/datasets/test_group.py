@@ -385,3 +385,15 @@ def test_simulated_members_make_a_simulated_group(tmp_path: Path) -> None:
     assert not settings.simulated
     (tmp_path / "b" / "study.toml").write_text('[dataset]\nkind = "simulated"\n')
     assert settings.simulated
+
+
+def test_an_image_that_two_members_know_by_different_ids_is_refused(tmp_path: Path) -> None:
+    folders = [member(tmp_path, "anna", train=np.arange(20), test=np.arange(50, 55))]
+    folders.append(member(tmp_path, "ben", train=np.r_[np.arange(20), 52], test=np.arange(55, 60)))
+    rows = Rows.read(Study(folders[1]))
+    ids = {"train": [*rows.ids["train"][:-1], "another name"], "test": rows.ids["test"]}
+    Rows({split: rows[split] for split in ("train", "test")}, ids).write(Study(folders[1]))
+    settings = GroupSettings(members=[str(folder) for folder in folders], alignment="joint-pca")
+    with pytest.raises(InputError, match="the same as image another name"):
+        run(settings, tmp_path / "group")
+    assert run(settings.model_copy(update={"allow_shared_stimuli": True}), tmp_path / "group").rows.exists()

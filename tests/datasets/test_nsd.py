@@ -679,3 +679,18 @@ def test_a_study_is_not_continued_from_other_files(small_nsd: Path, study: Study
     shutil.copytree(study.root, mine.root)
     with pytest.raises(StoreError, match=r"was begun from other files, those of .*--overwrite"):
         run(copied, mine.root, betas_format="hdf5")
+
+
+def test_a_train_image_with_the_bytes_of_a_test_image_is_refused(copied: Path, study: Study, tmp_path: Path) -> None:
+    train, test = (int(rows[0]) for rows in (Rows.read(study).ids[split] for split in ("train", "test")))
+    path = copied / STIMULI
+    data = path.read_bytes()
+    replace(path, data)
+    with h5py.File(path, "r+") as file:
+        file["imgBrick"][train] = file["imgBrick"][test]
+    with pytest.raises(InputError, match=f"image {test} .test., the same as image {train} .train."):
+        run(copied, tmp_path / "study")
+    assert not Study(tmp_path / "study").rows.exists()
+    with pytest.raises(InputError, match="allow_shared_stimuli"):  # a later run does not let it pass
+        run(copied, tmp_path / "study")
+    assert run(copied, tmp_path / "study", allow_shared_stimuli=True).rows.exists()

@@ -178,7 +178,18 @@ def flat(scene: Scene, size: int) -> np.ndarray:
     return np.full((size, size, 3), int(255 * scene.horizon), np.uint8)
 
 
-@pytest.mark.parametrize(("how", "said"), [({"scale": 0.01}, "from 0.1 to 1"), ({"sessions": 41}, "subject 1 has 40")])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"scale": 0.01}, "from 0.1 to 1"),
+        ({"scale": float("nan")}, "from 0.1 to 1"),
+        ({"sessions": 41}, "subject 1 has 40"),
+        ({"subject": 0}, "from 1 to 8"),
+        ({"subject": 9}, "from 1 to 8"),
+        ({"seed": -1}, "0 or more"),
+        ({"formats": ["nifti"]}, "nii.gz, hdf5"),
+    ],
+)
 def test_what_cannot_be_simulated_is_refused(tmp_path: Path, how, said) -> None:
     with pytest.raises(SettingsError, match=said):
         simulate_nsd(tmp_path, **how)

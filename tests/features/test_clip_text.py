@@ -53,6 +53,24 @@ def make(folder, form="sd15", *, device="cpu", name="clip-text", **table):
     return CLIPText(validate(CLIPTextSettings, table, "features.clip-text."), name=name, device=device)
 
 
+# Captions that are cut
+
+
+def test_captions_beyond_77_tokens_are_counted(clip):
+    found = make(clip).examine(CAPTIONS)
+    assert found["captions_cut"] == 1
+    assert "1 of 6 captions are longer than the 77 tokens" in found["said"]
+    assert make(clip).examine(CAPTIONS[:2]) == {}
+
+
+def test_features_are_the_same_where_examine_says_so(clip):
+    captions = [["the and the " * 40 + end] for end in ("a", "of")]
+    space = make(clip)
+    assert space.examine(captions)["images_made_alike"] == 2
+    first, second = space.encode(captions, [0, 1])
+    np.testing.assert_array_equal(first, second)
+
+
 # Rows
 
 

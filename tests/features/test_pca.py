@@ -103,6 +103,15 @@ def test_few_train_images_give_fewer_components_and_a_note(store_of, smooth_imag
     assert Said.lines == ["pca: 29 components instead of 256, as the train images have no more"]
 
 
+def test_a_plan_for_few_train_images_counts_no_more_components_than_these_have():
+    space = make_space("pca", {"components": 256})
+    space.expect(75)
+    assert space.dims((64, 64, 3)) == 74
+    space.expect(1000)
+    assert space.dims((64, 64, 3)) == 256
+    assert space.dims((8, 8, 3)) == 192
+
+
 def test_repeated_images_add_no_components_of_rounding_noise(store_of, smooth_images, tmp_path):
     space = make_space("pca", {})
     space.fit(store_of(np.tile(smooth_images(10), (40, 1, 1, 1))), tmp_path / "fitted.npz")

@@ -212,3 +212,17 @@ def test_planning_loads_no_libraries():
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
     assert kinds.get("regressors", "ridge") is RidgeRegressor
+
+
+def test_transductive_moments_of_one_test_row_are_refused(study, context, outputs):
+    X, Y, T = study(60, 90, m=1)
+    with pytest.raises(SettingsError, match="inductive"):
+        regressor(alpha=20.0, restandardize="transductive").predict(data(X, Y, T), outputs(1, 23), context, {})
+
+
+def test_betas_beyond_reason_are_said_and_recorded(study, context, outputs):
+    X, Y, T = study(60, 90, m=5)
+    record = regressor(alpha=20.0).predict(data(X, Y, 300 * T), outputs(5, 23), context, {})
+    (sentence,) = record["unreasonable_betas"]
+    assert "of different scale" in sentence
+    assert f"regression pca: {sentence}" in context.progress.lines

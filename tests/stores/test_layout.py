@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leanrecon.errors import StoreError
 from leanrecon.stores.layout import MAX_ROWS, MIN_COLUMNS, plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
 
@@ -12,7 +14,7 @@ from leanrecon.stores.store import Store
 @pytest.mark.parametrize(
     ("shape", "dtype", "chunk_bytes", "chunks"),
     [
-        ((100, 50), "f4", 8_000_000, (256, 50)),  # 50 kB in all: one chunk, padded to 256 rows
+        ((100, 50), "f4", 8_000_000, (128, 50)),  # 20 kB in all: one chunk, padded to a power of two rows
         ((8859, 15724), "f4", 8_000_000, (256, 5248)),  # NSD betas: 3 blocks of columns
         ((8859, 91168), "f4", 8_000_000, (256, 7600)),  # VDVAE latents: 91168 / 12, up to a multiple of 16
         ((8859, 768), "f4", 8_000_000, (256, 768)),  # CLIP vision's class row
@@ -22,7 +24,10 @@ from leanrecon.stores.store import Store
         ((10, 1024), "f4", 4_000, (1, 1024)),  # 4,096 bytes are the least of a wide row
         ((10, 1025), "f4", 4_000, (1, 528)),  # two near-equal blocks, not 1024 + 1
         ((300, 200), "f4", 4_000, (4, 200)),  # 5 rows would fit
-        ((1, 7), "f4", 8_000_000, (256, 7)),
+        ((1, 7), "f4", 8_000_000, (1, 7)),
+        ((50, 200_000), "f4", 8_000_000, (64, 7696)),  # 200,000 / 26, up to a multiple of 16
+        ((257, 7), "f4", 8_000_000, (256, 7)),
+        ((40, 12, 12, 3), "u1", 8_000_000, (64, 12, 12, 3)),
         ((10, 3), "f4", 1, (1, 3)),  # less than a row is asked for
         ((30_000, 1), "i2", 8_000_000, (256, 1)),
     ],
@@ -50,12 +55,31 @@ def test_chunks_of_any_shape(shape, dtype, chunk_bytes):
         assert blocks == 1 or width[0] >= MIN_COLUMNS / 2
     nbytes = rows * math.prod(width) * np.dtype(dtype).itemsize
     assert nbytes <= chunk_bytes or rows == 1, "only a lone row may be larger than a chunk should be"
-    assert rows == MAX_ROWS or 2 * nbytes > chunk_bytes, "chunks are no smaller than they need to be"
+    whole = rows >= shape[0] or rows == MAX_ROWS
+    assert whole or 2 * nbytes > chunk_bytes, "chunks are no smaller than they need to be"
+    assert rows == 1 or rows < 2 * shape[0], "few rows are not padded to more than twice their number"
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1024, 10**8))
-def test_chunks_do_not_depend_on_how_many_rows_there_are(few, many, chunk_bytes):
-    assert plan_chunks((few, 5000), "f4", chunk_bytes) == plan_chunks((many, 5000), "f4", chunk_bytes)
+def test_blocks_of_columns_do_not_depend_on_how_many_rows_there_are(few, many, chunk_bytes):
+    assert plan_chunks((few, 5000), "f4", chunk_bytes)[1] == plan_chunks((many, 5000), "f4", chunk_bytes)[1]
+
+
+def test_a_store_whose_few_rows_were_padded_is_continued_as_it_is(tmp_path):
+    made_of = {"a": 1}
+    assert Store.create(tmp_path, (5, 20), np.float32, made_of=made_of).chunks == (8, 20)
+    metadata = json.loads((tmp_path / "zarr.json").read_text())
+    metadata["chunk_grid"]["configuration"]["chunk_shape"] = [256, 20]  # as every store had it once
+    metadata["attributes"]["leanrecon"]["made_of"]["stores.chunk"] = [256, 20]
+    (tmp_path / "zarr.json").write_text(json.dumps(metadata))
+    store = Store.create(tmp_path, (5, 20), np.float32, made_of=made_of)
+    assert store.chunks == (256, 20)
+    store.write_rows(0, np.ones((5, 20), np.float32))
+    store.finish()
+    assert Store.create(tmp_path, (5, 20), np.float32, made_of=made_of).complete
+    with pytest.raises(StoreError, match="a was 1, is 2"):
+        Store.create(tmp_path, (5, 20), np.float32, made_of={"a": 2})
+    assert Store.create(tmp_path, (5, 20), np.float32, made_of={"a": 2}, overwrite=True).chunks == (8, 20)
 
 
 @pytest.mark.parametrize("shape", [(70, 33), (9, 3000), (1, 5), (40, 6, 5, 3)])

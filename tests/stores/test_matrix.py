@@ -339,3 +339,11 @@ def test_memory_of_tiles_is_page_aligned():
     assert memory.ctypes.data % 4096 == 0
     assert isinstance(memory, type(buffer((1,), np.uint8)))
     assert matrix.PANEL % 256 == 0
+
+
+def test_a_dask_array_of_unknown_length_is_refused_with_what_to_call():
+    array = dask.array.from_array(np.ones((20, 3)), chunks=5)
+    filtered = array[array[:, 0] > 0]
+    with pytest.raises(InputError, match="compute_chunk_sizes"):
+        as_matrix(filtered)
+    assert as_matrix(filtered.compute_chunk_sizes()).shape == (20, 3)

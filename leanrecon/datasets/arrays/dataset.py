@@ -73,6 +73,8 @@ class ArraysSettings(DatasetSettings):
     """[height, width] or [height, width, channels]; needed where images are flat rows."""
     image_order: Literal["C", "F"] = "C"
     """F: flat rows run down the columns of the image, as MATLAB flattens."""
+    image_range: Literal[1, 255] | None = None
+    """Largest value that floating-point images may have; absent: told from the train images."""
     allow_shared_stimuli: bool = False
     """Whether test images may be among the train images."""
 

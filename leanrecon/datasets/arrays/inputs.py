@@ -13,7 +13,16 @@ from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
-from leanrecon.datasets.images import image_shape_of, look_through, scale_of, to_images, to_uint8
+from leanrecon.datasets.images import (
+    Values,
+    check_like_train,
+    check_scale,
+    image_shape_of,
+    look_through,
+    scale_of,
+    to_images,
+    to_uint8,
+)
 from leanrecon.datasets.splits import check_split, fold_rows, read_test_rows
 from leanrecon.errors import InputError
 
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from leanrecon.datasets.sidecars import SourceFiles
 
 Array = np.ndarray[Any, Any]
+_Part = tuple[Rows, Array]
+"""An array, and some of its rows, ascending."""
 
 OVERHEAD = 32 * 10**6
 """Bytes that h5py, scipy.io and Zarr take when they are loaded, with room for ids and captions."""
@@ -62,6 +73,12 @@ class Inputs:
             _check_betas(rows)
         for rows in stimuli:
             _check_numbers(rows, "biuf", "images")
+            if rows.dtype == np.int8:
+                raise InputError(
+                    f"{rows.name} holds int8 values, which end at 127",
+                    expected="images from 0 to 255",
+                    todo="save them as uint8 from where they still go to 255",
+                )
         for responses, images in zip(betas, stimuli, strict=False):
             _check_lengths(responses, images)
         self.voxels = betas[0].shape[1]
@@ -156,19 +173,47 @@ class Inputs:
         return to_images(block, self.image_shape, self.settings.image_order)
 
     def converter(self) -> Convert:
-        """How images become uint8, decided from all of them together; floating-point ones are looked through for it."""
+        """How images become uint8; floating-point train images decide, and test images have to agree.
+
+        ``image_range`` decides where it is set. The rows of a lone array that test_fraction is to draw from, or that
+        are folded, are all looked at: which of them are tested is not known yet, or all are trained on.
+        """
         arrays = self.arrays["stimuli"]
         name = " and ".join(rows.name for rows in arrays)
-        floats = [rows for rows in arrays if rows.dtype.kind == "f"]
-        if not floats:
+        train, test = self._looked_at(arrays)
+        if not train and not test:
             return to_uint8(name, 1)
         whole_types = any(rows.dtype.kind in "iu" for rows in arrays)
-        names = " and ".join(rows.name for rows in floats)
-        values = []
-        for rows in floats:
-            values.append(look_through(rows))
+        names = " and ".join(rows.name for rows, _ in train or test)
+        found = [look_through(rows, index) for rows, index in train or test]
+        if (largest := self.settings.image_range) is not None:
+            scale = 255 // largest
+            check_scale(names, Values.of_all(found), scale)
+        else:
+            scale = scale_of(names, found, beside_whole_types=whole_types)
+        for rows, index in test if train else []:
+            values = look_through(rows, index)
+            if self.settings.image_range is None:
+                check_like_train(f"the test images in {rows.name}", values, names, scale)
+            else:
+                check_scale(rows.name, values, scale)
+        for rows in arrays:
             rows.release()
-        return to_uint8(name, scale_of(names, values, beside_whole_types=whole_types))
+        return to_uint8(name, scale)
+
+    def _looked_at(self, arrays: list[Rows]) -> tuple[list[_Part], list[_Part]]:
+        """The floating-point images that decide the scale, and those that have to agree with it."""
+        parts: tuple[list[_Part], list[_Part]] = ([], [])
+        for k, rows in enumerate(arrays):
+            if rows.dtype.kind != "f":
+                continue
+            every = np.arange(len(rows))
+            if self.settings.test_index:
+                parts[0].append((rows, np.setdiff1d(every, self.test_rows())))
+                parts[1].append((rows, self.test_rows()))
+            else:
+                parts[k if self.paired and not self.settings.folds else 0].append((rows, every))
+        return parts
 
     def made_of(self, role: str, split: str, seed: int) -> dict[str, Any]:
         """What decides a store's contents: the arrays, the split, the averages and, for images, shape and order."""
@@ -200,6 +245,7 @@ class Inputs:
         return {
             "image_shape": list(self.image_shape or ()),
             "image_order": self.settings.image_order if flat else None,
+            **({} if self.settings.image_range is None else {"image_range": self.settings.image_range}),
         }
 
     def images_made_of(self) -> dict[str, Any] | None:

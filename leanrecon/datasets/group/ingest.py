@@ -11,6 +11,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.group.dataset import PANEL
 from leanrecon.datasets.group.members import Member, Members
 from leanrecon.datasets.group.shared import fill_shared
+from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
@@ -62,6 +63,7 @@ class Ingest:
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             for split in SPLITS:
                 self._copy_images(split, stores["stimuli", split])
+            self._refuse_shared_images()
             if not all(stores["betas", split].complete for split in SPLITS):
                 self._fit()
                 for split in SPLITS:
@@ -159,6 +161,13 @@ class Ingest:
                 store.write_rows(i, memory[: len(group)])
                 advance(len(group))
         store.finish()
+
+    def _refuse_shared_images(self) -> None:
+        """Compare images by their bytes: members of different kinds may know one image by different ids."""
+        if self.group.settings.allow_shared_stimuli:
+            return
+        ids = {split: list(self.members.images[split]) for split in SPLITS}
+        refuse_shared_images(self.study, lambda split, row: f"image {ids[split][row]}", self.context)
 
     # The alignment
 

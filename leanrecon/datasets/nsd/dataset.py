@@ -61,6 +61,8 @@ class NSDSettings(DatasetSettings):
     """Whether NSD's terms of use are accepted; needed where it is fetched."""
     check: Literal["stop", "warn"] = "stop"
     """What to do when the responses to repeats of an image are no more alike than those to different images."""
+    allow_shared_stimuli: bool = False
+    """Whether test images may be among the train images, under the same number or another."""
     zscore_sessions: bool = False
     """Whether each voxel's trials are z-scored within their session, before they are averaged."""
 
@@ -125,8 +127,9 @@ class NSD:
 
     @classmethod
     def notes(cls, settings: NSDSettings) -> Iterable[str]:
-        """Sentences that a reader of the report must know: none."""
-        return ()
+        """Sentences that a reader of the report must know."""
+        if settings.allow_shared_stimuli:
+            yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
 
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what fetching would move, write and take, from headers, the masks and the design; ``free`` changes nothing.

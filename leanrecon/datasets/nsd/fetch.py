@@ -27,6 +27,7 @@ from leanrecon.datasets.nsd.layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_layout, stored_shape
 from leanrecon.datasets.reliability import repeat_reliability
+from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.memory import buffer, format_bytes
@@ -89,6 +90,9 @@ class Fetch:
             if source.local(STIMULI) is None:
                 moved = source.traffic
                 self.context.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")
+        if not self.settings.allow_shared_stimuli:
+            numbers = {split: list(prepared.design.shown(split)) for split in SPLITS}
+            refuse_shared_images(self.study, lambda split, row: f"image {numbers[split][row]}", self.context)
         self._captions(prepared)
         self._write_rows(prepared)
 

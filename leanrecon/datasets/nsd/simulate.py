@@ -56,6 +56,9 @@ CAPTIONS = "COCO_73k_annots_curated.npy"
 SENTENCES = ("{}", "There is this: {}", "A scene. {}", "{} That is all.", "Here one sees: {}")
 """NSD's images have five captions or more; a scene has one, in five ways."""
 
+FORMATS = ("nii.gz", "hdf5")
+"""The forms that sessions of betas are published in."""
+
 VOXEL_MM = 1.8
 SIGHT = 64  # height and width of the images that the simulated cortex sees
 NOISE = 1.0  # median noise of a trial relative to the signal
@@ -72,7 +75,7 @@ def simulate_nsd(
     sessions: int | Sequence[int] = 2,
     scale: float = 0.25,
     seed: int = 0,
-    formats: Sequence[str] = ("nii.gz", "hdf5"),
+    formats: Sequence[str] = FORMATS,
     progress: Progress = _SILENT,
 ) -> None:
     """Write a small NSD into ``folder``: betas, design, masks, ncsnr, images and captions of one subject.
@@ -81,6 +84,12 @@ def simulate_nsd(
     seed gives the same design and images to all subjects. Existing files are replaced, unless another version made
     them: raises InputError there, since sessions that are left over would not fit the images.
     """
+    if not 1 <= subject <= len(SESSIONS):
+        raise SettingsError(f"subject = {subject}", expected=f"a number from 1 to {len(SESSIONS)}")
+    if seed < 0:
+        raise SettingsError(f"seed = {seed}", expected="a whole number, 0 or more")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise SettingsError(f"formats = {unknown[0]!r}", expected=f"some of {', '.join(FORMATS)}")
     numbers = chosen_sessions(subject, sessions if isinstance(sessions, int) else list(sessions))
     if not 0.1 <= scale <= 1:
         raise SettingsError(f"scale = {scale}", expected="a number from 0.1 to 1")

@@ -14,6 +14,7 @@ from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.simulated.cortex import PANEL, Cortex, cortex_nbytes, draw_voxels, trial_numbers, word_rows
 from leanrecon.datasets.simulated.scenes import TEST, compose, describe, paint
+from leanrecon.datasets.splits import check_shared
 from leanrecon.errors import StoreError
 from leanrecon.memory import buffer
 from leanrecon.study.layout import Study
@@ -169,7 +170,9 @@ class Simulated:
             _write_voxels(settings, study, seed)
         if not done:
             rows = {split: _rows(settings, split, trials) for split, trials in _trials(settings, seed).items()}
-            Rows(rows, {split: _ids(stores["stimuli", split]) for split in _SPLITS}).write(study)
+            ids = {split: _ids(stores["stimuli", split]) for split in _SPLITS}
+            check_shared(ids, dict.fromkeys(_SPLITS, lambda row: f"image {row}"), todo="choose another seed")
+            Rows(rows, ids).write(study)
 
 
 def _create(settings: SimulatedSettings, study: Study, context: Context) -> dict[tuple[str, str], "Store"]:

@@ -9,13 +9,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.errors import InputError
+from leanrecon.features.clip.cut import look_for_cut
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Inputs, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
-from leanrecon.weights.folders import part_of, read_config
+from leanrecon.weights.folders import described_by, part_of, read_config
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS, Piece
@@ -86,6 +87,20 @@ class CLIPText(CLIPSpace):
             "tokenizer": _tokenizer_content(self._tokenizer_files),
         }
 
+    def examine(self, captions: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """Count captions that are cut at 77 tokens, and the images that these no longer tell apart."""
+        _, tokenizer = self._model()
+
+        def tokens(texts: list[str]) -> list[list[int]]:
+            found: list[list[int]] = tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids
+            return found
+
+        cut = look_for_cut(captions, self._encoder.positions, tokens)
+        if not cut.cut:
+            return {}
+        counts = {"captions_cut": cut.cut, "images_made_alike": cut.alike}
+        return {"said": cut.sentence(self._encoder.positions), **{name: n for name, n in counts.items() if n}}
+
     def encode(self, captions: Sequence[Sequence[str]], rows: Rows) -> Array:
         """Float32 rows [b, dims] of images with these captions: the mean over the captions of each image."""
         if bare := [row for row, texts in zip(rows, captions, strict=True) if not texts]:
@@ -107,9 +122,10 @@ class CLIPText(CLIPSpace):
     def _encode(self, texts: list[str]) -> Array:
         """Float32 rows [n, dims] of texts."""
         model, tokenizer = self._model()
-        tokens = tokenizer(
-            texts, padding="max_length", max_length=self._encoder.positions, truncation=True, return_tensors="pt"
-        ).input_ids
+        with described_by(self._tokenizer_files[0]):
+            tokens = tokenizer(
+                texts, padding="max_length", max_length=self._encoder.positions, truncation=True, return_tensors="pt"
+            ).input_ids
         if int(tokens.max()) >= (known := model.text_model.embeddings.token_embedding.num_embeddings):
             raise InputError(
                 f"the tokenizer in {self._tokenizer_files[0].parent} has a token {int(tokens.max())} and "
@@ -156,7 +172,9 @@ class CLIPText(CLIPSpace):
             from transformers import CLIPTokenizer
 
             model = self._encoder.load(projection=self._projects, precision=self.precision, device=self.device)
-            self._loaded = model, CLIPTokenizer.from_pretrained(files[0].parent, local_files_only=True)
+            with described_by(files[0]):
+                tokenizer = CLIPTokenizer.from_pretrained(files[0].parent, local_files_only=True)
+            self._loaded = model, tokenizer
         loaded: tuple[Any, Any] = self._loaded
         return loaded
 

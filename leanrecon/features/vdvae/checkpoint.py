@@ -14,6 +14,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.paths import expanded
 from leanrecon.weights.libraries import require_installed
 from leanrecon.weights.pickles import open_checkpoint
 from leanrecon.weights.safetensors import Precision, reserved
@@ -68,7 +69,7 @@ def read_weights(
     All arrays of the file are checked, even those that are not loaded. Raises InputError, and SettingsError without
     PyTorch.
     """
-    path = Path(path).expanduser()
+    path = expanded(str(path))
     found = _checked(path, config)
     import torch
 
@@ -96,7 +97,7 @@ def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[st
     Raises InputError if the checkpoint does not fit the config, SettingsError if the new name does not end in
     .safetensors, StoreError if it can't be written.
     """
-    source, target = Path(checkpoint).expanduser(), Path(safetensors_path).expanduser()
+    source, target = expanded(str(checkpoint)), expanded(str(safetensors_path))
     if target.suffix != ".safetensors":
         raise SettingsError(f"{target} is the name for safetensors", expected="a name that ends in .safetensors")
     require_installed("safetensors")

@@ -15,6 +15,7 @@ from leanrecon.features.vdvae.checkpoint import loading_nbytes, require_file, we
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
+from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.weights.names import WeightsName
@@ -157,7 +158,7 @@ class VDVAESpace(PretrainedSpace):
 
     @property
     def _path(self) -> Path:
-        return Path(self.settings.checkpoint).expanduser()
+        return expanded(str(self.settings.checkpoint))
 
     def _names(self, use: Use) -> list[str]:
         return (

@@ -11,6 +11,7 @@ import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.images import Array
+from leanrecon.places.paths import expanded
 from leanrecon.refinement.diffusion import sampling
 from leanrecon.refinement.diffusion.networks import Part, WeightSource, downscale_factor, read_part, upscale_factor
 from leanrecon.refinement.diffusion.plan import Sizes
@@ -191,9 +192,9 @@ class DiffusionModel(ABC):
     def _negative_of(self, role: str) -> Array:
         key, shape = f"refine.{_NEGATIVE_KEYS[role]}", self.shapes[role]
         if path := self.settings.negatives[role]:
-            where = f"{key}: {Path(path).expanduser()}"
+            where = f"{key}: {expanded(str(path))}"
             try:
-                row = np.load(Path(path).expanduser(), allow_pickle=False)
+                row = np.load(expanded(str(path)), allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise InputError(f"{where} can't be read ({error})", expected="an array as .npy") from None
         elif role in self._unconditional:

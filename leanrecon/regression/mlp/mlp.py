@@ -30,7 +30,7 @@ from leanrecon.regression.mlp.settings import NOT_IN_WEIGHTS, MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget
 from leanrecon.regression.mlp.trained import Trained
 from leanrecon.regression.mlp.training import Data, seeded_weights, train
-from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.weights import contents
@@ -78,7 +78,9 @@ class StreamingMLP(Trained):
     alpha_ : float or None
         The ridge's penalty.
     left_out_ : int
-        Voxels left out because they are constant, or NaN in every row.
+        Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
+    unreasonable_ : list of str
+        What is odd about the betas, such as a voxel of mere rounding; ``fit`` warns of it.
     waited_ : float
         Seconds that steps waited for data.
     n_features_in_ : int
@@ -154,7 +156,7 @@ class StreamingMLP(Trained):
             changed["alpha"] = self.alpha_  # the chosen one is kept
         other = StreamingMLP(**self.get_params() | changed)
         order = paired_at_random(self.betas_.shape[0], seed, within_panels=self.settings_.head == "full")
-        other.settings_ = other._checked_settings()
+        other.settings_, other.warns = other._checked_settings(), False  # the betas are the same
         other._one_dimensional, other._shared, other._pairing = self._one_dimensional, self._head, self._pairing
         return other._fit(self.betas_, self.targets_, self._groups, self._test_rows, order)
 
@@ -199,10 +201,7 @@ class StreamingMLP(Trained):
         made_of = self._made_of()
         folder = Folder(at, made_of, overwrite=self.overwrite)
         known = {name: folder.find(name) for name in ("network", "best", "checkpoint")}["network"]
-        self.moments_ = moments(self.betas_)
-        self.left_out_ = int(self.betas_.shape[1] - self.moments_.usable.sum())
-        if self.left_out_ == self.betas_.shape[1]:
-            raise InputError(f"none of the {self.left_out_} voxels varies over the {self.betas_.shape[0]} train rows")
+        self._look_at(self.betas_, None)
         self._train = Centred(self.betas_, self.moments_, scale=self.settings_.standardize)
         self._head = self._shared or self._coded(at, plan)
         self.alpha_, self._offset = self._ridge_predictions(at, learned)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
-from leanrecon.regression.ridge.plan import TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
+from leanrecon.regression.ridge.plan import MOMENTS, TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
 from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.layout import PANEL
 
@@ -163,8 +163,10 @@ def plan_network(shapes: NetworkShapes, free: int, *, torch_held: bool = False) 
     if not shapes.full:
         phases, in_memory, pass_nbytes, triangle = _coding(shapes, free)
     else:
-        phases["moments"] = WORKSPACE + 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch
-    phases["moments of betas"] = WORKSPACE + 2 * shapes.x_tile + 8 * shapes.p * 8 + shapes.scratch + shapes.coordinates
+        phases["moments"] = WORKSPACE + 2 * shapes.y_tile + MOMENTS * shapes.t * 8 + shapes.y_scratch
+    phases["moments of betas"] = (
+        WORKSPACE + 2 * shapes.x_tile + MOMENTS * shapes.p * 8 + shapes.scratch + shapes.coordinates
+    )
     if shapes.skip:
         beside = shapes.coordinates + beside_ridge(shapes.n, TEST_ROWS)
         ridge = ridge_plan(shapes, free - beside)
@@ -196,7 +198,7 @@ def _coding(shapes: NetworkShapes, free: int) -> tuple[dict[str, int], bool, int
     def phases(held: int, on_disk: bool) -> dict[str, int]:
         kept = 0 if on_disk else held
         found = {
-            "moments": 2 * shapes.y_tile + 8 * shapes.t * 8 + shapes.y_scratch,
+            "moments": 2 * shapes.y_tile + MOMENTS * shapes.t * 8 + shapes.y_scratch,
             "Gram matrix of the targets": held + own.slabs,
             "eigenvectors of the targets": kept + 3 * square + (panel if on_disk else 0) + LAPACK_NBYTES,
             "coordinates of the targets": kept + square + taken,

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 from leanrecon.context import Context
 from leanrecon.regression.mlp.plan import NetworkShapes, plan_network
 from leanrecon.regression.mlp.settings import MLPSettings
-from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
+from leanrecon.regression.regressor import (
+    Output,
+    RegressionData,
+    RegressionPlan,
+    RegressionShapes,
+    check_test_rows,
+)
 from leanrecon.regression.ridge.regressor import shapes_of_regression
+from leanrecon.regression.unreasonable import of_test
 
 if TYPE_CHECKING:
     from leanrecon.regression.mlp.mlp import StreamingMLP
@@ -36,6 +43,7 @@ class MLPRegressor:
         return self.settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"})
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        check_test_rows(self.settings.restandardize, shapes.m)
         ridge = shapes_of_regression(shapes)
         network = NetworkShapes(
             shapes.n, shapes.p, shapes.m, shapes.t, self.settings, s=shapes.s, largest=ridge.largest,
@@ -57,6 +65,7 @@ class MLPRegressor:
         """Fill the stores of all outputs; each network is trained, continued or loaded in its output's folder."""
         from leanrecon.regression.mlp.mlp import StreamingMLP
 
+        check_test_rows(self.settings.restandardize, data.test.shape[0])
         shared.clear()  # a ridge's factor would lie beside the network
         first, *others = outputs
         mlp = StreamingMLP(
@@ -70,10 +79,14 @@ class MLPRegressor:
             progress=context.progress,
             label=context.label,
         )
+        mlp.warns = False  # what is odd is said beside the label
         mlp.fit(data.betas, data.targets, stimulus=data.stimulus, groups=data.groups, test_rows=data.test.shape[0])
         if mlp.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {mlp.left_out_} of {voxels} voxels do not vary and are left out")
+        mlp.unreasonable_ = [*mlp.unreasonable_, *of_test(data.test, mlp.moments_)]
+        for sentence in mlp.unreasonable_:
+            context.progress.say(f"{context.label}: {sentence}")
         _fill(mlp, data, first, context)
         for output in others:
             if output.store.complete:
@@ -91,6 +104,7 @@ class MLPRegressor:
             "epochs_trained": len(history.train) - 1,
             "best_epoch": history.best,
             "voxels_left_out": mlp.left_out_,
+            **({"unreasonable_betas": list(mlp.unreasonable_)} if mlp.unreasonable_ else {}),
             "curve": history.as_dict(),
         }
         if mlp.alpha_ is not None:

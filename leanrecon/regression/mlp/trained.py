@@ -192,6 +192,7 @@ class Trained(Regressor):
             alpha, standardize=self.settings_.standardize, alphas=self.settings_.alphas, budget=MemoryBudget(budget.allowed - beside, budget.reserved), seed=self.seed,
             scratch=self.scratch,
         )  # fmt: skip
+        ridge.warns = False
         if rows is None:
             return ridge.fit(self.betas_, self.targets_, stimulus=self._pairing.index)
         targets, stimulus = rows_alone(self.targets_, self._pairing, rows)

@@ -24,6 +24,9 @@ PROJECTIONS = 512
 ALPHAS = 22
 """Alphas of the default grid of leave-one-out."""
 
+MOMENTS = 12
+"""Numbers of 8 bytes for each voxel while moments are taken and betas are looked at."""
+
 WORKSPACE = 28_000_000
 """Bytes that the BLAS threads and the interpreter take for themselves: 7 to 16 MB measured on two cores."""
 
@@ -185,7 +188,7 @@ def _fit_phases(
     held = pass_nbytes if in_memory else 0
     cross = shapes.m * n * e if known and shapes.dual else 0
     phases = {
-        "moments": 2 * shapes.x_tile + 8 * p * 8 + shapes.scratch,
+        "moments": 2 * shapes.x_tile + MOMENTS * p * 8 + shapes.scratch,
         "gram": pass_nbytes + shapes.slabs + cross + (2 * shapes.m * DEPTH * e if cross else 0),
     }
     if loo:

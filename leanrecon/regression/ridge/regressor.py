@@ -9,7 +9,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
-from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
+from leanrecon.regression.regressor import (
+    Output,
+    RegressionData,
+    RegressionPlan,
+    RegressionShapes,
+    check_test_rows,
+)
 from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, Shapes, plan_fit
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
@@ -62,6 +68,7 @@ class RidgeRegressor:
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan the fit and the predictions into ``free`` bytes of memory; ``work`` may exceed ``free``."""
         settings = self.settings
+        check_test_rows(self.settings.restandardize, shapes.m)
         of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
         planned = plan_fit(
             of_ridge,
@@ -86,10 +93,13 @@ class RidgeRegressor:
 
         Spaces with the same settings share a factor in ``shared``, unless alpha was chosen for each of them.
         """
+        check_test_rows(self.settings.restandardize, data.test.shape[0])
         ridge = self._fitted(data, context, shared, shuffled=any(out.pairing is not None for out in outputs))
         if ridge.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
+        for sentence in ridge.unreasonable_:
+            context.progress.say(f"{context.label}: {sentence}")
         alpha = np.asarray(ridge.alpha_)
         if self.settings.alpha == "loo":
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
@@ -105,6 +115,7 @@ class RidgeRegressor:
             "settings": self.settings.model_dump(exclude_none=True),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
             "voxels_left_out": ridge.left_out_,
+            **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
     def _fitted(
@@ -123,6 +134,7 @@ class RidgeRegressor:
         shared.clear()  # one factor at a time
         options = self.settings.model_dump(exclude={"kind"})
         ridge = StreamingRidge(**options, budget=context.budget, seed=context.seed, scratch=context.scratch)
+        ridge.warns = False  # what is odd is said beside the label
         ridge.fit(data.betas, data.targets, stimulus=data.stimulus, test=data.test, shuffled=shuffled)
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks

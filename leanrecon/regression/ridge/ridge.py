@@ -17,7 +17,7 @@ from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.estimator import Regressor
-from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import per_target
 from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
@@ -106,7 +106,9 @@ class StreamingRidge(Regressor):
     ----------
     alpha_ : float, or array of float [targets] with ``per_target``
     left_out_ : int
-        Voxels left out because they are constant, or NaN in every row.
+        Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
+    unreasonable_ : list of str
+        What is odd about the betas, such as a voxel of mere rounding; ``fit`` warns of it.
     n_features_in_ : int
     """
 
@@ -144,8 +146,7 @@ class StreamingRidge(Regressor):
         """
         check_parameters(self.alpha, self.alphas, self.per_target, self.restandardize)
         betas, targets = self._train_matrices(X, y, stimulus)
-        n, p = betas.shape
-        self._pairing = Pairing.of(stimulus, n, targets.shape[0])
+        self._pairing = Pairing.of(stimulus, betas.shape[0], targets.shape[0])
         self._order: Array | None = None
         self._shuffles = shuffled
         self._held_out = group_rows(self._pairing) if self.restandardize == "inductive" else np.empty(0, np.int64)
@@ -159,10 +160,7 @@ class StreamingRidge(Regressor):
         self.peaks_ = Peaks()
         self.projected_ = self._require(budget, "the ridge regression", plan.work)
         self.betas_, self.targets_ = betas, targets
-        self.moments_ = moments(betas)
-        self.left_out_ = int(p - self.moments_.usable.sum())
-        if self.left_out_ == p:
-            raise InputError(f"none of the {p} voxels varies over the {n} train rows", expected="betas that vary")
+        self._look_at(betas, known)
         self._train = self._centred(betas)
         self._known: Known | None = None
         self._factor: Panels | None = None
