@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.open import find_file, open_array
+from leanrecon.datasets.files.open import find_file, open_array, refuse_pointer
+from leanrecon.datasets.files.text import read_numbers
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -73,12 +74,18 @@ def read_test_rows(spec: str, n_rows: int, default_path: str | None = None, base
     """
     text = find_file(spec, base_dir)
     if text is not None and text.suffix.lower() in (".txt", ".csv"):
-        values, name = _parse(text), str(text)
+        refuse_pointer(text)
+        values, name = read_numbers(text, n_rows), str(text)
     else:
         with open_array(spec, default_path, base_dir) as rows:
             name = rows.name
             if rows.dtype.kind not in "biuf" or max(rows.shape, default=0) != np.prod(rows.shape):
                 raise InputError(f"{name} holds {rows.kind} of shape {rows.shape}", expected="row numbers or a mask")
+            if len(rows) * rows.row_nbytes > max(n_rows, 1) * rows.dtype.itemsize:
+                what = "a mask of" if rows.dtype.kind == "b" else "as row numbers"
+                raise InputError(
+                    f"{name} is {what} {max(rows.shape)} entries", expected=f"one entry for each of {n_rows} rows"
+                )
             values = rows[:].ravel()
     if values.dtype.kind == "f" and not np.all(values == np.rint(values)):
         raise InputError(f"{name} holds numbers that are not whole", expected="row numbers or a mask")
@@ -98,20 +105,6 @@ def read_test_rows(spec: str, n_rows: int, default_path: str | None = None, base
             todo="count rows from 0: subtract 1 from MATLAB's numbers" if values.max() == n_rows else None,
         )
     return np.sort(values.astype(np.int64))
-
-
-def _parse(path: Path) -> Array:
-    try:
-        words = path.read_text(encoding="utf-8-sig").replace(",", " ").replace(";", " ").split()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text", expected="row numbers or a mask") from error
-    if words and all(word.lower() in ("true", "false") for word in words):
-        return np.array([word.lower() == "true" for word in words])
-    try:
-        return np.array([int(word) for word in words], np.int64)
-    except (ValueError, OverflowError) as error:
-        bad = next((word for word in words if not word.isdigit()), "numbers too large")
-        raise InputError(f"{path} holds {bad!r}", expected="only row numbers, or a mask of true and false") from error
 
 
 def check_split(n_train: int, n_test: int) -> None:

@@ -103,6 +103,15 @@ class AutoKL(PretrainedSpace):
         channels, height, width = self._latent_shape
         return channels * height * width
 
+    def check(self) -> None:
+        """Raise InputError for files that are no autoencoder of this kind; reads headers and configs only."""
+        for use in _PARTS:
+            self._cost(use)
+            weights = self._network(use)[1]
+            folder = weights.files[0].parent
+            if not weights.named(_PARTS[use]):
+                raise InputError(f"{folder} has no weights of {_PARTS[use][0]}…", expected="an autoencoder", todo=AGAIN)
+
     def cost(self, image_shape: ImageShape) -> Cost:
         return self._cost("encode")
 

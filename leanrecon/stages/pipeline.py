@@ -109,6 +109,7 @@ class Pipeline:
             heal(run.study)
             load_library()
             for k, stage in enumerate(stages):
+                run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}")
                 stage.run(run)
                 self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:

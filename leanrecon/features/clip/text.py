@@ -65,6 +65,10 @@ class CLIPText(CLIPSpace):
     def dims(self, image_shape: ImageShape) -> int:
         return self._encoder.positions * (self._encoder.projection if self._projects else self._encoder.width)
 
+    def check(self) -> None:
+        super().check()
+        _ = self._tokenizer_files
+
     def cost(self, image_shape: ImageShape) -> Cost:
         encoder, at_once = self._encoder, self._at_once
         held = LIBRARY_NBYTES + imports_nbytes("transformers")
