@@ -80,7 +80,8 @@ def test_a_finished_study_has_figures_by_area(tmp_path: Path) -> None:
     lab = write_lab(tmp_path / "lab", images=40)
     path = lab.folder / "s.toml"
     path.write_text(
-        path.read_text() + '[areas]\nearly = ["V1"]\nhigh = ["ventral"]\n[evaluate]\npermutations = 2\nresamples = 100\n'
+        path.read_text()
+        + '[areas]\nearly = ["V1"]\nhigh = ["ventral"]\n[evaluate]\npermutations = 2\nresamples = 100\n'
     )
     made = run(str(path), study=lab.folder / "study")
     assert set(made.figures["areas"]) == {"early", "high"}

@@ -37,7 +37,7 @@ EXPECTED = (0, 1, 2)
 """Exit codes: done, damage found (verify), a LeanreconError."""
 
 
-SHARES = {"inputs": 55, "settings": 15, "study": 20, "weights": 10}
+SHARES = {"inputs": 40, "layouts": 15, "settings": 15, "study": 20, "weights": 10}
 """Cases in a hundred of each group of seeds."""
 
 

@@ -43,7 +43,7 @@ def seeds(root: Path) -> list[Seed]:
     """Write the valid files below ``root``; returns every file that is to be mutated."""
     base = root / "base"
     write_base(base)
-    return [*_inputs(root, base), *_settings(base), *_studies(root, base), *_weights(root)]
+    return [*_inputs(root, base), *_layouts(root), *_settings(base), *_studies(root, base), *_weights(root)]
 
 
 def write_base(folder: Path) -> None:
@@ -98,6 +98,42 @@ def _inputs(root: Path, base: Path) -> Iterator[Seed]:
                 path.name,
                 (("run", "s.toml", "--study", "st", "--until", "dataset", *option),),
             )
+
+
+def _layouts(root: Path) -> Iterator[Seed]:
+    """Folders of the builder's datasets: every file of each that is read."""
+    from support.lab import write_lab
+    from support.layouts import IDS, write_bdata, write_glmsingle, write_images, write_mindeye, write_miyawaki
+
+    command = ("run", "s.toml", "--study", "st", "--until", "dataset", "--set", "dataset.check=warn")
+    command += ("--set", "features.pca.components=4")
+    write_lab(root / "nifti" / "x")
+    write_lab(root / "plain" / "x", ending="nii", nifti2=True)
+    for name, writer in {
+        "mindeye": lambda folder: write_mindeye(folder, sessions=1),
+        "glmsingle": lambda folder: write_glmsingle(folder, ending="hdf5"),
+        "miyawaki": write_miyawaki,
+    }.items():
+        writer(root / name / "x")
+    bdata = root / "bdpy" / "x"
+    bdata.mkdir(parents=True)
+    write_images(bdata / "images")
+    write_bdata(bdata / "a.h5", np.repeat(IDS, 3))
+    tables = {
+        "mindeye": 'kind = "mindeye"\nroot = "."\nsubject = 3',
+        "glmsingle": 'kind = "glmsingle"\nroot = "."\ntrials = "trials.csv"\nimages = "images"',
+        "miyawaki": 'kind = "miyawaki"\nroot = "."',
+        "bdpy": 'kind = "bdpy"\npath = "a.h5"\nvoxels = "ROI_VC"\nimages = "images"\ntest_fraction = 0.3',
+    }
+    for name, table in tables.items():
+        (root / name / "x" / "s.toml").write_text(f"[dataset]\n{table}\n")
+    for layout in ("nifti", "plain", *tables):
+        folder = root / layout / "x"
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and path.suffix != ".toml":
+                yield Seed("layouts", f"{layout} {name}", folder, name, (command,))
+                yield Seed("layouts", f"inspect {layout} {name}", folder, name, (("inspect", "."), ("inspect", name)))
 
 
 def _settings(base: Path) -> Iterator[Seed]:

@@ -161,7 +161,7 @@ def write_miyawaki(root: Path) -> dict[str, Any]:
 
 def write_glmsingle(folder: Path, *, ending: str, flat: bool = False) -> tuple[np.ndarray, list[str]]:
     """``betasmd`` of 4x3x2 voxels and 24 trials, as GLMsingle writes it from Python (HDF5) or MATLAB (v7.3)."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     order = RNG.permutation(np.repeat(np.arange(8), 3))
     code = RNG.standard_normal((8, 24))
     betas = (code[order] + 0.2 * RNG.standard_normal((24, 24))).astype("f4")

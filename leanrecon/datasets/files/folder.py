@@ -81,7 +81,11 @@ def image_size(path: Path) -> tuple[int, int, int]:
     image = _opened(path)
     with image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # by a quarter
+        except Exception as error:  # Pillow reads PNG to its end for this, and raises anything on the way
+            raise _unreadable(path, error) from error
+        if turned:
             width, height = height, width
         return height, width, 1 if image.mode in ("1", "L") else 3
 
@@ -105,7 +109,11 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise InputError(f"{path} can't be read as an image: {error}", todo="copy it again") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: object) -> InputError:
+    return InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
 
 
 def _opened(path: Path) -> Any:
@@ -115,7 +123,7 @@ def _opened(path: Path) -> Any:
         image = Image.open(path)
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow's readers raise anything on damaged files
-        raise InputError(f"{path} can't be read as an image: {error}", todo="copy it again") from error
+        raise _unreadable(path, error) from error
     problem = ""
     if frames > 1:
         problem = f"is animated ({frames} frames)"
