@@ -130,8 +130,9 @@ def _kept(path: Location, progress: Progress) -> list[Verified]:
     links = [link for link in study.links() if link.is_within(path)]
     within = [found for found in study.found(*KEPT, Role.NETWORK, *SMALL) if found.path.is_within(path)]
     own = [f for f in within if not any(link.is_within(f.path) for link in links)]
+    scratch = [_opened(store, Role.STORE) for store in study.scratch_stores() if store.is_within(path)]
     folders = [Misplaced(folder) for folder in _folders_for_files(study) if folder.is_within(path)]
-    return [*map(Link, links), *folders, *(_opened(found.path, found.item.role) for found in own)]
+    return [*map(Link, links), *folders, *(_opened(found.path, found.item.role) for found in own), *scratch]
 
 
 def _folders_for_files(study: Study) -> Iterator[Location]:

@@ -89,7 +89,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path: Path, mo
 
     monkeypatch.setattr("leanrecon.datasets.arrays.ingest.fill_store", rewritten)
     study = Study(tmp_path / "study")
-    with pytest.raises(InputError, match=r"betas\.npy changed while it was read.*run the same command again"):
+    with pytest.raises(InputError, match=r"betas\.npy changed while it was read.*Run the same command again"):
         ingest_betas(study, one)
     monkeypatch.undo()
     ingest_betas(study, one)

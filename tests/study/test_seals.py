@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.memory_place import MemoryPlace
-from support.small_study import contents, write_study
+from support.small_study import contents, write_store, write_study
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.places import Location, as_location, seals
@@ -280,6 +280,16 @@ def test_a_damaged_record_of_other_settings_is_made_anew_without_overwrite(study
         heal(study)
     again = Store.create(study.betas("train"), (6, 10), np.float32, made_of={"alpha": 1.0}, chunk=200)
     assert len(again.missing()) == again.row_groups * again.column_groups
+
+
+def test_stores_that_are_made_again_when_missed_are_verified_too(study: Study) -> None:
+    store = write_store(study.root / "predictions/pca/out_of_fold/0.zarr", np.zeros((6, 10), np.float32))
+    change(store.chunk_path(0, 0), bytes(8), bytes(7) + b"1")
+    assert list(damage_of(study.root)) == list(damage_of(store.path)) == [str(store.path)]
+    (store.path / "zarr.json").write_bytes(b"")
+    with pytest.warns(LeanreconWarning, match=r"out_of_fold/0\.zarr/zarr\.json does not match its checksum"):
+        heal(study)
+    assert find_damage(study.root) == {}
 
 
 # Mirrors, links, folders
