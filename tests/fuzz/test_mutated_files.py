@@ -31,7 +31,6 @@ def make(folder: Path, kind: str) -> Path:
     import h5py
     import nibabel
     import scipy.io
-    from PIL import Image
 
     numbers = np.random.default_rng(1).normal(size=(9, 7))
     path = folder / f"x.{kind.split('-')[-1]}"
@@ -66,12 +65,10 @@ def make(folder: Path, kind: str) -> Path:
         nibabel.save(nibabel.Nifti1Image((numbers[:, :, None] > 0).astype(np.int16), np.eye(4)), path)
     elif kind == "betas-nii.gz":
         nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 750), np.int16), np.eye(4)), path)
-    elif kind == "design-mat":
+    else:
+        assert kind == "design-mat"
         tables = {"masterordering": np.arange(1, 1501)[None], "subjectim": np.arange(16_000).reshape(8, -1) + 1}
         scipy.io.savemat(path, tables, do_compression=True)
-    else:
-        assert kind == "png"
-        Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path)
     return path
 
 
@@ -120,12 +117,6 @@ def read_nsd_design(path: Path) -> None:
     assert found is not None
     with source.open(path.name, found) as file:
         read_design(file, 1, [1, 2])
-
-
-def read_picture(path: Path) -> None:
-    from leanrecon.images import read_png
-
-    read_png(path)
 
 
 READERS: dict[str, Callable[[Path], None]] = {
