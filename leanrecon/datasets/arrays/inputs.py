@@ -311,7 +311,7 @@ def _check_betas(rows: Rows) -> None:
         raise InputError(
             f"{rows.name} has shape {rows.shape}",
             expected="betas as [rows, voxels]",
-            todo="bring volumes into this form with their mask: betas[:, mask]",
+            todo="bring volumes into this form with their mask: betas[:, mask], or betas[mask].T where trials are last",
         )
 
 
