@@ -30,6 +30,7 @@ from leanrecon.datasets.splits import fold_rows, fraction_rows, read_test_rows
 from leanrecon.errors import BudgetError, InputError, LeanreconError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
 from leanrecon.places.local import LocalPlace
+from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
@@ -373,6 +374,34 @@ def test_an_index_of_more_entries_than_rows_is_refused_before_all_of_it_is_read(
 def test_an_index_of_savetxt_is_read(here):
     np.savetxt("index.txt", [3, 5, 8])
     assert read_test_rows("index.txt", 10).tolist() == [3, 5, 8]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_columns_of_labels_among_the_betas_are_named(here):
+    labelled = {split: np.c_[BETAS[split], np.arange(len(BETAS[split])) % 5] for split in BETAS}
+    for split, betas in labelled.items():
+        np.save(f"betas_{split}.npy", betas)
+    said = Said()
+    run(of_files(), progress=said)
+    (line,) = [line for line in said.lines if "column" in line]
+    assert "1 of 34 columns" in line
+    assert "column 33 first, from 0 to 4" in line
+
+
+@pytest.mark.parametrize("make", [np.rint, lambda betas: betas, lambda betas: np.c_[betas, np.zeros(len(betas))]])
+def test_betas_without_labels_pass_without_a_word(here, make):
+    for split in BETAS:
+        np.save(f"betas_{split}.npy", make(10 * BETAS[split]))
+    said = Said()
+    run(of_files(), progress=said)
+    assert said.lines == []
 
 
 # Splits

@@ -207,6 +207,8 @@ class Ingest:
             fill_store(store, source, self.context.named(f"betas, {split.name}"), nan.looker(locate))
             located.append((store, locate))
         nan.check(located)
+        if nan.labels:
+            self.context.progress.say(nan.labels)
         for store in own:
             store.finish()
 
