@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from leanrecon.errors import SettingsError
+from leanrecon.errors import SettingsError, shown
 from leanrecon.validation import nearest, validate
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -146,8 +146,8 @@ def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: s
     name = table.get("kind", default)
     known = entries(group)
     if not isinstance(name, str) or (name not in known and "kind" in table):
-        hint = nearest(str(name), known) if known else "none is installed"
-        raise SettingsError(f"{prefix}kind = {_short(name)} ({hint})")
+        hint = nearest(name if isinstance(name, str) else "", known) if known else "none is installed"
+        raise SettingsError(f"{prefix}kind = {shown(name)} ({hint})")
     try:
         kind = get(group, name)
     except SettingsError as error:
@@ -156,11 +156,6 @@ def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: s
         raise SettingsError(f"{section}: {error.found}", expected=error.expected, todo=advice or error.todo) from None
     settings: BaseModel = validate(kind.Settings, {**table, "kind": name}, prefix)
     return settings
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def broken(group: str) -> list[str]:

@@ -13,13 +13,18 @@ from typing import Any, Self
 import numpy as np
 import psutil
 
-from leanrecon.errors import BudgetError, SettingsError
+from leanrecon.errors import BudgetError, SettingsError, shown
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", start=1)
     for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
+
+_LARGEST = 2**62  # bytes; more is no size of a memory or a disk
+
+LEAST_BUDGET = 1_000_000
+"""Bytes below which a budget was given without its unit: Python alone takes more."""
 
 DEFAULT_SHARE = 0.8
 """The share of the free memory that a budget takes when none is given."""
@@ -37,10 +42,26 @@ SAMPLES_PER_SECOND = 50
 
 def parse_bytes(text: str | int) -> int:
     """Read a size such as ``"4GB"`` (10⁹ bytes), ``"512 MiB"`` (2²⁰ bytes) or a plain number of bytes."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
-    if match is None or match[2].upper() not in _UNITS:
-        raise SettingsError(f"{text!r} is not a size in bytes", expected='a number and a unit, as in "4GB" or "512MiB"')
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    written = str(text) if isinstance(text, str) or (type(text) is int and -1 < text < _LARGEST) else ""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", written, re.ASCII) if len(written) < 100 else None
+    nbytes = float(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0.0
+    if match is None or match[2].upper() not in _UNITS or nbytes >= _LARGEST:
+        raise SettingsError(
+            f"{shown(text)} is not a size in bytes", expected='a number and a unit, as in "4GB" or "512MiB"'
+        )
+    return int(nbytes)
+
+
+def parse_budget(text: str | int) -> int:
+    """Read a memory budget; raises SettingsError below ``LEAST_BUDGET``, as for "4" where "4GB" is meant."""
+    nbytes = parse_bytes(text)
+    if nbytes < LEAST_BUDGET:
+        unit = f', as in "{str(text).strip()}GB"' if str(text).strip().isdecimal() else ""
+        raise SettingsError(
+            f"a memory of {shown(text)} is {format_bytes(nbytes)}, too little for any study",
+            expected=f"{format_bytes(LEAST_BUDGET)} or more, with a unit{unit}",
+        )
+    return nbytes
 
 
 def format_bytes(n: float) -> str:

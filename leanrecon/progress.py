@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from leanrecon.errors import plain
+
 Advance = Callable[[int], None]
 Note = Callable[[], str]
 
@@ -56,7 +58,7 @@ class PlainProgress(Progress):
             )
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
 
 class RichProgress(Progress):
@@ -71,19 +73,19 @@ class RichProgress(Progress):
         from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         started = time.monotonic()
         at = done
         with Bar(*columns, console=self.console, transient=False) as bar:
-            row = bar.add_task(name, total=total, completed=done, rate=unit, note="")
+            row = bar.add_task(plain(name), total=total, completed=done, rate=unit, note="")
 
             def advance(n: int) -> None:
                 nonlocal at
@@ -94,7 +96,7 @@ class RichProgress(Progress):
             yield advance
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(plain(text), highlight=False, markup=False)
 
 
 def _clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from leanrecon.errors import SettingsError
+from leanrecon.errors import SettingsError, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -17,10 +17,16 @@ def validate(model: type[Model], table: Mapping[str, Any], prefix: str) -> Model
     Raises SettingsError with all problems, one sentence each.
     """
     try:
-        return model.model_validate(dict(table))
+        found = model.model_validate(dict(table))
     except ValidationError as error:
         problems = [_sentence(problem, table, prefix, model) for problem in error.errors()]
-        raise SettingsError("; ".join(dict.fromkeys(problems))) from None
+    except RecursionError:
+        raise SettingsError(
+            f"{prefix.rstrip('.') or 'the settings'} hold tables or lists that are nested too deeply"
+        ) from None
+    else:
+        return found
+    raise SettingsError("; ".join(dict.fromkeys(problems)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -39,4 +45,4 @@ def _sentence(problem: Any, table: Mapping[str, Any], prefix: str, model: type[B
     if problem["type"] == "missing":
         return f"{prefix}{key} is not given"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{prefix}{key} = {table.get(key)!r}: {message[0].lower()}{message[1:]}"
+    return f"{prefix}{key} = {shown(table.get(key))}: {message[0].lower()}{message[1:]}"

@@ -10,6 +10,7 @@ loopback. Prints the limits, the seconds of every cell, and the peak anonymous m
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -50,8 +51,25 @@ def _expression(text):
 def build_wheel(folder):
     """Build a wheel of this source tree."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the wheel could not be built:\n{done.stderr.strip() or done.stdout.strip()}")
     return next(folder.glob("leanrecon-*.whl"))
+
+
+NEEDED = {"hatchling": "hatchling", "nbclient": "nbclient", "ipykernel": "ipykernel", "boto3": "boto3",
+          "nibabel": "nibabel", "torch": "torch", "psutil": "psutil"}  # fmt: skip
+"""What notebooks run with, by the name of the module: README's pip install '.[test]' brings all of them."""
+
+
+def require_installed():
+    """Refuse to begin where a library is missing that a notebook would only miss after minutes."""
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SystemExit(
+            f"notebooks need {', '.join(missing)}, which this Python does not have: "
+            f"run pip install '.[test]' in {ROOT} first"
+        )
 
 
 def fresh_environment(folder):
@@ -174,6 +192,7 @@ def execute(given):
 
 def run(given):
     """Make an environment, run the notebook there in a process of its own, and print what it took."""
+    require_installed()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         python = fresh_environment(place / "environment")

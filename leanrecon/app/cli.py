@@ -1,22 +1,29 @@
 """The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
 
+import errno
 import os
 import sys
+import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from leanrecon import __version__
-from leanrecon.errors import LeanreconError
+from leanrecon.errors import LeanreconError, plain
 
 if TYPE_CHECKING:
     from leanrecon.progress import Progress
     from leanrecon.study.settings import Settings
 
+INSTALL_MODELS = 'pip install ".[models]"'
+"""How README installs the networks' libraries."""
+
 _NETWORKS = ("torch", "transformers", "diffusers")  # that the demo runs
+
+_PIPE = 141  # as shells tell of a process that a closed pipe ended
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C, as shells do
 
@@ -66,10 +73,12 @@ def run(
 
     last = stages_until(settings, until)[-1].name
     folder = _folder(source, study)
+    began = time.monotonic()
     Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress(), mirror=mirror).run(
         last
     )
-    typer.echo(f"done: {Study(folder).report if last == 'evaluate' else folder}")
+    _tell_end(folder, last, time.monotonic() - began)
+    _say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
 
 
 @app.command()
@@ -87,7 +96,7 @@ def demo(
     if lacking and not fast:
         raise LeanreconError(
             f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
-            todo='install with pip install "leanrecon[models]", or run `leanrecon demo --fast`, which needs no networks',
+            todo=f"install with {INSTALL_MODELS} in the folder of leanrecon, or run `leanrecon demo --fast`, which needs no networks",
         )
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,7 +108,7 @@ def demo(
 
 @app.command()
 def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
-    """Show the memory and disk that every stage will take, before anything is done."""
+    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
     settings, base_dir = _settings(source, sets, memory)
     from leanrecon.app.plan import show
     from leanrecon.stages.pipeline import plan_study, stages_until
@@ -107,7 +116,8 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
 
     names = [stage.name for stage in stages_until(settings, until)]
     lines = plan_study(settings, base_dir=base_dir, until=until)
-    show(lines, settings.general.memory, missing(settings, names))
+    if not show(lines, settings.general.memory, missing(settings, names)):
+        raise typer.Exit(2)
 
 
 @app.command("fetch-weights")
@@ -121,7 +131,7 @@ def fetch_weights(source: Source, sets: Sets = None) -> None:
     needs = needed(settings)
     require_packaged(needs)
     fetch_all(needs, _progress())
-    typer.echo("all weights are here" if needs else "these settings need no weights")
+    _say("all weights are here" if needs else "these settings need no weights")
 
 
 @app.command()
@@ -136,12 +146,12 @@ def verify(
     damaged = find_damage(path, progress=_progress())
     for chunks in damaged.values():
         for _, what in chunks:
-            typer.echo(what)
+            _say(what)
     if not damaged:
-        typer.echo("all chunks are sound")
+        _say("all chunks are sound")
     elif repair:
         mend(path, damaged, progress=_progress())
-        typer.echo("repaired")
+        _say("repaired")
     else:
         raise typer.Exit(1)
 
@@ -150,12 +160,14 @@ def verify(
 def export(
     store: Annotated[Path, typer.Argument(help="A store of a study.")],
     file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Copy a store into a .npy file, row group by row group."""
     from leanrecon.stores.export import export_npy
 
+    _require_free(file, overwrite)
     export_npy(store, file, progress=_progress())
-    typer.echo(f"wrote {file}")
+    _say(f"wrote {file}")
 
 
 @app.command()
@@ -171,7 +183,7 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
         write_report(Run(settings, Study(study), progress=_progress()))
-    typer.echo(f"wrote {Study(study).report}")
+    _say(f"wrote {Study(study).report}")
 
 
 @app.command()
@@ -203,7 +215,7 @@ def mirror(
     _require_study(study)
     with only_run(study):
         Mirror(study, folder, overwrite=overwrite, progress=_progress()).keep()
-    typer.echo(f"all that {study} has finished is in {folder}")
+    _say(f"all that {study} has finished is in {folder}")
 
 
 @app.command("simulate-nsd")
@@ -218,9 +230,9 @@ def simulate_nsd(
     from leanrecon.datasets.nsd.simulate import simulate_nsd as write
 
     write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=_progress())
-    typer.echo(f"wrote {folder}; use it with")
-    typer.echo(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
-    typer.echo(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
+    _say(f"wrote {folder}; use it with")
+    _say(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
+    _say(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
 
 
 @app.command("export-nifti")
@@ -228,13 +240,15 @@ def export_nifti(
     study: Annotated[Path, typer.Argument(help="A study of kind nsd.")],
     vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
     file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Put one number a voxel back into the subject's space, as a NIfTI volume."""
     from leanrecon.datasets.nsd.voxels import export_nifti as write
     from leanrecon.study.layout import Study
 
+    _require_free(file, overwrite)
     write(Study(study), vector, file)
-    typer.echo(f"wrote {file}")
+    _say(f"wrote {file}")
 
 
 @app.command()
@@ -244,7 +258,7 @@ def recipes() -> None:
 
     for name, path in known().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        typer.echo(f"{name:16} {first.lstrip('# ')}")
+        _say(f"{name:16} {first.lstrip('# ')}")
 
 
 @app.command("kinds")
@@ -261,33 +275,93 @@ def list_kinds(
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if version:
-        typer.echo(f"leanrecon {__version__}")
+        _say(f"leanrecon {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a user's mistake or a limit of the machine is one sentence and exit code 2."""
     warnings.showwarning = _show_warning
     try:
         app()
     except LeanreconError as error:
-        typer.echo(f"leanrecon: {error}", err=True)
-        sys.exit(2)
+        _stop(str(error))
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_PIPE)
+    except KeyboardInterrupt:
+        _say("leanrecon: stopped; the same command continues from here", err=True)
+        sys.exit(_INTERRUPTED)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _stop(_of_system(error))
+    except MemoryError:
+        _stop("The memory of this machine ran out. Give a smaller --memory, or close other programs.")
+    except RecursionError:
+        _stop("An input holds lists or tables that are nested too deeply. Check the settings and the JSON files.")
     except SystemExit as exit_:
         if exit_.code == _INTERRUPTED:
-            typer.echo("leanrecon: stopped; the same command continues from here", err=True)
+            _say("leanrecon: stopped; the same command continues from here", err=True)
         raise
 
 
+def _stop(text: str) -> NoReturn:
+    _say(f"leanrecon: {text}", err=True)
+    sys.exit(2)
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, with what to do."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    advice = {
+        errno.ENOSPC: "Free some space and run the same command again; everything written so far is kept",
+        errno.EDQUOT: "Free some space and run the same command again; everything written so far is kept",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n 1024) and run the same command again",
+        errno.ENFILE: "Close other programs and run the same command again",
+        errno.EACCES: "Check the permissions, or choose a folder you may write to",
+        errno.EPERM: "Check the permissions, or choose a folder you may write to",
+        errno.EROFS: "Choose a folder you may write to",
+        errno.EISDIR: "Give a file, not a folder",
+        errno.ENOTDIR: "Give a folder, not a file",
+        errno.ENAMETOOLONG: "Give a shorter name",
+    }
+    return f"{what}. {advice.get(error.errno or 0, 'Check the path and the disk, and run the same command again')}."
+
+
+def _say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text in which names and messages of others can't steer the terminal."""
+    typer.echo(plain(text), err=err, nl=nl)
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"leanrecon: {message}", err=True)
+    typer.echo(f"leanrecon: {plain(message)}", err=True)
+
+
+def _require_free(file: Path, overwrite: bool) -> None:
+    if file.is_file() and not overwrite:
+        raise LeanreconError(f"{file} is there already", todo="choose another name, or add --overwrite to replace it")
+
+
+def _tell_end(folder: Path, last: str, seconds: float) -> None:
+    """Say how long a run took and, once it was evaluated, whether the decoding worked."""
+    minutes, rest = divmod(round(seconds), 60)
+    _say(f"{minutes} min {rest} s in total" if minutes else f"{seconds:.1f} s in total")
+    if last != "evaluate":
+        return
+    from leanrecon.evaluation.report.verdict import verdict
+    from leanrecon.places.files import read_json
+    from leanrecon.study.layout import Study
+
+    if isinstance(metrics := read_json(Study(folder).metrics), dict):
+        _say(verdict(metrics).text)
 
 
 def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
     from leanrecon.study.recipes import find_settings, read_settings, recipes
 
     if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
-        typer.echo(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
+        _say(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
     return read_settings(source, sets or (), memory=memory)
 
 
@@ -296,7 +370,8 @@ def _accepts_terms(settings: "Settings") -> bool:
     terms = settings.dataset.open_terms
     if not terms or not sys.stdin.isatty():
         return False
-    typer.echo(terms)
+    for line in terms.splitlines():
+        _say(line)
     return typer.confirm("Do you accept them?")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from leanrecon.app.plan import disk_nbytes
 from leanrecon.devices import available
-from leanrecon.errors import InputError, LeanreconError
-from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes
+from leanrecon.errors import InputError, LeanreconError, plain
+from leanrecon.memory import MemoryBudget, available_memory, cgroup_free, format_bytes, parse_budget
 from leanrecon.stages.pipeline import plan_study
 from leanrecon.study.needs import missing
 from leanrecon.study.recipes import read_settings, recipes
@@ -66,7 +66,10 @@ def libraries() -> Iterator[tuple[str, str]]:
         try:
             yield name, version(name)
         except PackageNotFoundError:
-            yield name, f"not installed (pip install 'leanrecon[{extra}]')" if extra else "not installed"
+            yield (
+                name,
+                f"not installed (pip install '.[{extra}]' in the folder of leanrecon)" if extra else "not installed",
+            )
 
 
 def packaged() -> tuple[str, str]:
@@ -80,6 +83,8 @@ def packaged() -> tuple[str, str]:
 
 def requirements(memory: str | None = None) -> Iterator[Requirement]:
     """What each recipe that comes with leanrecon needs, and whether it fits here."""
+    if memory is not None:
+        parse_budget(memory)  # refuses what is no size, once
     free = shutil.disk_usage(Path.cwd()).free
     for name, path in recipes().items():
         lacking = ""
@@ -127,7 +132,7 @@ def show(memory: str | None = None) -> bool:
     console = Console()
     about = Table(title="this machine", title_justify="left", show_header=False)
     for name, value in (*machine(), *libraries(), packaged()):
-        about.add_row(name, escape(value))
+        about.add_row(name, escape(plain(value)))
     console.print(about)
     table = Table(title="recipes", title_justify="left")
     for heading in ("recipe", "memory", "disk", "download", "here"):
@@ -135,7 +140,7 @@ def show(memory: str | None = None) -> bool:
     sound = True
     for recipe in requirements(memory):
         if recipe.missing:
-            table.add_row(recipe.recipe, "?", "?", "?", escape(recipe.missing))
+            table.add_row(recipe.recipe, "?", "?", "?", escape(plain(recipe.missing)))
             continue
         sound = sound and recipe.fits
         sizes = (format_bytes(size) for size in (recipe.memory, recipe.disk, recipe.download))
@@ -153,13 +158,14 @@ def show_vdvae(path: Path) -> None:
     Raises InputError for a file that holds other weights, or damaged ones.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from leanrecon.features.vdvae import VDVAE, VDVAEConfig, prove
 
     console = Console(highlight=False)
     config = VDVAEConfig.imagenet64()
     model = VDVAE.from_checkpoint(path, config)
-    console.print(f"{path}: all names and shapes are those of imagenet64, and all numbers are finite")
+    console.print(f"{escape(plain(path))}: all names and shapes are those of imagenet64, and all numbers are finite")
     figures = prove(model)
     for suffix, what in (("", f"all {int(figures['latents'])} latents"), ("_of_31", "the first 31 latents")):
         r, psnr = figures[f"correlation{suffix}"], figures[f"psnr_db{suffix}"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from leanrecon import kinds
-from leanrecon.errors import SettingsError
+from leanrecon.errors import SettingsError, plain
 from leanrecon.validation import nearest
 
 
@@ -29,17 +29,17 @@ def show(group: str | None = None, name: str | None = None) -> None:
             if name in (None, entry.name):
                 _show_kind(console, entry, with_settings=group is not None)
         for problem in kinds.clashes(one):
-            console.print(f"  [red]not used[/red]  {escape(problem)}")
+            console.print(f"  [red]not used[/red]  {escape(plain(problem))}")
 
 
 def _show_kind(console: Console, entry: kinds.Entry, *, with_settings: bool) -> None:
     try:
         kind = kinds.get(entry.group, entry.name)
     except SettingsError as error:
-        console.print(f"  {escape(entry.name):14} [red]broken[/red]  {escape(str(error))}")
+        console.print(f"  {escape(plain(entry.name)):14} [red]broken[/red]  {escape(str(error))}")
         return
-    provider = "" if entry.provider == kinds.SELF else f" [dim](by {escape(entry.provider)})[/dim]"
-    console.print(f"  {escape(entry.name):14} {escape(first_sentence(kind))}{provider}")
+    provider = "" if entry.provider == kinds.SELF else f" [dim](by {escape(plain(entry.provider))})[/dim]"
+    console.print(f"  {escape(plain(entry.name)):14} {escape(plain(first_sentence(kind)))}{provider}")
     if with_settings:
         for key, default, sentence in settings_of(kind.Settings):
             console.print(f"      {escape(f'{key} = {default}')}  [dim]{escape(sentence)}[/dim]")

@@ -253,7 +253,8 @@ def _strip(place: "Study") -> tuple[str, bool]:
     from leanrecon.evaluation.report.gallery import pixcorr, strip_rows
     from leanrecon.evaluation.report.thumbnails import thumbnail
     from leanrecon.stages.refine import make_generator
-    from leanrecon.stages.report import read_scores, rows_of_images
+    from leanrecon.stages.report import rows_of_images
+    from leanrecon.stages.scores import read_scores
     from leanrecon.study.recipes import read_settings
     from leanrecon.study.variants import variants, whole_brain
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+from leanrecon.errors import plain
 from leanrecon.memory import SPARE, MemoryBudget, format_bytes
 from leanrecon.stages.stage import PlannedStage
 from leanrecon.weights.needs import FETCH, Need, describe, is_published
 
 
-def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[Need] = ()) -> None:
-    """Print the planned stages with what is allowed, and the weights that are missing."""
+def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[Need] = ()) -> bool:
+    """Print the planned stages with what is allowed, and the weights that are missing; returns whether all fit."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     allowed = MemoryBudget.of(memory).allowed
@@ -20,7 +22,9 @@ def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[N
         over = "" if stage.memory <= allowed else " [red]too much[/red]"
         disk = format_bytes(stage.disk) + (f" + {format_bytes(stage.scratch)} for a while" if stage.scratch else "")
         download = format_bytes(stage.download)
-        table.add_row(stage.stage, stage.summary, format_bytes(stage.memory) + over, disk, download)
+        table.add_row(
+            escape(plain(stage.stage)), escape(plain(stage.summary)), format_bytes(stage.memory) + over, disk, download
+        )
     console = Console()
     console.print(table)
     largest = max(stages, key=lambda stage: stage.memory)
@@ -29,13 +33,15 @@ def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[N
     console.print(
         f"peak memory {format_bytes(largest.memory)} ({largest.stage}), disk {format_bytes(disk_nbytes(stages))}{download}",
         highlight=False,
+        markup=False,
     )
     if largest.memory > allowed:
         enough = -(-(largest.memory + SPARE) // 1_000_000)
         console.print(f'the budget is too small; "{enough}MB" is enough', highlight=False)
     if missing:
         how = f"; {FETCH}" if any(map(is_published, missing)) else ""
-        console.print(describe(missing) + how, highlight=False, markup=False)
+        console.print(plain(describe(missing)) + how, highlight=False, markup=False)
+    return largest.memory <= allowed
 
 
 def disk_nbytes(stages: Sequence[PlannedStage]) -> int:

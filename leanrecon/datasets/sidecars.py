@@ -2,19 +2,75 @@
 
 import zipfile
 from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leanrecon.errors import StoreError
+from leanrecon.errors import InputError, StoreError
 from leanrecon.places import Location, LocationLike, files
 from leanrecon.stores import Store
+from leanrecon.stores.fingerprint import file_fingerprint
 from leanrecon.study.layout import Study
 
 
 def sources_path(study: Study) -> Location:
     """The file that says which files a study is made from."""
     return study.betas("train").with_name("sources.json")
+
+
+class SourceFiles:
+    """The SHA-256 of the files that a study is made from, remembered while a file stays the very same one.
+
+    A file is known by its resolved path, size, times of change, inode and device: another one of the same name, size and
+    time is not taken for it, nor one that was rewritten in place with its time put back.
+    """
+
+    def __init__(self, known: Any = None) -> None:
+        self.known: dict[str, list[Any]] = {}
+        for path, of in known.items() if isinstance(known, dict) else ():
+            if isinstance(of, list) and len(of) == 2 and all(isinstance(one, str) for one in of):
+                self.known[path] = of
+        self.seen: dict[str, list[Any]] = {}
+        """What this run has asked for: the stamp and the SHA-256 of each file, by its path."""
+
+    def content(self, path: Path) -> str:
+        """SHA-256 of a file; raises InputError for one that changes while it is read."""
+        path = path.resolve()
+        stamp = stamp_of(path)
+        of = self.seen.get(str(path)) or self.known.get(str(path))
+        if of is None or of[0] != stamp:
+            if str(path) in self.seen:
+                raise changing(path)
+            of = [stamp, file_fingerprint(path)]
+            if stamp_of(path) != stamp:
+                raise changing(path)
+        self.seen[str(path)] = of
+        return str(of[1])
+
+    def check_unchanged(self) -> None:
+        """Raise InputError for a file that was written to since this run has read its content."""
+        for path, (stamp, _) in self.seen.items():
+            if stamp_of(Path(path)) != stamp:
+                raise changing(Path(path))
+
+
+def stamp_of(path: Path) -> str:
+    """What changes whenever a file is written again: also in place, with its size and time kept, or on another disk."""
+    try:
+        found = path.stat()
+    except OSError:
+        raise changing(path) from None
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino} {found.st_dev}"
+
+
+def changing(path: Path) -> InputError:
+    """The error of a file that was written to while it was read."""
+    return InputError(
+        f"{path} changed while it was read",
+        expected="a file that stays as it is until the stage dataset is done",
+        todo="run the same command again once it is written; with --overwrite if it had been read before",
+    )
 
 
 def keep_json(path: LocationLike, content: Any, what: str, *, overwrite: bool = False) -> None:

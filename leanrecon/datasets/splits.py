@@ -1,20 +1,17 @@
 """Which rows are test rows: a file of row numbers, a fraction, or folds; repeats of one stimulus are never torn apart."""
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.open import find_file, open_array
+from leanrecon.datasets.files.open import find_file, open_array, refuse_pointer
+from leanrecon.datasets.files.text import read_numbers
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
-
-_BLOCK = 2**16  # characters of a text file that are read together
-_DIGITS = 40  # of a number in a text file, at most
 
 MIN_TRAIN = 2
 """Fewest train rows that anything can be learned from: a mean and a spread."""
@@ -77,14 +74,18 @@ def read_test_rows(spec: str, n_rows: int, default_path: str | None = None, base
     """
     text = find_file(spec, base_dir)
     if text is not None and text.suffix.lower() in (".txt", ".csv"):
-        values, name = _parse(text, n_rows), str(text)
+        refuse_pointer(text)
+        values, name = read_numbers(text, n_rows), str(text)
     else:
         with open_array(spec, default_path, base_dir) as rows:
             name = rows.name
             if rows.dtype.kind not in "biuf" or max(rows.shape, default=0) != np.prod(rows.shape):
                 raise InputError(f"{name} holds {rows.kind} of shape {rows.shape}", expected="row numbers or a mask")
-            if (count := int(np.prod(rows.shape, dtype=np.int64))) > n_rows:
-                raise InputError(f"{name} holds {count} numbers", expected=f"at most {n_rows}, as there are rows")
+            if len(rows) * rows.row_nbytes > max(n_rows, 1) * rows.dtype.itemsize:
+                what = "a mask of" if rows.dtype.kind == "b" else "as row numbers"
+                raise InputError(
+                    f"{name} is {what} {max(rows.shape)} entries", expected=f"one entry for each of {n_rows} rows"
+                )
             values = rows[:].ravel()
     if values.dtype.kind == "f" and not np.all(values == np.rint(values)):
         raise InputError(f"{name} holds numbers that are not whole", expected="row numbers or a mask")
@@ -104,48 +105,6 @@ def read_test_rows(spec: str, n_rows: int, default_path: str | None = None, base
             todo="count rows from 0: subtract 1 from MATLAB's numbers" if values.max() == n_rows else None,
         )
     return np.sort(values.astype(np.int64))
-
-
-def _parse(path: Path, n_rows: int) -> Array:
-    """The numbers, or the mask of true and false, of a text file; it is read no further than rows go."""
-    values: list[int | bool] = []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for word in _words(file):
-                values.append(_value(word, path))
-                if len(values) > n_rows:
-                    raise InputError(
-                        f"{path} holds more than {n_rows} entries", expected=f"at most {n_rows}, as many as rows"
-                    )
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text", expected="row numbers or a mask") from error
-    if len(kinds := {type(value) for value in values}) > 1:
-        raise InputError(f"{path} mixes numbers with true and false", expected="only row numbers, or only a mask")
-    return np.array(values, bool if kinds == {bool} else np.int64)
-
-
-def _words(file: TextIO) -> Iterator[str]:
-    """What lies between commas, semicolons, blanks and lines, read block by block; words of a megabyte are cut."""
-    rest = ""
-    while block := file.read(_BLOCK):
-        text = rest + block.replace(",", " ").replace(";", " ")
-        words = text.split()
-        rest = words.pop()[:_BLOCK] if words and not text[-1].isspace() else ""
-        yield from words
-    yield from rest.split()
-
-
-def _value(word: str, path: Path) -> int | bool:
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    try:
-        number = float(word) if len(word) <= _DIGITS else math.nan  # np.savetxt writes 7 as 7.000000000000000000e+00
-    except ValueError:
-        number = math.nan
-    if not number.is_integer() or abs(number) >= 2**53:
-        shown = word if len(word) <= _DIGITS else f"{word[:_DIGITS]}…"
-        raise InputError(f"{path} holds {shown!r}", expected="only row numbers, or a mask of true and false")
-    return int(number)
 
 
 def check_split(n_train: int, n_test: int) -> None:

@@ -1,12 +1,12 @@
 """Figures with their uncertainty: bootstrap intervals over test images, averaged over folds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.plan import RESAMPLES_AT_ONCE
+from leanrecon.evaluation.plan import resamples_at_once
 
 Array = np.ndarray[Any, Any]
 
@@ -24,24 +24,29 @@ class Resampling:
     """
 
     stimuli: Array
-    """The number of the stimulus of every test row, int [m]."""
+    """The number of the stimulus of every test row, int [m]: any numbers, the same for the same stimulus."""
     resamples: int
     seed: int
     fold: int = 0
 
     @property
     def distinct(self) -> int:
-        return int(self.stimuli.max()) + 1
+        return len(np.unique(self.stimuli))
 
-    def means(self, rows: Array) -> Array:
-        """Means of scores [m, k] in every resample, float64 [resamples, k]; never all draws at once."""
-        n = self.distinct
+    def means(self, rows: Array, weights: Array | None = None) -> Array:
+        """Means of scores [m, k] in every resample, float64 [resamples, k]; never all draws at once.
+
+        ``weights`` [m] says how much each row counts; None: all alike.
+        """
+        of_row = np.unique(self.stimuli, return_inverse=True)[1]
+        n = int(of_row.max()) + 1
         sums = np.zeros((n, rows.shape[1]))
-        np.add.at(sums, self.stimuli, rows)
-        sizes = np.bincount(self.stimuli).astype(np.float64)
+        np.add.at(sums, of_row, rows if weights is None else rows * weights[:, None])
+        sizes = np.bincount(of_row, weights).astype(np.float64)
         result = np.empty((self.resamples, rows.shape[1]))
-        for start in range(0, self.resamples, RESAMPLES_AT_ONCE):
-            many = min(RESAMPLES_AT_ONCE, self.resamples - start)
+        at_once = resamples_at_once(n)
+        for start in range(0, self.resamples, at_once):
+            many = min(at_once, self.resamples - start)
             drawn = np.random.default_rng([self.seed, self.fold, start]).integers(0, n, (many, n))
             drawn += np.arange(many)[:, None] * n
             counts = np.bincount(drawn.ravel(), minlength=many * n).reshape(many, n).astype(np.float64)
@@ -49,10 +54,15 @@ class Resampling:
         return result
 
 
-def numbered(names: Sequence[str]) -> Array:
-    """The number of each row's stimulus, counted from 0, int [m]."""
-    numbers: Array = np.unique(np.asarray(names), return_inverse=True)[1]
-    return numbers
+def numbered(names: Sequence[Sequence[str]]) -> list[Array]:
+    """The number of each row's stimulus, int [m] for every fold: a stimulus has the same number in all of them."""
+    numbers = np.unique([name for of_fold in names for name in of_fold], return_inverse=True)[1]
+    return np.split(numbers, np.cumsum([len(of_fold) for of_fold in names])[:-1])
+
+
+def needs_pooling(drawn: Sequence[Resampling]) -> bool:
+    """Whether a fold has too few stimuli to be resampled, or identified among, by itself."""
+    return len(drawn) > 1 and min(resampling.distinct for resampling in drawn) == 1
 
 
 @dataclass
@@ -64,6 +74,10 @@ class Scores:
 
     rows: dict[str, Array] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
+
+    def part(self, rows: slice) -> "Scores":
+        """The scores of some rows; their chance levels stay those of all."""
+        return Scores({name: values[rows] for name, values in self.rows.items()}, dict(self.chance))
 
     def add(self, other: "Scores") -> None:
         """Add other scores of the same reconstructions."""
@@ -83,7 +97,8 @@ def average(permutations: Sequence[Scores]) -> Scores:
 def figures(folds: Sequence[Scores], drawn: Sequence[Resampling]) -> Figures:
     """Each figure's mean over the folds, its 95 % interval and its chance level (None where it has none).
 
-    The interval is None where a fold has test rows of a single stimulus.
+    Stimuli are drawn within each fold; or, where a fold has a single one, from all folds together, and each row keeps
+    its weight in the mean. The interval is None where all test rows show a single stimulus.
     """
     result = _figures([scores.rows for scores in folds], drawn)
     for metric, figure in result.items():
@@ -107,12 +122,18 @@ def _figures(folds: Sequence[Mapping[str, Array]], drawn: Sequence[Resampling]) 
         return {}
     tables = [np.stack([rows[name] for name in metrics], axis=1) for rows in folds]
     values = np.mean([table.mean(axis=0) for table in tables], axis=0)
-    if min(resampling.distinct for resampling in drawn) == 1:
+    pooled = np.concatenate([resampling.stimuli for resampling in drawn])
+    if len(np.unique(pooled)) == 1:
         return {
             name: {"value": float(value), "low": None, "high": None}
             for name, value in zip(metrics, values, strict=True)
         }
-    means = sum(resampling.means(table) for resampling, table in zip(drawn, tables, strict=True)) / len(folds)
+    if needs_pooling(drawn):
+        weights = np.concatenate([np.full(len(table), 1 / len(table)) for table in tables])
+        means = replace(drawn[0], stimuli=pooled).means(np.concatenate(tables), weights)
+    else:
+        of_folds = [resampling.means(table) for resampling, table in zip(drawn, tables, strict=True)]
+        means = np.mean(of_folds, axis=0)
     low, high = np.percentile(means, LEVELS, axis=0)
     return {
         name: {"value": float(values[k]), "low": float(low[k]), "high": float(high[k])}

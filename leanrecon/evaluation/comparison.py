@@ -3,24 +3,70 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify
-from leanrecon.evaluation.image_sources import ReadsImages
+from leanrecon.evaluation.image_sources import ConstantImage, ReadsImages
 from leanrecon.evaluation.metrics import Prepared, compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import identified_shape, shifts, workers
+from leanrecon.evaluation.pool import Spool, SpooledRows
 from leanrecon.images import Array, ImageShape, resize, with_channels
-from leanrecon.memory import buffer
-from leanrecon.stores.matrix import as_matrix
 
 
 def fitted(image: Array, shape: ImageShape) -> Array:
     """An image in the channels and at the size in which images are compared."""
     return resize(with_channels(image, shape[2]), shape)
+
+
+@dataclass(frozen=True)
+class Others:
+    """The test rows of all folds, of which this fold's are a run: where it takes the stimuli of wrong pairs from."""
+
+    images: ReadsImages
+    names: Sequence[str]
+    first: int = 0
+    """The row among them that is this fold's first."""
+
+
+class Compared:
+    """One set of images on its way through the test rows."""
+
+    def __init__(self, images: ReadsImages, m: int, shape: ImageShape, spool: Spool) -> None:
+        self.metrics = pair_metrics(*shape[:2])
+        self.scores = Scores({name: np.empty(m) for name in self.metrics})
+        self.small_shape = identified_shape(shape)
+        self.small = spool.rows(m, int(np.prod(self.small_shape)))
+        """The images, small enough to identify them by their pixels, uint8 [m, height × width × channels]."""
+        self.pairs = 0
+        """How many pairs of a reconstruction and another stimulus the chance levels are taken over."""
+        self._images, self._shape = images, shape
+        self._wrong = dict.fromkeys(self.metrics, 0.0)
+        self._constant: Prepared | None = None
+
+    def prepared(self, row: int) -> Prepared:
+        """The image of a row with what its metrics need; kept small for its identification."""
+        image = fitted(self._images.read(row), self._shape)
+        self.small.write(row, resize(image, self.small_shape))
+        if not isinstance(self._images, ConstantImage):
+            return prepare(image, self.metrics)
+        self._constant = self._constant or prepare(image, self.metrics)
+        return self._constant
+
+    def score(self, row: int, stimulus: Prepared, wrong: Sequence[Prepared]) -> None:
+        """Compare the image of a row with its stimulus and with others."""
+        image = self.prepared(row)
+        for name, value in compare(image, stimulus, self.metrics).items():
+            self.scores.rows[name][row] = value
+        for other in wrong:
+            self.pairs += 1
+            for name, value in compare(image, other, self.metrics).items():
+                self._wrong[name] += value
+        if self.pairs:
+            self.scores.chance = {name: total / self.pairs for name, total in self._wrong.items()}
 
 
 def compare_images(
@@ -29,49 +75,32 @@ def compare_images(
     names: Sequence[str],
     shape: ImageShape,
     context: Context,
-) -> dict[str, Scores]:
-    """Pixel metrics and identification by pixels of every source's images, all brought to ``shape``.
+    spool: Spool,
+    others: Others | None = None,
+) -> tuple[dict[str, Compared], SpooledRows]:
+    """Pixel metrics of every source's images, all brought to ``shape``; and the stimuli as small as ``Compared.small``.
 
     ``names`` holds the stimulus id of each of the m test rows. The chance level of a pixel metric is its mean over
-    pairs of a reconstruction and another stimulus.
+    pairs of a reconstruction and another stimulus. The small images wait in ``spool``.
     """
     m = len(names)
-    metrics = pair_metrics(*shape[:2])
-    scores = {source: {name: np.empty(m) for name in metrics} for source in sources}
-    chance: dict[str, list[dict[str, float]]] = {source: [] for source in sources}
-    small_shape = identified_shape(shape)
-    small = {name: buffer((m, int(np.prod(small_shape))), np.uint8) for name in (*sources, "")}
+    others = others or Others(stimuli, names)
+    n, distances = len(others.names), shifts(len(others.names), shape[0] * shape[1])
+    seen = Compared(stimuli, m, shape, spool)
+    found = {source: Compared(images, m, shape, spool) for source, images in sources.items()}
 
-    def prepared(images: ReadsImages, row: int, source: str) -> Prepared:
-        image = fitted(images.read(row), shape)
-        small[source][row] = resize(image, small_shape).reshape(-1)
-        return prepare(image, metrics)
+    def other(at: int) -> tuple[str, Prepared]:
+        return others.names[at % n], prepare(fitted(others.images.read(at % n), shape), seen.metrics)
 
-    def score(source: str, row: int, stimulus: Prepared, others: list[Prepared]) -> None:
-        image = prepared(sources[source], row, source)
-        for name, value in compare(image, stimulus, metrics).items():
-            scores[source][name][row] = value
-        chance[source].extend(compare(image, other, metrics) for other in others)
-
-    recent = deque(((row, prepared(stimuli, row, "")) for row in range(m - shifts(m), m)), maxlen=shifts(m))
+    recent = deque((other(others.first + at) for at in range(-distances, 0)), maxlen=distances)
     with (
         ThreadPoolExecutor(workers(), thread_name_prefix="evaluate") as pool,
         context.task(total=m, unit="images") as advance,
     ):
         for row in range(m):
-            stimulus = prepared(stimuli, row, "")
-            others = [other for k, other in recent if names[k] != names[row]]
-            list(pool.map(partial(score, row=row, stimulus=stimulus, others=others), sources))
-            recent.append((row, stimulus))
+            stimulus = seen.prepared(row)
+            wrong = [image for name, image in recent if name != names[row]]
+            list(pool.map(partial(Compared.score, row=row, stimulus=stimulus, wrong=wrong), found.values()))
+            recent.append((names[row], stimulus))
             advance(1)
-    return {source: _scores(scores[source], chance[source], small[source], small[""], names) for source in sources}
-
-
-def _scores(
-    rows: dict[str, Array], chance: list[dict[str, float]], images: Array, stimuli: Array, names: Sequence[str]
-) -> Scores:
-    scores = Scores(rows)
-    scores.chance |= {name: float(np.mean([pair[name] for pair in chance])) for name in rows if chance}
-    if identified := identify(as_matrix(images), as_matrix(stimuli), names, "pixels"):
-        scores.add(identified)
-    return scores
+    return found, seen.small

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.evaluation.bootstrap import Figures, figures, margins
+from leanrecon.evaluation.bootstrap import Figures, figures, margins, needs_pooling
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
-from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_fold
+from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.images import Array
 from leanrecon.study.settings import EvaluateSettings
 
@@ -21,12 +21,22 @@ class Evaluation:
 
     metrics: dict[str, Any]
     """What metrics.json holds."""
-    rows: list[dict[str, Any]]
-    """A dict a test row: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+    scored: list[FoldScores]
     latent_r2: dict[str, Array]
     """R² of every latent by feature space, float64 [dims], averaged over the folds."""
     folds: list[dict[str, Any]]
     """The figures of each fold alone; empty without folds."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A dict a test row: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+        for number, fold in enumerate(self.scored):
+            yield from _rows(fold, number if self.folds else None)
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys of all rows, in order."""
+        first = (next(_rows(fold, k if self.folds else None)) for k, fold in enumerate(self.scored))
+        return list(dict.fromkeys(key for row in first for key in row))
 
 
 def evaluate(
@@ -43,7 +53,7 @@ def evaluate(
     Raises SettingsError for a judge that can't be used, and BudgetError before any image of a fold is read.
     """
     check_judges(judges)
-    scored = [score_fold(fold, number, settings, judges, context) for number, fold in enumerate(folds)]
+    scored = score_folds(list(folds), settings, judges, context)
     about: dict[str, Any] = {
         "preset": settings.preset,
         "folds": n_folds,
@@ -53,10 +63,9 @@ def evaluate(
     }
     if judges:
         about["judges"] = {judge.name: judge_record(judge) for judge in judges}
-    rows = [row for number, fold in enumerate(scored) for row in _rows(fold, number if n_folds else None)]
     r2 = {name: _mean_r2([fold.r2[name] for fold in scored]) for name in scored[0].r2}
     of_each = [about | {"folds": None} | _metrics([fold]) for fold in scored] if n_folds else []
-    return Evaluation(about | _metrics(scored), rows, r2, of_each)
+    return Evaluation(about | _metrics(scored), scored, r2, of_each)
 
 
 def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
@@ -69,6 +78,7 @@ def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
     metrics = {
         "n_test": sum(len(fold.fold.names) for fold in folds),
         "n_stimuli": len({name for fold in folds for name in fold.fold.names}),
+        "chance_pairs": sum(fold.pairs for fold in folds),
         "stage1": images["stage1"],
         "final": images[final],
         "baselines": {name: images[name] for name in baselines},
@@ -121,9 +131,18 @@ def _notes(stage1: Figures, folds: Sequence[FoldScores]) -> list[str]:
             f"{n_trained} of {n_test} test rows show images that were trained on (allow_shared_stimuli): "
             "these figures are not those of images that the decoder has never seen."
         )
+    stimuli = len({name for fold in folds for name in fold.fold.names})
     fewest = min(fold.resampling.distinct for fold in folds)
-    if fewest == 1:
+    if stimuli == 1:
         notes.append("A single test image has no interval, no R² and no identification.")
+    elif needs_pooling([fold.resampling for fold in folds]):
+        notes.append(
+            "A fold has a single test image. So the test images of all folds are pooled: intervals resample them "
+            "together, each is identified among all of them, and R² is taken over all of them. Most of the images "
+            "that a reconstruction is told apart from were trained on in its fold."
+        )
+        if stimuli < 10:
+            notes.append(f"Only {stimuli} test images: intervals are too narrow.")
     elif fewest < 10:
         notes.append(f"Only {fewest} test images{' in a fold' if len(folds) > 1 else ''}: intervals are too narrow.")
     return notes

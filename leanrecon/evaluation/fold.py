@@ -32,6 +32,8 @@ class Predictions:
     """float32 [test rows, dims]"""
     true: Matrix
     """float32 [test rows, dims]"""
+    every: Matrix | None = None
+    """The true features of the test rows of all folds, in this fold's features; None: of this fold's alone."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.plan import panel_rows
+from leanrecon.evaluation.pool import Part
 from leanrecon.memory import buffer
 from leanrecon.stores.matrix import Matrix, panels
 
@@ -17,7 +18,12 @@ TIE = 1e-6
 
 
 def identify(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suffix: str) -> Scores | None:
-    """Identify by Pearson correlation of rows, reconstructions [m, d] with stimuli [m, d].
+    """Identify by Pearson correlation of rows, reconstructions [m, d] with stimuli [m, d]; see ``identify_parts``."""
+    return identify_parts([Part(reconstructions, stimuli)], names, suffix)
+
+
+def identify_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores | None:
+    """Identify the reconstructions of all parts among the stimuli of all parts.
 
     ``two_way_SUFFIX``: the share of other stimuli that a reconstruction is less like than its own; ties lose.
     ``top1_SUFFIX``: 1 where it is less like all of them. ``…_reverse``: the same for a stimulus among the reconstructions.
@@ -28,9 +34,9 @@ def identify(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suf
     if not others.all():
         return None
     m, n_stimuli = len(stimulus), int(stimulus.max()) + 1
-    own = paired_correlations(reconstructions, stimuli) - TIE
+    own = paired_correlations(parts) - TIE
     wins, wins_reverse = np.zeros(m), np.zeros(m)
-    for rows, columns, r in all_correlations(reconstructions, stimuli):
+    for rows, columns, r in all_correlations(parts):
         a, b = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         distractor = stimulus[a, None] != stimulus[None, b]
         wins[a] += np.count_nonzero((own[a, None] > r) & distractor, axis=1)
@@ -52,17 +58,22 @@ def identify(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suf
 
 
 def distances(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suffix: str) -> Scores:
-    """``distance_SUFFIX``: the correlation distance, 1 − Pearson's r, of reconstructions [m, d] and their stimuli [m, d].
+    """The correlation distance of reconstructions [m, d] and their stimuli [m, d]; see ``distances_parts``."""
+    return distances_parts([Part(reconstructions, stimuli)], names, suffix)
+
+
+def distances_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+    """``distance_SUFFIX``: the correlation distance, 1 − Pearson's r, of reconstructions and their stimuli.
 
     A constant row has a distance of 1 to every other. The chance level is the mean over all pairs of a reconstruction
     and another stimulus; there is none where all rows show the same one.
     """
     key = f"distance_{suffix}"
-    scores = Scores({key: 1 - paired_correlations(reconstructions, stimuli)})
+    scores = Scores({key: 1 - paired_correlations(parts)})
     stimulus, others = _others(names)
     if others.any():
         total = 0.0
-        for rows, columns, r in all_correlations(reconstructions, stimuli):
+        for rows, columns, r in all_correlations(parts):
             mismatched = stimulus[rows.start : rows.stop, None] != stimulus[None, columns.start : columns.stop]
             total += float(np.sum(r, dtype=np.float64, where=mismatched))
         scores.chance[key] = 1 - total / float(others.sum())
@@ -86,27 +97,30 @@ def unit_rows(matrix: Matrix, rows: range, memory: Array) -> Array:
     return result
 
 
-def paired_correlations(reconstructions: Matrix, stimuli: Matrix) -> Array:
-    """Pearson's r of each reconstruction with its own stimulus, float64 [m]."""
-    size, one, two = _memories(stimuli)
-    paired = np.empty(stimuli.shape[0])
-    for rows in panels(stimuli.shape[0], size):
-        a, b = unit_rows(reconstructions, rows, one), unit_rows(stimuli, rows, two)
-        paired[rows.start : rows.stop] = np.einsum("ij,ij->i", a, b, dtype=np.float64)
+def paired_correlations(parts: Sequence[Part]) -> Array:
+    """Pearson's r of each reconstruction with its own stimulus, float64 [rows of all parts]."""
+    paired = np.empty(sum(part.rows for part in parts))
+    for part in parts:
+        size, one, two = _memories(part)
+        for rows in panels(part.rows, size):
+            own = range(part.first + rows.start, part.first + rows.stop)
+            a, b = unit_rows(part.reconstructions, rows, one), unit_rows(part.stimuli, own, two)
+            paired[own.start : own.stop] = np.einsum("ij,ij->i", a, b, dtype=np.float64)
     return paired
 
 
-def all_correlations(reconstructions: Matrix, stimuli: Matrix) -> Iterator[tuple[range, range, Array]]:
+def all_correlations(parts: Sequence[Part]) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, r)``: Pearson's r of a panel of reconstructions with a panel of stimuli."""
-    size, one, two = _memories(stimuli)
-    parts = panels(stimuli.shape[0], size)
-    for rows in parts:
-        a = unit_rows(reconstructions, rows, one)
-        for columns in parts:
-            yield rows, columns, a @ unit_rows(stimuli, columns, two).T
+    for part in parts:
+        size, one, two = _memories(part)
+        for rows in panels(part.rows, size):
+            a = unit_rows(part.reconstructions, rows, one)
+            for columns in panels(part.stimuli.shape[0], size):
+                r = a @ unit_rows(part.stimuli, columns, two).T
+                yield range(part.first + rows.start, part.first + rows.stop), columns, r
 
 
-def _memories(matrix: Matrix) -> tuple[int, Array, Array]:
-    m, columns = matrix.shape
-    size = panel_rows(m, columns)
+def _memories(part: Part) -> tuple[int, Array, Array]:
+    m, columns = part.stimuli.shape
+    size = panel_rows(min(m, part.most or m), columns)
     return size, buffer((size, columns), np.float32), buffer((size, columns), np.float32)

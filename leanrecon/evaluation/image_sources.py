@@ -54,6 +54,18 @@ class StoredImages:
         return self.index[:m]
 
 
+class EveryFold:
+    """The images of several sources, one fold's rows after the other's."""
+
+    def __init__(self, folds: Sequence[StoredImages]) -> None:
+        self._folds = folds
+        self._starts = np.cumsum([0, *(len(fold.index) for fold in folds)])
+
+    def read(self, row: int) -> Array:
+        k = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._folds[k].read(row - int(self._starts[k]))
+
+
 class Reconstructions:
     """Images in a folder, one a test row; resized to ``shape`` as first images are, if it is given."""
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify
+from leanrecon.evaluation.identification import identify_parts
 from leanrecon.evaluation.plan import latents_at_once
+from leanrecon.evaluation.pool import Part
 from leanrecon.memory import buffer
 from leanrecon.stores.matrix import Matrix, panels
 
@@ -18,34 +19,62 @@ LEAST_DIMS = 3
 
 
 def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tuple[Scores, Array]:
-    """The scores of predicted features [m, dims] by test row, and R² of every latent, float64 [dims].
+    """The scores of predicted features [m, dims] by test row, and R² of every latent; see ``compare_latents_parts``."""
+    return compare_latents_parts([Part(predicted, true)], names)
+
+
+def compare_latents_parts(parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores, Array]:
+    """The scores of predicted features by test row of all parts, and R² of every latent, float64 [dims].
 
     R² is 1 − SSE/SST over the test rows, SST about their mean; NaN for a latent that is the same in all of them.
     ``latent_r2_mean`` is its mean over the latents. ``latent_r2_total`` weights them by SST: the share of all variance
-    that is predicted. The score of a row is its part of R² with SST held fixed, so that scores average to R².
-    ``names`` holds the stimulus id of every row.
+    that is predicted. The score of a row is its part of R² with SST held fixed, so that scores average to R². Each
+    part's SST is taken in its own features over the test rows of all parts. ``names`` holds the stimulus id of every row.
     """
     scores = Scores()
-    m, dims = true.shape
-    r2 = np.full(dims, np.nan)
-    relative, total, sst_total, varying = np.zeros(m), np.zeros(m), 0.0, 0
+    m = sum(part.rows for part in parts)
+    mean, total = np.full(m, np.nan), np.full(m, np.nan)
+    every = max(part.stimuli.shape[1] for part in parts)
+    unexplained, rows_with = np.zeros(every), np.zeros(every)
+    for part in parts:
+        where = slice(part.first, part.first + part.rows)
+        mean[where], total[where], lost = _errors(part, where)
+        known = np.isfinite(lost)
+        unexplained[: len(lost)][known] += lost[known]
+        rows_with[: len(lost)][known] += part.rows
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(rows_with > 0, 1 - unexplained * m / rows_with, np.nan)
+    if np.isfinite(mean).all():
+        scores.rows = {"latent_r2_mean": mean, "latent_r2_total": total}
+        scores.chance = {"latent_r2_mean": 0.0, "latent_r2_total": 0.0}
+    narrowest = min(part.stimuli.shape[1] for part in parts)
+    identified = identify_parts(parts, names, "features") if narrowest >= LEAST_DIMS else None
+    if identified is not None:
+        scores.add(identified)
+    return scores, r2
+
+
+def _errors(part: Part, where: slice) -> tuple[Array, Array, Array]:
+    """The R² of each row by the mean over latents and by their sum, and of each latent the rows' SSE over SST.
+
+    NaN for the rows where no latent varies, and for the latents that don't.
+    """
+    m, dims = part.stimuli.shape
+    lost = np.full(dims, np.nan)
+    relative, total, sst_total, varying = np.zeros(part.rows), np.zeros(part.rows), 0.0, 0
     for columns in panels(dims, latents_at_once(m)) if m > 1 else []:
-        y, p = (buffer((m, len(columns)), np.float64) for _ in range(2))
-        true.read(range(m), columns, y)
-        predicted.read(range(m), columns, p)
-        error = np.square(np.subtract(y, p, out=p), out=p)
+        y, p = (buffer((rows, len(columns)), np.float64) for rows in (m, part.rows))
+        part.stimuli.read(range(m), columns, y)
+        part.reconstructions.read(range(part.rows), columns, p)
+        error = np.square(np.subtract(y[where], p, out=p), out=p)
         varies = y.min(axis=0) < y.max(axis=0)
         y -= y.mean(axis=0)
         sst = np.square(y, out=y).sum(axis=0)
-        r2[columns.start : columns.stop][varies] = 1 - error.sum(axis=0)[varies] / sst[varies]
+        lost[columns.start : columns.stop][varies] = error.sum(axis=0)[varies] / sst[varies]
         relative += error[:, varies] @ (1 / sst[varies])
         total += error[:, varies].sum(axis=1)
         sst_total += float(sst[varies].sum())
         varying += int(varies.sum())
-    if varying:
-        scores.rows = {"latent_r2_mean": 1 - m * relative / varying, "latent_r2_total": 1 - m * total / sst_total}
-        scores.chance = {"latent_r2_mean": 0.0, "latent_r2_total": 0.0}
-    identified = identify(predicted, true, names, "features") if dims >= LEAST_DIMS else None
-    if identified is not None:
-        scores.add(identified)
-    return scores, r2
+    if not varying:
+        return np.full(part.rows, np.nan), np.full(part.rows, np.nan), lost
+    return 1 - m * relative / varying, 1 - m * total / sst_total, lost

@@ -4,7 +4,7 @@ Images are uint8 [height, width, channels] of one shape.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,9 @@ class Window:
     sample: bool
     """Whether variances are divided by one less than the number of pixels."""
 
-    def means(self, x: Array) -> Array:
-        """Weighted means over the window around every pixel."""
-        from scipy.ndimage import gaussian_filter1d, uniform_filter1d
-
-        for axis, radius in enumerate(self.radius):
-            if radius and self.gaussian:
-                x = gaussian_filter1d(x, _SIGMA, axis=axis, radius=radius)
-            elif radius:
-                x = uniform_filter1d(x, 2 * radius + 1, axis=axis)
-        return x
+    def steps(self) -> list[tuple[bool, int, int]]:
+        """What is done one after the other to take local means: Gaussian or not, along which axis, and the radius."""
+        return [(self.gaussian, axis, radius) for axis, radius in enumerate(self.radius) if radius]
 
     @property
     def correction(self) -> float:
@@ -60,6 +53,24 @@ SSIM = {
 scikit-image up to 0.19 made of ``multichannel=True`` on grey images, and so of published tables. ``ssim_7x7``: a
 square window of 7 pixels and sample covariances, scikit-image's default.
 """
+
+
+def local_means(x: Array, names: Iterable[str]) -> dict[str, Array]:
+    """Weighted means over the window around every pixel, by definition of SSIM; a step that two share is taken once."""
+    from scipy.ndimage import gaussian_filter1d, uniform_filter1d
+
+    taken: dict[tuple[tuple[bool, int, int], ...], Array] = {(): x}
+    for name in names:
+        steps = SSIM[name].steps()
+        for k, (gaussian, axis, radius) in enumerate(steps):
+            before, now = taken[tuple(steps[:k])], tuple(steps[: k + 1])
+            if now in taken:
+                continue
+            if gaussian:
+                taken[now] = gaussian_filter1d(before, _SIGMA, axis=axis, radius=radius)
+            else:
+                taken[now] = uniform_filter1d(before, 2 * radius + 1, axis=axis)
+    return {name: taken[tuple(SSIM[name].steps())] for name in names}
 
 
 def to_grey(image: Array) -> Array:
@@ -87,11 +98,9 @@ def prepare(image: Array, metrics: Sequence[str]) -> Prepared:
     """Compute all that the metrics named need of one image alone."""
     pixels = image.reshape(-1).astype(np.int64)
     grey = to_grey(image)
-    local = {}
-    for name in SSIM.keys() & set(metrics):
-        window = SSIM[name]
-        means = window.means(grey)
-        local[name] = means, window.correction * (window.means(grey * grey) - means * means)
+    names = [name for name in metrics if name in SSIM]
+    means, squares = local_means(grey, names), local_means(grey * grey, names)
+    local = {name: (means[name], SSIM[name].correction * (squares[name] - means[name] ** 2)) for name in names}
     return Prepared(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local)
 
 
@@ -113,12 +122,16 @@ def mse(a: Prepared, b: Prepared) -> float:
     return (a.squares + b.squares - 2 * _product(a.pixels, b.pixels)) / (a.pixels.size * 255**2)
 
 
-def ssim(a: Prepared, b: Prepared, name: str) -> float:
-    """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions."""
+def ssim(a: Prepared, b: Prepared, name: str, products: Array | None = None) -> float:
+    """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions.
+
+    ``products`` are the local means of the product of both images, where they are known.
+    """
     window = SSIM[name]
+    products = local_means(a.grey * b.grey, [name])[name] if products is None else products
     (mean_a, var_a), (mean_b, var_b) = a.local[name], b.local[name]
     both = mean_a * mean_b
-    covariance = window.correction * (window.means(a.grey * b.grey) - both)
+    covariance = window.correction * (products - both)
     c1, c2 = _K1**2, _K2**2
     top = (2 * both + c1) * (2 * covariance + c2)
     bottom = (mean_a * mean_a + mean_b * mean_b + c1) * (var_a + var_b + c2)
@@ -136,10 +149,11 @@ def _holds(window: Window, height: int, width: int) -> bool:
 
 def compare(reconstruction: Prepared, stimulus: Prepared, metrics: Sequence[str]) -> dict[str, float]:
     """The metrics named, of a reconstruction and a stimulus."""
+    products = local_means(reconstruction.grey * stimulus.grey, [name for name in metrics if name in SSIM])
     values = {}
     for name in metrics:
         if name in SSIM:
-            values[name] = ssim(reconstruction, stimulus, name)
+            values[name] = ssim(reconstruction, stimulus, name, products[name])
         else:
             values[name] = (pixcorr if name == "pixcorr" else mse)(reconstruction, stimulus)
     return values

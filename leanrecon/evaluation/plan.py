@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,22 @@ SLACK = 24_000_000
 """Bytes of SciPy's filters, of Pillow, and of threads."""
 
 RESAMPLES_AT_ONCE = 256
-"""Bootstrap resamples that are drawn together."""
+"""Bootstrap resamples that are drawn together, at most."""
+
+DRAWN_AT_ONCE = 1_000_000
+"""Draws of test images that are held at once, if a single resample takes no more."""
 
 IDENTIFIED_SIDE = 64
 """Images are identified by their pixels at this many pixels a side at most; larger ones are averaged down."""
 
 MISMATCHED = 256
 """The chance level is taken over this many pairs of a reconstruction and another stimulus, or over all there are."""
+
+MISMATCHED_PIXELS = 4_000_000
+"""Pixels of these pairs at most, unless one pair for each row takes more: large images cost 25 ms a pair and metric."""
+
+POOLED = 64
+"""Rows of a panel at least, where a fold of few rows is compared with the test rows of all folds."""
 
 PANEL_NBYTES = 48_000_000
 """Most bytes of a panel of float32 rows that are correlated with another at once, if that is 16 rows or more."""
@@ -55,6 +64,7 @@ COMPARED_BASELINES = 4
 """Baselines that need no generator: mean, random and nearest train image, shuffled betas."""
 
 _FLOAT32, _FLOAT64 = 4, 8
+_IDENTIFIED = 4  # scores of identification by one description of images
 
 
 @dataclass(frozen=True)
@@ -77,23 +87,41 @@ class EvaluateShapes:
     refined: int = 2
     """Baselines that the generator draws."""
     areas: int = 0
+    pooled_rows: int = 0
+    """Test rows of all folds; 0: there is one split."""
 
 
 def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: Sequence["Judge"] = ()) -> int:
     """Bytes of memory that the evaluation of one fold takes beside what the process holds already."""
     compared = PRESETS[settings.preset] or shapes.images
     m, chunk = shapes.test_rows, shapes.chunk
-    embedding = [embed_nbytes(judge, (shapes.images, *shapes.pictures), m, chunk) for judge in judges]
-    features = [latents_nbytes(m, dims) for dims in shapes.dims.values()]
+    together = max(m, min(shapes.pooled_rows, POOLED))
+    every = max(m, shapes.pooled_rows)
+    embedding = [embed_nbytes(judge, (shapes.images, *shapes.pictures), together, chunk) for judge in judges]
+    features = [latents_nbytes(together, dims, every) for dims in shapes.dims.values()]
+    sources = most_sources(shapes, settings)
     largest = max(
         *embedding,
         *features,
-        compare_nbytes(compared, m, most_sources(shapes, settings), chunk),
+        compare_nbytes(compared, m, sources, chunk, together),
         nearest_nbytes(m, shapes.train_images, shapes.block),
         math.prod(shapes.images) * 24 + 2 * chunk,  # the mean train image
     )
-    staying = sum(judge.staying_nbytes for judge in judges)
-    return SLACK + bootstrap_nbytes(m, settings.resamples) + staying + largest
+    staying = sum(judge.staying_nbytes for judge in judges) + scores_nbytes(every, sources, shapes.dims, judges)
+    return SLACK + bootstrap_nbytes(every, settings.resamples) + staying + largest
+
+
+def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
+    """Bytes of all scores of ``m`` test rows, of their stimulus ids, and of the checksums of reconstructions."""
+    figures = sources * (5 + _IDENTIFIED + 2 + _IDENTIFIED + _IDENTIFIED * len(judges))
+    figures += (sources // 2) * len(spaces) * (2 + _IDENTIFIED)
+    return m * (figures * _FLOAT64 + 200 + 150 * sources)
+
+
+def spool_nbytes(shapes: EvaluateShapes, settings: "EvaluateSettings") -> int:
+    """Bytes on disk, for a while, of the images that are identified by their pixels."""
+    small = math.prod(identified_shape(PRESETS[settings.preset] or shapes.images))
+    return (most_sources(shapes, settings) + 1) * max(shapes.test_rows, shapes.pooled_rows) * small
 
 
 def most_sources(shapes: EvaluateShapes, settings: "EvaluateSettings") -> int:
@@ -109,23 +137,33 @@ def most_sources(shapes: EvaluateShapes, settings: "EvaluateSettings") -> int:
 
 
 def bootstrap_nbytes(m: int, resamples: int) -> int:
-    """Bytes for the figures of one fold: the draws, and the means of some twenty figures twice over."""
-    return RESAMPLES_AT_ONCE * m * _FLOAT64 * 4 + resamples * 20 * _FLOAT64 * 4
+    """Bytes for the figures of ``m`` test rows: the draws, and the means of some twenty figures twice over."""
+    return resamples_at_once(m) * m * _FLOAT64 * 4 + 20 * (m + 4 * resamples) * _FLOAT64
 
 
-def compare_nbytes(shape: ImageShape, m: int, sources: int, chunk: int) -> int:
-    """Bytes for ``compare_images``; ``chunk`` is a chunk of stimuli in bytes."""
+def resamples_at_once(m: int) -> int:
+    """Resamples of ``m`` test images that are drawn together: arithmetic on the shape, so that no budget changes a draw."""
+    return min(RESAMPLES_AT_ONCE, max(DRAWN_AT_ONCE // m, 1))
+
+
+def compare_nbytes(shape: ImageShape, m: int, sources: int, chunk: int, together: int = 0) -> int:
+    """Bytes for ``compare_images`` of ``sources`` sets of images, and for identifying them by their pixels.
+
+    ``chunk`` is a chunk of stimuli in bytes; ``together`` are the rows of a panel at least, where rows are pooled.
+    """
     pixels = shape[0] * shape[1]
     prepared = pixels * (shape[2] + 7 * _FLOAT64)
-    work = pixels * (3 * shape[2] + 10) * _FLOAT64
+    work = pixels * (3 * shape[2] + 13) * _FLOAT64
     small = math.prod(identified_shape(shape))
-    rows = (shifts(m) + 2) * prepared + workers() * (prepared + work) + 4 * (chunk + pixels * shape[2])
-    return rows + (sources + 1) * m * small + identify_nbytes(m, small)
+    at_work = min(workers(), sources)
+    rows = (shifts(m, pixels) + 3) * prepared + at_work * (prepared + work) + 4 * (chunk + pixels * shape[2])
+    return max(rows, identify_nbytes(max(m, together), small))
 
 
-def shifts(m: int) -> int:
-    """With how many other stimuli each of ``m`` reconstructions is paired for the chance level."""
-    return min(max(m - 1, 0), -(-MISMATCHED // m))
+def shifts(m: int, pixels: int = 1) -> int:
+    """With how many other stimuli each of ``m`` reconstructions of so many pixels is paired for the chance level."""
+    pairs = min(MISMATCHED, MISMATCHED_PIXELS // pixels)
+    return min(m - 1, max(-(-pairs // m), 1))
 
 
 def identified_shape(shape: ImageShape) -> ImageShape:
@@ -149,9 +187,11 @@ def panel_rows(m: int, columns: int) -> int:
     return min(m, MOST_ROWS, max(PANEL_NBYTES // (_FLOAT32 * columns), 16))
 
 
-def latents_nbytes(m: int, dims: int) -> int:
-    """Bytes for ``compare_latents``."""
-    return max(min(latents_at_once(m), dims) * m * _FLOAT64 * 4, identify_nbytes(m, dims)) + dims * _FLOAT64
+def latents_nbytes(m: int, dims: int, every: int = 0) -> int:
+    """Bytes for ``compare_latents``, of ``m`` rows at once and of ``every`` row there is."""
+    every = max(m, every)
+    errors = min(latents_at_once(every), dims) * every * _FLOAT64 * 4
+    return max(errors, identify_nbytes(m, dims)) + 4 * dims * _FLOAT64
 
 
 def latents_at_once(m: int) -> int:

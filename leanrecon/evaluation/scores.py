@@ -1,16 +1,19 @@
 """The scores of one fold: every metric of its reconstructions, its baselines and its areas, row by row."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.evaluation.bootstrap import Resampling, Scores, average, numbered
-from leanrecon.evaluation.comparison import compare_images
-from leanrecon.evaluation.fold import TRUE_FEATURES, Fold, Predictions
+from leanrecon.evaluation.bootstrap import Resampling, Scores, average, needs_pooling, numbered
+from leanrecon.evaluation.comparison import Others, compare_images
+from leanrecon.evaluation.fold import TRUE_FEATURES, Fold
+from leanrecon.evaluation.identification import identify_parts
 from leanrecon.evaluation.image_sources import (
     ConstantImage,
+    EveryFold,
     ImageSource,
     Reconstructions,
     StoredImages,
@@ -18,12 +21,14 @@ from leanrecon.evaluation.image_sources import (
     nearest_rows,
     random_images,
 )
-from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_scores
+from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure
 from leanrecon.evaluation.judges.judge import Judge
-from leanrecon.evaluation.latents import compare_latents
-from leanrecon.evaluation.plan import PRESETS, plan_evaluate
+from leanrecon.evaluation.latents import compare_latents_parts
+from leanrecon.evaluation.plan import POOLED, PRESETS, plan_evaluate
+from leanrecon.evaluation.pool import Part, Spool, joined, stacked
 from leanrecon.images import Array
 from leanrecon.places import Location, as_location
+from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.store import remove
 from leanrecon.study.settings import EvaluateSettings
 
@@ -34,6 +39,24 @@ REFINED = {"prior": "prior_only", "shuffled": "shuffled_predictions"}
 """The generator's baselines as they are named among the figures; others keep the generator's name."""
 
 
+Key = tuple[str, str, str]
+"""What is compared: ``images``, ``features``, ``pairing`` or ``area``; of which images or area; by what it is described."""
+
+Measure = Callable[[Sequence[Part], Sequence[str]], "tuple[Scores | None, Array | None]"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Reconstructions and stimuli of one fold, described in one way, to tell the stimuli apart by."""
+
+    reconstructions: Matrix
+    stimuli: Matrix
+    """[rows of this fold, d]"""
+    measure: Measure
+    every: Matrix | None = None
+    """The stimuli of all folds, described as this fold does; None: as every fold does."""
+
+
 @dataclass
 class FoldScores:
     """All scores of one fold, before they are averaged."""
@@ -42,12 +65,16 @@ class FoldScores:
     resampling: Resampling
     images: dict[str, Scores]
     """By set of images: stage1, final, each baseline and upper bound; ``stage1 AREA`` and ``final AREA``."""
-    features: dict[str, Scores]
+    features: dict[str, Scores] = field(default_factory=dict)
     """By feature space."""
     areas: dict[str, dict[str, Scores]] = field(default_factory=dict)
     """By area and feature space."""
     r2: dict[str, Array] = field(default_factory=dict)
     """R² of every latent by feature space, float64 [dims]."""
+    described: dict[Key, Described] = field(default_factory=dict)
+    """What is still to be compared; empty once it is."""
+    pairs: int = 0
+    """Over how many wrong pairs a chance level of a pixel metric was taken."""
 
     def final(self, area: str = "") -> str:
         """The set of the final images: the first ones, where nothing refines them."""
@@ -60,30 +87,126 @@ def in_area(stage: str, area: str) -> str:
     return f"{stage} {area}" if area else stage
 
 
-def score_fold(
-    fold: Fold, number: int, settings: EvaluateSettings, judges: Sequence[Judge], context: Context
+def score_folds(
+    folds: Sequence[Fold], settings: EvaluateSettings, judges: Sequence[Judge], context: Context
+) -> list[FoldScores]:
+    """All scores of every fold. Raises BudgetError before any image of a fold is read.
+
+    Stimuli are told apart within each fold, or in all folds together where one of them has a single stimulus.
+    """
+    drawn = [
+        Resampling(numbers, settings.resamples, context.seed, k)
+        for k, numbers in enumerate(numbered([fold.names for fold in folds]))
+    ]
+    pooled = needs_pooling(drawn)
+    scored = []
+    with Spool(context.scratch) as spool:
+        for k in range(len(folds)):
+            others = _others(folds, k) if pooled else None
+            scored.append(_score_images(folds[k], drawn[k], settings, judges, context, spool, others))
+            if not pooled:
+                compare_described(scored[-1:])
+                spool.clear()
+        if pooled:
+            compare_described(scored)
+    return scored
+
+
+def _others(folds: Sequence[Fold], k: int) -> Others:
+    """The stimuli of all folds as the ``k``-th fold sees them."""
+    return Others(
+        EveryFold([StoredImages(fold.test.store, fold.test.index) for fold in folds]),
+        [name for fold in folds for name in fold.names],
+        sum(len(fold.names) for fold in folds[:k]),
+    )
+
+
+def _score_images(
+    fold: Fold,
+    resampling: Resampling,
+    settings: EvaluateSettings,
+    judges: Sequence[Judge],
+    context: Context,
+    spool: Spool,
+    others: Others | None,
 ) -> FoldScores:
-    """All scores of the ``number``-th fold. Raises BudgetError before any image is read."""
-    context.require("evaluate", plan_evaluate(fold.shapes(), settings, judges))
+    """The pixel metrics of a fold, and what else is to be compared of it."""
+    shapes = replace(fold.shapes(), pooled_rows=0 if others is None else len(others.names))
+    context.require("evaluate", plan_evaluate(shapes, settings, judges))
     context = context.named(f"{fold.label}evaluate")
-    resampling = Resampling(numbered(fold.names), settings.resamples, context.seed, number)
     sources = dict(_sources(fold, context.seed))
     stimuli = StoredImages(fold.test.store, fold.test.index)
-    judged = _judged(fold, {STIMULI: stimuli, **sources}, judges, context)
-    images = compare_images(sources, stimuli, fold.names, PRESETS[settings.preset] or fold.image_shape, context)
-    for name, scores in judged:
-        images[name].add(scores)
-    result = FoldScores(fold, resampling, images, {})
-    for name, space in fold.spaces.items():
-        result.features[name], result.r2[name] = compare_latents(space.predicted, space.true, fold.names)
-    _add_features(images["stage1"], result.features, fold.space)
-    for area, of_area in fold.areas.items():
-        result.areas[area] = _feature_scores(of_area.spaces, fold.names)
-        _add_features(images[in_area("stage1", area)], result.areas[area], fold.space)
+    shape = PRESETS[settings.preset] or fold.image_shape
+    described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context))
+    compared, small = compare_images(sources, stimuli, fold.names, shape, context, spool, others)
+    result = FoldScores(fold, resampling, {name: of_source.scores for name, of_source in compared.items()})
+    result.pairs = max(of_source.pairs for of_source in compared.values())
+    for name, of_source in compared.items():
+        described["images", name, "pixels"] = Described(of_source.small, small, _identified("pixels"))
+    result.described = described | dict(_features(fold))
+    return result
+
+
+def _identified(suffix: str) -> Measure:
+    return lambda parts, names: (identify_parts(parts, names, suffix), None)
+
+
+def _features(fold: Fold) -> Iterator[tuple[Key, Described]]:
+    """Predicted and true features of every space, area and random pairing."""
+    every = [("features", "", fold.spaces), *(("area", name, area.spaces) for name, area in fold.areas.items())]
+    for of, area, spaces in every:
+        for name, space in spaces.items():
+            yield (of, area, name), Described(space.predicted, space.true, compare_latents_parts, space.every)
+    for j, pairing in enumerate(fold.pairings):
+        if fold.space is not None and pairing.predicted is not None:
+            true = fold.spaces[fold.space]
+            described = Described(pairing.predicted, true.true, compare_latents_parts, true.every)
+            yield ("pairing", f"{SHUFFLED} {j}", fold.space), described
+
+
+def compare_described(scored: Sequence[FoldScores]) -> None:
+    """Tell the stimuli of some folds apart by all that describes them, and complete the scores of these folds."""
+    names = [name for fold in scored for name in fold.fold.names]
+    firsts = np.cumsum([0, *(len(fold.fold.names) for fold in scored)]).tolist()
+    most = max(max(len(fold.fold.names) for fold in scored), POOLED)
+    for key in scored[0].described:
+        of_folds = [fold.described[key] for fold in scored]
+        every = stacked([described.stimuli for described in of_folds])
+        parts = [
+            Part(one.reconstructions, every if len(scored) == 1 or one.every is None else one.every, first, most)
+            for one, first in zip(of_folds, firsts, strict=False)
+        ]
+        scores, r2 = of_folds[0].measure(joined(parts), names)
+        for fold, first, end in zip(scored, firsts, firsts[1:], strict=False):
+            _put(fold, key, None if scores is None else scores.part(slice(first, end)), r2)
+    for fold in scored:
+        fold.described.clear()
+        _complete(fold)
+
+
+def _put(fold: FoldScores, key: Key, scores: Scores | None, r2: Array | None) -> None:
+    of, source, by = key
+    if of == "features":
+        fold.features[by] = scores or Scores()
+        fold.r2[by] = np.empty(0) if r2 is None else r2
+    elif of == "area":
+        fold.areas.setdefault(source, {})[by] = scores or Scores()
+    elif scores is not None:
+        fold.images[source].add(scores)
+
+
+def _complete(scored: FoldScores) -> None:
+    """Give first images the scores of their features, and average random pairings."""
+    fold, images = scored.fold, scored.images
+    _add_features(images["stage1"], scored.features, fold.space)
+    for area in fold.areas:
+        of_area = scored.areas.setdefault(area, {})
+        _add_features(images[in_area("stage1", area)], of_area, fold.space)
     for name in [name for name in images[MEAN].rows if name.endswith("_reverse")]:
         del images[MEAN].rows[name]  # one image for all rows ties with itself
-    _average_pairings(fold, images)
-    return result
+    pairings = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.pairings))]
+    if pairings:
+        images[SHUFFLED] = average(pairings)
 
 
 def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, ImageSource]]:
@@ -112,20 +235,22 @@ def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, ImageSource]]:
 
 def _judged(
     fold: Fold, sources: Mapping[str, ImageSource], judges: Sequence[Judge], context: Context
-) -> list[tuple[str, Scores]]:
-    """The scores of every set of images by every judge."""
+) -> Iterator[tuple[Key, Described]]:
+    """Every set of images and the stimuli, as every judge describes them."""
     if fold.embeddings is None:
-        return []
+        return
     every = as_location(fold.embeddings)
     for folder in every.iterdir():
         if folder.name not in {judge.name for judge in judges}:
             _remove_stores(folder)
-    scores: list[tuple[str, Scores]] = []
     for judge in judges:
         folder = every / judge.name
         embeddings = embed(judge, sources, len(fold.names), fold.image_shape, folder, context)
-        scores += judge_scores(judge, embeddings, fold.names).items()
-    return scores
+        stimuli = embeddings[STIMULI].matrix()
+        for name in sources:
+            if name != STIMULI:
+                described = Described(embeddings[name].matrix(), stimuli, partial(judge_measure, judge))
+                yield ("images", name, judge.name), described
 
 
 def _remove_stores(folder: Location) -> None:
@@ -136,22 +261,7 @@ def _remove_stores(folder: Location) -> None:
         folder.delete_tree()
 
 
-def _feature_scores(spaces: Mapping[str, Predictions], names: Sequence[str]) -> dict[str, Scores]:
-    return {name: compare_latents(space.predicted, space.true, names)[0] for name, space in spaces.items()}
-
-
 def _add_features(stage1: Scores, features: Mapping[str, Scores], space: str | None) -> None:
     """First images also have the scores of the features that they were decoded from."""
     if space is not None and space in features:
         stage1.add(features[space])
-
-
-def _average_pairings(fold: Fold, images: dict[str, Scores]) -> None:
-    """Put one set of scores, the mean over all random pairings, in the place of theirs."""
-    for j, pairing in enumerate(fold.pairings):
-        if fold.space is not None and pairing.predicted is not None:
-            true = fold.spaces[fold.space].true
-            images[f"{SHUFFLED} {j}"].add(compare_latents(pairing.predicted, true, fold.names)[0])
-    pairings = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.pairings))]
-    if pairings:
-        images[SHUFFLED] = average(pairings)

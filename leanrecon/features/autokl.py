@@ -8,18 +8,28 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, SettingsError, shown
 from leanrecon.features.inference import PretrainedSpace, exact_inference, load_weights, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.noise import POSTERIOR, normals
 from leanrecon.images import resize, with_channels
-from leanrecon.weights.folders import Weights, arithmetic, find_model, part_of, present_name, read_config
+from leanrecon.weights.folders import (
+    Weights,
+    arithmetic,
+    described_by,
+    find_model,
+    part_of,
+    present_name,
+    read_config,
+    whole_number,
+    whole_numbers,
+)
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
 from leanrecon.weights.names import WeightsName
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
-from leanrecon.weights.safetensors import Precision, itemsize
+from leanrecon.weights.safetensors import AGAIN, Precision, itemsize
 
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
@@ -93,6 +103,15 @@ class AutoKL(PretrainedSpace):
         channels, height, width = self._latent_shape
         return channels * height * width
 
+    def check(self) -> None:
+        """Raise InputError for files that are no autoencoder of this kind; reads headers and configs only."""
+        for use in _PARTS:
+            self._cost(use)
+            weights = self._network(use)[1]
+            folder = weights.files[0].parent
+            if not weights.named(_PARTS[use]):
+                raise InputError(f"{folder} has no weights of {_PARTS[use][0]}…", expected="an autoencoder", todo=AGAIN)
+
     def cost(self, image_shape: ImageShape) -> Cost:
         return self._cost("encode")
 
@@ -135,7 +154,7 @@ class AutoKL(PretrainedSpace):
             if self.settings.latents == "sample":
                 std = np.exp(0.5 * np.clip(moments[:, channels:], -30, 20))  # bounds as in diffusers
                 latents = latents + std * normals(self.seed, rows[part], 0, self._latent_shape, POSTERIOR)
-            shift = self._config.get("shift_factor") or 0.0
+            shift = self._shift
             out[part] = ((latents - np.float32(shift)) * np.float32(self._scaling)).reshape(len(latents), -1)
         return out
 
@@ -152,8 +171,7 @@ class AutoKL(PretrainedSpace):
             part = slice(start, start + self._at_once)
             latents = features[part].reshape(-1, *self._latent_shape)
             if self.settings.tiny is None:  # tiny autoencoders are trained on scaled latents
-                shift = self._config.get("shift_factor") or 0.0
-                latents = latents / np.float32(self._scaling) + np.float32(shift)
+                latents = latents / np.float32(self._scaling) + np.float32(self._shift)
             out[part] = self._pixels(model, latents, rows[part])
         return out
 
@@ -204,7 +222,7 @@ class AutoKL(PretrainedSpace):
 
         config, weights = self._network(use)
         kind: Any = AutoencoderTiny if self._is_tiny(use) else AutoencoderKL
-        with torch.device("meta"):
+        with torch.device("meta"), described_by(weights.files[0].parent / "config.json"):
             empty = kind.from_config(config)
         model: Any = load_weights(empty, weights, _PARTS[use], precision=self.precision, device=self.device)
         if self.settings.tile is not None and not self._is_tiny(use):
@@ -234,7 +252,8 @@ class AutoKL(PretrainedSpace):
         """Bytes of the largest state of an image or a tile."""
         config = self._network(use)[0]
         if self._is_tiny(use):
-            channels = int(max(config.get("decoder_block_out_channels", [64])))
+            folder = self._tiny[1].files[0].parent
+            channels = max(whole_numbers(config, "decoder_block_out_channels", [64], folder / "config.json"))
             return channels * int(self.settings.size) ** 2 * itemsize(self.precision)
         side = int(min(self.settings.tile or self.settings.size, self.settings.size))
         # The decoder enlarges a state before it reduces its channels.
@@ -262,7 +281,8 @@ class AutoKL(PretrainedSpace):
         folder = part_of(folder, (".", "vae"), "config.json", "an AutoencoderTiny, such as madebyollin/taesd")
         config = _config_of(folder, "AutoencoderTiny")
         config.pop("block_out_channels", None)  # diffusers writes it, and warns when it reads it
-        channels, blocks = config.get("latent_channels", 4), config.get("num_decoder_blocks", (3, 3, 3, 1))
+        channels = whole_number(config, "latent_channels", 4, folder / "config.json")
+        blocks = whole_numbers(config, "num_decoder_blocks", (3, 3, 3, 1), folder / "config.json")
         if (channels, 2 ** (len(blocks) - 1)) != (self._latent_shape[0], self._factor):
             raise InputError(
                 f"{folder} decodes {channels} channels to {2 ** (len(blocks) - 1)} times their size",
@@ -278,7 +298,7 @@ class AutoKL(PretrainedSpace):
 
     @property
     def _channels(self) -> list[int]:
-        return list(self._config.get("block_out_channels", [64]))
+        return whole_numbers(self._config, "block_out_channels", [64], self._folder / "config.json")
 
     @property
     def _factor(self) -> int:
@@ -287,7 +307,11 @@ class AutoKL(PretrainedSpace):
 
     @property
     def _scaling(self) -> float:
-        return float(self._config.get("scaling_factor", 0.18215))
+        return _number(self._config, "scaling_factor", 0.18215, self._folder)
+
+    @property
+    def _shift(self) -> float:
+        return _number(self._config, "shift_factor", 0.0, self._folder)
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -297,13 +321,21 @@ class AutoKL(PretrainedSpace):
                 raise SettingsError(
                     f"{self.setting(key)} = {getattr(self.settings, key)}", expected=f"a multiple of {factor}"
                 )
-        return int(self._config.get("latent_channels", 4)), size // factor, size // factor
+        channels = whole_number(self._config, "latent_channels", 4, self._folder / "config.json")
+        return channels, size // factor, size // factor
+
+
+def _number(config: dict[str, Any], key: str, default: float, folder: Path) -> float:
+    value = default if config.get(key) is None else config[key]
+    if type(value) not in (int, float) or not abs(value) < 1e6 or (value == 0 and default):
+        raise InputError(f"{folder / 'config.json'} has {key} = {shown(value)}", expected="a number", todo=AGAIN)
+    return float(value)
 
 
 def _config_of(folder: Path, kind: str) -> dict[str, Any]:
     config = read_config(folder / "config.json")
     if config.get("_class_name") != kind:
-        raise InputError(f"{folder} holds a {config.get('_class_name')}", expected=f"an {kind}")
+        raise InputError(f"{folder} holds a {shown(config.get('_class_name'))}", expected=f"an {kind}")
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise InputError(f"{folder} scales each channel by its own mean and std", expected="one scaling_factor for all")
     return arithmetic(config)

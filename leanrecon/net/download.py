@@ -1,7 +1,6 @@
 """Downloads over HTTP: resumed, of one version only, checked, and complete or absent."""
 
 import base64
-import binascii
 import functools
 import hashlib
 import http.client
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from leanrecon.errors import NetworkError
+from leanrecon.errors import NetworkError, said_by
 from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import read_json, write_json
@@ -25,7 +24,12 @@ from leanrecon.progress import Advance, Progress
 CHOOSES = "LEANRECON_CACHE (files) or HF_HOME (models)"
 """The environment variables that choose the folders of downloads."""
 
+LARGEST = 200 * 10**9
+"""Bytes of a download of unknown size that is given up."""
+
 _PIECE = 2**20  # bytes
+_MD5 = 32  # hexadecimal digits
+_DIGITS = 18  # of a size; the largest files have 13
 _BROKEN = (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError)
 
 
@@ -116,7 +120,8 @@ class _Transfer:
         self.remote = remote
         self.partial = partial
         self.state = partial.with_name(f"{partial.name}.json")
-        self.version: dict[str, Any] = read_json(self.state) or {}
+        before = read_json(self.state)
+        self.version: dict[str, Any] = before if isinstance(before, dict) else {}
         self.done = partial.stat().st_size if partial.exists() else 0
         etag = self.version.get("etag")
         if not (self.version and (remote.digest or etag)) or (remote.etag and remote.etag != etag):
@@ -173,9 +178,21 @@ class _Transfer:
             total = self.version.get("size")
             with self._written() as file:
                 while piece := answer.read(_PIECE):
+                    self._require_announced(len(piece))
                     self._write(file, piece)
                     advance(len(piece))
         return total is None or self.done == total
+
+    def _require_announced(self, more: int) -> None:
+        """Raise NetworkError at the first byte beyond the size that was announced, or that any file here has."""
+        sizes = (self.remote.size, self.version.get("size"))
+        most = min([size for size in sizes if size is not None], default=LARGEST)
+        if self.done + more > most:
+            self.drop()
+            raise NetworkError(
+                f"{self.remote.url} sends more than the {most} bytes that it announced",
+                todo="run the same command again; if that does not help, obtain the file elsewhere",
+            )
 
     def _begin(self, remote: Remote) -> None:
         """Record the version of the bytes before the first of them."""
@@ -207,7 +224,7 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
     for name, value in remote.headers.items():
         request.add_unredirected_header(name, value)
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT, context=_trusted())
+        return _opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             return error
@@ -216,11 +233,52 @@ def _opened(remote: Remote, method: str, headers: Mapping[str, str]) -> Any:
             raise
         refused = error.code in (401, 403)
         raise NetworkError(
-            f"cannot download {remote.url} ({error.code} {error.reason})",
+            f"cannot download {remote.url} ({error.code} {str(error.reason)[:100]})",
             todo="accept its terms on its page, and sign in with `hf auth login`"
             if refused
             else "check the name; if it is right, the file has moved",
         ) from None
+    except ValueError as error:  # an address that is none
+        raise NetworkError(f"{remote.url} can't be opened ({said_by(error)})", expected="https://…") from None
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to HTTPS, and from HTTP to HTTP: not to files, FTP, or from HTTPS to HTTP."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        before, after = urlsplit(req.full_url).scheme.lower(), urlsplit(newurl).scheme.lower()
+        if after != "https" and (before, after) != ("http", "http"):
+            raise NetworkError(
+                f"{req.full_url} redirects to {newurl}, and leanrecon does not follow from {before} to {after}",
+                expected="an address of https://",
+                todo="check the name, or obtain the file elsewhere",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        to = headers.get("location") or headers.get("uri")
+        if to:  # urllib refuses other schemes with an error that is retried
+            self.redirect_request(req, fp, code, msg, headers, urljoin(req.full_url, to))
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens HTTP and HTTPS alone, through the proxies of the environment."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=_trusted()),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _SafeRedirects(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 @functools.cache
@@ -237,7 +295,7 @@ def _trusted() -> ssl.SSLContext:
 def _described(remote: Remote, answer: Any) -> Remote:
     """The file with size, version and MD5 from headers; raises NetworkError if the size contradicts the known one."""
     length = answer.headers.get("Content-Length")
-    size = int(length) if length and length.isdecimal() else None
+    size = int(length) if length and re.fullmatch(rf"[0-9]{{1,{_DIGITS}}}", length.strip()) else None
     if None not in (size, remote.size) and size != remote.size:
         raise NetworkError(f"{remote.url} has {size} bytes", expected=f"{remote.size}")
     etag = answer.headers.get("ETag")
@@ -255,16 +313,17 @@ def _described(remote: Remote, answer: Any) -> Remote:
 
 def _hexadecimal(text: str) -> str | None:
     try:
-        return base64.b64decode(text, validate=True).hex()
-    except binascii.Error:
+        digits = base64.b64decode(text, validate=True).hex()
+    except ValueError:  # not base64, or not ASCII
         return None
+    return digits if len(digits) == _MD5 else None
 
 
 def _start(answer: Any) -> int:
     """The position in the file of the first byte of an answer."""
     if answer.status != 206:
         return 0
-    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    match = re.match(rf"bytes ([0-9]{{1,{_DIGITS}}})-", answer.headers.get("Content-Range", ""))
     return int(match[1]) if match else -1
 
 

@@ -23,6 +23,7 @@ def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator
     except ImportError:  # Windows
         yield
         return
+    known = Path(os.path.abspath(folder))
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -31,6 +32,32 @@ def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator
             raise StoreError(f"{by} is using {folder}", todo=todo) from None
         except OSError:  # a file system without locks, as some mounted drives are
             pass
+        _HELD[known] = _identity(os.fstat(descriptor))
         yield
     finally:
+        _HELD.pop(known, None)
         os.close(descriptor)
+
+
+_HELD: dict[Path, tuple[int, int]] = {}
+"""Device and inode of the folders that this process holds."""
+
+
+def check_there(path: Path) -> None:
+    """Raise StoreError for a path in a held folder that was renamed or removed: writing would begin another one."""
+    for folder, identity in list(_HELD.items()):
+        if not Path(os.path.abspath(path)).is_relative_to(folder):
+            continue
+        try:
+            now = _identity(os.stat(folder))
+        except FileNotFoundError:
+            now = None
+        if now != identity:
+            raise StoreError(
+                f"{folder} was renamed, moved or removed while it was being written to",
+                todo="run the same command again with --study and the folder's present name, which continues there",
+            )
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

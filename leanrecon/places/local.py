@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from leanrecon.places.disk import explained_disk_errors, read_file, read_rows, write_file
-from leanrecon.places.hold import held
+from leanrecon.places.hold import check_there, held
 from leanrecon.places.place import Array
 
 PARTIAL = ".partial"
@@ -41,14 +41,14 @@ class LocalPlace:
         found = self._stat(key)
         return None if found is None else found.st_size
 
-    def stamp(self, key: str) -> int | None:
+    def stamp(self, key: str) -> str | None:
         found = self._stat(key)
-        return None if found is None else found.st_mtime_ns
+        return None if found is None else f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
     def _stat(self, key: str) -> os.stat_result | None:
         try:
             found = os.stat(self._path(key))
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             return None
         return found if stat.S_ISREG(found.st_mode) else None
 
@@ -103,6 +103,7 @@ class LocalPlace:
         """The path of a new file, renamed to its key when the block ends and removed if it raises."""
         path = self._path(key)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        check_there(path)
         with explained_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -120,7 +121,9 @@ class LocalPlace:
     def delete_tree(self, prefix: str) -> None:
         path = self._path(prefix)
         with explained_disk_errors(path):
-            if path.exists():
+            if path.is_symlink():
+                path.unlink()  # the link alone: what it leads to is somebody else's
+            elif path.exists():
                 shutil.rmtree(path)
 
     def sweep(self, prefix: str, deep: bool = False) -> None:

@@ -105,6 +105,21 @@ class Location:
         """Whether there is a folder that holds something."""
         return bool(self.place.children(self.key))
 
+    def is_link(self) -> bool:
+        """Whether it is a link of the file system; places elsewhere have none."""
+        path = self.place.local_path(self.key)
+        return path is not None and path.is_symlink()
+
+    def leads_out_of(self, folder: "Location") -> bool:
+        """Whether a link on the way from a folder to this location leads out of the folder."""
+        path, root = self.place.local_path(self.key), folder.place.local_path(folder.key)
+        if path is None or root is None:
+            return False
+        try:
+            return not path.resolve().is_relative_to(root.resolve())
+        except (OSError, RuntimeError):  # links that lead to each other
+            return True
+
     def size(self) -> int | None:
         """Bytes of the file; None where there is none."""
         return self.place.size(self.key)

@@ -6,8 +6,19 @@ from pathlib import Path
 
 def find(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Path.exists) -> Path | None:
     """The path of that name in the current folder or, failing that, in ``base_dir``; None if neither has it."""
-    path = Path(text).expanduser()
-    return next((p for p in (path, *([base_dir / path] if base_dir else [])) if there(p)), None)
+    path = expanded(text)
+    try:
+        return next((p for p in (path, *([base_dir / path] if base_dir else [])) if there(p)), None)
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return None
+
+
+def expanded(text: str) -> Path:
+    """The path with a leading ``~`` replaced by the home of its user, where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def located(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Path.exists) -> str:

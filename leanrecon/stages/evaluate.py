@@ -3,8 +3,6 @@
 It alone looks at test stimuli, and it only reads: all images that it compares were drawn by earlier stages.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,26 +11,29 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
-from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate
+from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate, spool_nbytes
 from leanrecon.features.first_images import decoding_space, picture_shape
-from leanrecon.places.files import read_json, write_json, write_text, write_whole
-from leanrecon.stages.folds import contents, fold_of
+from leanrecon.places.files import read_record, write_json, write_whole
+from leanrecon.stages.folds import contents, folds_of
 from leanrecon.stages.refine import make_generator
-from leanrecon.stages.report import write_page
+from leanrecon.stages.report import MOST_SHOWN, write_page
+from leanrecon.stages.scores import write_scores
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
-from leanrecon.study.layout import Study
 from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
-FORMAT = 2
+FORMAT = 3
 """Version of the figures: raised when one of them is computed in another way."""
 
 REPORT_NBYTES = 25_000
-"""Bytes that a test image takes in the report and in the table of scores."""
+"""Bytes that a test image takes in the report, if it is shown there."""
+
+SCORES_NBYTES = 800
+"""Bytes that a test row takes in the table of scores."""
 
 _FLOAT = 4  # bytes
 
@@ -55,11 +56,12 @@ class EvaluateStage:
         work = plan_evaluate(shapes, settings.evaluate, judges)
         sources = 8 + settings.evaluate.permutations + 2 * len(settings.areas)
         embeddings = sum(store_nbytes((m, j.dims), np.float32, 32 * j.dims * _FLOAT) for j in judges)
-        disk = planning.folds * (m * REPORT_NBYTES + sources * embeddings)
+        shown = min(planning.folds * m, MOST_SHOWN)
+        disk = planning.folds * (m * SCORES_NBYTES + sources * embeddings) + shown * REPORT_NBYTES
         summary = f"{settings.evaluate.permutations} permutations, {settings.evaluate.resamples} resamples"
         summary += "".join(f", {judge.model}" for judge in judges)
         memory = planning.budget.reserved + work
-        yield PlannedStage(self.name, summary, memory, disk)
+        yield PlannedStage(self.name, summary, memory, disk, spool_nbytes(shapes, settings.evaluate))
 
     @staticmethod
     def _shapes(planning: Planning, n: int, m: int) -> EvaluateShapes:
@@ -86,6 +88,7 @@ class EvaluateStage:
             pictures=pictures,
             refined=len(settings.refine.baselines),
             areas=len(settings.areas),
+            pooled_rows=n + m if planning.data.folds else 0,
         )
 
     # Running
@@ -103,7 +106,7 @@ class EvaluateStage:
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
             whole = whole_brain(every)
-            folds = (fold_of(run, v, every, refines=refines, judged=bool(judges)) for v in whole)
+            folds = folds_of(run, every, refines=refines, judged=bool(judges))
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             self._write(run, whole, result, made_of)
@@ -119,7 +122,7 @@ class EvaluateStage:
         folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
         embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
         present = all(path.exists() for path in files) and all(is_complete(store) for store in embeddings)
-        return present and not run.overwrite and (read_json(study.metrics) or {}).get("made_of") == made_of
+        return present and not run.overwrite and (read_record(study.metrics) or {}).get("made_of") == made_of
 
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
@@ -130,7 +133,7 @@ class EvaluateStage:
             write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
         for name, r2 in result.latent_r2.items():
             write_whole(study.latent_r2(name), lambda file, r2=r2: np.save(file, r2.astype(np.float32)))  # type: ignore[misc]
-        _write_scores(study, result.rows)
+        write_scores(study, result.columns, result.rows())
         metrics = result.metrics | about | {"made_of": made_of, "notes": result.metrics["notes"] + notes}
         write_json(study.metrics, metrics, indent=1)
 
@@ -141,7 +144,7 @@ def write_report(run: Run) -> None:
     Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
     """
     every = variants(run.study, run.settings)
-    metrics = read_json(run.study.metrics) or {}
+    metrics = read_record(run.study.metrics) or {}
     judged = metrics.get("judges") or {}
     # A report reads no weights: metrics.json says what the judges were.
     contents = {name: (judged.get(name) or {}).get("content", "") for name in run.settings.judges}
@@ -205,12 +208,3 @@ def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
             f"The generator was guided by predictions of {' and '.join(spaces)}, features of the same family as the "
             f"judge {name}: its figures judge final images by the features that they were drawn for."
         )
-
-
-def _write_scores(study: Study, rows: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(study.scores, text.getvalue())

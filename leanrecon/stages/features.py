@@ -27,7 +27,9 @@ class FeaturesStage:
     name = "features"
 
     def check(self, run: Run) -> None:
-        """Missing weights are refused for all stages together."""
+        """Refuse weights that don't fit their settings; missing ones are refused for all stages together."""
+        for space in run.spaces.values():
+            check_weights(space)
 
     # Planning
 
@@ -37,6 +39,7 @@ class FeaturesStage:
             space.expect(min(planning.split[0], planning.images[0]))
         held = 0
         for space in planning.spaces.values():
+            check_weights(space)
             start = planning.budget
             planning.hold(held)
             yield self._plan_space(planning, space)
@@ -97,6 +100,12 @@ class FeaturesStage:
             if name in unconditional_spaces(run.settings):
                 keep_unconditional(space, image_shape(images), unconditional, context)
             record["settings"] = run.settings.features[name].model_dump(exclude_none=True)
+
+
+def check_weights(space: Any) -> None:
+    """Raise InputError where the weights of a feature space don't fit its settings; reads headers and configs only."""
+    if (check := getattr(space, "check", None)) is not None:
+        check()
 
 
 def unconditional_spaces(settings: Settings) -> set[str]:

@@ -1,16 +1,22 @@
 """What the stage evaluate compares, read from a study: every fold with its baselines, upper bounds and areas."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from leanrecon.evaluation.fold import ORACLE as REFINED_ORACLE
 from leanrecon.evaluation.fold import TRUE_FEATURES, Area, Fold, Predictions, RandomPairing, ShownImages
 from leanrecon.stages.stage import Run
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import as_matrix
+from leanrecon.stores.gather import gathered
+from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
-from leanrecon.study.variants import ORACLE, Variant
+from leanrecon.study.variants import ORACLE, Variant, whole_brain
+
+Array = np.ndarray[Any, Any]
 
 
 def of_areas(whole: Variant, every: Sequence[Variant]) -> dict[str, Variant]:
@@ -18,10 +24,33 @@ def of_areas(whole: Variant, every: Sequence[Variant]) -> dict[str, Variant]:
     return {variant.area: variant for variant in every if variant.area and variant.fold == whole.fold}
 
 
-def fold_of(run: Run, whole: Variant, every: Sequence[Variant], *, refines: bool, judged: bool) -> Fold:
-    """All that is compared of one fold (or of the one split); ``refines`` says whether there are final images."""
+def folds_of(run: Run, every: Sequence[Variant], *, refines: bool, judged: bool) -> Iterator[Fold]:
+    """All that is compared of every fold, or of the one split; ``refines`` says whether there are final images."""
+    whole = whole_brain(every)
+    pool = _Pool(np.concatenate([variant.test_images for variant in whole])) if len(whole) > 1 else None
+    for variant in whole:
+        yield _fold_of(run, variant, every, pool, refines=refines, judged=judged)
+
+
+@dataclass
+class _Pool:
+    """The test images of all folds in the order of their test rows."""
+
+    images: Array
+    shared: dict[str, Matrix] = field(default_factory=dict)
+    """Their features in spaces that learn nothing of a fold: one matrix for all folds."""
+
+    def features(self, space: Any, store: Store) -> Matrix:
+        if space.learns:
+            return gathered(as_matrix(store), self.images)
+        return self.shared.setdefault(space.name, gathered(as_matrix(store), self.images))
+
+
+def _fold_of(
+    run: Run, whole: Variant, every: Sequence[Variant], pool: _Pool | None, *, refines: bool, judged: bool
+) -> Fold:
     study, split = run.study, whole.test_split
-    spaces = {name: _predictions(whole, space) for name, space in run.spaces.items()}
+    spaces = {name: _predictions(whole, space, pool) for name, space in run.spaces.items()}
     first = run.first_space
     upper_bounds = {} if first is None else {TRUE_FEATURES: _pictures(whole.made_from(ORACLE), "stage1")}
     if refines and ORACLE in run.settings.refine.baselines:
@@ -40,7 +69,7 @@ def fold_of(run: Run, whole: Variant, every: Sequence[Variant], *, refines: bool
         refined={name: _pictures(whole.made_from(name), "final") for name in baselines},
         pairings=[_pairing(variant, first) for variant in whole.shuffled(run.settings.evaluate.permutations)],
         upper_bounds=upper_bounds,
-        areas={name: _area(run, variant, refines=refines) for name, variant in of_areas(whole, every).items()},
+        areas={name: _area(run, variant, pool, refines=refines) for name, variant in of_areas(whole, every).items()},
         n_trained=whole.trained_on,
         label=whole.label,
         embeddings=whole.study.embeddings if judged else None,
@@ -71,9 +100,11 @@ def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[st
         yield "true features", _pictures(variant.made_from(ORACLE), "stage1").content
 
 
-def _predictions(variant: Variant, space: Any) -> Predictions:
+def _predictions(variant: Variant, space: Any, pool: _Pool | None) -> Predictions:
     predicted = as_matrix(Store.open(variant.study.predictions(space.name)))
-    return Predictions(predicted, variant.test_features(space.name, space.learns))
+    features = Store.open(variant.features(space.learns).features(space.name, variant.test_split))
+    every = None if pool is None else pool.features(space, features)
+    return Predictions(predicted, gathered(as_matrix(features), variant.test_images), every)
 
 
 def _pairing(variant: Variant, first: Any) -> RandomPairing:
@@ -81,8 +112,8 @@ def _pairing(variant: Variant, first: Any) -> RandomPairing:
     return RandomPairing(_pictures(variant, "stage1"), predicted)
 
 
-def _area(run: Run, variant: Variant, *, refines: bool) -> Area:
-    spaces = {name: _predictions(variant, space) for name, space in run.spaces.items()}
+def _area(run: Run, variant: Variant, pool: _Pool | None, *, refines: bool) -> Area:
+    spaces = {name: _predictions(variant, space, pool) for name, space in run.spaces.items()}
     final = _pictures(variant, "final") if refines else None
     return Area(len(variant.voxels or ()), _pictures(variant, "stage1"), final, spaces)
 

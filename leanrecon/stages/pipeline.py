@@ -21,10 +21,12 @@ from leanrecon.stages.regression import RegressionStage
 from leanrecon.stages.stage import GIVE_IMAGES, NO_IMAGES, PlannedStage, Planning, Run, Stage
 from leanrecon.stages.stage1 import StageOneStage
 from leanrecon.stores.metadata import load_library
+from leanrecon.study.heal import heal
 from leanrecon.study.layout import Study
 from leanrecon.study.lock import only_run
 from leanrecon.study.mirror import Mirror
 from leanrecon.study.needs import require_weights
+from leanrecon.study.readable import problem_of
 from leanrecon.study.record import HEADER, check_format, is_study, sweep
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.validation import nearest
@@ -99,11 +101,15 @@ class Pipeline:
                 check_format(run.study)
             sweep(run.study)
             if run.mirror is not None:
+                if run.study.record.is_file():
+                    heal(run.study)
                 run.mirror.restore()
-            if not run.study.settings.exists():
+            if not run.study.settings.exists() or problem_of(run.study.settings):
                 self._write_settings(stages_of(settings))
+            heal(run.study)
             load_library()
             for k, stage in enumerate(stages):
+                run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}")
                 stage.run(run)
                 self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
@@ -131,7 +137,7 @@ class Pipeline:
         tables = settings.tables()
         names = {stage.name for stage in accepted}
         if "evaluate" not in names and not run.overwrite and run.study.settings.exists():
-            with contextlib.suppress(SettingsError, tomllib.TOMLDecodeError):  # else all of them are new
+            with contextlib.suppress(SettingsError, ValueError):  # else all of them are new
                 accepted_sections = _sections(names)
                 before = tomllib.loads(run.study.settings.read_text())
                 kept = {key: value for key, value in before.items() if key not in accepted_sections or key in tables}

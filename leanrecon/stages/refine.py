@@ -25,13 +25,17 @@ class RefineStage:
     name = "refine"
 
     def check(self, run: Run) -> None:
-        make_generator(run.settings).check()
+        generator = make_generator(run.settings)
+        generator.check()
+        check_rows(generator, run.settings, run.spaces)
 
     # Planning
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m) = planning.settings, planning.split
         generator = make_generator(settings)
+        generator.check()
+        check_rows(generator, settings, planning.spaces)
         plan = generator.plan(m, planning.budget.free)
         drawn = int(np.prod(generator.shape)) if generator.refines else 0  # first images are linked, not copied
         images = planning.variants + planning.folds * len(settings.refine.baselines)
@@ -94,6 +98,18 @@ class RefineStage:
     def _rows(run: Run, variant: Variant, space: str, store: Store, *, true: bool) -> Matrix:
         """Predictions, or true features, one row a test row."""
         return variant.test_features(space, run.spaces[space].learns) if true else as_matrix(store)
+
+
+def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> None:
+    """Raise InputError where a feature space gives rows of another length than the generator takes.
+
+    Only spaces whose rows have one length whatever the images are looked at, so that no image is needed.
+    """
+    check = getattr(generator, "check_length", None)
+    for role, name in generator.roles(settings.refine).items() if check is not None else ():
+        lengths = {spaces[name].dims(shape) for shape in ((64, 64, 3), (96, 128, 3))}
+        if len(lengths) == 1:
+            check(role, lengths.pop())
 
 
 def make_generator(settings: Settings, *, scratch: Path = Path(), unconditional: Any = None) -> Any:

@@ -22,6 +22,11 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
     study = study_above(path)
     if study is None:
         raise StoreError(f"{path} belongs to no study", todo="make it again with the program that wrote it")
+    if any(one.path == study.settings for one in damaged):
+        raise StoreError(
+            f"{study.settings} was edited by hand, or is damaged, so that nothing can be made again by it",
+            todo=f"run `leanrecon run SETTINGS --study {study.root}` with the settings that made it, which writes it anew",
+        )
     settings, base_dir = read_settings(study.settings.local_path())
     pipeline = Pipeline(settings, study, base_dir=base_dir, progress=progress)
     if any(writers_of(study, one.path) == ("dataset",) for one in damaged):

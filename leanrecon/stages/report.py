@@ -1,6 +1,5 @@
 """The report of a study: what it shows, read from the study."""
 
-import csv
 import io
 import itertools
 from collections.abc import Collection, Iterator, Sequence
@@ -12,15 +11,21 @@ import numpy as np
 from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.image_sources import StoredImages
+from leanrecon.evaluation.report.gallery import pixcorr, shown_rows
 from leanrecon.evaluation.report.page import Page, render
 from leanrecon.images import Array
-from leanrecon.places.files import read_json
+from leanrecon.places import Location, seals
+from leanrecon.places.files import read_json, read_record, unreadable
 from leanrecon.stages.refine import make_generator
+from leanrecon.stages.scores import Score, each_score, read_scores
 from leanrecon.stages.stage import Run
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.variants import Variant, whole_brain
+
+MOST_SHOWN = 1200
+"""Test images that the report shows at most: each takes some 20 kB of a page."""
 
 Row = tuple[Array, Array, Array | None]
 """The image seen, the first image, and the final one where there is another."""
@@ -29,45 +34,38 @@ Row = tuple[Array, Array, Array | None]
 def write_page(run: Run, every: Sequence[Variant]) -> None:
     """Write report.html from the figures and images of a study."""
     study, whole = run.study, whole_brain(every)
-    metrics, scores = read_json(study.metrics), read_scores(study)
+    metrics = read_record(study.metrics)
+    if metrics is None:
+        raise StoreError(f"there is no {study.metrics}", todo=study.metrics.todo())
     refines = make_generator(run.settings).refines
+    likeness = [pixcorr(score) for score in each_score(study)]
+    shown = shown_rows(likeness, MOST_SHOWN)
+    scores = read_scores(study, set(shown))
     with run.progress.task("report", total=len(scores), unit="images") as advance:
 
         def rows() -> Iterator[Row]:
-            for row in rows_of_images(whole, study, refined=refines):
+            for row in rows_of_images(whole, study, refined=refines, only=set(shown)):
                 yield row
                 advance(1)
 
         page = Page(
             study=study.root.local_path().absolute().name,
             metrics=metrics,
-            scores=_with_captions(scores, whole, study),
+            scores=_with_captions(scores, shown, whole, study),
+            likeness=likeness,
             pictures=rows(),
             simulated=run.settings.dataset.located(run.base_dir).simulated,
             settings=_without_folders(run.settings.tables()),
-            records=read_json(study.record) or {},
-            variants={v.name: read_json(v.study.record) or {} for v in every if v.name},
+            records=read_record(study.record) or {},
+            variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
             latent_r2=_latent_r2(run),
             latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
             voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
             versions=metrics["versions"],
         )
+        seals.forget(study.report)  # until it is written whole
         render(page, study.report.local_path())
-
-
-def read_scores(study: Study) -> list[dict[str, Any]]:
-    """The scores of every test row as numbers, with its row, stimulus id and fold."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(study.scores.read_text(), newline="")))
-    except OSError as error:
-        raise StoreError(
-            f"{study.scores} can't be read: {error}", todo="run the stage evaluate again with --overwrite"
-        ) from None
-    whole = ("row", "fold")
-    return [
-        {key: int(v) if key in whole else v if key == "stimulus" else float(v) for key, v in row.items() if v != ""}
-        for row in rows
-    ]
+        seals.fix(study.report)
 
 
 def rows_of_images(
@@ -86,16 +84,30 @@ def rows_of_images(
 
 def _latent_r2(run: Run) -> dict[str, Array]:
     paths = {name: run.study.latent_r2(name) for name in run.spaces}
-    return {name: np.load(path.local_path(), allow_pickle=False) for name, path in paths.items() if path.exists()}
+    return {name: _read_latent_r2(path) for name, path in paths.items() if path.exists()}
 
 
-def _with_captions(scores: list[dict[str, Any]], whole: Sequence[Variant], study: Study) -> list[dict[str, Any]]:
-    """The scores with the captions of each row's image, where the study has captions."""
+def _read_latent_r2(path: Location) -> Array:
+    try:
+        data = path.read_bytes()
+        seals.check(path, data)
+        found: Array = np.load(io.BytesIO(data), allow_pickle=False)
+        return found
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise unreadable(path, error) from None
+
+
+def _with_captions(scores: list[Score], shown: Sequence[int], whole: Sequence[Variant], study: Study) -> list[Score]:
+    """The scores of the rows shown with the captions of each row's image, where the study has captions."""
     captions = read_json(study.captions(whole[0].test_split))
     if captions is None:
         return scores
-    of_rows = [captions[image] for variant in whole for image in variant.test_images.tolist()]
-    return [score | {"captions": texts} for score, texts in zip(scores, of_rows, strict=True)]
+    images = np.concatenate([variant.test_images for variant in whole])[shown]
+    try:
+        return [score | {"captions": captions[image]} for score, image in zip(scores, images.tolist(), strict=True)]
+    except (IndexError, KeyError, TypeError):
+        path = study.captions(whole[0].test_split)
+        raise unreadable(path, "it does not hold a list of captions for every image") from None
 
 
 def _without_folders(table: dict[str, Any]) -> dict[str, Any]:

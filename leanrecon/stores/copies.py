@@ -11,6 +11,7 @@ from leanrecon.places import LocationLike, as_location
 from leanrecon.progress import Advance
 from leanrecon.stores import metadata
 from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.pictures import distrust as distrust_pictures
 from leanrecon.stores.pictures import remove as remove_pictures
 from leanrecon.stores.store import Store, remove
 
@@ -23,6 +24,12 @@ def opened(path: LocationLike) -> Kept | None:
     if (path / metadata.NAME).is_file():
         return Store.open(path, incomplete=True)
     return Pictures.open(path, incomplete=True) if Pictures.there(path) else None
+
+
+def distrust(path: LocationLike) -> bool:
+    """Mark the damaged record of a store or of a folder of images as one to be proven; False where it had to go."""
+    path = as_location(path)
+    return metadata.distrust(path) if (path / metadata.NAME).is_file() else distrust_pictures(path)
 
 
 def removed(path: LocationLike) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +12,15 @@ import numpy as np
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.images import Array, ImageShape
-from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.places.files import read_json, write_json
 from leanrecon.stores.fingerprint import differences
 
 FORMAT = 1
 """Version of the record beside the images."""
+
+UNPROVEN = "unproven"
+"""The entry of a record that was damaged: what it says is to be proven before the images are continued."""
 
 
 class Pictures:
@@ -43,10 +48,15 @@ class Pictures:
         if cls.there(path):
             there = _record_of(path)
             changed = list(differences(there["made_of"], now))
+            unproven = there.get(UNPROVEN, False)
             if not changed:
                 path.sweep()
-                return cls(path, there)
-            if not overwrite and any(image.suffix == ".png" for image in path.iterdir()):
+                pictures = cls(path, {"made_of": now, "complete": False} if unproven else there)
+                pictures._discard_damage()
+                if unproven:
+                    write_json(beside(path), pictures._record)
+                return pictures
+            if not overwrite and not unproven and any(image.suffix == ".png" for image in path.iterdir()):
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
@@ -170,25 +180,44 @@ class Pictures:
 
         try:
             with Image.open(io.BytesIO(self.file(row).read_bytes())) as picture:
-                image = np.asarray(picture)
+                size = (picture.height, picture.width)
+                image = (
+                    np.asarray(picture) if size == self.shape[:2] else np.empty((*size, 0))
+                )  # a huge one stays packed
         except FileNotFoundError:
             raise self._damage(row, "is missing") from None
         except UnidentifiedImageError:
             raise self._damage(row, "can't be read (it is no PNG image)") from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
         height, width, channels = self.shape
+        if size != (height, width):
+            raise self._damage(row, f"has {size[0]} × {size[1]} pixels instead of {height} × {width}")
         if image.shape != ((height, width) if channels == 1 else self.shape) or image.dtype != np.uint8:
             raise self._damage(row, f"is {image.dtype} of shape {image.shape} instead of {self.shape}")
         return image.reshape(self.shape)
 
     def damage(self) -> Iterator[tuple[int, str]]:
-        """The rows whose images are missing or altered, with what is wrong."""
+        """The rows whose images are missing or altered, with what is wrong.
+
+        Of a folder that is not complete the images that are there are checked, by the checksums within each PNG.
+        """
+        if not self.complete:
+            for row in range(self.rows):
+                if self.file(row).is_file() and (problem := png_problem(self.file(row).read_bytes())):
+                    yield row, self._damage(row, problem).found
+            return
         for row, digest in enumerate(self._record["checksums"]):
             if not self._has(row):
                 yield row, self._damage(row, "is missing").found
             elif _digest(self.file(row).read_bytes()) != digest:
                 yield row, self._damage(row, "does not match its checksum").found
+
+    def _discard_damage(self) -> None:
+        """Remove what a power cut left damaged of an unfinished folder, so that it is drawn again."""
+        for row, what in [] if self.complete else list(self.damage()):
+            warnings.warn(f"{what}: it is made again", LeanreconWarning, stacklevel=3)
+            self.file(row).unlink(missing_ok=True)
 
     def discard(self, rows: Sequence[int]) -> None:
         """Remove images and mark the folder incomplete, so that the next run draws just these again."""
@@ -208,6 +237,10 @@ class Pictures:
 def remove(path: LocationLike) -> None:
     """Remove a folder of images and its record; raises StoreError, and removes nothing, where it holds other files."""
     path = as_location(path)
+    if path.is_link():
+        beside(path).unlink(missing_ok=True)
+        path.delete_tree()
+        return
     if others := [name for name in path.place.children(path.key) if not name.endswith(".png")]:
         raise StoreError(f"{path} holds {others[0].rstrip('/')} beside images", todo="move it elsewhere")
     beside(path).unlink(missing_ok=True)
@@ -222,13 +255,53 @@ def beside(path: Location) -> Location:
 def _record_of(path: Location) -> dict[str, Any]:
     record = read_json(beside(path))
     try:
-        int(record["made_of"]["images"]["rows"])
-    except (TypeError, KeyError, ValueError):
+        images = record["made_of"]["images"]
+        rows, shape = images["rows"], images["shape"]
+        lists = [record[key] for key in ("checksums", "pixels") if key in record or record.get("complete")]
+        sound = type(rows) is int and rows >= 0 and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+        sound = sound and isinstance(record.get("complete", False), bool)
+        sound = sound and all(len(of) == rows and all(isinstance(one, str) for one in of) for of in lists)
+    except (TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        study = seals.sealing_root(beside(path))
         raise StoreError(
-            f"{beside(path)} is damaged, or no record of images", todo="remove it and run again to draw them anew"
-        ) from None
+            f"{beside(path)} is damaged, or no record of images",
+            todo="remove it and run again to draw them anew" if study is None else seals.repair(study),
+        )
     checked: dict[str, Any] = record
     return checked
+
+
+def distrust(path: Location) -> bool:
+    """Mark a record that does not match its checksum as one to be proven by the next run that draws the images.
+
+    Returns False, and removes it, where it can't be read at all.
+    """
+    try:
+        made_of = json.loads(beside(path).read_bytes())["made_of"]
+        write_json(beside(path), {"made_of": made_of, "complete": False, UNPROVEN: True})
+        _record_of(path)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a StoreError among them
+        beside(path).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def png_problem(data: bytes) -> str:
+    """What is wrong with the bytes of a PNG file, by the checksum of each of its chunks; empty where it is sound."""
+    if not data:
+        return "is empty"
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return "can't be read (it is no PNG image)"
+    start, kind = 8, b""
+    while start + 12 <= len(data) and kind != b"IEND":
+        length = int.from_bytes(data[start : start + 4], "big")
+        kind, end = data[start + 4 : start + 8], start + 8 + length
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return "does not match its checksum"
+        start = end + 4
+    return "" if kind == b"IEND" and start == len(data) else "is truncated"
 
 
 def _digest(data: bytes | Array) -> str:

@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 
 FORMAT = 1
 _CRC = 4  # bytes of the checksum behind a chunk
+_PIECE = 2**20  # bytes of a chunk that are checked at once
 
 
 class Store:
@@ -87,10 +88,19 @@ class Store:
             if there.chunks == chunks_of_many_rows(shape, dtype, parse_bytes(chunk)):
                 now["stores.chunk"] = list(there.chunks)  # begun when few rows were padded to a whole chunk
             changed = list(differences(there.record.get("made_of", {}), now))
+            unproven = there.record.get(metadata.UNPROVEN, False)
             if not changed:
                 path.sweep(deep=True)
-                return cls(path, there)
-            if not overwrite and (path / "c").is_dir():  # an empty store is replaced without asking
+                if unproven:
+                    noted = there.record.get("notes", {})
+                    record = {"made_of": now, "fingerprint": fingerprint(now), "notes": noted, "complete": False}
+                    there = metadata.new(shape, dtype, chunks, record)
+                store = cls(path, there)
+                store._discard_damage()
+                if unproven:
+                    store._update()
+                return store
+            if not overwrite and not unproven and (path / "c").is_dir():  # an empty store is replaced without asking
                 raise StoreError(
                     f"{path} was made with other settings: {'; '.join(changed)}",
                     todo="go back to those settings, choose another --study, or replace what was made with --overwrite",
@@ -117,6 +127,7 @@ class Store:
         # ``content`` is set again once all chunks are there.
         record = {key: value for key, value in source._record.items() if key != "content"}
         store = cls(path, replace(source._metadata, record=record))
+        store._discard_damage()
         store._update(complete=False)
         return store
 
@@ -250,7 +261,7 @@ class Store:
 
     def _update(self, **entries: Any) -> None:
         self._record.update(entries)
-        (self.path / metadata.NAME).write_bytes(self._metadata.to_json())
+        metadata.write(self.path, self._metadata)
 
     def checksum(self, i: int, j: int = 0) -> bytes:
         """The checksum that was written behind a chunk."""
@@ -321,14 +332,36 @@ class Store:
                 ]
         return out.reshape(-1, *self.shape[1:])
 
-    def damage(self, memory: Array | None = None) -> Iterator[tuple[tuple[int, int], str]]:
-        """Decode every chunk and yield those that are missing, truncated or altered, with what is wrong."""
-        memory = np.empty(self.buffer_nbytes(), np.uint8) if memory is None else memory
+    def damage(self) -> Iterator[tuple[tuple[int, int], str]]:
+        """Check every chunk and yield those that are missing, truncated or altered, with what is wrong.
+
+        Of a store that is not complete the chunks that are there are checked. Chunks are read in pieces.
+        """
+        memory = np.empty(min(_PIECE, self.buffer_nbytes()), np.uint8)
         for ij in itertools.product(range(self.row_groups), range(self.column_groups)):
-            try:
-                self.read_chunk(*ij, memory)
-            except StoreError as error:
-                yield ij, error.found
+            if (self.complete or self.has(*ij)) and (problem := self._problem(*ij, memory)):
+                yield ij, self._damage(*ij, problem).found
+
+    def _problem(self, i: int, j: int, memory: Array) -> str:
+        """What is wrong with a chunk; empty where it is sound."""
+        place, path = self.path.place, self.chunk_path(i, j)
+        if (size := path.size()) is None:
+            return "is missing"
+        if size != self.chunk_nbytes + _CRC:
+            return f"has {size} bytes instead of {self.chunk_nbytes + _CRC}"
+        value = 0
+        for start in range(0, self.chunk_nbytes, len(memory)):
+            piece = memory[: min(len(memory), self.chunk_nbytes - start)]
+            n = place.read_into(path.key, piece, start)
+            value = google_crc32c.extend(value, piece[:n].tobytes())
+        return "" if value.to_bytes(_CRC, "little") == self.checksum(i, j) else "does not match its checksum"
+
+    def _discard_damage(self) -> None:
+        """Remove what a power cut left damaged of an unfinished store, so that it is made again."""
+        damaged = [] if self.complete else list(self.damage())
+        for ij, what in damaged:
+            warnings.warn(f"{what}: it is made again", LeanreconWarning, stacklevel=3)
+            self.chunk_path(*ij).unlink(missing_ok=True)
 
     def _damage(self, i: int, j: int, what: str) -> StoreError:
         return StoreError(
@@ -343,6 +376,9 @@ def remove(path: LocationLike) -> None:
     Raises StoreError, and removes nothing, where a folder holds something else.
     """
     path = as_location(path)
+    if path.is_link():
+        path.delete_tree()
+        return
     if others := [name for name in path.place.children(path.key) if name not in (metadata.NAME, "c/")]:
         raise StoreError(
             f"{path} is no store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"

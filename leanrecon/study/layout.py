@@ -1,9 +1,11 @@
 """The layout of a study: every file, what it holds, and which stage writes it. Users and other tools rely on it."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from leanrecon.places import Location, LocationLike, as_location
 
@@ -62,7 +64,7 @@ _DATASET, _ALL = ("dataset",), ()
 
 LAYOUT = _items(
     Item("study.toml", Role.RECORD, _ALL, "the settings as run, with all defaults"),
-    Item("run.json", Role.RECORD, _ALL, "seconds and memory of every stage, versions of libraries"),
+    Item("run.json", Role.RECORD, _ALL, "seconds and memory of every stage, versions of libraries, checksums of records"),
     Item("betas/*.zarr", Role.STORE, _DATASET, "train, test: float32 [rows, voxels]; trials (NSD): int16 [trials, voxels]"),
     Item("betas/rows.json", Role.RECORD, _DATASET, "stimulus, subject, session, run, trials and repeats of each row"),
     Item("betas/voxels.npz", Role.RECORD, _DATASET, "coordinates, areas and ncsnr of each voxel, where known"),
@@ -244,8 +246,13 @@ class Study:
                 for path in _matches(study.root, item):
                     if path not in seen:  # the first pattern holds
                         seen.add(path)
-                        if item.role in roles:
+                        if item.role in roles and not path.leads_out_of(self.root):
                             yield Found(item, path.relative_to(self.root), path)
+
+    def links(self) -> list[Location]:
+        """The links in the study that lead out of it: what they lead to is no part of it, and is not followed."""
+        root = self.root.place.local_path(self.root.key)
+        return [] if root is None else [self.root / link.relative_to(root).as_posix() for link in _links(root, root)]
 
     def folders(self, *roles: Role) -> Iterator[Location]:
         """The folders that files of these roles lie in, of the study and of its variants, there or not."""
@@ -294,6 +301,20 @@ def _matches(root: Location, item: Item) -> Iterator[Location]:
             paths = iter([folder / last] if (folder / last).is_file() else [])
         for path in paths:
             yield Location(path.place, path.key[: len(path.key) - ends], written_by=" or ".join(item.stages))
+
+
+def _links(folder: Path, root: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if not entry.is_symlink():
+            if entry.is_dir():
+                yield from _links(path, root)
+        elif as_location(path).leads_out_of(as_location(root)):
+            yield path
 
 
 def _expand(root: Location, folders: list[str]) -> Iterator[Location]:

@@ -8,12 +8,13 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from leanrecon.errors import LeanreconWarning, SettingsError, StoreError
-from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
-from leanrecon.stores.copies import Kept, copy, is_copy, opened
+from leanrecon.stores.copies import Kept, copy, distrust, is_copy, opened
 from leanrecon.stores.fingerprint import differences, file_fingerprint
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
@@ -51,9 +52,9 @@ class Mirror:
         lost = not is_study(self.root)
         if lost:
             self._discard_damaged_networks()
-        for found, kept in _finished(self.folder):
+        for found, kept in self._finished(self.folder):
             path = self.root / found.name
-            there = opened(path)
+            there = _opened(path)
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
             if changed and not (self.overwrite or found.item.replaced):
                 raise self._conflict(path, found.path, changed)
@@ -65,8 +66,46 @@ class Mirror:
             if not (self.root / name).is_file():
                 _copy_file(self.folder / name, self.root / name)
         for name in [*_records(self.folder), "study.toml"]:
-            if (self.folder / name).is_file() and not (self.root / name).is_file():
+            if (
+                (self.folder / name).is_file()
+                and not (self.root / name).is_file()
+                and self._is_sound(self.folder / name)
+            ):
                 _copy_file(self.folder / name, self.root / name)
+        self._restore_measurements()
+
+    def _is_sound(self, path: Location) -> bool:
+        """Whether a small file matches its checksum, where one is kept; said where it does not."""
+        if seals.state(path) is seals.State.DAMAGED:
+            self.progress.say(f"{path} does not match its checksum, so it is not copied: run `leanrecon verify`")
+            return False
+        return True
+
+    def _restore_measurements(self) -> None:
+        """Copy run.json, with the checksums of what is there now."""
+        try:
+            content = seals.load(self.folder)
+        except StoreError as error:
+            self.progress.say(f"{error.found}, so it is not copied")
+            return
+        if content is None or (self.root / seals.MANIFEST).is_file():
+            return
+        _copy_file(self.folder / seals.MANIFEST, self.root / seals.MANIFEST)
+        for name in content.get(seals.CHECKSUMS, {}):
+            if (path := self.root / name).is_file() and seals.state(path) is seals.State.DAMAGED:
+                seals.forget(path)  # begun by an earlier run that was lost
+
+    def _keep_measurements(self) -> None:
+        """Copy run.json; a file that the mirror has in another state keeps its checksum."""
+        content, there = seals.load(self.root), _loaded(self.folder)
+        if content is None or _same(self.root / seals.MANIFEST, self.folder / seals.MANIFEST):
+            return
+        accepted, own = content.get(seals.CHECKSUMS, {}), there.get(seals.CHECKSUMS, {})
+        other = [name for name, of in own.items() if not set(of[:1]) & set(accepted.get(name, []))]
+        other = [name for name in other if (self.folder / name).is_file()]
+        _copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
+        if other:
+            seals.adopt(self.folder, [self.folder / name for name in other])
 
     def _discard_damaged_networks(self) -> None:
         """Leave out networks of the mirror that don't match their checksums: they are trained again."""
@@ -85,9 +124,11 @@ class Mirror:
         """
         self._check_folders()
         self._keep_settings()
-        for found, kept in _finished(self.root):
+        for link in Study(self.root).links():
+            self.progress.say(f"{link} is a link that leads out of the study: what it leads to is not copied")
+        for found, kept in self._finished(self.root):
             path = self.folder / found.name
-            there = opened(path)
+            there = _opened(path)
             if is_copy(kept, there):
                 continue
             changed = list(differences(there.made_of, kept.made_of)) if there is not None else []
@@ -102,12 +143,30 @@ class Mirror:
                 )
         self._keep_networks()
         for name in [*_records(self.root), "study.toml"]:
-            if (self.root / name).is_file() and not _same(self.root / name, self.folder / name):
+            sound = (self.root / name).is_file() and self._is_sound(self.root / name)
+            if sound and not _same(self.root / name, self.folder / name):
                 _copy_file(self.root / name, self.folder / name)
+        self._keep_measurements()
+
+    def _finished(self, root: Location) -> Iterator[tuple[Found, Kept]]:
+        """The complete stores and folders of images of a study and its variants; says which records are damaged."""
+        links = Study(root).links()
+        for found in Study(root).found(*KEPT):
+            if any(link.is_within(found.path) for link in links):
+                continue
+            try:
+                kept = opened(found.path)
+            except StoreError as error:
+                self.progress.say(f"{error.found}, so it is not copied: run `leanrecon verify {root} --repair`")
+                continue
+            if kept is not None and kept.complete:
+                yield found, kept
 
     def _keep_settings(self) -> None:
         if (self.root / "study.toml").is_file() and not is_study(self.folder):
             _copy_file(self.root / "study.toml", self.folder / "study.toml")
+        if seals.keeps(self.root) and not (self.folder / seals.MANIFEST).is_file():
+            seals.adopt(self.folder, [self.folder / "study.toml"])
 
     def _keep_networks(self) -> None:
         """Copy the files of networks that are new, finished or not, and remove those that a training has removed."""
@@ -190,23 +249,35 @@ class Mirror:
         )
 
 
-def _finished(root: Location) -> Iterator[tuple[Found, Kept]]:
-    """The complete stores and folders of images of a study and its variants."""
-    for found in Study(root).found(*KEPT):
-        kept = opened(found.path)
-        if kept is not None and kept.complete:
-            yield found, kept
+def _opened(path: Location) -> Kept | None:
+    """The store or the images that are to become a copy; a damaged record is proven by copying."""
+    try:
+        return opened(path)
+    except StoreError:
+        distrust(path)
+        return opened(path)
 
 
 def _records(root: Location) -> list[str]:
-    """The small files of a study and its variants, but for study.toml, by their names in it."""
-    return [found.name for found in Study(root).found(*SMALL) if found.name != "study.toml"]
+    """The small files of a study and its variants, but for its study.toml and run.json, by their names in it."""
+    return [found.name for found in Study(root).found(*SMALL) if found.name not in (seals.SETTINGS, seals.MANIFEST)]
+
+
+def _loaded(root: Location) -> dict[str, Any]:
+    """What run.json of a mirror holds; nothing where it is damaged, and so written anew."""
+    try:
+        return seals.load(root) or {}
+    except StoreError:
+        (root / seals.MANIFEST).unlink(missing_ok=True)
+        seals.begin(root)
+        return {}
 
 
 def _networks(root: Location) -> Iterator[str]:
     """The files of trained networks and of trainings, and last their records, by their names in the study."""
     for study in (Study(root), *Study(root).variants()):
         folders = [path for path in (study.root / "networks").iterdir() if path.suffix != ".json"]
+        folders = [path for path in folders if not path.leads_out_of(root)]
         for folder in folders:
             yield from (file.relative_to(root) for file in folder.files())
         yield from (beside(folder).relative_to(root) for folder in folders if beside(folder).is_file())
@@ -232,7 +303,8 @@ def _same(one: Location, other: Location) -> bool:
 def _copy_file(source: Location, path: Location) -> None:
     """Copy a file whole and read it back; the source may be replaced meanwhile."""
     digest = hashlib.sha256()
-    with source.open() as read, path.writing() as file:
+    known = source.suffix == ".json" or seals.state(source) is not seals.State.UNKNOWN
+    with source.open() as read, seals.writing(path) if known else path.writing() as file:
         while piece := read.read(_PIECE):
             digest.update(piece)
             file.write(piece)

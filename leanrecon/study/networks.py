@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from leanrecon.errors import LeanreconWarning, StoreError
-from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.places.files import read_json, write_json
 from leanrecon.stores.copies import opened
 from leanrecon.stores.fingerprint import file_fingerprint
@@ -29,9 +30,11 @@ class Network:
         """The record of a network; raises StoreError where there is none that can be read."""
         path = as_location(path)
         record = read_json(beside(path))
-        if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        if not _is_record(record):
+            study = seals.sealing_root(beside(path))
             raise StoreError(
-                f"{beside(path)} is damaged, or no record of a network", todo="remove it and run the same command again"
+                f"{beside(path)} is damaged, or no record of a network",
+                todo="remove it and run the same command again" if study is None else seals.repair(study),
             )
         return cls(path, record)
 
@@ -49,7 +52,12 @@ class Network:
         return [name for name, file in self.files.items() if (self.path / name).size() != file["bytes"]]
 
     def damage(self) -> Iterator[tuple[str, str]]:
-        """The files that are missing or altered, with what is wrong."""
+        """The files that are missing or altered, with what is wrong; of a training that goes on, the checkpoints."""
+        if not self.complete:
+            for path in self.path.files():
+                if seals.state(path) is seals.State.DAMAGED:
+                    yield path.relative_to(self.path), f"{path} does not match its checksum"
+            return
         for name, file in self.files.items():
             path = self.path / name
             if not path.is_file():
@@ -76,6 +84,19 @@ class Network:
                 return output.discard([(0, 0)])
             if isinstance(output, Pictures) and output.complete:
                 return output.discard([0])
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record lists files within its folder, each with its bytes and its SHA-256."""
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        return False
+    return all(
+        isinstance(file, dict)
+        and type(file.get("bytes")) is int
+        and isinstance(file.get("sha256"), str)
+        and not (name.startswith("/") or ".." in PurePosixPath(name).parts)
+        for name, file in record["files"].items()
+    )
 
 
 def unseal(path: Location) -> None:

@@ -1,6 +1,8 @@
 """Settings files and recipes: found, read, overridden, and their paths resolved."""
 
+import contextlib
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,14 +12,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from leanrecon.errors import SettingsError
-from leanrecon.places.paths import find
+from leanrecon.errors import SettingsError, has_credentials, said_by, shown
+from leanrecon.memory import format_bytes
+from leanrecon.places.paths import expanded, find
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.validation import nearest
 from leanrecon.weights.folders import cached_file
 from leanrecon.weights.names import weight_fields
 from leanrecon.weights.packaged import in_recipe
 from leanrecon.weights.published import FILES
+
+LARGEST_FILE = 4_000_000
+"""Bytes of a settings file; those of studies with hundreds of areas have some 100 kB."""
+
+MOST_PARTS = 6
+"""Most parts of a key of --set."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,15 +42,16 @@ def recipes() -> dict[str, Path]:
 def find_settings(source: str | Path) -> Path:
     """The settings file at a path, of a study's folder, or of a recipe's name."""
     path = Path(source)
-    if path.is_dir() and (path / "study.toml").exists():
-        return path / "study.toml"
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if path.is_dir() and (path / "study.toml").exists():
+            return path / "study.toml"
+        if path.is_file():
+            return path
     known = recipes()
     if str(source) in known:
         return known[str(source)]
     raise SettingsError(
-        f"{source} is neither a settings file nor a recipe ({nearest(str(source), known)})",
+        f"{source} is neither a settings file nor a recipe ({nearest(str(source)[:100], known)})",
         todo="see `leanrecon recipes`",
     )
 
@@ -53,22 +63,72 @@ def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: 
     a number that is there. ``general`` are keys outside of any table.
     """
     path = find_settings(source)
+    return read_tables(read_toml(path), path.absolute().parent, overrides, **general)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, with or without a byte order mark; raises SettingsError where it is none."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    return read_tables(tables, path.absolute().parent, overrides, **general)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise SettingsError(
+                f"{path} is larger than {format_bytes(LARGEST_FILE)}", expected="a settings file (TOML) of a few kB"
+            )
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}", todo="check its permissions") from None
+    except RecursionError:
+        raise SettingsError(f"{path} holds lists or tables that are nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        raise SettingsError(f"{path} is not valid TOML: {said_by(error)}") from None
 
 
 def read_tables(
     tables: Mapping[str, Any], base_dir: Path, overrides: Iterable[str] = (), **general: Any
 ) -> tuple[Settings, Path]:
     """Settings from the tables of a settings file, as ``read_settings`` reads them."""
-    own = copy.deepcopy(dict(tables))
-    for override in overrides:
-        _set(own, override)
-    own |= {key: value for key, value in general.items() if value is not None}
-    return resolved(check_settings(own), base_dir), base_dir
+    try:
+        own = copy.deepcopy(dict(tables))
+        for override in overrides:
+            _set(own, override)
+        own |= {key: value for key, value in general.items() if value is not None}
+        _require_writable(own)
+        return resolved(check_settings(own), base_dir), base_dir
+    except RecursionError:
+        raise SettingsError("the settings hold lists or tables that are nested too deeply") from None
+
+
+def _require_writable(value: Any, name: str = "") -> None:
+    """Raise SettingsError for texts that study.toml can't or must not hold."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _require_writable(key, name)
+            _require_writable(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_writable(part, name)
+    elif isinstance(value, str):
+        if "\0" in value or not _is_unicode(value):
+            raise SettingsError(f"{name} = {shown(value)} holds a zero byte or bytes that are no UTF-8")
+        if expanded(value).parts[:1] == Path(value).parts[:1] and re.match(r"~[\w.-]+(/|$)", value):
+            raise SettingsError(f"{name} = {shown(value)}: there is no user {shown(value[1:].partition('/')[0])} here")
+        if has_credentials(value):
+            raise SettingsError(
+                f"{name or 'a setting'} is a URL with a user, a token or a signature, which study.toml would keep",
+                expected="a URL without them",
+                todo="leave them out; public data need none, and tokens belong into environment variables",
+            )
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise SettingsError(f"{name} is an integer of more than 64 bits")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def resolved(settings: Settings, base_dir: Path) -> Settings:
@@ -101,20 +161,34 @@ def _resolve(text: str, base_dir: Path) -> str:
     return text if path is None else str(path.absolute())
 
 
+def _value(override: str, text: str) -> Any:
+    """The value of an override: as in TOML, else the text itself."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except RecursionError:
+        raise SettingsError(f"--set {_short(override)}: lists or tables that are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string
+    except ValueError as error:
+        raise SettingsError(f"--set {_short(override)}: {said_by(error)}") from None
+    return read["value"] if read.keys() == {"value"} else text  # newlines would begin further keys
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def _set(tables: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
-    if not equals or not all(names):
-        raise SettingsError(f"--set {override}", expected="section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
+    if not equals or not all(names) or len(names) > MOST_PARTS:
+        raise SettingsError(f"--set {_short(override)}", expected="section.key=value")
     table = tables
+    value = _value(override, text.strip())
     for name in names[:-1]:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise SettingsError(f"--set {override}: {name} is a value, not a table")
+            raise SettingsError(f"--set {_short(override)}: {name} is a value, not a table")
     if value is False and not isinstance(table.get(names[-1], False), bool):
         del table[names[-1]]
         if names[0] == "features" and isinstance(regression := tables.get("regression"), dict):

@@ -10,8 +10,8 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import StoreError
 from leanrecon.memory import PeakMemory
-from leanrecon.places import Location, LocationLike, as_location
-from leanrecon.places.files import read_json, write_json
+from leanrecon.places import Location, LocationLike, as_location, seals
+from leanrecon.places.files import read_json, read_record, unreadable, write_json
 from leanrecon.stores import metadata
 from leanrecon.stores.copies import opened
 from leanrecon.stores.pictures import beside
@@ -33,6 +33,9 @@ VERSIONS = (
 
 HEADER = "# The settings of this study as they were run, with all defaults. Written by leanrecon.\n"
 """First line of a study's study.toml; settings files that people wrote lack it."""
+
+_ALTERED = 3
+"""Most bytes of that line that differ where it is damaged; a file that a person wrote has another one."""
 
 
 def versions() -> dict[str, str]:
@@ -73,7 +76,9 @@ def recorded(
         "peak_bytes": peak.peak,
         "peak_resident_bytes": peak.resident,
     }
-    records = read_json(study.record) or {"stages": {}}
+    records = read_record(study.record) or {"stages": {}}
+    if not isinstance(records.get("stages"), dict):
+        raise unreadable(study.record, "it lists no stages")
     records |= {"format": FORMAT, "versions": versions()}
     records["stages"][stage] = record
     write_json(study.record, records, indent=2)
@@ -88,15 +93,23 @@ def _stamp(path: Location) -> int | str | None:
 def sweep(study: Study) -> None:
     """Remove what a killed run left half-written beside the stores, which sweep themselves."""
     for folder in study.folders(*SMALL, Role.PICTURES, Role.NETWORK):
-        folder.sweep()
+        if not folder.leads_out_of(study.root):
+            folder.sweep()
     for of in (study, *study.variants()):
-        (of.root / "networks").sweep(deep=True)
+        if not (of.root / "networks").leads_out_of(study.root):
+            (of.root / "networks").sweep(deep=True)
 
 
 def is_study(root: LocationLike) -> bool:
-    """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it."""
-    settings = Study(root).settings
-    return settings.is_file() and settings.read_bytes().startswith(HEADER.encode())
+    """Whether a folder is that of a study: whether leanrecon wrote the study.toml in it, which may be damaged since."""
+    study, header = Study(root), HEADER.encode()
+    if not study.settings.is_file():
+        return False
+    first = study.settings.read_bytes()[: len(header)]
+    if first == header:
+        return True
+    altered = sum(a != b for a, b in zip(first, header, strict=False)) <= _ALTERED
+    return (altered or not first.strip(b"\0")) and seals.keeps(study.root)
 
 
 def study_above(path: LocationLike) -> Study | None:
@@ -116,7 +129,10 @@ def is_complete(path: LocationLike) -> bool:
 
 def check_format(study: Study) -> None:
     """Raise StoreError for a study that an earlier leanrecon wrote, in format 1."""
-    rows = read_json(study.rows)
+    try:
+        rows = read_json(study.rows)
+    except StoreError:  # damaged, which is no other format
+        return
     if isinstance(rows, dict) and rows.get("format") != FORMAT and (study.betas("train") / metadata.NAME).is_file():
         raise StoreError(
             f"{study.root} is a study of format {rows.get('format', 1)}, written by an earlier leanrecon",

@@ -77,7 +77,7 @@ class Rows:
         try:
             splits = {split: _split_rows(record[split]) for split in SPLITS if split in record}
             rows = cls(splits, {split: [str(name) for name in ids[split]] for split in splits})
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError):
             raise _damaged(study, "they don't hold what they should") from None
         if problem := rows.problem():
             raise _damaged(study, problem)

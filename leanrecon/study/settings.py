@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from leanrecon import kinds
 from leanrecon.devices import Device
-from leanrecon.errors import SettingsError
-from leanrecon.memory import parse_bytes
+from leanrecon.errors import SettingsError, shown
+from leanrecon.memory import parse_budget, parse_bytes
 from leanrecon.validation import nearest, validate
 
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
@@ -32,6 +32,10 @@ SECTIONS = (
 _RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior")
 """Names of variants that an area can't have."""
 
+LONGEST_NAME = 99
+"""Characters of a name: those of a variant's folder join several."""
+
+_FILE = re.compile(r"\.(zarr|json|npz|npy|png|csv|toml|html|partial|safetensors)$|\.$", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")  # a name that is also that of a folder
 
 
@@ -44,13 +48,13 @@ class GeneralSettings(BaseModel):
     """Memory that the process may hold, as in "4GB"; by default 80 % of the free memory."""
     device: Device = "auto"
     """Where networks run and are trained; the ridge, pixels and principal components run on the CPU."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of splits, noise, permutations and bootstrap resamples."""
 
     @field_validator("memory")
     @classmethod
     def _size(cls, text: str | None) -> str | None:
-        return None if text is None else _is_size(text)
+        return None if text is None else _is_size(text, parse_budget)
 
 
 class StoresSettings(BaseModel):
@@ -89,7 +93,7 @@ class EvaluateSettings(BaseModel):
 
     preset: Literal["native", "bd2023"] = "native"
     """The size at which images are compared: that of the stimuli, or 425 pixels as Brain-Diffuser does."""
-    permutations: int = Field(default=5, ge=0)
+    permutations: int = Field(default=5, ge=0, le=10_000)
     """How often betas and images are paired at random for the baseline of shuffled betas."""
     resamples: int = Field(default=1000, ge=100, le=100_000)
     """Bootstrap resamples behind each interval."""
@@ -174,12 +178,12 @@ class _Checker:
         dataset = None if "dataset" in self.wrong else self.collect(self._dataset)
         areas = self._areas()
         decode = self._decode()
-        spaces = {} if "decode" in self.tables else self._named("features", self.section("features") or {"pca": {}})
+        spaces = {} if "decode" in self.tables else self._spaces()
         regression = self._regression(list(spaces))
         stage1 = self.collect(validate, StageOneSettings, self.section("stage1"), "stage1.")
         if stage1 is not None and stage1.space not in (None, *spaces):
             self.problems.append(
-                f"stage1.space = {stage1.space!r} is not a feature space here ({nearest(stage1.space, spaces)})"
+                f"stage1.space = {shown(stage1.space)} is not a feature space here ({nearest(stage1.space, spaces)})"
             )
         refine = self.collect(kinds.settings_of, "generators", self.section("refine"), "refine.", default="none")
         self._check_roles(refine, spaces)
@@ -206,11 +210,11 @@ class _Checker:
     def _areas(self) -> dict[str, list[str]]:
         areas = self.section("areas")
         for name, parts in areas.items():
-            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or _FILE.search(name):
                 reserved = "fold00, shuffled00, oracle, prior and shuffled are taken"
                 self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
             if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):
-                self.problems.append(f'areas.{name} = {parts!r}: a list of areas is expected, as in ["V1", "V2"]')
+                self.problems.append(f'areas.{name} = {shown(parts)}: a list of areas is expected, as in ["V1", "V2"]')
         return areas
 
     def _decode(self) -> BaseModel | None:
@@ -225,12 +229,21 @@ class _Checker:
         )
         return found
 
+    def _spaces(self) -> dict[str, Any]:
+        if "features" in self.tables and self.tables["features"] == {}:
+            self.problems.append("features holds no feature space: name one, or leave [features] out, which means pca")
+        return self._named("features", self.section("features") or {"pca": {}})
+
     def _named(self, group: str, tables: Mapping[str, Any]) -> dict[str, Any]:
         """Tables by name, as ``[features.NAME]``; their kind is NAME where they name none."""
         result = {}
         for name, table in tables.items():
             if not _NAME.fullmatch(name):
                 self.problems.append(f"{group}.{name} is not a name: letters, digits, _, - and . are expected")
+            elif _FILE.search(name) or len(name) > LONGEST_NAME:
+                self.problems.append(
+                    f"{group}.{name[:99]} can't be a folder's name: one without the ending of a file is expected"
+                )
             elif not isinstance(table, Mapping):
                 self.problems.append(f"{group}.{name} is not a table, as in [{group}.{name}]")
             else:
@@ -246,8 +259,8 @@ class _Checker:
             for name in for_one
             if name not in spaces
         ]
-        default = str(for_all.get("kind", "ridge"))
-        kind = {name: str(for_one.get(name, {}).get("kind", default)) for name in spaces}
+        default = _text(for_all.get("kind", "ridge"))
+        kind = {name: _text(for_one.get(name, {}).get("kind", default)) for name in spaces}
         fields = {name: self._fields(name) for name in {default, *kind.values()}}
         # [regression] may hold keys for a kind that only some spaces have.
         others = set().union(*(fields[name] for name in set(kind.values()) - {default}))
@@ -297,13 +310,18 @@ class _Checker:
             )
 
 
+def _text(value: Any) -> str:
+    """A kind's name; what is none is shown as text, which is no kind and is refused as one."""
+    return value if isinstance(value, str) else shown(value)
+
+
 def _dump(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(exclude_none=True)
 
 
-def _is_size(text: str) -> str:
+def _is_size(text: str, parse: Callable[[str], int] = parse_bytes) -> str:
     try:
-        parse_bytes(text)
+        parse(text)
     except SettingsError as error:
         raise ValueError(str(error).rstrip(".")) from None
     return text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanrecon.errors import StoreError
-from leanrecon.places.files import read_json
+from leanrecon.places.files import read_record, unreadable
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import ColumnSubset, Matrix, RowSubset, as_matrix
 from leanrecon.stores.store import Store
@@ -203,7 +203,9 @@ def _split(whole: Variant, folds: int | None) -> list[Variant]:
     if not folds:
         return [whole]
     path = whole.parent.folds
-    tests: list[list[int]] = (read_json(path) or {}).get("folds", [])
+    tests: list[list[int]] = (read_record(path) or {}).get("folds", [])
+    if not (isinstance(tests, list) and all(isinstance(f, list) and all(type(r) is int for r in f) for f in tests)):
+        raise unreadable(path, "it lists no folds")
     if not tests:
         raise StoreError(f"there is no {path}", todo="run the stage dataset first")
     every = sorted(row for fold in tests for row in fold)

@@ -1,49 +1,68 @@
 """Verifying a study: every chunk, image, network and record is read, and what is damaged is named."""
 
-import io
-import json
-import tomllib
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
-from leanrecon.stores.copies import opened
+from leanrecon.stores.copies import distrust, opened
 from leanrecon.stores.pictures import Pictures, beside
-from leanrecon.study.layout import KEPT, SMALL, Role
+from leanrecon.study.layout import KEPT, SMALL, Role, Study
 from leanrecon.study.networks import Network
+from leanrecon.study.readable import problem_of
 from leanrecon.study.record import study_above
 
 
 class SmallFile:
-    """A record or another small file: all that can be said of it is whether it can be read."""
+    """A record or another small file: its study keeps its checksum; of earlier studies, whether it can be read counts."""
 
     complete = True
 
-    def __init__(self, path: Location, problem: str = "") -> None:
+    def __init__(self, path: Location, problem: str = "", of: Location | None = None) -> None:
         self.path = path
         self.problem = problem
+        self.of = of
+        """The store or the folder of images that it is the record of, if it is one."""
 
     def missing(self) -> list[str]:
         return []
 
     def damage(self) -> Iterator[tuple[str, str]]:
-        """The file itself, if it can't be read, with what is wrong."""
-        if problem := self.problem or _problem(self.path):
+        """The file itself, if it does not match its checksum or can't be read, with what is wrong."""
+        if problem := self.problem or small_problem(self.path):
             yield self.path.name, problem
 
     def discard(self, names: Sequence[str]) -> None:
-        """Remove the file, so that the next run writes it again."""
-        if names:
+        """Remove the file, so that the next run writes it again; a record's store or images are proven and kept."""
+        if names and self.of is not None:
+            distrust(self.of)
+        elif names:
             self.path.unlink(missing_ok=True)
 
 
-Verified = Store | Pictures | Network | SmallFile
+class Link:
+    """A link that leads out of a study: no part of it, and never followed."""
+
+    complete = True
+
+    def __init__(self, path: Location) -> None:
+        self.path = path
+
+    def missing(self) -> list[str]:
+        return []
+
+    def damage(self) -> Iterator[tuple[str, str]]:
+        yield self.path.name, f"{self.path} is a link that leads out of the study: what it leads to is not read"
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove the link, and nothing of what it leads to."""
+        if names:
+            self.path.delete_tree()
+
+
+Verified = Store | Pictures | Network | SmallFile | Link
 
 Damage = dict[Verified, list[tuple[Any, str]]]
 """The damaged chunks of a store, rows of a folder of images or files of a network, each with what is wrong."""
@@ -52,14 +71,14 @@ _PARTS: dict[type, str] = {Store: "chunks", Pictures: "images", Network: "files"
 
 
 def find_damage(path: LocationLike, *, progress: Progress | None = None) -> Damage:
-    """Read and check all that is complete at or below a location of a study; returns what is damaged, and how.
+    """Read and check all that is at or below a location of a study; returns what is damaged, and how.
 
-    A record that can't be read is damage as well; the rest is verified all the same. Raises InputError where there
-    is nothing to verify.
+    A record that can't be read is damage as well; the rest is verified all the same. Of what is not finished, the parts
+    that are there are checked. Raises InputError where there is nothing to verify.
     """
     path = as_location(path)
     progress = progress or Progress()
-    kept = _kept(path)
+    kept = _kept(path, progress)
     if not kept:
         raise InputError(f"there is no store in {path}", expected="a study, or one of its stores")
     damaged: Damage = {}
@@ -68,13 +87,13 @@ def find_damage(path: LocationLike, *, progress: Progress | None = None) -> Dama
             if not one.complete:
                 parts, missing = _PARTS[type(one)], len(one.missing())
                 progress.say(f"{one.path} is not finished ({missing} {parts} to go): run the same command again")
-            elif damage := list(one.damage()):
+            if damage := list(one.damage()):
                 damaged[one] = damage
             advance(1)
     return damaged
 
 
-def _kept(path: Location) -> list[Verified]:
+def _kept(path: Location, progress: Progress) -> list[Verified]:
     """What there is to verify at or below a location: by the layout of its study, or by looking where it has none."""
     study = study_above(path)
     if study is None:
@@ -82,8 +101,22 @@ def _kept(path: Location) -> list[Verified]:
         records = [file for file in (*path.files(), beside(path)) if file.suffix == ".json" and file.is_file()]
         images = [file.with_name(file.stem) for file in records if file.parent.name == "reconstructions"]
         return [_opened(where, Role.STORE) for where in dict.fromkeys((*stores, *images))]
+    if (study.record.is_file() or study.rows.is_file()) and not _keeps_checksums(study):
+        progress.say(
+            f"{study.root} keeps no checksums of its records, as an earlier version wrote it: they are only checked for "
+            "being readable. The next `leanrecon run` keeps them"
+        )
+    links = [link for link in study.links() if link.is_within(path)]
     within = [found for found in study.found(*KEPT, Role.NETWORK, *SMALL) if found.path.is_within(path)]
-    return [_opened(found.path, found.item.role) for found in within]
+    own = [f for f in within if not any(link.is_within(f.path) for link in links)]
+    return [*map(Link, links), *(_opened(found.path, found.item.role) for found in own)]
+
+
+def _keeps_checksums(study: Study) -> bool:
+    try:
+        return seals.CHECKSUMS in (seals.load(study.root) or {})
+    except StoreError:  # it is damaged, which is said of run.json itself
+        return True
 
 
 def _opened(path: Location, role: Role) -> Verified:
@@ -93,40 +126,21 @@ def _opened(path: Location, role: Role) -> Verified:
         kept = Network.open(path) if role is Role.NETWORK else opened(path)
     except StoreError as error:
         record = path / "zarr.json"
-        return SmallFile(record if record.is_file() else beside(path), error.found)
+        of = None if role is Role.NETWORK else path
+        return SmallFile(record if record.is_file() else beside(path), error.found, of)
     assert kept is not None, f"{path} was there a moment ago"
     return kept
 
 
-def _problem(path: Location) -> str:
-    """What is wrong with a small file; nothing where it can be read."""
-    read = _READERS.get(path.suffix)
-    if read is None:
-        return ""
+def small_problem(path: Location) -> str:
+    """What is wrong with a small file; nothing where it is sound."""
+    if problem := problem_of(path):
+        return problem
     try:
-        with path.open() as file:
-            read(file)
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        return f"{path} can't be read: {error}"
-    return ""
-
-
-def _read_text(file: IO[bytes]) -> None:
-    for _ in io.TextIOWrapper(file, encoding="utf-8"):
-        pass
-
-
-def _read_npz(file: IO[bytes]) -> None:
-    with zipfile.ZipFile(file) as archive:
-        if (name := archive.testzip()) is not None:  # in pieces: the components of a PCA may be gigabytes
-            raise zipfile.BadZipFile(f"its array {name} does not match its checksum")
-
-
-_READERS: dict[str, Callable[[IO[bytes]], Any]] = {
-    ".json": json.load,
-    ".toml": tomllib.load,
-    ".csv": _read_text,
-    ".html": _read_text,
-    ".npz": _read_npz,
-    ".npy": lambda file: np.load(file, allow_pickle=False),
-}
+        if seals.state(path) is not seals.State.DAMAGED:
+            return ""
+    except StoreError as error:
+        return error.found
+    if path.name == seals.SETTINGS:
+        return f"{path} is not as leanrecon wrote it: it was edited by hand, or is damaged"
+    return f"{path} does not match its checksum"

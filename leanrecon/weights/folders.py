@@ -11,21 +11,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, LeanreconError, said_by, shown
+from leanrecon.places.paths import expanded, find
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.safetensors import AGAIN, Entry, Precision, itemsize, read_header, reserved
 
 SHOWN = 6
 """Most names that an error lists for each kind of problem."""
 
+LARGEST_CONFIG = 50_000_000
+"""Bytes of a config; an index of the weights of a very large model has some 10 MB."""
+
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 STEMS = ("model", "diffusion_pytorch_model")  # as transformers and as diffusers name weights
+_SHARD = re.compile(r"[\w][\w.-]{,200}\.safetensors")  # beside the index: no folder, no ..
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_ARITHMETIC = ("architectures", "transformers_version", "torch_dtype", "dtype")  # in a config.json
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -37,7 +42,7 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 def cache_folder() -> Path:
     """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache."""
     if chosen := os.environ.get("LEANRECON_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leanrecon"
     if sys.platform == "darwin":
@@ -52,8 +57,7 @@ def converted_folder(name: str) -> Path:
 
 def cached_file(name: str) -> Path | None:
     """The file of this name in the cache of downloaded files; None if there is none."""
-    path = cache_folder() / name
-    return path if name and Path(name).name == name and path.is_file() else None
+    return find(str(cache_folder() / name), None, Path.is_file) if name and Path(name).name == name else None
 
 
 def cached_model(name: str) -> Path | None:
@@ -75,8 +79,7 @@ def find_model(name: str, setting: str) -> Path:
 
     Raises InputError if there is none; ``setting`` is the full name of the setting, for its message.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    if (path := find(name, None)) is not None:
         return path
     if (found := cached_model(name)) is not None:
         return found
@@ -100,12 +103,50 @@ def part_of(folder: Path, parts: Sequence[str], file: str, what: str) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """The config of a model, from a JSON file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise ValueError(f"it is larger than {LARGEST_CONFIG} bytes")
+        found = json.loads(content)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read: {error}", todo=AGAIN) from error
+        said = error.strerror if isinstance(error, OSError) else said_by(error)
+        raise InputError(f"{path} can't be read: {said}", todo=AGAIN) from error
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply for a config", todo=AGAIN) from None
     if not isinstance(found, dict):
         raise InputError(f"{path} does not hold the config of a model", todo=AGAIN)
     return found
+
+
+@contextlib.contextmanager
+def described_by(path: Path) -> Iterator[None]:
+    """Turn what other libraries raise for a config with wrong values into an InputError that names its file."""
+    try:
+        yield
+    except (LeanreconError, MemoryError):
+        raise
+    except Exception as error:  # configs with wrong types raise errors of many types
+        raise InputError(
+            f"{path} describes a model that can't be built ({type(error).__name__}: {said_by(error)})",
+            expected="the files of a model as it was published",
+            todo=AGAIN,
+        ) from error
+
+
+def whole_number(config: Mapping[str, Any], key: str, default: int, path: Path) -> int:
+    """A size in a config; raises InputError unless it is a whole number from 1 to a million."""
+    value = config.get(key, default)
+    if type(value) is not int or not 1 <= value <= 1_000_000:
+        raise InputError(f"{path} has {key} = {shown(value)}", expected="a whole number from 1 on", todo=AGAIN)
+    return value
+
+
+def whole_numbers(config: Mapping[str, Any], key: str, default: Sequence[int], path: Path) -> list[int]:
+    """Sizes in a config, one a block; raises InputError unless they are one to 16 whole numbers."""
+    values = config.get(key, list(default))
+    if not isinstance(values, list | tuple) or not 1 <= len(values) <= 16:
+        raise InputError(f"{path} has {key} = {shown(values)}", expected="a list of whole numbers", todo=AGAIN)
+    return [whole_number({key: value}, key, 0, path) for value in values]
 
 
 def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,12 +208,23 @@ class Weights:
         return self.nbytes(parts, precision) + max(changed, default=0)
 
 
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index lists, all beside it."""
+    table = read_config(index).get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise InputError(
+            f"{index} names no files of weights", expected="a weight_map of tensors and .safetensors", todo=AGAIN
+        )
+    return sorted(set(names))
+
+
 def _files(folder: Path) -> tuple[Path, ...]:
     for stem in STEMS:
         if (whole := folder / f"{stem}.safetensors").is_file():
             return (whole,)
         if (index := folder / f"{stem}.safetensors.index.json").is_file():
-            names = sorted(set(read_config(index).get("weight_map", {}).values()))
+            names = _shards(index)
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise InputError(f"{folder} lacks {', '.join(missing[:SHOWN])}", todo=AGAIN)
             return tuple(folder / name for name in names)

@@ -43,7 +43,7 @@ def look_up(name: str, kind: Kind = "model") -> Repository:
     except ImportError:
         raise SettingsError(
             f"{name} is on the Hugging Face Hub, which needs huggingface_hub",
-            todo="install it with: pip install 'leanrecon[models]'",
+            todo="install it with pip install '.[models]' in the folder of leanrecon",
         ) from None
     info: Any = _asked(name, lambda: HfApi().repo_info(name, repo_type=kind, files_metadata=True))
     own = {key: value for key, value in build_hf_headers().items() if key.lower() == "authorization"}

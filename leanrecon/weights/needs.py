@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanrecon.errors import InputError
+from leanrecon.places.paths import find
 from leanrecon.weights.folders import HUB_NAME, cache_folder, cached_file, cached_model
 from leanrecon.weights.packaged import check_packaged, is_packaged
 from leanrecon.weights.pieces import Piece, choose, pickles
@@ -44,8 +45,7 @@ def merge(needs: Iterable[Need]) -> list[Need]:
 
 def where(need: Need) -> Path | None:
     """The file or folder of these weights on this machine, without a network; None if it is missing or incomplete."""
-    path = Path(need.name).expanduser()
-    if path.exists():
+    if (path := find(need.name, None)) is not None:
         return path
     if not need.pieces:
         return cached_file(need.name)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError, LeanreconError
+from leanrecon.errors import InputError, LeanreconError, said_by
 from leanrecon.weights.libraries import require_installed
-from leanrecon.weights.safetensors import AGAIN, write_weights
+from leanrecon.weights.safetensors import AGAIN, read_header, write_weights
 
 
 def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
@@ -25,8 +25,12 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
             require_installed("safetensors")
             from safetensors.torch import load_file
 
+            read_header(path)  # refuses damaged files with a sentence
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _require_stored(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         if not (named := re.search(r"GLOBAL (\S+)", str(error))):
             raise InputError(
@@ -40,11 +44,39 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
     except (LeanreconError, MemoryError):
         raise
     except Exception as error:  # damaged files raise errors of many types
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{path} can't be read: {said}", todo=again) from error
+        raise InputError(f"{path} can't be read: {said_by(error)}", todo=again) from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}", expected="a state_dict: names and tensors")
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor):
+            _require_numbers(path, str(name), value)
     return content
+
+
+def _require_stored(path: Path) -> None:
+    """Refuse archives whose entries are compressed or larger than the file: PyTorch writes none."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(
+            f"{path} is an archive that unpacks to {claimed} bytes, which PyTorch does not write",
+            expected="weights that torch.save has written, uncompressed",
+        )
+
+
+def _require_numbers(path: Path, name: str, value: Any) -> None:
+    """Refuse a tensor without numbers of its own: one of the meta device, sparse, or one number many times."""
+    import torch
+
+    if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
+        found = f"{path} holds {name} without plain numbers ({value.device.type}, {value.layout})"
+        raise InputError(found, expected="a state_dict of dense tensors")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(
+            f"{path} holds {name} of {list(value.shape)}, which repeats {value.untyped_storage().nbytes()} bytes",
+            expected="tensors with all their numbers in the file",
+        )
 
 
 def convert(pickled: Path, target: Path) -> None:

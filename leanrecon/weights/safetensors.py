@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, said_by
 from leanrecon.memory import buffer
 from leanrecon.places.files import write_whole
 
@@ -33,6 +33,8 @@ AGAIN = "download it again with `leanrecon fetch-weights RECIPE`"
 """The advice for a damaged file."""
 
 _HEADER_LIMIT = 100_000_000  # bytes, as the format defines
+
+_LARGEST = 2**48  # bytes, and numbers along a dimension
 
 _ALIGNED = 4096  # tensors of written files start a page, so that releasing one does not affect its neighbours
 
@@ -87,6 +89,8 @@ def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(source.read(length))
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no table of texts")
         entries = {name: _entry(file, 8 + length, name, table) for name, table in header.items()}
         end = 8 + length
         for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.nbytes)):
@@ -95,8 +99,11 @@ def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
             end += entry.nbytes
     except FileNotFoundError:
         raise InputError(f"there is no file {file}", expected="weights as .safetensors") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged or not a safetensors file: {error}", todo=AGAIN) from error
+    except IsADirectoryError:
+        raise InputError(f"{file} is a folder", expected="a file of weights (.safetensors)") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        said = error.strerror if isinstance(error, OSError) else said_by(error)
+        raise InputError(f"{file} is damaged or not a safetensors file: {said}", todo=AGAIN) from error
     if size != end:
         raise InputError(f"{file} has {size} bytes", expected=f"{end}", todo=AGAIN)
     return entries, metadata
@@ -104,6 +111,8 @@ def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
 
 def _entry(file: Path, data: int, name: str, table: Mapping[str, Any]) -> Entry:
     shape, (start, stop) = tuple(map(index, table["shape"])), map(index, table["data_offsets"])
+    if any(not 0 <= side < _LARGEST for side in shape) or not 0 <= start <= stop < _LARGEST or len(shape) > 32:
+        raise ValueError(f"{name} has a shape or a place that no tensor has")
     entry = Entry(file, str(table["dtype"]), shape, data + start, stop - start)
     if entry.nbytes < 0 or (entry.dtype in FLOATS and entry.nbytes != math.prod(shape) * FLOATS[entry.dtype][1]):
         raise ValueError(f"{name} of {list(shape)} in {entry.nbytes} bytes")

@@ -263,7 +263,7 @@ def test_folds_are_refitted_each_on_its_own_rows(here, data, tmp_path, monkeypat
 
 def test_a_plan_writes_nothing_and_what_it_says_would_do(data, tmp_path):
     before = stamps(data)
-    shown = leanrecon("plan", "small.toml", "--memory", "50MB", cwd=data)
+    shown = leanrecon("plan", "small.toml", "--memory", "50MB", cwd=data, code=2)
     assert stamps(data) == before
     for stage in ("dataset", "features pixels", "features pca", "regression pixels", "regression pca"):
         assert re.search(rf"│ {stage} .* MB", shown), shown

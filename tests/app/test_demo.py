@@ -101,7 +101,7 @@ def test_a_damaged_model_is_refused_by_name_before_any_work(damaged: Path, tmp_p
 def test_networks_that_can_not_run_are_told_before_any_work(tmp_path: Path) -> None:
     said = command(WITHOUT, "torch diffusers", "demo", cwd=tmp_path, code=2)
     assert "needs torch, diffusers, which are not installed" in said
-    assert 'pip install "leanrecon[models]"' in said
+    assert 'pip install ".[models]"' in said, "as README installs"
     assert "`leanrecon demo --fast`" in said
     assert list(tmp_path.iterdir()) == []
 

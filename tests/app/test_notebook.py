@@ -146,7 +146,7 @@ def test_the_pictures_of_the_gallery_are_those_of_its_rows(study: Path) -> None:
     from PIL import Image
 
     from leanrecon.evaluation.report.gallery import strip_rows
-    from leanrecon.stages.report import read_scores
+    from leanrecon.stages.scores import read_scores
     from leanrecon.stores import Store
     from leanrecon.study.layout import Study
 

@@ -103,11 +103,49 @@ def test_margins_over_itself_are_nought() -> None:
     assert margins(scores, scores, counted([rows]))["x"] == {"value": 0, "low": 0, "high": 0}
 
 
-@pytest.mark.parametrize("folds", [[1], [1, 5], [5, 1]])
-def test_a_single_row_has_no_interval(folds: list[int]) -> None:
-    found = figure([np.arange(m, dtype=float) for m in folds])
+@pytest.mark.parametrize("folds", [[1], [1, 1]])
+def test_a_single_stimulus_has_no_interval(folds: list[int]) -> None:
+    scores = [Scores({"x": np.arange(3.0) + k}, {}) for k in range(len(folds))]
+    found = figures(scores, [Resampling(np.zeros(3, int), 100, 0, k) for k in range(len(folds))])["x"]
     assert found["low"] is found["high"] is None
-    assert found["value"] == pytest.approx(np.mean([(m - 1) / 2 for m in folds]))
+    assert found["value"] == pytest.approx(1 + (len(folds) - 1) / 2)
+
+
+def test_folds_of_one_stimulus_each_have_the_interval_of_all_their_rows() -> None:
+    """Leave one out: SciPy's interval of the rows, as if they were one fold."""
+    rows = np.random.default_rng(3).gamma(2, 1, 30)
+    drawn = [Resampling(np.array([k]), 20_000, 0, k) for k in range(30)]
+    found = figures([Scores({"x": rows[k : k + 1]}, {}) for k in range(30)], drawn)["x"]
+    expected = bootstrap((rows,), np.mean, n_resamples=20_000, method="percentile").confidence_interval
+    width = expected.high - expected.low
+    assert found["value"] == pytest.approx(rows.mean(), rel=1e-12)
+    assert found["low"] == pytest.approx(expected.low, abs=0.03 * width)
+    assert found["high"] == pytest.approx(expected.high, abs=0.03 * width)
+
+
+def test_one_fold_of_a_single_stimulus_takes_the_interval_from_none() -> None:
+    """Its row weighs as much as a fold; resamples are drawn by hand from the rows of all folds."""
+    rng = np.random.default_rng(4)
+    tables = [rng.normal(k, 1, size) for k, size in enumerate((8, 1, 5))]
+    stimuli = np.split(np.arange(14), [8, 9])
+    drawn = [Resampling(numbers, 20_000, 0, k) for k, numbers in enumerate(stimuli)]
+    found = figures([Scores({"x": table}, {}) for table in tables], drawn)["x"]
+    assert found["value"] == pytest.approx(np.mean([table.mean() for table in tables]), rel=1e-12)
+    rows, weights = np.concatenate(tables), np.concatenate([np.full(len(t), 1 / len(t)) for t in tables])
+    picked = rng.integers(0, 14, (20_000, 14))
+    by_hand = np.average(rows[picked], weights=weights[picked], axis=1)
+    low, high = np.percentile(by_hand, (2.5, 97.5))
+    assert found["low"] == pytest.approx(low, abs=0.04 * (high - low))
+    assert found["high"] == pytest.approx(high, abs=0.04 * (high - low))
+
+
+def test_a_stimulus_in_two_folds_is_drawn_once() -> None:
+    values = np.random.default_rng(2).normal(0, 1, 6)
+    once = [Resampling(np.array([k]), 3000, 0, k) for k in range(6)]
+    twice = [Resampling(np.array([k % 6]), 3000, 0, k) for k in range(12)]
+    few = figures([Scores({"x": values[k : k + 1]}, {}) for k in range(6)], once)["x"]
+    many = figures([Scores({"x": values[k % 6 : k % 6 + 1]}, {}) for k in range(12)], twice)["x"]
+    assert many == pytest.approx(few)
 
 
 def test_figures_that_a_fold_lacks_are_left_out_and_chance_is_averaged() -> None:

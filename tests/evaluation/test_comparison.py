@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 from scipy.stats import pearsonr
 
 from leanrecon.context import Context
-from leanrecon.evaluation import comparison
 from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import shifts
+from leanrecon.evaluation.pool import Spool
 from leanrecon.images import resize, with_channels
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +46,12 @@ def draw(m: int, height: int, width: int, channels: int = 3, seed: int = 0) -> A
 
 def compared(sources: dict[str, Array], stimuli: Array, names: list[str], shape: Any = None) -> dict[str, Scores]:
     of_arrays = {name: Images(images) for name, images in sources.items()}
-    return compare_images(of_arrays, Images(stimuli), names, shape or stimuli.shape[1:], Context.of())
+    with tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
+        shape = shape or stimuli.shape[1:]
+        found, small = compare_images(of_arrays, Images(stimuli), names, shape, Context.of(), spool)
+        for of_source in found.values():
+            of_source.scores.add(identify(of_source.small, small, names, "pixels") or Scores())
+    return {name: of_source.scores for name, of_source in found.items()}
 
 
 def figures(one: Array, other: Array) -> dict[str, float]:
@@ -128,17 +136,17 @@ def test_all_are_brought_to_the_size_of_a_preset() -> None:
 
 def test_large_images_are_identified_at_64_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    own = comparison.identify
+    own = Spool.rows
 
-    def seen(reconstructions: Any, stimuli: Any, names: Any, what: str) -> Any:
-        shapes.append((reconstructions.shape, stimuli.shape))
-        return own(reconstructions, stimuli, names, what)
+    def seen(spool: Spool, m: int, columns: int) -> Any:
+        shapes.append((m, columns))
+        return own(spool, m, columns)
 
-    monkeypatch.setattr(comparison, "identify", seen)
+    monkeypatch.setattr(Spool, "rows", seen)
     stimuli, images = draw(4, 200, 100), draw(4, 200, 100, seed=1)
     found = compared({"x": stimuli // 2 + images // 2}, stimuli, list("abcd"))["x"]
     compared({"x": draw(4, 64, 64)}, draw(4, 64, 64), list("abcd"))
-    assert shapes == [((4, 64 * 32 * 3),) * 2, ((4, 64 * 64 * 3),) * 2]
+    assert shapes == [(4, 64 * 32 * 3)] * 2 + [(4, 64 * 64 * 3)] * 2
     small = [
         [resize(image, (64, 32, 3)).reshape(-1).astype(float) for image in of]
         for of in (stimuli // 2 + images // 2, stimuli)
@@ -160,11 +168,14 @@ def test_sources_beside_each_other_change_no_figure() -> None:
 
 
 MEASURED = """
-import json, sys
+import json, sys, tempfile
+from pathlib import Path
 import numpy as np
 from leanrecon.context import Context
 from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.plan import SLACK, compare_nbytes
+from leanrecon.evaluation.pool import Spool
 from leanrecon.memory import PeakMemory, process_memory
 
 m, side, channels, sources = map(int, sys.argv[1:])
@@ -178,8 +189,11 @@ class Images:
 sources_ = {str(k): Images(k) for k in range(sources)}
 context = Context.of()
 before = process_memory()
-with PeakMemory() as peak:
-    compare_images(sources_, Images(99), [str(k) for k in range(m)], (side, side, channels), context)
+names = [str(k) for k in range(m)]
+with PeakMemory() as peak, tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
+    found, small = compare_images(sources_, Images(99), names, (side, side, channels), context, spool)
+    for source in found.values():
+        identify(source.small, small, names, "pixels")
 planned = compare_nbytes((side, side, channels), m, sources, 0)
 print(json.dumps({"taken": peak.peak - before, "planned": planned + SLACK, "slack": SLACK}))
 """

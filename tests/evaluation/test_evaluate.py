@@ -17,7 +17,7 @@ from leanrecon.errors import BudgetError, SettingsError
 from leanrecon.evaluation.evaluate import evaluate
 from leanrecon.evaluation.fold import Area, Fold, Predictions, RandomPairing, ShownImages
 from leanrecon.evaluation.judges.judge import Measure
-from leanrecon.evaluation.plan import EvaluateShapes, most_sources, plan_evaluate
+from leanrecon.evaluation.plan import EvaluateShapes, most_sources, plan_evaluate, spool_nbytes
 from leanrecon.images import ImageShape
 from leanrecon.stores import Store, as_matrix
 from leanrecon.stores.pictures import Pictures
@@ -264,7 +264,9 @@ def test_the_plan_grows_with_judges_areas_and_baselines() -> None:
     plain = plan_evaluate(shapes, SETTINGS)
     assert most_sources(replace(shapes, areas=3), SETTINGS) == most_sources(shapes, SETTINGS) + 6
     assert most_sources(replace(shapes, refined=5), SETTINGS) == most_sources(shapes, SETTINGS) + 3
-    assert plan_evaluate(replace(shapes, areas=3), SETTINGS) - plain == 6 * 900 * 64 * 64 * 3  # small images are kept
+    small = 6 * 900 * 64 * 64 * 3  # their images to identify by wait on disk, their scores in memory
+    assert spool_nbytes(replace(shapes, areas=3), SETTINGS) - spool_nbytes(shapes, SETTINGS) == small
+    assert 6 * 900 * 8 * 8 <= plan_evaluate(replace(shapes, areas=3), SETTINGS) - plain < small / 20
     big, staying = Pixels("big"), Pixels("staying")
     big.work_nbytes = lambda shape: 10**9  # type: ignore[method-assign]
     staying.staying_nbytes = 10**8

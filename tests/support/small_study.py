@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from leanrecon.places import Location
+from leanrecon.places import Location, seals
 from leanrecon.places.files import write_json, write_text, write_whole
 from leanrecon.stores import Store
 from leanrecon.stores.pictures import Pictures
@@ -41,6 +41,7 @@ def write_study(root: Location) -> Study:
     """A study with a network and one variant, every kind of file in it."""
     study = Study(root)
     write_text(study.settings, HEADER + '[dataset]\nkind = "simulated"\n')
+    seals.adopt(root, [study.settings])
     betas = RNG.standard_normal((6, 10)).astype(np.float32)
     for split in ("train", "test"):
         write_store(study.betas(split), betas)

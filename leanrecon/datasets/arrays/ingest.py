@@ -1,5 +1,6 @@
 """From opened arrays to a study's complete stores, step by step, continuing what an earlier run began."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,15 @@ from leanrecon.datasets.arrays.repeats import Averaged, Repeats
 from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.ingest import NanCount, Source, fill_store
-from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
+from leanrecon.datasets.sidecars import (
+    SourceFiles,
+    forget_other_kind,
+    keep_json,
+    n_voxels,
+    remove_others,
+    sources_path,
+    sweep,
+)
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer
@@ -157,11 +166,12 @@ class Ingest:
     def _recall_sources(self) -> None:
         record = read_json(sources_path(self.study))
         record = record if isinstance(record, dict) else {}
-        self.inputs.prints = dict(record.get("files", {}))
-        self.known_ids = dict(record.get("ids", {}))
+        self.inputs.sources = self.sources = SourceFiles(record.get("files"))
+        ids = record.get("ids")
+        self.known_ids = dict(ids) if isinstance(ids, dict) else {}
 
     def _keep_sources(self) -> None:
-        record = {"files": self.inputs.prints, "ids": self.known_ids}
+        record = {"files": self.sources.seen, "ids": self.known_ids}
         if read_json(sources_path(self.study)) != record:
             write_json(sources_path(self.study), record)
 
@@ -209,8 +219,18 @@ class Ingest:
         nan.check(located)
         if nan.labels:
             self.context.progress.say(nan.labels)
+        self._check_sources(own)
         for store in own:
             store.finish()
+
+    def _check_sources(self, stores: Sequence[Store]) -> None:
+        """Refuse arrays that were written to meanwhile, and remove what was made of both states of them."""
+        try:
+            self.sources.check_unchanged()
+        except InputError:
+            for store in stores:
+                remove(store.path)
+            raise
 
     def _betas(self, split: Split, repeats: Repeats) -> tuple[Rows, Array]:
         """The rows that become rows of betas: those of the array, or means over them."""
@@ -230,6 +250,7 @@ class Ingest:
                 index = repeats[split.name].first
                 source = Source(split.rows("stimuli"), index, at_once, convert, self.inputs.images)
                 fill_store(store, source, self.context.named(f"stimuli, {split.name}"))
+                self._check_sources([store])
                 store.finish()
 
     def _remove_others(self, splits: set[str]) -> None:

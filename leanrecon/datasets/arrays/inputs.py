@@ -31,6 +31,7 @@ from leanrecon.errors import InputError
 if TYPE_CHECKING:
     from leanrecon.datasets.arrays.dataset import ArraysSettings
     from leanrecon.datasets.ingest import StorePlan
+    from leanrecon.datasets.sidecars import SourceFiles
 
 Array = np.ndarray[Any, Any]
 _Part = tuple[Rows, Array]
@@ -101,8 +102,8 @@ class Inputs:
         self.image_shape = shapes[0] if shapes else None
         self.n_rows = sum(map(len, betas))
         self._test_rows: Array | None = None
-        self.prints: dict[str, str] = {}
-        """Fingerprints of files by their size and time of change, which spare reading a whole file again."""
+        self.sources: SourceFiles | None = None
+        """Fingerprints of files that have not changed, which spare reading a whole file again."""
 
     def names(self, role: str) -> list[str]:
         return [f"{role}_train", f"{role}_test"] if self.paired else [role]
@@ -260,13 +261,10 @@ class Inputs:
         return {"arrays": [self._print(rows) for rows in self.arrays["stimuli"]], **self._image_form()}
 
     def _print(self, rows: Rows) -> dict[str, Any]:
-        from leanrecon.stores.fingerprint import file_fingerprint
+        from leanrecon.datasets.sidecars import SourceFiles
 
-        about = rows.path.stat()
-        seen = f"{rows.path.name} {about.st_size} {about.st_mtime_ns}"
-        if seen not in self.prints:
-            self.prints[seen] = file_fingerprint(rows.path)
-        return {"file": self.prints[seen], "key": rows.key}
+        self.sources = self.sources or SourceFiles()
+        return {"file": self.sources.content(rows.path), "key": rows.key}
 
     def of_split(self, arrays: list[Any], split: str) -> list[Any]:
         """Those of a list with one item an array that a split draws its rows from."""

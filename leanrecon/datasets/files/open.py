@@ -1,28 +1,19 @@
 """Opening arrays in files: which file and key a setting names, and what is in there."""
 
-import contextlib
 import difflib
-import zipfile
+import os
 from pathlib import Path
-from typing import Any
 
-from leanrecon.datasets.files.rows import (
-    FileBytes,
-    H5Rows,
-    Mat5Rows,
-    MemberBytes,
-    NpyHeader,
-    NpyRows,
-    Rows,
-    explained_damage,
-)
+from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
+from leanrecon.datasets.files.mat5 import open_mat5
+from leanrecon.datasets.files.npy import open_npy, open_npz
+from leanrecon.datasets.files.rows import Rows
 from leanrecon.errors import InputError
 from leanrecon.places.paths import find
 
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 
-LISTED = 20
-"""Keys that an error message lists at most."""
+_POINTER = 1024  # bytes: pointers of Git LFS and git-annex are shorter
 
 
 def find_file(text: str, base_dir: Path | None) -> Path | None:
@@ -65,13 +56,38 @@ def located_array(spec: str, base_dir: Path | None) -> str:
 def _missing_file(text: str, base_dir: Path | None) -> InputError:
     folders = [Path.cwd(), *([base_dir.absolute()] if base_dir else [])]
     places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
+    for place in places:
+        if place.is_symlink():
+            to = os.readlink(place)
+            annex = ".git/annex" in to.replace("\\", "/")
+            return InputError(
+                f"{place} is a link to {to}, which is not there",
+                expected="the file itself",
+                todo=f"fetch it: `datalad get {text}` or `git annex get {text}`" if annex else "copy what it links to",
+            )
+        if place.is_dir():
+            return InputError(f"{place} is a folder", expected="a file", todo="name one of the files in it")
     neighbours = [p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()]
     near = difflib.get_close_matches(places[0].name, neighbours, 1)
     return InputError(
-        f"there is no file {text}" + (" (it is a folder)" if any(place.is_dir() for place in places) else ""),
+        f"there is no file {text}",
         expected=" or ".join(dict.fromkeys(map(str, places))),
         todo=f'perhaps "{near[0]}" is meant' if near else "check the path; relative ones start at the current folder",
     )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git LFS or git-annex leave in place of a file that was not fetched; raises InputError."""
+    if path.stat().st_size > _POINTER:
+        return
+    with path.open("rb") as file:
+        text = file.read(_POINTER)
+    if text.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a pointer of Git LFS", expected="the file itself", todo="fetch it: `git lfs pull`")
+    if text.startswith((b"/annex/objects/", b"../.git/annex/", b".git/annex/")):
+        raise InputError(
+            f"{path} is a pointer of git-annex", expected="the file itself", todo=f"fetch it: `datalad get {path.name}`"
+        )
 
 
 def open_array(spec: str, default_path: str | None = None, base_dir: Path | None = None) -> Rows:
@@ -81,100 +97,24 @@ def open_array(spec: str, default_path: str | None = None, base_dir: Path | None
     damaged, of an unknown kind, or that would need unpickling.
     """
     path, key = locate(spec, default_path, base_dir)
+    refuse_pointer(path)
+    rows = _open(path, key)
+    if not rows.shape and rows.dtype.kind != "O":
+        rows.close()
+        raise InputError(f"{rows.name} holds a single number", expected="an array whose first axis is rows")
+    return rows
+
+
+def _open(path: Path, key: str | None) -> Rows:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         if key:
             raise InputError(f"{path} has no key {key!r}: an .npy file holds one array", todo=f"leave out :{key}")
-        return _open_npy(path)
+        return open_npy(path)
     if suffix == ".npz":
-        return _open_npz(path, key)
+        return open_npz(path, key)
     if suffix in (".h5", ".hdf5"):
-        return _open_h5(path, key)
+        return open_h5(path, key)
     if suffix == ".mat":
-        return _open_h5(path, key) if _is_hdf5(path) else _open_mat5(path, key)
+        return open_h5(path, key) if is_hdf5(path) else open_mat5(path, key)
     raise InputError(f"{path} is of an unknown kind", expected=f"a file that ends in {', '.join(SUFFIXES)}")
-
-
-def _open_npy(path: Path) -> NpyRows:
-    with explained_damage(str(path)), path.open("rb") as file:
-        header = NpyHeader(file)
-    _check_npy(str(path), header, path.stat().st_size)
-    return NpyRows(path, None, FileBytes(path), header)
-
-
-def _open_npz(path: Path, key: str | None) -> NpyRows:
-    with explained_damage(str(path)), zipfile.ZipFile(path) as archive:
-        members = {info.filename[:-4]: info for info in archive.infolist() if info.filename.endswith(".npy")}
-        headers = {}
-        for name, info in members.items():
-            with archive.open(info) as file:
-                headers[name] = NpyHeader(file)
-    key = choose_key(path, key, {name: (header.shape, str(header.dtype)) for name, header in headers.items()})
-    _check_npy(f"{path}:{key}", headers[key], members[key].file_size)
-    return NpyRows(path, key, MemberBytes(path, key), headers[key])
-
-
-def _check_npy(name: str, header: NpyHeader, size: int) -> None:
-    if header.dtype.hasobject:
-        raise InputError(
-            f"{name} holds pickled Python objects, which are never loaded: a pickle can run any program",
-            expected="numbers (or, for captions, strings)",
-            todo="save it again as a plain array of one dtype and rectangular shape",
-        )
-    if size < header.offset + header.nbytes:
-        raise InputError(
-            f"{name} is cut short: it has {size} bytes",
-            expected=f"{header.offset + header.nbytes} for {header.dtype} numbers of shape {header.shape}",
-            todo="copy or save it again",
-        )
-
-
-def _is_hdf5(path: Path) -> bool:
-    import h5py
-
-    return bool(h5py.is_hdf5(path))
-
-
-def _open_h5(path: Path, key: str | None) -> H5Rows:
-    import h5py
-
-    with contextlib.ExitStack() as stack, explained_damage(str(path)):
-        file = stack.enter_context(h5py.File(path, "r"))
-        listed: dict[str, tuple[tuple[int, ...], str]] = {}
-
-        def note(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and not name.startswith("#refs#"):
-                rows = H5Rows(path, name, file)
-                listed[name] = rows.shape, rows.kind
-
-        file.visititems(note)
-        wanted = key.strip("/") if key else None
-        if wanted not in listed and wanted is not None and isinstance(file.get(wanted), h5py.Dataset):
-            note(wanted, file[wanted])  # behind a link, which a walk leaves out
-        rows = H5Rows(path, choose_key(path, wanted, listed), file)
-        stack.pop_all()
-        return rows
-
-
-def _open_mat5(path: Path, key: str | None) -> Mat5Rows:
-    from scipy.io import whosmat
-
-    with explained_damage(str(path)):
-        listed = {name: (tuple(shape), kind) for name, shape, kind in whosmat(path)}
-    key = choose_key(path, key, listed)
-    return Mat5Rows(path, key, *listed[key])
-
-
-def choose_key(path: Path, key: str | None, listed: dict[str, tuple[tuple[int, ...], str]]) -> str:
-    """The wanted key, or the only one; an InputError lists those that are there, with shapes and the nearest name."""
-    if key in listed:
-        return str(key)
-    if key is None and len(listed) == 1:
-        return next(iter(listed))
-    names = [f"{name} {'x'.join(map(str, shape))} {kind}" for name, (shape, kind) in listed.items()]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    there = "; ".join(names[:LISTED]) + more if names else "no arrays at all"
-    near = difflib.get_close_matches(key, listed, 1, 0.4) if key else []
-    found = f"{path} has no array {key!r}" if key else f"{path} holds {len(listed)} arrays and no key was given"
-    todo = f'perhaps "{near[0]}" is meant' if near else 'name the array as "FILE:KEY"'
-    raise InputError(found, expected=f"one of those it has: {there}", todo=todo)

@@ -1,19 +1,15 @@
-"""Rows of an array that lies in a file: .npy by plain reads, .npz through zipfile, .mat 5 through SciPy, HDF5 through h5py.
-
-Nothing is mapped and nothing is held whole, but a MATLAB 5 variable: SciPy has no way to read a part of one.
-"""
+"""Rows of an array that lies in a file, and plain numbers in C or in Fortran order; nothing is mapped or held whole."""
 
 import contextlib
 import itertools
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, LeanreconError
 
 Array = np.ndarray[Any, Any]
 Convert = Callable[[Array], Array]
@@ -23,9 +19,6 @@ BLOCK = 4 * 2**20
 """Bytes of a file that are looked at together."""
 
 _NEAR_COLUMNS = 16 * 1024  # bytes between two columns below which reading through the gap beats a read for each
-_MATLAB_CLASSES = {"double": "f8", "single": "f4", "logical": "?"} | {
-    f"{sign}int{bits}": f"{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
 
 
 class Rows:
@@ -131,101 +124,58 @@ def row_blocks(index: Array, most: int) -> Iterator[tuple[slice, int, int, Any]]
         start = stop
 
 
-class _Bytes(Protocol):
-    """The bytes of an .npy file, wherever they are."""
+class Bytes(Protocol):
+    """Bytes by their offset, wherever they are."""
 
     def read_at(self, offset: int, memory: Array) -> None: ...
 
     def close(self) -> None: ...
 
 
-class FileBytes:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("rb", buffering=0)
-
-    def read_at(self, offset: int, memory: Array) -> None:
-        view = memory.data
-        try:
-            self.file.seek(offset)
-            while view:
-                n = self.file.readinto(view)
-                if not n:
-                    raise unreadable(str(self.path), "it ends too early")
-                view = view[n:]
-        except OSError as error:
-            raise unreadable(str(self.path), error) from error
-
-    def close(self) -> None:
-        self.file.close()
-
-
-class MemberBytes:
-    """A member of an .npz file: compressed, so read forwards, and from the start again to go back."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.name = f"{path}:{key}"
-        self.archive = zipfile.ZipFile(path)
-        self.info = self.archive.getinfo(f"{key}.npy")
-        self.stream: Any = None
-
-    def read_at(self, offset: int, memory: Array) -> None:
-        with explained_damage(self.name):
-            if self.stream is None or self.stream.tell() > offset:
-                if self.stream is not None:
-                    self.stream.close()
-                self.stream = self.archive.open(self.info)
-            while (gap := offset - self.stream.tell()) > 0:
-                if not self.stream.read(min(gap, BLOCK)):
-                    break
-            view = memory.data
-            while view:
-                n = self.stream.readinto(view[:BLOCK])
-                if not n:
-                    raise unreadable(self.name, "it ends too early")
-                view = view[n:]
-            if self.stream.tell() == self.info.file_size:
-                self.stream.read(1)  # the checksum is compared at the end
-
-    def close(self) -> None:
-        self.archive.close()
-
-
 class NpyRows(Rows):
-    """An .npy file or a member of an .npz file, in C or in Fortran order."""
+    """Plain numbers in C or in Fortran order: an .npy file, a member of an .npz file, a variable of MATLAB 5.
 
-    def __init__(self, path: Path, key: str | None, source: _Bytes, header: "NpyHeader") -> None:
-        super().__init__(path, key, header.shape, header.dtype)
+    ``dtype`` is what numbers are handed on as, where the file keeps them in another one.
+    """
+
+    def __init__(
+        self, path: Path, key: str | None, source: Bytes, header: "Header", dtype: Any = None, kind: str | None = None
+    ) -> None:
+        super().__init__(path, key, header.shape, header.dtype if dtype is None else dtype, kind)
         self.source = source
         self.offset = header.offset
+        self.stored = header.dtype
         self.fortran = header.fortran and len(self.shape) > 1
+        self.stored_nbytes = math.prod(self.shape[1:]) * int(self.stored.itemsize)
+        widened = -(-self.dtype.itemsize // self.stored.itemsize) if self.dtype != self.stored else 0
         if self.fortran:
             self.together = len(self)
-            self.scratch = 3 * max(BLOCK, len(self) * self.dtype.itemsize) + BLOCK
+            self.scratch = (3 + widened) * max(BLOCK, len(self) * self.stored.itemsize) + BLOCK
         else:
-            self.scratch = 3 * max(BLOCK, self.row_nbytes) + BLOCK
+            self.scratch = (3 + widened) * max(BLOCK, self.stored_nbytes) + BLOCK
 
     def blocks(self, index: Array) -> Iterator[Block]:
-        return self._column_blocks(index) if self.fortran else self._row_blocks(index)
+        for rows, rest, block in self._column_blocks(index) if self.fortran else self._row_blocks(index):
+            yield rows, rest, block.astype(self.dtype, copy=False)
 
     def _row_blocks(self, index: Array) -> Iterator[Block]:
-        memory = np.empty(max(BLOCK, self.row_nbytes), np.uint8)
-        for rows, first, last, picks in row_blocks(index, BLOCK // max(self.row_nbytes, 1)):
-            raw = memory[: (last - first) * self.row_nbytes]
-            self.source.read_at(self.offset + first * self.row_nbytes, raw)
-            yield rows, (), raw.view(self.dtype).reshape(-1, *self.shape[1:])[picks]
+        memory = np.empty(max(BLOCK, self.stored_nbytes), np.uint8)
+        for rows, first, last, picks in row_blocks(index, BLOCK // max(self.stored_nbytes, 1)):
+            raw = memory[: (last - first) * self.stored_nbytes]
+            self.source.read_at(self.offset + first * self.stored_nbytes, raw)
+            yield rows, (), raw.view(self.stored).reshape(-1, *self.shape[1:])[picks]
 
     def _column_blocks(self, index: Array) -> Iterator[Block]:
         """A Fortran file is columns of all rows: whole columns are read, or where few rows are wanted just their span."""
         if not len(index):
             return
-        column = len(self) * self.dtype.itemsize
+        column = len(self) * self.stored.itemsize
         first, last = int(index[0]), int(index[-1]) + 1
         whole = column <= _NEAR_COLUMNS or 2 * (last - first) >= len(self)
         span = range(len(self)) if whole else range(first, last)
         picks = slice(first, last) if last - first == len(index) else index
         picks = picks if whole else (slice(None) if isinstance(picks, slice) else index - first)
-        width = len(span) * self.dtype.itemsize
+        width = len(span) * self.stored.itemsize
         at_once = max(BLOCK // width, 1)
         memory = np.empty(min(at_once, self.shape[1]) * width, np.uint8)
         rest = self.shape[2:]
@@ -238,103 +188,13 @@ class NpyRows(Rows):
                     self.source.read_at(offset, raw)
                 else:
                     for k in range(stop - start):
-                        at = offset + k * column + first * self.dtype.itemsize
+                        at = offset + k * column + first * self.stored.itemsize
                         self.source.read_at(at, raw[k * width : (k + 1) * width])
-                block = raw.view(self.dtype).reshape(stop - start, len(span))[:, picks].T
+                block = raw.view(self.stored).reshape(stop - start, len(span))[:, picks].T
                 yield slice(0, len(index)), (slice(start, stop), *reversed(reverse)), block
 
     def close(self) -> None:
         self.source.close()
-
-
-class Mat5Rows(Rows):
-    """A variable of a MATLAB 5 file: held whole from the first rows read until released."""
-
-    def __init__(self, path: Path, key: str, shape: Sequence[int], kind: str) -> None:
-        super().__init__(path, key, shape, _MATLAB_CLASSES.get(kind, object), f"MATLAB {kind}")
-        self.held = len(self) * self.row_nbytes
-        self.scratch = 3 * max(BLOCK, self.row_nbytes) + BLOCK
-        self._loaded: Array | None = None
-
-    def blocks(self, index: Array) -> Iterator[Block]:
-        if self._loaded is None:
-            self._loaded = self._load()
-        for rows, first, last, picks in row_blocks(index, BLOCK // max(self.row_nbytes, 1)):
-            # MATLAB stores doubles that are small whole numbers in fewer bytes; they are doubles all the same.
-            yield rows, (), self._loaded[first:last][picks].astype(self.dtype)
-
-    def _load(self) -> Array:
-        from scipy.io import loadmat
-
-        with explained_damage(self.name):
-            loaded = loadmat(self.path, variable_names=[self.key])[self.key]
-        if not isinstance(loaded, np.ndarray) or loaded.shape != self.shape or loaded.dtype.kind not in "biuf":
-            found = f"{loaded.dtype} numbers" if isinstance(loaded, np.ndarray) else type(loaded).__name__
-            raise InputError(f"{self.name} holds {found}", expected=f"real numbers of shape {self.shape}")
-        return loaded
-
-    def release(self) -> None:
-        self._loaded = None
-
-
-class H5Rows(Rows):
-    """A dataset of an HDF5 file; one that MATLAB 7.3 wrote is presented in MATLAB's own order of dimensions."""
-
-    def __init__(self, path: Path, key: str, file: Any) -> None:
-        dataset = file[key]
-        matlab = dataset.attrs.get("MATLAB_class")
-        self.transposed = matlab is not None or path.suffix.lower() == ".mat"
-        shape = (dataset.shape or ())[:: -1 if self.transposed else 1]
-        dtype = dataset.dtype
-        kind = "complex" if dtype.kind in "cV" else None
-        if matlab is not None:
-            name = matlab.decode() if isinstance(matlab, bytes) else str(matlab)
-            kind = kind or f"MATLAB {name}"
-            if name in ("char", "cell"):
-                dtype = np.dtype(object)
-            elif name == "logical":
-                dtype = np.dtype(bool)  # stored as uint8
-            if dataset.attrs.get("MATLAB_empty"):
-                shape = (0,) * len(shape)
-        super().__init__(path, key, shape, dtype, kind)
-        self.file = file
-        self.dataset = dataset
-        self.chunks = dataset.chunks[:: -1 if self.transposed else 1] if dataset.chunks else None
-        if len(self.shape) > 1 and (self.chunks or self.transposed):
-            self.together = self.chunks[0] if self.chunks else max(len(self), 1)
-        chunk = math.prod(self.chunks or (0,)) * self.dtype.itemsize
-        self.scratch = 3 * max(BLOCK, self._block_nbytes(len(self))) + 2 * chunk + BLOCK
-
-    def _block_shape(self, span: int) -> tuple[int, int]:
-        return block_shape(span, self.shape, self.dtype.itemsize, self.chunks, by_columns=self.transposed)
-
-    def _block_nbytes(self, span: int) -> int:
-        rows, columns = self._block_shape(span)
-        return rows * columns * math.prod(self.shape[2:]) * int(self.dtype.itemsize)
-
-    def blocks(self, index: Array) -> Iterator[Block]:
-        if not len(index):
-            return
-        n_rows, n_columns = self._block_shape(int(index[-1]) + 1 - int(index[0]))
-        for rows, first, last, picks in row_blocks(index, n_rows):
-            if len(self.shape) == 1:
-                yield rows, (), self._read((slice(first, last),))[picks]
-                continue
-            for start in range(0, self.shape[1], n_columns):
-                columns = slice(start, min(start + n_columns, self.shape[1]))
-                yield rows, (columns,), self._read((slice(first, last), columns))[picks]
-
-    def _read(self, region: tuple[slice, ...]) -> Array:
-        with explained_damage(self.name):
-            if not self.transposed:
-                block: Array = self.dataset[region]
-            else:
-                everything = (slice(None),) * (len(self.shape) - len(region))
-                block = self.dataset[(*everything, *reversed(region))].T
-        return block.astype(self.dtype, copy=False)
-
-    def close(self) -> None:
-        self.file.close()
 
 
 def block_shape(
@@ -353,26 +213,20 @@ def block_shape(
     return min(span, max(BLOCK // (width * each) // chunk_rows, 1) * chunk_rows), width
 
 
-class NpyHeader:
-    """Shape, order and dtype of an .npy file, and where its numbers begin; raises ValueError on anything else."""
+class Header(Protocol):
+    """Shape, order and dtype of numbers in a file, and where they begin."""
 
-    def __init__(self, file: Any) -> None:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"version {version} of the format holds records, not numbers")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, self.fortran, self.dtype = read(file)
-        self.offset = int(file.tell())
-        if any(n < 0 for n in self.shape):
-            raise ValueError(f"its shape is {self.shape}")
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * int(self.dtype.itemsize)
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    offset: int
 
 
-def unreadable(name: str, error: object) -> InputError:
-    return InputError(f"{name} can't be read: {error}", todo="check that it was copied whole, or save it again")
+WHOLE = "check that it was copied whole, or save it again"
+
+
+def unreadable(name: str, error: object, todo: str = WHOLE) -> InputError:
+    return InputError(f"{name} can't be read: {error}", todo=todo)
 
 
 @contextlib.contextmanager
@@ -380,7 +234,7 @@ def explained_damage(name: str) -> Iterator[None]:
     """Turn what the readers of the formats raise on a damaged file into an InputError that names the file."""
     try:
         yield
-    except InputError:
+    except LeanreconError:
         raise
-    except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, MatReadError, OverflowError
+    except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, SystemError, OverflowError
         raise unreadable(name, error) from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, Layout, locate_chunks, read_layout
 from leanrecon.datasets.nsd.layout import BETAS_KEY, TRIALS
-from leanrecon.datasets.nsd.voxels import Voxels, check_shape, nibabel_library, nifti_errors
+from leanrecon.datasets.nsd.voxels import Voxels, check_shape, nifti_errors, nifti_header
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.net.ranges import AHEAD, SPAN, Bytes, RangeFile, coalesce
@@ -107,15 +107,7 @@ def nifti_shape(file: RangeFile) -> tuple[int, ...]:
         start = zlib.decompressobj(31).decompress(bytes(file.fetch(0, min(file.size, _HEADER))), 2048)
     except zlib.error as error:
         raise _damaged(file.name, error) from error
-    return tuple(_header(file.name, start).get_data_shape())
-
-
-def _header(name: str, start: bytes) -> Any:
-    nibabel = nibabel_library()
-    try:
-        return nibabel.Nifti1Header(start[:348])
-    except nifti_errors() as error:
-        raise _damaged(name, error) from error
+    return tuple(nifti_header(file.name, start).get_data_shape())
 
 
 def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
@@ -125,8 +117,7 @@ def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
     """
     try:
         with gzip.open(path, "rb") as file:
-            start = file.read(352)
-            header = _header(name, start)
+            header = nifti_header(name, file.read(540))
             shape, dtype = tuple(header.get_data_shape()), header.get_data_dtype()
             slope, shift = (float(header[key]) for key in ("scl_slope", "scl_inter"))
             if len(shape) != 4 or dtype.kind != "i" or dtype.itemsize != 2 or not (_is(slope, 0, 1) and _is(shift, 0)):
@@ -136,7 +127,7 @@ def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
                 )
             check_shape(name, shape[:3], voxels.shape, "the mask")
             check_trials(name, shape[3])
-            file.read(max(int(header["vox_offset"]) - 352, 0))
+            file.seek(int(header["vox_offset"]) or 352)
             volume = np.empty(int(np.prod(shape[:3])), dtype)
             index = np.ravel_multi_index(tuple(voxels.corners.T), voxels.shape, order="F")
             for row in out:
@@ -146,7 +137,7 @@ def read_nifti(name: str, path: Path, voxels: Voxels, out: Array) -> None:
                 pass
     except InputError:
         raise
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+    except nifti_errors() as error:
         raise _damaged(name, error) from error
 
 

@@ -305,7 +305,8 @@ def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:
             todo="read them, then set dataset.accept_terms = true",
         )
     if not sources_path(study).exists():
-        progress.say(TERMS)
+        for line in TERMS.splitlines():
+            progress.say(line)
 
 
 def rows_of(settings: NSDSettings, prepared: Prepared) -> dict[str, int]:

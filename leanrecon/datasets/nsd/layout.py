@@ -4,7 +4,6 @@ Allen et al. (2022), Nature Neuroscience 25, 116-126; the data manual at https:/
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.datasets.files.mat5 import read_numbers
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.net.ranges import RangeFile
 from leanrecon.validation import nearest
@@ -37,6 +37,7 @@ SCALE = 300
 
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
+_MOST_DESIGN = 64 * 2**20  # bytes; NSD's has about one megabyte
 BETAS_KEY, STIMULI_KEY = "betas", "imgBrick"
 FORMATS = ("hdf5", "nii.gz")
 
@@ -163,17 +164,20 @@ class Design:
 
 def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Design:
     """Read ``nsd_expdesign.mat``; raises InputError where it is damaged or doesn't reach to these sessions."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     names = ("masterordering", "subjectim")
-    try:
-        tables = loadmat(io.BytesIO(bytes(file.fetch(0, file.size))), variable_names=list(names))
-        order, images = (np.asarray(tables[name], np.int64) for name in names)
-    except (MatReadError, ValueError, TypeError, KeyError, NotImplementedError, OSError, IndexError) as error:
-        raise InputError(
-            f"{file.name} can't be read: {error}", expected=f"NSD's design, with {' and '.join(names)}"
-        ) from error
+    if file.size > _MOST_DESIGN:
+        raise InputError(f"{file.name} has {file.size} bytes", expected="NSD's design, of about a megabyte")
+    data = bytes(file.fetch(0, file.size))
+    order, images = (read_numbers(file.name, data, name) for name in names)
+    for name, table in zip(names, (order, images), strict=True):
+        if not (
+            table.size
+            and np.isfinite(table).all()
+            and (np.abs(table) < 2**31).all()
+            and (table == np.rint(table)).all()
+        ):
+            raise InputError(f"{file.name}:{name} holds numbers that are not whole", expected="numbers of images")
+    order, images = order.astype(np.int64), images.astype(np.int64)
     order = order.ravel()
     trial = np.concatenate([np.arange((s - 1) * TRIALS, s * TRIALS) for s in sessions])
     if images.ndim != 2 or len(images) < subject or trial[-1] >= len(order):
@@ -233,7 +237,7 @@ def labels_of(labelled: dict[str, Array], index: Array) -> Array:
     }
     for atlas, labels in ATLASES.items():
         if atlas in labelled:
-            own = labelled[atlas].reshape(-1)[index].astype(np.int64)
+            own = np.rint(np.nan_to_num(labelled[atlas].reshape(-1)[index])).astype(np.int64)
             for number, label in enumerate(labels, start=1):
                 names[(own == number) & (names == "")] = joined.get(label, label)
     return names

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.captions import read_captions
+from leanrecon.datasets.files.captions import cell_text, stream_captions
 from leanrecon.datasets.files.open import find_file, open_array
 from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, Layout, locate_chunks, read_layout
 from leanrecon.datasets.nsd.layout import STIMULI_KEY
@@ -159,9 +159,17 @@ def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | N
     """
     path = find_file(spec, base_dir)
     if path is None or path.suffix.lower() != ".npy":
-        every = read_captions(spec, None, base_dir)
-        _check_captions(spec, len(every), total)
-        return [every[image] for image in images]
+        kept: dict[int, list[str]] = {int(image): [] for image in images}
+        last = -1
+        for row, text in stream_captions(spec, None, base_dir):
+            last = max(last, row)
+            if text and row in kept:
+                kept[row].append(text)
+        _check_captions(spec, last + 1, total)
+        for image, texts in kept.items():
+            if not texts:
+                raise InputError(f"row {image} of {spec} has no caption", expected="one or more an image")
+        return [kept[int(image)] for image in images]
     with open_array(spec, None, base_dir) as rows:
         _check_captions(rows.name, len(rows), total)
         if rows.dtype.kind not in "US":
@@ -172,9 +180,9 @@ def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | N
             index = wanted[start : start + _CAPTION_ROWS]
             out = np.empty((len(index), *rows.shape[1:]), rows.dtype)
             rows.read(index, out)
-            for image, texts in zip(index.tolist(), out.reshape(len(index), -1).tolist(), strict=True):
-                decoded = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in texts]
-                found[image] = [text.strip() for text in decoded if text.strip()]
+            for image, cells in zip(index.tolist(), out.reshape(len(index), -1), strict=True):
+                texts = [cell_text(rows.name, image, cells[k : k + 1]).strip() for k in range(len(cells))]
+                found[image] = [text for text in texts if text]
                 if not found[image]:
                     raise InputError(f"row {image} of {rows.name} has no caption", expected="one or more an image")
     return [found[image] for image in images]

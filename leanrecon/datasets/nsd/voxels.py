@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,6 +25,12 @@ Open = Callable[[str], RangeFile | None]
 
 MASKS = (".nii", ".nii.gz")
 """Names of files end so; any other name of a region is that of an area."""
+
+_NIFTI_1, _NIFTI_2 = 352, 540  # bytes before the numbers, and of the header of version 2
+_MOST_VOLUME = 2**31  # bytes
+_PIECE = 2**20
+_STEP = 1.01  # steps of a scaling that a whole number may be off
+_MOST_OFF = 0.1
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,58 @@ class Volume:
 
 
 def parse_nifti(name: str, data: bytes) -> Volume:
-    """Decode the bytes of a .nii or .nii.gz of three dimensions; raises InputError where they are damaged."""
-    nibabel = nibabel_library()
+    """Decode the bytes of a .nii or .nii.gz (NIfTI-1 or 2) of three dimensions; raises InputError where they are damaged.
+
+    Whole numbers that were saved scaled come back as whole: the step of the scaling is all that they may be off.
+    """
     try:
-        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-        numbers = np.asarray(image.dataobj)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data) as file:
+            header = nifti_header(name, file.read(_NIFTI_2))
+            shape, dtype = tuple(header.get_data_shape()), header.get_data_dtype()
+            shape = shape[:3] if shape[3:] == (1,) else shape
+            if len(shape) != 3 or min(shape) < 1 or dtype.kind not in "biuf":
+                raise InputError(f"{name} holds {dtype} of shape {shape}", expected="a volume of three dimensions")
+            size, offset = math.prod(shape) * dtype.itemsize, int(header["vox_offset"]) or _NIFTI_1
+            if size > _MOST_VOLUME or not 0 <= offset <= _MOST_VOLUME:
+                raise ValueError(f"its header tells of {size} bytes from byte {offset} on")
+            file.seek(offset)
+            raw = file.read(size)
+            if len(raw) < size:
+                raise EOFError(f"it ends after {len(raw)} of {size} bytes")
+            while file.read(_PIECE):  # at its end what was unpacked is compared with the checksum
+                pass
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        slope, shift = header.get_slope_inter()
     except nifti_errors() as error:
         raise InputError(f"{name} is damaged or cut short: {error}", todo="copy it again") from error
-    if numbers.ndim == 4 and numbers.shape[3] == 1:
-        numbers = numbers[..., 0]
-    if numbers.ndim != 3:
-        raise InputError(f"{name} has shape {numbers.shape}", expected="a volume of three dimensions")
-    return Volume(name, numbers, np.asarray(image.affine, np.float64))
+    numbers = np.frombuffer(raw, dtype).reshape(shape, order="F")
+    return Volume(name, unscaled(numbers, slope, shift), affine)
+
+
+def unscaled(raw: Array, slope: float | None, shift: float | None) -> Array:
+    """Numbers of a volume in C order: ``raw`` times ``slope`` plus ``shift``, with whole numbers whole again.
+
+    Fitting 0 and 1 into 16 bits leaves 0 a step of the scaling off; a mask is compared with 0, labels with theirs.
+    """
+    slope, shift = 1.0 if slope is None else float(slope), 0.0 if shift is None else float(shift)
+    if (slope, shift) == (1, 0):
+        return np.ascontiguousarray(raw)
+    numbers = np.multiply(raw, slope, dtype=np.float64, order="C") + shift
+    if raw.dtype.kind in "iu":
+        off = numbers - np.rint(numbers)
+        numbers -= np.where(np.abs(off) <= min(abs(slope) * _STEP, _MOST_OFF), off, 0)
+    return np.ascontiguousarray(numbers)
+
+
+def nifti_header(name: str, start: bytes) -> Any:
+    """The header that a file begins with, of NIfTI-1 or 2; raises InputError where it is neither."""
+    nibabel = nibabel_library()
+    try:
+        if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
+            return nibabel.Nifti2Header(start[:_NIFTI_2])
+        return nibabel.Nifti1Header(start[:348])
+    except nifti_errors() as error:
+        raise InputError(f"{name} is damaged or cut short: {error}", todo="copy it again") from error
 
 
 def nibabel_library() -> Any:
@@ -123,6 +170,9 @@ def nifti_errors() -> tuple[type[Exception], ...]:
         OSError,
         EOFError,
         ValueError,
+        OverflowError,
+        TypeError,
+        KeyError,
         zlib.error,
         nibabel.filebasedimages.ImageFileError,
         nibabel.spatialimages.HeaderDataError,
@@ -176,7 +226,9 @@ def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_di
         check_shape(volume.name, volume.numbers.shape, reference.numbers.shape, reference.name)
         ncsnr = volume.numbers.reshape(-1)[index].astype(np.float32)
     x, y, z = reference.numbers.shape
-    labels = {atlas: numbers.reshape(-1)[index].astype(np.int16) for atlas, numbers in volumes.items()}
+    labels = {
+        atlas: np.rint(np.nan_to_num(numbers.reshape(-1)[index])).astype(np.int16) for atlas, numbers in volumes.items()
+    }
     affine = next(iter(given.values()), reference).affine
     return Voxels((x, y, z), affine, index, labels_of(volumes, index), ncsnr, labels)
 

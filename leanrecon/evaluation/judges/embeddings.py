@@ -9,14 +9,16 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import distances, identify
+from leanrecon.evaluation.identification import distances_parts, identify_parts
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.plan import EMBEDDED
+from leanrecon.evaluation.pool import Part
 from leanrecon.images import Array, ImageShape, resize
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import as_matrix, panels
+from leanrecon.stores.gather import gathered
+from leanrecon.stores.matrix import Matrix, as_matrix, panels
 from leanrecon.stores.store import Store, remove
 
 STIMULI = "stimuli"
@@ -37,6 +39,10 @@ class Embeddings:
         """The embedding of every test row, float32 [m, dims]."""
         rows: Array = self.store[0 : self.store.rows][self.index]
         return rows
+
+    def matrix(self) -> Matrix:
+        """The same, read where it is needed."""
+        return gathered(as_matrix(self.store), self.index)
 
 
 def embed(
@@ -127,11 +133,16 @@ def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequ
     ``two_way_NAME`` and ``top1_NAME`` with their reverse, or ``distance_NAME``, by what the judge measures. ``names``
     holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
     """
-    stimuli = as_matrix(embeddings[STIMULI].rows())
-    measure = distances if judge.measure == "distance" else identify
+    stimuli = embeddings[STIMULI].matrix()
     scores = {
-        name: measure(as_matrix(images.rows()), stimuli, names, judge.name)
+        name: judge_measure(judge, [Part(images.matrix(), stimuli)], names)[0]
         for name, images in embeddings.items()
         if name != STIMULI
     }
     return {name: of_source for name, of_source in scores.items() if of_source is not None}
+
+
+def judge_measure(judge: Judge, parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores | None, None]:
+    """The scores of the embeddings of reconstructions and stimuli, by what the judge measures; None without any."""
+    measure = distances_parts if judge.measure == "distance" else identify_parts
+    return measure(parts, names, judge.name), None

@@ -83,7 +83,12 @@ def pixcorr(score: Mapping[str, Any]) -> float | None:
 
 def strip_rows(scores: Scores) -> list[tuple[str, list[int]]]:
     """Which rows are the best, the middle and the worst by pixel correlation; no row is in two of them."""
-    values = {i: value for i, score in enumerate(scores) if (value := pixcorr(score)) is not None}
+    return strip_of([pixcorr(score) for score in scores])
+
+
+def strip_of(likeness: Sequence[float | None]) -> list[tuple[str, list[int]]]:
+    """The same from the pixel correlation of every row."""
+    values = {i: value for i, value in enumerate(likeness) if value is not None}
     ranked = sorted(values, key=lambda i: -values[i])
     n = len(ranked)
     if n < 3:
@@ -93,6 +98,15 @@ def strip_rows(scores: Scores) -> list[tuple[str, list[int]]]:
     start = min(max((n - middle) // 2, best), n - worst - middle)
     shown = (ranked[:best], ranked[start : start + middle], ranked[n - worst :])
     return [(name, rows) for (name, _), rows in zip(STRIP, shown, strict=True)]
+
+
+def shown_rows(likeness: Sequence[float | None], most: int) -> list[int]:
+    """Which rows a page shows: all, or those of the strip and others at even distances, about ``most``."""
+    n = len(likeness)
+    if n <= most:
+        return list(range(n))
+    strip = {row for _, rows in strip_of(likeness) for row in rows}
+    return sorted(strip | set(np.linspace(0, n - 1, most).astype(int).tolist()))
 
 
 def card(score: Mapping[str, Any], i: int, columns: Sequence[ScoreColumn], pictures: list[Thumbnail]) -> Card:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,12 @@ class Page:
     metrics: Mapping[str, Any]
     """metrics.json."""
     scores: Scores
-    """One a test row: ``row``, ``stimulus``, ``fold`` and ``captions`` where there are any, ``final.ssim`` and its like."""
+    """One a test row that is shown: ``row``, ``stimulus``, ``fold`` and ``captions`` where there are any, ``final.ssim``
+    and its like."""
     pictures: Iterable[Pictures]
-    """One a test row, in the order of the scores; taken one at a time."""
+    """One a test row that is shown, in the order of the scores; taken one at a time."""
+    likeness: Sequence[float | None] = ()
+    """The pixel correlation of every test row, shown or not; empty where all are shown."""
     simulated: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The tables of study.toml."""
@@ -141,6 +144,7 @@ def _context(page: Page) -> dict[str, Any]:
         "simulated": simulated,
         "metrics": metrics,
         "n_test": n_test,
+        "n_shown": len(page.scores),
         "verdict": verdict({**metrics, "n_test": n_test, "simulated": simulated}),
         "columns": shown,
         "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),
@@ -184,7 +188,8 @@ def _dots(shown: list[Column], *, features: bool = False) -> Iterator[Plot]:
 
 
 def _histogram(page: Page, shown: list[Column]) -> Iterator[Plot]:
-    values = [value for score in page.scores if (value := pixcorr(score)) is not None]
+    every = page.likeness or [pixcorr(score) for score in page.scores]
+    values = [value for value in every if value is not None]
     if len(values) > 1:
         marks = [
             plots.Mark(column.label.name, value, column.kind)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, shown
 from leanrecon.features.inference import load_weights
-from leanrecon.weights.folders import Weights, arithmetic, read_config
-from leanrecon.weights.safetensors import Precision, itemsize
+from leanrecon.weights.folders import Weights, arithmetic, described_by, read_config
+from leanrecon.weights.safetensors import AGAIN, Precision, itemsize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,16 +35,19 @@ class Encoder:
         if found == "clip":
             # In a whole CLIP, the width of the shared space stands beside the two halves.
             shared = {key: config[key] for key in ("projection_dim",) if key in config}
-            config = {**config.get(f"{half}_config", {}), **shared}
+            own = config.get(f"{half}_config", {})
+            if not isinstance(own, dict):
+                raise InputError(f"{folder / 'config.json'} has no table {half}_config", todo=AGAIN)
+            config = {**own, **shared}
         elif found != f"clip_{half}_model":
             raise InputError(
-                f"{folder} holds a model of type {found}",
+                f"{folder} holds a model of type {shown(found)}",
                 expected=f"clip or clip_{half}_model: the {half} half of CLIP",
             )
         self.config = arithmetic(config)
         self.weights = Weights.of(folder, self._name)
         for name in (f"{half}_model.{_POSITIONS}", f"{half}_model.encoder.layers.0.mlp.fc1.weight"):
-            if name not in self.weights.entries:
+            if name not in self.weights.entries or len(self._shape(name)) != 2:
                 raise InputError(f"{self.weights.files[0]} has no {name}", expected=f"the {half} half of CLIP")
 
     def _name(self, key: str) -> str | None:
@@ -79,6 +82,8 @@ class Encoder:
                 expected="a whole CLIP, or its half with the projection",
                 todo="set model to openai/clip-vit-large-patch14 or to Versatile Diffusion's folder",
             )
+        if len(self._shape(name)) != 2:
+            raise InputError(f"{name} in {self.folder} is {list(self._shape(name))}", expected="a matrix", todo=AGAIN)
         return self._shape(name)[0]
 
     def state_nbytes(self, precision: Precision) -> int:
@@ -96,7 +101,7 @@ class Encoder:
         model_class: Any = (
             transformers.CLIPTextModelWithProjection if text else transformers.CLIPVisionModelWithProjection
         )
-        with torch.device("meta"):
+        with torch.device("meta"), described_by(self.folder / "config.json"):
             module = model_class(config_class(**self.config))
         parts = self.parts(projection=projection)
         module = load_weights(module, self.weights, parts, precision=precision, device=device)

@@ -10,11 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, said_by
 from leanrecon.features.space import Array
 from leanrecon.images import with_channels
 from leanrecon.weights.folders import read_config
 from leanrecon.weights.safetensors import AGAIN
+
+_LARGEST_SIDE = 4096  # pixels
+
+_FILTERS = 5  # Pillow's filters are numbered from 0 to 5
 
 BICUBIC = 3
 """Pillow's number of this filter, as in preprocessor_config.json."""
@@ -46,6 +50,8 @@ class Preprocessing:
         path = next(p for p in (folder / "preprocessor_config.json", folder / "processor_config.json") if p.is_file())
         table = read_config(path)
         table = table.get("image_processor", table)
+        if not isinstance(table, dict):
+            raise InputError(f"{path} has no table image_processor", todo=AGAIN)
         kind = str(table.get("image_processor_type", table.get("feature_extractor_type", "CLIP")))
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         if "CLIP" not in kind or not all(table.get(step, True) for step in steps) or table.get("do_pad"):
@@ -58,7 +64,7 @@ class Preprocessing:
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         try:
             resized = None if "shortest_edge" in size else (int(size["height"]), int(size["width"]))
-            return cls(
+            found = cls(
                 shortest=None if resized else int(size["shortest_edge"]),
                 resized=resized,
                 crop=(int(crop["height"]), int(crop["width"])),
@@ -67,8 +73,23 @@ class Preprocessing:
                 mean=tuple(map(float, table["image_mean"])),
                 std=tuple(map(float, table["image_std"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} has no usable {error}", todo=AGAIN) from error
+            found.require_usable()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"{path} has no usable {said_by(error)}", todo=AGAIN) from error
+        return found
+
+    def require_usable(self) -> None:
+        """Raise ValueError for sizes, filters and numbers that no image can be prepared with."""
+        from math import isfinite
+
+        sides = [*self.crop, *(self.resized or ()), *([] if self.shortest is None else [self.shortest])]
+        if not all(1 <= side <= _LARGEST_SIDE for side in sides):
+            raise ValueError(f"size of {sides}")
+        if not 0 <= self.resample <= _FILTERS:
+            raise ValueError(f"resample = {self.resample}")
+        numbers = [self.scale, *self.mean, *self.std]
+        if not all(map(isfinite, numbers)) or len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
+            raise ValueError(f"scale, mean and std of {numbers}")
 
     def as_table(self) -> dict[str, Any]:
         """All fields as plain values."""

@@ -35,6 +35,10 @@ class CLIPSpace(PretrainedSpace):
         super().__init__(settings, name=name, seed=seed, device=device)
         self.precision = runs_in(settings.precision, self.device, self.setting("precision"))
 
+    def check(self) -> None:
+        """Raise InputError for files that are no CLIP of this half; reads headers and configs only."""
+        self.cost((64, 64, 3))
+
     @property
     def _at_once(self) -> int:
         return 1 if self.device == "cpu" else self.at_once_on_gpu

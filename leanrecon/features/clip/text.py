@@ -16,7 +16,7 @@ from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Inputs, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
-from leanrecon.weights.folders import part_of, read_config
+from leanrecon.weights.folders import described_by, part_of, read_config
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS, Piece
@@ -64,6 +64,10 @@ class CLIPText(CLIPSpace):
 
     def dims(self, image_shape: ImageShape) -> int:
         return self._encoder.positions * (self._encoder.projection if self._projects else self._encoder.width)
+
+    def check(self) -> None:
+        super().check()
+        _ = self._tokenizer_files
 
     def cost(self, image_shape: ImageShape) -> Cost:
         encoder, at_once = self._encoder, self._at_once
@@ -122,9 +126,10 @@ class CLIPText(CLIPSpace):
     def _encode(self, texts: list[str]) -> Array:
         """Float32 rows [n, dims] of texts."""
         model, tokenizer = self._model()
-        tokens = tokenizer(
-            texts, padding="max_length", max_length=self._encoder.positions, truncation=True, return_tensors="pt"
-        ).input_ids
+        with described_by(self._tokenizer_files[0]):
+            tokens = tokenizer(
+                texts, padding="max_length", max_length=self._encoder.positions, truncation=True, return_tensors="pt"
+            ).input_ids
         if int(tokens.max()) >= (known := model.text_model.embeddings.token_embedding.num_embeddings):
             raise InputError(
                 f"the tokenizer in {self._tokenizer_files[0].parent} has a token {int(tokens.max())} and "
@@ -171,7 +176,9 @@ class CLIPText(CLIPSpace):
             from transformers import CLIPTokenizer
 
             model = self._encoder.load(projection=self._projects, precision=self.precision, device=self.device)
-            self._loaded = model, CLIPTokenizer.from_pretrained(files[0].parent, local_files_only=True)
+            with described_by(files[0]):
+                tokenizer = CLIPTokenizer.from_pretrained(files[0].parent, local_files_only=True)
+            self._loaded = model, tokenizer
         loaded: tuple[Any, Any] = self._loaded
         return loaded
 

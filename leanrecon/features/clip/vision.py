@@ -14,7 +14,7 @@ from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
-from leanrecon.weights.folders import part_of
+from leanrecon.weights.folders import part_of, whole_number
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import PROCESSORS, Piece
@@ -137,7 +137,10 @@ class CLIPVision(CLIPSpace):
                 expected="the preprocessing of images, in it or in its folder feature_extractor",
                 todo=AGAIN,
             )
-        found, image = Preprocessing.of(folder), self._encoder.config.get("image_size", 224)
+        found, image = (
+            Preprocessing.of(folder),
+            whole_number(self._encoder.config, "image_size", 224, self._encoder.folder / "config.json"),
+        )
         if found.crop != (image, image):
             raise InputError(
                 f"{folder} crops images to {found.crop[0]} × {found.crop[1]} pixels",

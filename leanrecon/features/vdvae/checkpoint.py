@@ -14,14 +14,16 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.paths import expanded
 from leanrecon.weights.libraries import require_installed
+from leanrecon.weights.pickle_headers import shapes_in
 from leanrecon.weights.pickles import open_checkpoint
-from leanrecon.weights.safetensors import Precision, reserved
+from leanrecon.weights.safetensors import Precision, read_header, reserved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 8
+SHOWN = 2
 """Most names that an error lists for each kind of problem."""
 
 _AGAIN = "download it again and compare its size with the source's; the published imagenet64 file has 500 MB"
@@ -49,10 +51,43 @@ def require_file(path: Path) -> None:
     """Raise InputError where there is no file of weights."""
     if not path.is_file():
         raise InputError(
-            f"there is no file {path}",
+            f"{path} is a folder" if path.is_dir() else f"there is no file {path}",
             expected="VDVAE weights (.th or .safetensors)",
             todo="set checkpoint to its path, or download the published file with `leanrecon fetch-weights RECIPE`",
         )
+
+
+def check_file(path: Path, config: VDVAEConfig) -> None:
+    """Raise InputError where a file is not there, or names or shapes in its header are not the config's.
+
+    Nothing is read but headers. Files of before PyTorch 1.6 have none, and are checked when they are loaded.
+    """
+    require_file(path)
+    if path.suffix == ".safetensors":
+        found: Mapping[str, Shape] | None = {name: entry.shape for name, entry in read_header(path)[0].items()}
+    else:
+        found = shapes_in(path, again=_AGAIN)
+        if found is None:
+            return
+    found = {name.removeprefix("module."): shape for name, shape in found.items()}
+    expected = weight_shapes(config)
+    differing = [name for name in expected if name in found and found[name] != expected[name]]
+    problems = (
+        _listed([name for name in expected if name not in found], "missing")
+        + _listed([name for name in found if name not in expected], "unknown")
+        + _listed([f"{n} is {list(found[n])}, not {list(expected[n])}" for n in differing], "of another shape")
+    )
+    if problems:
+        raise _misfit(path, problems, config)
+
+
+def _misfit(path: Path, problems: list[str], config: VDVAEConfig) -> InputError:
+    return InputError(
+        f"{path} does not hold the weights of this VDVAE: {'; '.join(problems)}",
+        expected=f"{len(weight_shapes(config))} float32 arrays of a network of width {config.width} for images of "
+        f"{config.image_size} pixels",
+        todo="use the file of that network, or set config to the sizes of this one",
+    )
 
 
 def read_weights(
@@ -68,7 +103,7 @@ def read_weights(
     All arrays of the file are checked, even those that are not loaded. Raises InputError, and SettingsError without
     PyTorch.
     """
-    path = Path(path).expanduser()
+    path = expanded(str(path))
     found = _checked(path, config)
     import torch
 
@@ -96,7 +131,7 @@ def convert(checkpoint: str | PathLike[str], safetensors_path: str | PathLike[st
     Raises InputError if the checkpoint does not fit the config, SettingsError if the new name does not end in
     .safetensors, StoreError if it can't be written.
     """
-    source, target = Path(checkpoint).expanduser(), Path(safetensors_path).expanduser()
+    source, target = expanded(str(checkpoint)), expanded(str(safetensors_path))
     if target.suffix != ".safetensors":
         raise SettingsError(f"{target} is the name for safetensors", expected="a name that ends in .safetensors")
     require_installed("safetensors")
@@ -127,13 +162,7 @@ def _checked(path: Path, config: VDVAEConfig) -> "dict[str, Tensor]":
     expected = weight_shapes(config)
     problems = _problems(found, expected) + _listed(doubled, "duplicated")
     if problems:
-        raise InputError(
-            f"{path} does not hold the weights of this VDVAE: {'; '.join(problems)}",
-            expected=f"{len(expected)} float32 arrays of a network of width {config.width} for images of "
-            f"{config.image_size} pixels",
-            todo="use the file of that network (imagenet64-iter-1600000-model-ema.th for imagenet64), or set config to the "
-            "sizes of this one",
-        )
+        raise _misfit(path, problems, config)
     return {name: found[name] for name in expected}
 
 

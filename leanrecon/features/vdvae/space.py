@@ -11,10 +11,11 @@ from leanrecon.errors import InputError
 from leanrecon.features.inference import PretrainedSpace, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
-from leanrecon.features.vdvae.checkpoint import loading_nbytes, require_file, weights_nbytes
+from leanrecon.features.vdvae.checkpoint import check_file, loading_nbytes, require_file, weights_nbytes
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
+from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.weights.names import WeightsName
@@ -96,6 +97,11 @@ class VDVAESpace(PretrainedSpace):
     def dims(self, image_shape: ImageShape) -> int:
         return self.config.dims(self.settings.n_latents)
 
+    def check(self) -> None:
+        """Raise InputError for a file that does not hold this network; one that is still to be fetched may be missing."""
+        if self._path.exists():
+            check_file(self._path, self.config)
+
     def cost(self, image_shape: ImageShape) -> Cost:
         return self._cost("encode")
 
@@ -157,7 +163,7 @@ class VDVAESpace(PretrainedSpace):
 
     @property
     def _path(self) -> Path:
-        return Path(self.settings.checkpoint).expanduser()
+        return expanded(str(self.settings.checkpoint))
 
     def _names(self, use: Use) -> list[str]:
         return (

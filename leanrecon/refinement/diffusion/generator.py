@@ -129,6 +129,10 @@ class DiffusionGenerator:
         """Raise SettingsError or InputError for settings and weights that can't work; reads headers only."""
         self.model.check()
 
+    def check_length(self, role: str, length: int) -> None:
+        """Raise InputError unless predicted rows of a role have this length."""
+        self.model.check_length(role, length)
+
     def made_of(self) -> dict[str, Any]:
         """All that decides final images beyond first images and predictions: contents and settings, never places."""
         return {"format": FORMAT, **self.model.made_of(), "precision": self.precision, "seed": self.seed}

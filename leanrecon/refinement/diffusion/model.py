@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, SettingsError, shown
 from leanrecon.images import Array
+from leanrecon.places.paths import expanded
 from leanrecon.refinement.diffusion import sampling
 from leanrecon.refinement.diffusion.networks import Part, WeightSource, downscale_factor, read_part, upscale_factor
 from leanrecon.refinement.diffusion.plan import Sizes
 from leanrecon.refinement.diffusion.settings import DiffusionSettings
 from leanrecon.refinement.inputs import Inputs, read_rows
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.weights.folders import find_model, part_of, read_config
+from leanrecon.weights.folders import find_model, part_of, read_config, whole_number, whole_numbers
 
 _UNCONDITIONAL_INPUT = {"text": "an empty caption", "vision": "a black image"}
 _NEGATIVE_KEYS = {"text": "negative", "vision": "negative_vision"}
@@ -88,12 +89,12 @@ class DiffusionModel(ABC):
         Raises InputError for an autoencoder whose images have another size than it was given, or whose latents are not
         the base's.
         """
-        vae, channels = self.vae, int(self.unet.config.get("in_channels", 4))
+        vae, channels = self.vae, whole_number(self.unet.config, "in_channels", 4, self.unet.folder / "config.json")
         factor, back = downscale_factor(vae.kind, vae.config), upscale_factor(vae.kind, vae.config)
         # The weights of the base's own autoencoder may be absent beside a tiny one.
         config = self.base / "vae" / "config.json"
         expected = downscale_factor("AutoencoderKL", read_config(config)) if config.is_file() else factor
-        found = int(vae.config.get("latent_channels", 4))
+        found = whole_number(vae.config, "latent_channels", 4, vae.folder / "config.json")
         if (found, factor, back) != (channels, expected, expected):
             raise InputError(
                 f"{vae.folder} makes latents of {found} channels, {factor} times narrower than images, and images "
@@ -115,24 +116,25 @@ class DiffusionModel(ABC):
     @property
     def width(self) -> int:
         """Numbers a token."""
-        return int(self.unet.config["cross_attention_dim"])
+        return whole_number(self.unet.config, "cross_attention_dim", 0, self.unet.folder / "config.json")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of a predicted row of each role: tokens and their width, or channels, height and width of latents."""
         side = self.settings.size // self.factor
-        latents = int(self.unet.config.get("in_channels", 4)), side, side
+        latents = whole_number(self.unet.config, "in_channels", 4, self.unet.folder / "config.json"), side, side
         return {role: (tokens, self.width) for role, tokens in self.tokens.items()} | {"latents": latents}
 
     def sizes(self) -> Sizes:
         """Counts of numbers, from headers and settings of the model."""
         self.check_size()
         size, unet, vae = self.settings.size, self.unet.config, self.vae.config
-        channels = unet.get("block_out_channels", [320])[0]
+        described = self.vae.folder / "config.json"
+        channels = whole_numbers(unet, "block_out_channels", [320], self.unet.folder / "config.json")[0]
         if self.vae.kind == "AutoencoderTiny":
-            wide = max(vae.get("decoder_block_out_channels", [64]))
+            wide = max(whole_numbers(vae, "decoder_block_out_channels", [64], described))
         else:  # the decoder enlarges the states of its last block but one to the size of the image
-            wide = vae["block_out_channels"][min(1, len(vae["block_out_channels"]) - 1)]
+            wide = whole_numbers(vae, "block_out_channels", [64], described)[:2][-1]
         return Sizes(
             unet=self.unet.nbytes_as("float32") // 4,
             vae=self.vae.nbytes_as("float32") // 4,
@@ -146,32 +148,65 @@ class DiffusionModel(ABC):
     def check(self) -> None:
         """Raise SettingsError or InputError for files and sizes that don't work together; reads headers only."""
         self.check_size()
+        self._check_network()
+        if not any(key in self.scheduler for key in ("beta_start", "beta_end", "num_train_timesteps", "trained_betas")):
+            raise InputError(f"{self.base} has a scheduler_config.json without noise levels", expected=self.layout)
         for role, path in self.settings.negatives.items():
             if path and self.settings.guidance > 1:
                 self._negative_of(role)
+
+    def _check_network(self) -> None:
+        """Raise InputError for a network that is of another architecture, or whose weights are not its config's."""
+        unet, described = self.unet, self.unet.folder / "config.json"
+        if found := unet.config.get("addition_embed_type"):
+            raise InputError(
+                f"{described} is of a network with further conditions (addition_embed_type = {shown(found)}, as in "
+                "Stable Diffusion XL)",
+                expected=self.layout,
+                todo="set refine.base to Stable Diffusion 1.5, or a model like it",
+            )
+        first = whole_numbers(unet.config, "block_out_channels", [320], described)[0]
+        channels = whole_number(unet.config, "in_channels", 4, described)
+        wanted = {"conv_in.weight": (first, channels, 3, 3)}
+        wanted |= {
+            name: (*entry.shape[:1], self.width)
+            for name, entry in unet.entries.items()
+            if name.endswith("attn2.to_k.weight")
+        }
+        for name, shape in wanted.items():
+            found_shape = unet.entries[name].shape if name in unet.entries else None
+            if found_shape != shape:
+                raise InputError(
+                    f"the weights in {unet.folder} have {name} of {list(found_shape or ())}",
+                    expected=f"{list(shape)}, as its config.json says",
+                    todo="set refine.base to the folder of one model, or download it again",
+                )
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raise InputError for predictions whose rows have another length than the network takes."""
         self.check()
         for role, matrix in inputs.predicted.items():
-            shape = self.shapes[role]
-            if matrix.shape[1] == prod(shape):
-                continue
-            key = "start" if role == "latents" else role
-            found = f"refine.{key} = {getattr(self.settings, key)!r} has rows of {matrix.shape[1]} numbers"
-            if role == "latents":
-                raise InputError(
-                    found,
-                    expected=f"{prod(shape)}, latents of {' × '.join(map(str, shape))}",
-                    todo="set refine.size to the size of the images that they were made from, or "
-                    'refine.start = "stage1"',
-                )
+            self.check_length(role, matrix.shape[1])
+        _ = self.negative
+
+    def check_length(self, role: str, length: int) -> None:
+        """Raise InputError unless rows of ``length`` numbers are what the network takes in a role."""
+        shape = self.shapes[role]
+        if length == prod(shape):
+            return
+        key = "start" if role == "latents" else role
+        found = f"refine.{key} = {getattr(self.settings, key)!r} has rows of {length} numbers"
+        if role == "latents":
             raise InputError(
                 found,
-                expected=f"{prod(shape)}, the base's {shape[0]} tokens of {shape[1]}",
-                todo=f"predict the {role} embeddings of this base's own encoder",
+                expected=f"{prod(shape)}, latents of {' × '.join(map(str, shape))}",
+                todo='set refine.size to the size of the images that they were made from, or refine.start = "stage1"',
             )
-        _ = self.negative
+        raise InputError(
+            found,
+            expected=f"{prod(shape)}, the base's {shape[0]} tokens of {shape[1]}",
+            todo=f"predict the {role} embeddings of this base's own encoder",
+        )
 
     def conditions(self, inputs: Inputs, rows: range) -> Array:
         """The predictions that condition the images of these rows, float32 [rows, tokens, width]."""
@@ -191,9 +226,9 @@ class DiffusionModel(ABC):
     def _negative_of(self, role: str) -> Array:
         key, shape = f"refine.{_NEGATIVE_KEYS[role]}", self.shapes[role]
         if path := self.settings.negatives[role]:
-            where = f"{key}: {Path(path).expanduser()}"
+            where = f"{key}: {expanded(str(path))}"
             try:
-                row = np.load(Path(path).expanduser(), allow_pickle=False)
+                row = np.load(expanded(str(path)), allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise InputError(f"{where} can't be read ({error})", expected="an array as .npy") from None
         elif role in self._unconditional:

@@ -5,10 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, shown
 from leanrecon.refinement.diffusion.lora import LoRA
 from leanrecon.stores.fingerprint import file_content, fingerprint
-from leanrecon.weights.folders import Weights, part_of, present_name, read_config
+from leanrecon.weights.folders import (
+    Weights,
+    described_by,
+    part_of,
+    present_name,
+    read_config,
+    whole_number,
+    whole_numbers,
+)
 from leanrecon.weights.safetensors import SHORT, Entry, MappedWeights, read_header, write_weights
 
 FORMAT = 1
@@ -54,16 +62,20 @@ class Part:
 def downscale_factor(kind: str, config: Mapping[str, Any]) -> int:
     """The ratio of the sides of an autoencoder's images and latents, or of a UNet's latents and narrowest states."""
     key, default = _BLOCKS[kind]
-    blocks = len(config[key]) if key in config else default
+    blocks = len(_list(config, key)) if key in config else default
     return int(2 ** (blocks - 1))
+
+
+def _list(config: Mapping[str, Any], key: str) -> list[int]:
+    return whole_numbers(config, key, (), Path("config.json"))
 
 
 def upscale_factor(kind: str, config: Mapping[str, Any]) -> int:
     """The ratio of the sides of an autoencoder's images and the latents that it decodes."""
     if kind != "AutoencoderTiny":
         return downscale_factor(kind, config)
-    blocks = len(config["num_decoder_blocks"]) if "num_decoder_blocks" in config else 4
-    return int(config.get("upsampling_scaling_factor", 2) ** (blocks - 1))
+    blocks = len(_list(config, "num_decoder_blocks")) if "num_decoder_blocks" in config else 4
+    return int(whole_number(config, "upsampling_scaling_factor", 2, Path("config.json")) ** (blocks - 1))
 
 
 class WeightSource:
@@ -115,7 +127,9 @@ def read_part(model: Path, parts: tuple[str, ...], kinds: tuple[str, ...], what:
     config = read_config(folder / "config.json")
     kind = config.get("_class_name", "")
     if kind not in kinds:
-        raise InputError(f"{folder} holds a {kind or 'model of no known kind'}", expected=" or ".join(kinds))
+        raise InputError(
+            f"{folder} holds a {shown(kind) if kind else 'model of no known kind'}", expected=" or ".join(kinds)
+        )
     return Part(folder, kind, config, Weights.of(folder, present_name))
 
 
@@ -126,11 +140,8 @@ def build(part: Part) -> Any:
 
     # AutoencoderTiny writes a key that it does not take.
     config = {key: value for key, value in part.config.items() if (part.kind, key) != ("AutoencoderTiny", _DERIVED)}
-    try:
-        with torch.device("meta"):
-            network = getattr(diffusers, part.kind).from_config(config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{part.folder} describes a network that can't be built ({error})") from None
+    with torch.device("meta"), described_by(part.folder / "config.json"):
+        network = getattr(diffusers, part.kind).from_config(config)
     needed = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     for name, shape in needed.items():
         found = part.entries.get(name)

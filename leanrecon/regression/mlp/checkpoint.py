@@ -5,6 +5,7 @@ of the least validation loss; ``network.safetensors`` the weights that predict. 
 Random numbers are drawn from (seed, step), so there is no generator to keep.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leanrecon.errors import StoreError
+from leanrecon.errors import LeanreconWarning, StoreError
+from leanrecon.places import as_location, seals
 from leanrecon.stores.fingerprint import differences
 from leanrecon.weights.tensors import TensorFile, write_tensors
 
@@ -67,7 +69,14 @@ class Folder:
         path = self.file(name)
         if not path.exists():
             return None
-        found = TensorFile(path)
+        try:
+            if seals.state(path) is seals.State.DAMAGED:
+                raise seals.damaged(as_location(path))
+            found = TensorFile(path)
+        except StoreError as error:  # as a power cut leaves it: what it held is trained again
+            warnings.warn(f"{error.found}: it is trained again", LeanreconWarning, stacklevel=2)
+            path.unlink()
+            return None
         changed = list(differences(found.record["made_of"], self.made_of))
         if not changed:
             return found
@@ -80,7 +89,9 @@ class Folder:
         return None
 
     def write(self, name: str, arrays: Mapping[str, Array], **record: Any) -> None:
+        seals.forget(self.file(name))  # until it is written whole
         write_tensors(self.file(name), arrays, {"made_of": self.made_of, **record})
+        seals.fix(self.file(name))
 
     def forget(self, *names: str) -> None:
         for name in names:
