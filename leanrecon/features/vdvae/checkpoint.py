@@ -2,7 +2,6 @@
 
 import shutil
 import uuid
-import zipfile
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.paths import expanded
 from leanrecon.weights.libraries import require_installed
-from leanrecon.weights.pickle_headers import shapes_in
+from leanrecon.weights.pickle_headers import is_archive, shapes_in
 from leanrecon.weights.pickles import open_checkpoint
 from leanrecon.weights.safetensors import Precision, read_header, reserved
 
@@ -42,7 +41,7 @@ def weights_nbytes(config: VDVAEConfig, precision: Precision = "float32", only: 
 
 def loading_nbytes(path: Path) -> int:
     """Bytes that reading a file takes: none if it can be mapped, else (saved before PyTorch 1.6) its size."""
-    if not path.is_file() or path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+    if not path.is_file() or path.suffix == ".safetensors" or is_archive(path):
         return 0
     return path.stat().st_size
 
