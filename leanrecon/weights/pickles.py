@@ -26,7 +26,10 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
             require_installed("safetensors")
             from safetensors.torch import load_file
 
-            read_header(path)  # refuses damaged files with a sentence
+            try:
+                read_header(path)
+            except InputError as error:
+                raise InputError(f"{path} can't be read: {error.found}", todo=again) from None
             return load_file(path)
         archive = is_archive(path)
         if archive:
