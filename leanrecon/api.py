@@ -1,7 +1,7 @@
 """leanrecon from Python: ``leanrecon.run`` runs a study, ``leanrecon.open`` reads one."""
 
-import builtins
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,12 @@ class StudyResults:
         """The settings as they were run, with all defaults."""
         import tomllib
 
-        return tomllib.loads((self.path / "study.toml").read_text(encoding="utf-8"))
+        from leanrecon.places.files import unreadable
+
+        try:
+            return tomllib.loads(self.study.settings.read_text())
+        except (ValueError, RecursionError) as error:
+            raise unreadable(self.study.settings, error) from None
 
     @property
     def report(self) -> Path:
@@ -154,9 +159,9 @@ class StudyResults:
     @property
     def figures(self) -> dict[str, Any]:
         """metrics.json: figures of stage1, final and every baseline, each {"value", "low", "high", "chance"}."""
-        from leanrecon.places.files import read_json
+        from leanrecon.places.files import read_record
 
-        found: dict[str, Any] | None = read_json(self._place.metrics)
+        found = read_record(self._place.metrics)
         if found is None:
             raise StoreError(f"there is no {self._place.metrics}", todo="run the study to its end first")
         return found
@@ -167,8 +172,15 @@ class StudyResults:
         path = self.path / "evaluation" / "scores.csv"
         if not path.exists():
             raise StoreError(f"there is no {path}", todo="run the study to its end first")
-        with builtins.open(path, encoding="utf-8", newline="") as file:
-            return [dict(row) for row in csv.DictReader(file)]
+        from leanrecon.places import seals
+        from leanrecon.places.files import unreadable
+
+        data = self.study.scores.read_bytes()
+        seals.check(self.study.scores, data)
+        try:
+            return [dict(row) for row in csv.DictReader(io.StringIO(data.decode(), newline=""))]
+        except (ValueError, csv.Error) as error:
+            raise unreadable(self.study.scores, error) from None
 
     def betas(self, split: Split = "train") -> "np.ndarray[Any, Any]":
         """Betas, float32 [rows, voxels]."""

@@ -1,18 +1,18 @@
 """The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
 
-import errno
 import os
 import sys
 import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanrecon import __version__
-from leanrecon.errors import LeanreconError, plain
+from leanrecon.app.terminal import of_system, say, show_warning, stop, tell_end
+from leanrecon.errors import LeanreconError
 
 if TYPE_CHECKING:
     from leanrecon.progress import Progress
@@ -77,8 +77,8 @@ def run(
     Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=_progress(), mirror=mirror).run(
         last
     )
-    _tell_end(folder, last, time.monotonic() - began)
-    _say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
+    tell_end(folder, last, time.monotonic() - began)
+    say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
 
 
 @app.command()
@@ -131,7 +131,7 @@ def fetch_weights(source: Source, sets: Sets = None) -> None:
     needs = needed(settings)
     require_packaged(needs)
     fetch_all(needs, _progress())
-    _say("all weights are here" if needs else "these settings need no weights")
+    say("all weights are here" if needs else "these settings need no weights")
 
 
 @app.command()
@@ -146,12 +146,12 @@ def verify(
     damaged = find_damage(path, progress=_progress())
     for chunks in damaged.values():
         for _, what in chunks:
-            _say(what)
+            say(what)
     if not damaged:
-        _say("all chunks are sound")
+        say("all chunks are sound")
     elif repair:
         mend(path, damaged, progress=_progress())
-        _say("repaired")
+        say("repaired")
     else:
         raise typer.Exit(1)
 
@@ -167,7 +167,7 @@ def export(
 
     _require_free(file, overwrite)
     export_npy(store, file, progress=_progress())
-    _say(f"wrote {file}")
+    say(f"wrote {file}")
 
 
 @app.command()
@@ -183,7 +183,7 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
         write_report(Run(settings, Study(study), progress=_progress()))
-    _say(f"wrote {Study(study).report}")
+    say(f"wrote {Study(study).report}")
 
 
 @app.command()
@@ -215,7 +215,7 @@ def mirror(
     _require_study(study)
     with only_run(study):
         Mirror(study, folder, overwrite=overwrite, progress=_progress()).keep()
-    _say(f"all that {study} has finished is in {folder}")
+    say(f"all that {study} has finished is in {folder}")
 
 
 @app.command("simulate-nsd")
@@ -230,9 +230,9 @@ def simulate_nsd(
     from leanrecon.datasets.nsd.simulate import simulate_nsd as write
 
     write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=_progress())
-    _say(f"wrote {folder}; use it with")
-    _say(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
-    _say(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
+    say(f"wrote {folder}; use it with")
+    say(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
+    say(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
 
 
 @app.command("export-nifti")
@@ -248,7 +248,7 @@ def export_nifti(
 
     _require_free(file, overwrite)
     write(Study(study), vector, file)
-    _say(f"wrote {file}")
+    say(f"wrote {file}")
 
 
 @app.command("inspect")
@@ -266,7 +266,7 @@ def recipes() -> None:
 
     for name, path in known().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        _say(f"{name:16} {first.lstrip('# ')}")
+        say(f"{name:16} {first.lstrip('# ')}")
 
 
 @app.command("kinds")
@@ -283,67 +283,35 @@ def list_kinds(
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if version:
-        _say(f"leanrecon {__version__}")
+        say(f"leanrecon {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; a user's mistake or a limit of the machine is one sentence and exit code 2."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         app()
     except LeanreconError as error:
-        _stop(str(error))
+        stop(str(error))
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_PIPE)
     except KeyboardInterrupt:
-        _say("leanrecon: stopped; the same command continues from here", err=True)
+        say("leanrecon: stopped; the same command continues from here", err=True)
         sys.exit(_INTERRUPTED)
     except OSError as error:
         if error.errno is None:
             raise
-        _stop(_of_system(error))
+        stop(of_system(error))
     except MemoryError:
-        _stop("The memory of this machine ran out. Give a smaller --memory, or close other programs.")
+        stop("The memory of this machine ran out. Give a smaller --memory, or close other programs.")
     except RecursionError:
-        _stop("An input holds lists or tables that are nested too deeply. Check the settings and the JSON files.")
+        stop("An input holds lists or tables that are nested too deeply. Check the settings and the JSON files.")
     except SystemExit as exit_:
         if exit_.code == _INTERRUPTED:
-            _say("leanrecon: stopped; the same command continues from here", err=True)
+            say("leanrecon: stopped; the same command continues from here", err=True)
         raise
-
-
-def _stop(text: str) -> NoReturn:
-    _say(f"leanrecon: {text}", err=True)
-    sys.exit(2)
-
-
-def _of_system(error: OSError) -> str:
-    """What the system refused, with what to do."""
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    advice = {
-        errno.ENOSPC: "Free some space and run the same command again; everything written so far is kept",
-        errno.EDQUOT: "Free some space and run the same command again; everything written so far is kept",
-        errno.EMFILE: "Raise the limit of open files (ulimit -n 1024) and run the same command again",
-        errno.ENFILE: "Close other programs and run the same command again",
-        errno.EACCES: "Check the permissions, or choose a folder you may write to",
-        errno.EPERM: "Check the permissions, or choose a folder you may write to",
-        errno.EROFS: "Choose a folder you may write to",
-        errno.EISDIR: "Give a file, not a folder",
-        errno.ENOTDIR: "Give a folder, not a file",
-        errno.ENAMETOOLONG: "Give a shorter name",
-    }
-    return f"{what}. {advice.get(error.errno or 0, 'Check the path and the disk, and run the same command again')}."
-
-
-def _say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print a text in which names and messages of others can't steer the terminal."""
-    typer.echo(plain(text), err=err, nl=nl)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"leanrecon: {plain(message)}", err=True)
 
 
 def _require_free(file: Path, overwrite: bool) -> None:
@@ -351,25 +319,11 @@ def _require_free(file: Path, overwrite: bool) -> None:
         raise LeanreconError(f"{file} is there already", todo="choose another name, or add --overwrite to replace it")
 
 
-def _tell_end(folder: Path, last: str, seconds: float) -> None:
-    """Say how long a run took and, once it was evaluated, whether the decoding worked."""
-    minutes, rest = divmod(round(seconds), 60)
-    _say(f"{minutes} min {rest} s in total" if minutes else f"{seconds:.1f} s in total")
-    if last != "evaluate":
-        return
-    from leanrecon.evaluation.report.verdict import verdict
-    from leanrecon.places.files import read_json
-    from leanrecon.study.layout import Study
-
-    if isinstance(metrics := read_json(Study(folder).metrics), dict):
-        _say(verdict(metrics).text)
-
-
 def _settings(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
     from leanrecon.study.recipes import find_settings, read_settings, recipes
 
     if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
-        _say(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
+        say(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
     return read_settings(source, sets or (), memory=memory)
 
 
@@ -379,7 +333,7 @@ def _accepts_terms(settings: "Settings") -> bool:
     if not terms or not sys.stdin.isatty():
         return False
     for line in terms.splitlines():
-        _say(line)
+        say(line)
     return typer.confirm("Do you accept them?")
 
 

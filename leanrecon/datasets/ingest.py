@@ -119,6 +119,8 @@ class NanCount:
     def __init__(self, voxels: int) -> None:
         self.counts = np.zeros(voxels, np.int64)
         self.rows = 0
+        self._whole = np.ones(voxels, bool)
+        self._low, self._high = np.full(voxels, np.inf, np.float32), np.full(voxels, -np.inf, np.float32)
 
     def looker(self, locate: Callable[[int], str]) -> Look:
         """A function that counts the rows of a split in; ``locate`` names its k-th row in words."""
@@ -138,6 +140,9 @@ class NanCount:
                     todo="correct the array and run again with --overwrite",
                 )
             self.counts += np.isnan(piece).sum(axis=0)
+            self._whole &= (piece == np.rint(piece)).all(axis=0)
+            np.fmin(self._low, np.fmin.reduce(piece, axis=0), out=self._low)
+            np.fmax(self._high, np.fmax.reduce(piece, axis=0), out=self._high)
         self.rows += len(block)
 
     def check(self, stores: Sequence[tuple[Store, Callable[[int], str]]]) -> None:
@@ -153,6 +158,20 @@ class NanCount:
             )
         if self.rows and (self.counts == self.rows).all():
             raise InputError("every beta is NaN", expected="numbers", todo="correct the array and use --overwrite")
+
+    @property
+    def labels(self) -> str:
+        """A sentence on columns of varying whole numbers beside voxels that have others; empty where there are none."""
+        labels = np.flatnonzero(self._whole & (self._high > self._low))
+        n, voxels = len(labels), len(self._whole)
+        if not n or 2 * n > voxels - int(self._whole.sum()):
+            return ""
+        first = int(labels[0])
+        return (
+            f"{n} of {voxels} columns of the betas hold nothing but whole numbers, unlike the others: column {first} first, "
+            f"from {self._low[first]:g} to {self._high[first]:g}. If these are labels, runs or the like, leave them out: "
+            "they tell which image was seen"
+        )
 
 
 def _first_nan(stores: Sequence[tuple[Store, Callable[[int], str]]], voxels: Array) -> tuple[str, int]:

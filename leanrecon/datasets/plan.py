@@ -92,6 +92,8 @@ class DatasetPlan:
     """Most bytes of memory taken at once."""
     disk: int
     """Bytes of the stores."""
+    captions: int = 0
+    """Most bytes that reading and keeping the captions takes."""
     download: int = 0
     """Bytes to fetch, about."""
     scratch: int = 0

@@ -55,15 +55,18 @@ class StoredImages:
 
 
 class EveryFold:
-    """The images of several sources, one fold's rows after the other's."""
+    """The images that the test rows of several folds show, one fold after the other."""
 
-    def __init__(self, folds: Sequence[StoredImages]) -> None:
-        self._folds = folds
-        self._starts = np.cumsum([0, *(len(fold.index) for fold in folds)])
+    def __init__(self, folds: Sequence[tuple[Store, Array]]) -> None:
+        self._stores = [store for store, index in folds for _ in index]
+        self._index = np.concatenate([index for _, index in folds])
+        self._readers: dict[str, StoredImages] = {}
 
     def read(self, row: int) -> Array:
-        k = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._folds[k].read(row - int(self._starts[k]))
+        store = self._stores[row]  # folds open the same store one by one: one reader holds its chunk for all of them
+        if (path := str(store.path)) not in self._readers:
+            self._readers[path] = StoredImages(store, self._index)
+        return self._readers[path].read(row)
 
 
 class Reconstructions:

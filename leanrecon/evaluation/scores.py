@@ -99,26 +99,21 @@ def score_folds(
         for k, numbers in enumerate(numbered([fold.names for fold in folds]))
     ]
     pooled = needs_pooling(drawn)
-    scored = []
+    scored: list[FoldScores] = []
+    every = EveryFold([(fold.test.store, fold.test.index) for fold in folds])
+    names = [name for fold in folds for name in fold.names]
+    first = 0
     with Spool(context.scratch) as spool:
-        for k in range(len(folds)):
-            others = _others(folds, k) if pooled else None
-            scored.append(_score_images(folds[k], drawn[k], settings, judges, context, spool, others))
+        for fold, resampling in zip(folds, drawn, strict=True):
+            others = Others(every, names, first) if pooled else None
+            first += len(fold.names)
+            scored.append(_score_images(fold, resampling, settings, judges, context, spool, others))
             if not pooled:
                 compare_described(scored[-1:])
                 spool.clear()
         if pooled:
             compare_described(scored)
     return scored
-
-
-def _others(folds: Sequence[Fold], k: int) -> Others:
-    """The stimuli of all folds as the ``k``-th fold sees them."""
-    return Others(
-        EveryFold([StoredImages(fold.test.store, fold.test.index) for fold in folds]),
-        [name for fold in folds for name in fold.names],
-        sum(len(fold.names) for fold in folds[:k]),
-    )
 
 
 def _score_images(

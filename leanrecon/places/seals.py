@@ -90,6 +90,11 @@ def keeps(root: Location) -> bool:
     return bool((root / MANIFEST).is_file() and _known(root).get(CHECKSUMS))
 
 
+def files_of(root: Location) -> list[Location]:
+    """The files whose checksums a study keeps, there or not."""
+    return [root / name for name in (_known(root).get(CHECKSUMS, {}) if (root / MANIFEST).is_file() else ())]
+
+
 def adopt(root: Location, paths: Iterable[Location]) -> None:
     """Keep the checksums of files as they are now, those of a study from before there were any among them."""
     begin(root)

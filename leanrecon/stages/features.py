@@ -1,6 +1,7 @@
 """The stage features: every image, or its captions, as rows of numbers of each feature space."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ class FeaturesStage:
         height, width = plan_chunks((total, dims), np.float32, chunk)
         cost, chunks = space.cost(shape), (height, width)
         if space.inputs == "captions":
-            batch = plan_captions(total, chunks, dims, cost, free=free)
+            batch = plan_captions(total, chunks, dims, cost, free=free - planning.data.captions)
+            batch = replace(batch, work=batch.work + planning.data.captions)
         else:
             batch = plan_extract((total, *shape), image_rows, chunks, dims, cost, free=free)
         work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))

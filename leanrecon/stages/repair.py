@@ -37,7 +37,8 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
             one.discard([part for part, _ in parts])
     pipeline.run(last_stage(study, [stage.name for stage in stages_of(settings)]))
     for one in damaged:
-        if writers_of(study, one.path) and not is_complete(one.path):
+        item = item_of(one.path.relative_to(study.root))
+        if item is not None and item.stages and item.role is not Role.SCRATCH and not is_complete(one.path):
             raise StoreError(
                 f"{one.path} is not made by the settings in {study.settings}, so it stays damaged",
                 todo="remove it, or run the settings that made it",

@@ -178,21 +178,23 @@ class Pictures:
         """The image of a row, uint8 [height, width, channels]; raises StoreError if it is damaged."""
         from PIL import Image, UnidentifiedImageError
 
+        height, width, channels = self.shape
         try:
-            with Image.open(io.BytesIO(self.file(row).read_bytes())) as picture:
-                size = (picture.height, picture.width)
-                image = (
-                    np.asarray(picture) if size == self.shape[:2] else np.empty((*size, 0))
-                )  # a huge one stays packed
+            data = self.file(row).read_bytes()
+            # Before anything is decoded: a damaged header may ask for gigabytes.
+            if data[12:16] == b"IHDR" and data[16:24] != width.to_bytes(4, "big") + height.to_bytes(4, "big"):
+                size = [int.from_bytes(data[k : k + 4], "big") for k in (20, 16)]
+                raise self._damage(row, f"has {size[0]}×{size[1]} pixels instead of {height}×{width}")
+            with Image.open(io.BytesIO(data)) as picture:
+                image = np.asarray(picture)
         except FileNotFoundError:
             raise self._damage(row, "is missing") from None
+        except StoreError:
+            raise
         except UnidentifiedImageError:
             raise self._damage(row, "can't be read (it is no PNG image)") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
-        height, width, channels = self.shape
-        if size != (height, width):
-            raise self._damage(row, f"has {size[0]} × {size[1]} pixels instead of {height} × {width}")
         if image.shape != ((height, width) if channels == 1 else self.shape) or image.dtype != np.uint8:
             raise self._damage(row, f"is {image.dtype} of shape {image.shape} instead of {self.shape}")
         return image.reshape(self.shape)

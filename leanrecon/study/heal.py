@@ -34,6 +34,10 @@ def heal(study: Study) -> None:
                 path.unlink(missing_ok=True)
         elif not known:
             unknown.append(path)
+    for store in study.scratch_stores():
+        if seals.state(record := store / "zarr.json") is seals.State.DAMAGED:
+            warnings.warn(f"{record} does not match its checksum: it is made again", LeanreconWarning, stacklevel=2)
+            distrust(store)
     if unknown or not proven:
         seals.adopt(study.root, unknown)
 

@@ -249,6 +249,14 @@ class Study:
                         if item.role in roles and not path.leads_out_of(self.root):
                             yield Found(item, path.relative_to(self.root), path)
 
+    def scratch_stores(self) -> Iterator[Location]:
+        """The stores that are made again when they are missed, such as predictions of folds until they are merged."""
+        kept = [found.path for found in self.found(*KEPT)]
+        for found in self.found(Role.SCRATCH):
+            store = found.path.parent
+            if found.path.name == "zarr.json" and store not in kept and not store.leads_out_of(self.root):
+                yield store
+
     def links(self) -> list[Location]:
         """The links in the study that lead out of it: what they lead to is no part of it, and is not followed."""
         root = self.root.place.local_path(self.root.key)

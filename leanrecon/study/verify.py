@@ -42,6 +42,27 @@ class SmallFile:
             self.path.unlink(missing_ok=True)
 
 
+class Misplaced:
+    """A folder where a file of a study belongs."""
+
+    complete = True
+
+    def __init__(self, path: Location) -> None:
+        self.path = path
+
+    def missing(self) -> list[str]:
+        return []
+
+    def damage(self) -> Iterator[tuple[str, str]]:
+        yield self.path.name, f"{self.path} is a folder where a file belongs"
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Remove the folder if it is empty; raises StoreError for one that holds something."""
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder where a file belongs", todo="move it elsewhere and run again")
+        self.path.delete_tree()
+
+
 class Link:
     """A link that leads out of a study: no part of it, and never followed."""
 
@@ -62,7 +83,7 @@ class Link:
             self.path.delete_tree()
 
 
-Verified = Store | Pictures | Network | SmallFile | Link
+Verified = Store | Pictures | Network | SmallFile | Misplaced | Link
 
 Damage = dict[Verified, list[tuple[Any, str]]]
 """The damaged chunks of a store, rows of a folder of images or files of a network, each with what is wrong."""
@@ -109,7 +130,18 @@ def _kept(path: Location, progress: Progress) -> list[Verified]:
     links = [link for link in study.links() if link.is_within(path)]
     within = [found for found in study.found(*KEPT, Role.NETWORK, *SMALL) if found.path.is_within(path)]
     own = [f for f in within if not any(link.is_within(f.path) for link in links)]
-    return [*map(Link, links), *(_opened(found.path, found.item.role) for found in own)]
+    scratch = [_opened(store, Role.STORE) for store in study.scratch_stores() if store.is_within(path)]
+    folders = [Misplaced(folder) for folder in _folders_for_files(study) if folder.is_within(path)]
+    return [*map(Link, links), *folders, *(_opened(found.path, found.item.role) for found in own), *scratch]
+
+
+def _folders_for_files(study: Study) -> Iterator[Location]:
+    """The folders that stand where the study had a file, or has its run.json."""
+    known = seals.files_of(study.root)
+    for path in dict.fromkeys([study.record, study.settings, study.rows, *known]):
+        local = path.place.local_path(path.key)
+        if local is not None and local.is_dir() and not path.is_link():
+            yield path
 
 
 def _keeps_checksums(study: Study) -> bool:

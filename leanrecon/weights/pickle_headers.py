@@ -46,13 +46,21 @@ def _of_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+def is_archive(path: Path) -> bool:
+    """Whether PyTorch 1.6 or later wrote a file; zipfile itself raises for some damaged ones."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, OverflowError):
+        return False
+
+
 def shapes_in(path: Path, *, again: str = AGAIN) -> Mapping[str, tuple[int, ...]] | None:
     """The shape of every tensor of a state_dict by name.
 
     None for what only PyTorch can tell: files of before PyTorch 1.6, and those that hold more than tensors. Raises
     InputError for a damaged archive.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return None
     try:
         with zipfile.ZipFile(path) as archive:

@@ -8,6 +8,7 @@ from typing import Any
 
 from leanrecon.errors import InputError, LeanreconError, said_by
 from leanrecon.weights.libraries import require_installed
+from leanrecon.weights.pickle_headers import is_archive
 from leanrecon.weights.safetensors import AGAIN, read_header, write_weights
 
 
@@ -25,9 +26,12 @@ def open_checkpoint(path: Path, *, again: str = AGAIN) -> Mapping[Any, Any]:
             require_installed("safetensors")
             from safetensors.torch import load_file
 
-            read_header(path)  # refuses damaged files with a sentence
+            try:
+                read_header(path)
+            except InputError as error:
+                raise InputError(f"{path} can't be read: {error.found}", todo=again) from None
             return load_file(path)
-        archive = zipfile.is_zipfile(path)
+        archive = is_archive(path)
         if archive:
             _require_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)

@@ -143,6 +143,7 @@ def test_commands_of_the_readmes_are_there(name: str) -> None:
         assert {word for word in words if word.startswith("--")} <= known, words
 
 
+@pytest.mark.slow
 def test_scripts_of_the_readmes_are_there() -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "colab" / "README.md").read_text()
     scripts = set(re.findall(r"scripts/\w+\.py", text))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from support.arrays import open_array
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.arrays.inputs import OVERHEAD
+from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.rows import NpyRows, Rows
 from leanrecon.datasets.images import Values, image_shape_of, scale_of
 from leanrecon.datasets.ingest import bands, plan_store
@@ -28,6 +30,7 @@ from leanrecon.datasets.splits import fold_rows, fraction_rows, read_test_rows
 from leanrecon.errors import BudgetError, InputError, LeanreconError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
 from leanrecon.places.local import LocalPlace
+from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
@@ -321,6 +324,84 @@ def test_images_of_int8_are_refused(here):
     np.save("stimuli_train.npy", (IMAGES["train"] // 2).astype(np.int8))
     with pytest.raises(InputError, match="int8"):
         run(of_files())
+
+
+@pytest.mark.parametrize(
+    ("texts", "count", "width"),
+    [
+        ([["a cat"], ["a dog", "two dogs"]], 3, 1),
+        ([["ein Bär"], ["a"]], 2, 2),
+        ([["a \N{GRINNING FACE}"], ["a"]], 2, 4),
+    ],
+)
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_the_size_of_captions_is_told_without_reading_them(here, texts, count, width, ascii_only):
+    Path("c.json").write_text(json.dumps(texts, ensure_ascii=ascii_only), encoding="utf-8")
+    found = caption_size("c.json", None, None)
+    assert (found.count, found.text) == (count, width * Path("c.json").stat().st_size)
+    every = [text for row in texts for text in row]
+    assert found.text >= sum(len(text) * width for text in every)
+
+
+def test_the_size_of_captions_in_arrays_is_that_of_their_numbers(here):
+    np.save("c.npy", np.array([["a cat", "b"], ["a dog", "c"]]))
+    assert (caption_size("c.npy", None, None).count, caption_size("c.npy", None, None).text) == (4, 4 * 5 * 4)
+    Path("c.txt").write_text("a cat\ta tom\na dog\n")
+    assert caption_size("c.txt", None, None).count >= 3
+
+
+def test_captions_are_in_the_plan(here):
+    Path("c.json").write_text(json.dumps(["word " * 50_000] * (N_TRAIN + N_TEST)))
+    with_captions = plan_arrays(lone(test_fraction=0.2, captions="c.json"), free=0)
+    alone = plan_arrays(lone(test_fraction=0.2), free=0)
+    assert with_captions.work - alone.work == with_captions.captions >= 2 * (N_TRAIN + N_TEST) * 250_000
+
+
+def test_an_index_of_more_entries_than_rows_is_refused_before_all_of_it_is_read(here):
+    with open("index.txt", "w") as file:
+        file.writelines(f"{k % 9}\n" for k in range(2_000_000))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="more than 79"):
+        read_test_rows("index.txt", 79)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    np.save("index.npy", np.zeros(10_000, int))
+    with pytest.raises(InputError, match="10000 entries"):
+        read_test_rows("index.npy", 79)
+
+
+def test_an_index_of_savetxt_is_read(here):
+    np.savetxt("index.txt", [3, 5, 8])
+    assert read_test_rows("index.txt", 10).tolist() == [3, 5, 8]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_columns_of_labels_among_the_betas_are_named(here):
+    labelled = {split: np.c_[BETAS[split], np.arange(len(BETAS[split])) % 5] for split in BETAS}
+    for split, betas in labelled.items():
+        np.save(f"betas_{split}.npy", betas)
+    said = Said()
+    run(of_files(), progress=said)
+    (line,) = [line for line in said.lines if "column" in line]
+    assert "1 of 34 columns" in line
+    assert "column 33 first, from 0 to 4" in line
+
+
+@pytest.mark.parametrize("make", [np.rint, lambda betas: betas, lambda betas: np.c_[betas, np.zeros(len(betas))]])
+def test_betas_without_labels_pass_without_a_word(here, make):
+    for split in BETAS:
+        np.save(f"betas_{split}.npy", make(10 * BETAS[split]))
+    said = Said()
+    run(of_files(), progress=said)
+    assert said.lines == []
 
 
 # Splits
@@ -831,6 +912,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_written(here):
     assert not Path("study").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_peak_stays_under_the_plan(tmp_path, monkeypatch, order):
     monkeypatch.chdir(tmp_path)

@@ -359,6 +359,7 @@ def test_too_small_a_budget_is_refused_before_any_work(root: Path, tmp_path: Pat
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_the_peak_stays_under_the_plan(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (600, 8, 8, 3), np.uint8)

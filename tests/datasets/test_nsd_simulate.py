@@ -41,6 +41,7 @@ def test_repeats_come_within_and_across_sessions() -> None:
     assert shown[0].sum() > 300
 
 
+@pytest.mark.slow
 def test_betas_are_laid_out_as_matlab_does(small_nsd: Path) -> None:
     volume = nibabel.load(small_nsd / NAMES.betas(1, "nii.gz"))
     assert volume.shape == (16, 21, 17, 750)
@@ -76,6 +77,7 @@ def test_all_images_have_a_place_and_only_those_shown_take_room(small_nsd: Path)
         assert captions[number][0] == draw_scene(0, number + TEST * (number in everyone), 16)[1]
 
 
+@pytest.mark.slow
 def test_images_to_test_on_alone_show_what_is_held_out() -> None:
     _, images = draw_design(5)
     mine, everyone = images[2, SHARED:] - 1, images[2, :SHARED] - 1
@@ -160,6 +162,7 @@ def test_what_is_simulated_says_by_which_version(small_nsd: Path) -> None:
     assert about == {"format": 2, "subject": 1, "sessions": 2, "scale": 0.2, "seed": 0}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("nsd.simulate", "simulated.cortex"):  # scenes have tests of their own, and take their time
         monkeypatch.setattr(f"leanrecon.datasets.{module}.paint", flat)

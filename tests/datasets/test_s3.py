@@ -47,6 +47,7 @@ def first(fault: str, times: int = 1):
     return choose
 
 
+@pytest.mark.slow
 def test_any_range_is_read(url):
     with Bucket(ROOT, endpoint_url=url) as bucket:
         file = bucket.open("data", bucket.find("data"))
@@ -103,6 +104,7 @@ def test_spans_come_in_order_and_at_once(proxy: Proxy):
     assert most == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failure_that_passes_leaves_no_trace(proxy: Proxy, fault: str):
     proxy.choose = first(fault, 3)
@@ -149,6 +151,7 @@ def test_a_bucket_that_is_closed_gives_up_at_once(proxy: Proxy, monkeypatch):
         waiting.result()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_an_error_with_its_name(monkeypatch):
     pytest.importorskip("boto3")
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)

@@ -72,6 +72,7 @@ def things_in(scenes: list[Scene]) -> Counter[tuple[str, str]]:
     return Counter((thing.kind, thing.colour) for scene in scenes for thing in scene.things)
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_in_no_scene_to_learn_from_and_in_many_to_test_on(learnt, tested):
     assert not HELD_OUT & things_in(learnt).keys()
     shown = things_in(tested)
@@ -113,6 +114,7 @@ def test_scenes_to_learn_from_and_to_test_on_differ_in_nothing_else(learnt, test
             assert chi2_contingency(counts).pvalue > 0.01, f"colours of a {kind}"
 
 
+@pytest.mark.slow
 def test_no_scene_of_the_models_is_one_of_another_subject():
     of_models = {draw_scene(MODELS_SEED, i, 16)[0].tobytes() for i in range(300)}
     of_subjects = {

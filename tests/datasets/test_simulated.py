@@ -105,6 +105,7 @@ def test_rows_do_not_depend_on_chunks_or_budget(study, tmp_path, chunk, free):
     assert contents(other.root)["betas/rows.json"] == contents(study.root)["betas/rows.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [3, 21, 26, 27])
 def test_killed_runs_end_with_the_same_bytes(study, tmp_path, monkeypatch, writes):
     left, write = writes, Store.write_rows
@@ -197,6 +198,7 @@ def test_averaged_test_rows_are_rescaled_by_the_root_of_their_trials(study, tmp_
         run(tmp_path, repeats="single")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [22, 30, 40])
 def test_killed_runs_of_single_trials_end_with_the_same_bytes(tmp_path, monkeypatch, writes):
     whole = run(tmp_path / "whole", repeats="single", test_repeats="single")
@@ -230,6 +232,7 @@ def single_trials(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_ncsnr_is_the_spread_over_images_over_that_of_trials(single_trials):
     (clean, _), (noisy, ncsnr) = single_trials
     signal, noise = clean.std(axis=0, ddof=1), (noisy - clean).std(axis=0, ddof=1)
@@ -289,6 +292,7 @@ def test_three_repeats_are_one_experiment_in_one_drawn_order():
     assert not np.array_equal(trials, trial_numbers(4, 500, 3))
 
 
+@pytest.mark.slow
 def test_voxels_answer_to_what_their_area_answers_to():
     cortex = Cortex(0, 32, 200, 1.0, trials=10)
     area, prf = cortex.voxels.area, cortex.voxels.prf
@@ -321,6 +325,7 @@ def test_a_row_is_answered_alike_alone_and_in_its_panel():
         np.testing.assert_array_equal(alone[0], together[k])
 
 
+@pytest.mark.slow
 def test_images_can_be_decoded_and_the_worse_the_noisier(tmp_path):
     found = {}
     for noise in (1.0, 8.0):
@@ -373,6 +378,7 @@ def test_too_small_a_budget_is_refused_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{}, {"voxels": 12_000, "presentations": 1}, {"size": 96}, {"repeats": "single"}])
 def test_the_plan_holds(tmp_path, sizes):
     settings = SimulatedSettings(**({"n_train": 30, "n_test": 5, "size": 16} | sizes))

@@ -11,6 +11,7 @@ def drawn():
     return check.draw(300, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 7])
 def test_early_voxels_tell_layout_and_ventral_ones_content(drawn, seed):
     scores, voxels = check.compare(seed, drawn, voxels=600)

@@ -154,6 +154,7 @@ def test_the_nearest_train_image_is_found_among_different_images(fold: Callable[
     assert metrics["baselines"]["nearest_train_image"]["pixcorr"]["value"] == pytest.approx(r.mean(), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_areas_have_figures_of_their_own_images_and_features_in_the_order_given(fold: Callable[..., Fold]) -> None:
     made = fold()
     metrics = evaluate([made], SETTINGS, Context.of(), judges=[Pixels()]).metrics
@@ -198,6 +199,7 @@ def test_every_judge_has_metrics_of_its_name_for_every_set_of_images(fold: Calla
     assert {path.name for path in Path(made.embeddings or "").iterdir()} == {"one", "two"}
 
 
+@pytest.mark.slow
 def test_embeddings_are_kept_by_judge_and_those_of_a_judge_that_is_gone_are_removed(fold: Callable[..., Fold]) -> None:
     made = fold()
     first, second = Pixels("one"), Pixels("two")
@@ -239,6 +241,7 @@ def test_baselines_of_a_generator_keep_its_names_where_none_is_known(fold: Calla
     assert set(metrics["margins"]) == set(metrics["baselines"])
 
 
+@pytest.mark.slow
 def test_nothing_is_written_but_embeddings(fold: Callable[..., Fold], tmp_path: Path) -> None:
     made = fold()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

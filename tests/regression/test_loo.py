@@ -40,6 +40,7 @@ def spectrum_of(X, dtype=np.float64, *, scale=False):
     return betas, eigenvectors(kernel, deflate=X.shape[0] <= X.shape[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "p"), FORMS)
 def test_errors_equal_those_of_refitting_without_each_row(study, n, p):
     X, Y, _ = study(n, p, t=5)
@@ -48,6 +49,7 @@ def test_errors_equal_those_of_refitting_without_each_row(study, n, p):
     np.testing.assert_allclose(found, brute_force(X, Y, GRID), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "p"), FORMS)
 @pytest.mark.usefixtures("in_float32")
 def test_float32_errors_are_those_of_refitting_too(study, n, p):

@@ -130,6 +130,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 7])
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(repeated, tmp_path, monkeypatch, every):
     _, _, data = repeated

@@ -28,6 +28,7 @@ def inductive(X, Y, T, alpha):
     return (plain - unseen.mean(axis=0)) / unseen.std(axis=0) * Y.std(axis=0) + Y.mean(axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True], ids=["any test betas", "known test betas"])
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("far", [3, 1000])

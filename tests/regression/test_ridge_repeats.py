@@ -118,6 +118,7 @@ def test_images_that_no_row_shows_count_for_nothing(shown, off_by):
 # All rows of an image are left out together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "p"), [(60, 90), (90, 60), (90, 5)])
 @pytest.mark.parametrize("pairs", [7, 4096])
 @pytest.mark.parametrize("depth", [16, 512])
@@ -132,6 +133,7 @@ def test_errors_equal_those_of_refitting_without_each_image(shown, constants, n,
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [5, 700])
 @pytest.mark.parametrize(("n", "p"), [(60, 90), (90, 60)])
 def test_alpha_is_the_one_of_least_error_on_images_left_out(shown, off_by, closed_form, n, p, t):
@@ -155,6 +157,7 @@ def test_copies_of_a_row_choose_no_smaller_alpha(study, n, p):
     assert ridge.fit(betas, noise, stimulus=stimulus).alpha_ >= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "p"), [(60, 90), (90, 60)])
 @pytest.mark.parametrize("block", [7, 512])
 def test_an_alpha_for_every_target_with_repeats(shown, closed_form, constants, n, p, block):

@@ -18,6 +18,7 @@ from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.regression.ridge.settings import RidgeSettings
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not inherit from.*BaseEstimator.*:UserWarning")
 @pytest.mark.filterwarnings("ignore::leanrecon.errors.LeanreconWarning")
 @parametrize_with_checks(

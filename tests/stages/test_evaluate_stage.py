@@ -693,3 +693,32 @@ def test_a_plan_names_the_stages_that_draw_and_compare(leanrecon: Any, data: Pat
 def test_the_report_names_no_folders_of_the_settings_not_even_in_lists() -> None:
     table = {"dataset": {"roi": ["V1", "/home/someone/mine.nii.gz"], "root": "/data/nsd"}, "seed": 0}
     assert report._without_folders(table) == {"dataset": {"roi": ["V1", "mine.nii.gz"], "root": "nsd"}, "seed": 0}
+
+
+# Damage to what the report reads
+
+
+@pytest.mark.parametrize("harm", ["letter", "short line", "empty", "metrics"])
+def test_damaged_figures_are_refused_by_name(leanrecon: Any, study: Path, tmp_path: Path, harm: str) -> None:
+    path = study / "evaluation" / ("metrics.json" if harm == "metrics" else "scores.csv")
+    text = (study / "evaluation" / "scores.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    number = lines[1].split(",")[2]
+    harmed = {
+        "letter": text.replace(number, f"x{number}", 1),
+        "short line": "".join([lines[0], "1,2\n", *lines[2:]]),
+        "empty": "",
+        "metrics": "3",
+    }
+    path.write_text(harmed[harm])
+    said = leanrecon("report", study, cwd=tmp_path, code=2)
+    assert path.name in said
+    assert "verify" in said
+
+
+def test_a_png_of_400_megapixels_is_refused_before_it_is_decoded(leanrecon: Any, study: Path, tmp_path: Path) -> None:
+    path = study / "reconstructions" / "stage1" / "00001.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    said = leanrecon("report", study, cwd=tmp_path, code=2)
+    assert "image 00001.png" in said
+    assert "verify" in said

@@ -87,6 +87,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_the_mirror_is_the_study_itself(finished: Path) -> None:
     study, mirror = contents(finished / "study"), contents(finished / "mirror")
     assert study == mirror

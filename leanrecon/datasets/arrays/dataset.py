@@ -179,4 +179,5 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         folds=inputs.settings.folds,
         work=max(plan.work for plan in plans),
         disk=sum(plan.disk for plan in plans),
+        captions=inputs.captions_nbytes,
     )

@@ -217,6 +217,8 @@ class Ingest:
             fill_store(store, source, self.context.named(f"betas, {split.name}"), nan.looker(locate))
             located.append((store, locate))
         nan.check(located)
+        if nan.labels:
+            self.context.progress.say(nan.labels)
         self._check_sources(own)
         for store in own:
             store.finish()

@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanrecon.datasets.arrays.repeats import Averaged
+from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
@@ -37,6 +39,10 @@ _Part = tuple[Rows, Array]
 
 OVERHEAD = 32 * 10**6
 """Bytes that h5py, scipy.io and Zarr take when they are loaded, with room for ids and captions."""
+
+
+ROW_NBYTES = 650
+"""Bytes of a row beside its numbers: ids, places and trials in lists, and the same as JSON."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Inputs:
             chunk,
             free=free,
             together=rows.together,
-            held=rows.held,
+            held=rows.held + self.captions_nbytes + ROW_NBYTES * self.n_rows,
             scratch=rows.scratch + OVERHEAD + averaged * self.voxels * 8,
             working=Averaged.working if averaged else 1,
         )
@@ -266,6 +272,12 @@ class Inputs:
             return arrays
         return [arrays[0 if split == "train" else 1]]
 
+    @cached_property
+    def captions_nbytes(self) -> int:
+        """Most bytes that reading and keeping the captions takes; 0 where there are none."""
+        given = [getattr(self.settings, name) for name in self.names("captions")]
+        return sum(caption_size(spec, self.settings.path, self.base_dir).nbytes for spec in given if spec)
+
     def captions(self) -> list[list[list[str]]] | None:
         """The captions of each array, or None; each is as long as its betas."""
         names = self.names("captions")
@@ -285,10 +297,10 @@ class Inputs:
         for name, betas in zip(names, self.arrays["betas"], strict=True):
             with self.open(name) as rows:
                 _check_numbers(rows, "iuf", "run numbers")
+                _check_length(name, int(np.prod(rows.shape, dtype=np.int64)), betas)
                 values = rows[:].ravel()
             if not np.array_equal(values, np.rint(values)):
                 raise InputError(f"{rows.name} holds numbers that are not whole", expected="the run of each row")
-            _check_length(name, len(values), betas)
             read.append(values.astype(np.int64))
         return read
 
@@ -311,7 +323,7 @@ def _check_betas(rows: Rows) -> None:
         raise InputError(
             f"{rows.name} has shape {rows.shape}",
             expected="betas as [rows, voxels]",
-            todo="bring volumes into this form with their mask: betas[:, mask]",
+            todo="bring volumes into this form with their mask: betas[:, mask], or betas[mask].T where trials are last",
         )
 
 

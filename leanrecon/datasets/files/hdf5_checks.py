@@ -11,6 +11,7 @@ import numpy as np
 from leanrecon.errors import InputError
 
 _LISTED = 3  # missing files that an error names at most
+_SCAN = 2**20  # bytes that are looked through together
 _DEEPEST = 4  # virtual datasets made of virtual datasets
 
 
@@ -66,6 +67,8 @@ def check_storage(name: str, path: Path, dataset: Any, depth: int = 0) -> None:
             )
     if 0 in dataset.shape:
         return
+    if dataset.id.get_type().detect_class(h5py.h5t.STRING) and type_of(dataset).kind == "O":
+        check_heaps(name, path)
     if dataset.is_virtual:
         _check_virtual(name, path, dataset, depth)
     elif plist.get_external_count():
@@ -76,7 +79,10 @@ def check_storage(name: str, path: Path, dataset: Any, depth: int = 0) -> None:
         if dataset.id.get_offset() is None:
             raise _unwritten(name, "its numbers were never written")
         end = dataset.id.get_offset() + dataset.id.get_storage_size()
-        if end > path.stat().st_size or dataset.id.get_storage_size() < dataset.size * dataset.id.get_type().get_size():
+        if (
+            end > path.stat().st_size
+            or dataset.id.get_storage_size() < math.prod(dataset.shape) * dataset.id.get_type().get_size()
+        ):
             raise InputError(f"{name} is cut short: its numbers end at byte {end}", todo="copy the file again")
 
 
@@ -113,7 +119,7 @@ def _check_external(name: str, dataset: Any, plist: Any) -> None:
         room += min(max(there - offset, 0), size)
         if not path.is_file():
             missing.append(text)
-    needed = dataset.size * dataset.id.get_type().get_size()
+    needed = math.prod(dataset.shape) * dataset.id.get_type().get_size()
     if missing or room < needed:
         raise InputError(
             f"{name} keeps its numbers in other files, and {_listed(missing) or f'{needed - room} bytes'} "
@@ -156,10 +162,47 @@ def _check_virtual(name: str, path: Path, dataset: Any, depth: int) -> None:
             expected="every file that it is joined from",
             todo="copy them beside it, or save the numbers in one file",
         )
-    if covered < dataset.size:
+    if covered < math.prod(dataset.shape):
         raise _unwritten(name, f"{dataset.size - covered} of its {dataset.size} numbers come from no file")
 
 
 def _source_path(path: Path, name: str) -> Path | None:
     """Where HDF5 looks for a source: beside the joining file, and then from the current folder."""
     return next((p for p in (path.absolute().parent / name, Path(name)) if p.is_file()), None)
+
+
+def check_heaps(name: str, path: Path) -> None:
+    """Refuse strings in a heap with an object of no size, over which HDF5 would stand still for ever; raises InputError.
+
+    Global heaps as in the HDF5 File Format Specification 3.0, III.E.
+    """
+    with path.open("rb") as file:
+        tail, at = b"", 0
+        while block := file.read(_SCAN):
+            block = tail + block
+            start = at - len(tail)
+            found = block.find(b"GCOL\x01\0\0\0")
+            while found >= 0:
+                here = file.tell()
+                _check_heap(name, file, start + found)
+                file.seek(here)
+                found = block.find(b"GCOL\x01\0\0\0", found + 8)
+            at, tail = start + len(block), block[-7:]
+
+
+def _check_heap(name: str, file: Any, address: int) -> None:
+    file.seek(address + 8)
+    size = int.from_bytes(file.read(8), "little")
+    at, end = address + 16, address + size
+    while at + 16 <= end:
+        file.seek(at)
+        head = file.read(16)
+        number, nbytes = int.from_bytes(head[:2], "little"), int.from_bytes(head[8:], "little")
+        step = -(-nbytes // 8) * 8 + (16 if number else 0)  # free space counts its own head
+        if len(head) < 16 or step <= 0 or at + step > end:
+            raise InputError(
+                f"{name} is damaged: its heap of strings holds an object of {nbytes} bytes at byte {at}",
+                expected="strings that fill it",
+                todo="copy or save the file again",
+            )
+        at += step

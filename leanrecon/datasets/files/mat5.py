@@ -41,19 +41,19 @@ class Stretch:
     """Bytes of a file that elements lie in."""
 
     name: str
-    bytes: Bytes
+    source: Bytes
     order: str
     """ "<" or ">" """
     version: int = 5
 
     def take(self, start: int, n: int) -> bytes:
         memory = np.empty(n, np.uint8)
-        self.bytes.read_at(start, memory)
+        self.source.read_at(start, memory)
         return memory.tobytes()
 
     def numbers(self, start: int, n: int, dtype: str = "u4") -> list[int]:
         memory = np.empty(n, self.order + dtype)
-        self.bytes.read_at(start, memory.view(np.uint8))
+        self.source.read_at(start, memory.view(np.uint8))
         return [int(number) for number in memory]
 
 
@@ -177,7 +177,7 @@ def _variables_5(top: Stretch, size: int) -> Iterator[Variable]:
         of, start, end = top, element.start, element.start + element.nbytes
         kind = element.kind
         if kind == COMPRESSED:
-            inflated = InflatedBytes(top.name, top.bytes, element.start, element.nbytes)
+            inflated = InflatedBytes(top.name, top.source, element.start, element.nbytes)
             of = Stretch(top.name, inflated, top.order)
             kind, nbytes = of.numbers(0, 2)
             start, end = 8, 8 + nbytes
@@ -250,9 +250,9 @@ class Mat5Rows(NpyRows):
         key = variable.name
         if variable.dtype is None:  # refused by whoever wanted numbers, in words that name the class
             Rows.__init__(self, path, key, variable.shape, object, f"MATLAB {variable.kind}")
-            self.source = variable.of.bytes
+            self.source = variable.of.source
             return
-        super().__init__(path, key, variable.of.bytes, numbers_of(variable), variable.dtype, f"MATLAB {variable.kind}")
+        super().__init__(path, key, variable.of.source, numbers_of(variable), variable.dtype, f"MATLAB {variable.kind}")
 
     def blocks(self, index: Array) -> Iterator[Block]:
         if self.variable.dtype is None:

@@ -219,10 +219,17 @@ def block_shape(
 class Header(Protocol):
     """Shape, order and dtype of numbers in a file, and where they begin."""
 
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype[Any]
-    offset: int
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def fortran(self) -> bool: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def offset(self) -> int: ...
 
 
 WHOLE = "check that it was copied whole, or save it again"

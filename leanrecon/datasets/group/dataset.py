@@ -137,6 +137,7 @@ class Group:
         )
         disk = sum(store_nbytes((n, aligned.dims), "float32", chunk) for n in rows.values())
         disk += sum(store_nbytes((n, height, width, channels), "uint8", chunk) for n in images.values())
+        captions = members.captions_nbytes
         return DatasetPlan(
             n_train=rows["train"],
             n_test=rows["test"],
@@ -146,8 +147,9 @@ class Group:
             voxels=aligned.dims,
             image_shape=members.image_shape,
             folds=None,
-            work=OVERHEAD + work,
+            work=OVERHEAD + captions + work,
             disk=disk,
+            captions=captions,
             scratch=sum(store_nbytes(shape, "float32", chunk) for shape in shared.values()),
         )
 

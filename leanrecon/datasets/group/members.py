@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from leanrecon.datasets.group.dataset import GroupSettings
 
 
+CAPTIONS = 5
+"""Bytes for each byte of a captions file: strings of plain text with their heads, twice while they are written."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One subject's study."""
@@ -56,6 +60,12 @@ class Members:
     def max_repeats(self) -> int:
         """Most trials of one image in one member."""
         return max(max(_trials(member.rows, split)) for member in self.each for split in SPLITS)
+
+    @property
+    def captions_nbytes(self) -> int:
+        """Most bytes that reading and keeping the captions of all members takes, beyond what overheads hold."""
+        sizes = [member.study.captions(split).size() or 0 for member in self.each for split in SPLITS]
+        return CAPTIONS * sum(sizes) if min(sizes) else 0
 
     def n_rows(self, split: str) -> int:
         """Rows of all members."""

@@ -31,6 +31,9 @@ SAMPLE = 1000
 OVERHEAD = 110 * 10**6
 """Bytes that boto3, nibabel, SciPy's reader and Zarr take when they are loaded, with lists of trials and ids."""
 
+CAPTION_NBYTES = 1600
+"""Bytes that the five or six captions of an image take while they are read and written."""
+
 SPLITS = ("train", "test")
 INDEX_SHARE = 0.35
 """Of the voxels' bytes, what their index and the gaps between them add: measured at subject 1's geometry."""
@@ -183,6 +186,7 @@ def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", ch
     download += n_images * int(np.prod(images.shape[1:]))
     scratch = max([size for name, size in sizes.items() if name.endswith(".nii.gz")], default=0)
     far = settings.root.startswith("s3://")
+    captions = CAPTION_NBYTES * n_images if settings.captions else 0
     return DatasetPlan(
         n_train=n["train"],
         n_test=n["test"],
@@ -192,8 +196,9 @@ def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", ch
         voxels=voxels,
         image_shape=shape,
         folds=None,
-        work=OVERHEAD + fetch_nbytes(settings, prepared, images, chunk),
+        work=OVERHEAD + captions + fetch_nbytes(settings, prepared, images, chunk),
         disk=disk,
+        captions=captions,
         download=download if far else 0,
         scratch=scratch if far else 0,
     )

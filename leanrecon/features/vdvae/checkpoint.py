@@ -2,7 +2,6 @@
 
 import shutil
 import uuid
-import zipfile
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,15 +15,18 @@ from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.paths import expanded
 from leanrecon.weights.libraries import require_installed
-from leanrecon.weights.pickle_headers import shapes_in
+from leanrecon.weights.pickle_headers import is_archive, shapes_in
 from leanrecon.weights.pickles import open_checkpoint
 from leanrecon.weights.safetensors import Precision, read_header, reserved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 2
+SHOWN = 8
 """Most names that an error lists for each kind of problem."""
+
+SHOWN_BEFORE = 2
+"""The same before a run, when headers alone are compared: the kind of problem says most."""
 
 _AGAIN = "download it again and compare its size with the source's; the published imagenet64 file has 500 MB"
 
@@ -42,7 +44,7 @@ def weights_nbytes(config: VDVAEConfig, precision: Precision = "float32", only: 
 
 def loading_nbytes(path: Path) -> int:
     """Bytes that reading a file takes: none if it can be mapped, else (saved before PyTorch 1.6) its size."""
-    if not path.is_file() or path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+    if not path.is_file() or path.suffix == ".safetensors" or is_archive(path):
         return 0
     return path.stat().st_size
 
@@ -51,7 +53,7 @@ def require_file(path: Path) -> None:
     """Raise InputError where there is no file of weights."""
     if not path.is_file():
         raise InputError(
-            f"{path} is a folder" if path.is_dir() else f"there is no file {path}",
+            f"there is no file {path}" + (", which is a folder" if path.is_dir() else ""),
             expected="VDVAE weights (.th or .safetensors)",
             todo="set checkpoint to its path, or download the published file with `leanrecon fetch-weights RECIPE`",
         )
@@ -72,11 +74,12 @@ def check_file(path: Path, config: VDVAEConfig) -> None:
     found = {name.removeprefix("module."): shape for name, shape in found.items()}
     expected = weight_shapes(config)
     differing = [name for name in expected if name in found and found[name] != expected[name]]
-    problems = (
-        _listed([name for name in expected if name not in found], "missing")
-        + _listed([name for name in found if name not in expected], "unknown")
-        + _listed([f"{n} is {list(found[n])}, not {list(expected[n])}" for n in differing], "of another shape")
-    )
+    shapes = [f"{name} is {list(found[name])}, not {list(expected[name])}" for name in differing]
+    problems = [
+        *_listed([name for name in expected if name not in found], "missing", SHOWN_BEFORE),
+        *_listed([name for name in found if name not in expected], "unknown", SHOWN_BEFORE),
+        *_listed(shapes, "of another shape", SHOWN_BEFORE),
+    ]
     if problems:
         raise _misfit(path, problems, config)
 
@@ -187,10 +190,10 @@ def _problems(found: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[s
     )
 
 
-def _listed(names: list[str], what: str) -> list[str]:
+def _listed(names: list[str], what: str, most: int = SHOWN) -> list[str]:
     if not names:
         return []
-    return [f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"]
+    return [f"{len(names)} {what} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"]
 
 
 def _opened(path: Path) -> Mapping[Any, Any]:

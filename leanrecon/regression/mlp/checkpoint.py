@@ -73,7 +73,10 @@ class Folder:
             if seals.state(path) is seals.State.DAMAGED:
                 raise seals.damaged(as_location(path))
             found = TensorFile(path)
-        except StoreError as error:  # as a power cut leaves it: what it held is trained again
+        except StoreError as error:
+            if seals.sealing_root(as_location(path)) is None:
+                raise
+            # As a power cut leaves it: what it held is trained again.
             warnings.warn(f"{error.found}: it is trained again", LeanreconWarning, stacklevel=2)
             path.unlink()
             return None

@@ -98,7 +98,8 @@ class StreamingRidge(Regressor):
         Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder.
 
     ``fit`` and ``predict`` take NumPy, Zarr and Dask arrays, stores, and paths of stores, [rows, columns]. The
-    targets are not read until predictions are made, so they must stay where they are. Gram matrices up to order
+    targets are not read until predictions are made, so they must stay where they are; a pickled fit holds NumPy arrays
+    that it was given, and the paths of stores. Gram matrices up to order
     3072 are formed and factored in float64, larger ones in float32, where predictions are exact to about
     10⁻⁷ · (largest eigenvalue of the Gram matrix) / α of the targets' spread.
 

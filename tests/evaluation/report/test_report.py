@@ -4,7 +4,9 @@ import dataclasses
 import re
 import tracemalloc
 import weakref
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from leanrecon.errors import InputError
 from leanrecon.evaluation import scores
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES
 from leanrecon.evaluation.report import plots, thumbnails
-from leanrecon.evaluation.report.gallery import score_columns, strip_rows
+from leanrecon.evaluation.report.gallery import score_columns, shown_rows, strip_rows
 from leanrecon.evaluation.report.names import LABELS
 from leanrecon.evaluation.report.page import render
 from leanrecon.evaluation.report.thumbnails import thumbnail
@@ -409,3 +411,24 @@ def test_the_time_of_refining_an_image_stands_beside_the_images_and_the_stage(re
 def test_every_set_of_figures_is_named_in_words():
     named = {*scores.BASELINES, *scores.REFINED.values(), TRUE_FEATURES, ORACLE}
     assert named <= set(LABELS)
+
+
+def test_a_page_shows_the_best_the_worst_and_others_at_even_distances() -> None:
+    likeness = np.random.default_rng(0).random(5000).tolist()
+    shown = shown_rows(likeness, 100)
+    assert 100 <= len(shown) <= 111
+    ranked = np.argsort(likeness)
+    assert {*ranked[-5:].tolist(), *ranked[:3].tolist()} <= set(shown)
+    assert np.diff(shown).max() <= 51
+    assert shown_rows(likeness[:100], 100) == list(range(100))
+
+
+def test_a_page_of_some_rows_says_so_and_draws_all_their_scores(tmp_path: Path) -> None:
+    page = study_page(rows=12)
+    metrics = {**page.metrics, "n_test": 9000}
+    likeness = [0.5] * 9000
+    render(replace(page, metrics=metrics, likeness=likeness), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "12 of 9,000 test images are shown" in text
+    assert "9000 images; lines are means" in text
+    assert text.count("<article") == 12

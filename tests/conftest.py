@@ -1,0 +1,23 @@
+"""What all tests share: one thread for small matrices, and no import of test files that would not be run."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")  # before NumPy is imported: two threads wait longer than these matrices take
+
+_LEFT_OUT = re.compile(r"\bnot (\w+)")
+_MARKS = re.compile(r"^pytestmark = (\[.*?^\]|.*?$)", re.MULTILINE | re.DOTALL)
+_MARK = re.compile(r"pytest\.mark\.(\w+)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:
+    """Leave out files all of whose tests are left out by their marker, before PyTorch and others are imported."""
+    expression = config.getoption("markexpr", default="")
+    if collection_path.suffix != ".py" or re.search(r"\bor\b|\(", expression):
+        return None
+    marks = _MARKS.search(collection_path.read_text(encoding="utf-8"))
+    left_out = set(_LEFT_OUT.findall(expression))
+    return True if marks and left_out & set(_MARK.findall(marks[1])) else None
