@@ -184,7 +184,7 @@ def test_what_hdf5_keeps_other_than_numbers_is_named_rightly(tmp_path):
         file["gone"] = h5py.ExternalLink("gone.h5", "/x")
     for key, words in {
         "records": "records of left, right", "complex": "complex numbers", "arrays": "small arrays of float32",
-        "lists": "lists of varying length", "scalar": "a single number", "empty": "an empty dataset", "time": "",
+        "lists": "lists of varying length", "scalar": "a single number", "empty": "an empty dataset", "time": "times",
         "loop": "a link to /loop", "gone": "a link to gone.h5:/x",
     }.items():  # fmt: skip
         assert "copied whole" not in refused(f"{tmp_path / 'x.h5'}:{key}", words)

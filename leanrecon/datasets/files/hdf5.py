@@ -69,7 +69,7 @@ class H5Rows(Rows):
         return rows * columns * math.prod(self.shape[2:]) * int(self.dtype.itemsize)
 
     def blocks(self, index: Array) -> Iterator[Block]:
-        if self.dtype.kind not in "biufc":
+        if self.dtype.kind not in "biuf":
             raise InputError(f"{self.name} holds {self.kind} of shape {self.shape}", expected="numbers")
         if not len(index):
             return
