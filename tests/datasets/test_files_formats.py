@@ -93,6 +93,7 @@ def test_a_flipped_byte_in_a_deflated_variable_is_an_input_error():
         read_numbers("design", bytes(data), "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_matlab_variable_of_100_mb_is_never_held_whole(tmp_path, packed):
     scipy.io.savemat(tmp_path / "x.mat", {"x": np.zeros((500, 320, 320), np.uint16)}, do_compression=packed)
@@ -179,12 +180,14 @@ def test_what_hdf5_keeps_other_than_numbers_is_named_rightly(tmp_path):
         file["scalar"] = 3.0
         file["empty"] = h5py.Empty("f4")
         file["half"] = np.ones((3, 2), "f2")
-        h5py.h5d.create(file.id, b"time", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3,)))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        h5py.h5d.create(file.id, b"time", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3,)), plist)
         file["loop"] = h5py.SoftLink("/loop")
         file["gone"] = h5py.ExternalLink("gone.h5", "/x")
     for key, words in {
         "records": "records of left, right", "complex": "complex numbers", "arrays": "small arrays of float32",
-        "lists": "lists of varying length", "scalar": "a single number", "empty": "an empty dataset", "time": "",
+        "lists": "lists of varying length", "scalar": "a single number", "empty": "an empty dataset", "time": "times",
         "loop": "a link to /loop", "gone": "a link to gone.h5:/x",
     }.items():  # fmt: skip
         assert "copied whole" not in refused(f"{tmp_path / 'x.h5'}:{key}", words)
@@ -203,6 +206,7 @@ def test_a_named_dataset_is_opened_without_looking_at_thousands_of_others(tmp_pa
     assert "and 280 more" in refused(f"{tmp_path / 'x.h5'}:b", "no array 'b'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip", "compression_opts": 1}])
 def test_one_large_chunk_is_planned_for_what_it_takes(tmp_path, how):
     array = np.random.default_rng(0).integers(0, 9, (2000, 5000), np.uint8).astype(np.float32)

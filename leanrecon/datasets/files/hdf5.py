@@ -69,7 +69,7 @@ class H5Rows(Rows):
         return rows * columns * math.prod(self.shape[2:]) * int(self.dtype.itemsize)
 
     def blocks(self, index: Array) -> Iterator[Block]:
-        if self.dtype.kind not in "biufc":
+        if self.dtype.kind not in "biuf":
             raise InputError(f"{self.name} holds {self.kind} of shape {self.shape}", expected="numbers")
         if not len(index):
             return
@@ -141,6 +141,7 @@ def open_h5(path: Path, key: str | None) -> H5Rows:
         if rows.cache:
             access = rows.dataset.id.get_access_plist()
             access.set_chunk_cache(521, rows.cache + BLOCK, 0.75)
+            rows.dataset = None  # a dataset that is open keeps the cache that it has
             rows.dataset = h5py.Dataset(h5py.h5d.open(file.id, wanted.encode(), access))
         stack.pop_all()
         return rows

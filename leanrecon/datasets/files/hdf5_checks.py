@@ -149,8 +149,12 @@ def _check_virtual(name: str, path: Path, dataset: Any, depth: int) -> None:
         try:
             with h5py.File(where, "r") as file:
                 source = file[of.dset_name]
-                extent = of.src_space.get_simple_extent_dims()
-                if len(extent) != len(source.shape) or any(a > b for a, b in zip(extent, source.shape, strict=True)):
+                # A space without dimensions stands for the whole source.
+                extent = of.src_space.get_simple_extent_dims() or source.shape
+                room = len(extent) == len(source.shape) and all(
+                    a <= b for a, b in zip(extent, source.shape, strict=True)
+                )
+                if not room or math.prod(source.shape) < of.vspace.get_select_npoints():
                     missing.append(f"{of.file_name}:{of.dset_name} of shape {extent}")
                     continue
                 check_storage(f"{where}:{of.dset_name}", where, source, depth + 1)
