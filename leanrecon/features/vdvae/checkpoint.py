@@ -66,12 +66,12 @@ def check_file(path: Path, config: VDVAEConfig) -> None:
     """
     require_file(path)
     if path.suffix == ".safetensors":
-        found: Mapping[str, Shape] | None = {name: entry.shape for name, entry in read_header(path)[0].items()}
+        header: Mapping[str, Shape] | None = {name: entry.shape for name, entry in read_header(path)[0].items()}
     else:
-        found = shapes_in(path, again=_AGAIN)
-        if found is None:
-            return
-    found = {name.removeprefix("module."): shape for name, shape in found.items()}
+        header = shapes_in(path, again=_AGAIN)
+    if header is None:
+        return
+    found = {name.removeprefix("module."): shape for name, shape in header.items()}
     expected = weight_shapes(config)
     differing = [name for name in expected if name in found and found[name] != expected[name]]
     shapes = [f"{name} is {list(found[name])}, not {list(expected[name])}" for name in differing]
