@@ -19,6 +19,8 @@ from leanrecon.stores.fingerprint import differences
 FORMAT = 1
 """Version of the record beside the images."""
 
+_SIZED = 33  # bytes of a PNG up to the end of its header
+
 UNPROVEN = "unproven"
 """The entry of a record that was damaged: what it says is to be proven before the images are continued."""
 
@@ -182,7 +184,11 @@ class Pictures:
         try:
             data = self.file(row).read_bytes()
             # Before anything is decoded: a damaged header may ask for gigabytes.
-            if data[12:16] == b"IHDR" and data[16:24] != width.to_bytes(4, "big") + height.to_bytes(4, "big"):
+            if (
+                len(data) >= _SIZED
+                and data[12:16] == b"IHDR"
+                and data[16:24] != width.to_bytes(4, "big") + height.to_bytes(4, "big")
+            ):
                 size = [int.from_bytes(data[k : k + 4], "big") for k in (20, 16)]
                 raise self._damage(row, f"has {size[0]}×{size[1]} pixels instead of {height}×{width}")
             with Image.open(io.BytesIO(data)) as picture:
