@@ -105,8 +105,10 @@ def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> No
 
     Only spaces whose rows have one length whatever the images are looked at, so that no image is needed.
     """
-    check = getattr(generator, "check_length", None)
-    for role, name in generator.roles(settings.refine).items() if check is not None else ():
+    check: Any = getattr(generator, "check_length", None)
+    if check is None:
+        return
+    for role, name in generator.roles(settings.refine).items():
         lengths = {spaces[name].dims(shape) for shape in ((64, 64, 3), (96, 128, 3))}
         if len(lengths) == 1:
             check(role, lengths.pop())
