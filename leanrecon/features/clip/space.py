@@ -37,7 +37,8 @@ class CLIPSpace(PretrainedSpace):
 
     def check(self) -> None:
         """Raise InputError for files that are no CLIP of this half; reads headers and configs only."""
-        self.cost((64, 64, 3))
+        space: Any = self
+        space.cost((64, 64, 3))
 
     @property
     def _at_once(self) -> int:

@@ -167,7 +167,7 @@ class DiffusionModel(ABC):
             )
         first = whole_numbers(unet.config, "block_out_channels", [320], described)[0]
         channels = whole_number(unet.config, "in_channels", 4, described)
-        wanted = {"conv_in.weight": (first, channels, 3, 3)}
+        wanted: dict[str, tuple[int, ...]] = {"conv_in.weight": (first, channels, 3, 3)}
         wanted |= {
             name: (*entry.shape[:1], self.width)
             for name, entry in unet.entries.items()
