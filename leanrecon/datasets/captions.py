@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from leanrecon.datasets.files.captions import captions_nbytes
 from leanrecon.datasets.files.open import find_file, locate, open_array
 
 TEXT = 2.8
@@ -33,8 +34,11 @@ class CaptionSize:
 
 
 def caption_size(spec: str, default_path: str | None, base_dir: Path | None) -> CaptionSize:
-    """The size of the captions that ``files.captions.read_captions`` would read, from one pass over a text file or
-    the header of an array. Raises InputError where there is no such file."""
+    """The size of the captions that ``files.captions.read_captions`` would read.
+
+    Found from one pass over a text file or MATLAB's strings, or from the header of an array. Raises InputError where
+    there is no such file.
+    """
     path = find_file(spec, base_dir)
     if path is None and ".json:" in spec.lower():
         path, _ = locate(spec, default_path, base_dir)
@@ -44,7 +48,8 @@ def caption_size(spec: str, default_path: str | None, base_dir: Path | None) -> 
         count = int(np.prod(rows.shape, dtype=np.int64))
         if rows.dtype.kind in "US":
             return CaptionSize(count * rows.dtype.itemsize, count)
-        return CaptionSize(2 * rows.path.stat().st_size, count)  # MATLAB keeps two bytes a character
+    sizes = captions_nbytes(spec, default_path, base_dir)  # of a packed file, the size on disk tells nothing
+    return CaptionSize(sizes.held + int(sizes.scratch / TEXT), count)
 
 
 def _size_of_text(path: Path) -> CaptionSize:

@@ -173,9 +173,15 @@ def test_the_mean_eigenvalue_of_panels(tmp_path, constants):
         assert mean_eigenvalue(kernel) == pytest.approx(np.linalg.eigvalsh(centred @ centred.T).mean())
 
 
-@pytest.mark.parametrize(("errors", "chosen"), [([1.0, 2.0, 3.0], 10.0), ([3.0, 2.0, 1.0], 1000.0)])
-def test_an_end_of_the_grid_is_chosen_with_a_warning(errors, chosen):
-    with pytest.warns(LeanreconWarning, match=r"end of its grid of alphas, 10 to 1e\+03"):
+@pytest.mark.parametrize(
+    ("errors", "chosen", "end"),
+    [
+        ([1.0, 2.0, 3.0], 10.0, "smallest of its alphas, 10:"),
+        ([3.0, 2.0, 1.0], 1000.0, r"largest of its alphas, 1e\+03:"),
+    ],
+)
+def test_an_end_of_the_grid_is_chosen_with_a_warning_that_names_it(errors, chosen, end):
+    with pytest.warns(LeanreconWarning, match=end):
         assert best_alpha(np.array(errors), np.array([10.0, 100.0, 1000.0])) == chosen
 
 
@@ -189,7 +195,7 @@ def test_a_ridge_on_noise_warns(study):
     noise = np.random.default_rng(1).standard_normal(Y.shape)
     with pytest.warns(LeanreconWarning, match="next to nothing"):
         StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], standardize=False).fit(X, noise)
-    with pytest.warns(LeanreconWarning, match="end of its grid"):
+    with pytest.warns(LeanreconWarning, match=r"of its alphas, .* of the targets"):
         StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], per_target=True, standardize=False).fit(X, noise)
 
 

@@ -4,6 +4,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from leanrecon.errors import LeanreconWarning
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.regression.ridge.settings import RidgeSettings
 
@@ -91,7 +93,9 @@ def test_the_score_is_r2(study):
 
 NO_SKLEARN = """
 import sys
+import warnings
 import numpy as np
+from leanrecon.errors import LeanreconWarning
 from leanrecon.regression.ridge.ridge import StreamingRidge
 x, y, t = (np.load(path) for path in sys.argv[1:])
 from leanrecon.stores import as_matrix
@@ -128,3 +132,28 @@ def test_it_is_shown_with_the_parameters_that_differ_from_the_defaults():
     shown = StreamingRidge(3.0, standardize=False, alphas=np.array([1.0, 2.0]), budget="2GB")
     assert repr(shown) == "StreamingRidge(alpha=3.0, standardize=False, alphas=array([1., 2.]), budget='2GB')"
     assert repr(make_pipeline(StandardScaler(), StreamingRidge(3.0))).endswith("StreamingRidge(alpha=3.0))])")
+
+
+def test_the_public_class_is_scikit_learns_own_kind_of_estimator() -> None:
+    from sklearn.base import BaseEstimator
+    from sklearn.utils.estimator_checks import check_estimator
+
+    from leanrecon.regression.ridge import StreamingRidge as Public
+
+    ridge = Public(alpha=10.0)
+    assert isinstance(ridge, BaseEstimator)
+    assert repr(ridge) == "StreamingRidge(alpha=10.0)"
+    assert "StreamingRidge" in ridge._repr_html_()
+    assert clone(ridge).get_params() == ridge.get_params()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeanreconWarning)
+        warnings.filterwarnings("error", message=".*does not inherit from")
+        check_estimator(ridge)
+    X, y = np.random.default_rng(0).standard_normal((2, 30, 5))
+    np.testing.assert_array_equal(ridge.fit(X, y).predict(X), StreamingRidge(alpha=10.0).fit(X, y).predict(X))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(ridge)).predict(X), ridge.predict(X))
+
+
+def test_planning_and_studies_load_no_scikit_learn() -> None:
+    code = "import sys; import leanrecon.regression.ridge.ridge; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

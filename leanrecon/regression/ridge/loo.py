@@ -169,11 +169,14 @@ def _scores(betas: Centred, spectrum: Spectrum) -> Iterator[tuple[range, Array]]
 def best_alpha(errors: Array, alphas: Array) -> Array:
     """The alpha of least error for each column of errors; warns where that is an end of the grid."""
     best = np.argmin(errors, axis=0)
-    ends = np.isin(best, (0, len(alphas) - 1)).mean()
-    if len(alphas) > 1 and ends > 0.5:
+    low, high = (float((best == end).mean()) for end in (0, len(alphas) - 1))
+    if len(alphas) > 1 and low + high > 0.5:
+        end, name = (len(alphas) - 1, "largest") if high >= low else (0, "smallest")
+        of = "" if best.size == 1 else f" for {max(low, high):.0%} of the targets"
+        advice = "the betas predict next to nothing, or a larger" if end else "a smaller"
         warnings.warn(
-            f"leave-one-out chose an end of its grid of alphas, {alphas[0]:.3g} to {alphas[-1]:.3g}: at the upper end the "
-            "betas predict next to nothing, at the lower end a smaller alpha may do better (setting `alphas`)",
+            f"leave-one-out chose the {name} of its alphas, {alphas[end]:.3g}{of}: {advice} alpha may do better "
+            "(setting `alphas`)",
             LeanreconWarning,
             stacklevel=3,
         )
