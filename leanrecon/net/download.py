@@ -329,4 +329,4 @@ def _start(answer: Any) -> int:
 
 def retry_of(url: str) -> Retry:
     """The retry policy of the server of a URL."""
-    return Retry(url, f"the network and {urlsplit(url).netloc},")
+    return Retry(url, f"the network and {urlsplit(url).netloc.rpartition('@')[2]},")  # no password
