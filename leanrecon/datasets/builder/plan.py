@@ -93,8 +93,8 @@ def plan_build(
         plans.append(plan_trials(materials, voxels, chunk, free))
     if materials.images is not None:
         plans += [plan_images(materials, shown[split], chunk, free) for split in repeats]
-    trials = len(materials.trials)
-    sample = trials * min(voxels, SAMPLE) * 3 * 4 + 3 * materials.responses.scratch
+    most = max((len(of) for each in repeats.values() for of in each.rows.values()), default=1)
+    sample = (most > 1) * (len(materials.trials) * min(voxels, SAMPLE) * 3 * 4 + 3 * materials.responses.scratch)
     groups = 0
     if settings.zscore != "none":
         groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
@@ -104,7 +104,7 @@ def plan_build(
         n_test=n.get("test", 0),
         train_images=shown["train"],
         test_images=shown.get("test", 0),
-        max_repeats=max((len(of) for each in repeats.values() for of in each.rows.values()), default=1),
+        max_repeats=most,
         voxels=voxels,
         image_shape=materials.images.shape if materials.images else None,
         folds=settings.folds,
