@@ -92,8 +92,12 @@ class Store:
             if not changed:
                 path.sweep(deep=True)
                 if unproven:
-                    noted = there.record.get("notes", {})
-                    record = {"made_of": now, "fingerprint": fingerprint(now), "notes": noted, "complete": False}
+                    record = {
+                        "made_of": now,
+                        "fingerprint": fingerprint(now),
+                        "notes": dict(notes or {}),
+                        "complete": False,
+                    }
                     there = metadata.new(shape, dtype, chunks, record)
                 store = cls(path, there)
                 store._discard_damage()
