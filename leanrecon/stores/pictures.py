@@ -190,7 +190,7 @@ class Pictures:
                 and data[16:24] != width.to_bytes(4, "big") + height.to_bytes(4, "big")
             ):
                 size = [int.from_bytes(data[k : k + 4], "big") for k in (20, 16)]
-                raise self._damage(row, f"has {size[0]}×{size[1]} pixels instead of {height}×{width}")
+                raise self._damage(row, f"has {size[0]}×{size[1]} pixels instead of {self.shape}")
             with Image.open(io.BytesIO(data)) as picture:
                 image = np.asarray(picture)
         except FileNotFoundError:
