@@ -94,6 +94,8 @@ def run_extraction(work: Extraction, target: Location, context: Context, batch: 
     planned = work.plan(context.budget.free, batch)
     context.require(f"features {work.space.name}", planned.work)
     store = store or create(planned.batch)
+    if store.notes.get("batch") is None:  # its record was damaged, and is proven by this run
+        store.note(batch=planned.batch)
     work.encode(store, planned)
     store.finish()
     return store

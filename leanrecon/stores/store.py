@@ -256,6 +256,10 @@ class Store:
             )
         self._update(complete=True, content=content)
 
+    def note(self, **notes: Any) -> None:
+        """Note something down for later runs, as ``create`` does with a new store."""
+        self._update(notes=self.notes | notes)
+
     def discard(self, damaged: Sequence[tuple[int, int]]) -> None:
         """Remove chunks and mark the store incomplete, so that the next run writes just these again."""
         if damaged:
