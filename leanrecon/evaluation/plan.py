@@ -18,7 +18,7 @@ PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)
 ``bd2023``: as Ozcelik & VanRullen 2023 compare pixels.
 """
 
-SLACK = 24_000_000
+SLACK = 30_000_000
 """Bytes of SciPy's filters, of Pillow, and of threads."""
 
 RESAMPLES_AT_ONCE = 256

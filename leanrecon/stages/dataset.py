@@ -7,6 +7,9 @@ from leanrecon.errors import InputError
 from leanrecon.stages.stage import GIVE_IMAGES, NO_IMAGES, PlannedStage, Planning, Run
 from leanrecon.study.voxels import area_voxels
 
+_STAYS = 2
+"""Of the bytes that captions take, one in so many stays in the process: strings lie scattered. Measured: 53 %."""
+
 
 class DatasetStage:
     """Writes the stores that every later stage reads."""
@@ -28,6 +31,7 @@ class DatasetStage:
         if rows != images:
             summary = f"{rows} rows of {summary}"
         yield PlannedStage(self.name, summary, budget.reserved + data.work, data.disk, data.scratch, data.download)
+        planning.hold(data.captions // _STAYS)
 
     def run(self, run: Run) -> None:
         settings = run.settings

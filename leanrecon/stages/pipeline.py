@@ -37,7 +37,7 @@ STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 DECODE_STAGES = ("dataset", "decode", "refine", "evaluate")
 """The names of the stages of studies with ``[decode]``."""
 
-GATHERED_NBYTES = 14_000_000
+GATHERED_NBYTES = 28_000_000
 """Bytes that a run holds before its first stage and a plan does not: zarr (9 MB), other modules and records."""
 
 

@@ -238,6 +238,8 @@ def test_a_simulated_nsd_beside_its_settings_is_told_as_such(tmp_path: Path) -> 
     settings = check_settings({"dataset": {"kind": "nsd", "root": "nsd"}, "features": {"pixels": {}}})
     assert not os.path.samefile(tmp_path, os.getcwd())
     run = Run(settings, Study(tmp_path / "study"), tmp_path, False, Progress())
-    result = SimpleNamespace(folds=[], latent_r2={}, rows=[{"row": 0}], metrics={"notes": []})
+    result = SimpleNamespace(
+        folds=[], latent_r2={}, columns=["row"], rows=lambda: iter([{"row": 0}]), metrics={"notes": []}
+    )
     EvaluateStage._write(run, [], result, "x")
     assert json.loads(run.study.metrics.read_text())["simulated"] is True

@@ -34,7 +34,7 @@ def two_subjects(tmp_path: Path) -> list[Path]:
 
 def ingest_betas(study: Study, file: Path, **how: Any) -> None:
     settings = ArraysSettings(betas=str(file), test_fraction=0.25)
-    Arrays(settings).ingest(study, base_dir=None, context=Context.of("1GB", **how))
+    Arrays(settings).ingest(study, base_dir=None, context=Context.of("8GB", **how))
 
 
 def test_files_of_equal_name_size_and_time_are_told_apart(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from support import published_models as models  # noqa: E402
 from leanrecon.errors import InputError, LeanreconError, SettingsError  # noqa: E402
 from leanrecon.evaluation.judges.clip import CLIPJudge  # noqa: E402
 from leanrecon.features.clip import CLIPVision  # noqa: E402
+from leanrecon.places.files import write_text  # noqa: E402
 from leanrecon.stages.evaluate import write_report  # noqa: E402
 from leanrecon.stages.pipeline import Pipeline, plan_study  # noqa: E402
 from leanrecon.stages.repair import mend  # noqa: E402
@@ -313,7 +314,7 @@ def test_a_damaged_embedding_is_found_and_mended(folder: Path, finished: Path, m
     path = Path(store.chunk_path(1))
     path.write_bytes(b"\0" + path.read_bytes()[1:])
     text = (folder / "study" / "study.toml").read_text().replace(str(finished), str(folder))
-    (folder / "study" / "study.toml").write_text(text)
+    write_text(folder / "study" / "study.toml", text)
     damaged = find_damage(folder / "study")
     assert [store.path.stem for store in damaged] == ["stage1"]
     seen = encoded(monkeypatch)

@@ -233,11 +233,11 @@ def test_rows_are_made_of_contents_and_settings_alone(folder, tiny, tmp_path):
 def test_what_is_no_autoencoder_is_refused(folder, tiny, tmp_path):
     with pytest.raises(InputError, match="there is no folder .*nowhere"):
         make(tmp_path / "nowhere").dims((1, 1, 3))
-    with pytest.raises(InputError, match="holds a AutoencoderTiny. Expected an AutoencoderKL"):
+    with pytest.raises(InputError, match="holds a 'AutoencoderTiny'. Expected an AutoencoderKL"):
         make(tiny).dims((1, 1, 3))
     with pytest.raises(InputError, match="holds a None. Expected an AutoencoderKL"):
         make(write_clip(tmp_path / "clip")).dims((1, 1, 3))
-    with pytest.raises(InputError, match="holds a AutoencoderKL. Expected an AutoencoderTiny"):
+    with pytest.raises(InputError, match="holds a 'AutoencoderKL'. Expected an AutoencoderTiny"):
         make(folder, tiny=str(folder)).decode_cost((1, 1, 3))
     small = write_tiny_autoencoder(tmp_path / "small", num_decoder_blocks=(1, 1), decoder_block_out_channels=(8, 8))
     with pytest.raises(InputError, match="decodes 4 channels to 2 times their size. Expected 4 channels and 8 times"):

@@ -309,7 +309,7 @@ def test_a_model_of_another_kind_or_width_is_refused(copy):
     with pytest.raises(InputError, match=r"16 missing \(text_model\.encoder\.layers\.2\."):
         make(copy).encode([["a"]], [0])
     file.write_text(json.dumps(config | {"model_type": "t5"}))
-    with pytest.raises(InputError, match="holds a model of type t5"):
+    with pytest.raises(InputError, match="holds a model of type 't5'"):
         make(copy).dims((1, 1, 3))
 
 

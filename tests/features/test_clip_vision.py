@@ -235,7 +235,7 @@ def test_a_folder_without_the_vision_half_is_refused(tmp_path):
     text = write_text_encoder(tmp_path / "sd", projection=True)
     with pytest.raises(InputError, match=r"has no image_encoder/config\.json or config\.json"):
         make(text).dims((1, 1, 3))
-    with pytest.raises(InputError, match="holds a model of type clip_text_model"):
+    with pytest.raises(InputError, match="holds a model of type 'clip_text_model'"):
         make(text / "text_encoder").dims((1, 1, 3))
 
 

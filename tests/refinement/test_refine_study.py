@@ -21,6 +21,7 @@ from support import published_models as models
 from support.diffusion_models import vae, write_base
 from support.vdvae_models import SMALL, random_weights
 
+from leanrecon.places.files import write_json
 from leanrecon.stores import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
@@ -206,7 +207,7 @@ def test_the_wall_holds_with_a_generator(finished: Path) -> None:
         stimuli.write_rows(i, rng.integers(0, 256, shape, np.uint8))
     with pytest.warns(UserWarning, match="not to the same bytes"):
         stimuli.finish()
-    (noisy / "captions" / "test.json").write_text(json.dumps([["a purple noise"]] * 12))
+    write_json(noisy / "captions" / "test.json", [["a purple noise"]] * 12)  # with a checksum of its own
     # The stage dataset would find that these are not its captions, so the later stages are run alone.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", LATER], cwd=folder, env=environment, check=True, timeout=300)

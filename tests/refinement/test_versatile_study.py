@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 from support.diffusion_models import TOKENS, WIDTH
 from support.versatile_models import VISION, write_encoders, write_versatile
 
+from leanrecon.places.files import write_json
 from leanrecon.stores import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
@@ -161,7 +162,7 @@ def test_the_wall_holds_with_both_guides(finished: Path) -> None:
         stimuli.write_rows(i, rng.integers(0, 256, shape, np.uint8))
     with pytest.warns(UserWarning, match="not to the same bytes"):
         stimuli.finish()
-    (noisy / "captions" / "test.json").write_text(json.dumps([["a purple noise"]] * 6))
+    write_json(noisy / "captions" / "test.json", [["a purple noise"]] * 6)  # with a checksum of its own
     subprocess.run([sys.executable, "-c", LATER], cwd=folder, env=ENVIRONMENT, check=True, timeout=300)
     for pattern in ("reconstructions/*/*.png", "variants/prior/**/*.png", "variants/shuffled*/**/*.png"):
         assert images(noisy, pattern) == images(finished, pattern), pattern

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 
 import leanrecon
 from leanrecon.errors import InputError, SettingsError
+from leanrecon.places.files import write_whole
 from leanrecon.study.layout import Study
 from leanrecon.study.voxels import area_voxels
 
@@ -86,7 +87,8 @@ def test_areas_in_folds(tmp_path):
     with pytest.raises(InputError, match="does not say which area"):
         leanrecon.run(tables, study=tmp_path / "study")
     path = tmp_path / "study" / "betas" / "voxels.npz"
-    np.savez(path, index=np.arange(9), areas=np.array(["V1"] * 4 + ["ventral"] * 3 + [""] * 2))
+    areas = np.array(["V1"] * 4 + ["ventral"] * 3 + [""] * 2)
+    write_whole(path, lambda file: np.savez(file, index=np.arange(9), areas=areas))
     tables["areas"] = {"V1": ["V1"]}
     done = leanrecon.run(tables, study=tmp_path / "study")
     assert {"fold00", "fold00-V1", "fold02-V1", "fold01-shuffled00", "fold01-oracle"} <= set(done.variants)

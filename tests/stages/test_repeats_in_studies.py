@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import leanrecon
+from leanrecon.places.files import write_json
 from leanrecon.stores import Store
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,7 @@ def test_folds_never_tear_an_image_apart(folder):
 def test_a_study_of_format_1_is_refused_by_name(folder):
     done = run(folder, "study", repeats="single", test_repeats="single")
     rows = done.path / "betas" / "rows.json"
-    rows.write_text('{"train": {"stimulus": ["a"], "trials": [[0]], "repeats": [1]}}')
+    write_json(rows, {"train": {"stimulus": ["a"], "trials": [[0]], "repeats": [1]}})
     with pytest.raises(leanrecon.api.StoreError, match="format 1") as caught:
         run(folder, "study", repeats="single", test_repeats="single")
     assert "--overwrite" in str(caught.value)

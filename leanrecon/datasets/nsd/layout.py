@@ -168,7 +168,15 @@ def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Desig
     if file.size > _MOST_DESIGN:
         raise InputError(f"{file.name} has {file.size} bytes", expected="NSD's design, of about a megabyte")
     data = bytes(file.fetch(0, file.size))
-    order, images = (read_numbers(file.name, data, name) for name in names)
+    try:
+        order, images = (read_numbers(file.name, data, name) for name in names)
+    except InputError as error:
+        begins = f"{file.name} can't be read: "
+        raise InputError(
+            begins + error.found.removeprefix(begins),
+            expected="the tables masterordering and subjectim of NSD's design",
+            todo="copy it again",
+        ) from error
     for name, table in zip(names, (order, images), strict=True):
         if not (
             table.size
