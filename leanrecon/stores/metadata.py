@@ -31,7 +31,7 @@ class Metadata:
 
     def to_json(self) -> bytes:
         """The document with the present record, byte for byte as zarr-python writes it."""
-        attributes = {**self.document["attributes"], ATTRIBUTE: self.record}
+        attributes = {**(self.document.get("attributes") or {}), ATTRIBUTE: self.record}
         return json.dumps({**self.document, "attributes": attributes}, indent=2).encode()
 
 

@@ -21,6 +21,8 @@ from leanrecon.study.layout import Study
 
 nibabel = pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
+pytestmark = pytest.mark.slow
+
 NAMES = SubjectFiles(1)
 
 

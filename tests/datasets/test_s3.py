@@ -15,6 +15,8 @@ from leanrecon.net import retry, s3
 from leanrecon.net.ranges import BLOCK, LocalFile, Traffic, coalesce
 from leanrecon.net.s3 import Bucket, NetworkError
 
+pytestmark = pytest.mark.slow
+
 DATA = np.random.default_rng(5).bytes(1_000_000)
 ROOT = f"s3://{NAME}/objects"
 

@@ -24,6 +24,8 @@ from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"n_train": 40, "n_test": 9, "size": 16, "voxels": 60}
 CHUNK = 2000  # bytes: 2 images or 8 rows of betas a group
 

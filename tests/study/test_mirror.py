@@ -23,6 +23,8 @@ from leanrecon.study.mirror import Mirror
 from leanrecon.study.recipes import read_settings
 from leanrecon.study.record import is_complete
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 [dataset]
 kind = "simulated"
