@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from support.lab import write_lab
 from support.layouts import (
     IDS,
@@ -80,3 +81,18 @@ def test_nothing_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.doc").write_text("x")
     with pytest.raises(InputError, match="unknown kind"):
         inspect(tmp_path / "notes.doc")
+
+
+@pytest.mark.parametrize("ending", ["mat", "npz", "h5"])
+def test_a_damaged_file_is_named_by_the_checked_readers(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    if ending == "mat":
+        scipy.io.savemat(path, {"x": np.ones(20), "y": np.ones(5)})
+    elif ending == "npz":
+        np.savez(path, x=np.ones(20))
+    else:
+        with h5py.File(path, "w") as file:
+            file["x"] = np.ones(20)
+    path.write_bytes(path.read_bytes()[:140])
+    with pytest.raises(InputError, match="can't be read"):
+        inspect(path)

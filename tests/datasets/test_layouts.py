@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from support.layouts import (
@@ -217,4 +218,15 @@ def test_glmsingles_pickles_are_never_loaded(tmp_path: Path) -> None:
     (folder / "TYPED_FITHRF_GLMDENOISE_RR.hdf5").unlink()
     np.save(folder / "TYPED_FITHRF_GLMDENOISE_RR.npy", {"betasmd": np.zeros(3)}, allow_pickle=True)
     with pytest.raises(InputError, match="pickle"):
+        study(tmp_path, {"kind": "glmsingle", "root": str(folder), "trials": str(folder / "trials.csv")})
+
+
+def test_trials_that_were_never_written_are_refused(tmp_path: Path) -> None:
+    write_glmsingle(tmp_path / "glm", ending="hdf5")
+    folder = tmp_path / "glm"
+    with h5py.File(folder / "TYPED_FITHRF_GLMDENOISE_RR.hdf5", "a") as file:
+        del file["betasmd"]
+        betas = file.create_dataset("betasmd", (4, 3, 2, 24), "f4", chunks=(1, 3, 2, 24))
+        betas[0] = 1
+    with pytest.raises(InputError, match="never written"):
         study(tmp_path, {"kind": "glmsingle", "root": str(folder), "trials": str(folder / "trials.csv")})

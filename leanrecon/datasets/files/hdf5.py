@@ -147,6 +147,14 @@ def open_h5(path: Path, key: str | None) -> H5Rows:
         return rows
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of the datasets of a file; raises InputError for damage."""
+    import h5py
+
+    with explained_damage(str(path)), h5py.File(path, "r") as file:
+        return _names(file)[0]
+
+
 def _is_dataset(path: Path, file: Any, key: str) -> bool:
     """Whether a key names a dataset; raises InputError for a link that leads nowhere."""
     import h5py

@@ -267,6 +267,16 @@ def open_mat5(path: Path, key: str | None) -> Mat5Rows:
         return Mat5Rows(path, find_variable(str(path), source, source.size, key))
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of the variables of a file; raises InputError for damage."""
+    source = FileBytes(path)
+    try:
+        with explained_damage(str(path)):
+            return [variable.name for variable in variables(str(path), source, source.size)]
+    finally:
+        source.close()
+
+
 def find_variable(name: str, source: Bytes, size: int, key: str | None) -> Variable:
     """The variable named ``key``, or the only one."""
     found = list(variables(name, source, size))

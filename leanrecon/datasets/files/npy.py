@@ -59,6 +59,12 @@ def open_npz(path: Path, key: str | None) -> NpyRows:
     return NpyRows(path, key, MemberBytes(path, key), header)
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file; raises InputError for damage."""
+    with explained_damage(str(path)), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
 def _check(name: str, header: NpyHeader, size: int) -> None:
     if header.dtype.hasobject:
         raise InputError(

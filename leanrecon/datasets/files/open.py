@@ -4,6 +4,7 @@ import difflib
 import os
 from pathlib import Path
 
+from leanrecon.datasets.files import hdf5, mat5, npy
 from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 from leanrecon.datasets.files.mat5 import open_mat5
 from leanrecon.datasets.files.npy import open_npy, open_npz
@@ -118,3 +119,17 @@ def _open(path: Path, key: str | None) -> Rows:
     if suffix == ".mat":
         return open_h5(path, key) if is_hdf5(path) else open_mat5(path, key)
     raise InputError(f"{path} is of an unknown kind", expected=f"a file that ends in {', '.join(SUFFIXES)}")
+
+
+def array_keys(path: Path) -> list[str | None]:
+    """The keys of the arrays of a file, from its directory alone; None for the one array of an .npy file.
+
+    Raises InputError for damage.
+    """
+    refuse_pointer(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return [None]
+    if suffix == ".npz":
+        return [*npy.names_in(path)]
+    return [*(hdf5 if suffix != ".mat" or is_hdf5(path) else mat5).names_in(path)]

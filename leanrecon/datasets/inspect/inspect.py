@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from leanrecon.datasets.files.folder import ENDINGS
+from leanrecon.datasets.files.open import SUFFIXES, array_keys, open_array
 from leanrecon.datasets.inspect.arrays import Look, look_at
 from leanrecon.errors import InputError, LeanreconError
 
 LISTED = 20
 """Most files or keys that are shown."""
 
-ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 TABLES = (".tsv", ".csv")
 
 
@@ -170,7 +170,7 @@ def _folder(path: Path) -> Inspection:
     for layout in _LAYOUTS:
         if (found := layout(path)) is not None:
             return found
-    arrays = sorted(file for file in path.iterdir() if file.suffix.lower() in ARRAYS)
+    arrays = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not arrays:
         there = ", ".join(sorted(file.name for file in path.iterdir())[:LISTED]) or "nothing"
         return Inspection("unknown", [f"none of the known layouts; the folder holds {there}"])
@@ -200,13 +200,13 @@ def _file(path: Path) -> Inspection:
 
         height, width, channels = image_size(path)
         return Inspection("image", [f"an image of {height}x{width} with {channels} channels"])
-    if suffix in ARRAYS:
+    if suffix in SUFFIXES:
         if (bdata := _bdata(path)) is not None:
             return bdata
         looks = list(_looks(path))
         return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
     raise InputError(
-        f"{path} is of an unknown kind", expected=f"{', '.join((*ARRAYS, *TABLES))}, NIfTI, an image or a folder"
+        f"{path} is of an unknown kind", expected=f"{', '.join((*SUFFIXES, *TABLES))}, NIfTI, an image or a folder"
     )
 
 
@@ -221,11 +221,11 @@ def _one_nifti(path: Path) -> Inspection:
 
 
 def _bdata(path: Path) -> Inspection | None:
-    import h5py
-
-    if not h5py.is_hdf5(path):
-        return None
+    from leanrecon.datasets.files.hdf5 import is_hdf5
     from leanrecon.datasets.layouts.bdata import BData
+
+    if not is_hdf5(path):
+        return None
 
     try:
         data = BData(path)
@@ -242,10 +242,7 @@ def _bdata(path: Path) -> Inspection | None:
 
 
 def _looks(path: Path) -> Iterator[Look]:
-    from leanrecon.datasets.files.open import open_array
-    from leanrecon.datasets.inspect.keys import keys_of
-
-    for key in itertools.islice(keys_of(path), LISTED):
+    for key in array_keys(path)[:LISTED]:
         spec = str(path) if key is None else f"{path}:{key}"
         try:
             with open_array(spec) as rows:

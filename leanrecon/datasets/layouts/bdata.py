@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.builder.columns import Columns
+from leanrecon.datasets.files.hdf5 import is_hdf5
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Rows, explained_damage
+from leanrecon.datasets.layouts.files import whole_array
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +27,7 @@ class BData:
         import h5py
 
         self.path = path
-        if not h5py.is_hdf5(path):
+        if not is_hdf5(path):
             raise InputError(
                 f"{path} is no HDF5 file",
                 expected="a BData file in HDF5",
@@ -43,9 +45,10 @@ class BData:
                     expected="one row of flags a key, one column a column of the matrix",
                 )
             self.keys = {_text(key): row for row, key in enumerate(keys[()])}
-            self.flags: Array = meta["value"][()]
+            values = meta["value"].name
             self.names = _value_maps(file)
             self.rows = int(data.shape[0])
+        self.flags: Array = whole_array(path, values.strip("/"))
         self.held = 2 * int(self.flags.nbytes)
 
     def __len__(self) -> int:

@@ -135,20 +135,13 @@ class LastAxis(Rows):
     """``betasmd`` with trials on its last axis, as rows of voxels in C order over the volume: float32 [trials, voxels]."""
 
     def __init__(self, path: Path, index: Array | None = None) -> None:
-        import h5py
+        from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 
-        from leanrecon.datasets.files.rows import explained_damage
-
-        if not h5py.is_hdf5(path):
+        if not is_hdf5(path):
             raise InputError(f"{path} is no HDF5 file", expected="GLMsingle's .hdf5, or .mat of version 7.3")
-        with explained_damage(str(path)):
-            self.file = h5py.File(path, "r")
-            data = self.file.get(KEY)
-            if not isinstance(data, h5py.Dataset):
-                raise InputError(f"{path} has no array {KEY}", expected=f"one of {', '.join(list(self.file)[:12])}")
-        self.data = data
-        self.matlab = path.suffix.lower() == ".mat" or data.attrs.get("MATLAB_class") is not None
-        shape = tuple(reversed(data.shape)) if self.matlab else tuple(data.shape)
+        self.opened = open_h5(path, KEY)
+        self.data, self.matlab = self.opened.dataset, self.opened.transposed
+        data, shape = self.data, self.opened.shape
         if len(shape) not in (2, 4) or data.dtype.kind not in "iuf" or 0 in shape:
             raise InputError(
                 f"{path}:{KEY} holds {data.dtype} of shape {shape}", expected="(x, y, z, trials) or (voxels, trials)"
@@ -163,7 +156,7 @@ class LastAxis(Rows):
 
     def picked(self, index: Array) -> "LastAxis":
         """The same betas of some voxels."""
-        self.file.close()
+        self.close()
         return LastAxis(self.path, index)
 
     def blocks(self, index: Array) -> Iterator[Block]:
@@ -202,4 +195,4 @@ class LastAxis(Rows):
         return f"trial {row} of {self.name}"
 
     def close(self) -> None:
-        self.file.close()
+        self.opened.close()
