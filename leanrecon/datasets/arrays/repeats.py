@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from leanrecon.datasets.files.rows import Block, Convert, Rows
+from leanrecon.datasets.files.rows import Block, Convert, Derived, Rows
 from leanrecon.datasets.splits import rows_of
 from leanrecon.memory import buffer
 from leanrecon.study.rows import SplitRows, joined_groups
@@ -85,19 +85,16 @@ class Repeats:
         return replace(self, index=self.index[places], ids=[self.ids[place] for place in places], runs=runs)
 
 
-class Averaged(Rows):
+class Averaged(Derived):
     """Means over rows of an array: row k is the mean of the rows ``trials[k]``, taken in float64, times ``scale[k]``."""
 
     working = 3
     """Bytes for each byte of the float32 rows read: these rows, and their sums in float64."""
 
     def __init__(self, base: Rows, trials: Sequence[Sequence[int]], scale: Array | None = None) -> None:
-        super().__init__(base.path, base.key, (len(trials), *base.shape[1:]), np.float32)
-        self.base = base
+        super().__init__(base, (len(trials), *base.shape[1:]), base.shape[1] * 8)
         self.trials = trials
         self.scale = np.ones(len(trials)) if scale is None else scale
-        self.name = base.name
-        self.together, self.held, self.scratch = base.together, base.held, base.scratch + base.shape[1] * 8
 
     def read(self, index: Array, out: Array, convert: Convert | None = None) -> None:
         """Fill ``out`` with the means ``index``. Sums run over rows in ascending order, however they are read."""
@@ -125,6 +122,3 @@ class Averaged(Rows):
         if len(trials) == 1:
             return self.base.locate(trials[0])
         return f"the mean of rows {', '.join(map(str, trials[:-1]))} and {trials[-1]} of {self.base.name}"
-
-    def release(self) -> None:
-        self.base.release()

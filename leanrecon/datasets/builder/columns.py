@@ -5,20 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.rows import BLOCK, Block, Rows, row_blocks
+from leanrecon.datasets.files.rows import BLOCK, Block, Derived, Rows, row_blocks
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
 
-class Columns(Rows):
+class Columns(Derived):
     """Some columns of an array, ascending: float32 [rows, columns]."""
 
     def __init__(self, base: Rows, columns: Array) -> None:
-        super().__init__(base.path, base.key, (len(base), len(columns)), np.float32)
-        self.base, self.columns = base, columns
-        self.name, self.together, self.held = base.name, base.together, base.held
-        self.scratch = base.scratch + max(BLOCK, 4 * base.shape[1]) + 8 * len(columns)
+        super().__init__(base, (len(base), len(columns)), max(BLOCK, 4 * base.shape[1]) + 8 * len(columns))
+        self.columns = columns
 
     def blocks(self, index: Array) -> Iterator[Block]:
         whole = len(self.columns) == self.base.shape[1]
@@ -33,15 +31,6 @@ class Columns(Rows):
             if a < b:
                 picked: Array = self.columns[a:b] - start
                 yield rows, (slice(a, b),), block[:, picked]
-
-    def locate(self, row: int) -> str:
-        return self.base.locate(row)
-
-    def release(self) -> None:
-        self.base.release()
-
-    def close(self) -> None:
-        self.base.close()
 
 
 class StoreRows(Rows):
@@ -73,11 +62,6 @@ class Levels:
         self._seen = np.zeros(n, bool)
         self._used = used
 
-    @staticmethod
-    def nbytes(groups: int, columns: int) -> int:
-        """Bytes of memory that the levels take."""
-        return 5 * 8 * groups * columns
-
     def look(self, group: range, block: Array) -> None:
         """Count rows in: those that are used, in ascending order."""
         for row, values in zip(group, block, strict=True):
@@ -105,14 +89,12 @@ class Levels:
         return z.astype(np.float32)
 
 
-class Standardised(Rows):
+class Standardised(Derived):
     """Rows of an array, z-scored by the levels of their groups."""
 
     def __init__(self, base: Rows, levels: Levels) -> None:
-        super().__init__(base.path, base.key, base.shape, np.float32)
-        self.base, self.levels = base, levels
-        self.name, self.together, self.held = base.name, base.together, base.held
-        self.scratch = base.scratch + 2 * max(BLOCK, 4 * base.shape[1])
+        super().__init__(base, base.shape, 2 * max(BLOCK, 4 * base.shape[1]))
+        self.levels = levels
 
     def blocks(self, index: Array) -> Iterator[Block]:
         at_once = max(BLOCK // max(4 * self.shape[1], 1), 1)
@@ -123,9 +105,3 @@ class Standardised(Rows):
             for k, row in enumerate(own.tolist()):
                 block[k] = self.levels.apply(row, block[k])
             yield slice(start, start + len(own)), (), block
-
-    def locate(self, row: int) -> str:
-        return self.base.locate(row)
-
-    def release(self) -> None:
-        self.base.release()

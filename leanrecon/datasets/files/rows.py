@@ -85,20 +85,57 @@ class Rows:
         self.close()
 
 
-class Pooled(Rows):
-    """The rows of several arrays, one after the other."""
+class Derived(Rows):
+    """Float32 rows made of those of another array: named, let go of and closed as these are.
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        first = parts[0]
-        dtype = np.result_type(*(part.dtype for part in parts))
-        super().__init__(first.path, None, (sum(map(len, parts)), *first.shape[1:]), dtype)
+    ``scratch`` are the bytes that making them takes for a moment, beside what reading the others takes.
+    """
+
+    def __init__(self, base: Rows, shape: Sequence[int], scratch: int = 0) -> None:
+        super().__init__(base.path, base.key, shape, np.float32)
+        self.base = base
+        self.name, self.together, self.held = base.name, base.together, base.held
+        self.sequential = base.sequential
+        self.scratch = base.scratch + scratch
+
+    def locate(self, row: int) -> str:
+        return self.base.locate(row)
+
+    def release(self) -> None:
+        self.base.release()
+
+    def close(self) -> None:
+        self.base.close()
+
+
+class Several(Rows):
+    """Rows made of those of several arrays."""
+
+    def __init__(self, parts: Sequence[Rows], shape: Sequence[int], dtype: Any) -> None:
+        super().__init__(parts[0].path, None, shape, dtype)
         self.parts = list(parts)
-        self.starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
         self.name = " and ".join(part.name for part in parts)
         self.together = max(part.together for part in parts)
         self.held = sum(part.held for part in parts)
         self.sequential = any(part.sequential for part in parts)
         self.scratch = max(part.scratch for part in parts)
+
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+
+class Pooled(Several):
+    """The rows of several arrays, one after the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        dtype = np.result_type(*(part.dtype for part in parts))
+        super().__init__(parts, (sum(map(len, parts)), *parts[0].shape[1:]), dtype)
+        self.starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
 
     def blocks(self, index: Array) -> Iterator[Block]:
         for part, start in zip(self.parts, self.starts, strict=False):
@@ -110,10 +147,6 @@ class Pooled(Rows):
     def locate(self, row: int) -> str:
         k = max(k for k, start in enumerate(self.starts[:-1]) if start <= row)
         return self.parts[k].locate(row - self.starts[k])
-
-    def release(self) -> None:
-        for part in self.parts:
-            part.release()
 
 
 def row_blocks(index: Array, most: int) -> Iterator[tuple[slice, int, int, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.files.open import open_array
-from leanrecon.datasets.files.rows import BLOCK, Block, Rows
+from leanrecon.datasets.files.rows import BLOCK, Block, Derived, Rows, Several
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ def opened(path: Path, key: str | None = None, *, shape: Sequence[int | None] | 
     return rows
 
 
-class Joined(Rows):
+class Joined(Several):
     """Arrays side by side: the columns of the first, then those of the second …: float32 [rows, columns]."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
@@ -57,12 +57,7 @@ class Joined(Rows):
         for part in parts[1:]:
             if len(part) != len(first):
                 raise InputError(f"{part.name} has {len(part)} rows and {first.name} {len(first)}", expected="as many")
-        super().__init__(first.path, None, (len(first), sum(part.shape[1] for part in parts)), np.float32)
-        self.parts = list(parts)
-        self.name = " and ".join(part.name for part in parts)
-        self.together = max(part.together for part in parts)
-        self.held = sum(part.held for part in parts)
-        self.scratch = max(part.scratch for part in parts)
+        super().__init__(parts, (len(first), sum(part.shape[1] for part in parts)), np.float32)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         start = 0
@@ -72,36 +67,17 @@ class Joined(Rows):
                 yield rows, (slice(own.start + start, own.stop + start),), block
             start += part.shape[1]
 
-    def release(self) -> None:
-        for part in self.parts:
-            part.release()
 
-    def close(self) -> None:
-        for part in self.parts:
-            part.close()
-
-
-class Divided(Rows):
+class Divided(Derived):
     """The rows of an array divided by a number: float32."""
 
     def __init__(self, base: Rows, by: float) -> None:
-        super().__init__(base.path, base.key, base.shape, np.float32)
-        self.base, self.by = base, by
-        self.name, self.together, self.held = base.name, base.together, base.held
-        self.scratch = base.scratch + 2 * max(BLOCK, 8 * base.shape[1])
+        super().__init__(base, base.shape, 2 * max(BLOCK, 8 * base.shape[1]))
+        self.by = by
 
     def blocks(self, index: Array) -> Iterator[Block]:
         for rows, rest, block in self.base.blocks(index):
             yield rows, rest, (block / self.by).astype(np.float32)
-
-    def locate(self, row: int) -> str:
-        return self.base.locate(row)
-
-    def release(self) -> None:
-        self.base.release()
-
-    def close(self) -> None:
-        self.base.close()
 
 
 def whole_array(path: Path, key: str | None = None) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.datasets.files.nifti import nibabel_library
 from leanrecon.datasets.nsd.layout import (
     ATLASES,
     BETAS_KEY,
@@ -31,7 +32,6 @@ from leanrecon.datasets.nsd.layout import (
     check_simulation,
     chosen_sessions,
 )
-from leanrecon.datasets.nsd.voxels import nibabel_library
 from leanrecon.datasets.simulated.cortex import PANEL, Cortex, words_of
 from leanrecon.datasets.simulated.scenes import TEST, Scene, compose, describe, paint
 from leanrecon.errors import SettingsError

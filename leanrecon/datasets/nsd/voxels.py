@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.datasets.files.nifti import nibabel_library
 from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels_of, region
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError
 from leanrecon.net.ranges import RangeFile
 from leanrecon.places import LocationLike
 from leanrecon.study.layout import Study
@@ -152,15 +153,6 @@ def nifti_header(name: str, start: bytes) -> Any:
         return nibabel.Nifti1Header(start[:348])
     except nifti_errors() as error:
         raise InputError(f"{name} is damaged or cut short: {error}", todo="copy it again") from error
-
-
-def nibabel_library() -> Any:
-    """nibabel, or an error that says how to get it."""
-    try:
-        import nibabel
-    except ImportError:
-        raise SettingsError("reading NIfTI files needs nibabel", todo="pip install nibabel") from None
-    return nibabel
 
 
 def nifti_errors() -> tuple[type[Exception], ...]:
