@@ -174,6 +174,22 @@ class NanCount:
         )
 
 
+def fill_betas(parts: Sequence[tuple[str, Store, Source]], voxels: int, context: Context) -> NanCount:
+    """Fill the betas of all splits (name, store, rows), then judge the NaN in them together: only then may they be
+    finished. Raises InputError as ``NanCount`` does."""
+    nan = NanCount(voxels)
+    located = []
+    for split, store, source in parts:
+
+        def locate(row: int, source: Source = source) -> str:
+            return source.rows.locate(int(source.index[row]))
+
+        fill_store(store, source, context.named(f"betas, {split}"), nan.looker(locate))
+        located.append((store, locate))
+    nan.check(located)
+    return nan
+
+
 def _first_nan(stores: Sequence[tuple[Store, Callable[[int], str]]], voxels: Array) -> tuple[str, int]:
     for store, locate in stores:
         for i in range(store.row_groups):

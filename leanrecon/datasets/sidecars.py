@@ -1,7 +1,7 @@
 """The small files beside a study's betas and stimuli: kept while they stay the same, and swept of what a kill left."""
 
 import zipfile
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from leanrecon.errors import InputError, StoreError
 from leanrecon.places import Location, LocationLike, files
 from leanrecon.stores import Store
 from leanrecon.stores.fingerprint import file_fingerprint
+from leanrecon.stores.store import remove
 from leanrecon.study.layout import Study
+from leanrecon.study.rows import SPLITS
 
 
 def sources_path(study: Study) -> Location:
@@ -48,11 +50,16 @@ class SourceFiles:
         self.seen[str(path)] = of
         return str(of[1])
 
-    def check_unchanged(self) -> None:
-        """Raise InputError for a file that was written to since this run has read its content."""
-        for path, (stamp, _) in self.seen.items():
-            if stamp_of(Path(path)) != stamp:
-                raise changing(Path(path))
+    def refuse_changes(self, stores: Iterable[Store]) -> None:
+        """Raise InputError for a file that was written to since this run has read its content.
+
+        Removes ``stores``, which were made of both states of it.
+        """
+        changed = next((path for path, (stamp, _) in self.seen.items() if stamp_of(Path(path)) != stamp), None)
+        if changed is not None:
+            for store in stores:
+                remove(store.path)
+            raise changing(Path(changed))
 
 
 def stamp_of(path: Path) -> str:
@@ -105,9 +112,20 @@ def forget_other_kind(study: Study, kind: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_others(study: Study, *, captions: Container[str] = (), folds: bool = False) -> None:
-    """Remove the captions of all splits but these, and the folds, that an earlier dataset left."""
-    for split in ("train", "test"):
+def remove_others(
+    study: Study,
+    *,
+    captions: Container[str] = (),
+    folds: bool = False,
+    betas: Container[str] = SPLITS,
+    stimuli: Container[str] = SPLITS,
+) -> None:
+    """Remove the captions, betas and stimuli of all splits but these, and the folds, that an earlier dataset left."""
+    for split in SPLITS:
+        if split not in betas:
+            remove(study.betas(split))
+        if split not in stimuli:
+            remove(study.stimuli(split))
         if split not in captions:
             study.captions(split).unlink(missing_ok=True)
     if not folds:

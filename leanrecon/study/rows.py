@@ -83,6 +83,13 @@ class Rows:
             raise _damaged(study, problem)
         return rows
 
+    def are_in(self, study: Study) -> bool:
+        """Whether both files of a study tell of these very rows."""
+        try:
+            return self.read(study) == self
+        except StoreError:
+            return False
+
     def write(self, study: Study) -> None:
         """Write both files, rows.json last: its presence says that the dataset is complete."""
         if problem := self.problem():

@@ -87,7 +87,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path: Path, mo
             file.write(other.read_bytes())
         os.utime(one, ns=(time, time))
 
-    monkeypatch.setattr("leanrecon.datasets.arrays.ingest.fill_store", rewritten)
+    monkeypatch.setattr("leanrecon.datasets.ingest.fill_store", rewritten)
     study = Study(tmp_path / "study")
     with pytest.raises(InputError, match=r"betas\.npy changed while it was read.*Run the same command again"):
         ingest_betas(study, one)

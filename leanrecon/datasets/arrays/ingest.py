@@ -1,6 +1,5 @@
 """From opened arrays to a study's complete stores, step by step, continuing what an earlier run began."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.inputs import Inputs, Split
-from leanrecon.datasets.arrays.repeats import Averaged, Repeats
-from leanrecon.datasets.files.rows import Convert, Rows
+from leanrecon.datasets.arrays.repeats import Repeats
+from leanrecon.datasets.files.rows import Convert
 from leanrecon.datasets.images import stimulus_ids
-from leanrecon.datasets.ingest import NanCount, Source, fill_store
+from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.sidecars import (
     SourceFiles,
     forget_other_kind,
@@ -23,12 +22,12 @@ from leanrecon.datasets.sidecars import (
     sweep,
 )
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.places import Location
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.store import Store, remove
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows as StudyRows
 from leanrecon.study.rows import joined_groups
@@ -62,7 +61,7 @@ class Ingest:
             self._remove_others(set(repeats))
         self._keep_sources()
         rows = StudyRows({n: of.record() for n, of in repeats.items()}, {n: of.images for n, of in repeats.items()})
-        done = all(store.complete for store in stores.values()) and self._is_recorded(rows)
+        done = all(store.complete for store in stores.values()) and rows.are_in(self.study)
         if not done:
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             self._fill_betas(splits, repeats, stores)
@@ -154,13 +153,6 @@ class Ingest:
         """How images become uint8; floating-point ones are read through for it."""
         return self.inputs.converter()
 
-    def _is_recorded(self, rows: StudyRows) -> bool:
-        """Whether rows.json was written for these very rows."""
-        try:
-            return StudyRows.read(self.study) == rows
-        except StoreError:
-            return False
-
     # What is known of the files
 
     def _recall_sources(self) -> None:
@@ -205,41 +197,16 @@ class Ingest:
         own = [stores["betas", split.name] for split in splits]
         if all(store.complete for store in own):
             return
-        nan = NanCount(self.inputs.voxels)
-        located = []
+        parts = []
         for split, store in zip(splits, own, strict=True):
-            rows, index = self._betas(split, repeats[split.name])
-
-            def locate(row: int, rows: Rows = rows, index: Array = index) -> str:
-                return rows.locate(int(index[row]))
-
-            source = Source(rows, index, self._at_once("betas", split, store))
-            fill_store(store, source, self.context.named(f"betas, {split.name}"), nan.looker(locate))
-            located.append((store, locate))
-        nan.check(located)
+            rows, index = repeats[split.name].responses(split.betas, rescaled=self.settings.rescales(split.name))
+            parts.append((split.name, store, Source(rows, index, self._at_once("betas", split, store))))
+        nan = fill_betas(parts, self.inputs.voxels, self.context)
         if nan.labels:
             self.context.progress.say(nan.labels)
-        self._check_sources(own)
+        self.sources.refuse_changes(own)
         for store in own:
             store.finish()
-
-    def _check_sources(self, stores: Sequence[Store]) -> None:
-        """Refuse arrays that were written to meanwhile, and remove what was made of both states of them."""
-        try:
-            self.sources.check_unchanged()
-        except InputError:
-            for store in stores:
-                remove(store.path)
-            raise
-
-    def _betas(self, split: Split, repeats: Repeats) -> tuple[Rows, Array]:
-        """The rows that become rows of betas: those of the array, or means over them."""
-        if not repeats.averaged:
-            return split.betas, repeats.index
-        trials = repeats.trials
-        counts = np.array([len(of) for of in trials], np.float64)
-        scale = np.sqrt(counts) if self.settings.rescales(split.name) else None
-        return Averaged(split.betas, trials, scale), np.arange(len(trials))
 
     def _fill_images(self, splits: list[Split], repeats: dict[str, Repeats], stores: Stores) -> None:
         for split in splits if "stimuli" in self.inputs.roles else []:
@@ -250,15 +217,16 @@ class Ingest:
                 index = repeats[split.name].first
                 source = Source(split.rows("stimuli"), index, at_once, convert, self.inputs.images)
                 fill_store(store, source, self.context.named(f"stimuli, {split.name}"))
-                self._check_sources([store])
+                self.sources.refuse_changes([store])
                 store.finish()
 
     def _remove_others(self, splits: set[str]) -> None:
         """Remove what other settings made and these don't: the test stores of a split that is now folded, say."""
-        for split in ("train", "test"):
-            if split not in splits:
-                remove(self.study.betas(split))
-            if split not in splits or "stimuli" not in self.inputs.roles:
-                remove(self.study.stimuli(split))
         captions = getattr(self.settings, self.inputs.names("captions")[0])
-        remove_others(self.study, captions=splits if captions else (), folds=bool(self.settings.folds))
+        remove_others(
+            self.study,
+            captions=splits if captions else (),
+            folds=bool(self.settings.folds),
+            betas=splits,
+            stimuli=splits if "stimuli" in self.inputs.roles else (),
+        )

@@ -50,6 +50,17 @@ class Repeats:
             return [self.index[places].tolist() for places in self.rows.values()]
         return [[int(row)] for row in self.index]
 
+    def responses(self, base: Rows, *, rescaled: bool) -> "tuple[Rows, Array]":
+        """The rows that become rows of betas, and which of them: those of ``base``, or means over them.
+
+        ``rescaled`` multiplies a mean of k rows by √k.
+        """
+        if not self.averaged:
+            return base, self.index
+        trials = self.trials
+        scale = np.sqrt([len(of) for of in trials]) if rescaled else None
+        return Averaged(base, trials, scale), np.arange(len(trials))
+
     def record(self) -> SplitRows:
         """The rows of betas as rows.json tells of them."""
         trials = self.trials

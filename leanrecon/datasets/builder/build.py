@@ -1,14 +1,13 @@
 """From materials to a study's complete stores, step by step, continuing what an earlier run began."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.datasets.arrays.repeats import Averaged, Repeats
+from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import Images, Materials
 from leanrecon.datasets.builder.noise import ncsnr
@@ -16,14 +15,14 @@ from leanrecon.datasets.builder.plan import SAMPLE, is_staged, plan_betas, plan_
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.rows import BLOCK, Rows
-from leanrecon.datasets.ingest import NanCount, Source, fill_store
+from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.reliability import repeat_reliability
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
-from leanrecon.errors import InputError, LeanreconWarning, StoreError
+from leanrecon.errors import InputError, LeanreconWarning
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.store import Store, remove
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows as StudyRows
 
@@ -68,11 +67,17 @@ class Build:
         stores = {split: self._create_betas(split) for split in self.repeats}
         images = {split: self._create_images(split) for split in self.repeats} if self.materials.images else {}
         if overwrite:
-            self._remove_others()
+            remove_others(
+                self.study,
+                captions=self.repeats if self.materials.captions is not None else (),
+                folds=bool(self.settings.folds),
+                betas=self.repeats,
+                stimuli=self.repeats if self.materials.images is not None else (),
+            )
         record = {"files": self.sources.seen}
         if read_json(sources_path(self.study)) != record:
             write_json(sources_path(self.study), record)
-        if not (all(store.complete for store in (*stores.values(), *images.values())) and self._is_recorded(rows)):
+        if not (all(store.complete for store in (*stores.values(), *images.values())) and rows.are_in(self.study)):
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             self._fill_betas(stores)
             for split, store in images.items():
@@ -85,7 +90,7 @@ class Build:
             groups = self.repeats["train"].groups(by_run=self.settings.group == "run")
             folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
-        if not self._is_recorded(rows):
+        if not rows.are_in(self.study):
             rows.write(self.study)
 
     # Stores
@@ -118,21 +123,6 @@ class Build:
             path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
         )
 
-    def _is_recorded(self, rows: StudyRows) -> bool:
-        try:
-            return StudyRows.read(self.study) == rows
-        except StoreError:
-            return False
-
-    def _remove_others(self) -> None:
-        for split in ("train", "test"):
-            if split not in self.repeats:
-                remove(self.study.betas(split))
-            if split not in self.repeats or self.materials.images is None:
-                remove(self.study.stimuli(split))
-        captions = self.repeats if self.materials.captions is not None else ()
-        remove_others(self.study, captions=captions, folds=bool(self.settings.folds))
-
     # Responses
 
     def _fill_betas(self, stores: dict[str, Store]) -> None:
@@ -141,39 +131,19 @@ class Build:
         responses = self._standardised(self._staged())
         self._check(responses)
         self._write_voxels(responses)
-        nan = NanCount(len(self.columns))
-        located = []
+        parts = []
         for split, store in stores.items():
             of = self.repeats[split]
-            rows, index = responses, of.index
-            if of.averaged:
-                counts = np.array([len(trials) for trials in of.trials], np.float64)
-                scale = np.sqrt(counts) if self.settings.rescales(split) else None
-                rows, index = Averaged(responses, of.trials, scale), np.arange(len(of.trials))
-
-            def locate(row: int, rows: Rows = rows, index: Array = index) -> str:
-                return rows.locate(int(index[row]))
-
+            rows, index = of.responses(responses, rescaled=self.settings.rescales(split))
             plan = plan_betas(
                 self.materials, store.rows, len(self.columns), self.context.chunk, self.context.budget.free,
                 averaged=of.averaged,
             )  # fmt: skip
-            source = Source(rows, index, plan.at_once)
-            fill_store(store, source, self.context.named(f"betas, {split}"), nan.looker(locate))
-            located.append((store, locate))
-        nan.check(located)
-        self._check_sources(list(stores.values()))
+            parts.append((split, store, Source(rows, index, plan.at_once)))
+        fill_betas(parts, len(self.columns), self.context)
+        self.sources.refuse_changes(stores.values())
         for store in stores.values():
             store.finish()
-
-    def _check_sources(self, stores: Sequence[Store]) -> None:
-        """Refuse files that were written to meanwhile, and remove what was made of both states of them."""
-        try:
-            self.sources.check_unchanged()
-        except InputError:
-            for store in stores:
-                remove(store.path)
-            raise
 
     def _staged(self) -> Rows:
         """The responses of the chosen voxels, to be read in any order."""
@@ -186,7 +156,7 @@ class Build:
             plan = plan_trials(self.materials, store.columns, self.context.chunk, self.context.budget.free)
             source = Source(chosen, np.arange(len(chosen)), plan.at_once)
             fill_store(store, source, self.context.named("trials"))
-            self._check_sources([store])
+            self.sources.refuse_changes([store])
             store.finish()
         return StoreRows(store, self.materials.responses.name)
 
@@ -271,7 +241,7 @@ class Build:
         plan = plan_images(self.materials, store.rows, self.context.chunk, self.context.budget.free)
         source = Source(ordered, np.arange(len(names)), plan.at_once)
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
-        self._check_sources([store])
+        self.sources.refuse_changes([store])
         store.finish()
 
 
