@@ -13,6 +13,7 @@ from leanrecon.api import plan, run
 from leanrecon.errors import StoreError
 from leanrecon.places import as_location
 from leanrecon.progress import PlainProgress
+from leanrecon.study.settings import check_settings
 
 pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
 
@@ -124,3 +125,23 @@ def test_the_plan_counts_rows_images_and_voxels(tmp_path: Path) -> None:
     made = open_study(build(lab, "study"))
     assert made.betas("train").shape == (12, int(lab.mask.sum()))
     assert as_location(lab.folder / "study" / "betas" / "rows.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["nifti", "glmsingle"])
+def test_every_path_is_found_from_the_folder_of_the_settings(tmp_path: Path, kind: str) -> None:
+    for name in ("a.nii", "mask.nii", "t.csv", "areas/V1.nii", "images/x.png", "labels.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = {
+        "trials": "t.csv",
+        "mask": "mask.nii",
+        "areas": "areas/*.nii",
+        "images": "images",
+        "area_names": "labels.tsv",
+    }
+    given |= {"betas": "*.nii"} if kind == "nifti" else {"root": "."}
+    settings = check_settings({"dataset": {"kind": kind, **given}, "features": {"pixels": {}}}).dataset.located(
+        tmp_path
+    )
+    for name in set(given) - {"root"}:
+        assert Path(getattr(settings, name)).is_absolute(), name

@@ -1,5 +1,6 @@
 """Settings that all datasets of the builder share: splits, repeats, z-scores and the choice of voxels."""
 
+import glob
 from pathlib import Path
 from typing import Literal, Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.plan import DatasetSettings
+from leanrecon.places.paths import located
 
 ZScore = Literal["none", "run", "session", "train"]
 
@@ -51,3 +53,52 @@ class BuilderSettings(DatasetSettings):
         if self.folds and self.repeats != self.test_repeats:
             raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
         return self
+
+
+class FolderSettings(BuilderSettings):
+    """A dataset that lies in one folder."""
+
+    root: str
+    """The folder of the data."""
+
+    def located(self, base_dir: Path | None) -> Self:
+        own = super().located(base_dir)
+        return own.model_copy(update={"root": located(own.root, base_dir)})
+
+
+class TrialsSettings(BuilderSettings):
+    """A dataset with a table of trials, a folder of images, and a mask and areas in NIfTI files."""
+
+    trials: str
+    """A TSV or CSV table, one line a trial in the order of the betas: ``stimulus``; also ``run``, ``session``, ``split``."""
+    images: str | None = None
+    """The folder of the images; a stimulus is the name of a file, with or without its ending."""
+    mask: str | None = None
+    """A NIfTI mask of the voxels to use; absent: voxels that are not NaN (in NIfTI files, nor 0) in the first trial."""
+    areas: str | None = None
+    """A pattern of NIfTI masks, each named by its file, or one label image."""
+    area_names: str | None = None
+    """A table of the label image: ``index`` and ``name``."""
+    image_size: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    """[height, width] of the images in the study; absent: those of the first image."""
+
+    @property
+    def has_images(self) -> bool:
+        return self.images is not None
+
+    def located(self, base_dir: Path | None) -> Self:
+        own = super().located(base_dir)
+        names = ("trials", "images", "mask", "areas", "area_names")
+        return own.model_copy(
+            update={name: located_files(text, base_dir) for name in names if (text := getattr(own, name))}
+        )
+
+
+def located_files(text: str, base_dir: Path | None) -> str:
+    """The absolute path or pattern of what a setting names, or the text itself where nothing is there."""
+    path = Path(text).expanduser()
+    if not glob.has_magic(text) or path.is_absolute():
+        return located(text, base_dir)
+    folders = [Path.cwd(), *([base_dir] if base_dir else [])]
+    found = next((folder for folder in folders if any(folder.glob(text))), None)
+    return text if found is None else str((found / text).absolute())

@@ -2,15 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from leanrecon.datasets.builder.dataset import Builder
-from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
-from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -29,7 +28,7 @@ AREAS = {
 """Names of the labels 1, 2 … of each map. The challenge ships them as pickles, which are never loaded."""
 
 
-class AlgonautsSettings(BuilderSettings):
+class AlgonautsSettings(FolderSettings):
     """``[dataset] kind = "algonauts"``: one subject of the Algonauts 2023 challenge."""
 
     kind: Literal["algonauts"] = "algonauts"
@@ -42,10 +41,6 @@ class AlgonautsSettings(BuilderSettings):
     """The hemispheres whose vertices are used."""
     image_size: int | None = Field(default=None, ge=8)
     """Side of the images in the study; absent: 425, as they are."""
-
-    def located(self, base_dir: Path | None) -> Self:
-        own = super().located(base_dir)
-        return own.model_copy(update={"root": located(own.root, base_dir, Path.is_dir)})
 
 
 class Algonauts(Builder):

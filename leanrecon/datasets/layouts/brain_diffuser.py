@@ -1,15 +1,14 @@
 """The prepared folder of Brain-Diffuser (Ozcelik & VanRullen 2023): float64 betas, images and captions a subject."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from leanrecon.datasets.builder.dataset import Builder
-from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
-from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Images, Materials
@@ -23,7 +22,7 @@ SCALE = 300
 SPLITS = ("train", "test")
 
 
-class BrainDiffuserSettings(BuilderSettings):
+class BrainDiffuserSettings(FolderSettings):
     """``[dataset] kind = "brain-diffuser"``: the files that its ``prepare_nsddata.py`` writes."""
 
     kind: Literal["brain-diffuser"] = "brain-diffuser"
@@ -34,10 +33,6 @@ class BrainDiffuserSettings(BuilderSettings):
     """The subject."""
     image_size: int | None = Field(default=None, ge=8)
     """Side of the images in the study; absent: 425, as prepared."""
-
-    def located(self, base_dir: Path | None) -> Self:
-        own = super().located(base_dir)
-        return own.model_copy(update={"root": located(own.root, base_dir, Path.is_dir)})
 
 
 class BrainDiffuser(Builder):

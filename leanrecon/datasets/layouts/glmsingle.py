@@ -3,16 +3,15 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from leanrecon.datasets.builder.dataset import Builder
-from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.settings import FolderSettings, TrialsSettings
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows
 from leanrecon.errors import InputError
-from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -23,37 +22,14 @@ MODEL = "TYPED_FITHRF_GLMDENOISE_RR"
 KEY = "betasmd"
 
 
-class GLMsingleSettings(BuilderSettings):
-    """``[dataset] kind = "glmsingle"``: betas as GLMsingle writes them in MATLAB or Python."""
+class GLMsingleSettings(TrialsSettings, FolderSettings):
+    """``[dataset] kind = "glmsingle"``: betas as GLMsingle writes them in MATLAB or Python.
+
+    ``root`` is the folder of the outputs, or the file ``TYPED_FITHRF_GLMDENOISE_RR.hdf5`` or ``.mat``.
+    """
 
     kind: Literal["glmsingle"] = "glmsingle"
     """Outputs of GLMsingle."""
-    root: str
-    """The folder of the outputs, or the file: ``TYPED_FITHRF_GLMDENOISE_RR.hdf5`` or ``.mat``."""
-    trials: str
-    """A TSV or CSV table, one line a trial in the order of the design: ``stimulus``; also ``run``, ``session``, ``split``."""
-    images: str | None = None
-    """The folder of the images; a stimulus is the name of a file, with or without its ending."""
-    mask: str | None = None
-    """A NIfTI mask of the volume's voxels to use; absent: voxels without NaN in the first trial."""
-    areas: str | None = None
-    """A pattern of NIfTI masks, each named by its file, or one label image."""
-    area_names: str | None = None
-    """A table of the label image: ``index`` and ``name``."""
-    image_size: list[int] | None = Field(default=None, min_length=2, max_length=2)
-    """[height, width] of the images in the study; absent: those of the first image."""
-
-    @property
-    def has_images(self) -> bool:
-        return self.images is not None
-
-    def located(self, base_dir: Path | None) -> Self:
-        own = super().located(base_dir)
-        given = {name: value for name in ("root", "trials", "mask", "area_names") if (value := getattr(own, name))}
-        found = {name: located(value, base_dir) for name, value in given.items()}
-        if own.images:
-            found["images"] = located(own.images, base_dir, Path.is_dir)
-        return own.model_copy(update=found)
 
 
 class GLMsingle(Builder):

@@ -6,15 +6,14 @@ with images also ``coco_images_224_float16.hdf5``, from which only the images th
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from leanrecon.datasets.builder.dataset import Builder
-from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
-from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Images, Materials
@@ -27,13 +26,11 @@ SESSION = 750
 IMAGES = "coco_images_224_float16.hdf5"
 
 
-class MindEyeSettings(BuilderSettings):
+class MindEyeSettings(FolderSettings):
     """``[dataset] kind = "mindeye"``: the files of one subject as MindEye2 publishes them."""
 
     kind: Literal["mindeye"] = "mindeye"
     """MindEye2's files of NSD."""
-    root: str
-    """The folder of the files."""
     subject: int = Field(ge=1, le=8)
     """Subject 1 to 8."""
     images: bool = True
@@ -42,10 +39,6 @@ class MindEyeSettings(BuilderSettings):
     @property
     def has_images(self) -> bool:
         return self.images
-
-    def located(self, base_dir: Path | None) -> Self:
-        own = super().located(base_dir)
-        return own.model_copy(update={"root": located(own.root, base_dir, Path.is_dir)})
 
 
 class MindEye(Builder):

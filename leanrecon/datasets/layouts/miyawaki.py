@@ -5,15 +5,14 @@ first stimulus; the volumes of a block are averaged. Miyawaki et al. 2008, Neuro
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from leanrecon.datasets.builder.dataset import Builder
-from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
-from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -33,7 +32,7 @@ RINGS = tuple(f"lag{n}to{n + 1}" for n in range(11))
 JOINED = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v"), "V3VP": ("V3", "VP")}
 
 
-class MiyawakiSettings(BuilderSettings):
+class MiyawakiSettings(FolderSettings):
     """``[dataset] kind = "miyawaki"``: the one subject that nilearn fetches."""
 
     kind: Literal["miyawaki"] = "miyawaki"
@@ -48,10 +47,6 @@ class MiyawakiSettings(BuilderSettings):
     """Volumes (of 2 s) that the response comes after the stimulus."""
     sessions: list[Literal["random", "figure"]] = Field(default=["random", "figure"], min_length=1)
     """The sessions to use: random patterns and figures."""
-
-    def located(self, base_dir: Path | None) -> Self:
-        own = super().located(base_dir)
-        return own.model_copy(update={"root": located(own.root, base_dir, Path.is_dir)})
 
 
 class Miyawaki(Builder):
