@@ -15,24 +15,39 @@ from leanrecon.study.readable import problem_of
 from leanrecon.study.record import study_above
 
 
-class SmallFile:
-    """A record or another small file: its study keeps its checksum; of earlier studies, whether it can be read counts."""
+class Whole:
+    """Something at one path that is sound or damaged as a whole."""
 
     complete = True
 
-    def __init__(self, path: Location, problem: str = "", of: Location | None = None) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
-        self.problem = problem
-        self.of = of
-        """The store or the folder of images that it is the record of, if it is one."""
 
     def missing(self) -> list[str]:
         return []
 
     def damage(self) -> Iterator[tuple[str, str]]:
-        """The file itself, if it does not match its checksum or can't be read, with what is wrong."""
-        if problem := self.problem or small_problem(self.path):
+        """Its name with what is wrong, if something is."""
+        if problem := self.problem():
             yield self.path.name, problem
+
+    def problem(self) -> str:
+        """What is wrong with it; nothing where it is sound."""
+        raise NotImplementedError
+
+
+class SmallFile(Whole):
+    """A record or another small file: its study keeps its checksum; of earlier studies, whether it can be read counts."""
+
+    def __init__(self, path: Location, told: str = "", of: Location | None = None) -> None:
+        super().__init__(path)
+        self.told = told
+        """What is known to be wrong with it."""
+        self.of = of
+        """The store or the folder of images that it is the record of, if it is one."""
+
+    def problem(self) -> str:
+        return self.told or small_problem(self.path)
 
     def discard(self, names: Sequence[str]) -> None:
         """Remove the file, so that the next run writes it again; a record's store or images are proven and kept."""
@@ -42,40 +57,24 @@ class SmallFile:
             self.path.unlink(missing_ok=True)
 
 
-class Misplaced:
+class Misplaced(Whole):
     """A folder where a file of a study belongs."""
 
-    complete = True
-
-    def __init__(self, path: Location) -> None:
-        self.path = path
-
-    def missing(self) -> list[str]:
-        return []
-
-    def damage(self) -> Iterator[tuple[str, str]]:
-        yield self.path.name, f"{self.path} is a folder where a file belongs"
+    def problem(self) -> str:
+        return f"{self.path} is a folder where a file belongs"
 
     def discard(self, names: Sequence[str]) -> None:
         """Remove the folder if it is empty; raises StoreError for one that holds something."""
         if self.path.is_dir():
-            raise StoreError(f"{self.path} is a folder where a file belongs", todo="move it elsewhere and run again")
+            raise StoreError(self.problem(), todo="move it elsewhere and run again")
         self.path.delete_tree()
 
 
-class Link:
+class Link(Whole):
     """A link that leads out of a study: no part of it, and never followed."""
 
-    complete = True
-
-    def __init__(self, path: Location) -> None:
-        self.path = path
-
-    def missing(self) -> list[str]:
-        return []
-
-    def damage(self) -> Iterator[tuple[str, str]]:
-        yield self.path.name, f"{self.path} is a link that leads out of the study: what it leads to is not read"
+    def problem(self) -> str:
+        return f"{self.path} is a link that leads out of the study: what it leads to is not read"
 
     def discard(self, names: Sequence[str]) -> None:
         """Remove the link, and nothing of what it leads to."""
@@ -131,8 +130,16 @@ def _kept(path: Location, progress: Progress) -> list[Verified]:
     within = [found for found in study.found(*KEPT, Role.NETWORK, *SMALL) if found.path.is_within(path)]
     own = [f for f in within if not any(link.is_within(f.path) for link in links)]
     scratch = [_opened(store, Role.STORE) for store in study.scratch_stores() if store.is_within(path)]
+    begun = [SmallFile(file) for file in _begun(study) if file.is_within(path)]
     folders = [Misplaced(folder) for folder in _folders_for_files(study) if folder.is_within(path)]
-    return [*map(Link, links), *folders, *(_opened(found.path, found.item.role) for found in own), *scratch]
+    return [*map(Link, links), *folders, *(_opened(found.path, found.item.role) for found in own), *scratch, *begun]
+
+
+def _begun(study: Study) -> Iterator[Location]:
+    """The files of networks whose first training goes on: there is no record of these networks yet."""
+    for file in seals.files_of(study.root):
+        if file.parent.parent.name == "networks" and file.is_file() and not beside(file.parent).is_file():
+            yield file
 
 
 def _folders_for_files(study: Study) -> Iterator[Location]:
