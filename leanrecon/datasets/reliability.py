@@ -1,10 +1,16 @@
 """Whether trials and images match: responses to one image should be more alike than responses to two images."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+
+from leanrecon.errors import InputError, LeanreconWarning
+from leanrecon.places.files import write_json
+from leanrecon.progress import Progress
+from leanrecon.study.layout import Study
 
 Array = np.ndarray[Any, Any]
 
@@ -13,6 +19,9 @@ CLEAR = 3.0
 
 FEWEST = 20
 """Repeated images below which nothing is judged."""
+
+SAMPLE = 1000
+"""Voxels at most that the reliability of repeats is taken from."""
 
 _BLOCK = 512  # pairs that are correlated together
 
@@ -79,6 +88,30 @@ def repeat_reliability(responses: Array, stimulus: Array, session: Array) -> Rel
         return Reliability(len(first), float(matched.sum()), float(mismatched.sum()), float("inf"))
     error = np.std(matched - mismatched, ddof=1) / np.sqrt(len(first))
     return Reliability(len(first), float(matched.mean()), float(mismatched.mean()), float(error))
+
+
+def sampled_voxels(n: int) -> Array:
+    """The voxels that reliability is taken from, ascending: all of ``n``, or ``SAMPLE`` that are drawn."""
+    if n <= SAMPLE:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, SAMPLE, replace=False))
+
+
+def judge(found: Reliability, study: Study, progress: Progress, *, check: Literal["stop", "warn"], todo: str) -> None:
+    """Say and keep how reliable repeats are; raises InputError, or warns, where they are no better than chance."""
+    progress.say(f"repeat reliability: {found}")
+    write_json(study.reliability, found.as_record(), indent=1)
+    if not found.judged:
+        progress.say("too few images were repeated to tell whether trials and images match")
+    elif not found.above_chance:
+        problem = InputError(
+            f"trials and images don't match: {found}",
+            expected="repeats that are clearly more alike than different images",
+            todo=f'{todo}, or go on with dataset.check = "warn"',
+        )
+        if check == "stop":
+            raise problem
+        warnings.warn(str(problem), LeanreconWarning, stacklevel=3)
 
 
 def repeat_pairs(stimulus: Array) -> tuple[Array, Array, Array]:

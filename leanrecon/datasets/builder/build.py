@@ -1,6 +1,5 @@
 """From materials to a study's complete stores, step by step, continuing what an earlier run began."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import Images, Materials
 from leanrecon.datasets.builder.noise import ncsnr
-from leanrecon.datasets.builder.plan import SAMPLE, is_staged, plan_betas, plan_images, plan_trials
+from leanrecon.datasets.builder.plan import is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.rows import BLOCK, Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
-from leanrecon.datasets.reliability import repeat_reliability
+from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
-from leanrecon.errors import InputError, LeanreconWarning
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
@@ -186,9 +184,7 @@ class Build:
     def _check(self, responses: Rows) -> None:
         """Show how reliable repeats are; raises InputError, or warns, where they are no better than chance."""
         used = np.sort(np.concatenate(list(self.parts.values())))
-        columns = np.arange(responses.shape[1])
-        if len(columns) > SAMPLE:
-            columns = np.sort(np.random.default_rng(0).choice(len(columns), SAMPLE, replace=False))
+        columns = sampled_voxels(responses.shape[1])
         names: dict[str, int] = {}
         stimulus = np.array(
             [names.setdefault(self.materials.trials.stimulus[row], len(names)) for row in used.tolist()]
@@ -202,17 +198,8 @@ class Build:
         responses.release()
         values[:, np.isnan(values).any(axis=0)] = 0
         found = repeat_reliability(values, stimulus, np.zeros(len(used)) if session is None else session[used])
-        self.context.progress.say(f"repeat reliability: {found}")
-        write_json(self.study.reliability, found.as_record(), indent=1)
-        if found.judged and not found.above_chance:
-            problem = InputError(
-                f"trials and images don't match: {found}",
-                expected="repeats that are clearly more alike than different images",
-                todo='check the order of the table against the betas, or go on with dataset.check = "warn"',
-            )
-            if self.settings.check == "stop":
-                raise problem
-            warnings.warn(str(problem), LeanreconWarning, stacklevel=2)
+        todo = "check the order of the table against the betas"
+        judge(found, self.study, self.context.progress, check=self.settings.check, todo=todo)
 
     def _write_voxels(self, responses: Rows) -> None:
         table, columns = self.materials.voxels, self.columns

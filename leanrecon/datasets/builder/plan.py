@@ -12,13 +12,11 @@ from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
 from leanrecon.datasets.plan import DatasetPlan
+from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.stores.layout import plan_chunks
 
 OVERHEAD = 40 * 10**6
 """Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
-
-SAMPLE = 1000
-"""Voxels that the reliability of repeats is taken over, at most."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TERMS, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
+from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Of the order of rows and of the arithmetic that leads from files to stores: raised whenever it changes."""
-
-SAMPLE = 1000
-"""Voxels at most that the reliability of repeats is taken from."""
 
 OVERHEAD = 110 * 10**6
 """Bytes that boto3, nibabel, SciPy's reader and Zarr take when they are loaded, with lists of trials and ids."""

@@ -1,7 +1,6 @@
 """From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.average import Averages, average, sample, single
 from leanrecon.datasets.nsd.betas import session_trials
-from leanrecon.datasets.nsd.dataset import FORMAT, SAMPLE, SPLITS, NSDSettings, plan_fetch
+from leanrecon.datasets.nsd.dataset import FORMAT, SPLITS, NSDSettings, plan_fetch
 from leanrecon.datasets.nsd.files import (
     Files,
     Prepared,
@@ -26,14 +25,13 @@ from leanrecon.datasets.nsd.hdf5_index import Layout
 from leanrecon.datasets.nsd.layout import STIMULI, TERMS, TRIALS
 from leanrecon.datasets.nsd.staging import Staging
 from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_layout, stored_shape
-from leanrecon.datasets.reliability import repeat_reliability
+from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
-from leanrecon.errors import InputError, LeanreconWarning, StoreError
+from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer, format_bytes
 from leanrecon.places import Location
 from leanrecon.places.disk import explained_disk_errors
-from leanrecon.places.files import write_json
 from leanrecon.progress import Advance, Progress
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
@@ -194,23 +192,9 @@ class Fetch:
     def _check(self, prepared: Prepared, trials: Store) -> None:
         """Show how reliable repeats are; raises InputError, or warns, where they are no better than chance."""
         design = prepared.design
-        columns = np.arange(trials.columns)
-        if len(columns) > SAMPLE:
-            columns = np.sort(np.random.default_rng(0).choice(len(columns), SAMPLE, replace=False))
-        found = repeat_reliability(sample(trials, columns), design.stimulus, design.session)
-        self.context.progress.say(f"repeat reliability: {found}")
-        write_json(self.study.reliability, found.as_record(), indent=1)
-        if not found.judged:
-            self.context.progress.say("too few images were repeated to tell whether trials and images match")
-        elif not found.above_chance:
-            problem = InputError(
-                f"trials and images don't match: {found}",
-                expected="repeats that are clearly more alike than different images",
-                todo='check that sessions, design and mask belong together, or go on with dataset.check = "warn"',
-            )
-            if self.settings.check == "stop":
-                raise problem
-            warnings.warn(str(problem), LeanreconWarning, stacklevel=2)
+        found = repeat_reliability(sample(trials, sampled_voxels(trials.columns)), design.stimulus, design.session)
+        todo = "check that sessions, design and mask belong together"
+        judge(found, self.study, self.context.progress, check=self.settings.check, todo=todo)
 
     def _make_betas(self, prepared: Prepared, trials: Store, betas: dict[str, Store]) -> None:
         """Write averages over repeats together, then single trials, split by split."""
