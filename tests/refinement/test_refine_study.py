@@ -19,44 +19,13 @@ import torch
 from PIL import Image
 from support import published_models as models
 from support.diffusion_models import vae, write_base
-from support.vdvae_models import SMALL, random_weights
+from support.refined_study import write_refined_study
+from support.vdvae_models import random_weights
 
 from leanrecon.places.files import write_json
 from leanrecon.stores import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
-
-SETTINGS = """
-memory = "3GB"
-[dataset]
-kind = "simulated"
-n_train = 40
-n_test = 12
-size = 16
-voxels = 60
-[features.vdvae]
-checkpoint = "vdvae.pth"
-n_latents = 5
-latents = "mean"
-[features.vdvae.config]
-{sizes}
-[features.clip]
-kind = "clip-text"
-model = "base"
-form = "sd15"
-[refine]
-kind = "lcm"
-base = "base"
-text = "clip"
-size = 64
-steps = 2
-precision = "float32"
-baselines = ["prior", "shuffled", "oracle"]
-[evaluate]
-permutations = 1
-resamples = 100
-"""
-
 
 LATER = """
 from leanrecon.stages.pipeline import stages_of
@@ -81,11 +50,7 @@ def leanrecon(*arguments: object, cwd: Path, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refined")
-    write_base(folder / "base", width=models.WIDTH)
-    models.write_text_encoder(folder / "base", projection=False)
-    torch.save(random_weights(), folder / "vdvae.pth")
-    sizes = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
-    (folder / "generator.toml").write_text(SETTINGS.format(sizes=sizes))
+    write_refined_study(folder, "generator.toml", 'baselines = ["prior", "shuffled", "oracle"]')
     leanrecon("run", "generator.toml", "--study", "study", cwd=folder)
     return folder / "study"
 

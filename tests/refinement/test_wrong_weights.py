@@ -12,52 +12,21 @@ pytest.importorskip("diffusers")
 
 import torch
 from support import published_models as models
-from support.diffusion_models import unet, write_base, write_lora
-from support.vdvae_models import SMALL, random_weights
+from support.diffusion_models import unet, write_lora
+from support.refined_study import write_refined_study
+from support.vdvae_models import random_weights
 
 from leanrecon.api import plan, run
 from leanrecon.errors import LeanreconError
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
 
-SETTINGS = """
-memory = "3GB"
-[dataset]
-kind = "simulated"
-n_train = 40
-n_test = 12
-size = 16
-voxels = 60
-[features.vdvae]
-checkpoint = "vdvae.pth"
-n_latents = 5
-latents = "mean"
-[features.vdvae.config]
-{sizes}
-[features.clip]
-kind = "clip-text"
-model = "base"
-form = "sd15"
-[refine]
-kind = "lcm"
-base = "base"
-lora = "lora.safetensors"
-text = "clip"
-size = 64
-steps = 2
-precision = "float32"
-"""
-
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    write_base(folder / "base", width=models.WIDTH)
-    models.write_text_encoder(folder / "base", projection=False)
-    torch.save(random_weights(), folder / "vdvae.pth")
+    write_refined_study(folder, "s.toml", 'lora = "lora.safetensors"')
     write_lora(folder / "lora.safetensors", unet(width=models.WIDTH))
-    sizes = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
-    (folder / "s.toml").write_text(SETTINGS.format(sizes=sizes))
     return folder
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.memory_place import MemoryPlace
-from support.small_study import contents, write_store, write_study
+from support.small_study import Said, contents, damage_of, write_store, write_study
 
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.places import Location, as_location, seals
 from leanrecon.places.files import read_json, read_record, write_json, write_text, write_whole
-from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.pictures import Pictures, png_problem
 from leanrecon.study.heal import heal
@@ -24,19 +23,6 @@ from leanrecon.study.mirror import Mirror
 from leanrecon.study.record import is_study
 from leanrecon.study.settings import check_settings
 from leanrecon.study.verify import find_damage
-
-
-class Said(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-@pytest.fixture(params=["local", "memory"])
-def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
-    return write_study(as_location(tmp_path / "study") if request.param == "local" else MemoryPlace().at("study"))
 
 
 @pytest.fixture
@@ -48,10 +34,6 @@ def change(file: Location, before: bytes, after: bytes) -> None:
     data = file.read_bytes()
     assert before in data
     file.write_bytes(data.replace(before, after, 1))
-
-
-def damage_of(where: Any) -> dict[str, list[str]]:
-    return {str(one.path): [what for _, what in parts] for one, parts in find_damage(where).items()}
 
 
 LIES = {

@@ -4,18 +4,16 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support.memory_place import MemoryPlace
-from support.small_study import contents, write_network, write_store, write_study
+from support.small_study import Said, contents, damage_of, write_network, write_store, write_study
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.places import Location, as_location
 from leanrecon.places.files import read_json, write_json
-from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.mirror import Mirror
@@ -24,27 +22,10 @@ from leanrecon.study.record import check_format, is_complete, is_study, recorded
 from leanrecon.study.verify import find_damage
 
 
-class Said(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-@pytest.fixture(params=["local", "memory"])
-def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
-    return write_study(as_location(tmp_path / "study") if request.param == "local" else MemoryPlace().at("study"))
-
-
 def flip(file: Location) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-
-
-def damage_of(where: Any) -> dict[str, list[str]]:
-    return {str(one.path): [what for _, what in parts] for one, parts in find_damage(where).items()}
 
 
 def test_a_sound_study_has_no_damage(study: Study) -> None:

@@ -1,14 +1,18 @@
 """A small finished study, written by hand through leanrecon's stores: for tests of layout, mirror and verification."""
 
+from typing import Any
+
 import numpy as np
 
 from leanrecon.places import Location, seals
 from leanrecon.places.files import write_json, write_text, write_whole
+from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study.layout import FORMAT, Study
 from leanrecon.study.networks import seal
 from leanrecon.study.record import HEADER
+from leanrecon.study.verify import find_damage
 
 RNG = np.random.default_rng(7)
 IMAGES = RNG.integers(0, 256, (6, 4, 5, 3), np.uint8)
@@ -71,3 +75,18 @@ def write_study(root: Location) -> Study:
 
 def contents(root: Location) -> dict[str, bytes]:
     return {file.relative_to(root): file.read_bytes() for file in root.files()}
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def damage_of(where: Any) -> dict[str, list[str]]:
+    """What verify finds wrong, by path."""
+    return {str(one.path): [what for _, what in parts] for one, parts in find_damage(where).items()}
