@@ -24,8 +24,8 @@ def sources_path(study: Study) -> Location:
 class SourceFiles:
     """The SHA-256 of the files that a study is made from, remembered while a file stays the very same one.
 
-    A file is known by its resolved path, size, times of change, inode and device: another one of the same name, size and
-    time is not taken for it, nor one that was rewritten in place with its time put back.
+    A file counts as the same while its path, size, times of change, inode and device stay as they were. Otherwise its
+    bytes are hashed again.
     """
 
     def __init__(self, known: Any = None) -> None:
@@ -63,7 +63,7 @@ class SourceFiles:
 
 
 def stamp_of(path: Path) -> str:
-    """What changes whenever a file is written again: also in place, with its size and time kept, or on another disk."""
+    """Size, times of change, inode and device of a file: at least one changes whenever the file is written again."""
     try:
         found = path.stat()
     except OSError:

@@ -18,9 +18,10 @@ _UNPROVEN = (".csv", ".html", ".npy")
 
 
 def heal(study: Study) -> None:
-    """Discard damaged small files, so that the stages of this run make them again, and keep checksums from now on.
+    """Remove damaged small files, so that this run makes them again, and keep checksums from now on.
 
-    Warns of each. What a damaged record says of a store or of images is proven before they are continued.
+    Warns of each file. Where the record of a store or of images is damaged, its chunks or images are compared with what
+    this run computes before they are kept.
     """
     proven = _mend_manifest(study)
     unknown = []

@@ -37,7 +37,10 @@ class Whole:
 
 
 class SmallFile(Whole):
-    """A record or another small file: its study keeps its checksum; of earlier studies, whether it can be read counts."""
+    """A record or another small file, compared with the checksum that its study keeps.
+
+    Studies of earlier versions keep no checksum: there the file only has to be readable.
+    """
 
     def __init__(self, path: Location, told: str = "", of: Location | None = None) -> None:
         super().__init__(path)
@@ -136,7 +139,7 @@ def _kept(path: Location, progress: Progress) -> list[Verified]:
 
 
 def _begun(study: Study) -> Iterator[Location]:
-    """The files of networks whose first training goes on: there is no record of these networks yet."""
+    """The files of networks whose first training has not finished, so that there is no record of the network yet."""
     for file in seals.files_of(study.root):
         if file.parent.parent.name == "networks" and file.is_file() and not beside(file.parent).is_file():
             yield file
