@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 _EXPECTED = "a string, or a list of strings, for each row"
 _OBJECT = 16  # bytes that Python's allocator may add to an object
-_PIECES = 5  # strings, or blocks of an array, that reading takes beside those that are kept
+_PIECES = 8  # strings, or blocks of an array, that reading takes beside those that are kept (7 were seen)
 _HIGHEST = 0x10FFFF
 
 
