@@ -237,13 +237,13 @@ def simulate_nsd(
 
 @app.command("export-nifti")
 def export_nifti(
-    study: Annotated[Path, typer.Argument(help="A study of kind nsd.")],
+    study: Annotated[Path, typer.Argument(help="A study whose voxels lie in a volume.")],
     vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
     file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Put one number a voxel back into the subject's space, as a NIfTI volume."""
-    from leanrecon.datasets.nsd.voxels import export_nifti as write
+    from leanrecon.datasets.space import export_nifti as write
     from leanrecon.study.layout import Study
 
     _require_free(file, overwrite)

@@ -16,7 +16,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.layout import DESIGN, STIMULI, TRIALS, SubjectFiles
-from leanrecon.datasets.nsd.voxels import export_nifti
+from leanrecon.datasets.space import export_nifti
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import BudgetError, InputError, LeanreconWarning, SettingsError, StoreError
 from leanrecon.images import resize
@@ -424,7 +424,7 @@ def test_what_is_no_number_a_voxel_is_not_exported(study: Study, tmp_path: Path)
         export_nifti(study, tmp_path / "values.npy", tmp_path / "out.nii.gz")
     with pytest.raises(InputError, match=r"can't be read.*\.npy file"):
         export_nifti(study, tmp_path / "none.npy", tmp_path / "out.nii.gz")
-    with pytest.raises(InputError, match="doesn't say where the voxels lie"):
+    with pytest.raises(InputError, match="to say where the voxels lie"):
         export_nifti(Study(tmp_path), tmp_path / "values.npy", tmp_path / "out.nii.gz")
 
 

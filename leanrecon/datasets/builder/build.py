@@ -8,7 +8,7 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
-from leanrecon.datasets.builder.materials import Images, Materials
+from leanrecon.datasets.builder.materials import SPACE, Images, Materials
 from leanrecon.datasets.builder.noise import ncsnr
 from leanrecon.datasets.builder.plan import is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
@@ -203,7 +203,7 @@ class Build:
 
     def _write_voxels(self, responses: Rows) -> None:
         table, columns = self.materials.voxels, self.columns
-        arrays: dict[str, Any] = {name: values[columns] if len(values) == table.n and name != "shape" else values
+        arrays: dict[str, Any] = {name: values[columns] if len(values) == table.n and name not in SPACE else values
                                   for name, values in table.arrays.items()}  # fmt: skip
         arrays.setdefault("index", columns)
         masks = {name: mask[columns] for name, mask in table.areas.items()}

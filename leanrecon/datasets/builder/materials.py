@@ -12,6 +12,9 @@ from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
+SPACE = ("shape", "affine", "hemispheres", "vertices")
+"""Arrays of a table of voxels that tell of the space they lie in, not of each voxel."""
+
 
 @dataclass(frozen=True)
 class Trials:

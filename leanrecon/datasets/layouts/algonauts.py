@@ -69,11 +69,13 @@ class Algonauts(Builder):
         height, width, _ = image_size(paths[0])
         shape = (side, side, 3) if side else (height, width, 3)
         names = [image_name(path) for path in paths]
+        vertices = [part.shape[1] for part in parts]
+        about = {"hemisphere": _sides(parts), "hemispheres": np.array(hemispheres), "vertices": np.array(vertices)}
         rows = FolderRows(paths, shape)
         return Materials(
             responses=Joined(parts),
             trials=Trials(names),
-            voxels=VoxelTable(sum(part.shape[1] for part in parts), areas, {"hemisphere": _sides(parts)}),
+            voxels=VoxelTable(sum(vertices), areas, about),
             images=Images(rows, {name: row for row, name in enumerate(names)}, shape, paths),
             files=[*files, *masks],
             held=800 * len(paths) + sum(mask.nbytes for mask in areas.values()),

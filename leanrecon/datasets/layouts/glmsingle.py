@@ -73,7 +73,7 @@ class GLMsingle(Builder):
             areas, area_files = area_masks(settings.areas, settings.area_names, reference, index, base_dir)
         about: dict[str, Any] = {"index": index, "shape": np.array(betas.volume)}
         if reference is not None:
-            about["affine"] = reference.affine
+            about |= {"shape": np.array(reference.grid), "affine": reference.affine}
         return Materials(
             responses=betas.picked(index),
             trials=trials,

@@ -19,7 +19,6 @@ from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import RangeFile
 from leanrecon.places import LocationLike
-from leanrecon.study.layout import Study
 
 Array = np.ndarray[Any, Any]
 Open = Callable[[str], RangeFile | None]
@@ -233,36 +232,3 @@ def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], ot
             expected="one shape, that of the betas",
             todo="resample the mask to the betas' grid (func1pt8mm)",
         )
-
-
-def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
-    """Write one number a voxel, a ``.npy`` file, as a NIfTI volume in the subject's space; outside the mask it is NaN.
-
-    Whole numbers stay whole, with 0 outside. Raises InputError where there are not as many numbers as voxels.
-    """
-    nibabel = nibabel_library()
-    voxels = Voxels.read(study.voxels)
-    try:
-        values = np.load(vector, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{vector} can't be read: {error}", expected="a .npy file of one number a voxel") from error
-    values = np.squeeze(values)
-    if values.shape != voxels.index.shape or values.dtype.kind not in "biuf":
-        raise InputError(
-            f"{vector} holds {values.dtype} of shape {values.shape}",
-            expected=f"one number for each of {len(voxels.index)} voxels",
-        )
-    if not str(out).endswith(MASKS):
-        raise InputError(f"{out} is no name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
-    whole = values.dtype.kind != "f"
-    volume = np.full(voxels.shape, 0 if whole else np.nan, np.int32 if whole else np.float32)
-    volume.reshape(-1)[voxels.index] = values
-    memory = io.BytesIO()
-    nibabel.Nifti1Image(volume, voxels.affine).to_stream(memory)
-    data = memory.getvalue()
-
-    from leanrecon.places.files import write_whole
-
-    # Without a name and a date in the gzip header, the same numbers are the same bytes.
-    packed = gzip.compress(data, mtime=0) if str(out).endswith(".gz") else data
-    write_whole(Path(out), lambda file: file.write(packed))
