@@ -215,6 +215,31 @@ class StudyResults:
         arrays = (pictures.read(row) for row in range(pictures.rows))
         return [Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in arrays]
 
+    def maps(self, *names: str, memory: str | None = None) -> "dict[str, np.ndarray[Any, Any]]":
+        """Maps by name, one number a voxel; by default all that are known (see docs/export.md).
+
+        Statistics are float32 [voxels], NaN where nothing is known; areas (``area/V1``) and ``left-out`` are bool.
+        """
+        from leanrecon.stages.maps import make_maps
+
+        return {made.name: made.values for made in make_maps(self._run(memory), names, self.variant)}
+
+    def export_maps(
+        self, folder: str | Path, *names: str, memory: str | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """Write maps in the space of the data, NIfTI volumes or vectors of hemispheres, and return their paths."""
+        from leanrecon.stages.export import export_maps
+
+        written = export_maps(self._run(memory), Path(folder), names, self.variant, overwrite=overwrite)
+        return [Path(folder) / name for name in written]
+
+    def _run(self, memory: str | None) -> Any:
+        from leanrecon.stages.stage import Run
+        from leanrecon.study.recipes import read_settings
+
+        settings, base_dir = read_settings(self.study.settings.local_path(), memory=memory)
+        return Run(settings, self.study, base_dir=base_dir)
+
     @property
     def _place(self) -> "Study":
         return self.study.variant(self.variant) if self.variant else self.study

@@ -158,16 +158,48 @@ def verify(
 
 @app.command()
 def export(
-    store: Annotated[Path, typer.Argument(help="A store of a study.")],
-    file: Annotated[Path, typer.Argument(help="The .npy file to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    source: Annotated[Path, typer.Argument(metavar="STUDY_OR_STORE", help="A study, or one of its stores.")],
+    file: Annotated[Path | None, typer.Argument(help="The .npy file to write a store into.")] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--maps",
+            help="areas, ncsnr, accuracy, weights:SPACE:NUMBER …; may be repeated; absent: all that are known.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where maps go; by default maps/ in the study.")
+    ] = None,
+    variant: Annotated[str, typer.Option("--variant", help="A fold or an area, as in fold00.")] = "",
+    memory: Memory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Copy a store into a .npy file, row group by row group."""
-    from leanrecon.stores.export import export_npy
+    """Write maps of a study in the space of its data, or copy a store into a .npy file."""
+    from leanrecon.study.record import is_study
 
-    _require_free(file, overwrite)
-    export_npy(store, file, progress=_progress())
-    say(f"wrote {file}")
+    if not is_study(source):
+        if file is None:
+            raise LeanreconError(
+                f"{source} is not the folder of a study", todo="give that of a study, or a store and a .npy file"
+            )
+        from leanrecon.stores.export import export_npy
+
+        _require_free(file, overwrite)
+        export_npy(source, file, progress=_progress())
+        say(f"wrote {file}")
+        return
+    if file is not None:
+        raise LeanreconError(f"{source} is a study, not a store", todo=f"give the folder with --out {file}")
+    from leanrecon.stages.export import export_maps
+    from leanrecon.stages.stage import Run
+    from leanrecon.study.layout import Study
+    from leanrecon.study.recipes import read_settings
+
+    settings, base_dir = read_settings(source / "study.toml", memory=memory)
+    run = Run(settings, Study(source), base_dir=base_dir, progress=_progress())
+    folder = out or source / "maps"
+    for name in export_maps(run, folder, maps or (), variant, overwrite=overwrite):
+        say(f"wrote {folder / name}")
 
 
 @app.command()

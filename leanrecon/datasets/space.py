@@ -163,13 +163,15 @@ def read_space(study: Study) -> Volume | Surface:
             f"{study.voxels} does not tell how many vertices each hemisphere has: an earlier leanrecon wrote it",
             todo=f"{todo} with --overwrite",
         )
-    if "shape" in names:
+    if "shape" in names and "affine" not in names:
         raise InputError(
             f"{study.voxels} has no affine, which says where a volume lies",
             expected=_HAVE_SPACE,
             todo="set dataset.mask, a NIfTI file, and run the stage dataset again with --overwrite",
         )
-    raise InputError(f"{study.voxels} does not say where the voxels lie in a volume or on a surface", expected=_HAVE_SPACE)
+    raise InputError(
+        f"{study.voxels} does not say where the voxels lie in a volume or on a surface", expected=_HAVE_SPACE
+    )
 
 
 def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
@@ -199,7 +201,11 @@ def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
 
 
 def _checked(index: Array, places: int) -> Array:
-    if index.ndim != 1 or index.dtype.kind not in "iu" or not 0 <= index.min(initial=0) <= index.max(initial=0) < places:
+    if (
+        index.ndim != 1
+        or index.dtype.kind not in "iu"
+        or not 0 <= index.min(initial=0) <= index.max(initial=0) < places
+    ):
         raise ValueError(f"its voxels do not lie among {places} places")
     return index.astype(np.int64)
 

@@ -1,7 +1,7 @@
 """Maps of a study, one number a voxel: what is known of its voxels, how well they follow the images, and what a ridge learned."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from leanrecon.datasets.ceiling import noise_ceiling
 from leanrecon.errors import InputError, StoreError
 from leanrecon.places.files import read_record
 from leanrecon.regression.ridge.plan import MOMENTS, WORKSPACE
-from leanrecon.stages.directions import Direction, directions_of
+from leanrecon.stages.directions import LUMINANCE, Direction, read_directions, reading_nbytes
 from leanrecon.stages.stage import Run
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import Matrix, as_matrix
@@ -34,6 +34,14 @@ KNOWN = ("areas", "ncsnr", "noise-ceiling", "reliability", "left-out", "accuracy
 
 DIRECTED = ("weights", "pattern")
 """Maps of a direction: of a feature, ``pattern:SPACE:NUMBER``, or of a pixel's luminance, ``pattern:luminance:ROW,COLUMN``."""
+
+IMAGES = "images"
+"""What accuracy is predicted from where there are no features: the pixels of the images."""
+
+_SHOWS = {
+    "weights": "weights of a ridge from betas as measured to the direction",
+    "pattern": "covariance, over the train rows, of each voxel with what the ridge predicts (Haufe et al. 2014)",
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,9 @@ class Maps:
         for name in dict.fromkeys(names or self._default()):
             what, _, rest = name.partition(":")
             if what in DIRECTED:
-                direction = Direction.parse(name, rest, self.run.settings.features)
-                directed.setdefault(direction.space, {}).setdefault(direction, set()).add(what)
+                direction = Direction.parse(rest)
+                key = "" if direction.is_pixel else direction.space
+                directed.setdefault(key, {}).setdefault(direction, set()).add(what)
             elif what == "accuracy":
                 steps.append(self._accuracy(rest, context))
             elif name == "left-out":
@@ -95,8 +104,7 @@ class Maps:
                     f"{name} is no map ({nearest(name, [*KNOWN, *DIRECTED])})",
                     expected=f"{', '.join(KNOWN)}, weights:SPACE:NUMBER or pattern:luminance:ROW,COLUMN",
                 )
-        steps += [directions_of(self, space, wanted, context) for space, wanted in directed.items()]
-        return steps
+        return steps + [self._directed(space, wanted, context) for space, wanted in directed.items()]
 
     def _default(self) -> list[str]:
         there = {"areas": self._areas is not None, "left-out": True, "accuracy": self._predicts is not None}
@@ -135,7 +143,8 @@ class Maps:
             read_areas(self.study)  # says why there are none
         if name != "areas" and name not in self._numbers:
             raise InputError(
-                f"the {name} of these voxels is not known", expected="a dataset in which images were shown several times"
+                f"the {name} of these voxels is not known",
+                expected="a dataset in which images were shown several times",
             )
         shows = {
             "ncsnr": {"shows": "standard deviation of the signal over that of one trial's noise"},
@@ -172,18 +181,18 @@ class Maps:
 
     @cached_property
     def _predicts(self) -> str | None:
-        """What accuracy is predicted from: the first feature space whose train features are there, or pixels."""
+        """What accuracy is predicted from: the first feature space whose train features are there, or the images."""
         for name, space in self.run.spaces.items():
             if is_complete(self.variant.features(space.learns).features(name, "train")):
                 return name
-        return "pixels" if is_complete(self.study.stimuli("train")) else None
+        return IMAGES if is_complete(self.study.stimuli("train")) else None
 
     def predictors(self, name: str) -> Matrix:
-        """The rows [s, dims] of a feature space, or the pixels, of the train images."""
+        """The rows [s, dims] of a feature space, or the pixels, of the train images, each image once."""
         if name in self.run.spaces:
             return self.variant.train_features(name, self.run.spaces[name].learns)
-        if name != "pixels":
-            known = ", ".join([*self.run.spaces, "pixels"])
+        if name != IMAGES:
+            known = ", ".join([*self.run.spaces, IMAGES])
             raise InputError(f"accuracy:{name}: there is no feature space {name}", expected=f"one of {known}")
         return gathered(as_matrix(Store.open(self.study.stimuli("train"))), self.variant.train_images)
 
@@ -192,7 +201,9 @@ class Maps:
 
         of = name or self._predicts
         if of is None:
-            raise InputError("there are neither features nor images to predict betas from", todo="run the stage features")
+            raise InputError(
+                "there are neither features nor images to predict betas from", todo="run the stage features"
+            )
         betas, targets, index = self.variant.train_betas(), self.predictors(of), self.variant.target_of_row
         (n, p), (s, t) = betas.shape, targets.shape
         work = plan_encoding(
@@ -205,9 +216,49 @@ class Maps:
                 targets, betas, stimulus=index, train=self.train, budget=context.budget, seed=context.seed
             )  # fmt: skip
             shows = f"leave-one-out R² of a ridge from {of} to each voxel, over the train rows"
-            yield Map("accuracy" + f":{name}" * bool(name), self.placed(found.r2), {"shows": shows, "alpha": found.alpha})
+            yield Map(
+                "accuracy" + f":{name}" * bool(name), self.placed(found.r2), {"shows": shows, "alpha": found.alpha}
+            )
 
         return Step(f"accuracy from {of}", max(work, self._moments_nbytes), make)
+
+    def _directed(self, space: str, wanted: dict[Direction, set[str]], context: Context) -> Step:
+        """Weights and patterns of directions of one feature space, or of luminance: one factor serves all of them."""
+        settings = self.run.settings.regression.get(space) or self._ridge_settings
+        regressor = kinds.kind_of("regressors", settings)(settings)
+        if not hasattr(regressor, "learn_directions"):
+            raise InputError(
+                f"{space} is not predicted by a ridge, so its directions have no weights",
+                expected=f"directions of a feature space that a ridge predicts, or of {LUMINANCE}",
+            )
+        directions, spaces, variant = list(wanted), self.run.spaces, self.variant
+        alpha = self._alpha_of(space) if space in spaces else None
+        for direction in directions:
+            direction.check(variant, spaces)
+        betas, index = variant.train_betas(), variant.target_of_row
+        work = reading_nbytes(variant, directions, spaces) + regressor.plan_directions(
+            alpha, betas, len(directions), index, len(variant.train_images), context.budget.free
+        )
+
+        def make() -> Iterator[Map]:
+            targets = read_directions(variant, directions, spaces)
+            patterns = any("pattern" in maps for maps in wanted.values())
+            found = regressor.learn_directions(alpha, betas, targets, index, context.refreshed(), patterns=patterns)
+            for k, (direction, maps) in enumerate(wanted.items()):
+                about = {"direction": str(direction), "alpha": float(found.alphas[k])}
+                for what in sorted(maps):
+                    values = (found.weights if what == "weights" else found.patterns)[k]
+                    values[found.left_out] = np.nan
+                    yield Map(f"{what}:{direction}", self.placed(values), {"shows": _SHOWS[what], **about})
+
+        return Step(f"weights of {space or LUMINANCE}", work, make)
+
+    @property
+    def _ridge_settings(self) -> Any:
+        """For luminance: the settings of the first ridge here, or the defaults."""
+        every = self.run.settings.regression.values()
+        ridges = (one for one in every if hasattr(kinds.kind_of("regressors", one), "learn_directions"))
+        return next(ridges, None) or kinds.settings_of("regressors", {}, "regression.", default="ridge")
 
     # Voxels
 
@@ -218,7 +269,7 @@ class Maps:
         full[slice(None) if self.variant.voxels is None else np.asarray(self.variant.voxels)] = values
         return full
 
-    def alpha_of(self, space: str) -> float | None:
+    def _alpha_of(self, space: str) -> float | None:
         """The alpha that the regression of a feature space chose, from run.json; None where each target had its own.
 
         Raises StoreError where the regression has not run.
@@ -229,7 +280,9 @@ class Maps:
             folds = self.run.settings.dataset.folds
             raise StoreError(
                 f"{self.variant.study.record} tells no alpha of the regression of {space}",
-                todo="name a fold, as in --variant fold00" if folds and not self.variant.name else "run that stage first",
+                todo="name a fold, as in --variant fold00"
+                if folds and not self.variant.name
+                else "run that stage first",
             )
         return None if isinstance(found, dict) else float(found)
 
@@ -249,6 +302,3 @@ def make_maps(run: Run, names: Sequence[str] = (), variant: str = "", *, beside:
         for step in steps:
             yield from step.make()
             advance(1)
-
-
-__all__ = ["AREA", "DIRECTED", "KNOWN", "Map", "Maps", "Step", "kinds", "make_maps", "replace"]

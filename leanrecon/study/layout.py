@@ -92,6 +92,7 @@ LAYOUT = _items(
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
+    Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip
 """All files of a study by their pattern. The first pattern that matches a file is the one that holds."""

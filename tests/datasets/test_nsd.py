@@ -16,8 +16,8 @@ from leanrecon.context import Context
 from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.datasets.nsd.layout import DESIGN, STIMULI, TRIALS, SubjectFiles
-from leanrecon.datasets.space import export_nifti
 from leanrecon.datasets.plan import DatasetPlan
+from leanrecon.datasets.space import export_nifti
 from leanrecon.errors import BudgetError, InputError, LeanreconWarning, SettingsError, StoreError
 from leanrecon.images import resize
 from leanrecon.memory import parse_bytes

@@ -14,12 +14,12 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
-from leanrecon.regression.regressor import RegressionData
-from leanrecon.regression.ridge.plan import ALPHAS, FLOAT64_ORDER, TEST_ROWS, Shapes, plan_fit, plan_weights
+from leanrecon.regression.ridge.plan import ALPHAS, FLOAT64_ORDER, TEST_ROWS, WORKSPACE, plan_fit, plan_weights
 from leanrecon.regression.ridge.settings import RidgeSettings
 
 if TYPE_CHECKING:
     from leanrecon.regression.ridge.ridge import StreamingRidge
+    from leanrecon.stores.matrix import Matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -34,49 +34,81 @@ class Directions:
     """float64 [k, p]: the covariance over train rows of each voxel with ŷ; None where it was not asked for."""
     alphas: Array
     """[k]"""
+    left_out: Array
+    """bool [p]: voxels that do not vary."""
 
 
-def plan_directions(shapes: Shapes, settings: RidgeSettings, free: int, *, chosen: bool) -> int:
-    """Bytes of work of ``learn_directions``; ``chosen`` says that alpha is known already."""
-    loo = settings.alpha == "loo" and not chosen
+def plan_directions(
+    settings: RidgeSettings,
+    alpha: float | None,
+    betas: "Matrix",
+    k: int,
+    stimulus: Array | None,
+    images: int,
+    free: int,
+) -> int:
+    """Bytes of work of ``learn_directions`` for ``k`` targets of a number of images, beside the targets."""
+    from leanrecon.regression.ridge.pairing import Pairing
+    from leanrecon.regression.ridge.shapes import shapes_of
+    from leanrecon.stores.matrix import ArrayMatrix
+
+    targets = ArrayMatrix(np.broadcast_to(np.float64(0), (images, k)))
+    pairing = Pairing.of(stimulus, betas.shape[0], images)
+    shapes = shapes_of(betas, targets, TEST_ROWS, pairing, "none", shuffled=False)
+    loo = alpha is None and settings.alpha == "loo"
     alphas = ALPHAS if settings.alphas is None else len(settings.alphas)
     fit = plan_fit(shapes, free, loo=loo, alphas=alphas)
     work = fit.work
     if loo and settings.per_target:
         work = max(work, plan_fit(shapes, free, loo=True, per_target=True, alphas=alphas).work)
-    kept = 8 * shapes.t * (2 * shapes.p + shapes.n + shapes.width)
     factor = fit.triangle if fit.in_memory else 0
-    return kept + max(work, factor + plan_weights(shapes, on_disk=not fit.in_memory))
+    weights = factor + plan_weights(shapes, on_disk=not fit.in_memory)
+    patterns = WORKSPACE + shapes.slabs + 8 * k * shapes.n
+    return 8 * k * 3 * shapes.p + max(work, weights, patterns)
 
 
 def learn_directions(
-    settings: RidgeSettings, alpha: float | None, data: RegressionData, context: Context, *, patterns: bool = True
+    settings: RidgeSettings,
+    alpha: float | None,
+    betas: "Matrix",
+    targets: Array,
+    stimulus: Array | None,
+    context: Context,
+    *,
+    patterns: bool,
 ) -> Directions:
-    """Fit a ridge to a few targets, with the ``alpha`` that was chosen for their feature space or, where it is None, by the settings."""
-    k, p = data.targets.shape[1], data.betas.shape[1]
+    """Fit a ridge from betas [n, p] to a few targets [s, k], of which row i of the betas shows ``stimulus[i]``.
+
+    ``alpha`` is the one that was chosen for their feature space; None: the settings say how it is chosen.
+    """
+    k, p = targets.shape[1], betas.shape[1]
     chosen: list[Any] = [settings.alpha if alpha is None else alpha] * k
+    data = betas, targets, stimulus, context
     if alpha is None and settings.per_target:
-        chosen = _fitted(settings, data, context, per_target=True).alpha_.tolist()
+        chosen = _fitted(settings, *data, per_target=True).alpha_.tolist()
     weights, alphas = buffer((k, p), np.float64), np.empty(k)
     for value in dict.fromkeys(chosen):  # one fit for all targets, unless each has an alpha of its own
         own = np.flatnonzero([one == value for one in chosen])
-        ridge = _fitted(settings, data, context, alpha=value, per_target=False)
+        ridge = _fitted(settings, *data, alpha=value, per_target=False)
         alphas[own] = ridge.alpha_
         for columns, coef, _ in ridge.weight_blocks():
             here = own[(own >= columns.start) & (own < columns.stop)]
             weights[here] = coef[here - columns.start]
     train = ridge.moments_
     del ridge
-    return Directions(weights, patterns_of(Centred(data.betas, train, scale=False), weights) if patterns else None, alphas)
+    found = patterns_of(Centred(betas, train, scale=False), weights) if patterns else None
+    return Directions(weights, found, alphas, ~train.usable)
 
 
-def _fitted(settings: RidgeSettings, data: RegressionData, context: Context, **changed: Any) -> "StreamingRidge":
+def _fitted(
+    settings: RidgeSettings, betas: "Matrix", targets: Array, stimulus: Array | None, context: Context, **changed: Any
+) -> "StreamingRidge":
     from leanrecon.regression.ridge.ridge import StreamingRidge
 
     options = settings.model_dump(exclude={"kind"}) | {"restandardize": "none"} | changed
     ridge = StreamingRidge(**options, budget=context.budget, seed=context.seed, scratch=context.scratch)
     ridge.warns = False  # the stage regression said what is odd
-    ridge.fit(data.betas, data.targets, stimulus=data.stimulus)
+    ridge.fit(betas, targets, stimulus=stimulus)
     context.peaks.projected.extend(ridge.peaks_.projected)
     return ridge
 
@@ -104,12 +136,3 @@ def patterns_of(betas: Centred, weights: Array) -> Array:
             blas.gemm(w, slab, here, beta=0, tb=True)
             blas.gemm(here, slab, patterns)
     return patterns.astype(np.float64, copy=False) / max(n - 1, 1)
-
-
-def shapes_of_directions(data: RegressionData) -> Shapes:
-    """The shapes of a ridge to a few targets."""
-    from leanrecon.regression.ridge.pairing import Pairing
-    from leanrecon.regression.ridge.shapes import shapes_of
-
-    pairing = Pairing.of(data.stimulus, data.betas.shape[0], data.targets.shape[0])
-    return shapes_of(data.betas, data.targets, TEST_ROWS, pairing, "none", shuffled=False)

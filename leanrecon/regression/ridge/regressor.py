@@ -21,6 +21,7 @@ from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
 
 if TYPE_CHECKING:
+    from leanrecon.regression.ridge.directions import Directions
     from leanrecon.regression.ridge.ridge import StreamingRidge
 
 _FLOAT = 4  # bytes of float32
@@ -117,6 +118,20 @@ class RidgeRegressor:
             "voxels_left_out": ridge.left_out_,
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
+
+    def plan_directions(self, alpha: float | None, betas: Any, k: int, stimulus: Any, images: int, free: int) -> int:
+        """Bytes of work of ``learn_directions`` for ``k`` targets of a number of images, beside the targets."""
+        from leanrecon.regression.ridge.directions import plan_directions
+
+        return plan_directions(self.settings, alpha, betas, k, stimulus, images, free)
+
+    def learn_directions(
+        self, alpha: float | None, betas: Any, targets: Any, stimulus: Any, context: Context, *, patterns: bool
+    ) -> "Directions":
+        """The weights of a few targets [images, k], for maps; ``alpha`` None: chosen as the settings say."""
+        from leanrecon.regression.ridge.directions import learn_directions
+
+        return learn_directions(self.settings, alpha, betas, targets, stimulus, context, patterns=patterns)
 
     def _fitted(
         self, data: RegressionData, context: Context, shared: dict[str, Any], *, shuffled: bool
