@@ -67,7 +67,7 @@ def _noted(record: dict[str, Any], file: str, made: Map) -> str:
 
 def _write_areas(space: Space, out: Location, masks: Mapping[str, Array], record: dict[str, Any]) -> list[str]:
     """One label image with a table of its numbers; where areas overlap, a mask an area in a folder of their own."""
-    if sum(mask.astype(np.int64) for mask in masks.values()).max() > 1:
+    if np.sum([*masks.values()], axis=0).max() > 1:
         files = []
         for name, mask in masks.items():
             space.write(out / "areas", file_name(name), mask)

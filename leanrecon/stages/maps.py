@@ -133,10 +133,10 @@ class Maps:
         return found
 
     @property
-    def _repeats(self) -> list[int]:
-        """Of the rows that are tested."""
-        rows = Rows.read(self.study)
-        return rows["test" if "test" in rows else "train"].repeats
+    def _repeats(self) -> Array:
+        """Trials of each row that is tested."""
+        rows = self.variant.rows
+        return np.array(rows["test" if "test" in rows else "train"].repeats)
 
     def _known(self, name: str) -> Callable[[], Iterator[Map]]:
         if name == "areas" and self._areas is None:

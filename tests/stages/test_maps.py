@@ -208,7 +208,7 @@ def test_voxels_that_never_vary_are_left_out_of_all_statistics(tmp_path: Path) -
 
 def test_folds_and_areas_have_maps_of_their_own(tmp_path: Path) -> None:
     lab, study = made(tmp_path, "dataset.folds=2", "areas.early=['V1']", "regression.pca.alpha=10.0")
-    with pytest.raises(StoreError, match="name a fold, as in --variant fold00"):
+    with pytest.raises(StoreError, match="Name a fold, as in --variant fold00"):
         study.maps("weights:pca:0")
     assert np.isfinite(study.maps("accuracy:pixels")["accuracy:pixels"]).all()
     fold, early = (study.of(name).maps("weights:pixels:5")["weights:pixels:5"] for name in ("fold00", "fold00-early"))
