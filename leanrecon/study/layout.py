@@ -91,6 +91,7 @@ LAYOUT = _items(
     Item("evaluation/metrics.json", Role.RECORD, ("evaluate",), "figures with intervals and chance, baselines, notes"),
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
+    Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip
@@ -220,6 +221,10 @@ class Study:
     def latent_r2(self, space: str) -> Location:
         """R² of each dimension of a feature space."""
         return self.at("evaluation/latent_r2/*.npy", space)
+
+    def latent_r(self, space: str) -> Location:
+        """Pearson's r of each dimension of a feature space, in studies without images."""
+        return self.at("evaluation/latent_r/*.npy", space)
 
     @property
     def report(self) -> Location:

@@ -8,12 +8,13 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
-from leanrecon.datasets.builder.materials import Images, Materials
+from leanrecon.datasets.builder.materials import Materials
 from leanrecon.datasets.builder.noise import ncsnr
 from leanrecon.datasets.builder.plan import is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
-from leanrecon.datasets.files.rows import BLOCK, Rows
+from leanrecon.datasets.files.picked import Picked
+from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
@@ -224,42 +225,12 @@ class Build:
         images = self.materials.images
         assert images is not None
         names = self.repeats[split].images
-        ordered = Picked(images, names)
+        ordered = Picked(images.rows, [images.row_of[name] for name in names], images.shape, np.uint8, images.convert)
         plan = plan_images(self.materials, store.rows, self.context.chunk, self.context.budget.free)
         source = Source(ordered, np.arange(len(names)), plan.at_once)
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
         self.sources.refuse_changes([store])
         store.finish()
-
-
-class Picked(Rows):
-    """Images by name, in any order: each band is read in the order of its file."""
-
-    def __init__(self, images: Images, names: list[str]) -> None:
-        rows = images.rows
-        super().__init__(rows.path, rows.key, (len(names), *images.shape), np.uint8)
-        self.images = images
-        self.index = np.array([images.row_of[name] for name in names], np.int64)
-        self.name, self.together, self.held, self.scratch = rows.name, rows.together, rows.held, rows.scratch
-
-    def read(self, index: Array, out: Array, convert: Any = None) -> None:
-        """Fill ``out`` with the images ``index``; the file is read in ascending order, each image once."""
-        base, convert = self.images.rows, self.images.convert
-        different, place = np.unique(self.index[index], return_inverse=True)
-        at_once = max(BLOCK // max(base.row_nbytes, 1), 1)
-        for start in range(0, len(different), at_once):
-            own = different[start : start + at_once]
-            memory = np.empty((len(own), *base.shape[1:]), base.dtype)
-            base.read(own, memory)
-            values = (convert(memory) if convert else memory).reshape(len(own), *self.shape[1:])
-            for k in np.flatnonzero((place >= start) & (place < start + len(own))).tolist():
-                out[k] = values[place[k] - start]
-
-    def locate(self, row: int) -> str:
-        return self.images.rows.locate(int(self.index[row]))
-
-    def release(self) -> None:
-        self.images.rows.release()
 
 
 def _places(of: Repeats) -> list[list[int]]:
