@@ -34,6 +34,6 @@ class DatasetStage:
         settings = run.settings
         dataset = kinds.kind_of("datasets", settings.dataset)(settings.dataset)
         with run.recorded(self.name, run.study, [run.study.betas("train")]) as (record, context):
-            dataset.ingest(run.study, base_dir=run.base_dir, context=context)
+            record |= dataset.ingest(run.study, base_dir=run.base_dir, context=context) or {}
             record["settings"] = settings.dataset.model_dump(exclude_none=True)
         area_voxels(run.study, settings.areas)  # unknown areas are refused before hours of work

@@ -156,6 +156,11 @@ class Study:
         """How alike responses to repeats of an image are (NSD)."""
         return self.at("betas/*.json", "reliability")
 
+    @property
+    def voxel_reliability(self) -> Location:
+        """How alike each voxel answers to repeats, where voxels are chosen by it."""
+        return self.at("betas/*.npz", "voxel_reliability")
+
     def stimuli(self, split: str) -> Location:
         return self.at("stimuli/*.zarr", split)
 

@@ -19,6 +19,13 @@ from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
+from leanrecon.datasets.voxel_reliability import (
+    check_repeats,
+    left_out,
+    read_reliability,
+    reliable,
+    voxel_reliability,
+)
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
@@ -47,18 +54,28 @@ class Build:
         self.study, self.context = study, context
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
         self.repeats = repeats_of(materials.trials, self.parts, settings)
-        self.columns = materials.voxels.chosen(settings.chosen_areas)
+        self.of_areas = materials.voxels.chosen(settings.chosen_areas)
+        self.kept = np.arange(len(self.of_areas))
+        """Which of the voxels of the areas are used: all, or the reliable ones."""
+        self.told: dict[str, Any] = {}
+        """What the record of the stage tells."""
         known = read_json(sources_path(study))
         self.sources = SourceFiles(known.get("files") if isinstance(known, dict) else None)
         files = [self.sources.content(path) for path in materials.files]
         self.source = {"kind": kind, "files": files, **materials.made_of}
 
-    def run(self) -> None:
-        """Write what is not there yet; rows.json is written last."""
+    @property
+    def columns(self) -> Array:
+        """The voxels that are used, as columns of the responses, ascending."""
+        return self.of_areas[self.kept]
+
+    def run(self) -> dict[str, Any]:
+        """Write what is not there yet, rows.json last; returns what the record of the stage tells."""
         sweep(self.study)
         overwrite = self.context.overwrite
         if overwrite:
             forget_other_kind(self.study, self.kind)
+        self._select()
         rows = StudyRows(
             {split: of.record() for split, of in self.repeats.items()},
             {split: of.images for split, of in self.repeats.items()},
@@ -91,6 +108,29 @@ class Build:
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
         if not rows.are_in(self.study):
             rows.write(self.study)
+        return self.told
+
+    # Voxels
+
+    def _select(self) -> None:
+        """Choose the reliable voxels, from repeats of train images alone; what was found is kept for later runs."""
+        least, path = self.settings.min_reliability, self.study.voxel_reliability
+        if least is None:
+            if self.context.overwrite:
+                path.unlink(missing_ok=True)
+            return
+        trials = _places(self.repeats["train"])
+        repeated = check_repeats(trials)
+        made_of = fingerprint(self._made_of("train") | {"reliability of": trials})
+        found = read_reliability(path, made_of)
+        if found is None:
+            responses = self._standardised(self._staged())
+            found = voxel_reliability(responses, trials)
+            write_whole(path, lambda file: np.savez(file, reliability=found, made_of=np.array(made_of)))
+        self.reliability = found
+        self.kept = reliable(found, least)
+        self.context.progress.say(left_out(found, self.kept, repeated, least))
+        self.told = {"voxels_left_out": len(found) - len(self.kept)}
 
     # Stores
 
@@ -103,6 +143,9 @@ class Build:
             made["train"] = self.parts["train"].tolist()
         if settings.rescales(split):
             made["rescale_average"] = True
+        if settings.min_reliability is not None:
+            train = fingerprint({"train": self.parts["train"].tolist()})
+            made["min_reliability"] = {"least": settings.min_reliability, "train": train}
         return {"dataset": made | {"trials": fingerprint({"of": made["trials"]})}}
 
     def _create_betas(self, split: str) -> Store:
@@ -128,6 +171,8 @@ class Build:
         if all(store.complete for store in stores.values()) and self.study.voxels.is_file():
             return
         responses = self._standardised(self._staged())
+        if len(self.kept) < len(self.of_areas):
+            responses = Columns(responses, self.kept)
         self._check(responses)
         self._write_voxels(responses)
         parts = []
@@ -146,7 +191,7 @@ class Build:
 
     def _staged(self) -> Rows:
         """The responses of the chosen voxels, to be read in any order."""
-        chosen = Columns(self.materials.responses, self.columns)
+        chosen = Columns(self.materials.responses, self.of_areas)
         if not is_staged(self.materials):
             return chosen
         made = {**self.source, "voxels": self.settings.chosen_areas}
@@ -215,6 +260,8 @@ class Build:
         noise = ncsnr(responses, trials)
         arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
         arrays["ncsnr"] = np.full(len(columns), np.nan, np.float32) if noise is None else noise
+        if self.settings.min_reliability is not None:
+            arrays["reliability"] = self.reliability[self.kept]
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
 
     # Images
