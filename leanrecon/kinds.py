@@ -36,6 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "clip-vision": "leanrecon.features.clip.vision:CLIPVision",
         "pca": "leanrecon.features.pca:PCA",
         "pixels": "leanrecon.features.pixels:Pixels",
+        "precomputed": "leanrecon.stages.precomputed:Precomputed",
         "vdvae": "leanrecon.features.vdvae.space:VDVAESpace",
     },
     "regressors": {

@@ -205,7 +205,7 @@ def export(
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
     """Write report.html again, from the figures and images that a study holds."""
-    from leanrecon.stages.evaluate import write_report
+    from leanrecon.stages.pipeline import evaluate_stage
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
     from leanrecon.study.lock import only_run
@@ -214,7 +214,7 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
     _require_study(study)
     settings, _ = read_settings(study / "study.toml")
     with only_run(study):
-        write_report(Run(settings, Study(study), progress=_progress()))
+        evaluate_stage(settings).report(Run(settings, Study(study), progress=_progress()))
     say(f"wrote {Study(study).report}")
 
 

@@ -224,7 +224,7 @@ def gallery(study: str | Path) -> Cell:
 
     Raises StoreError before the study was evaluated.
     """
-    from leanrecon.evaluation.report.verdict import verdict
+    from leanrecon.evaluation.report.verdict import features_alone, verdict
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
@@ -235,15 +235,16 @@ def gallery(study: str | Path) -> Cell:
     result = verdict(metrics)
     marks = {True: "✓", False: "✕", None: "?"}
     checks = [f"{marks[check.passed]} {check.name}: {check.evidence}" for check in result.checks]
-    groups, refined = _strip(place)
+    groups, refined = ("", False) if features_alone(metrics) else _strip(place)
     simulated = "<p><b>Simulated subject: no one was measured.</b></p>" if metrics.get("simulated") else ""
     below = " (first and final image)" if refined else ""
+    how = f"<p>Above: the image seen. Below: its reconstruction{below}, with the pixel correlation.</p>"
+    strip = f"{how}<table><tr>{groups}</tr></table>" if groups else ""
     page = (
         f"{simulated}<h3>{html.escape(result.headline)}</h3>"
         f"{_paragraph(result.detail[:1].upper() + result.detail[1:])}"
         f"<ul>{''.join(f'<li>{html.escape(check)}</li>' for check in checks)}</ul>"
-        f"<p>Above: the image seen. Below: its reconstruction{below}, with the pixel correlation.</p>"
-        f"<table><tr>{groups}</tr></table>{_paragraph(f'Full report: {place.report}')}"
+        f"{strip}{_paragraph(f'Full report: {place.report}')}"
     )
     return Cell("\n".join([result.text, *checks, f"Full report: {place.report}"]), page)
 

@@ -25,5 +25,8 @@ class Dataset(Protocol):
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what would be made, from settings and headers; chunk files have ``chunk`` bytes."""
 
-    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
-        """Write betas, stimuli, captions and rows.json, continuing where an earlier run stopped."""
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> dict[str, Any] | None:
+        """Write betas, stimuli, captions and rows.json, continuing where an earlier run stopped.
+
+        May return what the record of the stage tells beside time and memory, such as ``voxels_left_out``.
+        """

@@ -54,6 +54,26 @@ def compare_latents_parts(parts: Sequence[Part], names: Sequence[str]) -> tuple[
     return scores, r2
 
 
+def correlations(predicted: Matrix, true: Matrix) -> Array:
+    """Pearson's r over test rows of every feature, predicted with true [m, dims]: float64 [dims].
+
+    NaN for a feature that is the same in all rows of either, and where there is a single row. Horikawa & Kamitani 2017
+    call its mean the feature decoding accuracy.
+    """
+    m, dims = true.shape
+    r = np.full(dims, np.nan)
+    for columns in panels(dims, latents_at_once(m)) if m > 1 else []:
+        y, p = (buffer((m, len(columns)), np.float64) for _ in range(2))
+        true.read(range(m), columns, y)
+        predicted.read(range(m), columns, p)
+        varies = (y.min(axis=0) < y.max(axis=0)) & (p.min(axis=0) < p.max(axis=0))
+        for values in (y, p):
+            values -= values.mean(axis=0)
+            values /= np.where(varies, np.sqrt(np.einsum("ij,ij->j", values, values)), 1)
+        r[columns.start : columns.stop][varies] = np.einsum("ij,ij->j", y, p)[varies]
+    return r
+
+
 def _errors(part: Part, where: slice) -> tuple[Array, Array, Array]:
     """The R² of each row by the mean over latents and by their sum, and of each latent the rows' SSE over SST.
 

@@ -111,6 +111,20 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
     return SLACK + bootstrap_nbytes(every, settings.resamples) + staying + largest
 
 
+def plan_features(dims: Mapping[str, int], m: int, total: int, every: int, areas: int, resamples: int) -> int:
+    """Bytes of memory that comparing features alone takes beside what the process holds already.
+
+    ``dims`` are the features of every space, ``m`` the test rows of the largest fold, ``total`` those of all folds and
+    ``every`` how many are compared with each other; ``areas`` counts all voxels as one.
+    """
+    together = max(m, min(every, POOLED))
+    compared = max(latents_nbytes(together, width, every) for width in dims.values())
+    scores = areas * len(dims) * (2 + _IDENTIFIED) * _FLOAT64 * total
+    vectors = 4 * areas * sum(dims.values()) * _FLOAT64
+    lines = total * (250 + 120 * len(dims) * (2 + _IDENTIFIED))  # of the table of scores, as dicts
+    return SLACK + bootstrap_nbytes(total, resamples) + compared + scores + vectors + lines
+
+
 def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
     """Bytes of all scores of ``m`` test rows, of their stimulus ids, and of the checksums of reconstructions."""
     figures = sources * (5 + _IDENTIFIED + 2 + _IDENTIFIED + _IDENTIFIED * len(judges))

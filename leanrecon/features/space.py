@@ -22,7 +22,7 @@ __all__ = ["Array", "FeatureSpace", "FixedSpace", "ImageShape", "Inputs", "Rows"
 Rows = Sequence[int] | Array
 """Row numbers in their store, ascending: noise is drawn from (seed, row), never from a place in a batch."""
 
-Inputs = Literal["images", "captions"]
+Inputs = Literal["images", "captions", "ids"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -38,7 +38,7 @@ class FeatureSpace(Protocol):
 
     Settings: ClassVar[type[BaseModel]]
     inputs: ClassVar[Inputs]
-    """What ``encode`` takes: uint8 images, or lists of captions."""
+    """What ``encode`` takes: uint8 images, or lists of captions; "ids" of rows that lie in files, and nothing is encoded."""
     learns: ClassVar[bool]
     """Whether rows depend on the train images, so that every fold fits its own (``fit``, ``load``)."""
     decodes: ClassVar[bool]

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from leanrecon import kinds
-from leanrecon.errors import InputError
-from leanrecon.stages.stage import GIVE_IMAGES, NO_IMAGES, PlannedStage, Planning, Run
+from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.study.voxels import area_voxels
 
 _STAYS = 2
@@ -24,8 +23,6 @@ class DatasetStage:
         kind = kinds.kind_of("datasets", settings.dataset)
         data = kind(settings.dataset).plan(base_dir=planning.base_dir, chunk=planning.chunk, free=budget.free)
         planning.dataset = data
-        if planning.until != self.name and data.image_shape is None:
-            raise InputError(NO_IMAGES, todo=GIVE_IMAGES)
         rows, images = data.n_train + data.n_test, data.train_images + data.test_images
         summary = f"{images} images, {data.voxels} voxels"
         if rows != images:
@@ -37,6 +34,6 @@ class DatasetStage:
         settings = run.settings
         dataset = kinds.kind_of("datasets", settings.dataset)(settings.dataset)
         with run.recorded(self.name, run.study, [run.study.betas("train")]) as (record, context):
-            dataset.ingest(run.study, base_dir=run.base_dir, context=context)
+            record |= dataset.ingest(run.study, base_dir=run.base_dir, context=context) or {}
             record["settings"] = settings.dataset.model_dump(exclude_none=True)
         area_voxels(run.study, settings.areas)  # unknown areas are refused before hours of work

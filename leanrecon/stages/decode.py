@@ -9,6 +9,7 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderData, DecoderShapes
 from leanrecon.places import Location
+from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -46,7 +47,8 @@ class DecodeStage:
     def run(self, run: Run) -> None:
         settings = run.settings.decode
         assert settings is not None, "a study without [decode] has no such stage"
-        for variant in variants(run.study, run.settings):
+        predicted = variants(run.study, run.settings)
+        for variant in predicted:
             pairings = 0 if variant.area else run.settings.evaluate.permutations
             every = [variant, *variant.shuffled(pairings)]
             folders = [one.study.reconstructions("stage1") for one in every]
@@ -58,6 +60,7 @@ class DecodeStage:
                     training = self._decode(run, one, folder, context.named(f"{context.label}{pairing}"))
                     if one is variant:
                         record |= training | {"settings": settings.model_dump(exclude_none=True)}
+        join_pictures(run, predicted, "stage1", self.name)
 
     def _decode(self, run: Run, variant: Variant, folder: Location, context: Context) -> dict[str, Any]:
         settings = run.settings.decode

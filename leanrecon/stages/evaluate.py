@@ -137,24 +137,23 @@ class EvaluateStage:
         metrics = result.metrics | about | {"made_of": made_of, "notes": result.metrics["notes"] + notes}
         write_json(study.metrics, metrics, indent=1)
 
+    def report(self, run: Run) -> None:
+        """Write report.html again from what a study holds.
 
-def write_report(run: Run) -> None:
-    """Write report.html again from what a study holds.
-
-    Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
-    """
-    every = variants(run.study, run.settings)
-    metrics = read_record(run.study.metrics) or {}
-    judged = metrics.get("judges") or {}
-    # A report reads no weights: metrics.json says what the judges were.
-    contents = {name: (judged.get(name) or {}).get("content", "") for name in run.settings.judges}
-    if metrics.get("made_of") != figures_made_of(run, every, contents):
-        state = "only figures of earlier stores" if metrics.get("made_of") else "no figures yet"
-        raise StoreError(
-            f"{run.study.root} has {state}",
-            todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
-        )
-    write_page(run, every)
+        Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
+        """
+        every = variants(run.study, run.settings)
+        metrics = read_record(run.study.metrics) or {}
+        judged = metrics.get("judges") or {}
+        # A report reads no weights: metrics.json says what the judges were.
+        contents = {name: (judged.get(name) or {}).get("content", "") for name in run.settings.judges}
+        if metrics.get("made_of") != figures_made_of(run, every, contents):
+            state = "only figures of earlier stores" if metrics.get("made_of") else "no figures yet"
+            raise StoreError(
+                f"{run.study.root} has {state}",
+                todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
+            )
+        write_page(run, every)
 
 
 def make_judges(settings: Settings) -> list[Any]:

@@ -1,18 +1,20 @@
 """The stage features: every image, or its captions, as rows of numbers of each feature space."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.features.extract import extract
 from leanrecon.features.extract_captions import extract_captions, read_captions
 from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
+from leanrecon.places import Location
+from leanrecon.stages.precomputed import extract_precomputed
 from leanrecon.stages.stage import LIBRARY_NBYTES, PlannedStage, Planning, Run
-from leanrecon.stores.images import image_shape
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
 from leanrecon.study.settings import Settings
@@ -53,23 +55,9 @@ class FeaturesStage:
         return every[: every.index(space)]
 
     def _plan_space(self, planning: Planning, space: Any) -> PlannedStage:
-        shape, (train, test), chunk = planning.image_shape, planning.images, planning.chunk
-        total = train + test
-        image_rows = plan_chunks((total, *shape), np.uint8, chunk)[0]
-        dims, free = space.dims(shape), planning.budget.free
-        height, width = plan_chunks((total, dims), np.float32, chunk)
-        cost, chunks = space.cost(shape), (height, width)
-        if space.inputs == "captions":
-            batch = plan_captions(total, chunks, dims, cost, free=free - planning.data.captions)
-            batch = replace(batch, work=batch.work + planning.data.captions)
-        else:
-            batch = plan_extract((total, *shape), image_rows, chunks, dims, cost, free=free)
-        work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
-        times = planning.folds if space.learns else 1
-        disk = times * sum(store_nbytes((n, dims), np.float32, chunk) for n in (train, test) if n)
+        work, disk, summary = _PLANS[space.inputs](planning, space)
         if space.name in unconditional_spaces(planning.settings):
-            disk += store_nbytes((1, dims), np.float32, chunk)
-        summary = f"{dims} dims, {batch.batch} rows a batch"
+            disk += store_nbytes((1, space.dims(planning.image_shape)), np.float32, planning.chunk)
         return PlannedStage(f"features {space.name}", summary, planning.budget.reserved + work, disk)
 
     # Running
@@ -88,18 +76,80 @@ class FeaturesStage:
         stores = [study.features(name, split) for split in splits]
         unconditional = study.unconditional(name)
         with run.recorded(f"features {name}", study, [*stores, unconditional]) as (record, context):
-            images = Store.open(run.study.stimuli("train"))
-            space.fit(images, study.fitted(name), context, rows=variant.train_images)
+            if space.learns:
+                images = Store.open(run.study.stimuli("train"))
+                space.fit(images, study.fitted(name), context, rows=variant.train_images)
             for split, path in zip(splits, stores, strict=True):
-                images = Store.open(run.study.stimuli(split))
-                if space.inputs == "captions":
-                    captions = read_captions(run.study.captions(split), images.rows)
-                    extract_captions(space, captions, path, context, record=record)
-                else:
-                    extract(space, images, path, context)
+                _ENCODERS[space.inputs](run, variant, space, Split(split, path), context, record)
             if name in unconditional_spaces(run.settings):
-                keep_unconditional(space, image_shape(images), unconditional, context)
+                keep_unconditional(space, run.image_shape, unconditional, context)
             record["settings"] = run.settings.features[name].model_dump(exclude_none=True)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split, and where their features go."""
+
+    name: str
+    path: Location
+
+
+def _encode_images(run: Run, variant: Variant, space: Any, split: Split, context: Context, record: Any) -> None:
+    extract(space, Store.open(run.study.stimuli(split.name)), split.path, context)
+
+
+def _encode_captions(run: Run, variant: Variant, space: Any, split: Split, context: Context, record: Any) -> None:
+    captions = read_captions(run.study.captions(split.name), len(variant.rows.ids[split.name]))
+    extract_captions(space, captions, split.path, context, record=record)
+
+
+def _read_rows(run: Run, variant: Variant, space: Any, split: Split, context: Context, record: Any) -> None:
+    folds = bool(run.settings.dataset.folds)
+    extract_precomputed(space, run.study, split.name, split.path, context, folds=folds)
+
+
+_ENCODERS = {"images": _encode_images, "captions": _encode_captions, "ids": _read_rows}
+"""How the features of a split are made, by what a space takes."""
+
+
+def _plan_images(planning: Planning, space: Any) -> tuple[int, int, str]:
+    shape, (train, test), chunk = planning.image_shape, planning.images, planning.chunk
+    image_rows = plan_chunks((train + test, *shape), np.uint8, chunk)[0]
+    dims, free = space.dims(shape), planning.budget.free
+    height, width = plan_chunks((train + test, dims), np.float32, chunk)
+    batch = plan_extract((train + test, *shape), image_rows, (height, width), dims, space.cost(shape), free=free)
+    work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
+    return work, _stores_nbytes(planning, space), f"{dims} dims, {batch.batch} rows a batch"
+
+
+def _plan_captions(planning: Planning, space: Any) -> tuple[int, int, str]:
+    shape, total, held = planning.image_shape, sum(planning.images), planning.data.captions
+    dims = space.dims(shape)
+    height, width = plan_chunks((total, dims), np.float32, planning.chunk)
+    batch = plan_captions(total, (height, width), dims, space.cost(shape), free=planning.budget.free - held)
+    return batch.work + held, _stores_nbytes(planning, space), f"{dims} dims, {batch.batch} rows a batch"
+
+
+def _plan_rows(planning: Planning, space: Any) -> tuple[int, int, str]:
+    folds = bool(planning.data.folds)
+    splits = zip(("train", "test"), planning.images, strict=True)
+    plans = [
+        space.plan_rows(split, n, folds=folds, chunk=planning.chunk, free=planning.budget.free)
+        for split, n in splits
+        if n
+    ]
+    summary = f"{space.dims(planning.image_shape)} dims, read from files"
+    return max(plan.work for plan in plans), sum(plan.disk for plan in plans), summary
+
+
+_PLANS = {"images": _plan_images, "captions": _plan_captions, "ids": _plan_rows}
+"""Bytes of memory and of disk that this takes, and a summary."""
+
+
+def _stores_nbytes(planning: Planning, space: Any) -> int:
+    """Bytes of the stores of a space, one for each fold where it learns."""
+    times, dims = planning.folds if space.learns else 1, space.dims(planning.image_shape)
+    return times * sum(store_nbytes((n, dims), np.float32, planning.chunk) for n in planning.images if n)
 
 
 def check_weights(space: Any) -> None:

@@ -27,13 +27,13 @@ def of_areas(whole: Variant, every: Sequence[Variant]) -> dict[str, Variant]:
 def folds_of(run: Run, every: Sequence[Variant], *, refines: bool, judged: bool) -> Iterator[Fold]:
     """All that is compared of every fold, or of the one split; ``refines`` says whether there are final images."""
     whole = whole_brain(every)
-    pool = _Pool(np.concatenate([variant.test_images for variant in whole])) if len(whole) > 1 else None
+    pool = shared_pool(whole)
     for variant in whole:
         yield _fold_of(run, variant, every, pool, refines=refines, judged=judged)
 
 
 @dataclass
-class _Pool:
+class Pool:
     """The test images of all folds in the order of their test rows."""
 
     images: Array
@@ -46,11 +46,16 @@ class _Pool:
         return self.shared.setdefault(space.name, gathered(as_matrix(store), self.images))
 
 
+def shared_pool(whole: Sequence[Variant]) -> Pool | None:
+    """The test images of all folds together; None where there is one split."""
+    return Pool(np.concatenate([variant.test_images for variant in whole])) if len(whole) > 1 else None
+
+
 def _fold_of(
-    run: Run, whole: Variant, every: Sequence[Variant], pool: _Pool | None, *, refines: bool, judged: bool
+    run: Run, whole: Variant, every: Sequence[Variant], pool: Pool | None, *, refines: bool, judged: bool
 ) -> Fold:
     study, split = run.study, whole.test_split
-    spaces = {name: _predictions(whole, space, pool) for name, space in run.spaces.items()}
+    spaces = {name: predictions_of(whole, space, pool) for name, space in run.spaces.items()}
     first = run.first_space
     upper_bounds = {} if first is None else {TRUE_FEATURES: _pictures(whole.made_from(ORACLE), "stage1")}
     if refines and ORACLE in run.settings.refine.baselines:
@@ -100,7 +105,8 @@ def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[st
         yield "true features", _pictures(variant.made_from(ORACLE), "stage1").content
 
 
-def _predictions(variant: Variant, space: Any, pool: _Pool | None) -> Predictions:
+def predictions_of(variant: Variant, space: Any, pool: Pool | None) -> Predictions:
+    """Predicted and true features of the test rows of a variant."""
     predicted = as_matrix(Store.open(variant.study.predictions(space.name)))
     features = Store.open(variant.features(space.learns).features(space.name, variant.test_split))
     every = None if pool is None else pool.features(space, features)
@@ -112,8 +118,8 @@ def _pairing(variant: Variant, first: Any) -> RandomPairing:
     return RandomPairing(_pictures(variant, "stage1"), predicted)
 
 
-def _area(run: Run, variant: Variant, pool: _Pool | None, *, refines: bool) -> Area:
-    spaces = {name: _predictions(variant, space, pool) for name, space in run.spaces.items()}
+def _area(run: Run, variant: Variant, pool: Pool | None, *, refines: bool) -> Area:
+    spaces = {name: predictions_of(variant, space, pool) for name, space in run.spaces.items()}
     final = _pictures(variant, "final") if refines else None
     return Area(len(variant.voxels or ()), _pictures(variant, "stage1"), final, spaces)
 

@@ -3,7 +3,6 @@
 import contextlib
 import tomllib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
@@ -15,11 +14,13 @@ from leanrecon.progress import Progress
 from leanrecon.stages.dataset import DatasetStage
 from leanrecon.stages.decode import DecodeStage
 from leanrecon.stages.evaluate import EvaluateStage
+from leanrecon.stages.evaluate_features import EvaluateFeaturesStage
 from leanrecon.stages.features import FeaturesStage
 from leanrecon.stages.refine import RefineStage
 from leanrecon.stages.regression import RegressionStage
-from leanrecon.stages.stage import GIVE_IMAGES, NO_IMAGES, PlannedStage, Planning, Run, Stage
+from leanrecon.stages.stage import PlannedStage, Planning, Run, Stage
 from leanrecon.stages.stage1 import StageOneStage
+from leanrecon.stages.without_images import GIVE_IMAGES, check_images
 from leanrecon.stores.metadata import load_library
 from leanrecon.study.heal import heal
 from leanrecon.study.layout import Study
@@ -37,27 +38,42 @@ STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 DECODE_STAGES = ("dataset", "decode", "refine", "evaluate")
 """The names of the stages of studies with ``[decode]``."""
 
+FEATURE_STAGES = ("dataset", "features", "regression", "evaluate")
+"""The names of the stages of studies whose dataset has no images."""
+
 GATHERED_NBYTES = 28_000_000
 """Bytes that a run holds before its first stage and a plan does not: zarr (9 MB), other modules and records."""
 
 
 def stages_of(settings: Settings) -> list[Stage]:
-    """The stages of a study in order."""
-    middle: list[Stage] = [FeaturesStage(), RegressionStage(), StageOneStage()]
-    if settings.decode is not None:
-        middle = [DecodeStage()]
-    return [DatasetStage(), *middle, RefineStage(), EvaluateStage()]
+    """The stages of a study in order; those that draw or compare images are left out where the dataset has none."""
+    to_features: list[Stage] = [FeaturesStage(), RegressionStage()]
+    if not settings.dataset.has_images:
+        return [DatasetStage(), *to_features, evaluate_stage(settings)]
+    to_images: list[Stage] = [*to_features, StageOneStage()] if settings.decode is None else [DecodeStage()]
+    return [DatasetStage(), *to_images, RefineStage(), evaluate_stage(settings)]
+
+
+def evaluate_stage(settings: Settings) -> EvaluateStage | EvaluateFeaturesStage:
+    """The stage that compares images, or features alone."""
+    return EvaluateStage() if settings.dataset.has_images else EvaluateFeaturesStage()
 
 
 def stages_until(settings: Settings, until: str | None) -> list[Stage]:
-    """The stages up to and including ``until`` (None: all); raises SettingsError for one that is not there."""
+    """The stages up to and including ``until`` (None: all).
+
+    Raises SettingsError for one that is not there, and InputError where they lack images that they need.
+    """
     stages = stages_of(settings)
     names = [stage.name for stage in stages]
-    if until is None:
-        return stages
-    if until not in names:
+    if until is not None and until not in names:
+        if not settings.dataset.has_images and until in STAGES:
+            raise InputError(f"the stage {until} needs images, and this dataset has none", todo=GIVE_IMAGES)
         raise SettingsError(f"{until} is not a stage of this study ({nearest(until, names)})")
-    return stages[: names.index(until) + 1]
+    chosen = stages if until is None else stages[: names.index(until) + 1]
+    if len(chosen) > 1 and not settings.dataset.has_images:
+        check_images(settings)
+    return chosen
 
 
 def plan_study(settings: Settings, *, base_dir: Path | None, until: str | None = None) -> list[PlannedStage]:
@@ -65,7 +81,7 @@ def plan_study(settings: Settings, *, base_dir: Path | None, until: str | None =
     stages = stages_until(settings, until)
     budget = MemoryBudget.of(settings.general.memory)
     budget = MemoryBudget(budget.allowed, budget.reserved + GATHERED_NBYTES)
-    planning = Planning(settings, base_dir, budget, until=stages[-1].name)
+    planning = Planning(settings, base_dir, budget)
     lines: list[PlannedStage] = []
     for stage in stages:
         lines += stage.plan(planning)
@@ -123,8 +139,6 @@ class Pipeline:
                 f"{run.study.settings} was not written by leanrecon, which would replace it",
                 todo="choose a folder of its own for the study with --study",
             )
-        if len(stages) > 1 and not run.settings.dataset.has_images:
-            raise InputError(NO_IMAGES, todo=GIVE_IMAGES)
         require_weights(run.settings, [stage.name for stage in stages])
         for stage in stages:
             stage.check(run)
@@ -132,9 +146,7 @@ class Pipeline:
     def _write_settings(self, accepted: Sequence[Stage]) -> None:
         """Write study.toml: what these stages accepted, and what later ones were run with before."""
         run = self._run
-        # With the dataset's files resolved, any folder can continue and repair the study.
-        settings = replace(run.settings, dataset=run.settings.dataset.located(run.base_dir))
-        tables = settings.tables()
+        tables = run.settings.located(run.base_dir).tables()
         names = {stage.name for stage in accepted}
         if "evaluate" not in names and not run.overwrite and run.study.settings.exists():
             with contextlib.suppress(SettingsError, ValueError):  # else all of them are new

@@ -11,6 +11,7 @@ from leanrecon.context import Context
 from leanrecon.features.unconditional import read_unconditional
 from leanrecon.places import Location
 from leanrecon.refinement.baselines import without_brain
+from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
@@ -46,7 +47,8 @@ class RefineStage:
 
     def run(self, run: Run) -> None:
         settings = run.settings.refine
-        for variant in variants(run.study, run.settings):
+        predicted = variants(run.study, run.settings)
+        for variant in predicted:
             baselines = [] if variant.area else settings.baselines
             every = [variant, *(variant.made_from(name) for name in baselines)]
             folders = [one.study.reconstructions("final") for one in every]
@@ -57,6 +59,7 @@ class RefineStage:
                     self._draw(run, one, generator, folder, context.named(label))
                 record["settings"] = settings.model_dump(exclude_none=True)
                 record |= generator.record()
+        join_pictures(run, predicted, "final", self.name)
 
     @staticmethod
     def _generator(run: Run, context: Context) -> Any:

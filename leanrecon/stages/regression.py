@@ -11,6 +11,7 @@ from leanrecon.errors import SettingsError
 from leanrecon.features.first_images import decoding_space
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
+from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
@@ -47,6 +48,11 @@ class RegressionStage:
                 calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
                 work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
                 disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
+            if planning.data.folds:
+                rows = sum(planning.split)
+                work = max(work, join_nbytes(rows, shapes.t, planning.chunk))
+                joins = 1 + len(planning.settings.areas)
+                disk += joins * store_nbytes((rows, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} fits" if times > 1 else "")
             yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, scratch)
             planning.hold(plan.held)
@@ -55,7 +61,8 @@ class RegressionStage:
 
     def run(self, run: Run) -> None:
         first = _first_name(run.spaces, run.settings.stage1.space)
-        for variant in variants(run.study, run.settings):
+        every = variants(run.study, run.settings)
+        for variant in every:
             shared: dict[str, Any] = {}
             for name, space in run.spaces.items():
                 # An area is compared with the other areas; chance is taken from all voxels.
@@ -63,6 +70,8 @@ class RegressionStage:
                 self._predict(run, variant, space, pairings, shared)
                 if space.calibrates:
                     self._predict_train_rows(run, variant, space)
+        for name in run.spaces:
+            join_predictions(run, every, name)
 
     def _predict(self, run: Run, variant: Variant, space: Any, pairings: int, shared: dict[str, Any]) -> None:
         name, settings = space.name, run.settings.regression[space.name]

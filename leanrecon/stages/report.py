@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ Row = tuple[Array, Array, Array | None]
 def write_page(run: Run, every: Sequence[Variant]) -> None:
     """Write report.html from the figures and images of a study."""
     study, whole = run.study, whole_brain(every)
-    metrics = read_record(study.metrics)
-    if metrics is None:
-        raise StoreError(f"there is no {study.metrics}", todo=study.metrics.todo())
+    _figures(study)
     refines = make_generator(run.settings).refines
     likeness = [pixcorr(score) for score in each_score(study)]
     shown = shown_rows(likeness, MOST_SHOWN)
@@ -48,24 +47,50 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
                 yield row
                 advance(1)
 
-        page = Page(
-            study=study.root.local_path().absolute().name,
-            metrics=metrics,
+        page = replace(
+            _page(run, every),
             scores=_with_captions(scores, shown, whole, study),
             likeness=likeness,
             pictures=rows(),
-            simulated=run.settings.dataset.located(run.base_dir).simulated,
-            settings=_without_folders(run.settings.tables()),
-            records=read_record(study.record) or {},
-            variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
-            latent_r2=_latent_r2(run),
-            latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
-            voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
-            versions=metrics["versions"],
         )
-        seals.forget(study.report)  # until it is written whole
-        render(page, study.report.local_path())
-        seals.fix(study.report)
+        _render(page, study)
+
+
+def write_feature_page(run: Run, every: Sequence[Variant]) -> None:
+    """Write report.html of a study without images, from its figures."""
+    _render(_page(run, every), run.study)
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    metrics: dict[str, Any] | None = read_record(study.metrics)
+    if metrics is None:
+        raise StoreError(f"there is no {study.metrics}", todo=study.metrics.todo())
+    return metrics
+
+
+def _page(run: Run, every: Sequence[Variant]) -> Page:
+    """All that the report shows beside images and their scores."""
+    study, metrics = run.study, _figures(run.study)
+    return Page(
+        study=study.root.local_path().absolute().name,
+        metrics=metrics,
+        scores=[],
+        pictures=(),
+        simulated=run.settings.dataset.located(run.base_dir).simulated,
+        settings=_without_folders(run.settings.tables()),
+        records=read_record(study.record) or {},
+        variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
+        latent_r2=_latent_r2(run),
+        latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
+        voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
+        versions=metrics["versions"],
+    )
+
+
+def _render(page: Page, study: Study) -> None:
+    seals.forget(study.report)  # until it is written whole
+    render(page, study.report.local_path())
+    seals.fix(study.report)
 
 
 def rows_of_images(

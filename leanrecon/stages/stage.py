@@ -10,18 +10,17 @@ from typing import Any, Protocol
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.plan import DatasetPlan
-from leanrecon.errors import InputError
+from leanrecon.features.extract_captions import NO_IMAGE
 from leanrecon.features.first_images import decoding_space
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location
 from leanrecon.progress import Progress
+from leanrecon.stores.images import image_shape as shape_of
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.record import recorded
 from leanrecon.study.settings import Settings
-
-NO_IMAGES = "this dataset has no images, and only the stage dataset can do without"
-GIVE_IMAGES = "set dataset.stimuli_train and dataset.stimuli_test, or dataset.stimuli"
 
 LIBRARY_NBYTES = {"sklearn": 90_000_000, "torch": 180_000_000, "transformers": 340_000_000, "diffusers": 390_000_000}
 """Bytes of libraries that stay in the process once they were used. The last three bring each other."""
@@ -49,7 +48,6 @@ class Planning:
     settings: Settings
     base_dir: Path | None
     budget: MemoryBudget
-    until: str
     planned: bool = True
     dataset: DatasetPlan | None = None
 
@@ -65,14 +63,13 @@ class Planning:
 
     @property
     def image_shape(self) -> ImageShape:
-        if self.data.image_shape is None:
-            raise InputError(NO_IMAGES, todo=GIVE_IMAGES)
-        return self.data.image_shape
+        """The shape of the stimuli; ``NO_IMAGE`` where there are none."""
+        return self.data.image_shape or NO_IMAGE
 
     @cached_property
     def spaces(self) -> dict[str, Any]:
         """The feature spaces by name; no weights are loaded."""
-        return make_spaces(self.settings)
+        return make_spaces(self.settings, self.base_dir)
 
     @property
     def split(self) -> tuple[int, int]:
@@ -119,7 +116,12 @@ class Run:
     @cached_property
     def spaces(self) -> dict[str, Any]:
         """The feature spaces by name; no weights are loaded."""
-        return make_spaces(self.settings)
+        return make_spaces(self.settings, self.base_dir)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """The shape of the stimuli; ``NO_IMAGE`` where there are none."""
+        return shape_of(Store.open(self.study.stimuli("train"))) if self.settings.dataset.has_images else NO_IMAGE
 
     @property
     def first_space(self) -> Any:
@@ -180,9 +182,12 @@ class Stage(Protocol):
         """Do what is missing of the stage."""
 
 
-def make_spaces(settings: Settings) -> dict[str, Any]:
-    """The feature spaces of a study by name; cheap, no weights are loaded."""
-    general = settings.general
+def make_spaces(settings: Settings, base_dir: Path | None = None) -> dict[str, Any]:
+    """The feature spaces of a study by name; cheap, no weights are loaded.
+
+    Files of the user's that they read are looked for from the current folder or from ``base_dir``.
+    """
+    general, settings = settings.general, settings.located(base_dir)
     return {
         name: kinds.kind_of("features", table)(table, name=name, seed=general.seed, device=general.device)
         for name, table in settings.features.items()

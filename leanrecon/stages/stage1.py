@@ -10,6 +10,7 @@ from leanrecon.features.first_images import decoding_space, draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
 from leanrecon.places import Location
+from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -50,7 +51,8 @@ class StageOneStage:
 
     def run(self, run: Run) -> None:
         space = run.first_space
-        for variant in variants(run.study, run.settings):
+        predicted = variants(run.study, run.settings)
+        for variant in predicted:
             space.load(variant.features(space.learns).fitted(space.name))
             pairings = 0 if variant.area else run.settings.evaluate.permutations
             every = [variant, *variant.shuffled(pairings)]
@@ -64,6 +66,7 @@ class StageOneStage:
                     self._draw(run, one, space, folder, context)
                 record["settings"] = {"space": space.name, "size": run.settings.stage1.size}
         space.release()
+        join_pictures(run, predicted, "stage1", self.name)
 
     @staticmethod
     def _calibrate(run: Run, variant: Variant, space: Any, context: Context) -> None:

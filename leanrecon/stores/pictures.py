@@ -134,22 +134,26 @@ class Pictures:
     def copy(self, other: "Pictures") -> None:
         """Write the missing images byte for byte as in another, complete folder; raises StoreError for damaged ones."""
         for row in self.missing():
-            self.file(row).write_bytes(self._sound(other, row))
+            self.file(row).write_bytes(self._sound(other, row, row))
 
-    def link(self, other: "Pictures") -> None:
-        """As ``copy``, but let both folders share the files, where their place can do that."""
-        place = self.path.place
-        for row in self.missing():
-            data = self._sound(other, row)
-            if other.path.place != place or not place.link(other.file(row).key, self.file(row).key):
-                self.file(row).write_bytes(data)
+    def link(self, other: "Pictures", rows: Sequence[int] | None = None) -> None:
+        """As ``copy``, but let both folders share the files, where their place can do that.
 
-    def _sound(self, other: "Pictures", row: int) -> bytes:
-        """The bytes of another folder's image, checked, with their checksums noted down for this one."""
-        data = other.file(row).read_bytes() if other._has(row) else b""
-        if _digest(data) != other._record["checksums"][row]:
-            raise other._damage(row, "does not match its checksum" if data else "is missing")
-        self._digests[row] = other._record["checksums"][row], other._record["pixels"][row]
+        Image i of the other folder becomes that of row ``rows[i]``, by default of row i.
+        """
+        place, missing = self.path.place, set(self.missing())
+        for of, row in enumerate(range(self.rows) if rows is None else rows):
+            if row in missing:
+                data = self._sound(other, of, row)
+                if other.path.place != place or not place.link(other.file(of).key, self.file(row).key):
+                    self.file(row).write_bytes(data)
+
+    def _sound(self, other: "Pictures", of: int, row: int) -> bytes:
+        """The bytes of another folder's image ``of``, checked, with their checksums noted down for ``row`` of this one."""
+        data = other.file(of).read_bytes() if other._has(of) else b""
+        if _digest(data) != other._record["checksums"][of]:
+            raise other._damage(of, "does not match its checksum" if data else "is missing")
+        self._digests[row] = other._record["checksums"][of], other._record["pixels"][of]
         return data
 
     def finish(self) -> None:

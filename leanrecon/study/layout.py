@@ -80,17 +80,18 @@ LAYOUT = _items(
     Item("features/*/fitted.npz", Role.FITTED, ("features",), "what a feature space learned from the train images"),
     Item("features/*/*.json", Role.RECORD, ("features",), "what else a feature space keeps"),
     Item("features/*/*.npz", Role.FITTED, ("features",), "numbers that a feature space keeps"),
-    Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test, train (out of fold): float32 [rows, dims]"),
+    Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test (with folds: all rows), train (out of fold): float32 [rows, dims]"),
     Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
     Item("networks/*", Role.NETWORK, ("regression", "decode"), "trained regressors and decoders, and their checkpoints"),
-    Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row, before refinement"),
+    Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row (with folds: of all rows), before refinement"),
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
     Item("weights/**", Role.SCRATCH, ("refine",), "weights of a generator, merged or cast once for reading"),
     Item("embeddings/*/*.zarr", Role.STORE, ("evaluate",), "embeddings of compared images by a judge", replaced=True),
     Item("evaluation/metrics.json", Role.RECORD, ("evaluate",), "figures with intervals and chance, baselines, notes"),
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
+    Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
@@ -155,6 +156,11 @@ class Study:
     def reliability(self) -> Location:
         """How alike responses to repeats of an image are (NSD)."""
         return self.at("betas/*.json", "reliability")
+
+    @property
+    def voxel_reliability(self) -> Location:
+        """How alike each voxel answers to repeats, where voxels are chosen by it."""
+        return self.at("betas/*.npz", "voxel_reliability")
 
     def stimuli(self, split: str) -> Location:
         return self.at("stimuli/*.zarr", split)
@@ -221,6 +227,10 @@ class Study:
     def latent_r2(self, space: str) -> Location:
         """R² of each dimension of a feature space."""
         return self.at("evaluation/latent_r2/*.npy", space)
+
+    def latent_r(self, space: str) -> Location:
+        """Pearson's r of each dimension of a feature space, in studies without images."""
+        return self.at("evaluation/latent_r/*.npy", space)
 
     @property
     def report(self) -> Location:

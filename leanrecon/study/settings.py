@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -115,6 +116,14 @@ class Settings:
     refine: Any
     judges: dict[str, BaseModel]
     evaluate: EvaluateSettings
+
+    def located(self, base_dir: Path | None) -> "Settings":
+        """The same settings with absolute paths to the files of the dataset and of feature spaces.
+
+        So any folder can continue and repair the study. Relative paths start at the current folder or at ``base_dir``.
+        """
+        features = {name: _located(space, base_dir) for name, space in self.features.items()}
+        return replace(self, dataset=self.dataset.located(base_dir), features=features)
 
     def tables(self) -> dict[str, Any]:
         """The settings as TOML tables with all defaults written out; keys without a value are left out."""
@@ -313,6 +322,13 @@ class _Checker:
 def _text(value: Any) -> str:
     """A kind's name; what is none is shown as text, which is no kind and is refused as one."""
     return value if isinstance(value, str) else shown(value)
+
+
+def _located(space: Any, base_dir: Path | None) -> BaseModel:
+    """The settings of a feature space, whose kind may read files of the user's: then it has ``located``."""
+    locate = getattr(space, "located", None)
+    found: BaseModel = space if locate is None else locate(base_dir)
+    return found
 
 
 def _dump(model: BaseModel) -> dict[str, Any]:

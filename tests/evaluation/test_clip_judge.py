@@ -20,7 +20,7 @@ from leanrecon.errors import InputError, LeanreconError, SettingsError  # noqa: 
 from leanrecon.evaluation.judges.clip import CLIPJudge  # noqa: E402
 from leanrecon.features.clip import CLIPVision  # noqa: E402
 from leanrecon.places.files import write_text  # noqa: E402
-from leanrecon.stages.evaluate import write_report  # noqa: E402
+from leanrecon.stages.evaluate import EvaluateStage  # noqa: E402
 from leanrecon.stages.pipeline import Pipeline, plan_study  # noqa: E402
 from leanrecon.stages.repair import mend  # noqa: E402
 from leanrecon.stages.stage import Run  # noqa: E402
@@ -305,7 +305,7 @@ def test_a_report_is_written_again_without_the_model(folder: Path) -> None:
     (folder / "study" / "report.html").unlink()
     shutil.rmtree(folder / "tiny-clip")
     settings, _ = read_settings(folder / "study" / "study.toml")
-    write_report(Run(settings, Study(folder / "study")))
+    EvaluateStage().report(Run(settings, Study(folder / "study")))
     assert len((folder / "study" / "report.html").read_bytes()) == len(page)
 
 

@@ -8,16 +8,24 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
-from leanrecon.datasets.builder.materials import SPACE, Images, Materials
+from leanrecon.datasets.builder.materials import SPACE, Materials
 from leanrecon.datasets.builder.noise import ncsnr
 from leanrecon.datasets.builder.plan import is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
-from leanrecon.datasets.files.rows import BLOCK, Rows
+from leanrecon.datasets.files.picked import Picked
+from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
+from leanrecon.datasets.voxel_reliability import (
+    check_repeats,
+    left_out,
+    read_reliability,
+    reliable,
+    voxel_reliability,
+)
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
@@ -46,18 +54,28 @@ class Build:
         self.study, self.context = study, context
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
         self.repeats = repeats_of(materials.trials, self.parts, settings)
-        self.columns = materials.voxels.chosen(settings.chosen_areas)
+        self.of_areas = materials.voxels.chosen(settings.chosen_areas)
+        self.kept = np.arange(len(self.of_areas))
+        """Which of the voxels of the areas are used: all, or the reliable ones."""
+        self.told: dict[str, Any] = {}
+        """What the record of the stage tells."""
         known = read_json(sources_path(study))
         self.sources = SourceFiles(known.get("files") if isinstance(known, dict) else None)
         files = [self.sources.content(path) for path in materials.files]
         self.source = {"kind": kind, "files": files, **materials.made_of}
 
-    def run(self) -> None:
-        """Write what is not there yet; rows.json is written last."""
+    @property
+    def columns(self) -> Array:
+        """The voxels that are used, as columns of the responses, ascending."""
+        return self.of_areas[self.kept]
+
+    def run(self) -> dict[str, Any]:
+        """Write what is not there yet, rows.json last; returns what the record of the stage tells."""
         sweep(self.study)
         overwrite = self.context.overwrite
         if overwrite:
             forget_other_kind(self.study, self.kind)
+        self._select()
         rows = StudyRows(
             {split: of.record() for split, of in self.repeats.items()},
             {split: of.images for split, of in self.repeats.items()},
@@ -90,6 +108,29 @@ class Build:
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
         if not rows.are_in(self.study):
             rows.write(self.study)
+        return self.told
+
+    # Voxels
+
+    def _select(self) -> None:
+        """Choose the reliable voxels, from repeats of train images alone; what was found is kept for later runs."""
+        least, path = self.settings.min_reliability, self.study.voxel_reliability
+        if least is None:
+            if self.context.overwrite:
+                path.unlink(missing_ok=True)
+            return
+        trials = _places(self.repeats["train"])
+        repeated = check_repeats(trials)
+        made_of = fingerprint(self._made_of("train") | {"reliability of": trials})
+        found = read_reliability(path, made_of)
+        if found is None:
+            responses = self._standardised(self._staged())
+            found = voxel_reliability(responses, trials)
+            write_whole(path, lambda file: np.savez(file, reliability=found, made_of=np.array(made_of)))
+        self.reliability = found
+        self.kept = reliable(found, least)
+        self.context.progress.say(left_out(found, self.kept, repeated, least))
+        self.told = {"voxels_left_out": len(found) - len(self.kept)}
 
     # Stores
 
@@ -102,6 +143,9 @@ class Build:
             made["train"] = self.parts["train"].tolist()
         if settings.rescales(split):
             made["rescale_average"] = True
+        if settings.min_reliability is not None:
+            train = fingerprint({"train": self.parts["train"].tolist()})
+            made["min_reliability"] = {"least": settings.min_reliability, "train": train}
         return {"dataset": made | {"trials": fingerprint({"of": made["trials"]})}}
 
     def _create_betas(self, split: str) -> Store:
@@ -127,6 +171,8 @@ class Build:
         if all(store.complete for store in stores.values()) and self.study.voxels.is_file():
             return
         responses = self._standardised(self._staged())
+        if len(self.kept) < len(self.of_areas):
+            responses = Columns(responses, self.kept)
         self._check(responses)
         self._write_voxels(responses)
         parts = []
@@ -145,7 +191,7 @@ class Build:
 
     def _staged(self) -> Rows:
         """The responses of the chosen voxels, to be read in any order."""
-        chosen = Columns(self.materials.responses, self.columns)
+        chosen = Columns(self.materials.responses, self.of_areas)
         if not is_staged(self.materials):
             return chosen
         made = {**self.source, "voxels": self.settings.chosen_areas}
@@ -214,6 +260,8 @@ class Build:
         noise = ncsnr(responses, trials)
         arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
         arrays["ncsnr"] = np.full(len(columns), np.nan, np.float32) if noise is None else noise
+        if self.settings.min_reliability is not None:
+            arrays["reliability"] = self.reliability[self.kept]
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
 
     # Images
@@ -224,42 +272,12 @@ class Build:
         images = self.materials.images
         assert images is not None
         names = self.repeats[split].images
-        ordered = Picked(images, names)
+        ordered = Picked(images.rows, [images.row_of[name] for name in names], images.shape, np.uint8, images.convert)
         plan = plan_images(self.materials, store.rows, self.context.chunk, self.context.budget.free)
         source = Source(ordered, np.arange(len(names)), plan.at_once)
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
         self.sources.refuse_changes([store])
         store.finish()
-
-
-class Picked(Rows):
-    """Images by name, in any order: each band is read in the order of its file."""
-
-    def __init__(self, images: Images, names: list[str]) -> None:
-        rows = images.rows
-        super().__init__(rows.path, rows.key, (len(names), *images.shape), np.uint8)
-        self.images = images
-        self.index = np.array([images.row_of[name] for name in names], np.int64)
-        self.name, self.together, self.held, self.scratch = rows.name, rows.together, rows.held, rows.scratch
-
-    def read(self, index: Array, out: Array, convert: Any = None) -> None:
-        """Fill ``out`` with the images ``index``; the file is read in ascending order, each image once."""
-        base, convert = self.images.rows, self.images.convert
-        different, place = np.unique(self.index[index], return_inverse=True)
-        at_once = max(BLOCK // max(base.row_nbytes, 1), 1)
-        for start in range(0, len(different), at_once):
-            own = different[start : start + at_once]
-            memory = np.empty((len(own), *base.shape[1:]), base.dtype)
-            base.read(own, memory)
-            values = (convert(memory) if convert else memory).reshape(len(own), *self.shape[1:])
-            for k in np.flatnonzero((place >= start) & (place < start + len(own))).tolist():
-                out[k] = values[place[k] - start]
-
-    def locate(self, row: int) -> str:
-        return self.images.rows.locate(int(self.index[row]))
-
-    def release(self) -> None:
-        self.images.rows.release()
 
 
 def _places(of: Repeats) -> list[list[int]]:

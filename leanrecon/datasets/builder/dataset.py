@@ -44,8 +44,10 @@ class Builder(ABC):
         with self.materials(base_dir) as materials:
             return plan_build(materials, self.settings, 0, base_dir, chunk, free)
 
-    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> dict[str, Any]:
         """Write a study's betas, stimuli, captions and rows.json, continuing where an earlier run stopped.
+
+        Returns what the record of the stage tells.
 
         Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
         """
@@ -57,4 +59,4 @@ class Builder(ABC):
         with self.materials(base_dir) as materials:
             plan = plan_build(materials, self.settings, context.seed, base_dir, context.chunk, context.budget.free)
             context.require("reading the betas", plan.work)
-            Build(self.settings.kind, materials, self.settings, study, base_dir, context).run()
+            return Build(self.settings.kind, materials, self.settings, study, base_dir, context).run()

@@ -13,6 +13,7 @@ from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.datasets.reliability import SAMPLE
+from leanrecon.datasets.voxel_reliability import select_nbytes
 from leanrecon.stores.layout import plan_chunks
 
 OVERHEAD = 40 * 10**6
@@ -78,7 +79,10 @@ def plan_images(materials: Materials, n: int, chunk: int, free: int) -> StorePla
 def plan_build(
     materials: Materials, settings: BuilderSettings, seed: int, base_dir: Path | None, chunk: int, free: int
 ) -> DatasetPlan:
-    """The plan of a study whose files are known: all their trials, and the voxels of the chosen areas."""
+    """The plan of a study whose files are known: all their trials, and the voxels of the chosen areas.
+
+    How many of them ``min_reliability`` leaves out is not known before the betas are read.
+    """
     parts = split_trials(materials.trials, settings, seed, base_dir)
     repeats = repeats_of(materials.trials, parts, settings)
     voxels = len(materials.voxels.chosen(settings.chosen_areas))
@@ -97,6 +101,7 @@ def plan_build(
     if settings.zscore != "none":
         groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
     levels = 40 * groups * voxels + materials.held + 64 * 12 * voxels
+    levels += 0 if settings.min_reliability is None else select_nbytes(voxels)
     return DatasetPlan(
         n_train=n["train"],
         n_test=n.get("test", 0),

@@ -26,6 +26,8 @@ class BuilderSettings(DatasetSettings):
     """Whether each voxel is z-scored: within each run, within each session, or by the train trials."""
     voxels: str | list[str] | None = Field(default=None, min_length=1)
     """The area whose voxels are used, or several, joined; absent: all voxels."""
+    min_reliability: float | None = Field(default=None, gt=-1, lt=1)
+    """Voxels are left out whose responses to two showings of the train images correlate by less; absent: none."""
     allow_shared_stimuli: bool = False
     """Whether test images may be among the train images."""
     check: Literal["stop", "warn"] = "stop"
@@ -52,6 +54,11 @@ class BuilderSettings(DatasetSettings):
             raise ValueError(f"{' and '.join(rules)} are given: only one can say what is tested")
         if self.folds and self.repeats != self.test_repeats:
             raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+        if self.folds and self.min_reliability is not None:
+            raise ValueError(
+                "min_reliability is taken from train rows alone, and with folds every row is tested: leave it out, or "
+                "split by test_ids or test_fraction"
+            )
         return self
 
 

@@ -83,12 +83,29 @@ _METRICS = (
         "R² total",
         "The share of the variance of all features together that is predicted: features that vary more count more.",
     ),
+    Metric(
+        "latent_r_mean",
+        "Correlation, mean over features",
+        "r",
+        "Pearson's r of each predicted feature with the true one over the test images, averaged over features.",
+    ),
 )
 METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics that are not by a judge; those by judges are named from their keys."""
 
 _KINDS = ("two_way", "top1", "distance")
-_ORDER = ("pixcorr", "ssim", "ssim_1d", "ssim_7x7", "mse", "PIXELS", "JUDGES", "latent_r2_mean", "latent_r2_total")
+_ORDER = (
+    "pixcorr",
+    "ssim",
+    "ssim_1d",
+    "ssim_7x7",
+    "mse",
+    "PIXELS",
+    "JUDGES",
+    "latent_r2_mean",
+    "latent_r2_total",
+    "latent_r_mean",
+)
 _SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG"}
 
 

@@ -34,7 +34,7 @@ from leanrecon.evaluation.report.tables import (
     record,
     settings_tables,
 )
-from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, verdict
+from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, features_alone, verdict
 from leanrecon.places import LocationLike, as_location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import write_whole
@@ -145,6 +145,7 @@ def _context(page: Page) -> dict[str, Any]:
         "metrics": metrics,
         "n_test": n_test,
         "n_shown": len(page.scores),
+        "alone": features_alone(metrics),
         "verdict": verdict({**metrics, "n_test": n_test, "simulated": simulated}),
         "columns": shown,
         "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),

@@ -54,10 +54,8 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
     final: Figures = metrics.get("final") or metrics.get("stage1") or {}
     n_test = number(metrics.get("n_stimuli", metrics.get("n_test")))
     simulated = bool(metrics.get("simulated"))
-    checks = (
-        _identifies(final),
-        *(_beats(baseline, metrics.get("margins") or {}) for baseline in ("mean_train_image", "shuffled_betas")),
-    )
+    alone = features_alone(metrics)
+    checks = _feature_checks(metrics) if alone else _image_checks(final, metrics.get("margins") or {})
     known = [check.passed for check in checks if check.passed is not None]
     if n_test is not None and n_test < MIN_TEST_IMAGES:
         images = "1 test image" if n_test == 1 else f"{n_test:.0f} test images"
@@ -72,6 +70,8 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "unclear", "Too few figures to say", "there are no intervals to compare with chance or a baseline.", checks
         )
+    if alone:
+        return _of_features(metrics["features"], checks, simulated)
     sentence = f"{_sentence(final, metrics.get('baselines') or {})}."
     remarks = " ".join(_remarks(metrics))
     if all(known) and len(known) > 1:
@@ -84,6 +84,43 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         return Verdict("failed", headline, f"{sentence} {remarks}".rstrip(), checks)
     headline = "Mixed, in a simulated subject" if simulated else "Mixed"
     return Verdict("mixed", headline, f"{sentence} {_balance(checks)} {remarks}".rstrip(), checks)
+
+
+def features_alone(metrics: Mapping[str, Any]) -> bool:
+    """Whether these are figures of predicted features alone, as of a dataset without images."""
+    return bool(metrics.get("features")) and not (metrics.get("final") or metrics.get("stage1"))
+
+
+def _image_checks(final: Figures, margins: Mapping[str, Any]) -> tuple[Check, ...]:
+    return (_identifies(final), *(_beats(name, margins) for name in ("mean_train_image", "shuffled_betas")))
+
+
+def _feature_checks(metrics: Mapping[str, Any]) -> tuple[Check, ...]:
+    return tuple(
+        replace(_identifies(figures or {}), name=f"Features {space} pick out their own image from a pair", than=space)
+        for space, figures in metrics["features"].items()
+    )
+
+
+def _of_features(spaces: Mapping[str, Figures], checks: tuple[Check, ...], simulated: bool) -> Verdict:
+    """The verdict of a study without images: whether predicted features tell test images apart."""
+    passed = [check.passed for check in checks if check.passed is not None]
+    level: Level = "worked" if all(passed) else "mixed" if any(passed) else "failed"
+    headline = {
+        "worked": "Features are predicted above chance",
+        "mixed": "Some features are predicted above chance, others not",
+        "failed": "Features are at chance",
+    }[level]
+    if simulated:
+        headline += ", in a simulated subject"
+    shown = metric("two_way_features")
+    each = [
+        f"{shown.write(value, 0)} of pairs by {space}"
+        for space, figures in spaces.items()
+        if (value := figure(figures, shown.key)) is not None
+    ]
+    told = f"predicted features pick out their own image in {_listed(each, 'and')}, chance {shown.write(0.5, 0)}"
+    return Verdict(level, headline, f"{told}. No image was reconstructed, as the dataset has none.", checks)
 
 
 def _identifies(final: Figures) -> Check:

@@ -1,0 +1,128 @@
+"""The stage evaluate of studies without images: figures of predicted features, and a report of them.
+
+As the stage for images it only reads, and it alone looks at the true features of test rows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import StoreError
+from leanrecon.evaluation.features_alone import FeatureEvaluation, FeatureFold, evaluate_features
+from leanrecon.evaluation.fold import Predictions
+from leanrecon.evaluation.plan import plan_features
+from leanrecon.places.files import read_record, write_json, write_whole
+from leanrecon.stages.evaluate import SCORES_NBYTES, settings_notes
+from leanrecon.stages.folds import of_areas, predictions_of, shared_pool
+from leanrecon.stages.report import write_feature_page
+from leanrecon.stages.scores import write_scores
+from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.without_images import MISSING
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.store import Store
+from leanrecon.study.record import versions
+from leanrecon.study.variants import Variant, variants, whole_brain
+
+FORMAT = 1
+"""Version of the figures: raised when one of them is computed in another way."""
+
+
+class EvaluateFeaturesStage:
+    """Measures the predictions of every fold and area, and writes metrics.json, scores.csv and the report."""
+
+    name = "evaluate"
+
+    def check(self, run: Run) -> None:
+        """Settings were checked when they were read."""
+
+    def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        settings, (n, m) = planning.settings, planning.split
+        dims = {name: space.dims(planning.image_shape) for name, space in planning.spaces.items()}
+        total = n + m if planning.data.folds else m
+        every = total if planning.data.folds and m < 2 else m
+        work = plan_features(dims, m, total, every, 1 + len(settings.areas), settings.evaluate.resamples)
+        summary = f"features alone (no images), {settings.evaluate.resamples} resamples"
+        disk = total * SCORES_NBYTES + 2 * 4 * sum(dims.values())
+        yield PlannedStage(self.name, summary, planning.budget.reserved + work, disk)
+
+    def run(self, run: Run) -> None:
+        study, every = run.study, variants(run.study, run.settings)
+        run.progress.say(MISSING)
+        made_of = self._made_of(run, every)
+        if self._is_current(run, every, made_of):
+            if not study.report.exists():
+                write_feature_page(run, every)
+            return
+        study.report.unlink(missing_ok=True)  # a report of other figures
+        with run.recorded(self.name, study, [study.metrics]) as (record, context):
+            folds = list(feature_folds(run, every))
+            n_folds = run.settings.dataset.folds
+            result = evaluate_features(folds, run.settings.evaluate, context, n_folds=n_folds)
+            result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
+            for area, variant in of_areas(whole_brain(every)[0], every).items():
+                result.metrics["areas"][area]["voxels"] = len(variant.voxels or ())
+            self._write(run, whole_brain(every), result, made_of)
+            record["settings"] = run.settings.evaluate.model_dump()
+        write_feature_page(run, every)
+
+    def report(self, run: Run) -> None:
+        """Write report.html again; raises StoreError where the study's figures are of an earlier state."""
+        every = variants(run.study, run.settings)
+        if (read_record(run.study.metrics) or {}).get("made_of") != self._made_of(run, every):
+            raise StoreError(
+                f"{run.study.root} has no figures of its present stores",
+                todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
+            )
+        write_feature_page(run, every)
+
+    @staticmethod
+    def _made_of(run: Run, every: Sequence[Variant]) -> str:
+        """A fingerprint of all that decides the figures; raises StoreError unless all that is compared is complete."""
+        contents = {variant.name or "study": dict(_contents(run, variant)) for variant in every}
+        evaluate = {"resamples": run.settings.evaluate.resamples}
+        seed = run.settings.general.seed
+        return fingerprint({"features alone": FORMAT, "seed": seed, "evaluate": evaluate, "contents": contents})
+
+    @staticmethod
+    def _is_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
+        study = run.study
+        files = [study.scores, *(variant.study.metrics for variant in whole_brain(every))]
+        files += [path for name in run.spaces for path in (study.latent_r2(name), study.latent_r(name))]
+        there = all(path.exists() for path in files)
+        return there and not run.overwrite and (read_record(study.metrics) or {}).get("made_of") == made_of
+
+    @staticmethod
+    def _write(run: Run, whole: Sequence[Variant], result: FeatureEvaluation, made_of: str) -> None:
+        """Write all figures, metrics.json of the study last: its presence says that all is done."""
+        study, notes = run.study, [MISSING, *settings_notes(run.settings)]
+        about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
+        for variant, figures in zip(whole, result.folds, strict=False):
+            write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
+        for place, every in ((study.latent_r2, result.latent_r2), (study.latent_r, result.latent_r)):
+            for name, values in every.items():
+                write_whole(place(name), lambda file, values=values: np.save(file, values.astype(np.float32)))  # type: ignore[misc]
+        write_scores(study, result.columns, result.rows)
+        metrics = result.metrics | about | {"made_of": made_of, "notes": result.metrics["notes"] + notes}
+        write_json(study.metrics, metrics, indent=1)
+
+
+def feature_folds(run: Run, every: Sequence[Variant]) -> Iterator[FeatureFold]:
+    """All that is compared of every fold, or of the one split."""
+    whole = whole_brain(every)
+    pool = shared_pool(whole)
+
+    def of(variant: Variant) -> Mapping[str, Predictions]:
+        return {name: predictions_of(variant, space, pool) for name, space in run.spaces.items()}
+
+    for variant in whole:
+        areas = {area: of(other) for area, other in of_areas(variant, every).items()}
+        yield FeatureFold(variant.test_rows, variant.test_names, of(variant), areas, variant.trained_on)
+
+
+def _contents(run: Run, variant: Variant) -> Iterator[tuple[str, Any]]:
+    yield "rows", fingerprint({"names": variant.test_names, "images": variant.test_images.tolist()})
+    for name, space in run.spaces.items():
+        yield f"predictions {name}", Store.open(variant.study.predictions(name)).content
+        features = variant.features(space.learns).features(name, variant.test_split)
+        yield f"features {name}", Store.open(features).content
