@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.hdf5_checks import check_storage, kind_of, type_of
+from leanrecon.datasets.files.hdf5_checks import check_heaps, check_storage, kind_of, type_of
 from leanrecon.datasets.files.keys import choose_key
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, block_shape, explained_damage, row_blocks
 from leanrecon.errors import InputError
@@ -153,6 +153,37 @@ def names_in(path: Path) -> list[str]:
 
     with explained_damage(str(path)), h5py.File(path, "r") as file:
         return _names(file)[0]
+
+
+def top_names(path: Path) -> list[str]:
+    """The names at the top of a file, whatever they name; raises InputError for damage."""
+    import h5py
+
+    with explained_damage(str(path)), h5py.File(path, "r") as file:
+        return list(file)
+
+
+def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
+    """The strings two levels below a group, by both names; what is no string is left out.
+
+    Raises InputError for damage.
+    """
+    import h5py
+
+    found: dict[str, dict[str, str]] = {}
+    with explained_damage(str(path)), h5py.File(path, "r") as file:
+        check_heaps(f"{path}:{group}", path)
+        groups = {name: of for name, of in file[group].items() if isinstance(of, h5py.Group)}
+        for name, of in groups.items():
+            texts = {key: item.asstr("utf-8", errors="replace")[()] for key, item in of.items() if _is_text(item)}
+            found[name] = {key: str(text) for key, text in texts.items()}
+    return found
+
+
+def _is_text(item: Any) -> bool:
+    import h5py
+
+    return isinstance(item, h5py.Dataset) and item.shape == () and bool(h5py.check_string_dtype(item.dtype))
 
 
 def _is_dataset(path: Path, file: Any, key: str) -> bool:

@@ -121,6 +121,17 @@ def _open(path: Path, key: str | None) -> Rows:
     raise InputError(f"{path} is of an unknown kind", expected=f"a file that ends in {', '.join(SUFFIXES)}")
 
 
+def top_names(path: Path) -> list[str]:
+    """The names at the top of a MATLAB or HDF5 file, its groups and structs among them; raises InputError for damage."""
+    refuse_pointer(path)
+    return (hdf5.top_names if path.suffix.lower() != ".mat" or is_hdf5(path) else mat5.names_in)(path)
+
+
+def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
+    """The strings two levels below a group of an HDF5 file, by both names; nothing for MATLAB 5, which has no groups."""
+    return hdf5.texts_below(path, group) if is_hdf5(path) else {}
+
+
 def array_keys(path: Path) -> list[str | None]:
     """The keys of the arrays of a file, from its directory alone; None for the one array of an .npy file.
 
