@@ -129,6 +129,8 @@ def _opened(path: Path) -> Any:
         problem = f"is animated ({frames} frames)"
     elif image.mode not in _EIGHT_BITS:
         problem = f"has pixels of mode {image.mode}, more than 8 bits a channel"
+    elif any(";16" in str(tile[-1]) for tile in image.tile):  # which Pillow would cut to 8 bits
+        problem = "has 16 bits a channel"
     elif image.size[0] * image.size[1] > MOST_PIXELS:
         problem = f"has {image.size[0]} x {image.size[1]} pixels"
     if problem:

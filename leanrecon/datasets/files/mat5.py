@@ -120,7 +120,7 @@ def read_matrix(of: Stretch, start: int, end: int) -> Variable:
     if number not in _NAMED and number not in _CLASSES:
         raise unreadable(of.name, f"a variable of class {number}, which MATLAB doesn't have")
     sizes = Element.read(of, flags.after, end)
-    if sizes.kind != INT32 or sizes.nbytes % 4 or not 8 <= sizes.nbytes <= 4 * _MOST_DIMENSIONS:
+    if sizes.kind not in (INT32, UINT32) or sizes.nbytes % 4 or not 8 <= sizes.nbytes <= 4 * _MOST_DIMENSIONS:
         raise unreadable(of.name, f"a variable with dimensions in {sizes.nbytes} bytes of type {sizes.kind}")
     shape = tuple(of.numbers(sizes.start, sizes.nbytes // 4, "i4"))
     if min(shape) < 0:
@@ -257,7 +257,11 @@ class Mat5Rows(NpyRows):
 
     def blocks(self, index: Array) -> Iterator[Block]:
         if self.variable.dtype is None:
-            raise InputError(f"{self.name} holds {self.kind}", expected=f"real numbers of shape {self.shape}")
+            raise InputError(
+                f"{self.name} holds {self.kind}",
+                expected="a plain array of real numbers",
+                todo="convert it in MATLAB, as by full(…), double(…) or cell2mat(…), and save it again",
+            )
         yield from super().blocks(index)
 
 

@@ -57,6 +57,12 @@ class NiftiHeader:
         nibabel = nibabel_library()
         with explained_damage(str(path)):
             image = nibabel.load(path)
+            if type(image) not in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+                raise InputError(
+                    f"{path} is of another kind of file ({type(image).__name__.removesuffix('Image')})",
+                    expected="volumes in one NIfTI file, .nii or .nii.gz",
+                    todo="convert it, as by nibabel.save(nibabel.Nifti1Image(values, affine), PATH)",
+                )
             data = image.dataobj
             shape, dtype = tuple(int(n) for n in image.shape), np.dtype(data.dtype)
             affine = np.asarray(image.affine, np.float64)

@@ -102,7 +102,8 @@ def open_array(spec: str, default_path: str | None = None, base_dir: Path | None
     rows = _open(path, key)
     if not rows.shape and rows.dtype.kind != "O":
         rows.close()
-        raise InputError(f"{rows.name} holds a single number", expected="an array whose first axis is rows")
+        what = "string" if rows.dtype.kind in "US" else "number"
+        raise InputError(f"{rows.name} holds a single {what}", expected="an array whose first axis is rows")
     return rows
 
 

@@ -142,16 +142,21 @@ def _nifti(path: Path) -> Inspection | None:
 
     runs: list[tuple[Path, NiftiHeader]] = []
     single: list[tuple[Path, NiftiHeader]] = []
+    refused: list[str] = []
     for file in sorted(itertools.islice(path.rglob("*.nii*"), 2000)):
         if file.name.endswith((".nii", ".nii.gz")):
-            header = NiftiHeader.read(file)
+            try:
+                header = NiftiHeader.read(file)
+            except InputError as error:
+                refused.append(f"  not read: {error.found}")
+                continue
             (runs if header.volumes > 1 else single).append((file, header))
     if not runs:
         return None
     betas = [file.relative_to(path).as_posix() for file, _ in runs]
     grid = "x".join(map(str, runs[0][1].grid))
     lines = [f"{len(runs)} NIfTI files of {sum(header.volumes for _, header in runs)} volumes, {grid} voxels"]
-    lines += [f"  {name}" for name in betas[:LISTED]]
+    lines += [*(f"  {name}" for name in betas[:LISTED]), *refused[:LISTED]]
     mask = next((file for file, _ in single if "mask" in file.name.lower()), None)
     areas = next(
         (file.parent for file, _ in single if file.parent.name.lower() in ("areas", "rois", "roi", "roi_masks")), None
