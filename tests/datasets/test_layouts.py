@@ -23,6 +23,7 @@ from support.layouts import (
 
 from leanrecon.api import open as open_study
 from leanrecon.api import run
+from leanrecon.datasets.files.hdf5 import H5Rows
 from leanrecon.datasets.layouts.bdata import BData
 from leanrecon.errors import InputError
 
@@ -56,6 +57,28 @@ def test_mindeye_averages_repeats_and_tests_on_shared_images(tmp_path: Path) -> 
         numbers = [int(name[4:]) for name in wanted]
         pixels = np.rint(truth["images"][numbers].astype("f4") * 255).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(made.stimuli(split), pixels)
+
+
+def test_mindeyes_images_are_read_once_in_the_order_of_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mindeye(tmp_path / "me")
+    monkeypatch.setattr("leanrecon.datasets.files.hdf5.NEAR", 0)  # these images are small
+    spans: list[tuple[int, int]] = []
+    read = H5Rows._read
+
+    def counted(self: H5Rows, region: tuple[slice, ...]) -> np.ndarray:
+        if self.key == "images":
+            spans.append((region[0].start, region[0].stop))
+        return read(self, region)
+
+    monkeypatch.setattr(H5Rows, "_read", counted)
+    made = study(tmp_path, {"kind": "mindeye", "root": str(tmp_path / "me"), "subject": 3})
+    numbers = [int(name[4:]) for split in ("train", "test") for name in ids(made, split)]
+    train = len(ids(made, "train"))
+    assert numbers[:train] == sorted(numbers[:train])
+    assert numbers[train:] == sorted(numbers[train:])
+    assert [row for start, stop in spans for row in range(start, stop)] == numbers, "each once, and no other"
 
 
 def test_mindeye_without_images_says_which_file_is_missing(tmp_path: Path) -> None:

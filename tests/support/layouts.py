@@ -66,7 +66,7 @@ def write_algonauts(root: Path) -> dict[str, Any]:
     labels = {}
     for side, own in betas.items():
         np.save(subject / "training_split" / "training_fmri" / f"{side}_training_fmri.npy", own)
-        labels[side] = RNG.integers(0, 8, own.shape[1])
+        labels[side] = RNG.permutation(np.arange(own.shape[1]) % 8)
         np.save(subject / "roi_masks" / f"{side}.prf-visualrois_challenge_space.npy", labels[side])
         np.save(subject / "roi_masks" / f"mapping_{side}.npy", {0: "Unknown"}, allow_pickle=True)  # never opened
     return {

@@ -43,7 +43,7 @@ class Build:
         self.kind, self.materials, self.settings = kind, materials, settings
         self.study, self.context = study, context
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
-        self.repeats = repeats_of(materials.trials, self.parts, settings)
+        self.repeats = repeats_of(materials.trials, self.parts, settings, materials.images)
         self.columns = materials.voxels.chosen(settings.chosen_areas)
         known = read_json(sources_path(study))
         self.sources = SourceFiles(known.get("files") if isinstance(known, dict) else None)

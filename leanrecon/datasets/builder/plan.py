@@ -92,7 +92,7 @@ def plan_build(
 ) -> DatasetPlan:
     """The plan of a study whose files are known: all their trials, and the voxels of the chosen areas."""
     parts = split_trials(materials.trials, settings, seed, base_dir)
-    repeats = repeats_of(materials.trials, parts, settings)
+    repeats = repeats_of(materials.trials, parts, settings, materials.images)
     voxels = len(materials.voxels.chosen(settings.chosen_areas))
     n = {split: len(of.trials) for split, of in repeats.items()}
     shown = {split: len(of.images) for split, of in repeats.items()}

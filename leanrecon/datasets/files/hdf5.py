@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.datasets.files.hdf5_checks import check_heaps, check_storage, kind_of, type_of
 from leanrecon.datasets.files.keys import choose_key
-from leanrecon.datasets.files.rows import BLOCK, Block, Rows, block_shape, explained_damage, row_blocks
+from leanrecon.datasets.files.rows import BLOCK, NEAR, Block, Rows, block_shape, explained_damage, row_blocks
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -81,7 +81,8 @@ class H5Rows(Rows):
             yield from self._parts_of_chunks(index)
             return
         n_rows, n_columns = self._block_shape(int(index[-1]) + 1 - int(index[0]))
-        for rows, first, last, picks in row_blocks(index, n_rows):
+        gap = None if self.transposed else max(NEAR // max(self.row_nbytes, 1), self.chunks[0] if self.chunks else 0)
+        for rows, first, last, picks in row_blocks(index, n_rows, gap):
             if len(self.shape) == 1:
                 yield rows, (), self._read((slice(first, last),))[picks]
                 continue

@@ -18,6 +18,9 @@ Block = tuple[slice, tuple[slice | int, ...], Array]
 BLOCK = 4 * 2**20
 """Bytes of a file that are looked at together."""
 
+NEAR = 128 * 1024
+"""Bytes between two rows up to which reading through the gap beats a read for each."""
+
 _NEAR_COLUMNS = 16 * 1024  # bytes between two columns below which reading through the gap beats a read for each
 
 
@@ -149,11 +152,17 @@ class Pooled(Several):
         return self.parts[k].locate(row - self.starts[k])
 
 
-def row_blocks(index: Array, most: int) -> Iterator[tuple[slice, int, int, Any]]:
-    """Cut ascending rows into spans of at most ``most`` rows: which of ``index``, span start, span stop, picks in the span."""
+def row_blocks(index: Array, most: int, gap: int | None = None) -> Iterator[tuple[slice, int, int, Any]]:
+    """Cut ascending rows into spans of at most ``most`` rows: which of ``index``, span start, span stop, picks in the span.
+
+    Spans end where more than ``gap`` rows that are not wanted lie between two that are.
+    """
+    ends = np.empty(0, np.int64) if gap is None else np.flatnonzero(np.diff(index) > gap + 1) + 1
     start = 0
     while start < len(index):
         stop = int(np.searchsorted(index, index[start] + max(most, 1)))
+        after = int(np.searchsorted(ends, start, side="right"))
+        stop = min(stop, int(ends[after])) if after < len(ends) else stop
         first, last = int(index[start]), int(index[stop - 1]) + 1
         picks = slice(None) if last - first == stop - start else index[start:stop] - first
         yield slice(start, stop), first, last, picks
@@ -195,8 +204,9 @@ class NpyRows(Rows):
             yield rows, rest, block.astype(self.dtype, copy=False)
 
     def _row_blocks(self, index: Array) -> Iterator[Block]:
-        memory = np.empty(max(BLOCK, self.stored_nbytes), np.uint8)
-        for rows, first, last, picks in row_blocks(index, BLOCK // max(self.stored_nbytes, 1)):
+        nbytes = max(self.stored_nbytes, 1)
+        memory = np.empty(max(BLOCK, nbytes), np.uint8)
+        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, NEAR // nbytes):
             raw = memory[: (last - first) * self.stored_nbytes]
             self.source.read_at(self.offset + first * self.stored_nbytes, raw)
             yield rows, (), raw.view(self.stored).reshape(-1, *self.shape[1:])[picks]
