@@ -34,7 +34,9 @@ class Repeats:
     def rows(self) -> dict[str, list[int]]:
         """The places in ``index`` of each image."""
         found = rows_of(self.ids)
-        return found if self.place is None else {name: found[name] for name in sorted(found, key=self.place.__getitem__)}
+        return (
+            found if self.place is None else {name: found[name] for name in sorted(found, key=self.place.__getitem__)}
+        )
 
     @property
     def images(self) -> list[str]:

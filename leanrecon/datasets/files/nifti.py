@@ -112,11 +112,21 @@ class NiftiRows(Rows):
         if self._volume is None:
             self._volume = np.empty(self.span, header.dtype)
         self._read(header.offset + row * self.volume_nbytes + self.first * header.dtype.itemsize, self._volume)
-        values = self._volume[self.places]
-        if header.scaled:
-            values = values.astype(np.float64) * header.slope + header.inter
+        return self._scaled(self._volume[self.places])
+
+    def whole(self) -> Array:
+        """The first volume, all of it: float32 [x, y, z]."""
+        memory = np.empty(math.prod(self.header.grid), self.header.dtype)
+        self._read(self.header.offset, memory)
+        return self._scaled(memory).reshape(self.header.grid, order="F")
+
+    def _scaled(self, values: Array) -> Array:
+        if self.header.scaled:
+            values = values.astype(np.float64)
+            values *= self.header.slope
+            values += self.header.inter
         with np.errstate(over="ignore"):  # what doesn't fit float32 becomes infinite, which is looked for later
-            return values.astype(np.float32)
+            return values.astype(np.float32, copy=False)
 
     def _read(self, offset: int, memory: Array) -> None:
         with explained_damage(self.name):
@@ -158,9 +168,9 @@ def read_volume(path: Path) -> tuple[NiftiHeader, Array]:
     header = NiftiHeader.read(path)
     if header.volumes != 1:
         raise InputError(f"{path} holds {header.volumes} volumes", expected="one volume")
-    rows = NiftiRows(header, np.arange(math.prod(header.grid)))
+    rows = NiftiRows(header, np.arange(1))
     try:
-        return header, rows[0:1][0].reshape(header.grid)
+        return header, rows.whole()
     finally:
         rows.release()
 

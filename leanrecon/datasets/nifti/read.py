@@ -123,9 +123,8 @@ def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) ->
         header, values = read_volume(needed_file(settings.mask, base_dir, "mask"))
         check_grid(header, betas)
         return is_inside(header, values)
-    rows = NiftiRows(betas, np.arange(int(np.prod(betas.grid))))
-    values = rows[0:1][0].reshape(betas.grid)
-    rows.release()
+    with NiftiRows(betas, np.arange(1)) as rows:
+        values = rows.whole()
     found: Array = np.isfinite(values) & (values != 0)
     return found
 
