@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.rows import Block, Rows
+from leanrecon.datasets.files.rows import Block, Rows, refused_by_system
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -113,7 +113,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
 
 
 def _unreadable(path: Path, error: object) -> InputError:
-    return InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
+    return refused_by_system(str(path), error) or InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
 
 
 def _opened(path: Path) -> Any:

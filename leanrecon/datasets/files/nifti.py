@@ -56,6 +56,8 @@ class NiftiHeader:
         """Read a header; raises InputError for damaged files, and for numbers that are not real."""
         nibabel = nibabel_library()
         with explained_damage(str(path)):
+            with path.open("rb"):  # nibabel does not say why a file can't be opened
+                pass
             image = nibabel.load(path)
             if type(image) not in (nibabel.Nifti1Image, nibabel.Nifti2Image):
                 raise InputError(

@@ -8,7 +8,7 @@ from leanrecon.datasets.files import hdf5, mat5, npy
 from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 from leanrecon.datasets.files.mat5 import open_mat5
 from leanrecon.datasets.files.npy import open_npy, open_npz
-from leanrecon.datasets.files.rows import Rows
+from leanrecon.datasets.files.rows import Rows, explained_damage
 from leanrecon.errors import InputError
 from leanrecon.places.paths import find
 
@@ -81,7 +81,7 @@ def refuse_pointer(path: Path) -> None:
     """Refuse what Git LFS or git-annex leave in place of a file that was not fetched; raises InputError."""
     if path.stat().st_size > _POINTER:
         return
-    with path.open("rb") as file:
+    with explained_damage(str(path)), path.open("rb") as file:
         text = file.read(_POINTER)
     if text.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a pointer of Git LFS", expected="the file itself", todo="fetch it: `git lfs pull`")

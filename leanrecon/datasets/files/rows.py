@@ -1,8 +1,10 @@
 """Rows of an array that lies in a file, and plain numbers in C or in Fortran order; nothing is mapped or held whole."""
 
 import contextlib
+import errno
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -10,6 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
+from leanrecon.places.disk import advice
 
 Array = np.ndarray[Any, Any]
 Convert = Callable[[Array], Array]
@@ -146,6 +149,8 @@ class Pooled(Several):
             if a < b:
                 for rows, rest, block in part.blocks(index[a:b] - start):
                     yield slice(rows.start + int(a), rows.stop + int(a)), rest, block
+                if b < len(index):
+                    part.release()  # a file at a time is open, however many there are
 
     def locate(self, row: int) -> str:
         k = max(k for k, start in enumerate(self.starts[:-1]) if start <= row)
@@ -282,6 +287,15 @@ def unreadable(name: str, error: object, todo: str = WHOLE) -> InputError:
     return InputError(f"{name} can't be read: {error}", todo=todo)
 
 
+def refused_by_system(name: str, error: object) -> InputError | None:
+    """The error of a file that the system does not open, whatever is in it; None for others."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM):
+        return None
+    forbidden = error.errno in (errno.EACCES, errno.EPERM)
+    todo = "check its permissions" if forbidden else advice(error)
+    return InputError(f"{name} can't be opened: {os.strerror(error.errno)}", todo=todo)
+
+
 @contextlib.contextmanager
 def explained_damage(name: str) -> Iterator[None]:
     """Turn what the readers of the formats raise on a damaged file into an InputError that names the file."""
@@ -289,5 +303,7 @@ def explained_damage(name: str) -> Iterator[None]:
         yield
     except LeanreconError:
         raise
+    except OSError as error:
+        raise refused_by_system(name, error) or unreadable(name, error) from error
     except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, SystemError, OverflowError
         raise unreadable(name, error) from error
