@@ -1,5 +1,6 @@
 """The command line: thin calls of the package. Heavy imports wait for the command that needs them."""
 
+import contextlib
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanrecon import __version__
-from leanrecon.app.terminal import of_system, say, show_warning, stop, tell_end
+from leanrecon.app.terminal import Output, of_system, say, show_warning, stop, tell_end
 from leanrecon.errors import LeanreconError
 
 if TYPE_CHECKING:
@@ -320,15 +321,31 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def main() -> None:
-    """Run the command line; a user's mistake or a limit of the machine is one sentence and exit code 2."""
+    """Run the command line; a user's mistake or a limit of the machine is one sentence and exit code 2.
+
+    Where the reader of the output has gone, as `head` does, the command ends without a word.
+    """
     warnings.showwarning = show_warning
+    output, errors = Output(sys.stdout), Output(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            _run()
+    except (SystemExit, BrokenPipeError):
+        gone = [stream for stream in (output, errors) if stream.gone]
+        if not gone:
+            raise
+        for stream in gone:
+            stream.discard()
+        sys.exit(_PIPE)
+
+
+def _run() -> None:
     try:
         app()
     except LeanreconError as error:
         stop(str(error))
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_PIPE)
+    except BrokenPipeError:  # main tells whose it is
+        raise
     except KeyboardInterrupt:
         say("leanrecon: stopped; the same command continues from here", err=True)
         sys.exit(_INTERRUPTED)

@@ -1,13 +1,44 @@
 """What the command line prints: texts that can't steer the terminal, failures in one sentence, the end of a run."""
 
-import errno
+import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
 from leanrecon.errors import plain
+from leanrecon.places.disk import advice
+
+
+class Output:
+    """Standard output or errors, which remember that their reader has gone: libraries turn that into exit code 1."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.gone = False
+
+    def write(self, text: str) -> int:
+        """Write a text; raises BrokenPipeError where nobody reads."""
+        return self._try(self.stream.write, text)
+
+    def flush(self) -> None:
+        """Hand on what is waiting; raises BrokenPipeError where nobody reads."""
+        self._try(self.stream.flush)
+
+    def discard(self) -> None:
+        """Let what is still waiting go nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def _try(self, call: Any, *given: Any) -> Any:
+        try:
+            return call(*given)
+        except BrokenPipeError:
+            self.gone = True
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def stop(text: str) -> NoReturn:
@@ -19,19 +50,8 @@ def stop(text: str) -> NoReturn:
 def of_system(error: OSError) -> str:
     """What the system refused, with what to do."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    advice = {
-        errno.ENOSPC: "Free some space and run the same command again; everything written so far is kept",
-        errno.EDQUOT: "Free some space and run the same command again; everything written so far is kept",
-        errno.EMFILE: "Raise the limit of open files (ulimit -n 1024) and run the same command again",
-        errno.ENFILE: "Close other programs and run the same command again",
-        errno.EACCES: "Check the permissions, or choose a folder you may write to",
-        errno.EPERM: "Check the permissions, or choose a folder you may write to",
-        errno.EROFS: "Choose a folder you may write to",
-        errno.EISDIR: "Give a file, not a folder",
-        errno.ENOTDIR: "Give a folder, not a file",
-        errno.ENAMETOOLONG: "Give a shorter name",
-    }
-    return f"{what}. {advice.get(error.errno or 0, 'Check the path and the disk, and run the same command again')}."
+    todo = advice(error) or "check the path and the disk, and run the same command again"
+    return f"{what}. {todo[0].upper()}{todo[1:]}."
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:

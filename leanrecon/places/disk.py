@@ -19,6 +19,26 @@ PAGE = 4096
 _UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
 
 
+_FULL = "free some space and run the same command again; everything written so far is kept"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EMFILE: "raise the limit of open files (ulimit -n 1024) and run the same command again",
+    errno.ENFILE: "close other programs and run the same command again",
+    errno.EACCES: "check the permissions, or choose a folder you may write to",
+    errno.EPERM: "check the permissions, or choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENOTDIR: "give a folder, not a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def advice(error: OSError) -> str | None:
+    """What to do about what the system refused; None where that is not known."""
+    return _ADVICE.get(error.errno or 0)
+
+
 class explained_disk_errors:
     """Turns a full disk, a read-only folder, or a path that can't be written into a StoreError with what to do."""
 
@@ -37,12 +57,12 @@ class explained_disk_errors:
             free = format_bytes(shutil.disk_usage(where).free)
             raise StoreError(
                 f"the disk is full: {self.path} could not be written ({free} free)",
-                todo="free some space and run the same command again; everything written so far is kept",
+                todo=_FULL,
             ) from error
         forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise StoreError(
             f"{self.path} can't be written: {error.strerror or error}",
-            todo=f"choose a folder you may write to with {self.setting}" if forbidden else "check the path",
+            todo=f"choose a folder you may write to with {self.setting}" if forbidden else advice(error) or "check the path",
         ) from error
 
 

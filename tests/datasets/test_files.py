@@ -87,12 +87,18 @@ def test_any_rows_of_every_format_equal_numpy(tmp_path, monkeypatch, kind, shape
                 np.testing.assert_array_equal(out, array[index])
 
 
-@given(st.lists(st.integers(0, 40), unique=True, max_size=30).map(sorted), st.integers(1, 50))
-def test_row_blocks_take_each_row_once_within_the_span_allowed(index, most):
+@given(
+    st.lists(st.integers(0, 40), unique=True, max_size=30).map(sorted),
+    st.integers(1, 50),
+    st.none() | st.integers(0, 5),
+)
+def test_row_blocks_take_each_row_once_within_the_span_allowed(index, most, gap):
     index = np.array(index, np.int64)
     seen = []
-    for rows, first, last, picks in row_blocks(index, most):
+    for rows, first, last, picks in row_blocks(index, most, gap):
         assert last - first <= most
+        if gap is not None:
+            assert (np.diff(index[rows]) <= gap + 1).all()
         np.testing.assert_array_equal(np.arange(first, last)[picks], index[rows])
         seen += range(rows.start, rows.stop)
     assert seen == list(range(len(index)))

@@ -1,6 +1,7 @@
 """`inspect` names what a file or folder is, and prints settings that read it."""
 
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import scipy.io
 from support.lab import write_lab
 from support.layouts import (
+    BDATA_FORMS,
     IDS,
     write_algonauts,
     write_bdata,
@@ -20,38 +22,100 @@ from support.layouts import (
     write_miyawaki,
 )
 
-from leanrecon.api import run
+from leanrecon.api import plan, run
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
 
-WRITERS: dict[str, Any] = {
-    "mindeye": write_mindeye,
-    "brain-diffuser": write_brain_diffuser,
-    "algonauts": write_algonauts,
-    "miyawaki": write_miyawaki,
-    "glmsingle": lambda root: write_glmsingle(root, ending="hdf5"),
-    "nifti": write_lab,
+
+def write_bdpy(root: Path, files: dict[str, Any], **options: Any) -> None:
+    root.mkdir()
+    write_images(root / "images")
+    for name, order in files.items():
+        kinds = np.where(order < 4, 1, 2) if len(files) == 1 else None
+        write_bdata(root / name, IDS[order], kinds, **options)
+
+
+def write_arrays(root: Path, ending: str) -> None:
+    """Betas and images whose names say which are for testing, in files of one kind."""
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    arrays = {f"betas_{split}": rng.standard_normal((n, 9)).astype("f4") for split, n in (("train", 30), ("test", 8))}
+    arrays |= {
+        f"images_{split}": rng.integers(0, 256, (n, 8, 8, 3), np.uint8) for split, n in (("train", 30), ("test", 8))
+    }
+    if ending == "npy":
+        for name, array in arrays.items():
+            np.save(root / f"{name}.npy", array)
+    elif ending == "npz":
+        np.savez(root / "all.npz", **arrays)
+    elif ending == "mat":
+        scipy.io.savemat(root / "all.mat", arrays)
+    else:
+        with h5py.File(root / "all.h5", "w") as file:
+            for name, array in arrays.items():
+                file[f"group/{name}"] = array
+
+
+EVERY, FIRST, LAST = np.repeat(np.arange(6), 2), np.repeat(np.arange(4), 2), np.repeat([4, 5], 3)
+
+WRITERS: dict[str, tuple[str, Any]] = {
+    "mindeye": ("mindeye", write_mindeye),
+    "brain-diffuser": ("brain-diffuser", write_brain_diffuser),
+    "algonauts": ("algonauts", write_algonauts),
+    "miyawaki": ("miyawaki", write_miyawaki),
+    "glmsingle, HDF5": ("glmsingle", lambda root: write_glmsingle(root, ending="hdf5")),
+    "glmsingle, MATLAB": ("glmsingle", lambda root: write_glmsingle(root, ending="mat")),
+    "nifti": ("nifti", write_lab),
+    "nifti, not compressed": ("nifti", lambda root: write_lab(root, ending="nii", scaled=True)),
+    "bdpy, one file": ("bdpy", lambda root: write_bdpy(root, {"Subject1.h5": EVERY})),
+    "bdpy, MATLAB 5": ("bdpy", lambda root: write_bdpy(root, {"Subject1.mat": EVERY}, form="mat 5")),
+    "bdpy, MATLAB 7.3": ("bdpy", lambda root: write_bdpy(root, {"Subject1.mat": EVERY}, form="mat 7.3")),
+    "bdpy, two files": (
+        "bdpy",
+        lambda root: write_bdpy(root, {"sub-01_Training_VC.h5": FIRST, "sub-01_Test_VC.h5": LAST}),
+    ),
+    **{f"arrays, {ending}": ("arrays", partial(write_arrays, ending=ending)) for ending in ("npy", "npz", "mat", "h5")},
 }
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The printed table, as somebody would put it into a file."""
+    text = inspect(path).text()
+    return tomllib.loads(text[text.index("[dataset]") :])["dataset"]
+
+
+def plan_and_ingest(dataset: dict[str, Any], study: Path) -> None:
+    settings = {"dataset": dataset, "features": {"pca": {"components": 4}}}
+    planned = plan(settings, until="dataset")
+    run(settings, study=study, until="dataset")
+    assert (study / "betas" / "rows.json").is_file()
+    on_disk = sum(file.stat().st_size for file in study.rglob("c/*/*") if file.is_file())
+    assert 0 < on_disk <= planned[0].disk
 
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_each_layout_is_named_and_its_settings_read_it(tmp_path: Path, layout: str) -> None:
-    WRITERS[layout](tmp_path / "data")
-    found = inspect(tmp_path / "data")
-    assert found.layout == layout
-    settings = tomllib.loads(found.text()[found.text().index("[dataset]") :])
-    settings["dataset"]["check"] = "warn"
-    run(settings | {"features": {"pca": {"components": 4}}}, study=tmp_path / "study", until="dataset")
-    assert (tmp_path / "study" / "betas" / "rows.json").is_file()
+    kind, write = WRITERS[layout]
+    root = tmp_path / 'a "quoted" folder'
+    write(root)
+    assert inspect(root).layout == kind
+    plan_and_ingest(settings_of(root) | ({} if kind == "arrays" else {"check": "warn"}), tmp_path / "study")
 
 
-def test_bdata_is_named_with_its_keys(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    write_bdata(tmp_path / "Subject1.h5", IDS)
-    found = inspect(tmp_path / "Subject1.h5")
-    assert found.layout == "bdpy"
-    assert found.settings["voxels"] == "ROI_VC"
-    assert inspect(tmp_path / "images").layout == "images"
+@pytest.mark.parametrize("form", BDATA_FORMS)
+def test_a_file_of_bdata_is_named_and_its_settings_read_it(tmp_path: Path, form: str) -> None:
+    name = f"Subject1.{'mat' if form.startswith('mat') else 'h5'}"
+    write_bdpy(tmp_path / "data", {name: EVERY}, form=form)
+    found = settings_of(tmp_path / "data" / name)
+    assert (found["kind"], found["voxels"], found["label"]) == ("bdpy", "ROI_VC", "stimulus_id")
+    plan_and_ingest(found | {"check": "warn"}, tmp_path / "study")
+    assert inspect(tmp_path / "data" / "images").layout == "images"
+
+
+def test_nsds_folder_is_named_with_the_sessions_that_are_there(small_nsd: Path, tmp_path: Path) -> None:
+    found = settings_of(small_nsd)
+    assert (found["kind"], found["sessions"]) == ("nsd", 2)
+    plan_and_ingest(found, tmp_path / "study")
 
 
 def test_arrays_are_described_with_their_likely_scale(tmp_path: Path) -> None:

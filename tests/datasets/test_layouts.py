@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from support.layouts import (
+    BDATA_FORMS,
     IDS,
     NAMES,
     RNG,
@@ -22,6 +23,8 @@ from support.layouts import (
 
 from leanrecon.api import open as open_study
 from leanrecon.api import run
+from leanrecon.datasets.files.hdf5 import H5Rows
+from leanrecon.datasets.layouts.bdata import BData
 from leanrecon.errors import InputError
 
 
@@ -54,6 +57,28 @@ def test_mindeye_averages_repeats_and_tests_on_shared_images(tmp_path: Path) -> 
         numbers = [int(name[4:]) for name in wanted]
         pixels = np.rint(truth["images"][numbers].astype("f4") * 255).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(made.stimuli(split), pixels)
+
+
+def test_mindeyes_images_are_read_once_in_the_order_of_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mindeye(tmp_path / "me")
+    monkeypatch.setattr("leanrecon.datasets.files.hdf5.NEAR", 0)  # these images are small
+    spans: list[tuple[int, int]] = []
+    read = H5Rows._read
+
+    def counted(self: H5Rows, region: tuple[slice, ...]) -> np.ndarray:
+        if self.key == "images":
+            spans.append((region[0].start, region[0].stop))
+        return read(self, region)
+
+    monkeypatch.setattr(H5Rows, "_read", counted)
+    made = study(tmp_path, {"kind": "mindeye", "root": str(tmp_path / "me"), "subject": 3})
+    numbers = [int(name[4:]) for split in ("train", "test") for name in ids(made, split)]
+    train = len(ids(made, "train"))
+    assert numbers[:train] == sorted(numbers[:train])
+    assert numbers[train:] == sorted(numbers[train:])
+    assert [row for start, stop in spans for row in range(start, stop)] == numbers, "each once, and no other"
 
 
 def test_mindeye_without_images_says_which_file_is_missing(tmp_path: Path) -> None:
@@ -101,16 +126,17 @@ def test_algonauts_asks_what_is_tested(tmp_path: Path) -> None:
 # bdpy
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_bdata_of_one_file_is_split_by_data_type(tmp_path: Path, old: bool) -> None:
+@pytest.mark.parametrize("form", BDATA_FORMS)
+def test_bdata_of_one_file_is_split_by_data_type(tmp_path: Path, form: str) -> None:
     write_images(tmp_path / "images")
     order = RNG.permutation(np.repeat(np.arange(6), 4))
     kinds = np.where(order < 4, 1, 2)
     kinds[:2] = 3  # imagery
-    truth = write_bdata(tmp_path / "Subject1.h5", IDS[order], kinds, old=old)
+    path = tmp_path / f"Subject1.{'mat' if form.startswith('mat') else 'h5'}"
+    truth = write_bdata(path, IDS[order], kinds, form=form)
     settings = {
         "kind": "bdpy",
-        "path": str(tmp_path / "Subject1.h5"),
+        "path": str(path),
         "voxels": "ROI_VC",
         "images": str(tmp_path / "images"),
     }
@@ -140,6 +166,63 @@ def test_bdata_of_two_files_are_train_and_test(tmp_path: Path) -> None:
         repeats = 2 if split == "train" else 3
         betas = of["voxels"][:, 3:6].reshape(-1, repeats, 3).mean(axis=1)
         np.testing.assert_allclose(made.betas(split), betas, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", BDATA_FORMS)
+def test_bdata_is_read_the_same_as_bdpy_reads_it(tmp_path: Path, form: str) -> None:
+    bdpy = pytest.importorskip("bdpy", reason="the reference reader: pip install bdpy")
+    path = tmp_path / f"a.{'mat' if form.startswith('mat') else 'h5'}"
+    write_bdata(path, IDS[np.arange(6)], np.arange(6) % 2 + 1, form=form)
+    if form == "mat 7.3":  # which bdpy does not read
+        mat73 = pytest.importorskip("mat73", reason="the reference reader: pip install mat73").loadmat(str(path))
+        np.testing.assert_array_equal(BData(path).flags, mat73["metaData"]["value"])
+        assert list(BData(path).keys) == mat73["metaData"]["key"]
+        np.testing.assert_array_equal(BData(path).numbers("stimulus_id")["stimulus_id"], mat73["dataSet"][:, 15])
+        return
+    theirs, ours = bdpy.BData(str(path)), BData(path)
+    np.testing.assert_array_equal(ours.flags, theirs.metadata.value)
+    assert list(ours.keys) == list(theirs.metadata.key)
+    values = ours.numbers("stimulus_id", "Run", "DataType")
+    for key, found in values.items():
+        np.testing.assert_array_equal(found, theirs.get(key).ravel())
+    with ours.voxels(ours.columns_of("ROI_V1")) as rows:
+        np.testing.assert_array_equal(rows[0:6], theirs.select("ROI_V1 = 1").astype("f4"))
+
+
+def test_names_in_vmap_are_the_stimuli(tmp_path: Path) -> None:
+    write_bdata(tmp_path / "a.h5", np.array([1.0, 2.0, 1.0]))
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["vmap/stimulus_id/1.0"] = "n01518878_5958"
+        file["vmap/stimulus_id/2.0"] = np.bytes_("grüße".encode())
+        file["vmap/stimulus_id/no number"] = "x"
+        file["vmap/loop"] = h5py.SoftLink("/vmap")
+        file["vmap/other/1.0"] = np.ones(3)
+    data = BData(tmp_path / "a.h5")
+    assert data.labels("stimulus_id", data.numbers("stimulus_id")["stimulus_id"]) == [
+        "n01518878_5958",
+        "grüße",
+        "n01518878_5958",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.pop("metadata"), "no BData file"),
+        (lambda file: file["metadata"].pop("key"), "no array 'metadata/key'"),
+        (lambda file: file.move("dataset", "metadata/x") or file.__setitem__("dataset", np.ones(3)), r"shape \(3,\)"),
+        (
+            lambda file: file["metadata"].pop("value") is file["metadata"].__setitem__("value", np.ones((7, 9))),
+            "(7, 9)",
+        ),
+    ],
+)
+def test_a_file_that_is_bdata_in_part_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    write_bdata(tmp_path / "a.h5", IDS)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        damage(file)
+    with pytest.raises(InputError, match=message):
+        BData(tmp_path / "a.h5")
 
 
 def test_an_unknown_key_of_bdata_is_refused_with_those_that_are_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.ingest import fill_store
+from leanrecon.datasets.sidecars import LARGE, SourceFiles
 from leanrecon.errors import InputError, StoreError
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
@@ -95,3 +96,27 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path: Path, mo
     ingest_betas(study, one)
     ingest_betas(fresh := Study(tmp_path / "fresh"), other)
     assert Store.open(study.betas("train")).content == Store.open(fresh.betas("train")).content
+
+
+def test_a_large_file_is_known_by_its_size_and_samples_of_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sparse(size: int, at: int | None = None) -> str:
+        path = tmp_path / f"{size}-{at}"
+        with path.open("wb") as file:
+            file.truncate(size)
+            if at is not None:
+                file.seek(at)
+                file.write(b"x")
+        return SourceFiles().content(path)
+
+    size = LARGE + 2**20
+    hashed: list[object] = []
+    monkeypatch.setattr("leanrecon.datasets.sidecars.file_fingerprint", hashed.append)
+    plain = sparse(size)
+    others = [sparse(size, at) for at in (0, 512 * (size - 2**16) // 1023, size - 1)] + [sparse(size + 1)]
+    assert len({plain, *others}) == 5
+    assert sparse(size) == plain
+    assert not hashed
+    sparse(10)
+    assert len(hashed) == 1, "a small file is hashed whole"

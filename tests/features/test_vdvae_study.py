@@ -149,6 +149,15 @@ def test_a_study_continues_from_any_folder(study, tmp_path):
     assert image.read_bytes() == whole
 
 
+def small_networks():
+    """Settings that put small networks in the place of the published ones."""
+    sizes = ", ".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
+    small = [f"features.vdvae.{it}" for it in (f"config={{{sizes}}}", "n_latents=5", "checkpoint=model.th")]
+    small += [f"features.{name}.model=versatile" for name in ("clip-text", "clip-vision")]
+    small += ["refine.base=versatile", "refine.size=64", "refine.steps=2"]
+    return [word for setting in small for word in ("--set", setting)]
+
+
 def test_the_recipe_is_brain_diffuser(tmp_path, here, monkeypatch):
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
@@ -170,24 +179,55 @@ def test_the_recipe_is_brain_diffuser(tmp_path, here, monkeypatch):
     guided = {"kind": "versatile", "steps": 37, "strength": 0.75, "guidance": 7.5, "mixing": 0.6, "scheduler": "ddim"}
     assert table["refine"].items() >= (guided | {"text": "clip-text", "vision": "clip-vision", "size": 512}).items()
     assert table["stage1"]["size"] == 512
+    data = {"kind": "nsd", "subject": 1, "sessions": 37, "roi": "nsdgeneral", "repeats": "average"}
+    assert table["dataset"].items() >= data.items()
     save_arrays(tmp_path, np.random.default_rng(0).integers(0, 256, (9, 12, 12, 3), np.uint8))
     for split in ("train", "test"):
         (tmp_path / f"captions_{split}.json").write_text(json.dumps([["a scene", "a view"]] * 9))
     write_encoders(write_versatile(tmp_path / "versatile"))
     monkeypatch.chdir(tmp_path)
-    code, said = here("run", "brain-diffuser")
+    tables = [f"{role}_{split}" for role in ("betas", "stimuli", "captions") for split in ("train", "test")]
+    files = ", ".join(f'{name}="{name}.{"json" if "captions" in name else "npy"}"' for name in tables)
+    arrays = ("run", "brain-diffuser", "--set", f'dataset={{kind="arrays", {files}}}')
+    code, said = here(*arrays)
     assert code == 2
     assert "missing weights: imagenet64-iter-1600000-model-ema.th" in said.splitlines()[-1]
     assert "leanrecon fetch-weights" in said.splitlines()[-1]
-    sizes = ", ".join(f"{key} = {json.dumps(value)}" for key, value in SMALL.as_table().items())
-    small = [f"features.vdvae.{it}" for it in (f"config={{{sizes}}}", "n_latents=5", "checkpoint=model.th")]
-    small += [f"features.{name}.model=versatile" for name in ("clip-text", "clip-vision")]
-    small += ["refine.base=versatile", "refine.size=64", "refine.steps=2"]
-    code, said = here("run", "brain-diffuser", *(word for setting in small for word in ("--set", setting)))
+    code, said = here(*arrays, *small_networks())
     assert code == 0, said
     with Image.open(tmp_path / "brain-diffuser" / "reconstructions" / "stage1" / "00008.png") as picture:
         assert picture.size == (512, 512)
     assert "transductive" in (tmp_path / "brain-diffuser" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("data", ["nsd", "prepared"])
+def test_the_recipe_runs_on_nsd_and_on_the_prepared_folder(tmp_path, here, monkeypatch, data):
+    pytest.importorskip("transformers")
+    pytest.importorskip("nibabel")
+    from support.layouts import write_brain_diffuser
+    from support.versatile_models import write_encoders, write_versatile
+
+    from leanrecon.datasets.nsd.simulate import simulate_nsd
+
+    torch.save(random_weights(SMALL), tmp_path / "model.th")
+    write_encoders(write_versatile(tmp_path / "versatile"))
+    monkeypatch.chdir(tmp_path)
+    if data == "nsd":
+        simulate_nsd(tmp_path / "nsd", sessions=1, scale=0.15)
+        own = ["dataset.root=nsd", "dataset.sessions=1", "dataset.captions=nsd/COCO_73k_annots_curated.npy"]
+        own += ["dataset.image_size=16"]
+    else:
+        write_brain_diffuser(tmp_path / "processed_data")
+        own = ['dataset={kind="brain-diffuser", root="processed_data", subject=2}']
+    words = [word for setting in own for word in ("--set", setting)] + small_networks() + ["--until", "regression"]
+    for command in ("plan", "run"):
+        code, said = here(command, "brain-diffuser", *words)
+        assert code == 0, said
+    predictions = tmp_path / "brain-diffuser" / "predictions"
+    shapes = {path.name: Store.open(path / "test.zarr").shape for path in predictions.iterdir()}
+    rows = len(json.loads((tmp_path / "brain-diffuser" / "stimuli" / "ids.json").read_text())["test"])
+    assert shapes.keys() == {"vdvae", "clip-vision", "clip-text"}
+    assert all(shape[0] == rows > 0 for shape in shapes.values())
 
 
 # Memory

@@ -168,7 +168,7 @@ def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
     assert "download them with `leanrecon fetch-weights nsd`" in said["nsd"]
     assert "leanrecon plan nsd" in said["nsd"]
     assert re.fullmatch(
-        r".*betas_train.*; see `leanrecon plan brain-diffuser`; "
+        r"data are downloaded: `leanrecon plan brain-diffuser` says how much; "
         r"weights are missing: download them with `leanrecon fetch-weights brain-diffuser`",
         said["brain-diffuser"],
     )

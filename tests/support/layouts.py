@@ -1,11 +1,13 @@
 """Folders of the field's layouts, written with h5py, nibabel and Pillow from their descriptions."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -64,7 +66,7 @@ def write_algonauts(root: Path) -> dict[str, Any]:
     labels = {}
     for side, own in betas.items():
         np.save(subject / "training_split" / "training_fmri" / f"{side}_training_fmri.npy", own)
-        labels[side] = RNG.integers(0, 8, own.shape[1])
+        labels[side] = RNG.permutation(np.arange(own.shape[1]) % 8)
         np.save(subject / "roi_masks" / f"{side}.prf-visualrois_challenge_space.npy", labels[side])
         np.save(subject / "roi_masks" / f"mapping_{side}.npy", {0: "Unknown"}, allow_pickle=True)  # never opened
     return {
@@ -76,9 +78,9 @@ def write_algonauts(root: Path) -> dict[str, Any]:
 
 
 def write_bdata(
-    path: Path, stimulus: np.ndarray, kinds: np.ndarray | None = None, *, old: bool = False
+    path: Path, stimulus: np.ndarray, kinds: np.ndarray | None = None, *, form: str = "bdpy"
 ) -> dict[str, Any]:
-    """Voxels in 15 columns of which 10 are in ROI_VC, beside columns of labels, as bdpy's save() lays them out."""
+    """Voxels in 15 columns of which 10 are in ROI_VC, beside columns of labels, in one of ``BDATA_FORMS``."""
     n = len(stimulus)
     voxels = RNG.standard_normal((n, 15))
     labels = [stimulus, np.repeat(np.arange(n), 1) // 5 + 1.0]
@@ -97,13 +99,54 @@ def write_bdata(
         flags[f"voxel_{axis}"] = np.r_[RNG.standard_normal(15), np.full(columns - 15, np.nan)]
     for k, key in enumerate(keys):
         flags[key] = np.where(np.arange(columns) == 15 + k, 1.0, np.nan)
+    BDATA_FORMS[form](path, matrix, list(flags), np.array(list(flags.values())))
+    return {"voxels": voxels, "vc": vc, "v1": v1[vc]}
+
+
+def _bdata_hdf5(path: Path, matrix: np.ndarray, keys: list[str], flags: np.ndarray, *, old: bool = False) -> None:
+    """As bdpy's save() writes HDF5, now or in older versions."""
     data, meta = ("dataSet", "metaData") if old else ("dataset", "metadata")
     with h5py.File(path, "w") as file:
         file[data] = matrix
-        file[f"{meta}/key"] = np.array([key.encode() for key in flags])
-        file[f"{meta}/description"] = np.array([b"" for _ in flags])
-        file[f"{meta}/value"] = np.array(list(flags.values()))
-    return {"voxels": voxels, "vc": vc, "v1": v1[vc]}
+        file[f"{meta}/key"] = np.array([key.encode() for key in keys])
+        file[f"{meta}/description"] = np.array([b"" for _ in keys])
+        file[f"{meta}/value"] = flags
+
+
+def _bdata_mat5(path: Path, matrix: np.ndarray, keys: list[str], flags: np.ndarray, *, packed: bool = False) -> None:
+    """As MATLAB's save writes the older toolbox's variables: a struct with cells of strings beside a matrix."""
+    cells = np.empty((1, len(keys)), object)
+    cells[0, :] = keys
+    described = np.empty((1, len(keys)), object)
+    described[0, :] = "of a voxel"
+    meta = {"key": cells, "description": described, "value": flags}
+    scipy.io.savemat(path, {"metaData": meta, "dataSet": matrix, "note": "x"}, do_compression=packed)
+
+
+def _bdata_mat73(path: Path, matrix: np.ndarray, keys: list[str], flags: np.ndarray) -> None:
+    """As MATLAB's save -v7.3 writes the same: dimensions reversed, cells as references to arrays of UTF-16."""
+    with h5py.File(path, "w") as file:
+        file["dataSet"] = matrix.T
+        file["dataSet"].attrs["MATLAB_class"] = np.bytes_("double")
+        file.create_group("metaData").attrs["MATLAB_class"] = np.bytes_("struct")
+        file["metaData/value"] = flags.T
+        file["metaData/value"].attrs["MATLAB_class"] = np.bytes_("double")
+        for name in ("key", "description"):
+            cells = file.create_dataset(f"metaData/{name}", (len(keys), 1), h5py.ref_dtype)
+            cells.attrs["MATLAB_class"] = np.bytes_("cell")
+            for k, key in enumerate(keys):
+                text = file.create_dataset(f"#refs#/{name}{k}", data=np.array([[ord(c)] for c in key], "u2"))
+                text.attrs["MATLAB_class"] = np.bytes_("char")
+                cells[k, 0] = text.ref
+
+
+BDATA_FORMS: dict[str, Any] = {
+    "bdpy": _bdata_hdf5,
+    "older": partial(_bdata_hdf5, old=True),
+    "mat 5": _bdata_mat5,
+    "mat 5, packed": partial(_bdata_mat5, packed=True),
+    "mat 7.3": _bdata_mat73,
+}
 
 
 IDS = np.array([1518878.005958, 1639765.052902, 2128385.020264, 3124170.013920, 4555897.001, 7734744.000042])

@@ -1,6 +1,6 @@
 """Rows that show the same image: found by the ids of images, counted, and averaged while they are read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -27,11 +27,16 @@ class Repeats:
     """Whether the rows of an image become one row of betas."""
     runs: Array | None = None
     """The run of each of these rows."""
+    place: Mapping[str, int] | None = None
+    """Where each image lies in its file, which images are ordered by; None: they are in order of first appearance."""
 
     @cached_property
     def rows(self) -> dict[str, list[int]]:
-        """The places in ``index`` of each image; images are in order of first appearance."""
-        return rows_of(self.ids)
+        """The places in ``index`` of each image."""
+        found = rows_of(self.ids)
+        return (
+            found if self.place is None else {name: found[name] for name in sorted(found, key=self.place.__getitem__)}
+        )
 
     @property
     def images(self) -> list[str]:

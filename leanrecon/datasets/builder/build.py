@@ -10,7 +10,7 @@ from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import SPACE, Materials
 from leanrecon.datasets.builder.noise import ncsnr
-from leanrecon.datasets.builder.plan import is_staged, plan_betas, plan_images, plan_trials
+from leanrecon.datasets.builder.plan import ROWS, is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.picked import Picked
@@ -34,8 +34,6 @@ from leanrecon.study.rows import Rows as StudyRows
 
 Array = np.ndarray[Any, Any]
 
-_BLOCK = 64  # rows that are read together for sums over trials
-
 
 class Build:
     """One run of the stage dataset over materials."""
@@ -53,7 +51,7 @@ class Build:
         self.kind, self.materials, self.settings = kind, materials, settings
         self.study, self.context = study, context
         self.parts = split_trials(materials.trials, settings, context.seed, base_dir)
-        self.repeats = repeats_of(materials.trials, self.parts, settings)
+        self.repeats = repeats_of(materials.trials, self.parts, settings, materials.images)
         self.of_areas = materials.voxels.chosen(settings.chosen_areas)
         self.kept = np.arange(len(self.of_areas))
         """Which of the voxels of the areas are used: all, or the reliable ones."""
@@ -217,10 +215,10 @@ class Build:
             groups = self.materials.trials.groups(by)
             used[np.concatenate(list(self.parts.values()))] = True
         levels = Levels(groups, responses.shape[1], used)
-        memory = np.empty((_BLOCK, responses.shape[1]), np.float32)
+        memory = np.empty((ROWS, responses.shape[1]), np.float32)
         with self.context.named(f"z-scores by {by}").task(total=len(responses), unit="rows") as advance:
-            for start in range(0, len(responses), _BLOCK):
-                own = range(start, min(start + _BLOCK, len(responses)))
+            for start in range(0, len(responses), ROWS):
+                own = range(start, min(start + ROWS, len(responses)))
                 responses.read(np.arange(own.start, own.stop), memory[: len(own)])
                 levels.look(own, memory[: len(own)])
                 advance(len(own))

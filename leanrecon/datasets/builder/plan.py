@@ -16,6 +16,9 @@ from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.datasets.voxel_reliability import select_nbytes
 from leanrecon.stores.layout import plan_chunks
 
+ROWS = 64
+"""Rows that are read together for sums over trials."""
+
 OVERHEAD = 40 * 10**6
 """Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
 
@@ -32,15 +35,24 @@ class Sizes:
 
 
 def is_staged(materials: Materials) -> bool:
-    """Whether responses are copied to ``trials.zarr`` first: where a file can only be read from its start."""
-    return bool(materials.responses.sequential)
+    """Whether responses are copied to ``trials.zarr`` first, where reading some rows means reading through the file.
+
+    So it is where a file can only be read from its start, or where the trials of a voxel lie together.
+    """
+    return bool(materials.responses.sequential or materials.responses.together > ROWS)
 
 
 def plan_trials(materials: Materials, voxels: int, chunk: int, free: int) -> StorePlan:
     """The filling of ``trials.zarr``."""
     rows = materials.responses
     return plan_store(
-        (len(rows), voxels), np.float32, chunk, free=free, held=rows.held, scratch=rows.scratch + OVERHEAD
+        (len(rows), voxels),
+        np.float32,
+        chunk,
+        free=free,
+        together=1 if rows.sequential else rows.together,
+        held=rows.held,
+        scratch=rows.scratch + OVERHEAD,
     )
 
 
@@ -84,7 +96,7 @@ def plan_build(
     How many of them ``min_reliability`` leaves out is not known before the betas are read.
     """
     parts = split_trials(materials.trials, settings, seed, base_dir)
-    repeats = repeats_of(materials.trials, parts, settings)
+    repeats = repeats_of(materials.trials, parts, settings, materials.images)
     voxels = len(materials.voxels.chosen(settings.chosen_areas))
     n = {split: len(of.trials) for split, of in repeats.items()}
     shown = {split: len(of.images) for split, of in repeats.items()}
@@ -100,7 +112,7 @@ def plan_build(
     groups = 0
     if settings.zscore != "none":
         groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
-    levels = 40 * groups * voxels + materials.held + 64 * 12 * voxels
+    levels = 40 * groups * voxels + materials.held + ROWS * 12 * voxels
     levels += 0 if settings.min_reliability is None else select_nbytes(voxels)
     return DatasetPlan(
         n_train=n["train"],

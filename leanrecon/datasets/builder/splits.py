@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.arrays.repeats import Repeats
-from leanrecon.datasets.builder.materials import Trials
+from leanrecon.datasets.builder.materials import Images, Trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.splits import check_split, fraction_rows
@@ -50,8 +50,13 @@ def split_trials(trials: Trials, settings: BuilderSettings, seed: int, base_dir:
     return {"train": train, "test": test}
 
 
-def repeats_of(trials: Trials, parts: dict[str, Array], settings: BuilderSettings) -> dict[str, Repeats]:
-    """The trials of each split with the images that they show; raises InputError for images of both splits."""
+def repeats_of(
+    trials: Trials, parts: dict[str, Array], settings: BuilderSettings, images: Images | None
+) -> dict[str, Repeats]:
+    """The trials of each split with the images that they show, which are in the order of their file.
+
+    Raises InputError for images of both splits.
+    """
     runs = None if trials.run is None and trials.session is None else _run_numbers(trials)
     every = {
         split: Repeats(
@@ -59,6 +64,7 @@ def repeats_of(trials: Trials, parts: dict[str, Array], settings: BuilderSetting
             [trials.stimulus[row] for row in index.tolist()],
             settings.averages(split),
             None if runs is None else runs[index],
+            None if images is None else images.row_of,
         )
         for split, index in parts.items()
     }

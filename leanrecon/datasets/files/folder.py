@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.rows import Block, Rows
+from leanrecon.datasets.files.rows import Block, Rows, refused_by_system
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -113,7 +113,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
 
 
 def _unreadable(path: Path, error: object) -> InputError:
-    return InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
+    return refused_by_system(str(path), error) or InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
 
 
 def _opened(path: Path) -> Any:
@@ -129,6 +129,8 @@ def _opened(path: Path) -> Any:
         problem = f"is animated ({frames} frames)"
     elif image.mode not in _EIGHT_BITS:
         problem = f"has pixels of mode {image.mode}, more than 8 bits a channel"
+    elif any(";16" in str(tile[-1]) for tile in image.tile):  # which Pillow would cut to 8 bits
+        problem = "has 16 bits a channel"
     elif image.size[0] * image.size[1] > MOST_PIXELS:
         problem = f"has {image.size[0]} x {image.size[1]} pixels"
     if problem:

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.hdf5_checks import check_storage, kind_of, type_of
+from leanrecon.datasets.files.hdf5_checks import check_heaps, check_storage, kind_of, type_of
 from leanrecon.datasets.files.keys import choose_key
-from leanrecon.datasets.files.rows import BLOCK, Block, Rows, block_shape, explained_damage, row_blocks
+from leanrecon.datasets.files.rows import BLOCK, NEAR, Block, Rows, block_shape, explained_damage, row_blocks
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
 _MOST_NAMES = 2000
 """Names in a file that are looked at to say what there is."""
+
+_NUMBERS = {"double", "single", "logical", *(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))}
+"""MATLAB's classes of numbers."""
 
 _HDF5_CACHE = 2**20
 """Bytes of chunks that HDF5 keeps for a dataset unless told otherwise; a larger plain chunk is read in parts."""
@@ -37,8 +40,9 @@ class H5Rows(Rows):
         dtype, kind = type_of(dataset), kind_of(dataset)
         if matlab is not None:
             name = matlab.decode("utf-8", "replace") if isinstance(matlab, bytes) else str(matlab)
-            kind = f"MATLAB {name}" if not kind or name in ("char", "cell") else kind
-            if name in ("char", "cell"):
+            plain = name in _NUMBERS and "MATLAB_object_decode" not in dataset.attrs
+            kind = f"MATLAB {name}" if not kind or not plain else kind
+            if not plain:  # a string, a table or an object is kept as numbers of other arrays
                 dtype = np.dtype(object)
             elif name == "logical":
                 dtype = np.dtype(bool)  # stored as uint8
@@ -77,7 +81,8 @@ class H5Rows(Rows):
             yield from self._parts_of_chunks(index)
             return
         n_rows, n_columns = self._block_shape(int(index[-1]) + 1 - int(index[0]))
-        for rows, first, last, picks in row_blocks(index, n_rows):
+        gap = None if self.transposed else max(NEAR // max(self.row_nbytes, 1), self.chunks[0] if self.chunks else 0)
+        for rows, first, last, picks in row_blocks(index, n_rows, gap):
             if len(self.shape) == 1:
                 yield rows, (), self._read((slice(first, last),))[picks]
                 continue
@@ -134,6 +139,8 @@ def open_h5(path: Path, key: str | None) -> H5Rows:
         file = stack.enter_context(h5py.File(path, "r"))
         wanted = key.strip("/") if key else None
         if not wanted or not _is_dataset(path, file, wanted):
+            if wanted:
+                _refuse_group(path, file, wanted)
             names, more = _names(file)
             wanted = choose_key(path, wanted or None, names, lambda name: _described(path, file, name), more)
         rows = H5Rows(path, wanted, file)
@@ -153,6 +160,37 @@ def names_in(path: Path) -> list[str]:
 
     with explained_damage(str(path)), h5py.File(path, "r") as file:
         return _names(file)[0]
+
+
+def top_names(path: Path) -> list[str]:
+    """The names at the top of a file, whatever they name; raises InputError for damage."""
+    import h5py
+
+    with explained_damage(str(path)), h5py.File(path, "r") as file:
+        return list(file)
+
+
+def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
+    """The strings two levels below a group, by both names; what is no string is left out.
+
+    Raises InputError for damage.
+    """
+    import h5py
+
+    found: dict[str, dict[str, str]] = {}
+    with explained_damage(str(path)), h5py.File(path, "r") as file:
+        check_heaps(f"{path}:{group}", path)
+        groups = {name: of for name, of in file[group].items() if isinstance(of, h5py.Group)}
+        for name, of in groups.items():
+            texts = {key: item.asstr("utf-8", errors="replace")[()] for key, item in of.items() if _is_text(item)}
+            found[name] = {key: str(text) for key, text in texts.items()}
+    return found
+
+
+def _is_text(item: Any) -> bool:
+    import h5py
+
+    return isinstance(item, h5py.Dataset) and item.shape == () and bool(h5py.check_string_dtype(item.dtype))
 
 
 def _is_dataset(path: Path, file: Any, key: str) -> bool:
@@ -175,6 +213,22 @@ def _is_dataset(path: Path, file: Any, key: str) -> bool:
         if link is not None and key in file:
             raise
         return False
+
+
+def _refuse_group(path: Path, file: Any, key: str) -> None:
+    """Raise InputError for a group that is a variable of MATLAB: a sparse matrix, a struct, an object."""
+    import h5py
+
+    group = file.get(key) if key in file else None
+    if not isinstance(group, h5py.Group) or (name := group.attrs.get("MATLAB_class")) is None:
+        return
+    words = "sparse" if "MATLAB_sparse" in group.attrs else name.decode() if isinstance(name, bytes) else str(name)
+    fields = ", ".join(f"{key}/{field}" for field in itertools.islice(group, 8))
+    raise InputError(
+        f"{path}:{key} holds MATLAB {words}",
+        expected="a plain array of real numbers" if words == "sparse" else f"one of its fields: {fields}",
+        todo="convert it in MATLAB with full(…), and save it again" if words == "sparse" else None,
+    )
 
 
 def _names(file: Any) -> tuple[list[str], int]:

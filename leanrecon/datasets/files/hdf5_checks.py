@@ -38,8 +38,8 @@ def kind_of(dataset: Any) -> str | None:
         h5py.h5t.TIME: "times", h5py.h5t.OPAQUE: "opaque bytes", h5py.h5t.ARRAY: "small arrays",
         h5py.h5t.VLEN: "lists of varying length", h5py.h5t.REFERENCE: "references", h5py.h5t.BITFIELD: "bits",
     }  # fmt: skip
-    if number == h5py.h5t.VLEN and h5py.check_string_dtype(dataset.dtype):
-        return None
+    if number == h5py.h5t.STRING:
+        return "strings"
     if number == h5py.h5t.ARRAY:
         return f"small arrays of {of.get_super().dtype} in each place"
     found: str | None = names.get(number)

@@ -8,7 +8,7 @@ MathWorks, R2024a): the header (1-5), data elements (1-7), array formats (1-15),
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ INT8, INT32, UINT32, MATRIX, COMPRESSED = 1, 5, 6, 14, 15
 UTF8, UTF16, UTF32 = 16, 17, 18
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 """Types of numbers as elements keep them."""
-CHAR, CELL, OPAQUE = 4, 1, 17
+CELL, STRUCT, CHAR, OPAQUE = 1, 2, 4, 17
 _NAMED = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 16: "function handle"}
 _CLASSES = {
     6: ("double", "f8"), 7: ("single", "f4"), 8: ("int8", "i1"), 9: ("uint8", "u1"), 10: ("int16", "i2"),
@@ -33,6 +33,7 @@ _CLASSES = {
 }  # fmt: skip
 _COMPLEX, _LOGICAL = 0x800, 0x200
 _MOST_NAME = 4096
+_MOST_NAMES = 2**20  # bytes of the names of a struct's fields
 _MOST_DIMENSIONS = 32
 
 
@@ -119,7 +120,7 @@ def read_matrix(of: Stretch, start: int, end: int) -> Variable:
     if number not in _NAMED and number not in _CLASSES:
         raise unreadable(of.name, f"a variable of class {number}, which MATLAB doesn't have")
     sizes = Element.read(of, flags.after, end)
-    if sizes.kind != INT32 or sizes.nbytes % 4 or not 8 <= sizes.nbytes <= 4 * _MOST_DIMENSIONS:
+    if sizes.kind not in (INT32, UINT32) or sizes.nbytes % 4 or not 8 <= sizes.nbytes <= 4 * _MOST_DIMENSIONS:
         raise unreadable(of.name, f"a variable with dimensions in {sizes.nbytes} bytes of type {sizes.kind}")
     shape = tuple(of.numbers(sizes.start, sizes.nbytes // 4, "i4"))
     if min(shape) < 0:
@@ -256,7 +257,11 @@ class Mat5Rows(NpyRows):
 
     def blocks(self, index: Array) -> Iterator[Block]:
         if self.variable.dtype is None:
-            raise InputError(f"{self.name} holds {self.kind}", expected=f"real numbers of shape {self.shape}")
+            raise InputError(
+                f"{self.name} holds {self.kind}",
+                expected="a plain array of real numbers",
+                todo="convert it in MATLAB, as by full(…), double(…) or cell2mat(…), and save it again",
+            )
         yield from super().blocks(index)
 
 
@@ -278,11 +283,43 @@ def names_in(path: Path) -> list[str]:
 
 
 def find_variable(name: str, source: Bytes, size: int, key: str | None) -> Variable:
-    """The variable named ``key``, or the only one."""
+    """The variable named ``key``, or the only one; ``STRUCT/FIELD`` names a field of a struct, as HDF5 does."""
     found = list(variables(name, source, size))
+    names = [variable.name for variable in found]
+    parents = (key or "").split("/")[:-1]
+    for depth in range(1, len(parents) + 1):
+        struct = "/".join(parents[:depth])
+        if struct not in names or key in names:
+            break
+        fields = fields_of(next(variable for variable in found if variable.name == struct))
+        found += fields
+        names += [field.name for field in fields]
     described = {variable.name: variable.described for variable in found}
-    key = choose_key(name, key, [variable.name for variable in found], described.__getitem__)
+    key = choose_key(name, key, names, described.__getitem__)
     return next(variable for variable in found if variable.name == key)
+
+
+def fields_of(variable: Variable) -> list[Variable]:
+    """The fields of a single struct, each named ``STRUCT/FIELD``; none for other variables and for arrays of structs."""
+    of = variable.of
+    if variable.number != STRUCT or math.prod(variable.shape) != 1:
+        return []
+    length = Element.read(of, variable.data, variable.end)
+    names = Element.read(of, length.after, variable.end)
+    width = of.numbers(length.start, 1, "i4")[0] if length.kind == INT32 and length.nbytes == 4 else 0
+    if not 0 < width <= _MOST_NAME or names.kind != INT8 or names.nbytes % width or names.nbytes > _MOST_NAMES:
+        raise unreadable(of.name, f"{variable.name} has names of fields in {names.nbytes} bytes of {width} each")
+    fields, at = [], names.after
+    for k in range(names.nbytes // width):
+        name = of.take(names.start + k * width, width).partition(b"\0")[0].decode("utf-8", "replace")
+        element = Element.read(of, at, variable.end)
+        if element.kind != MATRIX:
+            raise unreadable(of.name, f"a field of {variable.name} is an element of type {element.kind}")
+        if element.nbytes:  # else []
+            field = read_matrix(of, element.start, element.start + element.nbytes)
+            fields.append(replace(field, name=f"{variable.name}/{name}"))
+        at = element.after
+    return fields
 
 
 def read_numbers(name: str, data: bytes, key: str) -> Array:

@@ -56,7 +56,15 @@ class NiftiHeader:
         """Read a header; raises InputError for damaged files, and for numbers that are not real."""
         nibabel = nibabel_library()
         with explained_damage(str(path)):
+            with path.open("rb"):  # nibabel does not say why a file can't be opened
+                pass
             image = nibabel.load(path)
+            if type(image) not in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+                raise InputError(
+                    f"{path} is of another kind of file ({type(image).__name__.removesuffix('Image')})",
+                    expected="volumes in one NIfTI file, .nii or .nii.gz",
+                    todo="convert it, as by nibabel.save(nibabel.Nifti1Image(values, affine), PATH)",
+                )
             data = image.dataobj
             shape, dtype = tuple(int(n) for n in image.shape), np.dtype(data.dtype)
             affine = np.asarray(image.affine, np.float64)
@@ -106,11 +114,21 @@ class NiftiRows(Rows):
         if self._volume is None:
             self._volume = np.empty(self.span, header.dtype)
         self._read(header.offset + row * self.volume_nbytes + self.first * header.dtype.itemsize, self._volume)
-        values = self._volume[self.places]
-        if header.scaled:
-            values = values.astype(np.float64) * header.slope + header.inter
+        return self._scaled(self._volume[self.places])
+
+    def whole(self) -> Array:
+        """The first volume, all of it: float32 [x, y, z]."""
+        memory = np.empty(math.prod(self.header.grid), self.header.dtype)
+        self._read(self.header.offset, memory)
+        return self._scaled(memory).reshape(self.header.grid, order="F")
+
+    def _scaled(self, values: Array) -> Array:
+        if self.header.scaled:
+            values = values.astype(np.float64)
+            values *= self.header.slope
+            values += self.header.inter
         with np.errstate(over="ignore"):  # what doesn't fit float32 becomes infinite, which is looked for later
-            return values.astype(np.float32)
+            return values.astype(np.float32, copy=False)
 
     def _read(self, offset: int, memory: Array) -> None:
         with explained_damage(self.name):
@@ -152,9 +170,9 @@ def read_volume(path: Path) -> tuple[NiftiHeader, Array]:
     header = NiftiHeader.read(path)
     if header.volumes != 1:
         raise InputError(f"{path} holds {header.volumes} volumes", expected="one volume")
-    rows = NiftiRows(header, np.arange(math.prod(header.grid)))
+    rows = NiftiRows(header, np.arange(1))
     try:
-        return header, rows[0:1][0].reshape(header.grid)
+        return header, rows.whole()
     finally:
         rows.release()
 

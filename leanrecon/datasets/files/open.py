@@ -8,7 +8,7 @@ from leanrecon.datasets.files import hdf5, mat5, npy
 from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 from leanrecon.datasets.files.mat5 import open_mat5
 from leanrecon.datasets.files.npy import open_npy, open_npz
-from leanrecon.datasets.files.rows import Rows
+from leanrecon.datasets.files.rows import Rows, explained_damage
 from leanrecon.errors import InputError
 from leanrecon.places.paths import find
 
@@ -81,7 +81,7 @@ def refuse_pointer(path: Path) -> None:
     """Refuse what Git LFS or git-annex leave in place of a file that was not fetched; raises InputError."""
     if path.stat().st_size > _POINTER:
         return
-    with path.open("rb") as file:
+    with explained_damage(str(path)), path.open("rb") as file:
         text = file.read(_POINTER)
     if text.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a pointer of Git LFS", expected="the file itself", todo="fetch it: `git lfs pull`")
@@ -102,7 +102,8 @@ def open_array(spec: str, default_path: str | None = None, base_dir: Path | None
     rows = _open(path, key)
     if not rows.shape and rows.dtype.kind != "O":
         rows.close()
-        raise InputError(f"{rows.name} holds a single number", expected="an array whose first axis is rows")
+        what = "string" if rows.dtype.kind in "US" else "number"
+        raise InputError(f"{rows.name} holds a single {what}", expected="an array whose first axis is rows")
     return rows
 
 
@@ -119,6 +120,17 @@ def _open(path: Path, key: str | None) -> Rows:
     if suffix == ".mat":
         return open_h5(path, key) if is_hdf5(path) else open_mat5(path, key)
     raise InputError(f"{path} is of an unknown kind", expected=f"a file that ends in {', '.join(SUFFIXES)}")
+
+
+def top_names(path: Path) -> list[str]:
+    """The names at the top of a MATLAB or HDF5 file, its groups and structs among them; raises InputError for damage."""
+    refuse_pointer(path)
+    return (hdf5.top_names if path.suffix.lower() != ".mat" or is_hdf5(path) else mat5.names_in)(path)
+
+
+def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
+    """The strings two levels below a group of an HDF5 file, by both names; nothing for MATLAB 5, which has no groups."""
+    return hdf5.texts_below(path, group) if is_hdf5(path) else {}
 
 
 def array_keys(path: Path) -> list[str | None]:

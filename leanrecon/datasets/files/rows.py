@@ -1,8 +1,10 @@
 """Rows of an array that lies in a file, and plain numbers in C or in Fortran order; nothing is mapped or held whole."""
 
 import contextlib
+import errno
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -10,6 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
+from leanrecon.places.disk import advice
 
 Array = np.ndarray[Any, Any]
 Convert = Callable[[Array], Array]
@@ -17,6 +20,9 @@ Block = tuple[slice, tuple[slice | int, ...], Array]
 
 BLOCK = 4 * 2**20
 """Bytes of a file that are looked at together."""
+
+NEAR = 128 * 1024
+"""Bytes between two rows up to which reading through the gap beats a read for each."""
 
 _NEAR_COLUMNS = 16 * 1024  # bytes between two columns below which reading through the gap beats a read for each
 
@@ -143,17 +149,25 @@ class Pooled(Several):
             if a < b:
                 for rows, rest, block in part.blocks(index[a:b] - start):
                     yield slice(rows.start + int(a), rows.stop + int(a)), rest, block
+                if b < len(index):
+                    part.release()  # a file at a time is open, however many there are
 
     def locate(self, row: int) -> str:
         k = max(k for k, start in enumerate(self.starts[:-1]) if start <= row)
         return self.parts[k].locate(row - self.starts[k])
 
 
-def row_blocks(index: Array, most: int) -> Iterator[tuple[slice, int, int, Any]]:
-    """Cut ascending rows into spans of at most ``most`` rows: which of ``index``, span start, span stop, picks in the span."""
+def row_blocks(index: Array, most: int, gap: int | None = None) -> Iterator[tuple[slice, int, int, Any]]:
+    """Cut ascending rows into spans of at most ``most`` rows: which of ``index``, span start, span stop, picks in the span.
+
+    Spans end where more than ``gap`` rows that are not wanted lie between two that are.
+    """
+    ends = np.empty(0, np.int64) if gap is None else np.flatnonzero(np.diff(index) > gap + 1) + 1
     start = 0
     while start < len(index):
         stop = int(np.searchsorted(index, index[start] + max(most, 1)))
+        after = int(np.searchsorted(ends, start, side="right"))
+        stop = min(stop, int(ends[after])) if after < len(ends) else stop
         first, last = int(index[start]), int(index[stop - 1]) + 1
         picks = slice(None) if last - first == stop - start else index[start:stop] - first
         yield slice(start, stop), first, last, picks
@@ -195,8 +209,9 @@ class NpyRows(Rows):
             yield rows, rest, block.astype(self.dtype, copy=False)
 
     def _row_blocks(self, index: Array) -> Iterator[Block]:
-        memory = np.empty(max(BLOCK, self.stored_nbytes), np.uint8)
-        for rows, first, last, picks in row_blocks(index, BLOCK // max(self.stored_nbytes, 1)):
+        nbytes = max(self.stored_nbytes, 1)
+        memory = np.empty(max(BLOCK, nbytes), np.uint8)
+        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, NEAR // nbytes):
             raw = memory[: (last - first) * self.stored_nbytes]
             self.source.read_at(self.offset + first * self.stored_nbytes, raw)
             yield rows, (), raw.view(self.stored).reshape(-1, *self.shape[1:])[picks]
@@ -272,6 +287,15 @@ def unreadable(name: str, error: object, todo: str = WHOLE) -> InputError:
     return InputError(f"{name} can't be read: {error}", todo=todo)
 
 
+def refused_by_system(name: str, error: object) -> InputError | None:
+    """The error of a file that the system does not open, whatever is in it; None for others."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM):
+        return None
+    forbidden = error.errno in (errno.EACCES, errno.EPERM)
+    todo = "check its permissions" if forbidden else advice(error)
+    return InputError(f"{name} can't be opened: {os.strerror(error.errno)}", todo=todo)
+
+
 @contextlib.contextmanager
 def explained_damage(name: str) -> Iterator[None]:
     """Turn what the readers of the formats raise on a damaged file into an InputError that names the file."""
@@ -279,5 +303,7 @@ def explained_damage(name: str) -> Iterator[None]:
         yield
     except LeanreconError:
         raise
+    except OSError as error:
+        raise refused_by_system(name, error) or unreadable(name, error) from error
     except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, SystemError, OverflowError
         raise unreadable(name, error) from error

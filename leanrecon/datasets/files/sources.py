@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.files.rows import BLOCK, Bytes, explained_damage, unreadable
+from leanrecon.datasets.files.rows import BLOCK, Bytes, explained_damage, refused_by_system, unreadable
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +33,7 @@ class FileBytes:
                     raise unreadable(self.name, "it ends too early")
                 view = view[n:]
         except OSError as error:
-            raise unreadable(self.name, error) from error
+            raise refused_by_system(self.name, error) or unreadable(self.name, error) from error
 
     def close(self) -> None:
         self.file.close()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from leanrecon.datasets.files.rows import refused_by_system, unreadable
 from leanrecon.errors import InputError
 
 MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")
@@ -72,7 +73,9 @@ def read_table(path: Path) -> Table:
                     )
                 for column, value in zip(columns, line, strict=True):
                     column.append(value.strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise refused_by_system(str(path), error) or unreadable(str(path), error) from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as a table: {error}", expected="TSV or CSV, in UTF-8") from error
     return Table(path, dict(zip(names, columns, strict=True)))
 

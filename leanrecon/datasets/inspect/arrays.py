@@ -108,11 +108,16 @@ def look_at(rows: Rows, name: str) -> Look:
         rows.kind,
         float(finite.min()),
         float(finite.max()),
-        float(finite.std()),
+        _spread(finite),
         float(np.isnan(numbers).mean()),
         bool(np.all(finite == np.rint(finite))),
         len(index),
     )
+
+
+def _spread(values: Array) -> float:
+    with np.errstate(over="ignore"):  # numbers near the largest of all
+        return float(values.std())
 
 
 def _square(n: int) -> bool:

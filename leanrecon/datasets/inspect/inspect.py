@@ -1,6 +1,7 @@
 """Say what a file or folder is, and print the ``[dataset]`` table that would read it."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from leanrecon.datasets.files.folder import ENDINGS
 from leanrecon.datasets.files.open import SUFFIXES, array_keys, open_array
 from leanrecon.datasets.inspect.arrays import Look, look_at
+from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, settings_for
 from leanrecon.errors import InputError, LeanreconError
 
 LISTED = 20
@@ -116,7 +118,23 @@ def _nsd(path: Path) -> Inspection | None:
         return None
     subjects = sorted({int(one.name[-1]) for one in path.glob("nsddata_betas/ppdata/subj0[1-8]")})
     lines = [f"the Natural Scenes Dataset, betas of subjects {', '.join(map(str, subjects)) or 'none'}"]
-    return Inspection("nsd", lines, {"kind": "nsd", "root": str(path), "subject": subjects[0] if subjects else 1})
+    subject = subjects[0] if subjects else 1
+    files = path.glob(f"nsddata_betas/ppdata/subj{subject:02}/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session*.*")
+    sessions = sorted({int(found[1]) for one in files if (found := re.match(r"betas_session(\d+)\.", one.name))})
+    lines.append(f"  {len(sessions)} sessions of subject {subject}")
+    settings: dict[str, Any] = {"kind": "nsd", "root": str(path), "subject": subject}
+    settings |= {"sessions": len(sessions) if sessions == [*range(1, len(sessions) + 1)] else sessions}
+    if (captions := path / "COCO_73k_annots_curated.npy").is_file():
+        settings["captions"] = str(captions)
+    return Inspection("nsd", lines, settings)
+
+
+def _bdpy(path: Path) -> Inspection | None:
+    found = bdata_in(path)
+    if not found:
+        return None
+    lines = [line for data in found for line in describe(data)]
+    return Inspection("bdpy", lines, settings_for(found) | _image_folder(path))
 
 
 def _nifti(path: Path) -> Inspection | None:
@@ -124,16 +142,21 @@ def _nifti(path: Path) -> Inspection | None:
 
     runs: list[tuple[Path, NiftiHeader]] = []
     single: list[tuple[Path, NiftiHeader]] = []
+    refused: list[str] = []
     for file in sorted(itertools.islice(path.rglob("*.nii*"), 2000)):
         if file.name.endswith((".nii", ".nii.gz")):
-            header = NiftiHeader.read(file)
+            try:
+                header = NiftiHeader.read(file)
+            except InputError as error:
+                refused.append(f"  not read: {error.found}")
+                continue
             (runs if header.volumes > 1 else single).append((file, header))
     if not runs:
         return None
     betas = [file.relative_to(path).as_posix() for file, _ in runs]
     grid = "x".join(map(str, runs[0][1].grid))
     lines = [f"{len(runs)} NIfTI files of {sum(header.volumes for _, header in runs)} volumes, {grid} voxels"]
-    lines += [f"  {name}" for name in betas[:LISTED]]
+    lines += [*(f"  {name}" for name in betas[:LISTED]), *refused[:LISTED]]
     mask = next((file for file, _ in single if "mask" in file.name.lower()), None)
     areas = next(
         (file.parent for file, _ in single if file.parent.name.lower() in ("areas", "rois", "roi", "roi_masks")), None
@@ -158,7 +181,7 @@ def _images(path: Path) -> Inspection | None:
 
 
 _LAYOUTS: tuple[Callable[[Path], Inspection | None], ...] = (
-    *(_nsd, _mindeye, _algonauts, _brain_diffuser, _miyawaki, _glmsingle, _nifti, _images),
+    *(_nsd, _mindeye, _algonauts, _brain_diffuser, _miyawaki, _glmsingle, _bdpy, _nifti, _images),
 )
 
 
@@ -201,8 +224,8 @@ def _file(path: Path) -> Inspection:
         height, width, channels = image_size(path)
         return Inspection("image", [f"an image of {height}x{width} with {channels} channels"])
     if suffix in SUFFIXES:
-        if (bdata := _bdata(path)) is not None:
-            return bdata
+        if (data := open_bdata(path)) is not None:
+            return Inspection("bdpy", describe(data), settings_for([data]) | _image_folder(path.parent))
         looks = list(_looks(path))
         return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
     raise InputError(
@@ -218,27 +241,6 @@ def _one_nifti(path: Path) -> Inspection:
     if header.volumes == 1:
         return Inspection("NIfTI volume", lines)
     return Inspection("nifti", lines, {"kind": "nifti", "betas": str(path), **_trials_and_images(path.parent)})
-
-
-def _bdata(path: Path) -> Inspection | None:
-    from leanrecon.datasets.files.hdf5 import is_hdf5
-    from leanrecon.datasets.layouts.bdata import BData
-
-    if not is_hdf5(path):
-        return None
-
-    try:
-        data = BData(path)
-    except InputError:
-        return None
-    regions = [key for key in data.keys if key.startswith("ROI_")]
-    voxels = "ROI_VC" if "ROI_VC" in regions else (regions or ["VoxelData"])[0]
-    label = next((key for key in ("stimulus_name", "stimulus_id", "Label") if key in data.keys), "stimulus_id")
-    lines = [
-        f"BData: {len(data)} trials, {len(data.columns_of(voxels))} voxels in {voxels}",
-        f"  keys: {', '.join(data.keys)}",
-    ]
-    return Inspection("bdpy", lines, {"kind": "bdpy", "path": str(path), "voxels": voxels, "label": label})
 
 
 def _looks(path: Path) -> Iterator[Look]:
@@ -259,7 +261,7 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
     settings: dict[str, Any] = {"kind": "arrays"}
     for role, names in found.items():
         pair = [
-            next((name for name in names if word in name.rpartition("/")[2].lower()), None) for word in ("tr", "te")
+            next((name for name in names if word in re.split(r"[/:]", name)[-1].lower()), None) for word in ("tr", "te")
         ]
         if len(names) >= 2 and all(pair):
             settings |= {f"{role}_train": pair[0], f"{role}_test": pair[1]}
@@ -270,12 +272,15 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
 
 def _trials_and_images(path: Path) -> dict[str, Any]:
     tables = sorted(file for file in path.glob("*") if file.suffix.lower() in TABLES)
+    return {"trials": str(tables[0] if tables else path / "trials.tsv")} | _image_folder(path)
+
+
+def _image_folder(path: Path) -> dict[str, Any]:
     folders = (folder for folder in sorted(path.glob("*")) if folder.is_dir())
     images = next(
         (f for f in folders if any(file.suffix.lower() in ENDINGS for file in itertools.islice(f.iterdir(), 50))), None
     )
-    found = {"trials": str(tables[0] if tables else path / "trials.tsv")}
-    return found | ({"images": str(images)} if images else {})
+    return {"images": str(images)} if images else {}
 
 
 def _missing(path: Path, names: tuple[str, ...]) -> list[str]:
@@ -293,4 +298,4 @@ def _pattern(names: list[str]) -> str:
 
 
 def _toml(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and lists are written the same in TOML

@@ -64,6 +64,10 @@ class Algonauts(Builder):
         paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
         if not paths:
             raise InputError(f"there are no images in {folder}", expected="train-0001_nsd-00013.png …")
+        if len(paths) != len(parts[0]):
+            raise InputError(
+                f"{folder} holds {len(paths)} images and {files[0]} {len(parts[0])} rows", expected="one image a row"
+            )
         areas, masks = read_areas(root / "roi_masks", hemispheres, [part.shape[1] for part in parts])
         side = self.settings.image_size
         height, width, _ = image_size(paths[0])

@@ -1,55 +1,50 @@
 """One BData file (bdpy 0.26): a matrix of voxels and labels side by side, and a table that says which is which."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.builder.columns import Columns
-from leanrecon.datasets.files.hdf5 import is_hdf5
-from leanrecon.datasets.files.open import open_array
-from leanrecon.datasets.files.rows import Rows, explained_damage
-from leanrecon.datasets.layouts.files import whole_array
+from leanrecon.datasets.files.captions import stream_captions
+from leanrecon.datasets.files.open import open_array, texts_below, top_names
+from leanrecon.datasets.files.rows import Rows
+from leanrecon.datasets.layouts.files import opened, whole_array
 from leanrecon.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
-_ROWS = 256  # trials whose labels are read together
 _LONGEST = 10**5  # keys beyond which a file is taken for something else
 
 
 class BData:
-    """The metadata of a BData file in HDF5; the matrix is read by rows when asked for."""
+    """The metadata of a BData file in HDF5 or MATLAB's format; the matrix is read when asked for.
+
+    HDF5 files hold ``/dataset`` and ``/metadata/{key,value}``, MATLAB files a matrix ``dataSet`` and a struct
+    ``metaData`` with the fields ``key`` and ``value``; each spelling is read from either.
+    """
 
     def __init__(self, path: Path) -> None:
-        import h5py
-
         self.path = path
-        if not is_hdf5(path):
+        top = top_names(path)
+        data, meta = (next((name for name in of if name in top), None) for of in _SPELLINGS)
+        if data is None or meta is None:
+            raise InputError(f"{path} is no BData file", expected="dataset, and metadata with key and value")
+        self.matrix = f"{path}:{data}"
+        with opened(path, data, shape=(None, None)) as matrix:
+            self.rows, columns = matrix.shape
+        with opened(path, f"{meta}/value", shape=(None, columns)) as flags:
+            n, self.held = len(flags), 2 * len(flags) * flags.row_nbytes
+        keys = dict(stream_captions(f"{path}:{meta}/key")) if n <= _LONGEST else {}
+        if len(keys) != n:
             raise InputError(
-                f"{path} is no HDF5 file",
-                expected="a BData file in HDF5",
-                todo="save it as .h5 with bdpy: data.save(PATH)",
+                f"{path} has {n} rows of flags and {len(keys)} keys in its metadata", expected="one row of flags a key"
             )
-        with explained_damage(str(path)), h5py.File(path, "r") as file:
-            data, meta = _child(file, "dataset", "dataSet"), _child(file, "metadata", "metaData")
-            if data is None or meta is None or "key" not in meta or "value" not in meta:
-                raise InputError(f"{path} is no BData file", expected="/dataset, /metadata/key and /metadata/value")
-            self.matrix = data.name.strip("/")
-            keys = meta["key"]
-            if keys.ndim != 1 or len(keys) > _LONGEST or meta["value"].shape != (len(keys), data.shape[-1]):
-                raise InputError(
-                    f"{path} has metadata of shape {meta['value'].shape} for {keys.shape} keys and {data.shape} numbers",
-                    expected="one row of flags a key, one column a column of the matrix",
-                )
-            self.keys = {_text(key): row for row, key in enumerate(keys[()])}
-            values = meta["value"].name
-            self.names = _value_maps(file)
-            self.rows = int(data.shape[0])
-        self.flags: Array = whole_array(path, values.strip("/"))
-        self.held = 2 * int(self.flags.nbytes)
+        self.keys: dict[str, int] = {}
+        for row, key in sorted(keys.items()):
+            self.keys.setdefault(key, row)
+        self.flags: Array = whole_array(path, f"{meta}/value")
+        self.names = _by_number(texts_below(path, "vmap")) if "vmap" in top else {}
 
     def __len__(self) -> int:
         return self.rows
@@ -66,30 +61,39 @@ class BData:
 
     def voxels(self, columns: Array) -> Rows:
         """The chosen columns of all trials."""
-        return Columns(open_array(f"{self.path}:{self.matrix}"), columns)
+        return Columns(open_array(self.matrix), columns)
 
-    def numbers(self, key: str) -> Array:
-        """A label column; of ``Label`` with several columns the second, which is the stimulus."""
-        columns = self.columns_of(key)
-        column = columns[1] if key == "Label" and len(columns) > 1 else columns[0]
-        out = np.empty((self.rows, 1))
-        with open_array(f"{self.path}:{self.matrix}") as matrix:
-            for start in range(0, self.rows, _ROWS):
-                index = np.arange(start, min(start + _ROWS, self.rows))
-                one: Array = np.empty((len(index), matrix.shape[1]), matrix.dtype)
-                matrix.read(index, one)
-                out[index, 0] = one[:, column]
-        return out[:, 0]
+    def numbers(self, *keys: str) -> dict[str, Array]:
+        """Label columns by key, float64 [trials], read in one pass.
 
-    def labels(self, key: str) -> list[str]:
+        Of ``Label`` with several columns the second is taken, which is the stimulus.
+        """
+        columns = {}
+        for key in keys:
+            own = self.columns_of(key)
+            columns[key] = int(own[1] if key == "Label" and len(own) > 1 else own[0])
+        chosen = np.unique(list(columns.values()))
+        out = np.empty((self.rows, len(chosen)))
+        with Columns(open_array(self.matrix), chosen) as matrix:
+            matrix.read(np.arange(self.rows), out)
+        return {key: out[:, np.searchsorted(chosen, column)] for key, column in columns.items()}
+
+    def whole(self, key: str, values: Array) -> list[int]:
+        """Label values as whole numbers; raises InputError where they are none."""
+        if not np.array_equal(values, np.rint(values)):
+            raise InputError(f"{self.path} has a {key} that is no whole number", expected=f"a {key} for every trial")
+        return [int(value) for value in values.tolist()]
+
+    def label_key(self, key: str) -> str:
+        """The column to read for a stimulus: ``stimulus_name`` where only that has names in vmap."""
+        return "stimulus_name" if key not in self.names and {"stimulus_name"} <= self.names.keys() & self.keys else key
+
+    def labels(self, key: str, values: Array) -> list[str]:
         """The stimulus of every trial: its name in vmap, the name of an ImageNet image, or the number itself."""
-        names = self.names.get("stimulus_name" if key not in self.names and "stimulus_name" in self.keys else key)
-        values = self.numbers("stimulus_name" if names and key not in self.names else key)
         if np.isnan(values).any():
             raise InputError(f"{self.path} has trials without {key}", expected="a stimulus for every trial")
-        if names:
-            return [names.get(float(value)) or label_text(float(value)) for value in values]
-        return [label_text(float(value)) for value in values]
+        names = self.names.get(key, {})
+        return [names.get(value) or label_text(value) for value in values.tolist()]
 
     def areas(self, columns: Array) -> dict[str, Array]:
         """The areas of the chosen voxels: bool [voxels] by name, without ``ROI_``."""
@@ -110,6 +114,9 @@ class BData:
         return {"coordinates": np.stack([self.flags[row, columns] for row in rows], axis=1).astype(np.float32)}
 
 
+_SPELLINGS = (("dataset", "dataSet"), ("metadata", "metaData"))
+
+
 def label_text(value: float) -> str:
     """The name of a stimulus from its number: 1518878.005958 is image 5958 of WordNet's n01518878."""
     if value == int(value):
@@ -118,25 +125,14 @@ def label_text(value: float) -> str:
     return f"n{int(synset):08}_{int(image)}"
 
 
-def _child(file: Any, *names: str) -> Any:
-    return next((file[name] for name in names if name in file), None)
+def _by_number(texts: dict[str, dict[str, str]]) -> dict[str, dict[float, str]]:
+    """Names of label values by key: ``/vmap/KEY/VALUE`` holds a string. What is no number names no value."""
+    return {key: {float(value): text for value, text in of.items() if _is_number(value)} for key, of in texts.items()}
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _value_maps(file: Any) -> dict[str, dict[float, str]]:
-    """Names of label values: ``/vmap/KEY/VALUE`` holds a string."""
-    maps: dict[str, dict[float, str]] = {}
-    for key, values in _items(file.get("vmap")):
-        named = {}
-        for value, text in _items(values):
-            with contextlib.suppress(ValueError):
-                named[float(value)] = _text(text[()])
-        maps[key] = named
-    return maps
-
-
-def _items(group: Any) -> Iterator[tuple[str, Any]]:
-    return iter(group.items()) if hasattr(group, "items") else iter(())
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -91,12 +91,13 @@ class Bdpy(Builder):
             )
         stimulus, split, run = [], [], []
         for number, of in enumerate(data):
-            stimulus += of.labels(settings.label)
-            kinds = of.numbers("DataType") if settings.path and "DataType" in of.keys else None
-            split += (
-                [DATA_TYPES.get(int(kind), "") for kind in kinds] if kinds is not None else len(of) * [SPLITS[number]]
-            )
-            run += [int(value) for value in of.numbers("Run")] if "Run" in of.keys else []
+            label = of.label_key(settings.label)
+            known = [key for key in ("Run", *(["DataType"] if settings.path else [])) if key in of.keys]
+            numbers = of.numbers(label, *known)
+            stimulus += of.labels(label, numbers[label])
+            kinds = numbers.get("DataType")
+            split += len(of) * [SPLITS[number]] if kinds is None else [DATA_TYPES.get(kind, "") for kind in kinds]
+            run += of.whole("Run", numbers["Run"]) if "Run" in numbers else []
         ruled = settings.test_ids or settings.test_fraction or settings.folds
         told = len(data) == 2 or "DataType" in data[0].keys
         parts: list[Rows] = [of.voxels(own) for of, own in zip(data, columns, strict=True)]

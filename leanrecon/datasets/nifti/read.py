@@ -1,6 +1,7 @@
 """The materials of a study from NIfTI files: headers, the mask, areas, the table and the names of images."""
 
 import glob
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
     table_path = needed_file(settings.trials, base_dir, "trials")
     table = read_table(table_path)
     trials = trials_of(table)
+    check_files(betas, trials)
     files = [header.path for header in betas] + [table_path]
     if settings.mask:
         files.append(needed_file(settings.mask, base_dir, "mask"))
@@ -58,6 +60,26 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
         files=[*files, *area_files],
         held=table_nbytes(table_path) + 40 * len(index),
     )
+
+
+def check_files(betas: Sequence[NiftiHeader], trials: Trials) -> None:
+    """Refuse a table whose runs or sessions, as many as there are files, do not begin and end with the files."""
+    if len(betas) == 1 or sum(header.volumes for header in betas) != len(trials):
+        return
+    starts = np.cumsum([0, *(header.volumes for header in betas)])
+    for by in ("session", "run"):
+        if getattr(trials, by) is None:
+            continue
+        groups = trials.groups(by)
+        parts = [np.unique(groups[start:stop]) for start, stop in itertools.pairwise(starts)]
+        if groups.max() + 1 != len(betas) or len(np.unique([part[0] for part in parts])) < 2:
+            continue
+        if mixed := next((header for header, part in zip(betas, parts, strict=True) if len(part) > 1), None):
+            raise InputError(
+                f"the table gives the volumes of {mixed.path} to several {by}s, though there is one file a {by}",
+                expected=f"the rows of each {by} together, in the order of the files sorted by name",
+                todo="sort the table as the volumes lie in the files",
+            )
 
 
 def matching(pattern: str, base_dir: Path | None, setting: str) -> list[Path]:
@@ -101,9 +123,8 @@ def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) ->
         header, values = read_volume(needed_file(settings.mask, base_dir, "mask"))
         check_grid(header, betas)
         return is_inside(header, values)
-    rows = NiftiRows(betas, np.arange(int(np.prod(betas.grid))))
-    values = rows[0:1][0].reshape(betas.grid)
-    rows.release()
+    with NiftiRows(betas, np.arange(1)) as rows:
+        values = rows.whole()
     found: Array = np.isfinite(values) & (values != 0)
     return found
 
