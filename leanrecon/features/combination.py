@@ -6,7 +6,8 @@ show: one λ a scale, or one a patch. Miyawaki et al. (2008) learn one a patch; 
 
     Σ ‖y − Σ λ_m f_m φ_m‖² + μ Σ (λ_m − λ of its scale)²,   0 ≤ λ_m ≤ CAP · (largest λ of a scale)
 
-and μ is the one of ``SHRINK`` with the least error on rows of other images.
+and μ is the largest of ``SHRINK`` whose error on rows of other images is not clearly above the least one. (The decoders
+of a row have seen the images that its weights are judged by, so the least error alone would trust single patches too much.)
 """
 
 import hashlib
@@ -33,11 +34,15 @@ FORMAT = 1
 PANEL = 256
 """Rows whose products are added at once."""
 
-FOLDS = 5
-"""Folds of the images by which μ is chosen."""
+FOLDS = 10
+"""Folds of the images by which μ is chosen, or as many as there are images."""
 
-SHRINK = (0.01, 0.1, 1.0, 10.0, 100.0, np.inf)
-"""Values of μ, in units of the mean of the diagonal of the normal equations; infinite: the scales' weights alone."""
+CLEARLY = 2.0
+"""Standard errors of the paired difference over folds by which a larger μ has to be worse to be left."""
+
+SHRINK = (0.1, 1.0, 10.0, 100.0, np.inf)
+"""Values of μ, in units of the mean of the diagonal of the normal equations times patches / images: with ten images and
+hundreds of patches a weight of its own says nothing of a patch. Infinite: the scales' weights alone."""
 
 CAP = 2.0
 """The largest weight of a patch, in units of the largest weight of a scale."""
@@ -147,7 +152,8 @@ def learned_weights(
     shares = _shares(space, cells)
     parts = [_by_patch(predictions, images, stimulus, shares, folds == k) for k in range(int(folds.max()) + 1)]
     whole = _refuse_empty(sum(parts[1:], parts[0]))
-    shrink = _best_shrink(parts, members) if len(parts) > 1 else np.inf
+    few = len(members) / len(np.unique(stimulus))
+    shrink = _best_shrink(parts, members, few) if len(parts) > 1 else np.inf
     return near_scales(whole, members, shrink)
 
 
@@ -179,14 +185,21 @@ def near_scales(normal: Normal, members: Array, shrink: float) -> Array:
     return np.clip(bounded, 0, cap)
 
 
-def _best_shrink(parts: list[Normal], members: Array) -> float:
-    """The shrinkage with the least error on the rows of each fold's images, with weights learned from the others."""
-    errors = np.zeros(len(SHRINK))
+def _best_shrink(parts: list[Normal], members: Array, few: float) -> float:
+    """The largest shrinkage that is not clearly worse than the best, on the rows of each fold's images."""
+    errors = np.empty((len(parts), len(SHRINK)))
     for k, held in enumerate(parts):
         others = [part for j, part in enumerate(parts) if j != k]
         rest = sum(others[1:], others[0])
-        errors += [held.error(near_scales(rest, members, shrink)) for shrink in SHRINK]
-    return float(SHRINK[int(np.argmin(errors))])
+        errors[k] = [held.error(near_scales(rest, members, shrink * few)) for shrink in SHRINK]
+    return float(SHRINK[largest_not_worse(errors)]) * few
+
+
+def largest_not_worse(errors: Array) -> int:
+    """The last column of errors [folds, k] that is not clearly above the column of the least sum."""
+    excess = errors - errors[:, [int(errors.sum(axis=0).argmin())]]
+    limit = CLEARLY * excess.std(axis=0, ddof=1) * np.sqrt(len(errors))
+    return int(np.flatnonzero(excess.sum(axis=0) <= limit)[-1])
 
 
 def _square_root(normal: Normal) -> tuple[Array, Array]:

@@ -16,10 +16,10 @@ from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import buffer
 from leanrecon.regression import unreasonable
-from leanrecon.regression.local.choose import choose, targets_of
-from leanrecon.regression.local.estimators import TURNED, Betas, Block, make_estimator, predict_block
+from leanrecon.regression.local.estimators import TURNED, Betas, make_estimator
 from leanrecon.regression.local.plan import BLOCK, plan_local
 from leanrecon.regression.local.settings import BATCHED, LocalSettings
+from leanrecon.regression.local.stack import Fitted, fit_ridge, shares_of, targets_of
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
 from leanrecon.regression.ridge.regressor import RidgeRegressor
@@ -67,7 +67,7 @@ class LocalRegressor:
         work, workers = plan_local(shapes, settings, free)
         scratch = shapes.t * shapes.m * 4
         if settings.estimator == "auto":
-            work, scratch = max(work + ridge.work, ridge.work), max(scratch, ridge.scratch)
+            work, scratch = work + ridge.work, scratch + ridge.scratch
         summary = f"{shapes.t} decoders by {settings.estimator}, {BLOCK} targets a block, {workers} at a time"
         return RegressionPlan(work=work, summary=summary, scratch=scratch)
 
@@ -76,25 +76,53 @@ class LocalRegressor:
     ) -> dict[str, Any]:
         """Fill the stores of all outputs, and finish them; returns what run.json keeps."""
         settings = self.settings
-        record: dict[str, Any] = {}
-        if settings.estimator == "auto":
-            name, record = self._choice(data, context)
-            settings = settings.model_copy(update={"estimator": name})
         if settings.estimator == "ridge":
-            result = self._ridge.predict(data, outputs, context, shared)
+            return self._ridge.predict(data, outputs, context, shared) | self._record()
+        shared.clear()  # a ridge's factor would lie beside the betas
+        _check_voxels(settings, data.betas.shape[1])
+        workers = self._require(data, context)
+        if settings.estimator not in (*BATCHED, "auto"):
+            make_estimator(settings, context.seed)  # refused before anything is read
+        for sentence in _odd(data):
+            context.progress.say(f"{context.label}: {sentence}")
+        constant = _constant_targets(data)
+        fitted, stacked = self._fitted(data, outputs, context)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             for output in outputs:
-                _folder(output.store).delete_tree()
-        else:
-            result = self._predict(settings, data, outputs, context)
-        return result | record | {"settings": self.settings.model_dump(exclude_none=True)}
+                if not output.store.complete:
+                    _fill(fitted, output, context, workers)
+        unfinished = sum("onverge" in str(one.message) for one in caught)
+        if unfinished:
+            context.progress.say(f"{context.label}: {unfinished} decoders did not converge; see regression.options")
+        return {
+            **self._record(),
+            **stacked,
+            "constant_targets": constant,
+            "voxels_left_out": data.betas.shape[1] - fitted.betas.voxels,
+            **({"not_converged": unfinished} if unfinished else {}),
+        }
 
-    def _choice(self, data: RegressionData, context: Context) -> tuple[str, dict[str, Any]]:
-        """The estimator that train rows choose, and the errors that it was chosen by."""
-        self._require(data, context)
-        name, errors = choose(data, self.settings, read_betas, context)
-        said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
-        context.progress.say(f"{context.label}: {name} is used (mean squared errors of held-out rows: {said})")
-        return name, {"estimator": name, "errors_held_out": errors}
+    def _record(self) -> dict[str, Any]:
+        return {"settings": self.settings.model_dump(exclude_none=True)}
+
+    def _fitted(
+        self, data: RegressionData, outputs: Sequence[Output], context: Context
+    ) -> tuple[Fitted, dict[str, Any]]:
+        """What predicts a block of targets, and what the record keeps of the shares of several estimators."""
+        settings = self.settings
+        if settings.estimator != "auto":
+            betas = read_betas(data, settings)
+            return Fitted(settings, betas, data, {settings.estimator: 1.0}, seed=context.seed), {}
+        learned = shares_of(data, settings, read_betas, context)
+        shares = {name: share for name, share in learned["shares"].items() if share > 0}
+        said = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+        context.progress.say(f"{context.label}: shares of the estimators: {said}")
+        ridge = None
+        if "ridge" in shares:
+            shuffled = any(output.pairing is not None for output in outputs)
+            ridge = fit_ridge(data, settings, context, shuffled=shuffled)
+        return Fitted(settings, read_betas(data, settings), data, shares, ridge, context.seed), dict(learned)
 
     def _require(self, data: RegressionData, context: Context) -> int:
         """Ask for the memory of the work; returns the threads that fit."""
@@ -104,35 +132,8 @@ class LocalRegressor:
         context.require(context.label or "local decoders", plan)
         return workers
 
-    def _predict(
-        self, settings: LocalSettings, data: RegressionData, outputs: Sequence[Output], context: Context
-    ) -> dict[str, Any]:
-        _check_voxels(settings, data.betas.shape[1])
-        workers = self._require(data, context)
-        if settings.estimator not in BATCHED:
-            make_estimator(settings, context.seed)  # refused before anything is read
-        for sentence in _odd(data):
-            context.progress.say(f"{context.label}: {sentence}")
-        betas = read_betas(data, settings, context)
-        constant = _constant_targets(data)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for output in outputs:
-                if not output.store.complete:
-                    _fill(settings, betas, data, output, context, workers)
-        unfinished = sum("onverge" in str(one.message) for one in caught)
-        if unfinished:
-            context.progress.say(f"{context.label}: {unfinished} decoders did not converge; see regression.options")
-        return {
-            "constant_targets": constant,
-            "voxels_left_out": data.betas.shape[1] - betas.voxels,
-            **({"not_converged": unfinished} if unfinished else {}),
-        }
 
-
-def _fill(
-    settings: LocalSettings, betas: Betas, data: RegressionData, output: Output, context: Context, workers: int
-) -> None:
+def _fill(fitted: Fitted, output: Output, context: Context, workers: int) -> None:
     """Predict every target of one output, block by block."""
     from leanrecon.stores.store import Store
 
@@ -146,12 +147,14 @@ def _fill(
         chunk=BLOCK * m * 4,
         overwrite=True,  # of other settings, nothing is worth keeping
     )
-    order = None if output.pairing is None else _order(context.seed, output.pairing, data)
+    order, ridge = None, fitted.ridge
+    if output.pairing is not None:  # the ridge draws the same order
+        seed = [context.seed, output.pairing]
+        order = np.random.default_rng(seed).permutation(fitted.data.betas.shape[0])
+        ridge = None if ridge is None else ridge.shuffled(seed)
 
     def work(i: int) -> None:
-        columns = blocks.group_rows(i)
-        block = Block(targets_of(data, columns, order), columns.start)
-        blocks.write_rows(i, predict_block(settings, betas, block, context.seed).T)
+        blocks.write_rows(i, fitted.predict(blocks.group_rows(i), order, ridge).T)
 
     missing = blocks.missing_row_groups()
     done = blocks.row_groups - len(missing)
@@ -212,8 +215,8 @@ def _transpose(blocks: "Store", store: "Store") -> None:
         store.write_columns(j, part)
 
 
-def read_betas(data: RegressionData, settings: LocalSettings, context: Context) -> Betas:
-    """Train and test betas less the train means, in the voxels that vary over train rows; said where they are odd."""
+def read_betas(data: RegressionData, settings: LocalSettings) -> Betas:
+    """Train and test betas less the train means, in the voxels that vary over train rows."""
     from leanrecon.stores.matrix import ColumnSubset
 
     train, test = data.betas, data.test
@@ -246,11 +249,6 @@ def _read(betas: Centred) -> Array:
 
 def _folder(store: "Store") -> "Location":
     return store.path.parent / FOLDER
-
-
-def _order(seed: int, pairing: int, data: RegressionData) -> Array:
-    """The train row whose targets each train row is paired with: as the ridge draws it."""
-    return np.random.default_rng([seed, pairing]).permutation(data.betas.shape[0])
 
 
 def _check_voxels(settings: LocalSettings, p: int) -> None:

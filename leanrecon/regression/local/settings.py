@@ -12,8 +12,8 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 
 NAMES = ("auto", "ridge", "omp", "univariate", "linear", "bayesian_ridge", "ard", "logistic")
 
-CHOSEN = ("univariate", "omp", "ridge")
-"""What ``auto`` chooses from."""
+STACKED = ("univariate", "omp", "ridge")
+"""The estimators that ``auto`` adds up."""
 
 BATCHED = ("univariate", "omp")
 """Estimators of our own, which fit a block of targets at once."""
@@ -30,7 +30,7 @@ class LocalSettings(BaseModel):
     """A decoder a target."""
     estimator: str = "auto"
     """ridge, omp, univariate, linear, bayesian_ridge, ard, logistic, a scikit-learn class such as sklearn.svm.LinearSVR,
-    or auto: univariate, omp or ridge, whichever predicts images best that it has not seen, among train rows."""
+    or auto: univariate, omp and ridge together, each with the share that predicts unseen images best, among train rows."""
     voxels: Count | None = None
     """How many voxels are picked for each target from the train rows; absent: all."""
     select: Literal["correlation", "f"] = "correlation"
