@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 FOLDS = 10
 """Folds of the train rows, or as many as there are groups."""
 
-PULL = 1.0
+PULL = 4.0
 """Strength of the pull to equal shares."""
 
 _SUM = 1e4  # weight of the row that makes shares add up to one, beside the root of the normal equations
