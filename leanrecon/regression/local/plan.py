@@ -3,7 +3,7 @@
 import os
 import sys
 
-from leanrecon.regression.local.settings import BATCHED, LocalSettings
+from leanrecon.regression.local.settings import BATCHED, STACKED, LocalSettings
 from leanrecon.regression.regressor import RegressionShapes
 
 BLOCK = 32
@@ -38,7 +38,9 @@ def block_nbytes(shapes: RegressionShapes, settings: LocalSettings) -> int:
     targets = (2 * shapes.s + 4 * n + 2 * m) * BLOCK * _DOUBLE
     scores = 4 * p * BLOCK * _DOUBLE
     if settings.estimator in (*BATCHED, "auto"):
-        chosen = 2 * BLOCK * settings.nonzero * (n + settings.nonzero) * _DOUBLE
+        stacked = max(member.get("nonzero", 1) for member in STACKED.values())
+        nonzero = stacked if settings.estimator == "auto" else settings.nonzero
+        chosen = 2 * BLOCK * nonzero * (n + nonzero) * _DOUBLE
         return targets + scores + chosen + n * p * _DOUBLE
     voxels = settings.voxels or p
     width = min(voxels, n) if settings.voxels is None else voxels

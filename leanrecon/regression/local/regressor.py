@@ -19,7 +19,7 @@ from leanrecon.regression import unreasonable
 from leanrecon.regression.local.estimators import TURNED, Betas, make_estimator
 from leanrecon.regression.local.plan import BLOCK, plan_local
 from leanrecon.regression.local.settings import BATCHED, LocalSettings
-from leanrecon.regression.local.stack import Fitted, fit_ridge, shares_of, targets_of
+from leanrecon.regression.local.stack import ALONE, Fitted, fit_ridge, shares_of, targets_of
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
 from leanrecon.regression.ridge.regressor import RidgeRegressor
@@ -113,7 +113,7 @@ class LocalRegressor:
         settings = self.settings
         if settings.estimator != "auto":
             betas = read_betas(data, settings)
-            return Fitted(settings, betas, data, {settings.estimator: 1.0}, seed=context.seed), {}
+            return Fitted(settings, betas, data, {ALONE: 1.0}, seed=context.seed), {}
         learned = shares_of(data, settings, read_betas, context)
         shares = {name: share for name, share in learned["shares"].items() if share > 0}
         said = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())

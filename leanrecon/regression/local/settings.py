@@ -12,8 +12,13 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 
 NAMES = ("auto", "ridge", "omp", "univariate", "linear", "bayesian_ridge", "ard", "logistic")
 
-STACKED = ("univariate", "omp", "ridge")
-"""The estimators that ``auto`` adds up."""
+STACKED: dict[str, dict[str, Any]] = {
+    "univariate": {"estimator": "univariate"},
+    "omp_3": {"estimator": "omp", "nonzero": 3},
+    "omp_10": {"estimator": "omp", "nonzero": 10},
+    "ridge": {"estimator": "ridge"},
+}
+"""The estimators that ``auto`` adds up: a target's decoder uses one voxel, three, ten, or all of them."""
 
 BATCHED = ("univariate", "omp")
 """Estimators of our own, which fit a block of targets at once."""
@@ -30,7 +35,8 @@ class LocalSettings(BaseModel):
     """A decoder a target."""
     estimator: str = "auto"
     """ridge, omp, univariate, linear, bayesian_ridge, ard, logistic, a scikit-learn class such as sklearn.svm.LinearSVR,
-    or auto: univariate, omp and ridge together, each with the share that predicts unseen images best, among train rows."""
+    or auto: univariate, omp with 3 and with 10 voxels, and ridge together, each with the share that predicts unseen images
+    best, among train rows."""
     voxels: Count | None = None
     """How many voxels are picked for each target from the train rows; absent: all."""
     select: Literal["correlation", "f"] = "correlation"

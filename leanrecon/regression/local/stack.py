@@ -33,6 +33,9 @@ FOLDS = 10
 PULL = 4.0
 """Strength of the pull to equal shares."""
 
+ALONE = "alone"
+"""The name of a single estimator, that of the settings."""
+
 _SUM = 1e4  # weight of the row that makes shares add up to one, beside the root of the normal equations
 
 
@@ -44,7 +47,7 @@ class Fitted:
     betas: Betas
     data: RegressionData
     shares: dict[str, float]
-    """By name of the estimator; those with a share of 0 are left out."""
+    """By name of the estimator, as in ``STACKED``; those with a share of 0 are left out."""
     ridge: "StreamingRidge | None" = None
     seed: int = 0
 
@@ -54,7 +57,7 @@ class Fitted:
             assert ridge is not None
             return through_ridge(ridge, self.data, columns)
         block = Block(targets_of(self.data, columns, order), columns.start)
-        return predict_block(self.settings.model_copy(update={"estimator": name}), self.betas, block, self.seed)
+        return predict_block(self.settings.model_copy(update=STACKED.get(name, {})), self.betas, block, self.seed)
 
     def predict(self, columns: range, order: Array | None, ridge: "StreamingRidge | None") -> Array:
         parts = [share * self.of(name, columns, order, ridge) for name, share in self.shares.items()]
