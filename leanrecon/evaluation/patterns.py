@@ -76,7 +76,7 @@ def find_patterns(folds: Sequence[Fold]) -> Patterns | None:
             if not np.isin(images, (0, 255)).all():
                 return None
             own = np.isin(np.arange(place.start, place.stop), tested)
-            total += (images[own] == 255).reshape(int(own.sum()), -1).sum(axis=0)
+            total += (images[own] == 255).sum(axis=0).reshape(-1)
             count += int(own.sum())
     return Patterns(total / count)
 
