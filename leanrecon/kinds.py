@@ -34,6 +34,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "autokl": "leanrecon.features.autokl:AutoKL",
         "clip-text": "leanrecon.features.clip.text:CLIPText",
         "clip-vision": "leanrecon.features.clip.vision:CLIPVision",
+        "patches": "leanrecon.features.patches:Patches",
         "pca": "leanrecon.features.pca:PCA",
         "pixels": "leanrecon.features.pixels:Pixels",
         "precomputed": "leanrecon.stages.precomputed:Precomputed",
@@ -42,6 +43,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "regressors": {
         "ridge": "leanrecon.regression.ridge.regressor:RidgeRegressor",
         "mlp": "leanrecon.regression.mlp.regressor:MLPRegressor",
+        "local": "leanrecon.regression.local.regressor:LocalRegressor",
     },
     "alignments": {
         "none": "leanrecon.alignment.none:NoAlignment",

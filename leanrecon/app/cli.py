@@ -268,6 +268,22 @@ def simulate_nsd(
     say(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
 
 
+@app.command("simulate-miyawaki")
+def simulate_miyawaki(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the simulated subject into.")],
+    scale: Annotated[float, typer.Option(help="Size of the volume along each side, beside the real one.")] = 1.0,
+    random_runs: Annotated[int, typer.Option(help="Runs of 22 random patterns, up to 20.")] = 20,
+    figure_runs: Annotated[int, typer.Option(help="Runs of ten figures or letters, up to 12.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of patterns, receptive fields and noise.")] = 0,
+) -> None:
+    """Write a simulated subject in the layout of nilearn's fetch_miyawaki2008, to try kind = "miyawaki" on."""
+    from leanrecon.datasets.layouts.miyawaki_simulate import simulate_miyawaki as write
+
+    write(folder, scale=scale, random_runs=random_runs, figure_runs=figure_runs, seed=seed, progress=_progress())
+    say(f"wrote {folder}; use it with")
+    say(f"  leanrecon run miyawaki --set dataset.root={folder}")
+
+
 @app.command("export-nifti")
 def export_nifti(
     study: Annotated[Path, typer.Argument(help="A study whose voxels lie in a volume.")],

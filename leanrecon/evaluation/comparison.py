@@ -35,8 +35,8 @@ class Others:
 class Compared:
     """One set of images on its way through the test rows."""
 
-    def __init__(self, images: ReadsImages, m: int, shape: ImageShape, spool: Spool) -> None:
-        self.metrics = pair_metrics(*shape[:2])
+    def __init__(self, images: ReadsImages, m: int, shape: ImageShape, spool: Spool, *, patterns: bool = False) -> None:
+        self.metrics = pair_metrics(*shape[:2], patterns=patterns)
         self.scores = Scores({name: np.empty(m) for name in self.metrics})
         self.small_shape = identified_shape(shape)
         self.small = spool.rows(m, int(np.prod(self.small_shape)))
@@ -77,17 +77,20 @@ def compare_images(
     context: Context,
     spool: Spool,
     others: Others | None = None,
+    *,
+    patterns: bool = False,
 ) -> tuple[dict[str, Compared], SpooledRows]:
     """Pixel metrics of every source's images, all brought to ``shape``; and the stimuli as small as ``Compared.small``.
 
     ``names`` holds the stimulus id of each of the m test rows. The chance level of a pixel metric is its mean over
-    pairs of a reconstruction and another stimulus. The small images wait in ``spool``.
+    pairs of a reconstruction and another stimulus. The small images wait in ``spool``. ``patterns``: images are black and
+    white patterns, whose pixels are right or wrong.
     """
     m = len(names)
     others = others or Others(stimuli, names)
     n, distances = len(others.names), shifts(len(others.names), shape[0] * shape[1])
-    seen = Compared(stimuli, m, shape, spool)
-    found = {source: Compared(images, m, shape, spool) for source, images in sources.items()}
+    seen = Compared(stimuli, m, shape, spool, patterns=patterns)
+    found = {source: Compared(images, m, shape, spool, patterns=patterns) for source, images in sources.items()}
 
     def other(at: int) -> tuple[str, Prepared]:
         return others.names[at % n], prepare(fitted(others.images.read(at % n), shape), seen.metrics)

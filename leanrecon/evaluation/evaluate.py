@@ -10,6 +10,7 @@ from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Figures, figures, margins, needs_pooling
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
+from leanrecon.evaluation.patterns import pattern_figures
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.images import Array
 from leanrecon.study.settings import EvaluateSettings
@@ -90,6 +91,9 @@ def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
         },
         "notes": _notes(images["stage1"], folds),
     }
+    patterns = [fold.patterns for fold in folds if fold.patterns is not None]
+    if patterns:
+        metrics["patterns"] = pattern_figures(patterns, resamplings, [fold.fold.weights for fold in folds])
     if folds[0].areas:
         metrics["areas"] = {area: _area(area, folds, images) for area in folds[0].areas}
     return metrics

@@ -82,6 +82,8 @@ class Fold:
     """Images from the true features: ``true_features`` before refinement, ``oracle`` after it."""
     areas: Mapping[str, Area] = field(default_factory=dict)
     """In the order in which the report shows them."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The mean weight that a feature space learned for each of its groups, as scales of patches; empty where none did."""
     n_trained: int = 0
     """How many test rows show an image that was trained on."""
     label: str = ""

@@ -18,6 +18,10 @@ _K1, _K2 = 0.01, 0.03  # Wang et al. 2004, section III-B, with a data range of 1
 _SIGMA, _RADIUS = 1.5, 5  # their Gaussian window, cut off as scikit-image does at 3.5 sigma
 
 
+LIT = 128
+"""Grey levels from which a pixel counts as lit."""
+
+
 @dataclass(frozen=True)
 class Window:
     """One definition of SSIM: how local means are taken, and the edge that they leave out."""
@@ -122,6 +126,11 @@ def mse(a: Prepared, b: Prepared) -> float:
     return (a.squares + b.squares - 2 * _product(a.pixels, b.pixels)) / (a.pixels.size * 255**2)
 
 
+def accuracy(a: Prepared, b: Prepared) -> float:
+    """The share of pixels that are lit in both images or dark in both, where lit is half of the range or more."""
+    return float(np.mean((a.pixels >= LIT) == (b.pixels >= LIT)))
+
+
 def ssim(a: Prepared, b: Prepared, name: str, products: Array | None = None) -> float:
     """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions.
 
@@ -138,13 +147,17 @@ def ssim(a: Prepared, b: Prepared, name: str, products: Array | None = None) -> 
     return float(window.inner(top / bottom).mean())
 
 
-def pair_metrics(height: int, width: int) -> list[str]:
-    """The metrics that images of a size have: SSIM needs a whole window."""
-    return ["pixcorr", *(name for name, window in SSIM.items() if _holds(window, height, width)), "mse"]
+def pair_metrics(height: int, width: int, *, patterns: bool = False) -> list[str]:
+    """The metrics that images of a size have: SSIM needs a whole window, and accuracy black and white patterns."""
+    names = ["pixcorr", *(name for name, window in SSIM.items() if _holds(window, height, width)), "mse"]
+    return [*names, "accuracy"] if patterns else names
 
 
 def _holds(window: Window, height: int, width: int) -> bool:
     return all(side > 2 * radius for side, radius in zip((height, width), window.radius, strict=True))
+
+
+_PLAIN = {"pixcorr": pixcorr, "mse": mse, "accuracy": accuracy}
 
 
 def compare(reconstruction: Prepared, stimulus: Prepared, metrics: Sequence[str]) -> dict[str, float]:
@@ -155,5 +168,5 @@ def compare(reconstruction: Prepared, stimulus: Prepared, metrics: Sequence[str]
         if name in SSIM:
             values[name] = ssim(reconstruction, stimulus, name, products[name])
         else:
-            values[name] = (pixcorr if name == "pixcorr" else mse)(reconstruction, stimulus)
+            values[name] = _PLAIN[name](reconstruction, stimulus)
     return values

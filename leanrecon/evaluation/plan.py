@@ -18,6 +18,9 @@ PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)
 ``bd2023``: as Ozcelik & VanRullen 2023 compare pixels.
 """
 
+CANDIDATES_AT_ONCE = 2048
+"""Random patterns that are drawn together, among which reconstructions of patterns are identified; decides their numbers."""
+
 SLACK = 30_000_000
 """Bytes of SciPy's filters, of Pillow, and of threads."""
 
@@ -26,6 +29,9 @@ RESAMPLES_AT_ONCE = 256
 
 DRAWN_AT_ONCE = 1_000_000
 """Draws of test images that are held at once, if a single resample takes no more."""
+
+PATTERN_SIDE = 32
+"""Images of more pixels a side are never taken as patterns."""
 
 IDENTIFIED_SIDE = 64
 """Images are identified by their pixels at this many pixels a side at most; larger ones are averaged down."""
@@ -59,6 +65,9 @@ EMBEDDED = 32
 
 READERS = 3
 """Sources that hold a chunk of stimuli: the test stimuli, random and nearest train images."""
+
+PATTERN_CONSTANTS = 3
+"""Constant images that patterns are compared with as well."""
 
 COMPARED_BASELINES = 4
 """Baselines that need no generator: mean, random and nearest train image, shuffled betas."""
@@ -106,6 +115,7 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
         compare_nbytes(compared, m, sources, chunk, together),
         nearest_nbytes(m, shapes.train_images, shapes.block),
         math.prod(shapes.images) * 24 + 2 * chunk,  # the mean train image
+        pattern_nbytes(m, shapes.images),
     )
     staying = sum(judge.staying_nbytes for judge in judges) + scores_nbytes(every, sources, shapes.dims, judges)
     return SLACK + bootstrap_nbytes(every, settings.resamples) + staying + largest
@@ -123,6 +133,19 @@ def plan_features(dims: Mapping[str, int], m: int, total: int, every: int, areas
     vectors = 4 * areas * sum(dims.values()) * _FLOAT64
     lines = total * (250 + 120 * len(dims) * (2 + _IDENTIFIED))  # of the table of scores, as dicts
     return SLACK + bootstrap_nbytes(total, resamples) + compared + scores + vectors + lines
+
+
+def pattern_nbytes(m: int, shape: ImageShape) -> int:
+    """Bytes for identifying ``m`` patterns among random ones; 0 for images that are none."""
+    if not may_be_patterns(shape):
+        return 0
+    pixels, drawn = math.prod(shape), CANDIDATES_AT_ONCE
+    return drawn * (pixels * 4 * _FLOAT32 + min(m, drawn) * (_FLOAT32 + 1)) + m * (pixels * 20 + 200)
+
+
+def may_be_patterns(shape: ImageShape) -> bool:
+    """Whether images of a shape may be black and white patterns: small and grey."""
+    return shape[2] == 1 and max(shape[:2]) <= PATTERN_SIDE
 
 
 def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
@@ -147,6 +170,7 @@ def most_sources(shapes: EvaluateShapes, settings: "EvaluateSettings") -> int:
         + shapes.refined
         + settings.permutations
         + upper_bounds
+        + (PATTERN_CONSTANTS if may_be_patterns(shapes.images) else 0)
     )
 
 

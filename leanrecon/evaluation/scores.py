@@ -24,6 +24,15 @@ from leanrecon.evaluation.image_sources import (
 from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.latents import compare_latents_parts
+from leanrecon.evaluation.patterns import (
+    CONSTANTS,
+    MAJORITY,
+    Patterns,
+    PatternScores,
+    constants,
+    find_patterns,
+    score_patterns,
+)
 from leanrecon.evaluation.plan import POOLED, PRESETS, plan_evaluate
 from leanrecon.evaluation.pool import Part, Spool, joined, stacked
 from leanrecon.images import Array
@@ -34,7 +43,7 @@ from leanrecon.study.settings import EvaluateSettings
 
 MEAN, RANDOM, NEAREST = "mean_train_image", "random_train_image", "nearest_train_image"
 SHUFFLED = "shuffled_betas"
-BASELINES = (MEAN, RANDOM, NEAREST, SHUFFLED)
+BASELINES = (MEAN, RANDOM, NEAREST, SHUFFLED, *CONSTANTS)
 REFINED = {"prior": "prior_only", "shuffled": "shuffled_predictions"}
 """The generator's baselines as they are named among the figures; others keep the generator's name."""
 
@@ -73,6 +82,8 @@ class FoldScores:
     """R² of every latent by feature space, float64 [dims]."""
     described: dict[Key, Described] = field(default_factory=dict)
     """What is still to be compared; empty once it is."""
+    patterns: PatternScores | None = None
+    """What is scored of black and white patterns alone."""
     pairs: int = 0
     """Over how many wrong pairs a chance level of a pixel metric was taken."""
 
@@ -99,6 +110,7 @@ def score_folds(
         for k, numbers in enumerate(numbered([fold.names for fold in folds]))
     ]
     pooled = needs_pooling(drawn)
+    patterns = find_patterns(folds)
     scored: list[FoldScores] = []
     every = EveryFold([(fold.test.store, fold.test.index) for fold in folds])
     names = [name for fold in folds for name in fold.names]
@@ -107,7 +119,7 @@ def score_folds(
         for fold, resampling in zip(folds, drawn, strict=True):
             others = Others(every, names, first) if pooled else None
             first += len(fold.names)
-            scored.append(_score_images(fold, resampling, settings, judges, context, spool, others))
+            scored.append(_score_images(fold, resampling, settings, judges, context, spool, others, patterns))
             if not pooled:
                 compare_described(scored[-1:])
                 spool.clear()
@@ -124,21 +136,28 @@ def _score_images(
     context: Context,
     spool: Spool,
     others: Others | None,
+    patterns: Patterns | None,
 ) -> FoldScores:
     """The pixel metrics of a fold, and what else is to be compared of it."""
     shapes = replace(fold.shapes(), pooled_rows=0 if others is None else len(others.names))
     context.require("evaluate", plan_evaluate(shapes, settings, judges))
     context = context.named(f"{fold.label}evaluate")
     sources = dict(_sources(fold, context.seed))
+    if patterns is not None:
+        sources |= constants(patterns, fold)
     stimuli = StoredImages(fold.test.store, fold.test.index)
     shape = PRESETS[settings.preset] or fold.image_shape
     described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context))
-    compared, small = compare_images(sources, stimuli, fold.names, shape, context, spool, others)
+    of_patterns = patterns is not None
+    compared, small = compare_images(sources, stimuli, fold.names, shape, context, spool, others, patterns=of_patterns)
     result = FoldScores(fold, resampling, {name: of_source.scores for name, of_source in compared.items()})
     result.pairs = max(of_source.pairs for of_source in compared.values())
     for name, of_source in compared.items():
         described["images", name, "pixels"] = Described(of_source.small, small, _identified("pixels"))
     result.described = described | dict(_features(fold))
+    if patterns is not None:
+        majority = sources[MAJORITY].read(0)
+        result.patterns = score_patterns(patterns, fold, compared[result.final()].small, small, majority, context)
     return result
 
 
@@ -197,8 +216,10 @@ def _complete(scored: FoldScores) -> None:
     for area in fold.areas:
         of_area = scored.areas.setdefault(area, {})
         _add_features(images[in_area("stage1", area)], of_area, fold.space)
-    for name in [name for name in images[MEAN].rows if name.endswith("_reverse")]:
-        del images[MEAN].rows[name]  # one image for all rows ties with itself
+    for constant in (MEAN, *CONSTANTS):  # one image for all rows ties with itself
+        rows = images[constant].rows if constant in images else {}
+        for name in [name for name in rows if name.endswith("_reverse")]:
+            del rows[name]
     pairings = [images.pop(f"{SHUFFLED} {j}") for j in range(len(fold.pairings))]
     if pairings:
         images[SHUFFLED] = average(pairings)

@@ -145,6 +145,9 @@ class FeatureSpace(Protocol):
     def load_calibration(self, path: LocationLike) -> None:
         """Load what an earlier ``calibrate`` saved at ``path``."""
 
+    def learned(self) -> dict[str, Any]:
+        """What the study's record keeps of a calibration, as plain values."""
+
 
 class FixedSpace:
     """The base of feature spaces: defaults for one that learns nothing and has no decoder.
@@ -224,6 +227,9 @@ class FixedSpace:
 
     def load_calibration(self, path: LocationLike) -> None:
         """Nothing was calibrated."""
+
+    def learned(self) -> dict[str, Any]:
+        return {}
 
     def _lacks(self, part: str) -> SettingsError:
         return SettingsError(f"the feature space {self.name} does not have {part}")

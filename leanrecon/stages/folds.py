@@ -8,6 +8,7 @@ import numpy as np
 
 from leanrecon.evaluation.fold import ORACLE as REFINED_ORACLE
 from leanrecon.evaluation.fold import TRUE_FEATURES, Area, Fold, Predictions, RandomPairing, ShownImages
+from leanrecon.places.files import read_record
 from leanrecon.stages.stage import Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
@@ -75,6 +76,7 @@ def _fold_of(
         pairings=[_pairing(variant, first) for variant in whole.shuffled(run.settings.evaluate.permutations)],
         upper_bounds=upper_bounds,
         areas={name: _area(run, variant, pool, refines=refines) for name, variant in of_areas(whole, every).items()},
+        weights=_weights(whole),
         n_trained=whole.trained_on,
         label=whole.label,
         embeddings=whole.study.embeddings if judged else None,
@@ -103,6 +105,13 @@ def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[st
         yield "final", [_pictures(one, "final").content for one in finals]
     if first is not None and not variant.area:
         yield "true features", _pictures(variant.made_from(ORACLE), "stage1").content
+
+
+def _weights(variant: Variant) -> dict[str, float]:
+    """The mean weight of each group of features, where a feature space learned weights for its decoded images."""
+    stages: dict[str, Any] = (read_record(variant.study.record) or {}).get("stages", {})
+    weights: dict[str, float] = stages.get("stage1", {}).get("weights", {})
+    return weights
 
 
 def predictions_of(variant: Variant, space: Any, pool: Pool | None) -> Predictions:

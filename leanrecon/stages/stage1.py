@@ -62,6 +62,7 @@ class StageOneStage:
             with run.recorded(self.name, variant.study, folders) as (record, context):
                 if space.calibrates:
                     self._calibrate(run, variant, space, context)
+                    record |= space.learned()
                 for one, folder in zip(every, folders, strict=True):
                     self._draw(run, one, space, folder, context)
                 record["settings"] = {"space": space.name, "size": run.settings.stage1.size}

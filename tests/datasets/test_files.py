@@ -427,3 +427,20 @@ def test_encrypted_members_are_an_input_error(tmp_path):
     (tmp_path / "x.npz").write_bytes(data)
     with pytest.raises(InputError, match="can't be read"):
         open_array(str(tmp_path / "x.npz"))
+
+
+def test_rows_may_lie_along_the_last_axis(tmp_path: Path) -> None:
+    from leanrecon.datasets.files.turned import Turned
+
+    array = np.random.default_rng(0).standard_normal((4, 3, 7))
+    np.save(tmp_path / "a.npy", array)
+    rows = Turned(open_array(str(tmp_path / "a.npy")))
+    assert rows.shape == (7, 4, 3)
+    np.testing.assert_array_equal(rows[1:5], np.moveaxis(array, -1, 0)[1:5])
+    out = np.empty((2, 4, 3))
+    rows.read(np.array([0, 6]), out)
+    np.testing.assert_array_equal(out, np.moveaxis(array, -1, 0)[[0, 6]])
+    rows.close()
+    np.save(tmp_path / "b.npy", np.arange(3.0))
+    with pytest.raises(InputError, match="two axes or more"):
+        Turned(open_array(str(tmp_path / "b.npy")))

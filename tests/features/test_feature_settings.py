@@ -11,6 +11,7 @@ REQUIRED = {
     "autokl": {"model"},
     "clip-text": {"form", "model"},
     "clip-vision": {"form", "model"},
+    "patches": set(),
     "pca": set(),
     "pixels": set(),
     "precomputed": set(),  # train and test, or array
@@ -41,7 +42,7 @@ def test_every_kind_is_made_from_its_defaults_and_decodes(kind):
     assert space.decodes
     assert space.name == kind
     assert space.settings.kind == kind
-    assert space.dims((10, 10, 1)) == 100
+    assert space.dims((10, 10, 1)) == {"patches": 361}.get(kind, 100)
     assert space.decoded_shape((10, 10, 1)) == (10, 10, 1)
 
 

@@ -39,6 +39,7 @@ def test_only_the_dataset_is_needed():
         | {
             "kind": "arrays",
             "image_order": "C",
+            "rows_last": False,
             "allow_shared_stimuli": False,
             "group": "stimulus",
             "repeats": "single",

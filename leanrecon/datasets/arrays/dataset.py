@@ -69,6 +69,8 @@ class ArraysSettings(DatasetSettings):
     test_repeats: Repeats = "single"
     """Test rows: as they are given, or the average of all that show the same image."""
 
+    rows_last: bool = False
+    """Whether rows lie along the last axis of betas and images, as in [voxels, rows]; such arrays are held whole."""
     image_shape: list[int] | None = Field(default=None, min_length=2, max_length=3)
     """[height, width] or [height, width, channels]; needed where images are flat rows."""
     image_order: Literal["C", "F"] = "C"

@@ -15,6 +15,7 @@ from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
+from leanrecon.datasets.files.turned import Turned
 from leanrecon.datasets.images import (
     Values,
     check_like_train,
@@ -109,7 +110,8 @@ class Inputs:
         return [f"{role}_train", f"{role}_test"] if self.paired else [role]
 
     def open(self, name: str) -> Rows:
-        return open_array(getattr(self.settings, name), self.settings.path, self.base_dir)
+        rows = open_array(getattr(self.settings, name), self.settings.path, self.base_dir)
+        return Turned(rows) if self.settings.rows_last else rows
 
     def test_rows(self) -> Array:
         """The rows that test_index names."""
@@ -334,7 +336,7 @@ def _check_lengths(betas: Rows, stimuli: Rows) -> None:
     if stimuli.shape[-1] == len(betas):
         todo = f"{stimuli.name} seems to have its images on the last axis: numpy.moveaxis(images, -1, 0)"
     elif betas.shape[1] == len(stimuli):
-        todo = f"{betas.name} seems to be [voxels, rows]: transpose it"
+        todo = f"{betas.name} seems to be [voxels, rows]: transpose it, or set dataset.rows_last = true where images are so too"
     raise InputError(
         f"{betas.name} has {len(betas)} rows and {stimuli.name} has {len(stimuli)} images",
         expected="one image a row of betas",

@@ -25,6 +25,9 @@ SIDE = 10
 SESSIONS = {"random": "train", "figure": "test"}
 """Random patterns train the decoders; geometric figures and letters test them."""
 
+SIMULATED = "simulated.json"
+"""The file that says that a folder was simulated, and how."""
+
 AREAS = ("V1d", "V1v", "V2d", "V2v", "V3", "VP", "V3A", "V4v")
 RINGS = tuple(f"lag{n}to{n + 1}" for n in range(11))
 """Rings of eccentricity, as the masks are named."""
@@ -47,6 +50,10 @@ class MiyawakiSettings(FolderSettings):
     """Volumes (of 2 s) that the response comes after the stimulus."""
     sessions: list[Literal["random", "figure"]] = Field(default=["random", "figure"], min_length=1)
     """The sessions to use: random patterns and figures."""
+
+    @property
+    def simulated(self) -> bool:
+        return (Path(self.root) / SIMULATED).is_file()
 
 
 class Miyawaki(Builder):

@@ -71,6 +71,14 @@ _METRICS = (
         lower_is_better=True,
     ),
     Metric(
+        "accuracy",
+        "Pixel accuracy",
+        "Pixels right",
+        "The share of pixels that are lit in both images or dark in both. Read it beside the constant images: where few "
+        "pixels are lit, an image that is all dark is right in most of them.",
+        percent=True,
+    ),
+    Metric(
         "latent_r2_mean",
         "Variance explained, mean over features",
         "R²",
@@ -100,6 +108,7 @@ _ORDER = (
     "ssim_1d",
     "ssim_7x7",
     "mse",
+    "accuracy",
     "PIXELS",
     "JUDGES",
     "latent_r2_mean",
@@ -213,6 +222,21 @@ LABELS = {
         "mean nothing.",
         "shuffled betas",
     ),
+    "all_dark": Label(
+        "All dark",
+        "An image without a lit pixel, for every test image. Uses no brain data.",
+        "an image that is all dark",
+    ),
+    "best_constant_image": Label(
+        "Best constant image",
+        "Each pixel as most test images have it: the best that one image can do. It knows the test images, and no brain.",
+        "the best constant image",
+    ),
+    "train_majority_image": Label(
+        "Train majority",
+        "Each pixel as most train images have it, for every test image. Uses no brain data.",
+        "the majority of the train images",
+    ),
     "prior_only": Label(
         "Generator alone",
         "What the generator makes of the mean prediction, the same for every test image. Uses no brain data.",
@@ -238,7 +262,15 @@ LABELS = {
     ),
 }
 
-WITHOUT_BRAIN = ("mean_train_image", "random_train_image", "shuffled_betas", "prior_only")
+WITHOUT_BRAIN = (
+    "mean_train_image",
+    "random_train_image",
+    "shuffled_betas",
+    "prior_only",
+    "all_dark",
+    "best_constant_image",
+    "train_majority_image",
+)
 """Baselines that hold nothing of how the brain responded to each test image."""
 
 

@@ -24,6 +24,7 @@ from leanrecon.evaluation.report.gallery import (
     strip_rows,
 )
 from leanrecon.evaluation.report.names import WITHOUT_BRAIN, figure, label, metric, number
+from leanrecon.evaluation.report.patterns import pattern_plots, scale_weights
 from leanrecon.evaluation.report.tables import (
     Column,
     FigureRow,
@@ -153,6 +154,8 @@ def _context(page: Page) -> dict[str, Any]:
         "without_brain": WITHOUT_BRAIN,
         "areas": area_table(metrics),
         "area_plots": list(_dots(area_columns(metrics))),
+        "pattern_plots": [_svg(one.title, one.remark, one.svg) for one in pattern_plots(metrics)],
+        "scale_weights": scale_weights(metrics),
         "spaces": list(_spaces(page)),
         "voxels": page.voxels,
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),

@@ -1,0 +1,1 @@
+"""Local decoders: a decoder a target, each from voxels of its own, by scikit-learn's estimators."""
