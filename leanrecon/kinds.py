@@ -44,6 +44,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "alignments": {
         "none": "leanrecon.alignment.none:NoAlignment",
+        "pca": "leanrecon.alignment.pca:PCAAlignment",
+        "procrustes": "leanrecon.alignment.procrustes:ProcrustesAlignment",
+        "srm": "leanrecon.alignment.srm:SRMAlignment",
     },
     "decoders": {},
     "generators": {

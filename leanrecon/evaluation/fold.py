@@ -82,6 +82,8 @@ class Fold:
     """Images from the true features: ``true_features`` before refinement, ``oracle`` after it."""
     areas: Mapping[str, Area] = field(default_factory=dict)
     """In the order in which the report shows them."""
+    subjects: Sequence[str] = ()
+    """Who saw the image of every test row; empty where a study has one subject."""
     n_trained: int = 0
     """How many test rows show an image that was trained on."""
     label: str = ""

@@ -70,6 +70,7 @@ def _fold_of(
         pairings=[_pairing(variant, first) for variant in whole.shuffled(run.settings.evaluate.permutations)],
         upper_bounds=upper_bounds,
         areas={name: _area(run, variant, pool, refines=refines) for name, variant in of_areas(whole, every).items()},
+        subjects=whole.test_subjects,
         n_trained=whole.trained_on,
         label=whole.label,
         embeddings=whole.study.embeddings if judged else None,

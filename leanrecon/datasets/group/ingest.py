@@ -22,7 +22,7 @@ from leanrecon.stores.images import ImageReader
 from leanrecon.stores.matrix import as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
-from leanrecon.study.rows import SPLITS, Rows, SplitRows
+from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
 if TYPE_CHECKING:
     from leanrecon.datasets.group.dataset import Group
@@ -45,6 +45,7 @@ class Ingest:
         self.study = study
         self.context = context
         self.alignment = group.alignment
+        self._places: dict[str, Array] = {}
         self.dims = group.plan_alignment(members, context.budget.free).dims
 
     def run(self) -> None:
@@ -102,7 +103,17 @@ class Ingest:
                 subject=[member.name for member in self.members.each for _ in range(len(member.rows[split]))],
                 **optional,
             )
+            if split == "test" and self.group.settings.average:
+                splits[split] = with_averages(splits[split], len(number))
         return Rows(splits, {split: list(self.members.images[split]) for split in SPLITS})
+
+    def _averages(self, split: str) -> bool:
+        """Whether a split has rows of means over subjects, after those of the members."""
+        return bool(split == "test" and self.group.settings.average)
+
+    def _n_rows(self, split: str) -> int:
+        averages = len(self.members.images[split]) if self._averages(split) else 0
+        return self.members.n_rows(split) + averages
 
     @cached_property
     def _dataset(self) -> dict[str, Any]:
@@ -115,7 +126,7 @@ class Ingest:
             images = self.members.images[split]
             shapes: dict[str, tuple[int, ...]] = {
                 "stimuli": (len(images), *self.members.image_shape),
-                "betas": (self.members.n_rows(split), self.dims),
+                "betas": (self._n_rows(split), self.dims),
             }
             for role, shape in shapes.items():
                 made_of: dict[str, Any] = {"kind": "group", "format of the group": FORMAT, "split": split}
@@ -123,6 +134,8 @@ class Ingest:
                 made_of["members"] = contents
                 if role == "betas":
                     made_of |= {"dataset": self._dataset, "fitted on": self._fitted_on()}
+                    if self._averages(split):
+                        made_of["average"] = True
                 stores[role, split] = Store.create(
                     self.study.betas(split) if role == "betas" else self.study.stimuli(split),
                     shape,
@@ -235,12 +248,18 @@ class Ingest:
         done = store.rows - sum(len(store.group_rows(i)) for i in missing)
         starts = np.cumsum([0, *(len(member.rows[split]) for member in self.members.each)])
         panel: tuple[tuple[int, int], Array] | None = None
+        averages = self._mean_rows(split) if missing and self._averages(split) else None
         memory = buffer((store.chunk_rows if missing else 0, self.dims), np.float32)
         with self.context.named(f"betas, {split}").task(total=store.rows, unit="rows", done=done) as advance:
             for i in missing:
                 group = store.group_rows(i)
                 row = group.start
                 while row < group.stop:
+                    if row >= starts[-1]:
+                        assert averages is not None
+                        block = averages[row - starts[-1] :][: group.stop - row]
+                        memory[row - group.start : len(group)] = block
+                        break
                     k = int(np.searchsorted(starts, row, side="right")) - 1
                     inside = row - int(starts[k])
                     if panel is None or panel[0] != (k, inside // PANEL):
@@ -261,4 +280,42 @@ class Ingest:
                 f"the alignment gave betas of shape {aligned.shape} for {member.name}",
                 expected=f"{(len(betas), self.dims)}, as it planned",
             )
+        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
+        if changes is not None:
+            places = self._shared_rows(member)[number * PANEL :][: len(betas)]
+            aligned[places >= 0] += changes[places[places >= 0]]
         return aligned
+
+    def _shared_rows(self, member: Member) -> Array:
+        """For each train row of a member the number of its image among the shared ones, -1 where it is none."""
+        if member.name not in self._places:
+            number = {name: k for k, name in enumerate(self.members.shared)}
+            self._places[member.name] = np.array([number.get(n, -1) for n in member.rows.stimulus_ids("train")])
+        return self._places[member.name]
+
+    def _mean_rows(self, split: str) -> Array:
+        """The mean over subjects of the rows of each image, float64 [images, dims]: each subject counts alike."""
+        images = {name: k for k, name in enumerate(self.members.images[split])}
+        sums, seen = buffer((len(images), self.dims), np.float64), np.zeros(len(images))
+        for member in self.members.each:
+            place = np.array([images[name] for name in member.rows.stimulus_ids(split)])
+            counts = np.bincount(place, minlength=len(images))
+            seen += counts > 0
+            for number in range(-(-len(place) // PANEL)):
+                own = place[number * PANEL : (number + 1) * PANEL]
+                np.add.at(sums, own, self._panel(member, split, number) / counts[own, None])
+        sums /= seen[:, None]
+        return sums
+
+
+def with_averages(rows: SplitRows, images: int) -> SplitRows:
+    """The rows of all members, and after them one an image: the mean over subjects."""
+    of_image: list[list[int]] = [[] for _ in range(images)]
+    for row, image in enumerate(rows.stimulus.tolist()):
+        of_image[image].append(row)
+    return SplitRows(
+        np.concatenate([rows.stimulus, np.arange(images)]),
+        [*rows.trials, *([trial for row in own for trial in rows.trials[row]] for own in of_image)],
+        [*rows.repeats, *(sum(rows.repeats[row] for row in own) for own in of_image)],
+        subject=[*(rows.subject or []), *[AVERAGE] * images],
+    )
