@@ -29,6 +29,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "glmsingle": "leanrecon.datasets.layouts.glmsingle:GLMsingle",
         "miyawaki": "leanrecon.datasets.layouts.miyawaki:Miyawaki",
         "group": "leanrecon.datasets.group.dataset:Group",
+        "joined": "leanrecon.datasets.group.joined:Joined",
     },
     "features": {
         "autokl": "leanrecon.features.autokl:AutoKL",

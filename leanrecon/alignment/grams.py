@@ -33,7 +33,7 @@ def gram_nbytes(rows: int, *, kept: bool) -> int:
 def reading_nbytes(rows: int, voxels: int, itemsize: int = 4) -> int:
     """Most bytes that ``Gram.of`` and ``weights_of`` take for panels of voxels, beside G: sums, products, conversions."""
     panel = min(rows, ROWS)
-    return 2 * panel * voxels * itemsize + 3 * voxels * _DOUBLE + 2 * panel * panel * _DOUBLE
+    return 2 * panel * voxels * itemsize + 5 * voxels * _DOUBLE + 2 * panel * panel * _DOUBLE
 
 
 def panels_of(rows: int) -> list[range]:
@@ -44,10 +44,14 @@ def panels_of(rows: int) -> list[range]:
 class Gram:
     """The centred Gram matrix of one subject, float64 [n, n], in memory or in a file that is read panel by panel."""
 
-    def __init__(self, panels: "list[Array] | Path", mean: Array, *, rows: int, trace: float) -> None:
+    def __init__(
+        self, panels: "list[Array] | Path", mean: Array, factor: Array | None, *, rows: int, trace: float
+    ) -> None:
         self._panels = panels
         self.mean = mean
         """Train mean of each voxel, float64 [voxels]."""
+        self.factor = factor
+        """What each centred voxel is multiplied by, float64 [voxels]: 1 / its train deviation; None: nothing."""
         self.rows = rows
         self.trace = trace
         """The squared norm of the centred betas."""
@@ -59,14 +63,16 @@ class Gram:
         return len(self.mean)
 
     @classmethod
-    def of(cls, matrix: "Matrix", file: Path | None = None) -> "Gram":
+    def of(cls, matrix: "Matrix", file: Path | None = None, *, standardize: bool = False) -> "Gram":
         """The Gram matrix of betas [n, voxels] less their means; into ``file`` where one is given.
 
+        ``standardize`` divides each voxel by its standard deviation; voxels that don't vary count for nothing.
         Products are taken in the betas' own precision and kept in float64. Raises InputError for betas that are not
         finite.
         """
         n, p = matrix.shape
         mean = _mean(matrix)
+        factor = _factor(matrix, mean) if standardize else None
         dtype = np.float64 if matrix.dtype == np.float64 else np.float32
         kept: list[Array] = []
         one, two = (buffer((min(n, ROWS), p), dtype) for _ in range(2))
@@ -74,10 +80,10 @@ class Gram:
         sink = None if file is None else file.open("wb")
         try:
             for rows in panels_of(n):
-                own = _centred(matrix, rows, mean, one)
+                own = _centred(matrix, rows, mean, one, factor)
                 panel = buffer((len(rows), n), np.float64)
                 for columns in panels_of(n):
-                    other = own if columns == rows else _centred(matrix, columns, mean, two)
+                    other = own if columns == rows else _centred(matrix, columns, mean, two, factor)
                     panel[:, columns.start : columns.stop] = own @ other.T
                 trace += float(np.trace(panel[:, rows.start : rows.stop]))
                 if sink is None:
@@ -87,7 +93,7 @@ class Gram:
         finally:
             if sink is not None:
                 sink.close()
-        return cls(kept if file is None else file, mean, rows=n, trace=trace)
+        return cls(kept if file is None else file, mean, factor, rows=n, trace=trace)
 
     def panels(self) -> Iterator[tuple[range, Array]]:
         """Rows of G, panel by panel; each is valid until the next one is asked for."""
@@ -136,8 +142,10 @@ def weights_of(matrix: "Matrix", gram: Gram, dual: Array) -> Array:
     memory = buffer((min(n, ROWS), p), dtype)
     sums = buffer((p, dual.shape[1]), np.float64)
     for rows in panels_of(n):
-        sums += _centred(matrix, rows, gram.mean, memory).T @ dual[rows.start : rows.stop].astype(dtype)
+        sums += _centred(matrix, rows, gram.mean, memory, gram.factor).T @ dual[rows.start : rows.stop].astype(dtype)
     sums /= gram.scale**2
+    if gram.factor is not None:
+        sums *= gram.factor[:, None]  # so that the map takes betas as they are
     return sums.astype(np.float32 if dtype == np.float32 else np.float64)
 
 
@@ -158,8 +166,22 @@ def _mean(matrix: "Matrix") -> Array:
     return sums / n
 
 
-def _centred(matrix: "Matrix", rows: range, mean: Array, memory: Array) -> Array:
+def _factor(matrix: "Matrix", mean: Array) -> Array:
+    """One by the standard deviation of each column, 0 where it does not vary beyond rounding."""
+    n, p = matrix.shape
+    squares, memory = np.zeros(p), buffer((min(n, ROWS), p), matrix.dtype)
+    for rows in panels_of(n):
+        squares += np.einsum("ij,ij->j", *2 * (_centred(matrix, rows, mean, memory),), dtype=np.float64)
+    deviation = np.sqrt(squares / n)
+    varies = deviation > 1e-6 * np.abs(mean)
+    factor: Array = np.where(varies & (deviation > 0), 1 / np.where(varies & (deviation > 0), deviation, 1), 0.0)
+    return factor
+
+
+def _centred(matrix: "Matrix", rows: range, mean: Array, memory: Array, factor: Array | None = None) -> Array:
     result = memory[: len(rows)]
     matrix.read(rows, range(matrix.shape[1]), result)
     result -= mean.astype(result.dtype)
+    if factor is not None:
+        result *= factor.astype(result.dtype)
     return result

@@ -93,14 +93,21 @@ def fit_nbytes(method: Method, rows: int, voxels: Sequence[int], free: int, item
 
 
 def fit_maps(
-    method: Method, matrices: Sequence["Matrix"], seed: int, *, scale: bool, scratch: Path | None
+    method: Method,
+    matrices: Sequence["Matrix"],
+    seed: int,
+    *,
+    scale: bool,
+    standardize: bool,
+    scratch: Path | None,
 ) -> tuple[Solution, list[Gram], list[Array]]:
     """The maps of all subjects: solution, Gram matrices (for means and scales), weights [voxels, k].
 
     ``scratch`` is a folder for Gram matrices that are not kept in memory.
     """
     grams = [
-        Gram.of(matrix, None if scratch is None else scratch / f"gram{k}.float64") for k, matrix in enumerate(matrices)
+        Gram.of(matrix, None if scratch is None else scratch / f"gram{k}.float64", standardize=standardize)
+        for k, matrix in enumerate(matrices)
     ]
     for gram in grams:
         if gram.trace == 0:
@@ -124,6 +131,7 @@ class Estimator:
     budget: "str | int | MemoryBudget | None"
     seed: int
     scale: bool
+    standardize: bool
 
     def _method(self) -> Method:
         raise NotImplementedError
@@ -147,7 +155,12 @@ class Estimator:
         budget.require(f"{method.name} of {len(subjects)} subjects", work + max(m.scratch_nbytes for m in subjects))
         with TemporaryDirectory(prefix="leanrecon-") as folder:
             solution, grams, self.weights_ = fit_maps(
-                method, subjects, self.seed, scale=self.scale, scratch=None if kept else Path(folder)
+                method,
+                subjects,
+                self.seed,
+                scale=self.scale,
+                standardize=self.standardize,
+                scratch=None if kept else Path(folder),
             )
         self.mean_ = [gram.mean for gram in grams]
         self.scale_ = [gram.scale for gram in grams]
@@ -203,6 +216,8 @@ class LinearSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    standardize: bool = True
+    """Whether each voxel is divided by its standard deviation over the common images first, as the ridge does."""
     scale: bool = True
     """Whether each subject's betas are divided by the root of their total variance, so that subjects count alike."""
     held_out: bool = True
@@ -252,7 +267,12 @@ class LinearAlignment:
         _, kept = fit_nbytes(method, rows, voxels, context.budget.free)
         with TemporaryDirectory(prefix="leanrecon-", dir=None if context.scratch == Path() else context.scratch) as at:
             solution, grams, weights = fit_maps(
-                method, subjects, context.seed, scale=self.settings.scale, scratch=None if kept else Path(at)
+                method,
+                subjects,
+                context.seed,
+                scale=self.settings.scale,
+                standardize=self.settings.standardize,
+                scratch=None if kept else Path(at),
             )
         state: dict[str, Array] = {"objective": np.array(solution.objective), "noise": np.array(solution.noise)}
         for k, name in enumerate(names):

@@ -88,12 +88,14 @@ class GroupPCA(Estimator):
         of: Of = "group",
         seed: int = 0,
         scale: bool = False,
+        standardize: bool = False,
         budget: "str | int | MemoryBudget | None" = None,
     ) -> None:
         self.k = k
         self.of = of
         self.seed = seed
         self.scale = scale
+        self.standardize = standardize
         self.budget = budget
 
     def _method(self) -> Method:

@@ -125,12 +125,14 @@ class Procrustes(Estimator):
         onto: int | None = None,
         seed: int = 0,
         scale: bool = False,
+        standardize: bool = False,
         budget: "str | int | MemoryBudget | None" = None,
     ) -> None:
         self.k = k
         self.onto = onto
         self.seed = seed
         self.scale = scale
+        self.standardize = standardize
         self.budget = budget
 
     def _method(self) -> Method:

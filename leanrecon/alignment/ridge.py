@@ -41,13 +41,13 @@ def solve(gram: Gram, targets: Array, alphas: tuple[float, ...] = ALPHAS) -> Dua
     unit = gram.norm / n
     best: tuple[float, float] | None = None
     for share in alphas:
-        residual = _left_out(values, vectors, turned, targets, share * unit)
+        residual = left_out(values, vectors, turned, targets, share * unit)
         error = float(np.square(residual).sum())
         if best is None or error < best[0]:
             best = error, share * unit
     assert best is not None
     error, alpha = best
-    residual = _left_out(values, vectors, turned, targets, alpha)
+    residual = left_out(values, vectors, turned, targets, alpha)
     dual = vectors @ (turned / (values + alpha)[:, None])
     total = float(np.square(targets).sum())
     # A row that is left out shifts the means: what is held out is told less the mean of all targets.
@@ -67,8 +67,8 @@ def eigen_nbytes(rows: int) -> int:
     return 3 * rows * rows * 8
 
 
-def _left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha: float) -> Array:
-    """Targets less their leave-one-out predictions, [n, k]."""
+def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha: float) -> Array:
+    """Targets less their leave-one-out predictions, [n, k], from eigenvalues [r] and eigenvectors [n, r] of X·X'."""
     shrink = values / (values + alpha)
     fitted = vectors @ (shrink[:, None] * turned)
     leverage = np.square(vectors) @ shrink + 1 / len(vectors)
@@ -79,13 +79,20 @@ def _left_out(values: Array, vectors: Array, turned: Array, targets: Array, alph
 class RidgeMap:
     """Ridge from voxels to a shared space, with a penalty chosen by leave-one-out errors on the given rows.
 
-    ``fit(X, S)`` takes betas [rows, voxels] and scores [rows, k] of the same images; ``transform`` gives scores.
+    ``standardize`` divides each voxel by its standard deviation first; ``alphas`` are shares of the mean squared norm of
+    a row. ``fit(X, S)`` takes betas [rows, voxels] and scores [rows, k] of the same images; ``transform`` gives scores.
     ``held_out_`` are the scores of the rows of ``fit``, each by the map of all others: decoders should be trained on
     them, since those of test rows are not fitted either.
     """
 
-    def __init__(self, alphas: tuple[float, ...] = ALPHAS, budget: "str | int | MemoryBudget | None" = None) -> None:
+    def __init__(
+        self,
+        alphas: tuple[float, ...] = ALPHAS,
+        standardize: bool = True,
+        budget: "str | int | MemoryBudget | None" = None,
+    ) -> None:
         self.alphas = alphas
+        self.standardize = standardize
         self.budget = budget
 
     def fit(self, X: Any, S: Any) -> Self:
@@ -103,7 +110,7 @@ class RidgeMap:
             raise InputError("scores hold NaN or infinite values", expected="finite scores")
         work = map_nbytes(n, p, scores.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
         MemoryBudget.of(self.budget).require("a ridge to the shared space", work)
-        gram = Gram.of(matrix)
+        gram = Gram.of(matrix, standardize=self.standardize)
         self.offset_ = scores.mean(axis=0)
         dual = solve(gram, scores - self.offset_, self.alphas)
         self.alpha_, self.error_ = dual.alpha, dual.error

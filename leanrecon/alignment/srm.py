@@ -83,7 +83,8 @@ class SRM(Estimator):
     """A shared response model of several subjects.
 
     ``k`` shared dimensions, ``kind`` "probabilistic" or "deterministic", ``n_iter`` iterations, ``seed`` of the start.
-    ``scale`` divides each subject's betas by the root of their total variance first. ``fit`` takes a list of betas
+    ``standardize`` divides each voxel by its standard deviation first, ``scale`` each subject's betas by the root of
+    their total variance. ``fit`` takes a list of betas
     [rows, voxels_i] of the same images; ``transform`` gives a list of scores [rows, k]. Afterwards ``weights_`` holds
     orthonormal maps [voxels_i, k], ``shared_`` the response [rows, k], ``noise_`` its variance a voxel by subject,
     ``objective_`` a number an iteration, ``held_out_`` scores of the rows of ``fit`` by maps they were left out of.
@@ -96,6 +97,7 @@ class SRM(Estimator):
         n_iter: int = ITERATIONS,
         seed: int = 0,
         scale: bool = False,
+        standardize: bool = False,
         budget: "str | int | MemoryBudget | None" = None,
     ) -> None:
         self.k = k
@@ -103,6 +105,7 @@ class SRM(Estimator):
         self.n_iter = n_iter
         self.seed = seed
         self.scale = scale
+        self.standardize = standardize
         self.budget = budget
 
     def _method(self) -> Method:

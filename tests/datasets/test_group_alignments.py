@@ -70,7 +70,7 @@ def shared_betas(name: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["probabilistic", "deterministic"])
 def test_rows_go_through_the_estimators_maps(root: Path, tmp_path: Path, kind: str) -> None:
     study = run(settings_of(root, {"kind": "srm", "k": 5, "model": kind, "n_iter": 8}), tmp_path / "study")
-    model = SRM(k=5, kind=kind, n_iter=8, scale=True).fit([shared_betas(name) for name in VOXELS])
+    model = SRM(k=5, kind=kind, n_iter=8, scale=True, standardize=True).fit([shared_betas(name) for name in VOXELS])
     expected = model.transform([betas_of(name, TEST[name]) for name in VOXELS])
     np.testing.assert_allclose(read(study.betas("test")), np.concatenate(expected), atol=2e-4)
     rows, found = Rows.read(study), read(study.betas("train"))
@@ -78,7 +78,7 @@ def test_rows_go_through_the_estimators_maps(root: Path, tmp_path: Path, kind: s
     names = rows.stimulus_ids("train")
     ids = {name: k for k, name in enumerate(stimulus_ids(PICTURES))}
     start = 0
-    for k, (name, scores) in enumerate(zip(VOXELS, fitted, strict=True)):
+    for k, (_, scores) in enumerate(zip(VOXELS, fitted, strict=True)):
         own = found[start : start + len(scores)]
         pictures = [ids[image] for image in names[start : start + len(scores)]]
         for row, picture in enumerate(pictures):

@@ -167,7 +167,7 @@ class Group:
         memory budget nor the size of chunks decides anything.
         Raises InputError for members that don't fit together, StoreError for incomplete ones, BudgetError.
         """
-        from leanrecon.datasets.group.ingest import Ingest
+        from leanrecon.datasets.group.ingest import Ingest, Making
         from leanrecon.datasets.group.members import open_members
 
         if not context.overwrite:
@@ -175,4 +175,13 @@ class Group:
         members = open_members(self.settings, base_dir, shared=self.learns)
         plan = self.plan_members(members, context.chunk, context.budget.free)
         context.require("aligning the subjects", plan.work)
-        Ingest(self, members, study, context).run()
+        making = Making(
+            "group",
+            self.alignment,
+            self.plan_alignment(members, context.budget.free).dims,
+            {"alignment": self.settings.alignment.model_dump()},
+            self.learns,
+            self.settings.average,
+            self.settings.allow_shared_stimuli,
+        )
+        Ingest(making, members, study, context).run()

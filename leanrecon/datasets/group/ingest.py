@@ -2,8 +2,8 @@
 
 import zipfile
 from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
-if TYPE_CHECKING:
-    from leanrecon.datasets.group.dataset import Group
-
 Array = np.ndarray[Any, Any]
 
 FORMAT = 1
@@ -36,23 +33,39 @@ _MADE_OF = "leanrecon made of"
 """The array of alignment.npz that says what the alignment was fitted on."""
 
 
+@dataclass(frozen=True)
+class Making:
+    """How several subjects become one dataset."""
+
+    kind: str
+    alignment: Any
+    dims: int
+    decides: Mapping[str, Any]
+    """The settings that decide the betas."""
+    learns: bool = True
+    """Whether the alignment is fitted on shared images."""
+    average: bool = False
+    """Whether means over subjects are tested as well."""
+    allow_shared_stimuli: bool = False
+
+
 class Ingest:
     """One run of the stage dataset over opened members."""
 
-    def __init__(self, group: "Group", members: Members, study: Study, context: Context) -> None:
-        self.group = group
+    def __init__(self, making: Making, members: Members, study: Study, context: Context) -> None:
+        self.making = making
         self.members = members
         self.study = study
         self.context = context
-        self.alignment = group.alignment
+        self.alignment = making.alignment
         self._places: dict[str, Array] = {}
-        self.dims = group.plan_alignment(members, context.budget.free).dims
+        self.dims = making.dims
 
     def run(self) -> None:
         """Write what is not there yet; rows.json is written last."""
         sweep(self.study)
         if self.context.overwrite:
-            forget_other_kind(self.study, "group")
+            forget_other_kind(self.study, self.making.kind)
             sources_path(self.study).unlink(missing_ok=True)
         stores = self._create()
         captions = self._captions()
@@ -103,21 +116,17 @@ class Ingest:
                 subject=[member.name for member in self.members.each for _ in range(len(member.rows[split]))],
                 **optional,
             )
-            if split == "test" and self.group.settings.average:
+            if split == "test" and self.making.average:
                 splits[split] = with_averages(splits[split], len(number))
         return Rows(splits, {split: list(self.members.images[split]) for split in SPLITS})
 
     def _averages(self, split: str) -> bool:
         """Whether a split has rows of means over subjects, after those of the members."""
-        return bool(split == "test" and self.group.settings.average)
+        return split == "test" and self.making.average
 
     def _n_rows(self, split: str) -> int:
         averages = len(self.members.images[split]) if self._averages(split) else 0
         return self.members.n_rows(split) + averages
-
-    @cached_property
-    def _dataset(self) -> dict[str, Any]:
-        return {"alignment": self.group.settings.alignment.model_dump()}
 
     def _create(self) -> dict[tuple[str, str], Store]:
         """Open every store for writing, so that one made of something else is refused before anything is written."""
@@ -129,11 +138,11 @@ class Ingest:
                 "betas": (self._n_rows(split), self.dims),
             }
             for role, shape in shapes.items():
-                made_of: dict[str, Any] = {"kind": "group", "format of the group": FORMAT, "split": split}
+                made_of: dict[str, Any] = {"kind": self.making.kind, "format of the group": FORMAT, "split": split}
                 contents = {m.name: getattr(m, role)[split].content for m in self.members.each}
                 made_of["members"] = contents
                 if role == "betas":
-                    made_of |= {"dataset": self._dataset, "fitted on": self._fitted_on()}
+                    made_of |= {"dataset": dict(self.making.decides), "fitted on": self._fitted_on()}
                     if self._averages(split):
                         made_of["average"] = True
                 stores[role, split] = Store.create(
@@ -177,7 +186,7 @@ class Ingest:
 
     def _refuse_shared_images(self) -> None:
         """Compare images by their bytes: members of different kinds may know one image by different ids."""
-        if self.group.settings.allow_shared_stimuli:
+        if self.making.allow_shared_stimuli:
             return
         ids = {split: list(self.members.images[split]) for split in SPLITS}
         refuse_shared_images(self.study, lambda split, row: f"image {ids[split][row]}", self.context)
@@ -186,10 +195,10 @@ class Ingest:
 
     def _fitted_on(self) -> str | None:
         """A hash of all that decides the alignment; None where nothing is learned."""
-        if not self.group.learns:
+        if not self.making.learns:
             return None
         contents = {member.name: member.betas["train"].content for member in self.members.each}
-        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self._dataset})
+        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self.making.decides})
 
     @property
     def _state_path(self) -> Location:
@@ -198,7 +207,7 @@ class Ingest:
     def _fit(self) -> None:
         """Fit the alignment on the train betas of the shared images, or take up what an earlier run learned."""
         names = [member.name for member in self.members.each]
-        if not self.group.learns:
+        if not self.making.learns:
             self.alignment.load({}, names)
             return
         state = self._known_state()
@@ -213,12 +222,8 @@ class Ingest:
 
     def _known_state(self) -> Mapping[str, Array] | None:
         """What an earlier run learned from the same betas."""
-        try:
-            with self._state_path.open() as file, np.load(file, allow_pickle=False) as found:
-                state = {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None
-        return state if str(state.pop(_MADE_OF, "")) == self._fitted_on() else None
+        state = read_state(self._state_path)
+        return state if state is not None and str(state.pop(_MADE_OF, "")) == self._fitted_on() else None
 
     @property
     def _scratch(self) -> Location:
@@ -306,6 +311,15 @@ class Ingest:
                 np.add.at(sums, own, self._panel(member, split, number) / counts[own, None])
         sums /= seen[:, None]
         return sums
+
+
+def read_state(path: Location) -> dict[str, Array] | None:
+    """The arrays of an alignment that was kept; None where there is none, or none that can be read."""
+    try:
+        with path.open() as file, np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def with_averages(rows: SplitRows, images: int) -> SplitRows:
