@@ -29,6 +29,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "glmsingle": "leanrecon.datasets.layouts.glmsingle:GLMsingle",
         "miyawaki": "leanrecon.datasets.layouts.miyawaki:Miyawaki",
         "group": "leanrecon.datasets.group.dataset:Group",
+        "joined": "leanrecon.datasets.group.joined:Joined",
     },
     "features": {
         "autokl": "leanrecon.features.autokl:AutoKL",
@@ -47,6 +48,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "alignments": {
         "none": "leanrecon.alignment.none:NoAlignment",
+        "pca": "leanrecon.alignment.pca:PCAAlignment",
+        "procrustes": "leanrecon.alignment.procrustes:ProcrustesAlignment",
+        "srm": "leanrecon.alignment.srm:SRMAlignment",
     },
     "decoders": {},
     "generators": {

@@ -53,6 +53,13 @@ class Alignment(Protocol):
     def transform(self, subject: str, betas: Array) -> Array:
         """Betas [rows, voxels] of a subject in the shared space, float32 [rows, dims]; at most 256 rows at once."""
 
+    def left_out(self, subject: str) -> Array | None:
+        """What leaving each shared image out of the fit changes in a subject's scores for it: float32 [shared, dims].
+
+        Train rows of these images get it added, since nothing is fitted to test rows either. None, or a kind that lacks
+        the method: train rows stay as fitted.
+        """
+
     def state(self) -> dict[str, Array]:
         """What was learned, as arrays by name, to be kept beside the study's betas."""
 

@@ -12,7 +12,9 @@ from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
 from leanrecon.evaluation.patterns import pattern_figures
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
+from leanrecon.evaluation.subjects import by_subject, of_subjects, others_than
 from leanrecon.images import Array
+from leanrecon.study.rows import AVERAGE
 from leanrecon.study.settings import EvaluateSettings
 
 
@@ -55,6 +57,7 @@ def evaluate(
     """
     check_judges(judges)
     scored = score_folds(list(folds), settings, judges, context)
+    together = [of_subjects(fold, others_than(AVERAGE)) for fold in scored]
     about: dict[str, Any] = {
         "preset": settings.preset,
         "folds": n_folds,
@@ -65,8 +68,8 @@ def evaluate(
     if judges:
         about["judges"] = {judge.name: judge_record(judge) for judge in judges}
     r2 = {name: _mean_r2([fold.r2[name] for fold in scored]) for name in scored[0].r2}
-    of_each = [about | {"folds": None} | _metrics([fold]) for fold in scored] if n_folds else []
-    return Evaluation(about | _metrics(scored), scored, r2, of_each)
+    of_each = [about | {"folds": None} | _metrics([fold]) for fold in together] if n_folds else []
+    return Evaluation(about | _metrics(together) | by_subject(scored), scored, r2, of_each)
 
 
 def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
@@ -115,6 +118,8 @@ def _area(area: str, folds: Sequence[FoldScores], images: dict[str, Figures]) ->
 def _rows(scored: FoldScores, number: int | None) -> Iterator[dict[str, Any]]:
     for i, name in enumerate(scored.fold.names):
         row: dict[str, Any] = {"row": int(scored.fold.rows[i]), "stimulus": name}
+        if scored.fold.subjects:
+            row["subject"] = scored.fold.subjects[i]
         if number is not None:
             row["fold"] = number
         for stage, key in (("stage1", "stage1"), ("final", scored.final())):

@@ -84,6 +84,8 @@ class Fold:
     """In the order in which the report shows them."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The mean weight that a feature space learned for each of its groups, as scales of patches; empty where none did."""
+    subjects: Sequence[str] = ()
+    """Who saw the image of every test row; empty where a study has one subject."""
     n_trained: int = 0
     """How many test rows show an image that was trained on."""
     label: str = ""

@@ -77,6 +77,7 @@ def _fold_of(
         upper_bounds=upper_bounds,
         areas={name: _area(run, variant, pool, refines=refines) for name, variant in of_areas(whole, every).items()},
         weights=_weights(whole),
+        subjects=whole.test_subjects,
         n_trained=whole.trained_on,
         label=whole.label,
         embeddings=whole.study.embeddings if judged else None,

@@ -21,6 +21,8 @@ FORMAT = 2
 """Of rows.json: 1 had one image a row, and ids of images in the place of numbers."""
 
 SPLITS = ("train", "test")
+AVERAGE = "average"
+"""The subject of rows that are means over subjects."""
 _OPTIONAL = ("subject", "session", "run")
 
 

@@ -145,6 +145,12 @@ class Variant:
         return [names[row] for row in self.test_rows]
 
     @property
+    def test_subjects(self) -> list[str]:
+        """Who saw the image of every test row; empty where a study has one subject."""
+        subjects = self.rows[self.test_split].subject
+        return [] if subjects is None else [subjects[row] for row in self.test_rows]
+
+    @property
     def groups(self) -> list[str]:
         """The label of every train row that folds and validation keep together: its stimulus or its run."""
         if self.group == "stimulus":

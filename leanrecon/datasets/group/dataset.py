@@ -12,7 +12,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
-from leanrecon.study.rows import refuse_earlier_format
+from leanrecon.study.rows import AVERAGE, refuse_earlier_format
 
 if TYPE_CHECKING:
     from leanrecon.datasets.group.members import Members
@@ -35,6 +35,8 @@ class GroupSettings(DatasetSettings):
     """The name of each member; absent: the names of their folders."""
     alignment: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
     """How betas are brought into a shared space: the name of an alignment, or a table with its settings."""
+    average: bool = False
+    """Whether the mean over subjects of each test image's rows is tested as well, as a subject called average."""
     allow_shared_stimuli: bool = False
     """Whether an image may be a train image of one subject and a test image of another."""
 
@@ -57,6 +59,8 @@ class GroupSettings(DatasetSettings):
         if self.subjects is not None and len(self.subjects) != len(self.members):
             raise ValueError(f"subjects has {len(self.subjects)} names for {len(self.members)} members")
         names = self.names()
+        if AVERAGE in names:
+            raise ValueError(f"no member can be called {AVERAGE}: name them by subjects")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two members are called {twice[0]}: name them by subjects")
         return self
@@ -121,14 +125,17 @@ class Group:
 
         aligned = self.plan_alignment(members, free)
         height, width, channels = members.image_shape
-        rows = {split: members.n_rows(split) for split in ("train", "test")}
         images = {split: len(members.images[split]) for split in ("train", "test")}
+        rows = {split: members.n_rows(split) for split in ("train", "test")}
+        rows["test"] += images["test"] if self.settings.average else 0
         image = height * width * channels
         image_chunk = plan_chunks((max(images.values()), height, width, channels), "uint8", chunk)[0] * image
         most = max(members.voxels.values())
         group = plan_chunks((max(rows.values()), aligned.dims), "float32", chunk)[0] * aligned.dims * 4
         # A panel read and its chunk, in the shared space twice, a group of rows with a chunk made contiguous and padded.
         transform = 2 * PANEL * most * 4 + 3 * PANEL * aligned.dims * 4 + 3 * group + members.chunk_nbytes("betas")
+        transform += members.n_rows("train") * 16 + len(members.shared) * aligned.dims * 4
+        transform += images["test"] * aligned.dims * 8 if self.settings.average else 0
         shared = {name: (len(members.shared), n) for name, n in members.voxels.items()} if self.learns else {}
         work = max(
             *(averaging_nbytes(shape, chunk, free) + members.chunk_nbytes("betas") for shape in shared.values()),
@@ -160,7 +167,7 @@ class Group:
         memory budget nor the size of chunks decides anything.
         Raises InputError for members that don't fit together, StoreError for incomplete ones, BudgetError.
         """
-        from leanrecon.datasets.group.ingest import Ingest
+        from leanrecon.datasets.group.ingest import Ingest, Making
         from leanrecon.datasets.group.members import open_members
 
         if not context.overwrite:
@@ -168,4 +175,13 @@ class Group:
         members = open_members(self.settings, base_dir, shared=self.learns)
         plan = self.plan_members(members, context.chunk, context.budget.free)
         context.require("aligning the subjects", plan.work)
-        Ingest(self, members, study, context).run()
+        making = Making(
+            "group",
+            self.alignment,
+            self.plan_alignment(members, context.budget.free).dims,
+            {"alignment": self.settings.alignment.model_dump()},
+            self.learns,
+            self.settings.average,
+            self.settings.allow_shared_stimuli,
+        )
+        Ingest(making, members, study, context).run()

@@ -2,8 +2,8 @@
 
 import zipfile
 from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,7 @@ from leanrecon.stores.images import ImageReader
 from leanrecon.stores.matrix import as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
-from leanrecon.study.rows import SPLITS, Rows, SplitRows
-
-if TYPE_CHECKING:
-    from leanrecon.datasets.group.dataset import Group
+from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
 Array = np.ndarray[Any, Any]
 
@@ -36,22 +33,39 @@ _MADE_OF = "leanrecon made of"
 """The array of alignment.npz that says what the alignment was fitted on."""
 
 
+@dataclass(frozen=True)
+class Making:
+    """How several subjects become one dataset."""
+
+    kind: str
+    alignment: Any
+    dims: int
+    decides: Mapping[str, Any]
+    """The settings that decide the betas."""
+    learns: bool = True
+    """Whether the alignment is fitted on shared images."""
+    average: bool = False
+    """Whether means over subjects are tested as well."""
+    allow_shared_stimuli: bool = False
+
+
 class Ingest:
     """One run of the stage dataset over opened members."""
 
-    def __init__(self, group: "Group", members: Members, study: Study, context: Context) -> None:
-        self.group = group
+    def __init__(self, making: Making, members: Members, study: Study, context: Context) -> None:
+        self.making = making
         self.members = members
         self.study = study
         self.context = context
-        self.alignment = group.alignment
-        self.dims = group.plan_alignment(members, context.budget.free).dims
+        self.alignment = making.alignment
+        self._places: dict[str, Array] = {}
+        self.dims = making.dims
 
     def run(self) -> None:
         """Write what is not there yet; rows.json is written last."""
         sweep(self.study)
         if self.context.overwrite:
-            forget_other_kind(self.study, "group")
+            forget_other_kind(self.study, self.making.kind)
             sources_path(self.study).unlink(missing_ok=True)
         stores = self._create()
         captions = self._captions()
@@ -102,11 +116,17 @@ class Ingest:
                 subject=[member.name for member in self.members.each for _ in range(len(member.rows[split]))],
                 **optional,
             )
+            if split == "test" and self.making.average:
+                splits[split] = with_averages(splits[split], len(number))
         return Rows(splits, {split: list(self.members.images[split]) for split in SPLITS})
 
-    @cached_property
-    def _dataset(self) -> dict[str, Any]:
-        return {"alignment": self.group.settings.alignment.model_dump()}
+    def _averages(self, split: str) -> bool:
+        """Whether a split has rows of means over subjects, after those of the members."""
+        return split == "test" and self.making.average
+
+    def _n_rows(self, split: str) -> int:
+        averages = len(self.members.images[split]) if self._averages(split) else 0
+        return self.members.n_rows(split) + averages
 
     def _create(self) -> dict[tuple[str, str], Store]:
         """Open every store for writing, so that one made of something else is refused before anything is written."""
@@ -115,14 +135,16 @@ class Ingest:
             images = self.members.images[split]
             shapes: dict[str, tuple[int, ...]] = {
                 "stimuli": (len(images), *self.members.image_shape),
-                "betas": (self.members.n_rows(split), self.dims),
+                "betas": (self._n_rows(split), self.dims),
             }
             for role, shape in shapes.items():
-                made_of: dict[str, Any] = {"kind": "group", "format of the group": FORMAT, "split": split}
+                made_of: dict[str, Any] = {"kind": self.making.kind, "format of the group": FORMAT, "split": split}
                 contents = {m.name: getattr(m, role)[split].content for m in self.members.each}
                 made_of["members"] = contents
                 if role == "betas":
-                    made_of |= {"dataset": self._dataset, "fitted on": self._fitted_on()}
+                    made_of |= {"dataset": dict(self.making.decides), "fitted on": self._fitted_on()}
+                    if self._averages(split):
+                        made_of["average"] = True
                 stores[role, split] = Store.create(
                     self.study.betas(split) if role == "betas" else self.study.stimuli(split),
                     shape,
@@ -164,7 +186,7 @@ class Ingest:
 
     def _refuse_shared_images(self) -> None:
         """Compare images by their bytes: members of different kinds may know one image by different ids."""
-        if self.group.settings.allow_shared_stimuli:
+        if self.making.allow_shared_stimuli:
             return
         ids = {split: list(self.members.images[split]) for split in SPLITS}
         refuse_shared_images(self.study, lambda split, row: f"image {ids[split][row]}", self.context)
@@ -173,10 +195,10 @@ class Ingest:
 
     def _fitted_on(self) -> str | None:
         """A hash of all that decides the alignment; None where nothing is learned."""
-        if not self.group.learns:
+        if not self.making.learns:
             return None
         contents = {member.name: member.betas["train"].content for member in self.members.each}
-        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self._dataset})
+        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self.making.decides})
 
     @property
     def _state_path(self) -> Location:
@@ -185,7 +207,7 @@ class Ingest:
     def _fit(self) -> None:
         """Fit the alignment on the train betas of the shared images, or take up what an earlier run learned."""
         names = [member.name for member in self.members.each]
-        if not self.group.learns:
+        if not self.making.learns:
             self.alignment.load({}, names)
             return
         state = self._known_state()
@@ -200,12 +222,8 @@ class Ingest:
 
     def _known_state(self) -> Mapping[str, Array] | None:
         """What an earlier run learned from the same betas."""
-        try:
-            with self._state_path.open() as file, np.load(file, allow_pickle=False) as found:
-                state = {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None
-        return state if str(state.pop(_MADE_OF, "")) == self._fitted_on() else None
+        state = read_state(self._state_path)
+        return state if state is not None and str(state.pop(_MADE_OF, "")) == self._fitted_on() else None
 
     @property
     def _scratch(self) -> Location:
@@ -235,12 +253,18 @@ class Ingest:
         done = store.rows - sum(len(store.group_rows(i)) for i in missing)
         starts = np.cumsum([0, *(len(member.rows[split]) for member in self.members.each)])
         panel: tuple[tuple[int, int], Array] | None = None
+        averages = self._mean_rows(split) if missing and self._averages(split) else None
         memory = buffer((store.chunk_rows if missing else 0, self.dims), np.float32)
         with self.context.named(f"betas, {split}").task(total=store.rows, unit="rows", done=done) as advance:
             for i in missing:
                 group = store.group_rows(i)
                 row = group.start
                 while row < group.stop:
+                    if row >= starts[-1]:
+                        assert averages is not None
+                        block = averages[row - starts[-1] :][: group.stop - row]
+                        memory[row - group.start : len(group)] = block
+                        break
                     k = int(np.searchsorted(starts, row, side="right")) - 1
                     inside = row - int(starts[k])
                     if panel is None or panel[0] != (k, inside // PANEL):
@@ -261,4 +285,51 @@ class Ingest:
                 f"the alignment gave betas of shape {aligned.shape} for {member.name}",
                 expected=f"{(len(betas), self.dims)}, as it planned",
             )
+        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
+        if changes is not None:
+            places = self._shared_rows(member)[number * PANEL :][: len(betas)]
+            aligned[places >= 0] += changes[places[places >= 0]]
         return aligned
+
+    def _shared_rows(self, member: Member) -> Array:
+        """For each train row of a member the number of its image among the shared ones, -1 where it is none."""
+        if member.name not in self._places:
+            number = {name: k for k, name in enumerate(self.members.shared)}
+            self._places[member.name] = np.array([number.get(n, -1) for n in member.rows.stimulus_ids("train")])
+        return self._places[member.name]
+
+    def _mean_rows(self, split: str) -> Array:
+        """The mean over subjects of the rows of each image, float64 [images, dims]: each subject counts alike."""
+        images = {name: k for k, name in enumerate(self.members.images[split])}
+        sums, seen = buffer((len(images), self.dims), np.float64), np.zeros(len(images))
+        for member in self.members.each:
+            place = np.array([images[name] for name in member.rows.stimulus_ids(split)])
+            counts = np.bincount(place, minlength=len(images))
+            seen += counts > 0
+            for number in range(-(-len(place) // PANEL)):
+                own = place[number * PANEL : (number + 1) * PANEL]
+                np.add.at(sums, own, self._panel(member, split, number) / counts[own, None])
+        sums /= seen[:, None]
+        return sums
+
+
+def read_state(path: Location) -> dict[str, Array] | None:
+    """The arrays of an alignment that was kept; None where there is none, or none that can be read."""
+    try:
+        with path.open() as file, np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def with_averages(rows: SplitRows, images: int) -> SplitRows:
+    """The rows of all members, and after them one an image: the mean over subjects."""
+    of_image: list[list[int]] = [[] for _ in range(images)]
+    for row, image in enumerate(rows.stimulus.tolist()):
+        of_image[image].append(row)
+    return SplitRows(
+        np.concatenate([rows.stimulus, np.arange(images)]),
+        [*rows.trials, *([trial for row in own for trial in rows.trials[row]] for own in of_image)],
+        [*rows.repeats, *(sum(rows.repeats[row] for row in own) for own in of_image)],
+        subject=[*(rows.subject or []), *[AVERAGE] * images],
+    )

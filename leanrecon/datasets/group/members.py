@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanrecon import kinds
 from leanrecon.errors import InputError, LeanreconError
@@ -30,8 +30,8 @@ class Member:
     name: str
     study: Study
     rows: Rows
-    betas: Mapping[str, Store]
-    """By split."""
+    betas: Mapping[str, Any]
+    """By split: a store, or some rows of one (see ``chosen.ChosenRows``)."""
     stimuli: Mapping[str, Store]
     """By split."""
 
@@ -84,7 +84,9 @@ def open_members(settings: "GroupSettings", base_dir: Path | None, *, shared: bo
     different shapes, for images trained on and tested, and where no train images are shared; StoreError for
     members whose dataset stage is not complete.
     """
-    each = [_open(name, folder, base_dir) for name, folder in zip(settings.names(), settings.members, strict=True)]
+    each = [
+        open_member(name, folder, base_dir) for name, folder in zip(settings.names(), settings.members, strict=True)
+    ]
     shapes = {member.name: image_shape(member.stimuli["train"]) for member in each}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
@@ -124,28 +126,25 @@ def is_simulated(folder: str) -> bool:
         return False
 
 
-def _open(name: str, folder: str, base_dir: Path | None) -> Member:
+def open_member(name: str, folder: str, base_dir: Path | None, *, role: str = "dataset.members") -> Member:
+    """Open one study; ``role`` is the setting that names it in messages."""
     path = find(folder, base_dir, Path.is_dir)
     if path is None:
-        raise InputError(f"dataset.members: there is no folder {folder}", expected="the folder of a study")
+        raise InputError(f"{role}: there is no folder {folder}", expected="the folder of a study")
     study = Study(as_location(path))
     if not study.rows.is_file():
         known = study.settings.is_file()
         raise InputError(
-            f"dataset.members: the dataset of {folder} is not complete"
-            if known
-            else f"dataset.members: {folder} is not a study",
+            f"{role}: the dataset of {folder} is not complete" if known else f"{role}: {folder} is not a study",
             expected="the folder of a study whose dataset stage is complete",
             todo=f"run `leanrecon run {folder} --until dataset` first" if known else None,
         )
     rows = Rows.read(study)
     if "test" not in rows:
-        raise InputError(
-            f"dataset.members: {folder} has folds", expected="members whose train and test rows are split once"
-        )
+        raise InputError(f"{role}: {folder} has folds", expected="members whose train and test rows are split once")
     betas = {split: Store.open(study.betas(split)) for split in SPLITS}
     if not study.stimuli("train").exists():
-        raise InputError(f"dataset.members: {folder} has no images", expected="images, by which members are matched")
+        raise InputError(f"{role}: {folder} has no images", expected="images, by which members are matched")
     return Member(name, study, rows, betas, {split: Store.open(study.stimuli(split)) for split in SPLITS})
 
 

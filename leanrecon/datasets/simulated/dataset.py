@@ -42,6 +42,8 @@ class SimulatedSettings(DatasetSettings):
 
     kind: Literal["simulated"] = "simulated"
     """A simulated brain that looks at drawn scenes."""
+    subject: int = Field(default=0, ge=0, le=1_000_000)
+    """Whose brain it is: other subjects look at the same scenes, which the seed draws."""
     n_train: int = Field(default=900, ge=2, le=1_000_000)
     """Number of train images."""
     n_test: int = Field(default=100, ge=1, le=100_000)
@@ -76,6 +78,13 @@ class SimulatedSettings(DatasetSettings):
         if group == "run":
             raise ValueError("a simulated subject has no runs")
         return group
+
+    def brain(self, seed: int) -> int:
+        """The seed of the subject's voxels, noise and order of trials; that of the scenes for subject 0."""
+        if self.subject == 0:
+            return seed
+        drawn = np.random.SeedSequence([self.subject, seed & 0xFFFFFFFF, seed >> 32]).generate_state(1, np.uint64)
+        return int(drawn[0] >> np.uint64(1))
 
     def images(self, split: str) -> int:
         """Number of images of a split."""
@@ -167,9 +176,9 @@ class Simulated:
             captions = [[describe(compose(seed, i))] for i in scenes]
             keep_json(study.captions(split), captions, "captions", overwrite=context.overwrite)
         if not (done and n_voxels(study, "ncsnr") == settings.voxels):  # else what others added is kept
-            _write_voxels(settings, study, seed)
+            _write_voxels(settings, study, settings.brain(seed))
         if not done:
-            rows = {split: _rows(settings, split, trials) for split, trials in _trials(settings, seed).items()}
+            rows = {split: _rows(settings, split, t) for split, t in _trials(settings, settings.brain(seed)).items()}
             ids = {split: _ids(stores["stimuli", split]) for split in _SPLITS}
             check_shared(ids, dict.fromkeys(_SPLITS, lambda row: f"image {row}"), todo="choose another seed")
             Rows(rows, ids).write(study)
@@ -185,6 +194,8 @@ def _create(settings: SimulatedSettings, study: Study, context: Context) -> dict
         if role == "stimuli":
             return {"size": settings.size}
         drawn = settings.model_dump(include={"n_train", "n_test", "size", "voxels", "presentations", "noise"})
+        if settings.subject:
+            drawn["subject"] = settings.subject
         if not settings.averages(split):
             drawn["repeats" if split == "train" else "test_repeats"] = "single"
         elif settings.rescales(split):
@@ -231,11 +242,12 @@ def _draw(store: "Store", split: str, context: Context) -> None:
 def _simulate(settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"], context: Context) -> None:
     if all(stores["betas", split].complete for split in _SPLITS):
         return
-    trials = _trials(settings, context.seed)
+    brain = settings.brain(context.seed)
+    trials = _trials(settings, brain)
     n_trials = sum(numbers.size for numbers in trials.values())
-    cortex = Cortex(context.seed, settings.size, settings.voxels, settings.noise, n_trials)
+    cortex = Cortex(brain, settings.size, settings.voxels, settings.noise, n_trials)
     for split in _SPLITS:
-        subject = _Subject(settings, split, cortex, stores["stimuli", split], trials[split])
+        subject = _Subject(settings, split, cortex, stores["stimuli", split], trials[split], context.seed)
         _fill(stores["betas", split], subject.respond, context.named(f"betas, {split}"))
 
 
@@ -249,6 +261,8 @@ class _Subject:
     images: "Store"
     trials: Array
     """[images, presentations]"""
+    seed: int
+    """Of the scenes."""
 
     def respond(self, rows: range) -> Array:
         """Rows of betas: averages over the trials of an image, or its trials one after the other."""
@@ -274,7 +288,7 @@ class _Subject:
         for panel in range(images.start // PANEL, (images.stop - 1) // PANEL + 1):
             of = range(max(images.start, panel * PANEL), min(images.stop, (panel + 1) * PANEL))
             scenes = range(FIRST[self.split] + of.start, FIRST[self.split] + of.stop)
-            parts.append(self.cortex.respond(self.images[of.start : of.stop], word_rows(self.cortex.seed, scenes), of))
+            parts.append(self.cortex.respond(self.images[of.start : of.stop], word_rows(self.seed, scenes), of))
         return np.concatenate(parts)
 
 

@@ -71,6 +71,27 @@ def area_table(metrics: Mapping[str, Any]) -> AreaTable | None:
     return AreaTable([metric(key) for key in keys], rows)
 
 
+def subject_table(metrics: Mapping[str, Any]) -> AreaTable | None:
+    """The table by subject, of the final images: rows are subjects, their test rows in place of voxels."""
+    subjects = metrics.get("subjects") or {}
+    if not subjects:
+        return None
+    shown = [
+        Column(name, "region", Label(name, "", name), (entry or {}).get("final") or {})
+        for name, entry in subjects.items()
+    ]
+    every: Figures = metrics.get("final") or metrics.get("stage1") or {}
+    shown.append(Column("", "final", Label("All subjects", "", "all subjects"), every))
+    keys = main_metrics(shown)
+    rows = []
+    for column in shown:
+        own = metrics if column.kind == "final" else subjects[column.key] or {}
+        n = number(own.get("n_test"))
+        cells = [cell(metric(key), column.figures) for key in keys]
+        rows.append(AreaRow(column.label.name, "–" if n is None else f"{n:,.0f}", cells, column.kind == "final"))
+    return AreaTable([metric(key) for key in keys], rows)
+
+
 def dot_plots(shown: list[Column], keys: list[str]) -> Iterator[tuple[str, str]]:
     """The title and the drawing of each metric that several sets of figures have, with intervals and chance."""
     for key in keys:

@@ -25,7 +25,7 @@ MAIN = ("pixcorr", "ssim", "two_way_pixels")
 """The scores that every card shows."""
 
 _HASH = re.compile(r"[0-9a-f]{12,64}")
-_ABOUT_A_ROW = ("row", "stimulus", "fold", "captions")
+_ABOUT_A_ROW = ("row", "stimulus", "subject", "fold", "captions")
 
 
 @dataclass(frozen=True)

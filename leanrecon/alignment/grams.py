@@ -1,0 +1,187 @@
+"""Subjects by their Gram matrices: all that an alignment needs of a subject's voxels, in [images, images].
+
+With centred betas X [n, p], every map that is fitted on them has the form W = Xᵀ·B, since nothing outside the space of
+their rows can help. So scores are X·W = G·B with G = X·Xᵀ [n, n], and voxels are read three times in all: for the mean,
+for G, and for W.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+
+if TYPE_CHECKING:
+    from leanrecon.stores.matrix import Matrix
+
+Array = np.ndarray[Any, Any]
+
+ROWS = 512
+"""Rows of a panel of G: fixed, so that no budget decides a sum. Two panels of voxels are held at once."""
+
+_DOUBLE = 8
+
+
+def gram_nbytes(rows: int, *, kept: bool) -> int:
+    """Bytes of a Gram matrix in memory: all of it, or a panel of one that lies in a file."""
+    return rows * (rows if kept else min(rows, ROWS)) * _DOUBLE
+
+
+def reading_nbytes(rows: int, voxels: int, itemsize: int = 4) -> int:
+    """Most bytes that ``Gram.of`` and ``weights_of`` take for panels of voxels, beside G: sums, products, conversions."""
+    panel = min(rows, ROWS)
+    return 2 * panel * voxels * itemsize + 5 * voxels * _DOUBLE + 2 * panel * panel * _DOUBLE
+
+
+def panels_of(rows: int) -> list[range]:
+    """The panels of ``rows`` rows."""
+    return [range(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+
+
+class Gram:
+    """The centred Gram matrix of one subject, float64 [n, n], in memory or in a file that is read panel by panel."""
+
+    def __init__(
+        self, panels: "list[Array] | Path", mean: Array, factor: Array | None, *, rows: int, trace: float
+    ) -> None:
+        self._panels = panels
+        self.mean = mean
+        """Train mean of each voxel, float64 [voxels]."""
+        self.factor = factor
+        """What each centred voxel is multiplied by, float64 [voxels]: 1 / its train deviation; None: nothing."""
+        self.rows = rows
+        self.trace = trace
+        """The squared norm of the centred betas."""
+        self.scale = 1.0
+        """What the betas are divided by."""
+
+    @property
+    def voxels(self) -> int:
+        return len(self.mean)
+
+    @classmethod
+    def of(cls, matrix: "Matrix", file: Path | None = None, *, standardize: bool = False) -> "Gram":
+        """The Gram matrix of betas [n, voxels] less their means; into ``file`` where one is given.
+
+        ``standardize`` divides each voxel by its standard deviation; voxels that don't vary count for nothing.
+        Products are taken in the betas' own precision and kept in float64. Raises InputError for betas that are not
+        finite.
+        """
+        n, p = matrix.shape
+        mean = _mean(matrix)
+        factor = _factor(matrix, mean) if standardize else None
+        dtype = np.float64 if matrix.dtype == np.float64 else np.float32
+        kept: list[Array] = []
+        one, two = (buffer((min(n, ROWS), p), dtype) for _ in range(2))
+        trace = 0.0
+        sink = None if file is None else file.open("wb")
+        try:
+            for rows in panels_of(n):
+                own = _centred(matrix, rows, mean, one, factor)
+                panel = buffer((len(rows), n), np.float64)
+                for columns in panels_of(n):
+                    other = own if columns == rows else _centred(matrix, columns, mean, two, factor)
+                    panel[:, columns.start : columns.stop] = own @ other.T
+                trace += float(np.trace(panel[:, rows.start : rows.stop]))
+                if sink is None:
+                    kept.append(panel)
+                else:
+                    sink.write(memoryview(panel).cast("B"))
+        finally:
+            if sink is not None:
+                sink.close()
+        return cls(kept if file is None else file, mean, factor, rows=n, trace=trace)
+
+    def panels(self) -> Iterator[tuple[range, Array]]:
+        """Rows of G, panel by panel; each is valid until the next one is asked for."""
+        if isinstance(self._panels, list):
+            yield from zip(panels_of(self.rows), self._panels, strict=True)
+            return
+        memory = buffer((min(self.rows, ROWS), self.rows), np.float64)
+        with self._panels.open("rb", buffering=0) as file:
+            for rows in panels_of(self.rows):
+                part = memory[: len(rows)]
+                file.readinto(memoryview(part).cast("B"))
+                yield rows, part
+
+    def times(self, vectors: Array) -> Array:
+        """``vectors`` [k, n] · G, float64 [k, n]; over fixed panels."""
+        result = np.zeros((len(vectors), self.rows))
+        for rows, panel in self.panels():
+            result += vectors[:, rows.start : rows.stop] @ panel
+        result /= self.scale**2
+        return result
+
+    def dense(self) -> Array:
+        """All of G, float64 [n, n], in memory of its own."""
+        result = buffer((self.rows, self.rows), np.float64)
+        for rows, panel in self.panels():
+            result[rows.start : rows.stop] = panel
+        result /= self.scale**2
+        result += result.T  # symmetric to the last bit, as solvers take one half of it
+        result *= 0.5
+        return result
+
+    def forget(self) -> None:
+        """Let go of G, and keep the mean and the scale."""
+        self._panels = []
+
+    @property
+    def norm(self) -> float:
+        """The squared norm of the centred betas after scaling."""
+        return self.trace / self.scale**2
+
+
+def weights_of(matrix: "Matrix", gram: Gram, dual: Array) -> Array:
+    """The map W = Xᵀ·B of a subject, float32 [voxels, k], from betas [n, voxels] and B [n, k]; over fixed panels."""
+    n, p = matrix.shape
+    dtype = np.float64 if matrix.dtype == np.float64 else np.float32
+    memory = buffer((min(n, ROWS), p), dtype)
+    sums = buffer((p, dual.shape[1]), np.float64)
+    for rows in panels_of(n):
+        sums += _centred(matrix, rows, gram.mean, memory, gram.factor).T @ dual[rows.start : rows.stop].astype(dtype)
+    sums /= gram.scale**2
+    if gram.factor is not None:
+        sums *= gram.factor[:, None]  # so that the map takes betas as they are
+    return sums.astype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def _mean(matrix: "Matrix") -> Array:
+    """Means of the columns, float64; raises InputError for what is not finite."""
+    from leanrecon.stores.matrix import PANEL, panels
+
+    n, p = matrix.shape
+    sums = np.zeros(p)
+    memory = buffer((min(n, PANEL), p), matrix.dtype)
+    for rows in panels(n):
+        part = memory[: len(rows)]
+        matrix.read(rows, range(p), part)
+        sums += part.sum(axis=0, dtype=np.float64)
+    if not np.isfinite(sums).all():
+        voxel = int(np.flatnonzero(~np.isfinite(sums))[0])
+        raise InputError(f"betas of voxel {voxel} are NaN or infinite", expected="finite betas to align subjects on")
+    return sums / n
+
+
+def _factor(matrix: "Matrix", mean: Array) -> Array:
+    """One by the standard deviation of each column, 0 where it does not vary beyond rounding."""
+    n, p = matrix.shape
+    squares, memory = np.zeros(p), buffer((min(n, ROWS), p), matrix.dtype)
+    for rows in panels_of(n):
+        squares += np.einsum("ij,ij->j", *2 * (_centred(matrix, rows, mean, memory),), dtype=np.float64)
+    deviation = np.sqrt(squares / n)
+    varies = deviation > 1e-6 * np.abs(mean)
+    factor: Array = np.where(varies & (deviation > 0), 1 / np.where(varies & (deviation > 0), deviation, 1), 0.0)
+    return factor
+
+
+def _centred(matrix: "Matrix", rows: range, mean: Array, memory: Array, factor: Array | None = None) -> Array:
+    result = memory[: len(rows)]
+    matrix.read(rows, range(matrix.shape[1]), result)
+    result -= mean.astype(result.dtype)
+    if factor is not None:
+        result *= factor.astype(result.dtype)
+    return result

@@ -1,0 +1,132 @@
+"""Ridge from one subject's voxels to a shared space: how a subject joins it from the rows that it shares."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.errors import InputError
+
+if TYPE_CHECKING:
+    from leanrecon.memory import MemoryBudget
+
+Array = np.ndarray[Any, Any]
+
+ALPHAS = tuple(10.0**power for power in np.arange(-3, 3.25, 0.25))
+"""Penalties that are tried, as shares of the mean squared norm of a row of betas."""
+
+
+@dataclass(frozen=True)
+class Dual:
+    """A ridge by its dual weights B [n, k]: the map is W = X'·B."""
+
+    weights: Array
+    held_out: Array
+    """Scores of every row by the ridge that was fitted on all other rows, float64 [n, k], less the targets' mean."""
+    alpha: float
+    """The chosen penalty."""
+    error: float
+    """Mean squared error of the held-out scores, as a share of the targets' variance."""
+
+
+def solve(gram: Gram, targets: Array, alphas: tuple[float, ...] = ALPHAS) -> Dual:
+    """The ridge min ‖Y − X·W‖² + α‖W‖² to centred targets Y [n, k], α chosen by leave-one-out errors.
+
+    The held-out scores are exact: each row is left out of the map and of both means (Allen 1974, the PRESS statistic).
+    """
+    values, vectors = eigen(gram)
+    n = gram.rows
+    turned = vectors.T @ targets
+    unit = gram.norm / n
+    best: tuple[float, float] | None = None
+    for share in alphas:
+        residual = left_out(values, vectors, turned, targets, share * unit)
+        error = float(np.square(residual).sum())
+        if best is None or error < best[0]:
+            best = error, share * unit
+    assert best is not None
+    error, alpha = best
+    residual = left_out(values, vectors, turned, targets, alpha)
+    dual = vectors @ (turned / (values + alpha)[:, None])
+    total = float(np.square(targets).sum())
+    # A row that is left out shifts the means: what is held out is told less the mean of all targets.
+    return Dual(dual, targets - residual, alpha, error / total if total else 0.0)
+
+
+def eigen(gram: Gram) -> tuple[Array, Array]:
+    """Eigenvalues (ascending, none below 0) and eigenvectors of a Gram matrix."""
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(gram.dense(), overwrite_a=True, check_finite=False)
+    return np.maximum(values, 0), vectors
+
+
+def eigen_nbytes(rows: int) -> int:
+    """Most bytes that ``eigen`` takes: the matrix and what LAPACK's ``syevr`` works in."""
+    return 3 * rows * rows * 8
+
+
+def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha: float) -> Array:
+    """Targets less their leave-one-out predictions, [n, k], from eigenvalues [r] and eigenvectors [n, r] of X·X'."""
+    shrink = values / (values + alpha)
+    fitted = vectors @ (shrink[:, None] * turned)
+    leverage = np.square(vectors) @ shrink + 1 / len(vectors)
+    residual: Array = (targets - fitted) / np.maximum(1 - leverage, 1e-9)[:, None]
+    return residual
+
+
+class RidgeMap:
+    """Ridge from voxels to a shared space, with a penalty chosen by leave-one-out errors on the given rows.
+
+    ``standardize`` divides each voxel by its standard deviation first; ``alphas`` are shares of the mean squared norm of
+    a row. ``fit(X, S)`` takes betas [rows, voxels] and scores [rows, k] of the same images; ``transform`` gives scores.
+    ``held_out_`` are the scores of the rows of ``fit``, each by the map of all others: decoders should be trained on
+    them, since those of test rows are not fitted either.
+    """
+
+    def __init__(
+        self,
+        alphas: tuple[float, ...] = ALPHAS,
+        standardize: bool = True,
+        budget: "str | int | MemoryBudget | None" = None,
+    ) -> None:
+        self.alphas = alphas
+        self.standardize = standardize
+        self.budget = budget
+
+    def fit(self, X: Any, S: Any) -> Self:
+        """Learn from betas and scores of the same images. Raises InputError where rows differ, BudgetError."""
+        from leanrecon.memory import MemoryBudget
+        from leanrecon.stores.matrix import as_matrix
+
+        matrix, scores = as_matrix(X), np.asarray(S, np.float64)
+        n, p = matrix.shape
+        if scores.ndim != 2 or len(scores) != n:
+            raise InputError(f"betas have {n} rows and scores have shape {scores.shape}", expected="[rows, k]")
+        if n < 3:
+            raise InputError(f"{n} common rows are too few for a ridge", expected="3 or more")
+        if not np.isfinite(scores).all():
+            raise InputError("scores hold NaN or infinite values", expected="finite scores")
+        work = map_nbytes(n, p, scores.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
+        MemoryBudget.of(self.budget).require("a ridge to the shared space", work)
+        gram = Gram.of(matrix, standardize=self.standardize)
+        self.offset_ = scores.mean(axis=0)
+        dual = solve(gram, scores - self.offset_, self.alphas)
+        self.alpha_, self.error_ = dual.alpha, dual.error
+        self.held_out_ = dual.held_out + self.offset_
+        self.mean_, self.weights_ = gram.mean, weights_of(matrix, gram, dual.weights)
+        return self
+
+    def transform(self, X: Any) -> Array:
+        """Scores [rows, k] of betas [rows, voxels]."""
+        betas = np.asarray(X)
+        if betas.ndim != 2 or betas.shape[1] != len(self.mean_):
+            raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(self.mean_)}]")
+        return (betas - self.mean_.astype(betas.dtype)) @ self.weights_ + self.offset_.astype(self.weights_.dtype)
+
+
+def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:
+    """Most bytes that fitting a ``RidgeMap`` takes."""
+    solving = gram_nbytes(rows, kept=True) + eigen_nbytes(rows) + 5 * rows * dims * 8
+    return max(solving, 2 * rows * dims * 8 + voxels * dims * 12) + reading_nbytes(rows, voxels, itemsize)

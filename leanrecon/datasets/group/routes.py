@@ -1,0 +1,122 @@
+"""Which way leads better from a new subject to images: through the group's space, or from its own voxels.
+
+Both are tried on the subject's own train images, left out in turn, by what they tell of small versions of them. An image
+that is left out is so for every subject: the group's scores of it train no decoder either.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.alignment.ridge import ALPHAS, left_out
+from leanrecon.datasets.group.joined import SIDE
+from leanrecon.images import fitted_into, resize
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.group.join import IntoGroup, Pair
+    from leanrecon.datasets.group.members import Members
+
+Array = np.ndarray[Any, Any]
+
+FOLDS = 5
+
+PROJECTED = 48
+"""Random directions of the images, which stand for all pixels where a penalty is chosen."""
+
+
+def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
+    """The mean correlation of left-out images with their predictions, by route, penalties chosen by leave-one-out."""
+    tried = {name: k for k, name in enumerate(pair.tried)}
+    folds = np.random.default_rng([seed, len(tried)]).permutation(len(tried)) % FOLDS
+    own, group = pair.members("own"), pair.members("group")
+    numbers = {name: k for k, name in enumerate(own.images["train"])}
+    targets = _small_images(own)[[numbers[name] for name in pair.tried]]
+    betas = _mean_rows(pair, tried)
+    scores = maps.transform(pair.own.name, betas).astype(np.float64)
+    place = {name: k for k, name in enumerate(pair.common)}
+    for name, k in tried.items():
+        if name in place:
+            scores[k] += maps.left_out[place[name]]
+    betas -= betas.mean(axis=0)
+    deviation = np.sqrt(np.einsum("ij,ij->j", betas, betas, dtype=np.float64) / len(betas))
+    betas *= np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0).astype(np.float32)
+    gram = (betas @ betas.T).astype(np.float64)
+    del betas
+    of_group = _small_images(group)
+    rows = np.asarray(pair.group.betas["train"][0 : len(of_group)], np.float64)
+    fold_of_group = np.array([folds[tried[name]] if name in tried else -1 for name in group.images["train"]])
+    predicted = {route: np.zeros(targets.shape) for route in ("own", "group")}
+    for fold in range(FOLDS):
+        new, known = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if len(new) and len(known) > 1:
+            predicted["own"][new] = _by_gram(gram, known, new, targets[known], seed)
+            kept = fold_of_group != fold
+            predicted["group"][new] = _by_scores(rows[kept], of_group[kept], scores[new], seed)
+    return {route: _correlation(images, targets) for route, images in predicted.items()}
+
+
+def _by_gram(gram: Array, known: Array, new: Array, targets: Array, seed: int) -> Array:
+    """Predictions of new rows by a ridge on known ones, from a Gram matrix of all."""
+    inner, cross = gram[np.ix_(known, known)], gram[np.ix_(new, known)]
+    mean = inner.mean(axis=0)  # centred anew by the known rows
+    cross = cross - cross.mean(axis=1, keepdims=True) - mean + mean.mean()
+    values, vectors = np.linalg.eigh(inner - mean - mean[:, None] + mean.mean())
+    return _predict(np.maximum(values, 0), vectors, cross @ vectors, targets, seed)
+
+
+def _by_scores(rows: Array, targets: Array, new: Array, seed: int) -> Array:
+    """Predictions of new scores [m, k] by a ridge on the group's scores [n, k]."""
+    mean = rows.mean(axis=0)
+    left, singular, right = np.linalg.svd(rows - mean, full_matrices=False)
+    through = (new - mean) @ right.T * singular
+    return _predict(np.square(singular), left, through, targets, seed)
+
+
+def _predict(values: Array, vectors: Array, through: Array, targets: Array, seed: int) -> Array:
+    """The ridge of the best penalty, from eigenvalues [r] and eigenvectors [n, r] of a Gram matrix."""
+    centre = targets.mean(axis=0, dtype=np.float64)
+    centred = targets - centre
+    drawn = np.random.default_rng(seed).standard_normal((centred.shape[1], PROJECTED))
+    some = centred @ drawn
+    turned, unit = vectors.T @ some, float(values.sum()) / len(vectors)
+    errors = [np.square(left_out(values, vectors, turned, some, share * unit)).sum() for share in ALPHAS]
+    alpha = ALPHAS[int(np.argmin(errors))] * unit
+    predicted: Array = (through / (values + alpha)) @ (vectors.T @ centred) + centre
+    return predicted
+
+
+def _correlation(predicted: Array, true: Array) -> float:
+    """The mean over rows of Pearson's r; 0 for rows that are constant."""
+    a = predicted - predicted.mean(axis=1, keepdims=True)
+    b = true - true.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    return float(np.mean((a * b).sum(axis=1) / np.where(norms > 0, norms, np.inf)))
+
+
+def _mean_rows(pair: "Pair", tried: dict[str, int]) -> Array:
+    """The subject's train betas of some images, averaged over the rows of each: float32 [images, voxels]."""
+    betas, names = pair.own.betas["train"], pair.own.rows.stimulus_ids("train")
+    sums = np.zeros((len(tried), pair.own.voxels), np.float32)
+    counts = np.zeros(len(tried), np.float32)
+    for start in range(0, len(names), 256):
+        block = betas[start : start + 256]
+        for row, name in zip(block, names[start : start + 256], strict=True):
+            if name in tried:
+                sums[tried[name]] += row
+                counts[tried[name]] += 1
+    sums /= counts[:, None]
+    return sums
+
+
+def _small_images(members: "Members") -> Array:
+    """All train images, their longer side ``SIDE`` pixels: float32 [images, pixels]."""
+    from leanrecon.stores.images import ImageReader
+
+    shape = fitted_into(members.image_shape, min(SIDE, *members.image_shape[:2]))
+    wanted = list(members.images["train"].values())
+    result = np.empty((len(wanted), int(np.prod(shape))), np.float32)
+    places = sorted(range(len(wanted)), key=lambda place: wanted[place][1])
+    for run, images in ImageReader(members.each[0].stimuli["train"]).runs([wanted[place][1] for place in places]):
+        for place, image in zip(places[run], images, strict=True):
+            result[place] = resize(image, shape).reshape(-1)
+    return result
