@@ -114,7 +114,7 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
 def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
     """Bytes of all scores of ``m`` test rows, of their stimulus ids, and of the checksums of reconstructions."""
     figures = sources * (5 + _IDENTIFIED + 2 + _IDENTIFIED + _IDENTIFIED * len(judges))
-    figures += (sources // 2) * len(spaces) * (2 + _IDENTIFIED)
+    figures += (sources // 2) * len(spaces) * (2 + 2 * _IDENTIFIED)  # with retrieval
     return m * (figures * _FLOAT64 + 200 + 150 * sources)
 
 

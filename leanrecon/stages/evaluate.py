@@ -26,7 +26,7 @@ from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
-FORMAT = 3
+FORMAT = 4
 """Version of the figures: raised when one of them is computed in another way."""
 
 REPORT_NBYTES = 25_000

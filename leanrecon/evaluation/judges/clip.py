@@ -38,7 +38,7 @@ class CLIPJudge:
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPJudgeSettings
-    measure: ClassVar[Measure] = "two_way"
+    measure: Measure = "two_way"
     family: ClassVar[str | None] = "clip"
     """Images drawn from predicted features of this family are judged by the features that they were drawn for."""
 
