@@ -59,9 +59,10 @@ def require_library(setting: str, packages: Collection[str]) -> None:
 
 
 def description(blueprint: Blueprint, layer: str, size: int, setting: str) -> Description:
-    """The shapes of a network, told by a process of its own that builds it without weights.
+    """The shapes of a network, which is built without weights to see them.
 
-    So a plan imports no PyTorch, and holds none of its memory. Raises SettingsError for what can't be built, and for a
+    Where PyTorch is not imported yet, a process of its own does it: so a plan imports no PyTorch, and holds none of its
+    memory. Raises SettingsError for what can't be built, and for a
     layer that is not there, with the nearest one.
     """
     if isinstance(found := _described(blueprint, layer, size), Description):
@@ -71,6 +72,8 @@ def description(blueprint: Blueprint, layer: str, size: int, setting: str) -> De
 
 @functools.lru_cache(maxsize=64)
 def _described(blueprint: Blueprint, layer: str, size: int) -> Description | dict[str, Any]:
+    if "torch" in sys.modules:
+        return _answer(blueprint, layer, size)
     command = [sys.executable, "-m", __name__, blueprint.builder, blueprint.arguments, layer, str(size)]
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -80,6 +83,17 @@ def _described(blueprint: Blueprint, layer: str, size: int) -> Description | dic
         last = done.stderr.strip().splitlines()[-1:] or ["no answer"]
         return {"found": f"the network of {blueprint.builder} can't be built: {last[0]}"}
     return answer if "found" in answer else Description(**answer)
+
+
+def _answer(blueprint: Blueprint, layer: str, size: int) -> Description | dict[str, Any]:
+    """The description, or what is wrong, as the parts of an error."""
+    try:
+        return _describe(blueprint, layer, size)
+    except LeanreconError as error:
+        return {"found": error.found, "expected": error.expected, "todo": error.todo}
+    except RuntimeError as error:
+        found = f"images of {size} pixels are too small for this network: {said_by(error)}"
+        return {"found": found, "todo": "set a larger size"}
 
 
 def _describe(blueprint: Blueprint, layer: str, size: int) -> Description:
@@ -96,7 +110,7 @@ def _describe(blueprint: Blueprint, layer: str, size: int) -> Description:
         used.update({f"{id(module)}.{name}": value for name, value in module.named_parameters(recurse=False)})
 
     for module in network.network.modules():
-        module.register_forward_hook(seen)
+        module.register_forward_hook(seen, prepend=True)  # before the one that ends at the layer
     with torch.inference_mode():
         dims = network(torch.zeros((1, 3, size, size), device="meta")).numel()
     weights = sum(value.numel() for value in {id(v): v for v in used.values()}.values()) * 4
@@ -233,19 +247,6 @@ def compare(
         )
 
 
-def _main(builder: str, arguments: str, layer: str, size: str) -> None:
-    """Print the description as JSON, or the error."""
-    try:
-        answer = asdict(_describe(Blueprint(builder, arguments), layer, int(size)))
-    except LeanreconError as error:
-        answer = {"found": error.found, "expected": error.expected, "todo": error.todo}
-    except RuntimeError as error:
-        answer = {
-            "found": f"images of {size} pixels are too small for this network: {said_by(error)}",
-            "todo": "set a larger size",
-        }
-    print(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _found = _answer(Blueprint(*sys.argv[1:3]), sys.argv[3], int(sys.argv[4]))
+    print(json.dumps(asdict(_found) if isinstance(_found, Description) else _found))

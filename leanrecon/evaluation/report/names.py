@@ -62,6 +62,7 @@ _METRICS = (
         "Structural similarity along each column of pixels alone, as an old library computed it for many published "
         "tables. Compare it with those only.",
     ),
+    Metric("ssim_rgb", "SSIM, by colour", "SSIM RGB", "Structural similarity of red, green and blue alone, averaged."),
     Metric("ssim_7x7", "SSIM, 7 × 7 windows", "SSIM 7×7", "Structural similarity in square windows of seven pixels."),
     Metric(
         "mse",
@@ -88,8 +89,20 @@ METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics that are not by a judge; those by judges are named from their keys."""
 
 _KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "way50")
-_ORDER = ("pixcorr", "ssim", "ssim_1d", "ssim_7x7", "mse", "PIXELS", "JUDGES", "latent_r2_mean", "latent_r2_total")
-_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG"}
+_ORDER = (
+    "pixcorr",
+    "ssim",
+    "ssim_1d",
+    "ssim_7x7",
+    "ssim_rgb",
+    "mse",
+    "PIXELS",
+    "JUDGES",
+    "latent_r2_mean",
+    "latent_r2_total",
+)
+_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG", "alexnet2": "AlexNet(2)",
+            "alexnet5": "AlexNet(5)", "inception": "Inception-v3", "efficientnet": "EfficientNet-B1"}  # fmt: skip
 
 
 def metric(key: str) -> Metric:
