@@ -37,6 +37,29 @@ def resize(image: Array, shape: ImageShape, *, bicubic: bool = False) -> Array:
     return resized.reshape(shape)
 
 
+def resize_tensor(image: Array, shape: ImageShape) -> Array:
+    """An image at another size as PyTorch's bilinear ``interpolate`` gives it (corners not aligned, no antialiasing).
+
+    Float32 [height, width, channels], unless it has that size already. Pixels between which it falls are weighted by
+    their nearness, however much it shrinks.
+    """
+    if image.shape == shape:
+        return image
+    result = image.astype(np.float32)
+    for axis in (0, 1):
+        low, high, weight = _between(result.shape[axis], shape[axis])
+        weight = weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        result = result.take(low, axis) * (1 - weight) + result.take(high, axis) * weight
+    return result
+
+
+def _between(n: int, m: int) -> tuple[Array, Array, Array]:
+    """For each of ``m`` pixels the two of ``n`` between which it falls, and how near it is to the second."""
+    at = np.maximum((np.arange(m) + 0.5) * (n / m) - 0.5, 0)
+    low = np.minimum(np.floor(at).astype(np.int64), n - 1)
+    return low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32)
+
+
 def with_channels(image: Array, channels: int) -> Array:
     """An image in grey (1 channel) or RGB (3): grey is repeated, colour weighted by ``GREY``."""
     if image.shape[2] == channels:

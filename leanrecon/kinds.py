@@ -62,6 +62,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "judges": {
         "clip": "leanrecon.evaluation.judges.clip:CLIPJudge",
+        "module": "leanrecon.evaluation.judges.module:ModuleJudge",
+        "space": "leanrecon.evaluation.judges.space:SpaceJudge",
+        "swav": "leanrecon.evaluation.judges.swav:SwAVJudge",
+        "torchvision": "leanrecon.evaluation.judges.torchvision:TorchvisionJudge",
     },
 }
 """``MODULE:CLASS`` of every built-in kind, by group."""

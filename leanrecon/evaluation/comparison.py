@@ -14,12 +14,29 @@ from leanrecon.evaluation.image_sources import ConstantImage, ReadsImages
 from leanrecon.evaluation.metrics import Prepared, compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import identified_shape, shifts, workers
 from leanrecon.evaluation.pool import Spool, SpooledRows
-from leanrecon.images import Array, ImageShape, resize, with_channels
+from leanrecon.images import Array, ImageShape, resize, resize_tensor, with_channels
+from leanrecon.study.protocols import Resample
 
 
-def fitted(image: Array, shape: ImageShape) -> Array:
-    """An image in the channels and at the size in which images are compared."""
-    return resize(with_channels(image, shape[2]), shape)
+@dataclass(frozen=True)
+class Fitting:
+    """How images are brought to the channels and the size in which they are compared."""
+
+    shape: ImageShape
+    resample: Resample = "bilinear"
+    through: int | None = None
+    """Sides that they are brought to before that."""
+    colours: bool = False
+    """Whether SSIM is taken of every colour too."""
+
+    def __call__(self, image: Array) -> Array:
+        image = with_channels(image, self.shape[2])
+        if self.resample != "tensor":
+            return resize(image, self.shape, bicubic=self.resample == "bicubic")
+        if self.through is not None:
+            image = resize_tensor(image, (self.through, self.through, self.shape[2]))
+        image = resize_tensor(image, self.shape)
+        return image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -35,21 +52,21 @@ class Others:
 class Compared:
     """One set of images on its way through the test rows."""
 
-    def __init__(self, images: ReadsImages, m: int, shape: ImageShape, spool: Spool, *, patterns: bool = False) -> None:
-        self.metrics = pair_metrics(*shape[:2], patterns=patterns)
+    def __init__(self, images: ReadsImages, m: int, fit: Fitting, spool: Spool, metrics: Sequence[str]) -> None:
+        self.metrics = metrics
         self.scores = Scores({name: np.empty(m) for name in self.metrics})
-        self.small_shape = identified_shape(shape)
+        self.small_shape = identified_shape(fit.shape)
         self.small = spool.rows(m, int(np.prod(self.small_shape)))
         """The images, small enough to identify them by their pixels, uint8 [m, height × width × channels]."""
         self.pairs = 0
         """How many pairs of a reconstruction and another stimulus the chance levels are taken over."""
-        self._images, self._shape = images, shape
+        self._images, self._fit = images, fit
         self._wrong = dict.fromkeys(self.metrics, 0.0)
         self._constant: Prepared | None = None
 
     def prepared(self, row: int) -> Prepared:
         """The image of a row with what its metrics need; kept small for its identification."""
-        image = fitted(self._images.read(row), self._shape)
+        image = self._fit(self._images.read(row))
         self.small.write(row, resize(image, self.small_shape))
         if not isinstance(self._images, ConstantImage):
             return prepare(image, self.metrics)
@@ -73,14 +90,14 @@ def compare_images(
     sources: Mapping[str, ReadsImages],
     stimuli: ReadsImages,
     names: Sequence[str],
-    shape: ImageShape,
+    fit: Fitting,
     context: Context,
     spool: Spool,
     others: Others | None = None,
     *,
     patterns: bool = False,
 ) -> tuple[dict[str, Compared], SpooledRows]:
-    """Pixel metrics of every source's images, all brought to ``shape``; and the stimuli as small as ``Compared.small``.
+    """Pixel metrics of every source's images, all brought to the shape of ``fit``; and the stimuli as small as ``Compared.small``.
 
     ``names`` holds the stimulus id of each of the m test rows. The chance level of a pixel metric is its mean over
     pairs of a reconstruction and another stimulus. The small images wait in ``spool``. ``patterns``: images are black and
@@ -88,12 +105,13 @@ def compare_images(
     """
     m = len(names)
     others = others or Others(stimuli, names)
-    n, distances = len(others.names), shifts(len(others.names), shape[0] * shape[1])
-    seen = Compared(stimuli, m, shape, spool, patterns=patterns)
-    found = {source: Compared(images, m, shape, spool, patterns=patterns) for source, images in sources.items()}
+    n, distances = len(others.names), shifts(len(others.names), fit.shape[0] * fit.shape[1])
+    metrics = pair_metrics(*fit.shape[:2], colours=fit.colours, patterns=patterns)
+    seen = Compared(stimuli, m, fit, spool, metrics)
+    found = {source: Compared(images, m, fit, spool, metrics) for source, images in sources.items()}
 
     def other(at: int) -> tuple[str, Prepared]:
-        return others.names[at % n], prepare(fitted(others.images.read(at % n), shape), seen.metrics)
+        return others.names[at % n], prepare(fit(others.images.read(at % n)), metrics)
 
     recent = deque((other(others.first + at) for at in range(-distances, 0)), maxlen=distances)
     with (

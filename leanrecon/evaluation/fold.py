@@ -109,6 +109,7 @@ class Fold:
             chunk=self.test.store.buffer_nbytes(),
             block=1 if self.train_features is None else self.train_features.block,
             pictures=sorted({pictures.shape for pictures in drawn if pictures is not None}),
+            final=(self.final or self.stage1).shape,
             refined=len(self.refined),
             areas=len(self.areas),
         )

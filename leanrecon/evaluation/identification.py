@@ -33,14 +33,8 @@ def identify_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> 
     stimulus, others = _others(names)
     if not others.all():
         return None
-    m, n_stimuli = len(stimulus), int(stimulus.max()) + 1
-    own = paired_correlations(parts) - TIE
-    wins, wins_reverse = np.zeros(m), np.zeros(m)
-    for rows, columns, r in all_correlations(parts):
-        a, b = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-        distractor = stimulus[a, None] != stimulus[None, b]
-        wins[a] += np.count_nonzero((own[a, None] > r) & distractor, axis=1)
-        wins_reverse[b] += np.count_nonzero((own[None, b] > r) & distractor, axis=0)
+    n_stimuli = int(stimulus.max()) + 1
+    wins, wins_reverse, _ = wins_of(parts, names)
     return Scores(
         {
             f"two_way_{suffix}": wins / others,
@@ -55,6 +49,23 @@ def identify_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> 
             f"top1_{suffix}_reverse": float(np.mean(1 / (1 + others))),
         },
     )
+
+
+def wins_of(parts: Sequence[Part], names: Sequence[str], *, centred: bool = True) -> tuple[Array, Array, Array]:
+    """How many rows of other stimuli each reconstruction is less like than its own, and each stimulus in turn.
+
+    By Pearson's r, or by the cosine where rows are not ``centred``; ties are no wins. With them how many rows show
+    another stimulus; all float64 [m].
+    """
+    stimulus, others = _others(names)
+    own = paired_correlations(parts, centred=centred) - TIE
+    wins, wins_reverse = np.zeros(len(stimulus)), np.zeros(len(stimulus))
+    for rows, columns, r in all_correlations(parts, centred=centred):
+        a, b = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+        distractor = stimulus[a, None] != stimulus[None, b]
+        wins[a] += np.count_nonzero((own[a, None] > r) & distractor, axis=1)
+        wins_reverse[b] += np.count_nonzero((own[None, b] > r) & distractor, axis=0)
+    return wins, wins_reverse, others
 
 
 def distances(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suffix: str) -> Scores:
@@ -86,37 +97,42 @@ def _others(names: Sequence[str]) -> tuple[Array, Array]:
     return stimulus, (len(stimulus) - np.bincount(stimulus)[stimulus]).astype(np.float64)
 
 
-def unit_rows(matrix: Matrix, rows: range, memory: Array) -> Array:
-    """Rows less their mean, of length 1, in float32; constant rows become zeros, which correlate with nothing."""
+def unit_rows(matrix: Matrix, rows: range, memory: Array, *, centred: bool = True) -> Array:
+    """Rows less their mean, of length 1, in float32; constant rows become zeros, which correlate with nothing.
+
+    Not ``centred``: rows of length 1 alone, for the cosine; rows of zeros stay.
+    """
     result = memory[: len(rows)]
     matrix.read(rows, range(matrix.shape[1]), result)
     for row in result:
-        constant = row.min() == row.max()
-        row -= row.mean(dtype=np.float64).astype(np.float32)
+        constant = row.min() == row.max() if centred else not row.any()
+        if centred:
+            row -= row.mean(dtype=np.float64).astype(np.float32)
         row *= 0 if constant else np.float32(1 / np.sqrt(np.einsum("i,i", row, row, dtype=np.float64)))
     return result
 
 
-def paired_correlations(parts: Sequence[Part]) -> Array:
-    """Pearson's r of each reconstruction with its own stimulus, float64 [rows of all parts]."""
+def paired_correlations(parts: Sequence[Part], *, centred: bool = True) -> Array:
+    """Pearson's r, or the cosine, of each reconstruction with its own stimulus, float64 [rows of all parts]."""
     paired = np.empty(sum(part.rows for part in parts))
     for part in parts:
         size, one, two = _memories(part)
         for rows in panels(part.rows, size):
             own = range(part.first + rows.start, part.first + rows.stop)
-            a, b = unit_rows(part.reconstructions, rows, one), unit_rows(part.stimuli, own, two)
+            a = unit_rows(part.reconstructions, rows, one, centred=centred)
+            b = unit_rows(part.stimuli, own, two, centred=centred)
             paired[own.start : own.stop] = np.einsum("ij,ij->i", a, b, dtype=np.float64)
     return paired
 
 
-def all_correlations(parts: Sequence[Part]) -> Iterator[tuple[range, range, Array]]:
-    """Yield ``(rows, columns, r)``: Pearson's r of a panel of reconstructions with a panel of stimuli."""
+def all_correlations(parts: Sequence[Part], *, centred: bool = True) -> Iterator[tuple[range, range, Array]]:
+    """Yield ``(rows, columns, r)``: Pearson's r, or the cosine, of a panel of reconstructions and one of stimuli."""
     for part in parts:
         size, one, two = _memories(part)
         for rows in panels(part.rows, size):
-            a = unit_rows(part.reconstructions, rows, one)
+            a = unit_rows(part.reconstructions, rows, one, centred=centred)
             for columns in panels(part.stimuli.shape[0], size):
-                r = a @ unit_rows(part.stimuli, columns, two).T
+                r = a @ unit_rows(part.stimuli, columns, two, centred=centred).T
                 yield range(part.first + rows.start, part.first + rows.stop), columns, r
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from leanrecon.evaluation.plan import nearest_at_once
-from leanrecon.images import Array, ImageShape, resize
+from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import buffer
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import ImageReader
@@ -83,6 +83,27 @@ class Reconstructions:
     @property
     def content(self) -> str:
         return fingerprint({"pictures": self.pictures.content, "enlarged": self.shape and list(self.shape[:2])})
+
+    def numbers(self, m: int) -> Array:
+        return np.arange(m)
+
+
+class Blended:
+    """Final images with a share of first ones mixed in, level by level; first ones are resized to them bilinearly."""
+
+    def __init__(self, final: ImageSource, stage1: ImageSource, share: float) -> None:
+        self.final, self.stage1, self.share = final, stage1, share
+
+    def read(self, row: int) -> Array:
+        image, first = self.final.read(row), self.stage1.read(row)
+        height, width, channels = image.shape
+        first = resize(with_channels(first, channels), (height, width, channels))
+        mixed = (1 - self.share) * image.astype(np.float64) + self.share * first
+        return np.rint(mixed).astype(np.uint8)
+
+    @property
+    def content(self) -> str:
+        return fingerprint({"final": self.final.content, "stage1": self.stage1.content, "share": self.share})
 
     def numbers(self, m: int) -> Array:
         return np.arange(m)

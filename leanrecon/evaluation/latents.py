@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.evaluation.among import retrieve_parts
 from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.identification import identify_parts
 from leanrecon.evaluation.plan import latents_at_once
@@ -51,6 +52,9 @@ def compare_latents_parts(parts: Sequence[Part], names: Sequence[str]) -> tuple[
     identified = identify_parts(parts, names, "features") if narrowest >= LEAST_DIMS else None
     if identified is not None:
         scores.add(identified)
+    retrieved = retrieve_parts(parts, names, "features") if narrowest >= LEAST_DIMS else None
+    if retrieved is not None:
+        scores.add(retrieved)
     return scores, r2
 
 

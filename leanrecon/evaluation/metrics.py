@@ -59,6 +59,10 @@ square window of 7 pixels and sample covariances, scikit-image's default.
 """
 
 
+SSIM_RGB = "ssim_rgb"
+"""``ssim`` of red, green and blue alone, averaged: as torchmetrics has it, and so evaluations of Kamitani's lab."""
+
+
 def local_means(x: Array, names: Iterable[str]) -> dict[str, Array]:
     """Weighted means over the window around every pixel, by definition of SSIM; a step that two share is taken once."""
     from scipy.ndimage import gaussian_filter1d, uniform_filter1d
@@ -86,6 +90,16 @@ def to_grey(image: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """One colour of an image, with what SSIM needs of it."""
+
+    grey: Array
+    """Its levels from 0 to 1."""
+    local: dict[str, tuple[Array, Array]]
+    """For each definition of SSIM the local means and variances."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """An image with all that its metrics need of it alone, so that nothing is computed twice."""
 
@@ -96,16 +110,25 @@ class Prepared:
     grey: Array
     local: dict[str, tuple[Array, Array]]
     """For each definition of SSIM the local means and variances."""
+    colours: tuple[Plane, ...] = ()
+    """Red, green and blue, where SSIM is taken of them."""
 
 
 def prepare(image: Array, metrics: Sequence[str]) -> Prepared:
     """Compute all that the metrics named need of one image alone."""
     pixels = image.reshape(-1).astype(np.int64)
     grey = to_grey(image)
-    names = [name for name in metrics if name in SSIM]
-    means, squares = local_means(grey, names), local_means(grey * grey, names)
-    local = {name: (means[name], SSIM[name].correction * (squares[name] - means[name] ** 2)) for name in names}
-    return Prepared(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local)
+    local = _local(grey, [name for name in metrics if name in SSIM])
+    colours: tuple[Plane, ...] = ()
+    if SSIM_RGB in metrics:
+        planes = (image[:, :, k] / 255 for k in range(image.shape[2]))
+        colours = tuple(Plane(plane, _local(plane, ["ssim"])) for plane in planes)
+    return Prepared(pixels, int(pixels.sum()), _product(pixels, pixels), grey, local, colours)
+
+
+def _local(plane: Array, names: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+    means, squares = local_means(plane, names), local_means(plane * plane, names)
+    return {name: (means[name], SSIM[name].correction * (squares[name] - means[name] ** 2)) for name in names}
 
 
 def _product(a: Array, b: Array) -> int:
@@ -131,7 +154,7 @@ def accuracy(a: Prepared, b: Prepared) -> float:
     return float(np.mean((a.pixels >= LIT) == (b.pixels >= LIT)))
 
 
-def ssim(a: Prepared, b: Prepared, name: str, products: Array | None = None) -> float:
+def ssim(a: Prepared | Plane, b: Prepared | Plane, name: str, products: Array | None = None) -> float:
     """Structural similarity (Wang et al. 2004, equation 13), averaged over the image, by one of its definitions.
 
     ``products`` are the local means of the product of both images, where they are known.
@@ -147,9 +170,13 @@ def ssim(a: Prepared, b: Prepared, name: str, products: Array | None = None) -> 
     return float(window.inner(top / bottom).mean())
 
 
-def pair_metrics(height: int, width: int, *, patterns: bool = False) -> list[str]:
-    """The metrics that images of a size have: SSIM needs a whole window, and accuracy black and white patterns."""
-    names = ["pixcorr", *(name for name, window in SSIM.items() if _holds(window, height, width)), "mse"]
+def pair_metrics(height: int, width: int, *, colours: bool = False, patterns: bool = False) -> list[str]:
+    """The metrics that images of a size have: SSIM needs a whole window, and accuracy black and white patterns.
+
+    With ``colours``, SSIM of each colour too.
+    """
+    names = [name for name, window in SSIM.items() if _holds(window, height, width)]
+    names = ["pixcorr", *names, *([SSIM_RGB] if colours and "ssim" in names else []), "mse"]
     return [*names, "accuracy"] if patterns else names
 
 
@@ -167,6 +194,9 @@ def compare(reconstruction: Prepared, stimulus: Prepared, metrics: Sequence[str]
     for name in metrics:
         if name in SSIM:
             values[name] = ssim(reconstruction, stimulus, name, products[name])
+        elif name == SSIM_RGB:
+            pairs = zip(reconstruction.colours, stimulus.colours, strict=True)
+            values[name] = float(np.mean([ssim(ours, theirs, "ssim") for ours, theirs in pairs]))
         else:
             values[name] = _PLAIN[name](reconstruction, stimulus)
     return values

@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from leanrecon.images import ImageShape, fitted_into
+from leanrecon.study.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from leanrecon.evaluation.judges.judge import Judge
     from leanrecon.study.settings import EvaluateSettings
-
-PRESETS: dict[str, ImageShape | None] = {"native": None, "bd2023": (425, 425, 3)}
-"""The shape that images are brought to before they are compared; None: that of the stimuli.
-
-``bd2023``: as Ozcelik & VanRullen 2023 compare pixels.
-"""
 
 CANDIDATES_AT_ONCE = 2048
 """Random patterns that are drawn together, among which reconstructions of patterns are identified; decides their numbers."""
@@ -95,14 +90,26 @@ class EvaluateShapes:
     """Shapes of the reconstructions, where they differ from the stimuli."""
     refined: int = 2
     """Baselines that the generator draws."""
+    final: ImageShape | None = None
+    """The shape of the final images; None: that of the stimuli."""
     areas: int = 0
     pooled_rows: int = 0
     """Test rows of all folds; 0: there is one split."""
 
 
+def compared_shape(preset: str, images: ImageShape, final: ImageShape | None) -> ImageShape:
+    """The shape that images are brought to before pixels are compared."""
+    protocol = PROTOCOLS[preset]
+    if protocol.size is not None:
+        return protocol.size, protocol.size, 3
+    if protocol.of_reconstruction and final is not None:
+        return *final[:2], images[2]
+    return images
+
+
 def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: Sequence["Judge"] = ()) -> int:
     """Bytes of memory that the evaluation of one fold takes beside what the process holds already."""
-    compared = PRESETS[settings.preset] or shapes.images
+    compared = compared_shape(settings.preset, shapes.images, shapes.final)
     m, chunk = shapes.test_rows, shapes.chunk
     together = max(m, min(shapes.pooled_rows, POOLED))
     every = max(m, shapes.pooled_rows)
@@ -112,12 +119,14 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
     largest = max(
         *embedding,
         *features,
-        compare_nbytes(compared, m, sources, chunk, together),
+        compare_nbytes(compared, m, sources, chunk, together, colours=PROTOCOLS[settings.preset].ssim == "ssim_rgb"),
         nearest_nbytes(m, shapes.train_images, shapes.block),
         math.prod(shapes.images) * 24 + 2 * chunk,  # the mean train image
         pattern_nbytes(m, shapes.images),
     )
     staying = sum(judge.staying_nbytes for judge in judges) + scores_nbytes(every, sources, shapes.dims, judges)
+    if settings.blend:  # a final and a first image in float64, for every thread that reads them
+        largest += (workers() + 1) * math.prod(shapes.final or shapes.images) * 3 * _FLOAT64
     return SLACK + bootstrap_nbytes(every, settings.resamples) + staying + largest
 
 
@@ -151,13 +160,13 @@ def may_be_patterns(shape: ImageShape) -> bool:
 def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
     """Bytes of all scores of ``m`` test rows, of their stimulus ids, and of the checksums of reconstructions."""
     figures = sources * (5 + _IDENTIFIED + 2 + _IDENTIFIED + _IDENTIFIED * len(judges))
-    figures += (sources // 2) * len(spaces) * (2 + _IDENTIFIED)
+    figures += (sources // 2) * len(spaces) * (2 + 2 * _IDENTIFIED)  # with retrieval
     return m * (figures * _FLOAT64 + 200 + 150 * sources)
 
 
 def spool_nbytes(shapes: EvaluateShapes, settings: "EvaluateSettings") -> int:
     """Bytes on disk, for a while, of the images that are identified by their pixels."""
-    small = math.prod(identified_shape(PRESETS[settings.preset] or shapes.images))
+    small = math.prod(identified_shape(compared_shape(settings.preset, shapes.images, shapes.final)))
     return (most_sources(shapes, settings) + 1) * max(shapes.test_rows, shapes.pooled_rows) * small
 
 
@@ -184,13 +193,16 @@ def resamples_at_once(m: int) -> int:
     return min(RESAMPLES_AT_ONCE, max(DRAWN_AT_ONCE // m, 1))
 
 
-def compare_nbytes(shape: ImageShape, m: int, sources: int, chunk: int, together: int = 0) -> int:
+def compare_nbytes(
+    shape: ImageShape, m: int, sources: int, chunk: int, together: int = 0, *, colours: bool = False
+) -> int:
     """Bytes for ``compare_images`` of ``sources`` sets of images, and for identifying them by their pixels.
 
-    ``chunk`` is a chunk of stimuli in bytes; ``together`` are the rows of a panel at least, where rows are pooled.
+    ``chunk`` is a chunk of stimuli in bytes; ``together`` are the rows of a panel at least, where rows are pooled;
+    ``colours`` says whether SSIM is taken of every colour.
     """
     pixels = shape[0] * shape[1]
-    prepared = pixels * (shape[2] + 7 * _FLOAT64)
+    prepared = pixels * (shape[2] + 7 * _FLOAT64 + (3 * shape[2] * _FLOAT64 if colours else 0))
     work = pixels * (3 * shape[2] + 13) * _FLOAT64
     small = math.prod(identified_shape(shape))
     at_work = min(workers(), sources)

@@ -8,10 +8,11 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Resampling, Scores, average, needs_pooling, numbered
-from leanrecon.evaluation.comparison import Others, compare_images
+from leanrecon.evaluation.comparison import Fitting, Others, compare_images
 from leanrecon.evaluation.fold import TRUE_FEATURES, Fold
 from leanrecon.evaluation.identification import identify_parts
 from leanrecon.evaluation.image_sources import (
+    Blended,
     ConstantImage,
     EveryFold,
     ImageSource,
@@ -24,6 +25,7 @@ from leanrecon.evaluation.image_sources import (
 from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.latents import compare_latents_parts
+from leanrecon.evaluation.metrics import SSIM_RGB
 from leanrecon.evaluation.patterns import (
     CONSTANTS,
     MAJORITY,
@@ -33,12 +35,14 @@ from leanrecon.evaluation.patterns import (
     find_patterns,
     score_patterns,
 )
-from leanrecon.evaluation.plan import POOLED, PRESETS, plan_evaluate
+from leanrecon.evaluation.plan import POOLED, compared_shape, plan_evaluate
 from leanrecon.evaluation.pool import Part, Spool, joined, stacked
 from leanrecon.images import Array
 from leanrecon.places import Location, as_location
 from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import remove
+from leanrecon.study.protocols import PROTOCOLS
 from leanrecon.study.settings import EvaluateSettings
 
 MEAN, RANDOM, NEAREST = "mean_train_image", "random_train_image", "nearest_train_image"
@@ -142,22 +146,24 @@ def _score_images(
     shapes = replace(fold.shapes(), pooled_rows=0 if others is None else len(others.names))
     context.require("evaluate", plan_evaluate(shapes, settings, judges))
     context = context.named(f"{fold.label}evaluate")
-    sources = dict(_sources(fold, context.seed))
+    sources = dict(_sources(fold, context.seed, settings.blend))
     if patterns is not None:
         sources |= constants(patterns, fold)
     stimuli = StoredImages(fold.test.store, fold.test.index)
-    shape = PRESETS[settings.preset] or fold.image_shape
+    protocol, final = PROTOCOLS[settings.preset], (fold.final or fold.stage1).shape
+    compared = compared_shape(settings.preset, fold.image_shape, final)
+    fit = Fitting(compared, protocol.resample, protocol.through, protocol.ssim == SSIM_RGB)
     described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context))
     of_patterns = patterns is not None
-    compared, small = compare_images(sources, stimuli, fold.names, shape, context, spool, others, patterns=of_patterns)
-    result = FoldScores(fold, resampling, {name: of_source.scores for name, of_source in compared.items()})
-    result.pairs = max(of_source.pairs for of_source in compared.values())
-    for name, of_source in compared.items():
+    found, small = compare_images(sources, stimuli, fold.names, fit, context, spool, others, patterns=of_patterns)
+    result = FoldScores(fold, resampling, {name: of_source.scores for name, of_source in found.items()})
+    result.pairs = max(of_source.pairs for of_source in found.values())
+    for name, of_source in found.items():
         described["images", name, "pixels"] = Described(of_source.small, small, _identified("pixels"))
     result.described = described | dict(_features(fold))
     if patterns is not None:
         majority = sources[MAJORITY].read(0)
-        result.patterns = score_patterns(patterns, fold, compared[result.final()].small, small, majority, context)
+        result.patterns = score_patterns(patterns, fold, found[result.final()].small, small, majority, context)
     return result
 
 
@@ -225,16 +231,16 @@ def _complete(scored: FoldScores) -> None:
         images[SHUFFLED] = average(pairings)
 
 
-def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, ImageSource]]:
+def _sources(fold: Fold, seed: int, blend: float = 0.0) -> Iterator[tuple[str, ImageSource]]:
     """Every set of images that is compared with the test stimuli, by its name among the figures."""
     size = fold.stage1.shape
     yield "stage1", Reconstructions(fold.stage1)
     if fold.final is not None:
-        yield "final", Reconstructions(fold.final)
+        yield "final", _blended(fold.final, fold.stage1, blend)
     for name, area in fold.areas.items():
         yield in_area("stage1", name), Reconstructions(area.stage1)
         if area.final is not None:
-            yield in_area("final", name), Reconstructions(area.final)
+            yield in_area("final", name), _blended(area.final, area.stage1, blend)
     train = fold.train
     yield MEAN, ConstantImage(mean_image(train.store, train.index))
     yield RANDOM, StoredImages(train.store, random_images(train.index, len(fold.names), seed))
@@ -247,6 +253,10 @@ def _sources(fold: Fold, seed: int) -> Iterator[tuple[str, ImageSource]]:
         yield REFINED.get(name, name), Reconstructions(pictures)
     for name, pictures in fold.upper_bounds.items():
         yield name, Reconstructions(pictures, size if name == TRUE_FEATURES else None)
+
+
+def _blended(final: Pictures, stage1: Pictures, share: float) -> ImageSource:
+    return Blended(Reconstructions(final), Reconstructions(stage1), share) if share else Reconstructions(final)
 
 
 def _judged(

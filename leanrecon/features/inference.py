@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.space import Array, FixedSpace
 from leanrecon.memory import buffer
 from leanrecon.weights.folders import SHOWN, Weights
+from leanrecon.weights.libraries import exact_inference as exact_inference  # for the rooms above
 from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, itemsize, reserved
 
 if TYPE_CHECKING:
@@ -133,16 +134,3 @@ def _check(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _sides(shape: Sequence[int]) -> list[int]:
     return [side for side in shape if side != 1]  # old autoencoders keep linear layers as 1 × 1 convolutions
-
-
-@contextlib.contextmanager
-def exact_inference(device: str) -> Iterator[None]:
-    """Inference without gradients; on CUDA without TF32, whose ten bits of mantissa change features, and deterministic."""
-    import torch
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if device.startswith("cuda"):
-            flags: Any = torch.backends.cudnn.flags
-            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
-        yield

@@ -22,6 +22,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
+from leanrecon.study import protocols
 from leanrecon.study.record import is_complete, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
@@ -86,6 +87,7 @@ class EvaluateStage:
             chunk=plan_chunks((n, *shape), np.uint8, chunk)[0] * int(np.prod(shape)),
             block=block,
             pictures=pictures,
+            final=pictures[-1],
             refined=len(settings.refine.baselines),
             areas=len(settings.areas),
             pooled_rows=n + m if planning.data.folds else 0,
@@ -128,6 +130,9 @@ class EvaluateStage:
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
         study, notes = run.study, settings_notes(run.settings)
+        notes += protocols.notes(run.settings.evaluate.preset, run.settings.judges, result.metrics["n_test"])
+        if run.settings.evaluate.blend:
+            notes.append(f"Final images are judged with {run.settings.evaluate.blend:.0%} of first images mixed in.")
         about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
         for variant, figures in zip(whole, result.folds, strict=False):
             write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)

@@ -148,9 +148,10 @@ def resolved(settings: Settings, base_dir: Path) -> Settings:
 
 
 def _with_paths(model: Model, base_dir: Path) -> Model:
-    """The settings of a kind with the weights that it names resolved."""
+    """The settings of a kind with the weights that it names resolved, those of a kind within it too."""
     values = {key: getattr(model, key) for key in weight_fields(type(model))}
-    return model.model_copy(update={key: _resolve(text, base_dir) for key, text in values.items() if text})
+    inner = {key: _with_paths(value, base_dir) for key, value in model if isinstance(value, BaseModel)}
+    return model.model_copy(update={key: _resolve(text, base_dir) for key, text in values.items() if text} | inner)
 
 
 def _resolve(text: str, base_dir: Path) -> str:

@@ -12,6 +12,7 @@ from leanrecon import kinds
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError, shown
 from leanrecon.memory import parse_budget, parse_bytes
+from leanrecon.study.protocols import PROTOCOLS
 from leanrecon.validation import nearest, validate
 
 Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
@@ -92,8 +93,12 @@ class EvaluateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    preset: Literal["native", "bd2023"] = "native"
-    """The size at which images are compared: that of the stimuli, or 425 pixels as Brain-Diffuser does."""
+    preset: Literal["native", "bd2023", "mindeye2", "takagi", "kamitani", "brainit"] = "native"
+    """The protocol by which pixels are compared: at the size of the stimuli, or as a paper does."""
+    judges: Literal["preset"] | tuple[str, ...] | None = None
+    """The judges by name, of the preset's and of [judges]; "preset": all of both; none given: those of [judges]."""
+    blend: float = Field(default=0.0, ge=0, lt=1)
+    """Share of first images mixed into final ones before they are judged, as some papers do; 0: none."""
     permutations: int = Field(default=5, ge=0, le=10_000)
     """How often betas and images are paired at random for the baseline of shuffled betas."""
     resamples: int = Field(default=1000, ge=100, le=100_000)
@@ -196,8 +201,8 @@ class _Checker:
             )
         refine = self.collect(kinds.settings_of, "generators", self.section("refine"), "refine.", default="none")
         self._check_roles(refine, spaces)
-        judges = self._named("judges", self.section("judges"))
         evaluate = self.collect(validate, EvaluateSettings, self.section("evaluate"), "evaluate.")
+        judges = self._named("judges", self._judges(evaluate))
         if self.problems:
             raise SettingsError("; ".join(dict.fromkeys(self.problems)))
         return Settings(general, dataset, stores, areas, spaces, regression, stage1, decode, refine, judges, evaluate)
@@ -242,6 +247,32 @@ class _Checker:
         if "features" in self.tables and self.tables["features"] == {}:
             self.problems.append("features holds no feature space: name one, or leave [features] out, which means pca")
         return self._named("features", self.section("features") or {"pca": {}})
+
+    def _judges(self, evaluate: EvaluateSettings | None) -> dict[str, Any]:
+        """The tables of the judges: those of [judges] over those of the preset, as far as they are asked for."""
+        own = self.section("judges")
+        if evaluate is None or evaluate.judges is None:
+            return own
+        of_preset = PROTOCOLS[evaluate.preset].judges
+        if evaluate.judges == "preset" and not of_preset:
+            self.problems.append(f'evaluate.judges = "preset", but the preset {evaluate.preset} has no networks')
+        asked = [*of_preset, *own] if evaluate.judges == "preset" else list(evaluate.judges)
+        known = {**of_preset, **own}
+        self.problems += [
+            f"evaluate.judges names {shown(name)}, which is not a judge here ({nearest(name, known)})"
+            for name in asked
+            if name not in known
+        ]
+        unasked = [name for name in own if name not in asked]
+        self.problems += [
+            f"judges.{name} is not among evaluate.judges: name it there, or leave it out" for name in unasked
+        ]
+        tables = {name: known[name] for name in dict.fromkeys(asked) if name in known}
+        for name, table in tables.items():
+            preset = of_preset.get(name, {})
+            if isinstance(table, Mapping) and table.get("kind", preset.get("kind")) == preset.get("kind"):
+                tables[name] = {**preset, **table}
+        return tables
 
     def _named(self, group: str, tables: Mapping[str, Any]) -> dict[str, Any]:
         """Tables by name, as ``[features.NAME]``; their kind is NAME where they name none."""

@@ -18,7 +18,7 @@ from leanrecon.weights.hub import blob_of, is_sound, look_up, show_in_cache
 from leanrecon.weights.needs import Need, files_of, is_published, where
 from leanrecon.weights.pickles import convert
 from leanrecon.weights.pieces import choose, pickles
-from leanrecon.weights.published import FILES
+from leanrecon.weights.published import FILES, address_of
 
 RECORD = "fetched.json"
 """Beside downloaded files: the bytes and the SHA-256 that each had at first."""
@@ -101,7 +101,7 @@ def _planned(need: Need) -> Job:
             f"{need.setting} = {need.name!r} is neither on this machine nor a published name",
             expected="a folder, or the name of a model on the Hugging Face Hub"
             if need.pieces
-            else f"the path of a file, or one of {', '.join(FILES)}",
+            else f"the path of a file, one of torchvision's files of weights, or one of {', '.join(FILES)}",
         )
     if not need.pieces:
         return _planned_file(need)
@@ -132,7 +132,8 @@ def _planned(need: Need) -> Job:
 
 
 def _planned_file(need: Need) -> Job:
-    address, folder = FILES[need.name], cache_folder()
+    address, folder = address_of(need.name), cache_folder()
+    assert address is not None, "only published files are planned"
     if address.dataset:
         files = look_up(address.dataset, "dataset").files
         if need.name not in files:
@@ -144,7 +145,23 @@ def _planned_file(need: Need) -> Job:
         first = (read_json(folder / RECORD) or {}).get(need.name, {}).get("sha256")
         remote = find(Remote(address.url, sha256=address.sha256 or first))
     places = {need.name: folder / need.name}
-    return _job(need, {need.name: remote}, places, lambda: _record(folder, need.name))
+
+    def finish() -> None:
+        _require_digits(folder / need.name, address.begins)
+        _record(folder, need.name)
+
+    return _job(need, {need.name: remote}, places, finish)
+
+
+def _require_digits(path: Path, begins: str) -> None:
+    """Remove a file whose SHA-256 does not begin as published, and raise NetworkError."""
+    if begins and not (found := digest_of(path, "sha256")).startswith(begins):
+        path.unlink()
+        raise NetworkError(
+            f"{path.name} came with a SHA-256 of {found[: len(begins)]}…, so it is damaged or another file",
+            expected=f"one that begins with {begins}, as its name says",
+            todo="run the same command again; if that does not help, obtain the file elsewhere",
+        )
 
 
 def _job(

@@ -1,9 +1,11 @@
 """The libraries that run models: whether they are installed, and the memory that importing them takes."""
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from leanrecon.errors import SettingsError
 
@@ -40,3 +42,16 @@ def imports_nbytes(library: Literal["transformers", "diffusers"] | None = None) 
 
 def _title(package: str) -> str:
     return "PyTorch" if package == "torch" else package
+
+
+@contextlib.contextmanager
+def exact_inference(device: str) -> Iterator[None]:
+    """Inference without gradients; on CUDA without TF32, whose ten bits of mantissa change features, and deterministic."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if device.startswith("cuda"):
+            flags: Any = torch.backends.cudnn.flags
+            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+        yield

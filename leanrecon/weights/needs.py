@@ -9,7 +9,7 @@ from leanrecon.places.paths import find
 from leanrecon.weights.folders import HUB_NAME, cache_folder, cached_file, cached_model
 from leanrecon.weights.packaged import check_packaged, is_packaged
 from leanrecon.weights.pieces import Piece, choose, pickles
-from leanrecon.weights.published import FILES
+from leanrecon.weights.published import address_of
 
 FETCH = "download them with `leanrecon fetch-weights RECIPE_OR_FILE`"
 
@@ -65,7 +65,7 @@ def files_of(need: Need, folder: Path) -> list[str]:
 
 def is_published(need: Need) -> bool:
     """Whether it can be downloaded: a published file, or what looks like the name of a model on the hub."""
-    return bool(HUB_NAME.fullmatch(need.name)) if need.pieces else need.name in FILES
+    return bool(HUB_NAME.fullmatch(need.name)) if need.pieces else address_of(need.name) is not None
 
 
 def missing(needs: Iterable[Need]) -> list[Need]:

@@ -14,7 +14,7 @@ from scipy.stats import pearsonr
 
 from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.comparison import Fitting, compare_images
 from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import shifts
@@ -48,7 +48,7 @@ def compared(sources: dict[str, Array], stimuli: Array, names: list[str], shape:
     of_arrays = {name: Images(images) for name, images in sources.items()}
     with tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
         shape = shape or stimuli.shape[1:]
-        found, small = compare_images(of_arrays, Images(stimuli), names, shape, Context.of(), spool)
+        found, small = compare_images(of_arrays, Images(stimuli), names, Fitting(shape), Context.of(), spool)
         for of_source in found.values():
             of_source.scores.add(identify(of_source.small, small, names, "pixels") or Scores())
     return {name: of_source.scores for name, of_source in found.items()}
@@ -172,7 +172,7 @@ import json, sys, tempfile
 from pathlib import Path
 import numpy as np
 from leanrecon.context import Context
-from leanrecon.evaluation.comparison import compare_images
+from leanrecon.evaluation.comparison import Fitting, compare_images
 from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.plan import SLACK, compare_nbytes
 from leanrecon.evaluation.pool import Spool
@@ -191,7 +191,7 @@ context = Context.of()
 before = process_memory()
 names = [str(k) for k in range(m)]
 with PeakMemory() as peak, tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
-    found, small = compare_images(sources_, Images(99), names, (side, side, channels), context, spool)
+    found, small = compare_images(sources_, Images(99), names, Fitting((side, side, channels)), context, spool)
     for source in found.values():
         identify(source.small, small, names, "pixels")
 planned = compare_nbytes((side, side, channels), m, sources, 0)

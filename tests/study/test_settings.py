@@ -57,7 +57,7 @@ def test_only_the_dataset_is_needed():
         },
         "stage1": {"size": "stimuli"},
         "refine": {"kind": "none", "baselines": []},
-        "evaluate": {"preset": "native", "permutations": 5, "resamples": 1000},
+        "evaluate": {"preset": "native", "blend": 0.0, "permutations": 5, "resamples": 1000},
     }
 
 

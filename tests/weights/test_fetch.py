@@ -17,9 +17,10 @@ from support.hub_server import LARGE  # noqa: E402
 
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
 from leanrecon.net import download, retry  # noqa: E402
+from leanrecon.weights import published  # noqa: E402
 from leanrecon.weights.fetch import RECORD, fetch_all  # noqa: E402
 from leanrecon.weights.folders import find_model  # noqa: E402
-from leanrecon.weights.needs import Need, where  # noqa: E402
+from leanrecon.weights.needs import Need, is_published, where  # noqa: E402
 from leanrecon.weights.pieces import Piece  # noqa: E402
 from leanrecon.weights.published import FILES, Address  # noqa: E402
 
@@ -292,6 +293,22 @@ def test_a_file_of_another_digest_than_is_published_is_refused(hub, said, monkey
     with pytest.raises(NetworkError, match=f"not {'0' * 64}"):
         fetch_all([VDVAE], said)
     assert where(VDVAE) is None
+
+
+def test_torchvision_s_files_are_fetched_by_name_and_proved_by_the_digits_in_it(hub, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "TORCHVISION", f"{hub.url}/models/")
+    for digits, refused in ((hashlib.sha256(BYTES).hexdigest()[:8], False), ("01234567", True)):
+        need = Need("judges.x.weights", f"some_net-{digits}.pth")
+        hub.put(f"/models/{need.name}", BYTES)
+        assert is_published(need)
+        if refused:
+            with pytest.raises(NetworkError, match="so it is damaged or another file") as caught:
+                fetch_all([need], said)
+            assert f"begins with {digits}" in str(caught.value)
+        else:
+            fetch_all([need], said)
+        assert (where(need) is None) == refused
+    assert not is_published(Need("judges.x.weights", "some_net.pth"))
 
 
 def test_captions_come_from_a_data_set(hub, said, tmp_path):

@@ -4,15 +4,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon import kinds
 from leanrecon.evaluation.judges.judge import Measure
-from leanrecon.images import Array, ImageShape
+from leanrecon.images import Array, ImageShape, resize, resize_tensor
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.weights.names import WeightsName
 from leanrecon.weights.needs import Need
 from leanrecon.weights.safetensors import Precision
+
+Side = Annotated[int, Field(strict=True, ge=8, le=2048)]
 
 PIXEL = (1, 1, 3)
 """The smallest image shape; dims and checks do not depend on it."""
@@ -28,6 +31,12 @@ class CLIPJudgeSettings(BaseModel):
     """Folder or name on the Hugging Face Hub of a CLIP whose image embedding compares images."""
     precision: Precision = "float32"
     """Precision of the network; float16 on a GPU only."""
+    size: Side | None = None
+    """The side in pixels that images are brought to bilinearly, before what the model's own preprocessing does."""
+    through: Side | None = None
+    """The side in pixels that they are brought to before that."""
+    resize: Literal["pillow", "tensor"] = "pillow"
+    """Bilinear as Pillow does it, or as PyTorch resizes tensors without antialiasing, rounded to whole levels."""
 
 
 class CLIPJudge:
@@ -38,7 +47,7 @@ class CLIPJudge:
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPJudgeSettings
-    measure: ClassVar[Measure] = "two_way"
+    measure: Measure = "two_way"
     family: ClassVar[str | None] = "clip"
     """Images drawn from predicted features of this family are judged by the features that they were drawn for."""
 
@@ -80,11 +89,22 @@ class CLIPJudge:
 
     def made_of(self) -> dict[str, Any]:
         made_of: dict[str, Any] = self._space.made_of()
-        return made_of
+        settings = self.settings
+        before = {"size": settings.size, "through": settings.through, "resize": settings.resize}
+        return made_of | ({"before": before} if settings.size or settings.through else {})
 
     def encode(self, images: Array) -> Array:
+        if self.settings.size or self.settings.through:
+            images = np.stack([self._brought(image) for image in images])
         embeddings: Array = self._space.encode(images, range(len(images)))
         return embeddings
+
+    def _brought(self, image: Array) -> Array:
+        """An image at the sizes that the settings name."""
+        for side in filter(None, (self.settings.through, self.settings.size)):
+            shape = (side, side, image.shape[2])
+            image = resize(image, shape) if self.settings.resize == "pillow" else resize_tensor(image, shape)
+        return image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
 
     def release(self) -> None:
         self._space.release()

@@ -1,6 +1,6 @@
 """Embeddings of all compared images by one judge, kept on disk, and the metrics that follow from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,11 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError
+from leanrecon.evaluation.among import classes_parts
 from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.identification import distances_parts, identify_parts
 from leanrecon.evaluation.image_sources import ImageSource
-from leanrecon.evaluation.judges.judge import Judge
+from leanrecon.evaluation.judges.judge import Judge, Measure
 from leanrecon.evaluation.plan import EMBEDDED
 from leanrecon.evaluation.pool import Part
 from leanrecon.images import Array, ImageShape, resize
@@ -130,7 +131,7 @@ def _same_aspect(image: Array, shape: ImageShape) -> Array:
 def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequence[str]) -> dict[str, Scores]:
     """The metrics of every source's images by a judge, from the correlation of their embeddings with the stimuli's.
 
-    ``two_way_NAME`` and ``top1_NAME`` with their reverse, or ``distance_NAME``, by what the judge measures. ``names``
+    ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME`` or ``way50_NAME``, by what it measures. ``names``
     holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
     """
     stimuli = embeddings[STIMULI].matrix()
@@ -144,5 +145,11 @@ def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequ
 
 def judge_measure(judge: Judge, parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores | None, None]:
     """The scores of the embeddings of reconstructions and stimuli, by what the judge measures; None without any."""
-    measure = distances_parts if judge.measure == "distance" else identify_parts
-    return measure(parts, names, judge.name), None
+    return _MEASURES[judge.measure](parts, names, judge.name), None
+
+
+_MEASURES: dict[Measure, Callable[..., Scores | None]] = {
+    "two_way": identify_parts,
+    "distance": distances_parts,
+    "classes": classes_parts,
+}

@@ -10,7 +10,7 @@ from leanrecon.errors import SettingsError
 from leanrecon.images import Array, ImageShape
 from leanrecon.stores.fingerprint import fingerprint
 
-Measure = Literal["two_way", "distance"]
+Measure = Literal["two_way", "distance", "classes"]
 
 RESERVED = ("pixels", "features")
 """Names that no judge may have: metrics as ``two_way_pixels`` bear them already."""
@@ -20,8 +20,9 @@ class Judge(Protocol):
     """A kind of judge; made from its settings, weights are loaded when they are needed."""
 
     Settings: ClassVar[type[BaseModel]]
-    measure: ClassVar[Measure]
-    """two_way: identification by the correlation of embeddings. distance: their mean correlation distance, 1 − r."""
+    measure: Measure
+    """two_way: identification by the correlation of embeddings. distance: their mean correlation distance, 1 − r.
+    classes: embeddings are a classifier's output, and n-way identification is by the class of the stimulus."""
     name: str
     """The judge's name in settings, metrics (``two_way_NAME``) and the folder of its embeddings."""
     model: str

@@ -62,6 +62,7 @@ _METRICS = (
         "Structural similarity along each column of pixels alone, as an old library computed it for many published "
         "tables. Compare it with those only.",
     ),
+    Metric("ssim_rgb", "SSIM, by colour", "SSIM RGB", "Structural similarity of red, green and blue alone, averaged."),
     Metric("ssim_7x7", "SSIM, 7 × 7 windows", "SSIM 7×7", "Structural similarity in square windows of seven pixels."),
     Metric(
         "mse",
@@ -101,12 +102,13 @@ _METRICS = (
 METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics that are not by a judge; those by judges are named from their keys."""
 
-_KINDS = ("two_way", "top1", "distance")
+_KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "way50")
 _ORDER = (
     "pixcorr",
     "ssim",
     "ssim_1d",
     "ssim_7x7",
+    "ssim_rgb",
     "mse",
     "accuracy",
     "PIXELS",
@@ -115,7 +117,8 @@ _ORDER = (
     "latent_r2_total",
     "latent_r_mean",
 )
-_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG"}
+_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG", "alexnet2": "AlexNet(2)",
+            "alexnet5": "AlexNet(5)", "inception": "Inception-v3", "efficientnet": "EfficientNet-B1"}  # fmt: skip
 
 
 def metric(key: str) -> Metric:
@@ -153,7 +156,18 @@ def _by_judge(key: str, kind: str, judge: str) -> Metric:
             "0 is the same, lower is better."
         )
         return Metric(key, f"Distance by {by}", f"{by} distance", meaning, lower_is_better=True)
-    if kind == "two_way":
+    if kind == "way50":
+        meaning = (
+            f"How often the judge {by}, a classifier, gives a reconstruction the class of the image seen rather than "
+            "one of 49 other classes, drawn at random. 2 % by chance."
+        )
+        return Metric(key, f"50-way identification by {by}", f"{by} 50-way", meaning, percent=True)
+    if kind in ("top1_of_300", "top5_of_300"):
+        first = "nearest to" if kind[3] == "1" else "among the five nearest to"
+        name, short = f"Top-{kind[3]} retrieval of 300", f"top-{kind[3]} of 300"
+        meaning = f"How often its own {out_of} is {first} a {picks}, among it and 299 others drawn at random."
+        compared = "Compared by the cosine of predicted and true features, as MindEye does."
+    elif kind == "two_way":
         name, short = "Two-way identification", "two-way"
         meaning = f"The share of pairs in which a {picks} picks out its own {out_of} from two. Half of them by chance."
     else:
