@@ -42,6 +42,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ridge": "leanrecon.regression.ridge.regressor:RidgeRegressor",
         "mlp": "leanrecon.regression.mlp.regressor:MLPRegressor",
     },
+    "calibrations": {
+        "none": "leanrecon.calibration.none:NoCalibration",
+        "linear": "leanrecon.calibration.linear:LinearCalibration",
+        "boost": "leanrecon.calibration.boost:BoostCalibration",
+        "conv": "leanrecon.calibration.conv.conv:ConvCalibration",
+    },
     "alignments": {
         "none": "leanrecon.alignment.none:NoAlignment",
     },
@@ -65,6 +71,7 @@ SINGULAR = {
     "datasets": "dataset",
     "features": "feature space",
     "regressors": "regressor",
+    "calibrations": "calibration",
     "alignments": "alignment",
     "decoders": "decoder",
     "generators": "generator",
@@ -76,6 +83,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "datasets": ("plan", "ingest"),
     "features": ("dims", "cost", "encode", "made_of"),
     "regressors": ("plan", "predict", "made_of"),
+    "calibrations": ("plan", "learn", "apply", "made_of"),
     "alignments": ("plan", "fit", "transform"),
     "decoders": ("plan", "train", "decode", "made_of"),
     "generators": ("plan", "draw", "made_of"),

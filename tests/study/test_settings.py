@@ -54,7 +54,7 @@ def test_only_the_dataset_is_needed():
             "standardize": True,
             "restandardize": "none",
         },
-        "stage1": {"size": "stimuli"},
+        "stage1": {"size": "stimuli", "calibrate": {"kind": "none"}},
         "refine": {"kind": "none", "baselines": []},
         "evaluate": {"preset": "native", "permutations": 5, "resamples": 1000},
     }
