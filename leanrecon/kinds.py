@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "regressors": {
         "ridge": "leanrecon.regression.ridge.regressor:RidgeRegressor",
         "mlp": "leanrecon.regression.mlp.regressor:MLPRegressor",
+        "stack": "leanrecon.regression.stack.regressor:StackRegressor",
     },
     "calibrations": {
         "none": "leanrecon.calibration.none:NoCalibration",

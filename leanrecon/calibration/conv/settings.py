@@ -13,9 +13,9 @@ class ConvCalibrationSettings(CalibrationSettings):
 
     kind: Literal["conv"] = "conv"
     """A small residual U-Net, which begins as the identity."""
-    width: Annotated[int, Field(strict=True, ge=8, multiple_of=8)] = 32
+    width: Annotated[int, Field(strict=True, ge=8, multiple_of=8)] = 24
     """Channels of the highest resolution; they double at each of two lower ones."""
-    epochs: Annotated[int, Field(strict=True, ge=1)] = 10
+    epochs: Annotated[int, Field(strict=True, ge=1)] = 6
     """Most passes over the train rows."""
     batch_size: Annotated[int, Field(strict=True, ge=1)] = 24
     """Rows of a batch."""

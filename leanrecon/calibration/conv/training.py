@@ -102,11 +102,7 @@ def train(
                 loss = torch.nn.functional.mse_loss(network.network(x), true)  # type: ignore[operator]
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise InputError(
-                        f"the loss became {value} in epoch {place.epoch + 1}, step {place.step + 1}",
-                        expected="a finite loss",
-                        todo="lower stage1.calibrate.learning_rate; the last checkpoint is kept",
-                    )
+                    raise _not_finite(value, place)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.network.parameters(), CLIP)  # type: ignore[union-attr]
@@ -176,6 +172,14 @@ def _keep(files: Folder, network: Any, history: History, epoch: int) -> None:
     if epoch == 0 or last < best:
         history.best = epoch
         files.write("best", {name: tensor.cpu().numpy() for name, tensor in network.averages().items()}, epoch=epoch)
+
+
+def _not_finite(value: float, place: Place) -> InputError:
+    return InputError(
+        f"the loss became {value} in epoch {place.epoch + 1}, step {place.step + 1}",
+        expected="a finite loss",
+        todo="lower stage1.calibrate.learning_rate; the last checkpoint is kept",
+    )
 
 
 def _note(history: History) -> str:
