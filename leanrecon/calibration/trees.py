@@ -42,8 +42,10 @@ class Trees:
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> "Trees":
-        names = ("feature", "threshold", "ruled_out", "questions", "values")
-        return cls(*(np.asarray(arrays[name]) for name in names), float(arrays["baseline"][0]))
+        feature, threshold, ruled_out, questions, values = (
+            np.asarray(arrays[name]) for name in ("feature", "threshold", "ruled_out", "questions", "values")
+        )
+        return cls(feature, threshold, ruled_out, questions, values, float(arrays["baseline"][0]))
 
     def predict(self, features: Array) -> Array:
         """Predictions [samples] in float64 of features [features, samples], as scikit-learn adds them up."""

@@ -64,8 +64,8 @@ def residual_unet(channels: int, width: int, fold: int) -> "nn.Module":
             self.up = nn.ModuleList([nn.Conv2d(2 * k * w, k * w, 1) for k in (1, 2)])
             self.right = nn.ModuleList([Block(2 * w, w), Block(4 * w, 2 * w)])
             self.leave = nn.Conv2d(w, folded, 3, padding=1)
-            nn.init.zeros_(self.leave.weight)
-            nn.init.zeros_(self.leave.bias)
+            for parameter in self.leave.parameters():
+                nn.init.zeros_(parameter)
 
         def forward(self, x: "torch.Tensor") -> Any:
             height, width = x.shape[2:]
