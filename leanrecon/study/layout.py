@@ -83,6 +83,7 @@ LAYOUT = _items(
     Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test, train (out of fold): float32 [rows, dims]"),
     Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
     Item("predictions/*/test-members/**", Role.SCRATCH, ("regression",), "predictions of the members of a stack, until they are combined"),
+    Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
     Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode"), "trained regressors, calibrations and decoders, and their checkpoints"),
     Item("calibration/**", Role.SCRATCH, ("stage1",), "first images of train rows, until a calibration has learned from them"),

@@ -52,6 +52,11 @@ class StackRegressor:
         own = self.settings.model_dump(exclude_none=True, exclude={"members"})
         return own | {"members": [member.made_of() for member in self.members]}
 
+    @property
+    def wants_reliability(self) -> bool:
+        """Whether a member asks for the dataset's word on how reliable voxels are."""
+        return any(getattr(member, "wants_reliability", False) for member in self.members)
+
     # Planning
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
