@@ -20,7 +20,7 @@ NAMES = {".".join(["leanrecon", *path.relative_to(ROOT).with_suffix("").parts]) 
 GROUND = ("errors", "memory", "progress", "images", "validation", "devices", "context", "kinds")
 FLOORS = dict.fromkeys(GROUND, 0) | {
     "places": 1, "stores": 2, "net": 2, "weights": 3, "study": 4,
-    "alignment": 4, "datasets": 5, "decoders": 5, "features": 5, "regression": 5, "refinement": 5, "evaluation": 5,
+    "alignment": 4, "datasets": 5, "calibration": 5, "decoders": 5, "features": 5, "regression": 5, "refinement": 5, "evaluation": 5,
     "stages": 6, "execution": 7, "app": 8, "api": 9, "__init__": 10, "__main__": 10,
 }  # fmt: skip
 """The floor of every room: a room imports only rooms below it."""

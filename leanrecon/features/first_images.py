@@ -1,12 +1,12 @@
 """First images: predicted features, decoded by their feature space into PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
 from leanrecon.features.space import FeatureSpace, ImageShape
-from leanrecon.images import fitted_into, resize
+from leanrecon.images import Array, fitted_into, resize
 
 if TYPE_CHECKING:
     from leanrecon.stores import Store
@@ -43,11 +43,12 @@ def draw(
     context: Context,
     *,
     rows: Sequence[int] | None = None,
+    calibrated: Callable[[Array], Array] | None = None,
 ) -> None:
     """Decode rows of a store into the pictures that are missing, and finish ``pictures``.
 
-    Picture i shows row ``rows[i]`` of ``features``, by default row i. ``images`` is the shape of the stimuli. Images are
-    resized by Pillow's BICUBIC, as in Brain-Diffuser. Raises BudgetError before any work.
+    Picture i shows row ``rows[i]`` of ``features``, by default row i. ``images`` is the shape of the stimuli. Decoded
+    images are ``calibrated``, and resized by Pillow's BICUBIC, as in Brain-Diffuser. Raises BudgetError before any work.
     """
     from leanrecon.features.extract import decode_rows
 
@@ -59,7 +60,8 @@ def draw(
     with context.progress.task(context.label, total=pictures.rows, unit="images", done=done) as advance:
         if missing:
             for row, image in decode_rows(space, features, images, context, rows=sorted(pictures_of)):
+                mended = image if calibrated is None else calibrated(image)
                 for picture in pictures_of[row]:
-                    pictures.write(picture, resize(image, pictures.shape, bicubic=True))
+                    pictures.write(picture, resize(mended, pictures.shape, bicubic=True))
                 advance(len(pictures_of[row]))
     pictures.finish()

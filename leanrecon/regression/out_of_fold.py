@@ -76,6 +76,7 @@ def fold_data(data: RegressionData, fold: Array, k: int) -> RegressionData:
         test=RowSubset(data.betas, np.flatnonzero(held)),
         groups=[data.groups[int(i)] for i in train],
         stimulus=None if plain else stimulus,
+        reliability=data.reliability,
     )
 
 

@@ -129,7 +129,7 @@ class EvaluateStage:
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
-        study, notes = run.study, settings_notes(run.settings)
+        study, notes = run.study, settings_notes(run.settings) + recorded_notes(whole)
         notes += protocols.notes(run.settings.evaluate.preset, run.settings.judges, result.metrics["n_test"])
         if run.settings.evaluate.blend:
             notes.append(f"Final images are judged with {run.settings.evaluate.blend:.0%} of first images mixed in.")
@@ -196,6 +196,15 @@ def settings_notes(settings: Settings) -> list[str]:
     if settings.decode is not None:
         notes += kinds.optional(kinds.kind_of("decoders", settings.decode), "notes", settings.decode)
     return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
+
+
+def recorded_notes(whole: Sequence[Variant]) -> list[str]:
+    """What earlier stages have noted in run.json for a reader of the report, each sentence once, of three folds at most."""
+    notes: dict[str, None] = {}
+    for variant in whole[:3]:
+        stages = (read_record(variant.study.record) or {}).get("stages", {})
+        notes |= dict.fromkeys(note for record in stages.values() for note in record.get("notes", ()))
+    return list(notes)
 
 
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:

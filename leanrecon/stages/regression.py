@@ -11,6 +11,7 @@ from leanrecon.errors import SettingsError
 from leanrecon.features.first_images import decoding_space
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
+from leanrecon.stages.calibrate import needs_train_rows, too_few
 from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
@@ -43,7 +44,7 @@ class RegressionStage:
             work, scratch = plan.work, plan.scratch
             times = planning.variants + pairings * planning.folds
             disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
-            if space.calibrates:
+            if needs_train_rows(planning.settings, space, first, shapes.s):
                 free, repeats = planning.budget.free, planning.data.max_repeats
                 calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
                 work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
@@ -63,12 +64,14 @@ class RegressionStage:
         first = _first_name(run.spaces, run.settings.stage1.space)
         every = variants(run.study, run.settings)
         for variant in every:
+            if first is not None and (sentence := too_few(run.settings, len(variant.train_images))):
+                run.progress.say(variant.label + sentence)
             shared: dict[str, Any] = {}
             for name, space in run.spaces.items():
                 # An area is compared with the other areas; chance is taken from all voxels.
                 pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
                 self._predict(run, variant, space, pairings, shared)
-                if space.calibrates:
+                if needs_train_rows(run.settings, space, first, len(variant.train_images)):
                     self._predict_train_rows(run, variant, space)
         for name in run.spaces:
             join_predictions(run, every, name)
@@ -102,7 +105,7 @@ class RegressionStage:
         return Output(store, variant.study.network(name).local_path(), variant.pairing)
 
     def _predict_train_rows(self, run: Run, variant: Variant, space: Any) -> None:
-        """Predict train rows out of fold, for a space that learns its decode from such predictions."""
+        """Predict train rows out of fold, for what learns from such predictions."""
         name, settings = space.name, run.settings.regression[space.name]
         path = variant.study.predictions(name, "train")
         label = f"{variant.label}regression {name}, train rows out of fold"

@@ -1,6 +1,7 @@
 """The stage stage1: first images, drawn from predicted features by their space's own decoder."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,14 @@ from leanrecon.features.first_images import decoding_space, draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
 from leanrecon.places import Location
+from leanrecon.stages.calibrate import (
+    NETWORK,
+    check_calibration,
+    learned_calibration,
+    made_of_calibration,
+    notes_of,
+    plan_calibration,
+)
 from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
@@ -29,13 +38,14 @@ class StageOneStage:
     name = "stage1"
 
     def check(self, run: Run) -> None:
-        _ = run.first_space
+        check_calibration(run)
 
     # Planning
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m), shape = planning.settings, planning.split, planning.image_shape
         space = decoding_space(list(planning.spaces.values()), settings.stage1.space)
+        yield from plan_calibration(planning, space)
         dims, decoded = space.dims(shape), space.decoded_shape(shape)
         drawn = picture_shape(space, settings.stage1.size, shape)
         chunks = plan_chunks((m, dims), np.float32, planning.chunk)
@@ -59,13 +69,19 @@ class StageOneStage:
             if not variant.area:
                 every.append(variant.made_from(ORACLE))
             folders = [one.study.reconstructions("stage1") for one in every]
-            with run.recorded(self.name, variant.study, folders) as (record, context):
+            learned = [variant.study.network(NETWORK)]
+            with run.recorded(self.name, variant.study, folders, networks=learned) as (record, context):
                 if space.calibrates:
                     self._calibrate(run, variant, space, context)
                     record |= space.learned()
+                calibration = learned_calibration(run, variant, space, context)
                 for one, folder in zip(every, folders, strict=True):
-                    self._draw(run, one, space, folder, context)
+                    self._draw(run, one, space, calibration, folder, context)
                 record["settings"] = {"space": space.name, "size": run.settings.stage1.size}
+                if calibration is not None:
+                    record["calibration"] = calibration.record()
+                if notes := notes_of(calibration, run.settings, len(variant.train_images)):
+                    record["notes"] = notes
         space.release()
         join_pictures(run, predicted, "stage1", self.name)
 
@@ -77,11 +93,14 @@ class StageOneStage:
         path = variant.study.calibration(space.name)
         space.calibrate(as_matrix(predictions), images, variant.images_of_train_rows, path, context)
 
-    def _draw(self, run: Run, variant: Variant, space: Any, folder: Location, context: Context) -> None:
+    def _draw(
+        self, run: Run, variant: Variant, space: Any, calibration: Any, folder: Location, context: Context
+    ) -> None:
         images = image_shape(Store.open(run.study.stimuli("train")))
         size = run.settings.stage1.size if variant.pairing is None and not variant.baseline else "decoded"
         made_of: dict[str, Any] = {"space": space.made_of() | space.decode_made_of()}
         rows: list[int] | None = None
+        calibrated = None
         if variant.baseline:
             features = Store.open(variant.features(space.learns).features(space.name, variant.test_split))
             rows = variant.test_images.tolist()
@@ -90,9 +109,14 @@ class StageOneStage:
         else:
             features = Store.open(variant.study.predictions(space.name))
             made_of["predictions"] = features.content
+            if calibration is not None:
+                calibrated = calibration.apply
+                made_of["calibration"] = calibration.made_of() | made_of_calibration(
+                    run, replace(variant, pairing=None), space
+                )
             name = "stage 1" if variant.pairing is None else f"stage 1, shuffled betas {variant.pairing + 1}"
         shape: ImageShape = picture_shape(space, size, images)
         count = features.rows if rows is None else len(rows)
         pictures = Pictures.create(folder, count, shape, made_of=made_of, overwrite=context.overwrite)
         prefix = variant.parent_label
-        draw(space, features, pictures, images, context.named(f"{prefix}{name}"), rows=rows)
+        draw(space, features, pictures, images, context.named(f"{prefix}{name}"), rows=rows, calibrated=calibrated)

@@ -83,9 +83,11 @@ LAYOUT = _items(
     Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test (with folds: all rows), train (out of fold): float32 [rows, dims]"),
     Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
     Item("predictions/*/blocks/**", Role.SCRATCH, ("regression",), "predictions of blocks of targets, until all are there"),
+    Item("predictions/*/test-members/**", Role.SCRATCH, ("regression",), "predictions of the members of a stack, until they are combined"),
     Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
-    Item("networks/*", Role.NETWORK, ("regression", "decode"), "trained regressors and decoders, and their checkpoints"),
+    Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode"), "trained regressors, calibrations and decoders, and their checkpoints"),
+    Item("calibration/**", Role.SCRATCH, ("stage1",), "first images of train rows, until a calibration has learned from them"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row (with folds: of all rows), before refinement"),
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
     Item("weights/**", Role.SCRATCH, ("refine",), "weights of a generator, merged or cast once for reading"),
@@ -202,6 +204,11 @@ class Study:
     def calibration(self, space: str) -> Location:
         """What a feature space learned from out-of-fold predictions of the train rows."""
         return self.at("predictions/*/calibration.npz", space)
+
+    @property
+    def first_images(self) -> Location:
+        """First images of the train rows and the images they show, while a calibration learns from them."""
+        return self.root / "calibration"
 
     def reconstructions(self, stage: str) -> Location:
         """One image a test row: ``stage1`` or ``final``."""

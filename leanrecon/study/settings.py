@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from leanrecon import kinds
 from leanrecon.devices import Device
@@ -86,6 +86,16 @@ class StageOneSettings(BaseModel):
     """The feature space that first images are decoded from; by default the first one with a decoder."""
     size: Side | tuple[Side, Side] | Literal["stimuli", "decoded"] = "stimuli"
     """The longer side of first images in pixels, or [height, width]; "stimuli": the size of the stimuli."""
+    calibrate: SerializeAsAny[BaseModel] = Field(default="none", validate_default=True)
+    """How first images are mended, learned from out-of-fold ones of train rows: "none", "linear", "boost" or "conv"."""
+
+    @field_validator("calibrate", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any) -> BaseModel:
+        if isinstance(value, BaseModel):
+            return value
+        table = value if isinstance(value, Mapping) else {"kind": value}
+        return kinds.settings_of("calibrations", table, "stage1.calibrate.", default="none")
 
 
 class EvaluateSettings(BaseModel):
@@ -198,6 +208,14 @@ class _Checker:
         if stage1 is not None and stage1.space not in (None, *spaces):
             self.problems.append(
                 f"stage1.space = {shown(stage1.space)} is not a feature space here ({nearest(stage1.space, spaces)})"
+            )
+        if (
+            stage1 is not None
+            and "calibration" in spaces
+            and kinds.kind_of("calibrations", stage1.calibrate).calibrates
+        ):
+            self.problems.append(
+                "features.calibration: another name is expected, as the calibration is kept under this one"
             )
         refine = self.collect(kinds.settings_of, "generators", self.section("refine"), "refine.", default="none")
         self._check_roles(refine, spaces)

@@ -105,8 +105,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_rows_and_keeps_the_last_checkp
 
 
 def test_rows_that_are_not_finite_are_named(monkeypatch):
-    from leanrecon.regression.mlp.checkpoint import Place
     from leanrecon.regression.mlp.training import _not_finite
+    from leanrecon.weights.checkpoint import Place
 
     rows = np.array([40, 7, 9])
     x, y = np.zeros((3, 4)), np.zeros((3, 2))

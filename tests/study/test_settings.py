@@ -55,7 +55,7 @@ def test_only_the_dataset_is_needed():
             "standardize": True,
             "restandardize": "none",
         },
-        "stage1": {"size": "stimuli"},
+        "stage1": {"size": "stimuli", "calibrate": {"kind": "none"}},
         "refine": {"kind": "none", "baselines": []},
         "evaluate": {"preset": "native", "blend": 0.0, "permutations": 5, "resamples": 1000},
     }

@@ -21,7 +21,6 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.progress import Progress
 from leanrecon.regression.mlp.batches import Batches, Held, Source, paired_at_random, split, take
-from leanrecon.regression.mlp.checkpoint import Folder, History, load_weights, weights_of
 from leanrecon.regression.mlp.coding import Coding, code, target_moments
 from leanrecon.regression.mlp.parameters import defaults_of, parameters_from
 from leanrecon.regression.mlp.plan import NetworkPlan, NetworkShapes, beside_ridge, plan_network
@@ -37,6 +36,7 @@ from leanrecon.regression.ridge.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, panels
 from leanrecon.validation import nearest, validate
+from leanrecon.weights.checkpoint import Folder, History, load_weights, weights_of
 
 Array = np.ndarray[Any, Any]
 

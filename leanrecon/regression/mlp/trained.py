@@ -9,7 +9,6 @@ import numpy as np
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.estimator import Regressor
 from leanrecon.regression.mlp.batches import Held, Source, take
-from leanrecon.regression.mlp.checkpoint import weights_of
 from leanrecon.regression.mlp.network import residual_mlp
 from leanrecon.regression.mlp.plan import beside_ridge
 from leanrecon.regression.mlp.repeats import rows_alone
@@ -21,6 +20,7 @@ from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
+from leanrecon.weights.checkpoint import weights_of
 
 Array = np.ndarray[Any, Any]
 

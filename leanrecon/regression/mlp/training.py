@@ -12,9 +12,9 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.progress import Progress
 from leanrecon.regression.mlp.batches import Batches
-from leanrecon.regression.mlp.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
 from leanrecon.regression.mlp.network import loss_of
 from leanrecon.regression.mlp.settings import MLPSettings
+from leanrecon.weights.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
 from leanrecon.weights.tensors import TensorFile
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The regressor ``stack``: predictions of several regressors, combined by weights that their out-of-fold errors give."""
