@@ -147,7 +147,9 @@ def test_a_study_of_many_files_needs_few_open_ones(tmp_path: Path, ending: str) 
     lab = write_lab(tmp_path / "lab", runs=60, images=30, ending=ending)
     words = command("run", lab.folder / "s.toml", "--study", lab.folder / "study", "--until", "dataset")
     words += ["--set", "dataset.check=warn"]  # a run of one trial tells nothing
-    limit = f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); os.execv({words[0]!r}, {words})"
+    limit = (
+        f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); os.execv({words[0]!r}, {words})"
+    )
     done = subprocess.run([sys.executable, "-c", limit], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -183,6 +183,7 @@ class RidgeRegressor:
             share = learned.share[~np.isnan(learned.share)]
             record["voxels_at_floor"] = int((share <= FLOOR).sum())
         return record
+
     def plan_directions(self, alpha: float | None, betas: Any, k: int, stimulus: Any, images: int, free: int) -> int:
         """Bytes of work of ``learn_directions`` for ``k`` targets of a number of images, beside the targets."""
         from leanrecon.regression.ridge.directions import plan_directions
