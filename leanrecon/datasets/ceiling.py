@@ -12,11 +12,12 @@ import numpy as np
 
 from leanrecon.datasets.nsd.layout import ATLASES
 from leanrecon.study.layout import Study
+from leanrecon.study.voxels import MASK
 
 Array = np.ndarray[Any, Any]
 
 AREAS = ("V1", "V2", "V3", "V4", "hV4", "ventral")
-"""The areas that are told of, where a study has them."""
+"""The areas that are told of where names of voxels tell them; masks by name are all told of."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def area_ceilings(study: Study) -> dict[str, Any] | None:
     try:
         with np.load(study.voxels, allow_pickle=False) as voxels:
             ncsnr = voxels["ncsnr"]
-            masks = {area: voxels["areas"] == area for area in AREAS}
+            masks = {name.removeprefix(MASK): voxels[name] for name in voxels.files if name.startswith(MASK)}
+            if not masks and "areas" in voxels.files:
+                masks = {area: voxels["areas"] == area for area in AREAS}
             if "streams" in voxels.files:  # its ventral voxels go by the name of the smaller area that they are in
                 masks["ventral"] = voxels["streams"] == 1 + ATLASES["streams"].index("ventral")
         repeats = np.array(records["test"]["repeats"])

@@ -36,6 +36,11 @@ class DatasetSettings(BaseModel):
         return False
 
     @property
+    def publishes_noise(self) -> bool:
+        """Whether the noise of each voxel was published with the dataset; else it is estimated from its repeats."""
+        return False
+
+    @property
     def has_images(self) -> bool:
         """Whether there are images to take features from."""
         return True

@@ -1,14 +1,17 @@
 """How reliable each voxel is: whether it answers alike when an image is shown again."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from leanrecon.context import Context
 from leanrecon.datasets.files.rows import Rows
 from leanrecon.errors import InputError
 from leanrecon.places import Location
+from leanrecon.places.files import write_whole
+from leanrecon.stores.fingerprint import fingerprint
 
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +58,30 @@ def voxel_reliability(responses: Rows, trials: Sequence[Sequence[int]]) -> Array
         r = np.where(varies, (products - sums[0] * sums[1] / n) / np.sqrt(spread[0] * spread[1]), np.nan)
     found: Array = r.astype(np.float32)
     return found
+
+
+def reliable_voxels(
+    path: Location,
+    responses: Callable[[], Rows],
+    trials: Sequence[Sequence[int]],
+    least: float,
+    made_of: Mapping[str, Any],
+    context: Context,
+) -> tuple[Array, Array]:
+    """The voxels whose reliability is at least ``least``, ascending, and the reliability of all.
+
+    What was found is kept at ``path`` for later runs with the same ``made_of``; how many are left out is said. Raises
+    InputError where too few images were repeated, and where no voxel is left.
+    """
+    repeated, content = check_repeats(trials), fingerprint(made_of)
+    found = read_reliability(path, content)
+    if found is None:
+        found = voxel_reliability(responses(), trials)
+        arrays: dict[str, Any] = {"reliability": found, "made_of": np.array(content)}
+        write_whole(path, lambda file: np.savez(file, **arrays))
+    kept = reliable(found, least)
+    context.progress.say(left_out(found, kept, repeated, least))
+    return kept, found
 
 
 def read_reliability(path: Location, made_of: str) -> Array | None:

@@ -82,9 +82,16 @@ def _page(run: Run, every: Sequence[Variant]) -> Page:
         variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
         latent_r2=_latent_r2(run),
         latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
-        voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
+        voxels=_ceilings(run),
         versions=metrics["versions"],
     )
+
+
+def _ceilings(run: Run) -> dict[str, Any] | None:
+    """The noise ceilings by area, and whether they were published with the dataset."""
+    dataset = run.settings.dataset
+    found = area_ceilings(run.study) if dataset.tells_noise else None
+    return None if found is None else found | {"published": dataset.publishes_noise}
 
 
 def _render(page: Page, study: Study) -> None:

@@ -667,9 +667,10 @@ def test_a_run_killed_between_the_small_files_ends_with_the_same_bytes(here, mon
 
 
 def test_the_budget_never_changes_a_byte(here):
-    for split in ("train", "test"):  # Fortran order, where more memory means more rows at once
-        np.save(f"betas_{split}.npy", np.asfortranarray(BETAS[split]))
-        np.save(f"stimuli_{split}.npy", np.asfortranarray(IMAGES[split]))
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 300), ("test", 40)):  # Fortran order, where more memory means more rows at once
+        np.save(f"betas_{split}.npy", np.asfortranarray(rng.standard_normal((n, 2))))
+        np.save(f"stimuli_{split}.npy", np.asfortranarray(rng.integers(0, 256, (n, 6, 5, 3), np.uint8)))
     least = plan_arrays(of_files(), chunk=CHUNK, free=0).work
     ample = plan_arrays(of_files(), chunk=CHUNK, free=10**9).work
     assert least < ample

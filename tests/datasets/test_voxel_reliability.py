@@ -102,7 +102,7 @@ def test_a_kill_after_the_choice_ends_with_the_same_bytes(lab: Lab, monkeypatch:
         )
         with pytest.raises(KeyboardInterrupt):
             build(lab, "part", 0.5)
-        patched.setattr("leanrecon.datasets.builder.build.voxel_reliability", None)  # it is known by now
+        patched.setattr("leanrecon.datasets.voxel_reliability.voxel_reliability", None)  # it is known by now
         with pytest.raises(KeyboardInterrupt):
             build(lab, "part", 0.5)
     part = build(lab, "part", 0.5)
@@ -132,3 +132,131 @@ def test_nothing_to_choose_from_is_refused(tmp_path: Path, least: float, images:
 def test_folds_leave_no_train_rows_to_choose_by(lab: Lab) -> None:
     with pytest.raises(SettingsError, match="every row is tested"):
         build(lab, "folds", 0.5, set=["dataset.folds=3"])
+
+
+class Arrays:
+    """Betas of repeated images in arrays: half of the voxels answer to images, areas overlap."""
+
+    def __init__(self, folder: Path) -> None:
+        rng = np.random.default_rng(5)
+        images = rng.integers(0, 256, (40, 6, 6, 1), np.uint8)
+        self.order = rng.permutation(np.repeat(np.arange(40), 2))
+        signal = rng.standard_normal((40, 30)) * (np.arange(30) % 2)
+        self.betas = (signal[self.order] + 0.7 * rng.standard_normal((80, 30))).astype(np.float32)
+        self.test = np.flatnonzero(self.order >= 30)
+        self.areas = {"V1": np.arange(30) < 12, "V2": (np.arange(30) >= 8) & (np.arange(30) < 20)}
+        self.mask = np.arange(30) != 9
+        self.folder = folder
+        np.save(folder / "b.npy", self.betas)
+        np.save(folder / "s.npy", images[self.order])
+        np.savez(folder / "areas.npz", **self.areas)
+        np.save(folder / "mask.npy", self.mask)
+        np.save(folder / "test.npy", self.test)
+        np.save(folder / "names.npy", np.where(self.areas["V1"], "V1", np.where(self.areas["V2"], "V2", "")))
+        (folder / "names.txt").write_text("".join(f"{name}\n" for name in np.load(folder / "names.npy")))
+
+    def run(self, name: str, until: str | None = "dataset", **dataset: Any) -> Path:
+        dataset = {
+            key: str(self.folder / value) if key in ("areas", "mask") else value for key, value in dataset.items()
+        }
+        settings = {
+            "dataset": {
+                "betas": str(self.folder / "b.npy"),
+                "stimuli": str(self.folder / "s.npy"),
+                "test_index": str(self.folder / "test.npy"),
+                **dataset,
+            },
+            "features": {"pixels": {}},
+            "evaluate": {"permutations": 1, "resamples": 100},
+        }
+        leanrecon.run(settings, study=self.folder / name, until=until)
+        return self.folder / name
+
+    @property
+    def train(self) -> Array:
+        return np.setdiff1d(np.arange(80), self.test)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
+    return Arrays(tmp_path_factory.mktemp("arrays"))
+
+
+def voxels_of(study: Path) -> dict[str, Array]:
+    with np.load(study / "betas/voxels.npz") as voxels:
+        return {name: voxels[name] for name in voxels.files}
+
+
+def test_a_mask_and_areas_choose_columns_of_arrays(arrays: Arrays) -> None:
+    study = arrays.run("masked", mask="mask.npy", areas="areas.npz", voxels=["V1", "V2"])
+    kept = np.flatnonzero((arrays.areas["V1"] | arrays.areas["V2"]) & arrays.mask)
+    found = voxels_of(study)
+    np.testing.assert_array_equal(found["index"], kept)
+    np.testing.assert_array_equal(found["area/V2"], arrays.areas["V2"][kept])
+    np.testing.assert_array_equal(leanrecon.open(study).betas("train"), arrays.betas[arrays.train][:, kept])
+    np.testing.assert_array_equal(leanrecon.open(study).betas("test"), arrays.betas[arrays.test][:, kept])
+
+
+@pytest.mark.parametrize("areas", ["names.npy", "names.txt"])
+def test_areas_may_be_names_of_voxels(arrays: Arrays, areas: str) -> None:
+    study = arrays.run(f"named by {areas}", areas=areas, voxels="V2")
+    kept = np.flatnonzero(arrays.areas["V2"] & ~arrays.areas["V1"])
+    np.testing.assert_array_equal(voxels_of(study)["index"], kept)
+
+
+def test_reliable_voxels_of_arrays_are_chosen_by_train_rows(arrays: Arrays) -> None:
+    trials = [np.flatnonzero(arrays.order == k).tolist() for k in range(30)]
+    expected = correlations(arrays.betas, trials)
+    kept = np.flatnonzero(expected >= 0.4)
+    assert 10 < len(kept) < 20
+    study = arrays.run("reliable", min_reliability=0.4, test_repeats="average")
+    found = voxels_of(study)
+    np.testing.assert_array_equal(found["index"], kept)
+    np.testing.assert_allclose(found["reliability"], expected[kept], rtol=1e-5)
+    np.testing.assert_array_equal(leanrecon.open(study).betas("train"), arrays.betas[arrays.train][:, kept])
+    assert json.loads((study / "run.json").read_text())["stages"]["dataset"]["voxels_left_out"] == 30 - len(kept)
+
+
+def test_the_noise_of_voxels_of_arrays_follows_from_repeats(arrays: Arrays) -> None:
+    found = voxels_of(arrays.run("noise", areas="areas.npz"))
+    by_image = np.stack([arrays.betas[arrays.order == k].astype(float) for k in range(40)])
+    noise = by_image.var(axis=1, ddof=1).mean(axis=0)
+    total = arrays.betas.astype(float).var(axis=0, ddof=1)
+    expected = np.sqrt(np.maximum(total - noise, 0) / noise)
+    np.testing.assert_allclose(found["ncsnr"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_report_tells_of_areas_of_any_name_and_who_estimated_the_noise(arrays: Arrays) -> None:
+    study = arrays.run("reported", until=None, areas="areas.npz", min_reliability=0.2)
+    page = (study / "report.html").read_text()
+    assert "Noise ceilings" in page
+    assert "estimated here" in page
+    assert "published estimate" not in page
+    assert "voxels left out" in page
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ({"mask": "test.npy"}, "tells of 20 voxels and the betas have 30"),
+        ({"areas": "areas.npz", "voxels": "V9"}, "'V9', which is no area"),
+        ({"areas": "nowhere.npz"}, "there is no file"),
+    ],
+)
+def test_what_does_not_fit_the_voxels_is_refused(arrays: Arrays, dataset: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        arrays.run("refused", **dataset)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ({"voxels": "V1"}, "set areas"),
+        ({"min_reliability": 0.3, "folds": 3, "test_index": None}, "every row is tested"),
+        ({"min_reliability": 0.3, "stimuli": None}, "only images tell which rows show the same"),
+    ],
+)
+def test_settings_that_cant_choose_voxels_are_refused(arrays: Arrays, dataset: Any, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        arrays.run("refused", **dataset)

@@ -6,7 +6,7 @@ Zarr, h5py and SciPy are imported by the functions that need them, so that setti
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
@@ -71,6 +71,14 @@ class ArraysSettings(DatasetSettings):
 
     rows_last: bool = False
     """Whether rows lie along the last axis of betas and images, as in [voxels, rows]; such arrays are held whole."""
+    mask: str | None = None
+    """A mask with one entry a voxel: the others are left out; absent: all voxels are used."""
+    areas: str | None = None
+    """The name or number of each voxel's area in an array, or a file with a mask for each area under its name."""
+    voxels: str | list[str] | None = Field(default=None, min_length=1)
+    """The area whose voxels are used, or several, joined; absent: all voxels."""
+    min_reliability: float | None = Field(default=None, gt=-1, lt=1)
+    """Voxels are left out whose responses to two showings of the train images correlate by less; absent: none."""
     image_shape: list[int] | None = Field(default=None, min_length=2, max_length=3)
     """[height, width] or [height, width, channels]; needed where images are flat rows."""
     image_order: Literal["C", "F"] = "C"
@@ -84,8 +92,23 @@ class ArraysSettings(DatasetSettings):
     def has_images(self) -> bool:
         return bool(self.stimuli or self.stimuli_train)
 
+    @property
+    def tells_noise(self) -> bool:
+        return True
+
+    @property
+    def chosen_areas(self) -> list[str] | None:
+        """The areas whose voxels are used; None for all."""
+        return [self.voxels] if isinstance(self.voxels, str) else self.voxels
+
     def located(self, base_dir: Path | None) -> Self:
-        names = ("path", "test_index", *(f"{role}{split}" for role in _ROLES for split in ("", "_train", "_test")))
+        names = (
+            "path",
+            "test_index",
+            "mask",
+            "areas",
+            *(f"{role}{split}" for role in _ROLES for split in ("", "_train", "_test")),
+        )
         given = {name: getattr(self, name) for name in names if getattr(self, name)}
         return self.model_copy(update={name: located_array(spec, base_dir) for name, spec in given.items()})
 
@@ -110,11 +133,21 @@ class ArraysSettings(DatasetSettings):
         if singles and len(splits) != 1:
             found = f"{' and '.join(splits)} are" if splits else "none is"
             raise ValueError(f"betas are to be split by one of test_index, test_fraction and folds, and {found} given")
-        for name in (*pairs, *singles, *(["test_index"] if self.test_index else [])):
+        others = [name for name in ("test_index", "mask", "areas") if getattr(self, name)]
+        for name in (*pairs, *singles, *others):
             if str(getattr(self, name)).startswith(":") and self.path is None:
                 raise ValueError(f'{name} = "{getattr(self, name)}" is a key of `path`, which is not set')
         if self.folds and self.repeats != self.test_repeats:
             raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+        if self.voxels and not self.areas:
+            raise ValueError("voxels names areas, which are not given: set areas")
+        if self.folds and self.min_reliability is not None:
+            raise ValueError(
+                "min_reliability is taken from train rows alone, and with folds every row is tested: leave it out, or "
+                "split by test_index or test_fraction"
+            )
+        if self.min_reliability is not None and not self.has_images:
+            raise ValueError("min_reliability needs repeats, and only images tell which rows show the same: give them")
         if self.group == "run" and not (self.runs or self.runs_train):
             raise ValueError('group = "run" needs the run of each row: set runs, or runs_train and runs_test')
         if self.image_shape and (min(self.image_shape) < 1 or self.image_shape[2:] not in ([], [1], [3])):
@@ -144,12 +177,13 @@ class Arrays:
         with ExitStack() as opened:
             return plan_inputs(Inputs(self.settings, base_dir, opened), chunk, free)
 
-    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
+    def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> dict[str, Any]:
         """Write a study's betas, stimuli and captions from the arrays, continuing where an earlier run stopped.
 
         With ``folds`` all rows go into the train stores (given test arrays after the train ones) and ``folds.json``
         says which rows each fold tests. The seed decides folds and test_fraction; the memory budget decides nothing
-        but speed. Relative paths start at the current folder or, failing that, at ``base_dir``.
+        but speed. Relative paths start at the current folder or, failing that, at ``base_dir``. Returns what the record
+        of the stage tells.
         Raises InputError for data that can't be used, StoreError for stores made of something else, BudgetError.
         """
         from leanrecon.datasets.arrays.ingest import Ingest
@@ -159,7 +193,7 @@ class Arrays:
         with ExitStack() as opened:
             inputs = Inputs(self.settings, base_dir, opened)
             context.require("reading the arrays", plan_inputs(inputs, context.chunk, context.budget.free).work)
-            Ingest(inputs, study, context).run()
+            return Ingest(inputs, study, context).run()
 
 
 def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
@@ -179,7 +213,7 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         voxels=inputs.voxels,
         image_shape=inputs.image_shape,
         folds=inputs.settings.folds,
-        work=max(plan.work for plan in plans),
+        work=max(*(plan.work for plan in plans), inputs.noise_nbytes()),
         disk=sum(plan.disk for plan in plans),
         captions=inputs.captions_nbytes,
     )

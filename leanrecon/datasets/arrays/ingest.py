@@ -1,5 +1,7 @@
 """From opened arrays to a study's complete stores, step by step, continuing what an earlier run began."""
 
+import zipfile
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -9,19 +11,21 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.inputs import Inputs, Split
 from leanrecon.datasets.arrays.repeats import Repeats
-from leanrecon.datasets.files.rows import Convert
+from leanrecon.datasets.builder.columns import Columns
+from leanrecon.datasets.builder.noise import ncsnr
+from leanrecon.datasets.files.rows import Convert, Pooled
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.sidecars import (
     SourceFiles,
     forget_other_kind,
     keep_json,
-    n_voxels,
     remove_others,
     sources_path,
     sweep,
 )
 from leanrecon.datasets.splits import check_shared, fold_rows, fraction_rows
+from leanrecon.datasets.voxel_reliability import reliable_voxels
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.places import Location
@@ -48,14 +52,15 @@ class Ingest:
         self.known_ids: dict[str, list[list[str]]] = {}
         """Ids of the images of all arrays, by what decides them: kept in sources.json, as finding them reads all images."""
 
-    def run(self) -> None:
-        """Write what is not there yet; rows.json is written last."""
+    def run(self) -> dict[str, Any]:
+        """Write what is not there yet, rows.json last; returns what the record of the stage tells."""
         captions = self.inputs.captions()
         sweep(self.study)
         if self.context.overwrite:
             forget_other_kind(self.study, "arrays")
         self._recall_sources()
         splits, repeats = self._splits()
+        splits, told = self._select(splits, repeats)
         stores = self._create(splits, repeats)
         if self.context.overwrite:
             self._remove_others(set(repeats))
@@ -70,14 +75,59 @@ class Ingest:
             given = [row for array in self.inputs.of_split(captions or [], split.name) for row in array]
             texts = repeats[split.name].captions(given)
             keep_json(self.study.captions(split.name), texts, "captions", overwrite=self.context.overwrite)
-        if n_voxels(self.study, "index") != self.inputs.voxels:
-            write_whole(self.study.voxels, lambda file: np.savez(file, index=np.arange(self.inputs.voxels)))
+        if (self.context.overwrite and not done) or not self._voxels_are_told():
+            self._write_voxels(splits, repeats)
         if self.settings.folds:
             groups = repeats["train"].groups(by_run=self.settings.group == "run")
             folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=self.context.overwrite)
         if not done:
             rows.write(self.study)
+        return told
+
+    # Voxels
+
+    def _select(self, splits: list[Split], repeats: dict[str, Repeats]) -> tuple[list[Split], dict[str, Any]]:
+        """The splits with the reliable voxels alone, from repeats of train images, and what the record tells of them."""
+        least, path, inputs = self.settings.min_reliability, self.study.voxel_reliability, self.inputs
+        if least is None:
+            if self.context.overwrite:
+                path.unlink(missing_ok=True)
+            return splits, {}
+        of, betas = repeats["train"], splits[0].betas
+        trials = of.shown_rows
+        made_of = inputs.made_of("betas", "train", self.context.seed) | {"reliability of": trials}
+        kept, found = reliable_voxels(path, lambda: betas, trials, least, made_of, self.context)
+        inputs.chosen = inputs.chosen.part(kept, found)
+        inputs.voxels = len(kept)
+        told = {"voxels_left_out": len(found) - len(kept)}
+        return [replace(split, betas=Columns(split.betas, kept)) for split in splits], told
+
+    def _voxels_are_told(self) -> bool:
+        """Whether voxels.npz is there and tells of these voxels and areas; what others added to it is kept."""
+        wanted = self.inputs.chosen.arrays()
+        try:
+            with self.study.voxels.open() as file, np.load(file, allow_pickle=False) as there:
+                return all(np.array_equal(there[key], wanted[key]) for key in wanted)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return False
+
+    def _write_voxels(self, splits: list[Split], repeats: dict[str, Repeats]) -> None:
+        """Write which voxels there are, their areas and, from repeats of images, how much of them is signal."""
+        arrays: dict[str, Any] = self.inputs.chosen.arrays()
+        betas = [split.betas for split in splits]
+        starts = [0, *np.cumsum([len(rows) for rows in betas]).tolist()]
+        if len(splits) == 2 and not self.inputs.paired:
+            betas, starts = betas[:1], [0, 0]  # both splits are of one array
+        trials = [
+            [start + row for row in rows]
+            for split, start in zip(splits, starts, strict=False)
+            for rows in repeats[split.name].shown_rows
+        ]
+        noise = ncsnr(Pooled(betas) if len(betas) > 1 else betas[0], trials)
+        if noise is not None:
+            arrays["ncsnr"] = noise
+        write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
 
     # Rows
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanrecon.datasets.arrays.repeats import Averaged
+from leanrecon.datasets.arrays.voxels import choose_voxels
+from leanrecon.datasets.builder.columns import Columns
 from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
@@ -27,6 +29,7 @@ from leanrecon.datasets.images import (
     to_uint8,
 )
 from leanrecon.datasets.splits import check_split, fold_rows, read_test_rows
+from leanrecon.datasets.voxel_reliability import select_nbytes
 from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +47,10 @@ OVERHEAD = 32 * 10**6
 
 ROW_NBYTES = 650
 """Bytes of a row beside its numbers: ids, places and trials in lists, and the same as JSON."""
+
+
+_NOISE = 64 * 12 + 10 * 8
+"""Bytes a voxel that its noise takes: rows as read and in float64, and sums."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,10 @@ class Inputs:
                 f"{betas[0].name} has {self.voxels} voxels and {betas[1].name} has {betas[1].shape[1]}",
                 expected="the same voxels in train and test",
             )
+        self.chosen = choose_voxels(settings, self.voxels, base_dir)
+        if len(self.chosen.columns) < self.voxels:
+            self.voxels = len(self.chosen.columns)
+            self.arrays["betas"] = betas = [Columns(rows, self.chosen.columns) for rows in betas]
         shapes = [image_shape_of(r.name, r.shape, settings.image_shape, settings.image_order) for r in stimuli]
         if len(set(shapes)) > 1:
             raise InputError(
@@ -241,12 +252,31 @@ class Inputs:
             made |= self._image_form()
             if len(own) < len(prints) and any(rows.dtype.kind == "f" for rows in self.arrays[role]):
                 made["scaled_with"] = {name: of for name, of in prints.items() if name not in own}
-        elif self.settings.averages(split):  # rows as they are given need no mention
+        else:
+            made |= self._voxels_made_of()
+        if role == "betas" and self.settings.averages(split):  # rows as they are given need no mention
             made["repeats"] = "average"
             made["images"] = self.images_made_of()
             if self.settings.rescales(split):
                 made["rescale_average"] = True
         return {"dataset": made}
+
+    def _voxels_made_of(self) -> dict[str, Any]:
+        """What decides which voxels are used; nothing where all are."""
+        settings = self.settings
+        made: dict[str, Any] = {}
+        if settings.mask or settings.voxels:
+            made["voxels"] = hashlib.sha256(self.chosen.columns.astype("<i8").tobytes()).hexdigest()
+        if settings.min_reliability is not None:
+            prints = [self._print(rows) for rows in (*self.arrays["betas"], *self.arrays["stimuli"])]
+            made["min_reliability"] = {"least": settings.min_reliability, "arrays": prints}
+        return made
+
+    def noise_nbytes(self) -> int:
+        """Bytes that telling voxels' noise and reliability from repeats takes, beside what reading rows takes."""
+        rows = self.arrays["betas"]
+        reading = max(of.held + of.scratch for of in rows) + self.captions_nbytes + ROW_NBYTES * self.n_rows
+        return reading + OVERHEAD + max(select_nbytes(self.voxels), _NOISE * self.voxels)
 
     def _image_form(self) -> dict[str, Any]:
         flat = len(self.arrays["stimuli"][0].shape) == 2

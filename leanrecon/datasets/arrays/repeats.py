@@ -49,10 +49,15 @@ class Repeats:
         return self.index[[places[0] for places in self.rows.values()]]
 
     @property
+    def shown_rows(self) -> list[list[int]]:
+        """The rows of the array that show each image, ascending; images in order of first appearance."""
+        return [self.index[places].tolist() for places in self.rows.values()]
+
+    @property
     def trials(self) -> list[list[int]]:
         """The rows of the array that each row of betas is made of."""
         if self.averaged:
-            return [self.index[places].tolist() for places in self.rows.values()]
+            return self.shown_rows
         return [[int(row)] for row in self.index]
 
     def responses(self, base: Rows, *, rescaled: bool) -> "tuple[Rows, Array]":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.datasets.arrays.repeats import Repeats
+from leanrecon.datasets.arrays.voxels import labels_of
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import SPACE, Materials
 from leanrecon.datasets.builder.noise import ncsnr
@@ -19,13 +19,7 @@ from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
-from leanrecon.datasets.voxel_reliability import (
-    check_repeats,
-    left_out,
-    read_reliability,
-    reliable,
-    voxel_reliability,
-)
+from leanrecon.datasets.voxel_reliability import reliable_voxels
 from leanrecon.places.files import read_json, write_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
@@ -117,18 +111,12 @@ class Build:
             if self.context.overwrite:
                 path.unlink(missing_ok=True)
             return
-        trials = _places(self.repeats["train"])
-        repeated = check_repeats(trials)
-        made_of = fingerprint(self._made_of("train") | {"reliability of": trials})
-        found = read_reliability(path, made_of)
-        if found is None:
-            responses = self._standardised(self._staged())
-            found = voxel_reliability(responses, trials)
-            write_whole(path, lambda file: np.savez(file, reliability=found, made_of=np.array(made_of)))
-        self.reliability = found
-        self.kept = reliable(found, least)
-        self.context.progress.say(left_out(found, self.kept, repeated, least))
-        self.told = {"voxels_left_out": len(found) - len(self.kept)}
+        trials = self.repeats["train"].shown_rows
+        made_of = self._made_of("train") | {"reliability of": trials}
+        self.kept, self.reliability = reliable_voxels(
+            path, lambda: self._standardised(self._staged()), trials, least, made_of, self.context
+        )
+        self.told = {"voxels_left_out": len(self.of_areas) - len(self.kept)}
 
     # Stores
 
@@ -251,10 +239,8 @@ class Build:
                                   for name, values in table.arrays.items()}  # fmt: skip
         arrays.setdefault("index", columns)
         masks = {name: mask[columns] for name, mask in table.areas.items()}
-        labels = np.full(len(columns), "", f"<U{max(map(len, masks), default=1)}")
-        for name in sorted(masks, key=lambda name: -int(masks[name].sum())):  # the smallest area of a voxel names it
-            labels[masks[name]] = name
-        trials = [places for of in self.repeats.values() for places in _places(of)]
+        labels = labels_of(masks) if masks else np.full(len(columns), "", "<U1")
+        trials = [places for of in self.repeats.values() for places in of.shown_rows]
         noise = ncsnr(responses, trials)
         arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
         arrays["ncsnr"] = np.full(len(columns), np.nan, np.float32) if noise is None else noise
@@ -276,7 +262,3 @@ class Build:
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
         self.sources.refuse_changes([store])
         store.finish()
-
-
-def _places(of: Repeats) -> list[list[int]]:
-    return [of.index[places].tolist() for places in of.rows.values()]

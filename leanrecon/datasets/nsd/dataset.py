@@ -76,6 +76,10 @@ class NSDSettings(DatasetSettings):
         return True
 
     @property
+    def publishes_noise(self) -> bool:
+        return True
+
+    @property
     def remote(self) -> bool:
         return self.root.startswith("s3://")
 

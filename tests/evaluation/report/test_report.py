@@ -223,6 +223,13 @@ def test_a_long_label_of_a_plot_is_wrapped_or_shrunk_and_never_cut(rendered):
     assert "…" not in svg
 
 
+def test_names_of_the_dataset_are_titles_even_where_they_are_numbers(rendered):
+    page = study_page(rows=3)
+    names = ["000000391895", "n01518878_5958.JPEG", "scene 7"]
+    scores = [score | {"stimulus": name} for score, name in zip(page.scores, names, strict=True)]
+    assert set(names) <= set(rendered(dataclasses.replace(page, scores=scores)).texts["span"])
+
+
 def test_an_image_whose_id_is_a_hash_is_called_by_its_number_and_still_found_by_the_hash(rendered):
     page = study_page(rows=3)
     scores = [s | {"stimulus": f"{k:016x}"} for k, s in enumerate(page.scores)]
