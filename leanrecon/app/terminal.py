@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from leanrecon.errors import plain
-from leanrecon.places.disk import advice
 
 
 class Output:
@@ -49,6 +48,8 @@ def stop(text: str) -> NoReturn:
 
 def of_system(error: OSError) -> str:
     """What the system refused, with what to do."""
+    from leanrecon.places.disk import advice
+
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     todo = advice(error) or "check the path and the disk, and run the same command again"
     return f"{what}. {todo[0].upper()}{todo[1:]}."

@@ -62,7 +62,9 @@ class explained_disk_errors:
         forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise StoreError(
             f"{self.path} can't be written: {error.strerror or error}",
-            todo=f"choose a folder you may write to with {self.setting}" if forbidden else advice(error) or "check the path",
+            todo=f"choose a folder you may write to with {self.setting}"
+            if forbidden
+            else advice(error) or "check the path",
         ) from error
 
 

@@ -113,7 +113,9 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
 
 
 def _unreadable(path: Path, error: object) -> InputError:
-    return refused_by_system(str(path), error) or InputError(f"{path} can't be read as an image: {error}", todo="copy it again")
+    return refused_by_system(str(path), error) or InputError(
+        f"{path} can't be read as an image: {error}", todo="copy it again"
+    )
 
 
 def _opened(path: Path) -> Any:
