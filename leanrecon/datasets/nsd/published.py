@@ -41,7 +41,7 @@ def published_plan(settings: NSDSettings, chunk: int, error: NetworkError) -> Da
         ) from error
     sessions = chosen_sessions(settings.subject, settings.sessions)
     warnings.warn(
-        f"this plan counts what NSD publishes, at its largest, since the network can't be reached ({error.found})",
+        f"{settings.root} can't be reached: this plan counts what NSD publishes, at its largest",
         LeanreconWarning,
         stacklevel=2,
     )
