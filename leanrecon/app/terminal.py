@@ -19,7 +19,8 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text; raises BrokenPipeError where nobody reads."""
-        return self._try(self.stream.write, text)
+        written: int = self._try(self.stream.write, text)
+        return written
 
     def flush(self) -> None:
         """Hand on what is waiting; raises BrokenPipeError where nobody reads."""
