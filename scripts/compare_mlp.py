@@ -46,9 +46,9 @@ def simulated(folder, seed, n_train, n_test):
 
 def digits(path, seed):
     """Ten folds of digit-69: [(space, X, Y, T, true rows)] a fold, pixels from 0 to 1."""
-    import scipy.io
+    from leanrecon.datasets.layouts.files import whole_array
 
-    found = scipy.io.loadmat(path)
+    found = {key: whole_array(Path(path), key) for key in ("fmriTrn", "fmriTest", "stimTrn", "stimTest")}
     X = np.vstack([found["fmriTrn"], found["fmriTest"]]).astype(np.float32)
     S = np.vstack([found["stimTrn"], found["stimTest"]]).astype(np.float32) / 255
     order = np.random.default_rng(seed).permutation(len(X))

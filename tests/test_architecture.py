@@ -198,6 +198,34 @@ def test_only_stores_name_chunk_keys_and_codecs():
     assert all(name.startswith("leanrecon.stores.") for name in named)
 
 
+ONLY_WRITE = {
+    "leanrecon/datasets/nsd/simulate.py": "writes a small NSD in its authors' formats",
+    "scripts/bench_layouts.py": "writes the files that it measures the reading of",
+    "scripts/bench_nsd_fetch.py": "writes the files that it measures the fetching of",
+}
+"""Modules outside of datasets/files that load h5py or SciPy's MATLAB functions, each with its reason."""
+
+SCRIPTS = sorted(ROOT.parent.glob("scripts/**/*.py"))
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT.parent).as_posix())
+def test_only_the_checked_readers_open_hdf5_and_matlab_files(path):
+    """These libraries trust what a file says of itself: they crash, hang or make numbers up where it is damaged."""
+    name = path.relative_to(ROOT.parent).as_posix()
+    if name.startswith("leanrecon/datasets/files/"):
+        return
+    tree = ast.parse(path.read_text())
+    loaded = {
+        module for module in imports(tree, everywhere=True) if module.split(".")[0] == "h5py" or module == "scipy.io"
+    }
+    assert bool(loaded) == (name in ONLY_WRITE), f"{name}: open files by leanrecon.datasets.files.open"
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and loaded):
+        called = ast.unparse(call.func)
+        assert called.split(".")[-1] not in ("loadmat", "whosmat")
+        if called == "h5py.File":
+            assert [ast.unparse(mode) for mode in call.args[1:2]] == ["'w'"], f"{name} reads HDF5 files"
+
+
 PLANNERS = """
 import importlib, sys
 from leanrecon import kinds

@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from leanrecon.errors import plain
-from leanrecon.places.disk import advice
 
 
 class Output:
@@ -20,7 +19,8 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text; raises BrokenPipeError where nobody reads."""
-        return self._try(self.stream.write, text)
+        written: int = self._try(self.stream.write, text)
+        return written
 
     def flush(self) -> None:
         """Hand on what is waiting; raises BrokenPipeError where nobody reads."""
@@ -49,6 +49,8 @@ def stop(text: str) -> NoReturn:
 
 def of_system(error: OSError) -> str:
     """What the system refused, with what to do."""
+    from leanrecon.places.disk import advice
+
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     todo = advice(error) or "check the path and the disk, and run the same command again"
     return f"{what}. {todo[0].upper()}{todo[1:]}."

@@ -1,6 +1,8 @@
 """Datasets of the field, written here with other libraries from their descriptions, become studies equal to the truth."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,33 @@ def test_a_file_that_is_bdata_in_part_is_refused(tmp_path: Path, damage: Any, me
         damage(file)
     with pytest.raises(InputError, match=message):
         BData(tmp_path / "a.h5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["bdpy", "mat 5, packed"])
+def test_bdata_is_read_within_its_plan(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"a.{'mat' if form.startswith('mat') else 'h5'}"
+    rows, voxels = 750, 6000
+    kinds = np.where(np.arange(rows) < 450, 1.0, 2.0)
+    stimulus = np.where(kinds == 1, np.arange(rows) % 300, 1000 + np.arange(rows) % 30)
+    matrix = np.random.default_rng(0).integers(0, 99, (rows, voxels + 2)).astype("f8")
+    matrix[:, voxels:] = np.array([stimulus, kinds]).T
+    keys = ["VoxelData", "stimulus_id", "DataType"]
+    flags = np.full((3, voxels + 2), np.nan)
+    flags[0, :voxels] = flags[1, voxels] = flags[2, voxels + 1] = 1
+    BDATA_FORMS[form](path, matrix, keys, flags)
+    code = (
+        "import sys; from leanrecon.api import run;"
+        "dataset = {'kind': 'bdpy', 'path': sys.argv[1], 'zscore': 'train', 'check': 'warn'};"
+        "run({'dataset': dataset, 'features': {'pca': {}}}, study=sys.argv[2], until='dataset', memory='400MB')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "study")], check=True)
+    record = json.loads((tmp_path / "study" / "run.json").read_text())["stages"]["dataset"]
+    assert record["peak_bytes"] <= record["planned_bytes"] <= 400e6
+    of = matrix[:, :voxels]
+    z = (of - of[kinds == 1].mean(axis=0)) / of[kinds == 1].std(axis=0)
+    found = open_study(tmp_path / "study").betas("test")
+    np.testing.assert_allclose(found, z[450:].reshape(10, 30, voxels).mean(axis=0), atol=1e-4)
 
 
 def test_an_unknown_key_of_bdata_is_refused_with_those_that_are_there(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TERMS, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.reliability import SAMPLE
+from leanrecon.errors import NetworkError
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
@@ -139,16 +140,22 @@ class NSD:
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what fetching would move, write and take, from headers, the masks and the design; ``free`` changes nothing.
 
-        Raises InputError for sessions that are missing and for files that don't fit together.
+        Without the network it counts what NSD publishes, and warns. Raises InputError for sessions that are missing and
+        for files that don't fit together, NetworkError where nothing is published.
         """
         from leanrecon.datasets.nsd.files import Files, open_source, prepare
         from leanrecon.datasets.nsd.stimuli import stimuli_layout
 
-        with open_source(self.settings.root, self.settings.endpoint_url, base_dir) as source:
-            files = Files(source)
-            prepared = prepare(self.settings, files, base_dir)
-            with files.need(STIMULI) as file:
-                return plan_fetch(self.settings, prepared, stimuli_layout(file), chunk)
+        try:
+            with open_source(self.settings.root, self.settings.endpoint_url, base_dir) as source:
+                files = Files(source)
+                prepared = prepare(self.settings, files, base_dir)
+                with files.need(STIMULI) as file:
+                    return plan_fetch(self.settings, prepared, stimuli_layout(file), chunk)
+        except NetworkError as error:
+            from leanrecon.datasets.nsd.published import published_plan
+
+            return published_plan(self.settings, chunk, error)
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
         """Fetch a subject's betas, images and captions into a study's stores, continuing where an earlier run stopped.
