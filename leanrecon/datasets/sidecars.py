@@ -23,7 +23,7 @@ def sources_path(study: Study) -> Location:
 
 
 LARGE = 4 * 10**9
-"""Bytes beyond which a file is known by its size and samples: of a collection of images a study reads but a part."""
+"""Bytes beyond which a file is known by its size, time of change and samples: studies read but a part of such images."""
 
 _SAMPLES, _SAMPLE = 1024, 64 * 1024  # number and bytes of the pieces of a large file that are hashed
 
@@ -32,7 +32,8 @@ class SourceFiles:
     """The SHA-256 of the files that a study is made from, remembered while a file stays the very same one.
 
     A file counts as the same while its path, size, times of change, inode and device stay as they were. Otherwise its
-    bytes are hashed again: all of them, or of files beyond ``LARGE`` bytes evenly spread samples and the size.
+    bytes are hashed again: all of them, or of files beyond ``LARGE`` bytes evenly spread samples, with the size and the
+    time of the last change, so that a row which is written anew between two samples is noticed.
     """
 
     def __init__(self, known: Any = None) -> None:
@@ -70,10 +71,11 @@ class SourceFiles:
 
 
 def _hash(path: Path) -> str:
-    size = path.stat().st_size
+    found = path.stat()
+    size = found.st_size
     if size <= LARGE:
         return file_fingerprint(path)
-    digest = hashlib.sha256(f"{size} bytes in {_SAMPLES} samples".encode())
+    digest = hashlib.sha256(f"{size} bytes of {found.st_mtime_ns} in {_SAMPLES} samples".encode())
     with path.open("rb", buffering=0) as file:
         for k in range(_SAMPLES):
             file.seek(k * (size - _SAMPLE) // (_SAMPLES - 1))

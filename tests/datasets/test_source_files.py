@@ -101,13 +101,14 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path: Path, mo
 def test_a_large_file_is_known_by_its_size_and_samples_of_all_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sparse(size: int, at: int | None = None) -> str:
+    def sparse(size: int, at: int | None = None, changed: int = 10**9) -> str:
         path = tmp_path / f"{size}-{at}"
         with path.open("wb") as file:
             file.truncate(size)
             if at is not None:
                 file.seek(at)
                 file.write(b"x")
+        os.utime(path, (changed, changed))
         return SourceFiles().content(path)
 
     size = LARGE + 2**20
@@ -116,7 +117,8 @@ def test_a_large_file_is_known_by_its_size_and_samples_of_all_its_parts(
     plain = sparse(size)
     others = [sparse(size, at) for at in (0, 512 * (size - 2**16) // 1023, size - 1)] + [sparse(size + 1)]
     assert len({plain, *others}) == 5
-    assert sparse(size) == plain
+    assert sparse(size) == plain, "copied with its time kept"
+    assert sparse(size, changed=2 * 10**9) != plain, "written again, perhaps between two samples"
     assert not hashed
     sparse(10)
     assert len(hashed) == 1, "a small file is hashed whole"
