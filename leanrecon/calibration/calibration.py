@@ -1,4 +1,4 @@
-"""What a calibration of first images is: it learns from first images of train rows, which were predicted out of fold.
+"""What a calibration of first images is: it learns from first images of train rows, predicted without their own images.
 
 Such images are as far from the true ones as first images of test rows are. One learned on fitted images would not be.
 """
@@ -145,8 +145,9 @@ class LearnedCalibration:
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         yield (
-            f"First images were calibrated ({settings.kind}): what maps out-of-fold first images of train rows to their "
-            "true images was applied to test rows, and to shuffled betas alike. Upper bounds are left as they are."
+            f"First images were calibrated ({settings.kind}): what maps first images of train rows, predicted without "
+            "their own image, to true images was applied to test rows, and to shuffled betas alike. Upper bounds are left "
+            "as they are."
         )
         if settings.contrast == "match":
             yield (
