@@ -104,7 +104,7 @@ class Calibration(Protocol):
         """Sentences that a reader of the report must know."""
 
     def made_of(self) -> dict[str, Any]:
-        """All settings that decide what is learned, as plain values."""
+        """All settings that decide what is learned, and the seed, as plain values."""
 
     def plan(self, shapes: CalibrationShapes) -> CalibrationPlan:
         """Plan the learning: arithmetic only."""
@@ -156,7 +156,11 @@ class LearnedCalibration:
             )
 
     def made_of(self) -> dict[str, Any]:
-        return {"format": FORMAT, **self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"})}
+        return {
+            "format": FORMAT,
+            "seed": self.seed,
+            **self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+        }
 
     def plan(self, shapes: CalibrationShapes) -> CalibrationPlan:
         raise NotImplementedError
@@ -217,7 +221,7 @@ class LearnedCalibration:
         return result
 
     def _folder(self, folder: Path, made_of: Mapping[str, Any], context: Context) -> Folder:
-        return Folder(folder, {**made_of, **self.made_of(), "seed": self.seed}, overwrite=context.overwrite)
+        return Folder(folder, {**made_of, **self.made_of()}, overwrite=context.overwrite)
 
     def _take(self, file: TensorFile) -> None:
         self._record = dict(file.record["result"])
