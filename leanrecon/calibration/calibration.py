@@ -1,4 +1,4 @@
-"""What a calibration of first images is: it learns from first images of train rows, which were predicted out of fold.
+"""What a calibration of first images is: it learns from first images of train rows, predicted without their own images.
 
 Such images are as far from the true ones as first images of test rows are. One learned on fitted images would not be.
 """
@@ -104,7 +104,7 @@ class Calibration(Protocol):
         """Sentences that a reader of the report must know."""
 
     def made_of(self) -> dict[str, Any]:
-        """All settings that decide what is learned, as plain values."""
+        """All settings that decide what is learned, and the seed, as plain values."""
 
     def plan(self, shapes: CalibrationShapes) -> CalibrationPlan:
         """Plan the learning: arithmetic only."""
@@ -132,7 +132,10 @@ class LearnedCalibration:
     calibrates: ClassVar[bool] = True
     least: ClassVar[int] = 20
     refits: ClassVar[bool] = True
-    """Whether it is fitted again to all train images, once held-out ones have shown that it helps."""
+    """Whether it is fitted again to all train images, unless it is worse for held-out ones by more than chance.
+
+    That is by more than the standard error of the difference. What does not fit again has to be better for them.
+    """
 
     def __init__(self, settings: Any, *, seed: int = 0, device: str = "cpu") -> None:
         self.settings, self.seed, self.device = settings, seed, device
@@ -142,8 +145,9 @@ class LearnedCalibration:
     @classmethod
     def notes(cls, settings: Any) -> Iterable[str]:
         yield (
-            f"First images were calibrated ({settings.kind}): what maps out-of-fold first images of train rows to their "
-            "true images was applied to test rows, and to shuffled betas alike. Upper bounds are left as they are."
+            f"First images were calibrated ({settings.kind}): what maps first images of train rows, predicted without "
+            "their own image, to true images was applied to test rows, and to shuffled betas alike. Upper bounds are left "
+            "as they are."
         )
         if settings.contrast == "match":
             yield (
@@ -152,7 +156,11 @@ class LearnedCalibration:
             )
 
     def made_of(self) -> dict[str, Any]:
-        return {"format": FORMAT, **self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"})}
+        return {
+            "format": FORMAT,
+            "seed": self.seed,
+            **self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+        }
 
     def plan(self, shapes: CalibrationShapes) -> CalibrationPlan:
         raise NotImplementedError
@@ -183,9 +191,10 @@ class LearnedCalibration:
         is_held = np.isin(data.stimulus, held_images)
         rows, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         learned = self._fit(data, rows, held, files, context)
-        before, after, gain = judged(self._model(learned), data, held)
+        before, after, error, gain = judged(self._model(learned), data, held)
+        used = after < before or (self.refits and after - before < error)
         record = {
-            "rows": data.first.rows, "images": len(images), "held_out_images": len(held_images), "used": after < before,
+            "rows": data.first.rows, "images": len(images), "held_out_images": len(held_images), "used": used,
             "held_out_mse": {"before": before, "after": after}, "gain": gain,
         }  # fmt: skip
         if record["used"] and self.refits:
@@ -212,7 +221,7 @@ class LearnedCalibration:
         return result
 
     def _folder(self, folder: Path, made_of: Mapping[str, Any], context: Context) -> Folder:
-        return Folder(folder, {**made_of, **self.made_of(), "seed": self.seed}, overwrite=context.overwrite)
+        return Folder(folder, {**made_of, **self.made_of()}, overwrite=context.overwrite)
 
     def _take(self, file: TensorFile) -> None:
         self._record = dict(file.record["result"])
@@ -236,17 +245,19 @@ def pairs(data: CalibrationData, rows: Array) -> Iterable[tuple[int, Array, Arra
             yield row, image.astype(np.float32) / np.float32(255), shown.astype(np.float32) / np.float32(255)
 
 
-def judged(model: Model, data: CalibrationData, held: Array) -> tuple[float, float, float]:
-    """Mean squared errors of held-out rows before and after calibration, and the gain that matches their contrast.
+def judged(model: Model, data: CalibrationData, held: Array) -> tuple[float, float, float, float]:
+    """Mean squared errors of held-out rows before and after calibration, and the standard error of their difference.
 
-    The gain is the ratio of the deviations of true and calibrated pixels from the mean of their image.
+    Last comes the gain that matches contrast: the ratio of the deviations of true and calibrated pixels from the mean of
+    their image.
     """
-    before = after = spread = true_spread = 0.0
-    for _, first, true in pairs(data, held):
+    errors, spread, true_spread = np.empty((2, len(held))), 0.0, 0.0
+    for k, (_, first, true) in enumerate(pairs(data, held)):
         calibrated = np.clip(model(first), 0, 1)
-        before += float(np.mean((first - true) ** 2, dtype=np.float64))
-        after += float(np.mean((calibrated - true) ** 2, dtype=np.float64))
+        for row, image in zip(errors, (first, calibrated), strict=True):
+            row[k] = np.mean((image - true) ** 2, dtype=np.float64)
         spread += float(np.var(calibrated, dtype=np.float64))
         true_spread += float(np.var(true, dtype=np.float64))
-    gain = (true_spread / spread) ** 0.5 if spread > 0 else 1.0
-    return before / len(held), after / len(held), gain
+    before, after = errors.mean(axis=1).tolist()
+    error = float((errors[1] - errors[0]).std(ddof=1) / len(held) ** 0.5)
+    return before, after, error, (true_spread / spread) ** 0.5 if spread > 0 else 1.0

@@ -107,7 +107,7 @@ def learned_calibration(run: Run, variant: Variant, space: Any, context: Context
         calibration.learn(data, folder, made_of, labelled)
         record = calibration.record()
         before, after = (record["held_out_mse"][key] for key in ("before", "after"))
-        effect = "is used" if record["used"] else "lowers no error, and is left out"
+        effect = "is used" if record["used"] else "is left out"
         context.progress.say(
             f"{labelled.label}: squared error of {record['held_out_images']} held-out train images {before:.4g}, "
             f"calibrated {after:.4g}: it {effect}"
@@ -131,7 +131,7 @@ def notes_of(calibration: Any, settings: Settings, images: int) -> list[str]:
     if calibration is None:
         return [sentence] if (sentence := too_few(settings, images)) else []
     if not calibration.record()["used"]:
-        return ["First images were not calibrated: it did not lower the error of held-out train images."]
+        return ["First images were not calibrated: it was no better for held-out train images."]
     return list(calibration.notes(settings.stage1.calibrate))
 
 

@@ -129,7 +129,7 @@ class EvaluateStage:
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
-        study, notes = run.study, settings_notes(run.settings) + recorded_notes(whole)
+        study, notes = run.study, [*settings_notes(run.settings), *learned_notes(whole, run.settings)]
         notes += protocols.notes(run.settings.evaluate.preset, run.settings.judges, result.metrics["n_test"])
         if run.settings.evaluate.blend:
             notes.append(f"Final images are judged with {run.settings.evaluate.blend:.0%} of first images mixed in.")
@@ -198,13 +198,17 @@ def settings_notes(settings: Settings) -> list[str]:
     return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
 
 
-def recorded_notes(whole: Sequence[Variant]) -> list[str]:
-    """What earlier stages have noted in run.json for a reader of the report, each sentence once, of three folds at most."""
-    notes: dict[str, None] = {}
-    for variant in whole[:3]:
-        stages = (read_record(variant.study.record) or {}).get("stages", {})
-        notes |= dict.fromkeys(note for record in stages.values() for note in record.get("notes", ()))
-    return list(notes)
+def learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
+    """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
+    of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
+    for stage, form in {**of_spaces, "stage1": "{}"}.items():
+        told: dict[str, int] = {}
+        for variant in whole:
+            stages = (read_record(variant.study.record) or {}).get("stages", {})
+            for sentence in stages.get(stage, {}).get("notes", []):
+                told[sentence] = told.get(sentence, 0) + 1
+        for sentence, count in told.items():
+            yield form.format(sentence) + ("" if count == len(whole) else f" (In {count} of {len(whole)} folds.)")
 
 
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:

@@ -16,6 +16,7 @@ from leanrecon.stages.calibrate import (
     check_calibration,
     learned_calibration,
     made_of_calibration,
+    make_calibration,
     notes_of,
     plan_calibration,
 )
@@ -69,7 +70,7 @@ class StageOneStage:
             if not variant.area:
                 every.append(variant.made_from(ORACLE))
             folders = [one.study.reconstructions("stage1") for one in every]
-            learned = [variant.study.network(NETWORK)]
+            learned = [variant.study.network(NETWORK)] if make_calibration(run.settings).calibrates else []
             with run.recorded(self.name, variant.study, folders, networks=learned) as (record, context):
                 if space.calibrates:
                     self._calibrate(run, variant, space, context)

@@ -114,7 +114,7 @@ def test_predictions_are_those_of_scikit_learn_and_scipy(repeated, tmp_path, blo
     np.testing.assert_allclose(outputs[0].store[0:40], predicted, atol=2e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["test.zarr"]
     (note,) = record["notes"]
-    assert note.startswith(f"regression pca: {weights.mean(0)[0]:.2f} × member 1 (ridge) + ")
+    assert note.startswith(f"{weights.mean(0)[0]:.2f} × member 1 (ridge) + ")
 
 
 def test_random_pairings_are_combined_by_the_same_weights(repeated, tmp_path):

@@ -112,7 +112,7 @@ class StackRegressor:
             "settings": self.settings.model_dump(exclude_none=True),
             "weights": weights.tolist() if self.settings.block else weights[0].tolist(),
             "members": records,
-            "notes": [f"{context.label}: {self._said(weights)}"],
+            "notes": [self._said(weights)],
         }
 
     def _name(self, k: int) -> str:
