@@ -6,7 +6,7 @@ image that is predicted from all others is its residual over 1 − S_ii, S being
 leaves all of its rows out together. One eigendecomposition of the smaller Gram matrix, ZᵀZ or ZZᵀ, serves every α.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,17 +14,15 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import MemoryBudget, buffer
+from leanrecon.regression.image_rows import ImageRows
 from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.loo import default_alphas, project
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import MOMENTS, PROJECTIONS, WORKSPACE
-from leanrecon.stores.matrix import PANEL, Matrix, as_matrix, panels, read_ahead
+from leanrecon.regression.ridge.plan_form import VOXELS, plan_encoding
+from leanrecon.stores.matrix import Matrix, as_matrix, panels
 
 Array = np.ndarray[Any, Any]
-
-VOXELS = 128
-"""Voxels that are predicted at once."""
 
 
 @dataclass(frozen=True)
@@ -74,29 +72,11 @@ def encoding(
     return _Images.of(z, pairing, seed).encode(Centred(b, train, scale=True), train.usable, alpha, alphas)
 
 
-def plan_encoding(
-    n: int, p: int, s: int, t: int, *, block: int, x_tile: int = 0, y_tile: int = 0, scratch: int = 0
-) -> int:
-    """Bytes of work of ``encoding``, from the shapes of betas [n, p] and targets [s, t] that are read ``block`` at a time."""
-    k = min(t, PROJECTIONS)
-    r = min(k, s)
-    reading = 2 * y_tile + (block * k * 20 + PANEL * block * 8 if t > k else 0)
-    scores = s * k * 8 + max(reading, s * r * 8 + 3 * r * r * 8 + r * r * 8)
-    images = (2 * n + n + 3 * s) * VOXELS * 8
-    fitting = 2 * s * r * 8 + 2 * r * r * 8 + (2 * PANEL + VOXELS) * r * 8 + images
-    return WORKSPACE + scratch + max(2 * x_tile + MOMENTS * p * 8, scores, fitting) + 4 * p * 8
-
-
 @dataclass(frozen=True)
 class _Images:
     """The images of some rows of betas, and their targets in the basis of the eigenvectors."""
 
-    order: Array | None
-    """Rows of betas by image, int [n]; None where row i shows image i."""
-    starts: Array
-    """Where the rows of each image begin in that order, int [s]."""
-    root: Array
-    """Square roots of the numbers of rows, float64 [s]."""
+    rows: ImageRows
     values: Array
     """Eigenvalues λ of the Gram matrix of the targets, float64 [r]."""
     scores: Array
@@ -104,22 +84,17 @@ class _Images:
 
     @classmethod
     def of(cls, targets: Matrix, pairing: Pairing, seed: int) -> "_Images":
-        n, shown = pairing.n, np.flatnonzero(pairing.counts)
-        if len(shown) < 2:
+        rows = ImageRows.of(pairing)
+        if len(rows.images) < 2:
             raise InputError(
-                f"the {n} rows of betas show {len(shown)} image",
+                f"the {pairing.n} rows of betas show {len(rows.images)} image",
                 expected="two images or more, as each is predicted from the others",
             )
         z = project(targets, seed, np.float64, pairing.weights)
-        if len(shown) < len(z):
-            z = z[shown]
-        index = np.arange(n) if pairing.index is None else pairing.index
-        plain = np.array_equal(index, np.arange(n))
-        order = None if plain else np.argsort(index, kind="stable")
-        root = np.sqrt(pairing.counts[shown])
-        z *= root[:, None]
-        starts = np.concatenate([[0], np.cumsum(pairing.counts[shown])[:-1]]).astype(np.int64)
-        return cls(order, starts, root, *_eigenvectors(z))
+        if len(rows.images) < len(z):
+            z = z[rows.images]
+        z *= rows.root[:, None]
+        return cls(rows, *_eigenvectors(z))
 
     def encode(self, betas: Centred, usable: Array, alpha: float | str, alphas: Sequence[float] | None) -> Encoding:
         p = betas.shape[1]
@@ -143,7 +118,7 @@ class _Images:
         s, r = self.scores.shape
         product, cross, norms, within = buffer((r, r), np.float64), buffer((s, r), np.float64), np.zeros(s), 0.0
         loadings = buffer((r, VOXELS), np.float64)
-        for _, means, inside, _ in self._blocks(betas):
+        for _, means, inside, _ in self.rows.blocks(betas):
             c = loadings[:, : means.shape[1]]
             blas.gemm(self.scores, means, c, beta=0, ta=True)
             blas.gemm(c, c, product, tb=True)
@@ -167,7 +142,7 @@ class _Images:
         squared, total = np.zeros(betas.shape[1]), np.zeros(betas.shape[1])
         kept, shrink = self._kept(alpha, slice(0, s)), self._shrink(alpha)
         loadings = buffer((r, VOXELS), np.float64)
-        for voxels, means, inside, about in self._blocks(betas):
+        for voxels, means, inside, about in self.rows.blocks(betas):
             c = loadings[:, : means.shape[1]]
             blas.gemm(self.scores, means, c, beta=0, ta=True)
             c *= shrink[:, None]
@@ -183,30 +158,9 @@ class _Images:
 
     def _kept(self, alpha: float, part: slice) -> Array:
         """1 − S_ii of some images, the intercept included."""
-        leverage = np.square(self.scores[part]) @ self._shrink(alpha) + self.root[part] ** 2 / (self.root**2).sum()
+        leverage = np.square(self.scores[part]) @ self._shrink(alpha) + self.rows.counts[part] / self.rows.counts.sum()
         result: Array = np.maximum(1 - leverage, np.finfo(np.float64).eps)
         return result
-
-    def _blocks(self, betas: Centred) -> Iterator[tuple[range, Array, Array, Array]]:
-        """Yield ``(voxels, means [s, v], within [v], squares [v])``: an image's mean betas times √rows, and sums of squares.
-
-        ``within`` are those of rows about the mean of their image. The next block is read meanwhile.
-        """
-        n, p = betas.shape
-        memories = [buffer((n * min(VOXELS, p) * 8,), np.uint8) for _ in range(2)]
-
-        def read(voxels: range, memory: Array) -> Array:
-            return betas.read(range(n), voxels, memory, np.float64)
-
-        for voxels, block in read_ahead(panels(p, VOXELS), read, memories):
-            squares = np.einsum("ij,ij->j", block, block)
-            if self.order is None:
-                yield voxels, block, np.zeros(len(voxels)), squares
-                continue
-            means = np.add.reduceat(block[self.order], self.starts, axis=0)
-            means /= self.root[:, None]
-            within = np.maximum(squares - np.einsum("ij,ij->j", means, means), 0)
-            yield voxels, means, within, squares
 
 
 def _eigenvectors(z: Array) -> tuple[Array, Array]:

@@ -128,14 +128,38 @@ def _refuse_infinite(block: Array, rows: range, columns: range, what: str) -> No
 
 
 class Centred:
-    """A matrix of betas less the train mean, over the train standard deviation if ``scale``; left-out columns read 0."""
+    """A matrix of betas less the train mean, over the train standard deviation if ``scale``; left-out columns read 0.
 
-    def __init__(self, matrix: Matrix, train: Moments, *, scale: bool) -> None:
+    Each voxel is multiplied by its weight, where there are ``weights`` [p]. ``dual`` says whether products are taken
+    over voxels, into a kernel of the rows; by default where there are no more rows than voxels.
+    """
+
+    def __init__(
+        self, matrix: Matrix, train: Moments, *, scale: bool, weights: Array | None = None, dual: bool | None = None
+    ) -> None:
         self.matrix = matrix
         self.shape = matrix.shape
+        self.dual = matrix.shape[0] <= matrix.shape[1] if dual is None else dual
         self._left_out = ~train.usable
         self._mean = np.where(self._left_out, 0, train.mean)
         self._factor = 1 / np.where(self._left_out, 1, train.std) if scale else None
+        if weights is not None:
+            self._factor = weights if self._factor is None else self._factor * weights
+
+    @property
+    def mean(self) -> Array:
+        """What is subtracted from each voxel, float64 [p]."""
+        return self._mean
+
+    @property
+    def factor(self) -> Array:
+        """What each voxel is multiplied by afterwards, float64 [p]."""
+        return np.ones(self.shape[1]) if self._factor is None else self._factor
+
+    @property
+    def order(self) -> int:
+        """The order of the Gram matrix."""
+        return self.shape[0] if self.dual else self.shape[1]
 
     def read(self, rows: range, columns: range, memory: Array, dtype: Any) -> Array:
         """A block in ``memory`` (uint8), as [len(rows), len(columns)] of ``dtype``."""

@@ -72,6 +72,8 @@ class RegressionData:
     """[n] labels; rows of one label are never torn apart by validation or folds (the stimulus, or the run)."""
     stimulus: Array | None = None
     """[n] the row of ``targets`` that each train row shows; None where row i shows image i."""
+    reliability: Array | None = None
+    """[p] the share of each voxel's variance that is not noise, by the dataset's ncsnr; None where that is unknown."""
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,13 @@ class RegressionStage:
         paths = [one.study.predictions(name) for one in every]
         networks = [one.study.network(name) for one in every]
         label = f"{variant.label}regression {name}"
-        with run.recorded(f"regression {name}", variant.study, paths, label, networks) as (record, context):
-            regressor = kinds.kind_of("regressors", settings)(settings)
-            data = regression_data(variant, space)
+        regressor = kinds.kind_of("regressors", settings)(settings)
+        kept = kinds.optional(type(regressor), "keeps", regressor, paths[0])
+        with run.recorded(f"regression {name}", variant.study, [*paths, *kept], label, networks) as (record, context):
+            data = regression_data(variant, space, regressor)
             made_of = self._made_of(run, variant, space, regressor)
             outputs = [self._output(one, data, name, made_of, context) for one in every]
-            if not all(output.store.complete for output in outputs):
+            if not all(output.store.complete for output in outputs) or not all(path.is_file() for path in kept):
                 record["settings"] = settings.model_dump(exclude_none=True)
                 record |= regressor.predict(data, outputs, context, shared)
 
@@ -98,7 +99,7 @@ class RegressionStage:
         label = f"{variant.label}regression {name}, train rows out of fold"
         with run.recorded(f"calibration {name}", variant.study, [path], label) as (record, context):
             regressor = kinds.kind_of("regressors", settings)(settings)
-            data = regression_data(variant, space)
+            data = regression_data(variant, space, regressor)
             store = Store.create(
                 path,
                 (data.betas.shape[0], data.targets.shape[1]),
@@ -125,12 +126,14 @@ class RegressionStage:
         }
         if index is not None:
             made_of["images of rows"] = fingerprint({"index": index.tolist()})
+        if getattr(regressor, "wants_reliability", False) and (known := variant.reliability()) is not None:
+            made_of["reliability"] = fingerprint({"reliability": known.tolist()})
         if variant.voxels is not None:
             made_of["voxels"] = fingerprint({"voxels": list(variant.voxels)})
         return made_of
 
 
-def regression_data(variant: Variant, space: Any) -> RegressionData:
+def regression_data(variant: Variant, space: Any, regressor: Any) -> RegressionData:
     """The betas and features of a variant's train rows, and the betas of its test rows."""
     return RegressionData(
         betas=variant.train_betas(),
@@ -138,6 +141,7 @@ def regression_data(variant: Variant, space: Any) -> RegressionData:
         test=variant.test_betas(),
         groups=variant.groups,
         stimulus=variant.target_of_row,
+        reliability=variant.reliability() if getattr(regressor, "wants_reliability", False) else None,
     )
 
 

@@ -82,6 +82,7 @@ LAYOUT = _items(
     Item("features/*/*.npz", Role.FITTED, ("features",), "numbers that a feature space keeps"),
     Item("predictions/*/*.zarr", Role.STORE, ("regression",), "test, train (out of fold): float32 [rows, dims]"),
     Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
+    Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
     Item("networks/*", Role.NETWORK, ("regression", "decode"), "trained regressors and decoders, and their checkpoints"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row, before refinement"),

@@ -18,7 +18,7 @@ from leanrecon.stores.matrix import ColumnSubset, Matrix, RowSubset, as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Group, Rows
-from leanrecon.study.voxels import area_voxels
+from leanrecon.study.voxels import area_voxels, read_reliability
 
 if TYPE_CHECKING:
     from leanrecon.study.settings import Settings
@@ -157,6 +157,12 @@ class Variant:
         """How many test rows show an image that was trained on."""
         learned = set(self.train_names)
         return sum(name in learned for name in self.test_names)
+
+    def reliability(self) -> Array | None:
+        """The share of each voxel's variance in the train rows that is signal, by the dataset's ncsnr; None without it."""
+        repeats = np.asarray(self.rows["train"].repeats, np.float64)
+        found = read_reliability(self.parent, float(repeats[self.train_rows].mean()))
+        return found if found is None or self.voxels is None else found[list(self.voxels)]
 
     # Matrices
 

@@ -38,6 +38,24 @@ def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, A
     return chosen
 
 
+def read_reliability(study: Study, trials: float) -> Array | None:
+    """The share of each voxel's variance that is signal in means of ``trials`` trials, float64 [voxels], by its ncsnr.
+
+    It is k·ncsnr² / (k·ncsnr² + 1), NaN where ncsnr is; None for a study whose voxels.npz does not tell of ncsnr.
+    """
+    try:
+        with study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
+            if "ncsnr" not in voxels.files:
+                return None
+            signal = trials * np.square(voxels["ncsnr"].astype(np.float64))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{study.voxels} can't be read ({error})", todo="run the stage dataset again") from None
+    result: Array = signal / (signal + 1)
+    return result
+
+
 def read_areas(study: Study) -> dict[str, Array]:
     """The areas with voxels: bool [voxels] by name; raises InputError where voxels.npz tells of none.
 

@@ -11,9 +11,12 @@ from leanrecon.regression.ridge import (
     hat,
     kernel,
     loo,
+    maps,
     pairing,
     per_target,
     plan,
+    plan_form,
+    rbf,
     ridge,
     triangle,
     weights,
@@ -22,7 +25,7 @@ from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-MODULES = (group_errors, hat, kernel, loo, pairing, per_target, plan, ridge, triangle, weights)
+MODULES = (group_errors, hat, kernel, loo, maps, pairing, per_target, plan, plan_form, rbf, ridge, triangle, weights)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,6 +24,7 @@ from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.kernel import Panels, add_product, solve
 from leanrecon.regression.ridge.pairing import Pairing
+from leanrecon.regression.ridge.rbf import Rbf, squared_norms
 from leanrecon.regression.ridge.triangle import DEPTH, WIDTH, pass_groups
 from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
 
@@ -41,13 +42,11 @@ def gram(
     directory: Path | None = None,
     pass_nbytes: int | None = None,
 ) -> tuple[Panels, Array | None]:
-    """K = X Xᵀ (n ≤ p) or Xᵀ X, summed over panels of voxels or rows in a fixed order, and T Xᵀ of test betas beside X Xᵀ.
+    """K = X Xᵀ (dual: n ≤ p) or Xᵀ X, summed over panels of voxels or rows in a fixed order, and T Xᵀ of test betas beside X Xᵀ.
 
     With ``directory`` K lies on disk there, and ``pass_nbytes`` of it are formed in one pass over the betas.
     """
-    n, p = betas.shape
-    dual = n <= p
-    order = min(n, p)
+    n, dual, order = betas.shape[0], betas.dual, betas.order
     result = Panels(order, dtype, directory=directory)
     cross = buffer((test.shape[0], n), dtype) if test is not None and dual else None
     for group in pass_groups(order, np.dtype(dtype).itemsize, pass_nbytes if directory else None):
@@ -83,16 +82,20 @@ def hat_matrix(
     *,
     cross: Array | None = None,
     fold: Pairing | None = None,
+    rbf: Rbf | None = None,
 ) -> Array:
     """H [len(rows), n] such that H Y are the predictions of some test rows, the intercept included.
 
     Its rows sum to one: H Y = ȳ + T W whatever the mean ȳ of the targets. ``cross`` is T Xᵀ where it is there
-    already; it becomes H. With ``fold`` the result is H' [len(rows), s] for targets that hold each image once.
+    already; it becomes H. With ``fold`` the result is H' [len(rows), s] for targets that hold each image once. With
+    ``rbf`` the factor is that of its kernel.
     """
     n, p = betas.shape
     dtype = factor.dtype
-    if n <= p:
+    if betas.dual:
         hat = cross_kernel(betas, test, rows, dtype) if cross is None else cross
+        if rbf is not None:
+            rbf.of_test(hat, squared_norms(test, rows, dtype))
         solve(factor, hat)
         sums = refuse_nan_rows(hat, rows)
         hat += ((1 - sums) / n)[:, None].astype(dtype)

@@ -108,12 +108,11 @@ def loo_errors(
 
     ``targets`` are centred [s, k] and used up; ``pairing`` says which of them each row of betas shows, None: its own.
     """
-    n, p = betas.shape
     alphas = np.asarray(alphas, np.float64)
     if pairing is None or not pairing.repeats:
         targets = targets if pairing is None else pairing.expanded(targets)
-        return (_dual_errors if n <= p else _primal_errors)(betas, spectrum, targets, alphas)
-    if n <= p:
+        return (_dual_errors if betas.dual else _primal_errors)(betas, spectrum, targets, alphas)
+    if betas.dual:
         return dual_group_errors(spectrum, pairing.expanded(targets), alphas, pairing)
     return primal_group_errors(betas, spectrum, targets, alphas, pairing)
 

@@ -6,7 +6,23 @@ from numbers import Real
 from typing import Any, get_args
 
 from leanrecon.errors import SettingsError
+from leanrecon.regression.ridge.form import KERNELS, VOXEL_WEIGHTS
 from leanrecon.regression.ridge.restandardise import Kind
+
+
+def check_form(kernel: Any, gamma: Any, voxel_weights: Any, voxel_power: Any, alpha: Any) -> None:
+    """Raise SettingsError for parameters of the form of a decoder that are out of range or contradict each other."""
+    for name, value, known in (("kernel", kernel, KERNELS), ("voxel_weights", voxel_weights, VOXEL_WEIGHTS)):
+        if value not in known:
+            raise SettingsError(f"{name} = {value!r}", expected=f"one of {', '.join(known)}")
+    for name, value in (("gamma", gamma), ("voxel_power", voxel_power)):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value != "loo" and not (number and 0 < float(value) < math.inf):
+            raise SettingsError(f"{name} = {value!r}", expected='a number above 0, or "loo"')
+    if kernel == "auto" and alpha != "loo":
+        raise SettingsError(
+            'kernel = "auto" compares kernels whose alphas have different scales', todo='set alpha = "loo", or a kernel'
+        )
 
 
 def check_parameters(alpha: Any, alphas: Sequence[float] | None, per_target: bool, restandardize: str) -> None:

@@ -16,6 +16,7 @@ from leanrecon.regression.ridge.hat import cross_kernel, refuse_nan_rows, row_sl
 from leanrecon.regression.ridge.loo import best_alpha, loo_errors
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import WEIGHT_BLOCK
+from leanrecon.regression.ridge.rbf import Rbf, squared_norms
 from leanrecon.regression.ridge.restandardise import Kind, restandardise, spread
 from leanrecon.regression.ridge.spectrum import Spectrum
 from leanrecon.stores.matrix import Matrix, column_blocks, panels
@@ -41,13 +42,16 @@ def predict_blocks(
     wanted: Sequence[int],
     kind: Kind,
     pairing: Pairing,
+    rbf: Rbf | None = None,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)`` of all test rows for the wanted column blocks of the targets."""
-    n, p = betas.shape
+    p = betas.shape[1]
     m, dtype = test.shape[0], spectrum.vectors.dtype
     scores = buffer((m, spectrum.vectors.shape[0]), dtype)
-    if n <= p:
+    if betas.dual:
         test_betas = cross_kernel(betas, test, range(m), dtype)
+        if rbf is not None:
+            rbf.of_test(test_betas, squared_norms(test, range(m), dtype))
     else:
         test_betas = test.read(range(m), range(p), buffer((m * p * dtype.itemsize,), np.uint8), dtype)
     blas.gemm(test_betas, spectrum.vectors, scores, beta=0, tb=True)
@@ -75,9 +79,8 @@ def predict_blocks(
 
 def _loadings(betas: Centred, spectrum: Spectrum, block: Array) -> Array:
     """Centred targets (dual), or their products with the betas (primal), in the basis of the eigenvectors."""
-    n, p = betas.shape
-    if n > p:
-        products = np.zeros((p, block.shape[1]), block.dtype)
+    if not betas.dual:
+        products = np.zeros((betas.shape[1], block.shape[1]), block.dtype)
         for rows, slab in row_slabs(betas, block.dtype):
             blas.gemm(slab, block[rows.start : rows.stop], products, ta=True)
         block = products

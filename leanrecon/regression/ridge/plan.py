@@ -21,6 +21,27 @@ LOO_ROWS = 1000
 PROJECTIONS = 512
 """Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
 
+MEDIAN_ROWS = 1024
+"""Most train rows whose distances give the width of an rbf kernel."""
+
+CHOICE_ROWS = 1000
+"""Most train rows that the form of a decoder is chosen on."""
+
+CHOICE_NBYTES = 64_000_000
+"""Bytes of float32 betas that these rows may take; 200 rows are taken in any case."""
+
+FOLDS = 5
+"""Folds of images that are held out in turn while a form is chosen."""
+
+ONE_EACH = 20
+"""Most images that are a fold each."""
+
+FEWEST_IMAGES = 5
+"""Images below which no form is chosen."""
+
+COMPONENTS = 100
+"""Principal components of the targets that forms are compared on."""
+
 ALPHAS = 22
 """Alphas of the default grid of leave-one-out."""
 
@@ -59,6 +80,8 @@ class Shapes:
     """Rows of the targets where images are shown several times; None: row i of the betas shows image i."""
     largest: int = 1
     """The most rows that show one image."""
+    rbf: bool = False
+    """Whether the kernel is not linear, so that there are no weights."""
 
     @property
     def width(self) -> int:
@@ -68,11 +91,11 @@ class Shapes:
     @property
     def dual(self) -> bool:
         """Whether the n×n kernel is factored (n ≤ p) rather than the p×p covariance."""
-        return self.n <= self.p
+        return self.n <= self.p or self.rbf
 
     @property
     def order(self) -> int:
-        return min(self.n, self.p)
+        return self.n if self.dual else self.p
 
     @property
     def itemsize(self) -> int:
@@ -94,6 +117,11 @@ class Shapes:
         """Bytes of two tiles of targets and of one that is converted or written."""
         converted = 2 * PANEL * self.block * 8 if self.restandardized else 0
         return 2 * self.y_tile + self.y_scratch + PANEL * self.block * 4 + converted
+
+
+def choice_rows(p: int) -> int:
+    """Most train rows that the form of a decoder is chosen on: fewer where there are many voxels."""
+    return min(CHOICE_ROWS, max(CHOICE_NBYTES // (4 * p), 200))
 
 
 @dataclass(frozen=True)

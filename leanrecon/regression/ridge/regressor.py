@@ -1,7 +1,7 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +9,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
+from leanrecon.errors import InputError
+from leanrecon.places.files import write_whole
 from leanrecon.regression.regressor import (
     Output,
     RegressionData,
@@ -16,13 +18,19 @@ from leanrecon.regression.regressor import (
     RegressionShapes,
     check_test_rows,
 )
-from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, Shapes, plan_fit
+from leanrecon.regression.ridge.form import FLOOR, Form, forms
+from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, Shapes
+from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
 
 if TYPE_CHECKING:
-    from leanrecon.regression.ridge.directions import Directions
+    from leanrecon.places import Location
+    from leanrecon.regression.ridge.directions import Linear
     from leanrecon.regression.ridge.ridge import StreamingRidge
+
+VOXEL_WEIGHTS = "voxel_weights.npz"
+"""How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
 
 _FLOAT = 4  # bytes of float32
 
@@ -60,20 +68,42 @@ class RidgeRegressor:
                 f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
                 '(restandardize = "transductive"): a row depends on which others were tested.'
             )
+        if settings.voxel_weights == "reliability":
+            yield (
+                f'For {space} voxels were weighed by their reliability (voxel_weights = "reliability"). Where no train image '
+                "is repeated that is the dataset's ncsnr, which its authors may have computed with test trials too."
+            )
 
     def made_of(self) -> dict[str, Any]:
         """All settings that decide the predictions; the grid of alphas only where one is chosen from it."""
         unused = set() if self.settings.alpha == "loo" else {"alphas"}
-        return self.settings.model_dump(exclude_none=True, exclude=unused)
+        return self._used(unused)
+
+    def _used(self, unused: Set[str] = frozenset()) -> dict[str, Any]:
+        """The settings without those that say nothing: of an rbf under a linear kernel, of weights without any."""
+        settings = self.settings
+        plain = {"kernel", "gamma"} if settings.kernel == "linear" else set()
+        equal = {"voxel_weights", "voxel_power"} if settings.voxel_weights == "none" else set()
+        return settings.model_dump(exclude_none=True, exclude={*unused, *plain, *equal})
+
+    def keeps(self, predictions: "Location") -> "list[Location]":
+        """The small files that lie beside the predictions of a feature space: how voxels were weighed."""
+        return [] if self.settings.voxel_weights == "none" else [predictions.parent / VOXEL_WEIGHTS]
+
+    @property
+    def wants_reliability(self) -> bool:
+        """Whether the dataset's word on how reliable voxels are is asked for."""
+        return self.settings.voxel_weights == "reliability"
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan the fit and the predictions into ``free`` bytes of memory; ``work`` may exceed ``free``."""
         settings = self.settings
         check_test_rows(self.settings.restandardize, shapes.m)
         of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
-        planned = plan_fit(
+        planned = plan_formed(
             of_ridge,
             free,
+            self._forms(),
             known=True,
             loo=settings.alpha == "loo",
             per_target=settings.per_target,
@@ -81,9 +111,10 @@ class RidgeRegressor:
             extra_rows=min(shapes.n, LOO_ROWS) if settings.restandardize == "inductive" else 0,
         )
         where = "in memory" if planned.in_memory else "on disk"
+        order = of_ridge.order if settings.kernel == "linear" else of_ridge.n
         return RegressionPlan(
             work=planned.work,
-            summary=f"Gram matrix of order {of_ridge.order} {where}, {shapes.y_block} targets a block",
+            summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block",
             scratch=0 if planned.in_memory else planned.triangle,
         )
 
@@ -101,10 +132,14 @@ class RidgeRegressor:
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
         for sentence in ridge.unreasonable_:
             context.progress.say(f"{context.label}: {sentence}")
+        for sentence in self._chosen(ridge):
+            context.progress.say(f"{context.label}: {sentence}")
         alpha = np.asarray(ridge.alpha_)
         if self.settings.alpha == "loo":
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
             context.progress.say(f"{context.label}: leave-one-out chose alpha = {chosen}")
+        for path in self.keeps(outputs[0].store.path):
+            _write_weights(path, ridge)
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
@@ -113,25 +148,66 @@ class RidgeRegressor:
                 paired.predict_into(data.test, out.store, advance=advance)
                 out.store.finish()
         return {
-            "settings": self.settings.model_dump(exclude_none=True),
+            "settings": self._used(),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
             "voxels_left_out": ridge.left_out_,
+            **self._form_record(ridge),
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
-    def plan_directions(self, alpha: float | None, betas: Any, k: int, stimulus: Any, images: int, free: int) -> int:
-        """Bytes of work of ``learn_directions`` for ``k`` targets of a number of images, beside the targets."""
-        from leanrecon.regression.ridge.directions import plan_directions
+    def linear(self, record: Mapping[str, Any] | None, predictions: "Location") -> "Linear":
+        """The linear ridge of one feature space, from what run.json keeps of it and what lies beside its predictions.
 
-        return plan_directions(self.settings, alpha, betas, k, stimulus, images, free)
+        ``record`` None: that of a direction of no feature space, whose alpha is a number in the settings or is chosen.
+        Raises InputError for a kernel that has no weights of voxels.
+        """
+        from leanrecon.regression.ridge.directions import Linear
 
-    def learn_directions(
-        self, alpha: float | None, betas: Any, targets: Any, stimulus: Any, context: Context, *, patterns: bool
-    ) -> "Directions":
-        """The weights of a few targets [images, k], for maps; ``alpha`` None: chosen as the settings say."""
-        from leanrecon.regression.ridge.directions import learn_directions
+        settings = self.settings
+        if record is None:
+            fixed = settings.alpha != "loo" and settings.kernel == "linear"
+            return Linear(settings.standardize, float(settings.alpha) if fixed else None, settings.alphas)
+        form = record.get("form", {})
+        if form.get("kernel", "linear") != "linear":
+            raise InputError(
+                f"the {form['kernel']} kernel has no weights of voxels", todo='set regression.kernel = "linear"'
+            )
+        weights = None
+        if form.get("voxel_weights") is not None:
+            with (predictions.parent / VOXEL_WEIGHTS).open() as file, np.load(file, allow_pickle=False) as kept:
+                weights = kept["weight"].astype(np.float64)
+        alpha = None if isinstance(record["alpha"], dict) else float(record["alpha"])
+        return Linear(settings.standardize, alpha, settings.alphas, weights)
 
-        return learn_directions(self.settings, alpha, betas, targets, stimulus, context, patterns=patterns)
+    def _forms(self) -> Sequence[Form]:
+        settings = self.settings
+        return forms(settings.kernel, settings.gamma, settings.voxel_weights, settings.voxel_power)
+
+    def _chosen(self, ridge: "StreamingRidge") -> Iterator[str]:
+        """What was learned of the form, in sentences."""
+        learned = ridge.learned_
+        if learned.choice is not None:
+            yield learned.choice.told()
+        if learned.share is not None and not (learned.share > FLOOR).any():
+            yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+
+    @property
+    def _learns_form(self) -> bool:
+        """Whether the form depends on the targets, so that no other space may use the factor."""
+        return len(self._forms()) > 1 or self.settings.voxel_weights == "accuracy"
+
+    def _form_record(self, ridge: "StreamingRidge") -> dict[str, Any]:
+        """What run.json keeps of a form that is not the plain ridge."""
+        learned = ridge.learned_
+        if learned.form == Form() and learned.choice is None:
+            return {}
+        record = {"form": learned.form.as_dict(), "notes": list(self._chosen(ridge))}
+        if learned.choice is not None:
+            record["choice"] = learned.choice.as_dict()
+        if learned.share is not None:
+            share = learned.share[~np.isnan(learned.share)]
+            record["voxels_at_floor"] = int((share <= FLOOR).sum())
+        return record
 
     def _fitted(
         self, data: RegressionData, context: Context, shared: dict[str, Any], *, shuffled: bool
@@ -141,7 +217,8 @@ class RidgeRegressor:
 
         key = json.dumps(self.made_of(), sort_keys=True)
         last: _Shared | None = shared.get(_SHARED)
-        if last and last.key == key and self.settings.alpha != "loo" and (last.ridge.shuffles or not shuffled):
+        learns = self.settings.alpha == "loo" or self._learns_form
+        if last and last.key == key and not learns and (last.ridge.shuffles or not shuffled):
             other = last.ridge.with_targets(data.targets)
             other.budget, other.peaks_ = context.budget, context.peaks
             return other
@@ -150,11 +227,27 @@ class RidgeRegressor:
         options = self.settings.model_dump(exclude={"kind"})
         ridge = StreamingRidge(**options, budget=context.budget, seed=context.seed, scratch=context.scratch)
         ridge.warns = False  # what is odd is said beside the label
-        ridge.fit(data.betas, data.targets, stimulus=data.stimulus, test=data.test, shuffled=shuffled)
+        ridge.fit(
+            data.betas,
+            data.targets,
+            stimulus=data.stimulus,
+            test=data.test,
+            shuffled=shuffled,
+            reliability=data.reliability,
+        )
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
         shared[_SHARED] = _Shared(key, ridge)
         return ridge
+
+
+def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
+    """Keep the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
+    learned, p = ridge.learned_, ridge.n_features_in_
+    weights = np.where(ridge.moments_.usable, 1.0, 0.0) if learned.weights is None else learned.weights
+    share = np.full(p, np.nan) if learned.share is None else learned.share
+    arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))  # type: ignore[arg-type]
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

@@ -21,23 +21,23 @@ Array = np.ndarray[Any, Any]
 Kind = Literal["none", "inductive", "transductive"]
 
 
-def loo_rows(n: int) -> Array:
+def loo_rows(n: int, most: int = LOO_ROWS) -> Array:
     """Up to 1,000 train rows, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, LOO_ROWS)).round().astype(np.int64))
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
 
 
-def group_rows(pairing: Pairing) -> Array:
+def group_rows(pairing: Pairing, most: int = LOO_ROWS) -> Array:
     """About 1,000 train rows at most (ascending): all rows of some images, which are evenly spread; one image at least."""
     if pairing.index is None or not pairing.repeats:
-        return loo_rows(pairing.n)
+        return loo_rows(pairing.n, most)
     shown = np.flatnonzero(pairing.counts)
-    some = min(len(shown), LOO_ROWS)
+    some = min(len(shown), most)
     while True:
         images = shown[np.unique(np.linspace(0, len(shown) - 1, some).round().astype(np.int64))]
         rows = int(pairing.counts[images].sum())
-        if rows <= LOO_ROWS or some == 1:
+        if rows <= most or some == 1:
             return np.flatnonzero(np.isin(pairing.index, images))
-        some = max(min(some - 1, some * LOO_ROWS // rows), 1)
+        some = max(min(some - 1, some * most // rows), 1)
 
 
 def leave_groups_out(hat: Array, rows: Array, pairing: Pairing) -> None:

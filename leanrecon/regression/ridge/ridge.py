@@ -7,7 +7,7 @@ Predictions are H Y, with a small hat matrix H that serves every target: ``gram`
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,39 +16,34 @@ import numpy as np
 from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
-from leanrecon.regression.estimator import Regressor
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import per_target
+from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
+from leanrecon.regression.ridge.known import Known
+from leanrecon.regression.ridge.learned import Learned
 from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue, project
+from leanrecon.regression.ridge.maps import WeightMaps
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.parameters import check_parameters
+from leanrecon.regression.ridge.parameters import check_form, check_parameters
 from leanrecon.regression.ridge.plan import (
     ALPHAS,
     FLOAT64_ORDER,
     TEST_ROWS,
-    WEIGHT_BLOCK,
     FitPlan,
     Shapes,
     plan_fit,
     plan_per_target,
     plan_predict,
     plan_stream,
-    plan_weights,
 )
+from leanrecon.regression.ridge.plan_form import plan_formed
+from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import eigenvectors
-from leanrecon.regression.ridge.weights import (
-    contents,
-    for_measured_betas,
-    lacking_targets,
-    through_weights,
-    weights,
-    write_weights,
-)
-from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.regression.ridge.weights import through_weights
 from leanrecon.stores.matrix import (
     Matrix,
     Reblocked,
@@ -58,23 +53,11 @@ from leanrecon.stores.matrix import (
     panels,
     same_matrix,
 )
-from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass
-class Known:
-    """Test betas known at fit, as they were passed and as a matrix, and the hat matrices that predict them alone."""
-
-    source: Any
-    betas: Matrix
-    hats: list[Array]
-    folded: bool = False
-    """Whether the hat matrices have a column for each image rather than for each row of betas."""
-
-
-class StreamingRidge(Regressor):
+class StreamingRidge(WeightMaps):
     """Ridge regression with an intercept, streamed from disk within a memory budget (a scikit-learn estimator).
 
     Parameters
@@ -90,6 +73,16 @@ class StreamingRidge(Regressor):
         With ``"loo"``, choose an alpha for every target.
     restandardize : {"none", "inductive", "transductive"}
         Give predictions the spread of the train targets (see ``regression.restandardise``).
+    kernel : {"linear", "rbf", "auto"}
+        The kernel of betas. "rbf" is exp(−gamma · D² / median D²) of their distances D (see ``ridge.rbf``), "auto" the
+        one of the two with the least error for images that are held out (see ``ridge.choice``); it needs alpha "loo".
+    gamma : float or "loo"
+        The width of an rbf; ``"loo"`` chooses ¼, ½ or 1 in the same way.
+    voxel_weights : {"none", "accuracy", "reliability", "auto"}
+        Weigh voxels by how well they carry the images (see ``regression.voxel_weights``); "auto" takes "accuracy" where
+        that predicts held-out images better.
+    voxel_power : float or "loo"
+        The power of those weights; ``"loo"`` chooses ½ or 1 in the same way.
     budget : str, int or MemoryBudget, optional
         What the process may hold, as in ``"4GB"``; by default 80 % of the free memory. It never changes a result.
     seed : int
@@ -121,6 +114,10 @@ class StreamingRidge(Regressor):
         alphas: Sequence[float] | None = None,
         per_target: bool = False,
         restandardize: Kind = "none",
+        kernel: Literal["linear", "rbf", "auto"] = "linear",
+        gamma: float | Literal["loo"] = "loo",
+        voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none",
+        voxel_power: float | Literal["loo"] = "loo",
         budget: str | int | MemoryBudget | None = None,
         seed: int = 0,
         scratch: str | Path | None = None,
@@ -130,22 +127,39 @@ class StreamingRidge(Regressor):
         self.alphas = alphas
         self.per_target = per_target
         self.restandardize = restandardize
+        self.kernel = kernel
+        self.gamma = gamma
+        self.voxel_weights = voxel_weights
+        self.voxel_power = voxel_power
         self.budget = budget
         self.seed = seed
         self.scratch = scratch
 
     # Fitting
 
-    def fit(self, X: Any, y: Any, *, stimulus: Any = None, test: Any = None, shuffled: bool = False) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        stimulus: Any = None,
+        test: Any = None,
+        shuffled: bool = False,
+        reliability: Any = None,
+    ) -> Self:
         """Form and factor the Gram matrix of betas ``X`` [n, p] for targets ``y`` [n, t] or [n].
 
         ``stimulus`` [n] says which row of ``y`` each row of betas is paired with, where ``y`` [s, t] holds each image
         once; leave-one-out then leaves out all rows of an image. ``test`` betas [m, p], where they are known and at
         most 1,024 rows, save a pass over ``X`` and the memory of the factor; only they can be predicted then.
-        ``shuffled`` plans for predictions of ``shuffled()`` fits too. Raises InputError for NaN or infinite betas or
+        ``shuffled`` plans for predictions of ``shuffled()`` fits too. ``reliability`` [p] is the share of each voxel's
+        variance that is not noise, for ``voxel_weights = "reliability"`` where no image is repeated. Raises InputError for NaN or infinite betas or
         rows that differ in number, BudgetError for a budget that can't hold the work, before any of it is done.
         """
         check_parameters(self.alpha, self.alphas, self.per_target, self.restandardize)
+        check_form(self.kernel, self.gamma, self.voxel_weights, self.voxel_power, self.alpha)
+        choices = forms(self.kernel, self.gamma, self.voxel_weights, self.voxel_power)
+        self.learned_ = Learned(Form())
         betas, targets = self._train_matrices(X, y, stimulus)
         self._pairing = Pairing.of(stimulus, betas.shape[0], targets.shape[0])
         self._order: Array | None = None
@@ -154,15 +168,20 @@ class StreamingRidge(Regressor):
         known = None if test is None else self._test_matrix(test)
         budget = MemoryBudget.of(self.budget)
         shapes = self._shapes(betas, targets, TEST_ROWS if known is None else known.shape[0])
-        plan = plan_fit(
-            shapes, budget.free, known=known is not None, loo=self.alpha == "loo", per_target=self.per_target,
-            alphas=ALPHAS if self.alphas is None else len(self.alphas), extra_rows=len(self._held_out),
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "known": known is not None, "loo": self.alpha == "loo", "per_target": self.per_target,
+            "alphas": ALPHAS if self.alphas is None else len(self.alphas), "extra_rows": len(self._held_out),
+        }  # fmt: skip
         self.peaks_ = Peaks()
-        self.projected_ = self._require(budget, "the ridge regression", plan.work)
+        work = plan_formed(shapes, budget.free, choices, **options).work
+        self.projected_ = self._require(budget, "the ridge regression", work)
         self.betas_, self.targets_ = betas, targets
         self._look_at(betas, known)
+        self.learned_ = self._learn_form(choices, reliability)
+        shapes = replace(shapes, rbf=self.kernel_ == "rbf")
+        plan = plan_fit(shapes, budget.free, **options)
         self._train = self._centred(betas)
+        self._rbf: Rbf | None = None
         self._known: Known | None = None
         self._factor: Panels | None = None
         later = self.per_target or not shapes.through_hat or shapes.m > TEST_ROWS
@@ -171,34 +190,35 @@ class StreamingRidge(Regressor):
 
     def _factorise(self, plan: FitPlan, source: Any, known: Matrix | None) -> None:
         """Form the Gram matrix, choose alpha, factor it, and form the hat matrices of test betas that are ``known``."""
-        n, p = self.betas_.shape
         test = None if known is None else self._centred(known)
-        dtype = np.dtype(np.float64 if min(n, p) <= FLOAT64_ORDER else np.float32)
+        dtype = np.dtype(np.float64 if self._train.order <= FLOAT64_ORDER else np.float32)
         folder = None if plan.in_memory else Path(self.scratch or tempfile.gettempdir())
         kernel, cross = gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
+        if (gamma := self.learned_.form.gamma) is not None:
+            self._rbf = into_rbf(kernel, gamma, median_distance(kernel))
         if self.alpha == "loo":
             self._choose_alpha(kernel, dtype)
         else:
             self.alpha_: Any = float(self.alpha)
         if self.per_target:
             return
-        cholesky(kernel, self.alpha_, deflate=n <= p)
+        cholesky(kernel, self.alpha_, deflate=self._train.dual)
         if known is None or test is None:
             self._factor = kernel
             return
         fold = None if self._shuffles else self._fold
-        hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold)
+        hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold, rbf=self._rbf)
         del cross  # it is the hat matrix, or was folded
         self._known = Known(source, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
 
     def _centred(self, betas: Matrix) -> Centred:
-        return Centred(betas, self.moments_, scale=self.standardize)
+        dual = True if self.kernel_ == "rbf" else None
+        return Centred(betas, self.moments_, scale=self.standardize, weights=self.voxel_weights_, dual=dual)
 
     def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any]) -> None:
-        n, p = self.betas_.shape
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
-        spectrum = eigenvectors(kernel, deflate=n <= p)
+        spectrum = eigenvectors(kernel, deflate=self._train.dual)
         self.alphas_ = grid
         if self.per_target:
             self._spectrum = spectrum
@@ -206,7 +226,7 @@ class StreamingRidge(Regressor):
             return
         projections = project(self.targets_, self.seed, dtype, self._pairing.weights)
         errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
-        self.loo_errors_ = errors / (n * self.targets_.shape[1])
+        self.loo_errors_ = errors / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
 
     def with_targets(self, y: Any) -> "StreamingRidge":
@@ -271,7 +291,15 @@ class StreamingRidge(Regressor):
         if self._factor is None:
             self._require(budget, "predicting", plan_per_target(shapes) + held)
             yield from per_target.predict_blocks(
-                self._train, centred, self._spectrum, targets, self.alpha_, wanted, self.restandardize, self._paired
+                self._train,
+                centred,
+                self._spectrum,
+                targets,
+                self.alpha_,
+                wanted,
+                self.restandardize,
+                self._paired,
+                self._rbf,
             )
             return
         extra, together = len(self._held_out), self.restandardize == "transductive"
@@ -288,13 +316,13 @@ class StreamingRidge(Regressor):
         out = buffer((min(count * TEST_ROWS, shapes.m) + extra, targets.block), self._stream_dtype)
         for group in panels(shapes.m, count * TEST_ROWS):
             parts = [range(group.start + r.start, group.start + r.stop) for r in panels(len(group), TEST_ROWS)]
-            hats = [hat_matrix(self._train, centred, part, self._factor, fold=fold) for part in parts]
+            hats = [hat_matrix(self._train, centred, part, self._factor, fold=fold, rbf=self._rbf) for part in parts]
             yield from self._through_hats(group, hats + reference, index, targets, wanted, out)
             del hats  # before the next ones are formed
 
     def hat_of(self, X: Any, rows: range) -> Array:
         """The hat matrix of up to 1,024 rows of betas: H Y are their predictions, before any ``restandardize``."""
-        return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor)
+        return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor, rbf=self._rbf)
 
     def left_out(self, rows: Array) -> Array:
         """The hat matrix of some train rows (ascending), each predicted from all rows of other images."""
@@ -303,7 +331,8 @@ class StreamingRidge(Regressor):
         return hat if len(whole) == len(rows) else hat[np.isin(whole, rows)]
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
-        hat = hat_matrix(self._train, self._centred(RowSubset(self.betas_, rows)), range(len(rows)), factor)
+        some = self._centred(RowSubset(self.betas_, rows))
+        hat = hat_matrix(self._train, some, range(len(rows)), factor, rbf=self._rbf)
         leave_groups_out(hat, rows, self._pairing)
         return hat
 
@@ -344,43 +373,6 @@ class StreamingRidge(Regressor):
         hats = [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
         return through_hats(rows, hats, targets, wanted, self.restandardize, out, weights=self._pairing.weights)
 
-    # Weights
-
-    def weight_blocks(self, wanted: Sequence[range] | None = None) -> Iterator[tuple[range, Array, Array]]:
-        """Yield ``(targets, coef [len(targets), p], intercept [len(targets)])``, 512 targets at a time.
-
-        They apply to betas as measured: ``betas @ coef.T + intercept``, before any ``restandardize``. Voxels left out
-        have weight 0.
-        """
-        self._check_fitted()
-        factor = self._kept_factor
-        shapes = self._shapes(self.betas_, self.targets_, 1)
-        self._require(MemoryBudget.of(self.budget), "the weights", plan_weights(shapes, on_disk=factor.on_disk))
-        for columns in panels(self.targets_.shape[1], WEIGHT_BLOCK) if wanted is None else wanted:
-            centred = weights(self._train, factor, self.targets_, columns, self._paired)
-            yield columns, *for_measured_betas(*centred, self.moments_, standardize=self.standardize)
-
-    def write_weights(self, path: str | Path, *, overwrite: bool = False) -> Store:
-        """Write the weights to a store [targets, p + 1], the last column being the intercept; resumable.
-
-        Arrays that are no stores are read once more, for a fingerprint.
-        """
-        self._check_fitted()
-        t, p = self.targets_.shape[1], self.n_features_in_
-        made_of = {
-            "alpha": float(self.alpha_),
-            "standardize": self.standardize,
-            "betas": contents(self.betas_),
-            "targets": contents(self.targets_),
-        }
-        if (index := self._paired.index) is not None:
-            made_of["stimulus" if self._pairing.repeats else "order"] = fingerprint({"order": index.tolist()})
-        store = Store.create(path, (t, p + 1), np.float32, made_of=made_of, overwrite=overwrite)
-        for block in self.weight_blocks(lacking_targets(store)):
-            write_weights(store, *block)
-        store.finish()
-        return store
-
     # Checks
 
     def _validated_test(self, X: Any) -> Matrix:
@@ -392,7 +384,8 @@ class StreamingRidge(Regressor):
     def _stream_dtype(self) -> np.dtype[Any]:
         """Targets in float64 are answered in float64 where the factor is."""
         wide = np.result_type(self.targets_.dtype, np.float32) == np.float64
-        return np.dtype(np.float64 if wide and min(self.betas_.shape) <= FLOAT64_ORDER else np.float32)
+        return np.dtype(np.float64 if wide and self._train.order <= FLOAT64_ORDER else np.float32)
 
     def _shapes(self, betas: Matrix, targets: Matrix, m: int) -> Shapes:
-        return shapes_of(betas, targets, m, self._pairing, self.restandardize, shuffled=self._shuffles)
+        rbf = self.kernel_ == "rbf"
+        return shapes_of(betas, targets, m, self._pairing, self.restandardize, shuffled=self._shuffles, rbf=rbf)

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from leanrecon.regression.alphas import Alpha, Alphas, Restandardize
+from leanrecon.regression.alphas import Alpha, Alphas, PositiveOrLoo, Restandardize
 
 
 class RidgeSettings(BaseModel):
@@ -24,6 +24,14 @@ class RidgeSettings(BaseModel):
     """Whether voxels are divided by their standard deviation over the train rows."""
     restandardize: Restandardize = "none"
     """Whether predictions get the spread of the train targets, by held-out train rows or by all test rows together."""
+    kernel: Literal["linear", "rbf", "auto"] = "linear"
+    """Kernel of betas; "auto" takes the one of less error for train images that are held out, which needs alpha "loo"."""
+    gamma: PositiveOrLoo = "loo"
+    """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½ and 1 in the same way."""
+    voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
+    """What voxels are weighed by: how well images predict them, or repeats of an image; "auto" chooses none or accuracy."""
+    voxel_power: PositiveOrLoo = "loo"
+    """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -31,4 +39,6 @@ class RidgeSettings(BaseModel):
             raise ValueError('per_target chooses an alpha for every target, which needs alpha = "loo"')
         if self.per_target and self.restandardize == "inductive":
             raise ValueError('restandardize = "inductive" needs one alpha for all targets, not per_target')
+        if self.kernel == "auto" and self.alpha != "loo":
+            raise ValueError('kernel = "auto" compares kernels whose alphas have different scales: alpha = "loo"')
         return self

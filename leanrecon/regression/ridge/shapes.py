@@ -9,7 +9,14 @@ from leanrecon.stores.matrix import Matrix, StoreMatrix
 
 
 def shapes_of(
-    betas: Matrix, targets: Matrix, m: int, pairing: Pairing, restandardize: Kind, *, shuffled: bool
+    betas: Matrix,
+    targets: Matrix,
+    m: int,
+    pairing: Pairing,
+    restandardize: Kind,
+    *,
+    shuffled: bool,
+    rbf: bool = False,
 ) -> Shapes:
     """The shapes of a ridge from betas [n, p] to targets [s, t] that predicts ``m`` rows."""
     (n, p), t = betas.shape, targets.shape[1]
@@ -21,5 +28,5 @@ def shapes_of(
     return Shapes(
         n, p, m, t, targets.block, betas.tile_nbytes, targets.tile_nbytes, scratch, y_scratch,
         y_itemsize=8 if wide else 4, restandardized=restandardize != "none", shuffled=shuffled,
-        s=pairing.s if pairing.repeats else None, largest=pairing.largest,
+        s=pairing.s if pairing.repeats else None, largest=pairing.largest, rbf=rbf,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.regression.normalise import Centred, Moments
+from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import refuse_nan_rows, row_slabs, target_columns, voxel_slabs
 from leanrecon.regression.ridge.kernel import Panels, solve
@@ -35,7 +35,7 @@ def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range, pai
     dtype = factor.dtype
     block, mean = target_columns(targets, columns, dtype, pairing.weights)
     result = buffer((len(columns), p), dtype)
-    if n <= p:
+    if betas.dual:
         dual = buffer((len(columns), n), dtype)
         for rows in panels(n):
             dual[:, rows.start : rows.stop] = pairing.rows_of(block, rows).T
@@ -50,11 +50,10 @@ def weights(betas: Centred, factor: Panels, targets: Matrix, columns: range, pai
     return result, mean
 
 
-def for_measured_betas(w: Array, mean: Array, train: Moments, *, standardize: bool) -> tuple[Array, Array]:
+def for_measured_betas(w: Array, mean: Array, betas: Centred) -> tuple[Array, Array]:
     """Weights for betas as they were measured, and intercepts, from weights for centred betas and the targets' means."""
-    scale = np.where(train.usable, train.std, 1) if standardize else np.ones(len(train.std))
-    w /= scale.astype(w.dtype)
-    return w, mean - np.einsum("ij,j->i", w, np.where(train.usable, train.mean, 0), dtype=np.float64)
+    w *= betas.factor.astype(w.dtype)
+    return w, mean - np.einsum("ij,j->i", w, betas.mean, dtype=np.float64)
 
 
 def through_weights(

@@ -1,0 +1,196 @@
+"""Which form a decoder takes: the one of least error for images that are held out of the train rows.
+
+Up to 1,000 train rows are cut into five folds of images (with up to twenty images each is a fold of its own). In every
+fold the voxels' moments and weights are learned anew without its images: weights that had seen an image would favour it.
+Every form is tried with every alpha, on up to 100 principal components of the targets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.memory import buffer
+from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.ridge.form import Form, Source
+from leanrecon.regression.ridge.hat import gram
+from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.loo import default_alphas, mean_eigenvalue
+from leanrecon.regression.ridge.pairing import Pairing
+from leanrecon.regression.ridge.plan import COMPONENTS, FEWEST_IMAGES, FOLDS, ONE_EACH, choice_rows
+from leanrecon.regression.ridge.rbf import into_rbf, median_distance, squared_norms
+from leanrecon.regression.ridge.restandardise import group_rows
+from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.voxel_weights import carried, weights_of
+from leanrecon.stores.matrix import Matrix, RowSubset, as_matrix, column_blocks, panels
+
+Array = np.ndarray[Any, Any]
+
+_STREAM = 41  # of random numbers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was tried, and how well each form predicted images that were held out."""
+
+    forms: Sequence[Form]
+    r2: Sequence[float]
+    """1 − squared error over that of the mean image, at each form's best alpha."""
+    rows: int
+    folds: int
+
+    @property
+    def best(self) -> Form:
+        """The form of least error; the plainest of equals."""
+        return self.forms[int(np.argmax(self.r2))] if self.folds else self.forms[0]
+
+    def told(self) -> str:
+        """The choice in a sentence."""
+        if not self.folds:
+            return f"too few train images to choose a form by: {self.best}"
+        best = int(np.argmax(self.r2))
+        told = f"{self.best} predicts train images that were held out best (R² {self.r2[best]:.3f}"
+        return told + (
+            f", {self.forms[0]} {self.r2[0]:.3f})"
+            if best
+            else f", the next of {len(self.r2)} forms {sorted(self.r2)[-2]:.3f})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What run.json keeps of it."""
+        tried = [form.as_dict() | {"r2": round(r2, 4)} for form, r2 in zip(self.forms, self.r2, strict=False)]
+        return {"rows": self.rows, "folds": self.folds, "tried": tried}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some train rows in memory: betas [r, p], components of the targets [s, k], and which of them each row shows."""
+
+    betas: Matrix
+    targets: Array
+    stimulus: Array
+    fold: Array
+    """The fold of each image."""
+
+
+def choose(
+    forms: Sequence[Form],
+    betas: Matrix,
+    targets: Array,
+    pairing: Pairing,
+    *,
+    scale: bool,
+    alpha: float | None,
+    alphas: Sequence[float] | None,
+    reliability: Array | None,
+    seed: int,
+) -> Choice:
+    """Try ``forms`` on train rows of ``betas`` [n, p] and projected targets [s, k]; see the module.
+
+    With fewer than five images there is nothing to choose by, and the plainest form is taken.
+    """
+    rows = _some_rows(betas, targets, pairing, seed)
+    folds = int(rows.fold.max()) + 1
+    if len(rows.targets) < FEWEST_IMAGES:
+        return Choice(forms, [], len(rows.stimulus), 0)
+    count = len(default_alphas(1.0)) if alphas is None else len(alphas)
+    errors, total = np.zeros((len(forms), 1 if alpha is not None else count)), 0.0
+    for k in range(folds):
+        held = rows.fold[rows.stimulus] == k
+        fold = _Fold.of(rows, held, alpha, alphas)
+        total += fold.error_of_mean
+        shares = {form.source: fold.share(form.source, rows, reliability) for form in forms if form.source}
+        for by in dict.fromkeys((form.source, form.power) for form in forms):
+            chosen = [i for i, form in enumerate(forms) if (form.source, form.power) == by]
+            weights = None if by[0] is None or by[1] is None else weights_of(shares[by[0]], by[1])
+            errors[chosen] += fold.errors([forms[i] for i in chosen], rows, scale, weights)
+    r2 = 1 - np.nanmin(np.where(np.isfinite(errors), errors, np.inf), axis=1) / max(total, 1e-300)
+    return Choice(forms, [float(value) for value in r2], len(rows.stimulus), folds)
+
+
+def _some_rows(betas: Matrix, targets: Array, pairing: Pairing, seed: int) -> _Rows:
+    """Rows of evenly spread images, with the leading principal components of the targets."""
+    p = betas.shape[1]
+    picked = group_rows(pairing, choice_rows(p))
+    index = picked if pairing.index is None else pairing.index[picked]
+    images, stimulus = np.unique(index, return_inverse=True)
+    wide = betas.dtype.kind == "f" and betas.dtype.itemsize == 8
+    held = buffer((len(picked), p), np.float64 if wide else np.float32)
+    subset = RowSubset(betas, picked)
+    for rows in panels(len(picked)):
+        for columns in column_blocks(betas):
+            subset.read(rows, columns, held[rows.start : rows.stop, columns.start : columns.stop])
+    z = targets[images].astype(np.float64)
+    z -= z.mean(axis=0)
+    if z.shape[1] > COMPONENTS:
+        z = z @ np.linalg.eigh(z.T @ z)[1][:, -COMPONENTS:]
+    folds = min(len(images), FOLDS if len(images) > ONE_EACH else ONE_EACH)
+    fold = np.empty(len(images), np.int64)
+    fold[np.random.default_rng([seed, _STREAM]).permutation(len(images))] = np.arange(len(images)) % folds
+    return _Rows(as_matrix(held), z, stimulus, fold)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One fold: the rows that are learned from, those that are held out, and the targets of both."""
+
+    learned: Array
+    held: Array
+    pairing: Pairing
+    images: Array
+    targets: Array
+    """Of the learned rows, centred."""
+    mean: Array
+    expected: Array
+    """Of the held rows, less that mean."""
+    alpha: float | None
+    alphas: Sequence[float] | None
+
+    @classmethod
+    def of(cls, rows: _Rows, held: Array, alpha: float | None, alphas: Sequence[float] | None) -> "_Fold":
+        learned = np.flatnonzero(~held)
+        images, stimulus = np.unique(rows.stimulus[learned], return_inverse=True)
+        targets = rows.targets[rows.stimulus[learned]]
+        mean = targets.mean(axis=0)
+        expected = rows.targets[rows.stimulus[held]] - mean
+        pairing = Pairing.of(stimulus, len(learned), len(images))
+        return cls(learned, np.flatnonzero(held), pairing, images, targets - mean, mean, expected, alpha, alphas)
+
+    @property
+    def error_of_mean(self) -> float:
+        return float(np.square(self.expected).sum())
+
+    def share(self, source: Source, rows: _Rows, reliability: Array | None) -> Array:
+        """How much of each voxel's variance the learned images explain."""
+        train = RowSubset(rows.betas, self.learned)
+        targets = as_matrix(rows.targets[self.images])
+        return carried(source, targets, train, self.pairing, moments(train), reliability=reliability)
+
+    def errors(self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None) -> Array:
+        """Squared errors [forms, alphas] of forms that weigh voxels by these weights."""
+        train, test = RowSubset(rows.betas, self.learned), RowSubset(rows.betas, self.held)
+        found = moments(train)
+        x, t = (Centred(a, found, scale=scale, weights=weights, dual=True) for a in (train, test))
+        kernel, cross = gram(x, np.float64, test=t)
+        assert cross is not None
+        squares = squared_norms(t, range(len(self.held)), np.float64)
+        return np.stack([self._errors(form, kernel, cross, squares) for form in forms])
+
+    def _errors(self, form: Form, kernel: Panels, cross: Array, squares: Array) -> Array:
+        if form.gamma is not None:
+            copy = Panels(kernel.order, kernel.dtype)
+            for j in range(len(kernel.columns)):
+                copy.save(j, kernel.load(j).copy())
+            rbf = into_rbf(copy, form.gamma, median_distance(kernel))
+            kernel, cross = copy, cross.copy()
+            rbf.of_test(cross, squares)
+        grid = default_alphas(mean_eigenvalue(kernel)) if self.alphas is None else np.sort(np.asarray(self.alphas))
+        grid = grid if self.alpha is None else np.array([self.alpha])
+        spectrum = eigenvectors(kernel, deflate=True)
+        scores, loadings = cross @ spectrum.vectors.T, spectrum.vectors @ self.targets
+        errors = np.empty(len(grid))
+        for a, alpha in enumerate(grid):
+            shrink = 1 / np.maximum(spectrum.values + alpha, np.finfo(np.float64).tiny)
+            errors[a] = np.square(self.expected - (scores * shrink) @ loadings).sum()
+        return errors

@@ -1,0 +1,107 @@
+"""What a decoder learns before its penalty: its form, and the weights of voxels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.regression.estimator import Regressor
+from leanrecon.regression.normalise import Moments
+from leanrecon.regression.ridge.choice import Choice, choose
+from leanrecon.regression.ridge.form import Form, Kernel
+from leanrecon.regression.ridge.loo import project
+from leanrecon.regression.ridge.pairing import Pairing
+from leanrecon.regression.voxel_weights import carried, weights_of
+from leanrecon.stores.matrix import Matrix, as_matrix
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The form that was chosen, and what its weights are made of."""
+
+    form: Form
+    choice: Choice | None = None
+    """How it was chosen; None where there was nothing to choose."""
+    share: Array | None = None
+    """The share of each voxel's variance that the images explain, float64 [p]."""
+    weights: Array | None = None
+    """The weight of each voxel, float64 [p]."""
+
+
+class Formed(Regressor):
+    """A regressor whose form is learned before its penalty."""
+
+    alpha: Any
+    alphas: Sequence[float] | None
+    standardize: bool
+    seed: int
+
+    # Learned
+    learned_: Learned
+    betas_: Matrix
+    _pairing: Pairing
+
+    @property
+    def kernel_(self) -> Kernel:
+        """The kernel that was chosen or given."""
+        return self.learned_.form.kernel
+
+    @property
+    def voxel_weights_(self) -> Array | None:
+        """The weight of each voxel, float64 [p]; None where all weigh the same."""
+        return self.learned_.weights
+
+    def _learn_form(self, choices: Sequence[Form], reliability: Any) -> Learned:
+        return learn_form(
+            choices,
+            self.betas_,
+            self.targets_,
+            self._pairing,
+            self.moments_,
+            scale=self.standardize,
+            alpha=None if self.alpha == "loo" else float(self.alpha),
+            alphas=self.alphas,
+            reliability=None if reliability is None else np.asarray(reliability, np.float64),
+            seed=self.seed,
+        )
+
+
+def learn_form(
+    forms: Sequence[Form],
+    betas: Matrix,
+    targets: Matrix,
+    pairing: Pairing,
+    train: Moments,
+    *,
+    scale: bool,
+    alpha: float | None,
+    alphas: Sequence[float] | None,
+    reliability: Array | None,
+    seed: int,
+) -> Learned:
+    """Choose among ``forms``, and weigh the voxels over all train rows as the chosen one says."""
+    if forms == [Form()]:
+        return Learned(forms[0])
+    by_targets = len(forms) > 1 or any(form.source == "accuracy" for form in forms)
+    projected = project(targets, seed, np.float64, pairing.weights) if by_targets else np.empty((targets.shape[0], 0))
+    choice = None
+    if len(forms) > 1:
+        choice = choose(
+            forms,
+            betas,
+            projected,
+            pairing,
+            scale=scale,
+            alpha=alpha,
+            alphas=alphas,
+            reliability=reliability,
+            seed=seed,
+        )
+    form = forms[0] if choice is None else choice.best
+    if form.source is None or form.power is None:
+        return Learned(form, choice)
+    share = carried(form.source, as_matrix(projected), betas, pairing, train, reliability=reliability)
+    return Learned(form, choice, share, weights_of(share, form.power))

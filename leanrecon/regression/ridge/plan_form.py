@@ -1,0 +1,86 @@
+"""What learning the form of a decoder will hold in memory: encoding ridges, voxel weights, and the choice among forms."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from leanrecon.regression.ridge.form import Form, Source
+from leanrecon.regression.ridge.plan import (
+    COMPONENTS,
+    MOMENTS,
+    PROJECTIONS,
+    WORKSPACE,
+    FitPlan,
+    Shapes,
+    choice_rows,
+    plan_fit,
+)
+from leanrecon.regression.ridge.triangle import DEPTH
+from leanrecon.stores.layout import BLOCK, PANEL
+
+VOXELS = 128
+"""Voxels that are encoded, or averaged over repeats, at once."""
+
+_FLOAT = 8  # bytes of float64
+
+
+def plan_encoding(
+    n: int, p: int, s: int, t: int, *, block: int, x_tile: int = 0, y_tile: int = 0, scratch: int = 0
+) -> int:
+    """Bytes of work of ``encoding``, from the shapes of betas [n, p] and targets [s, t] that are read ``block`` at a time."""
+    k = min(t, PROJECTIONS)
+    r = min(k, s)
+    reading = 2 * y_tile + (block * k * 20 + PANEL * block * 8 if t > k else 0)
+    scores = s * k * 8 + max(reading, s * r * 8 + 3 * r * r * 8 + r * r * 8)
+    images = blocks_nbytes(n, s) + 2 * s * VOXELS * 8
+    fitting = 2 * s * r * 8 + 2 * r * r * 8 + (2 * PANEL + VOXELS) * r * 8 + images
+    return WORKSPACE + scratch + max(2 * x_tile + MOMENTS * p * 8, scores, fitting) + 4 * p * 8
+
+
+def blocks_nbytes(n: int, s: int) -> int:
+    """Bytes of the betas of ``n`` rows of ``s`` images while they are averaged over repeats."""
+    return (3 * n + s) * VOXELS * 8
+
+
+def plan_formed(shapes: Shapes, free: int, forms: Sequence[Form], **options: Any) -> FitPlan:
+    """Plan a fit that chooses among ``forms`` first: that of the kernel that needs most, and the phases before it."""
+    kernels = dict.fromkeys(form.kernel for form in forms)
+    plans = [plan_fit(replace(shapes, rbf=kernel == "rbf"), free, **options) for kernel in kernels]
+    largest = max(plans, key=lambda plan: plan.work)
+    return replace(largest, phases=largest.phases | _learning(shapes, forms))
+
+
+def _learning(shapes: Shapes, forms: Sequence[Form]) -> dict[str, int]:
+    """Work of projecting the targets, choosing among forms, and weighing voxels."""
+    sources = {form.source for form in forms if form.source is not None}
+    n, p, s = shapes.n, shapes.p, shapes.width
+    k = min(shapes.t, PROJECTIONS)
+    held = s * k * _FLOAT
+    phases = {}
+    if len(forms) > 1 or "accuracy" in sources:
+        tiles = 2 * shapes.y_tile + shapes.y_scratch
+        projecting = shapes.block * k * (2 * _FLOAT + 3) + PANEL * shapes.block * 8 if shapes.t > k else 0
+        phases["projections"] = WORKSPACE + held + tiles + projecting
+    if sources:
+        phases["voxel weights"] = held + plan_carried(n, p, s, k, sources, shapes.scratch)
+    if len(forms) > 1:
+        phases["choice"] = held + plan_choice(n, p, k, shapes, sources)
+    return phases
+
+
+def plan_carried(n: int, p: int, s: int, k: int, sources: set[Source], scratch: int) -> int:
+    """Bytes of work of telling how well voxels carry the images, with ``k`` targets that are held already."""
+    if "accuracy" in sources:
+        return plan_encoding(n, p, s, k, block=k, y_tile=PANEL * k * _FLOAT, scratch=scratch)
+    return WORKSPACE + scratch + blocks_nbytes(n, s) + 8 * p * 8
+
+
+def plan_choice(n: int, p: int, k: int, shapes: Shapes, sources: set[Source]) -> int:
+    """Bytes of work of the choice among forms, with ``k`` targets that are held already."""
+    r, k = min(n, max(choice_rows(p), shapes.largest)), min(k, COMPONENTS)
+    betas = r * p * 4
+    tile = PANEL * min(BLOCK, p) * 4
+    reading = shapes.x_tile + shapes.scratch
+    kernels = 7 * r * r * _FLOAT + 4 * r * min(DEPTH, p) * _FLOAT + 4 * r * k * _FLOAT + 2 * tile
+    weighing = plan_carried(r, p, r, k, sources, 2 * tile) if sources else 0
+    return WORKSPACE + betas + MOMENTS * p * 8 + 4 * p * 8 + max(reading, 4 * tile, kernels, weighing)
