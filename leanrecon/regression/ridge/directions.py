@@ -16,7 +16,16 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred, moments
-from leanrecon.regression.ridge.plan import ALPHAS, FLOAT64_ORDER, WORKSPACE, FitPlan, Shapes, plan_fit, plan_weights
+from leanrecon.regression.ridge.plan import (
+    ALPHAS,
+    FLOAT64_ORDER,
+    MOMENTS,
+    WORKSPACE,
+    FitPlan,
+    Shapes,
+    plan_fit,
+    plan_weights,
+)
 
 if TYPE_CHECKING:
     from leanrecon.regression.ridge.kernel import Panels
@@ -61,7 +70,7 @@ def plan_directions(ridge: Linear, betas: "Matrix", k: int, stimulus: Array | No
     plan = _plan(ridge, shapes, free)
     weights = (plan.triangle if plan.in_memory else 0) + plan_weights(shapes, on_disk=not plan.in_memory)
     patterns = WORKSPACE + shapes.slabs + 8 * k * shapes.n
-    return 8 * k * 3 * shapes.p + 8 * 4 * shapes.p + max(plan.work, weights, patterns)
+    return _kept(shapes) + max(plan.work, weights, patterns)
 
 
 def learn_directions(
@@ -161,10 +170,15 @@ def _shapes(betas: "Matrix", targets: "Matrix", stimulus: Array | None) -> Shape
 
 def _plan(ridge: Linear, shapes: Shapes, free: int) -> FitPlan:
     """A fit whose factor is kept; with alphas to choose, the phases of the choice beside it."""
-    kept = 8 * shapes.p * (3 * shapes.t + 4)
+    kept = _kept(shapes)
     fit = plan_fit(shapes, free - kept)
     if ridge.alpha is not None:
         return fit
     alphas = ALPHAS if ridge.alphas is None else len(ridge.alphas)
     choice = plan_fit(shapes, free - kept, loo=True, per_target=True, alphas=alphas)
     return replace(choice, phases=fit.phases | choice.phases)
+
+
+def _kept(shapes: Shapes) -> int:
+    """Bytes that are held throughout: what was found, and the moments of the voxels."""
+    return 8 * shapes.p * (3 * shapes.t + MOMENTS)
