@@ -114,6 +114,21 @@ class Regressor(Protocol):
         """
 
 
+class LeavesOut(Protocol):
+    """What a regressor has besides that predicts train rows in closed form, each without the rows of its image."""
+
+    leaves_out: bool
+    """Whether its settings allow that."""
+
+    def plan_left_out(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        """Plan the predictions of all train rows, beside the fit that they need."""
+
+    def predict_left_out(
+        self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fill a store [n, t] with predictions of the train rows, and finish it; returns what run.json keeps."""
+
+
 def check_test_rows(kind: str, rows: int) -> None:
     """Refuse ``transductive`` moments of a single test row: its prediction would be the train mean, whatever its betas."""
     if kind == "transductive" and rows == 1:

@@ -73,4 +73,5 @@ def weights_of(share: Array, power: float) -> Array:
     varies = ~np.isnan(share)
     weights = np.zeros(len(share))
     weights[varies] = np.maximum(share[varies], FLOOR) ** power
-    return weights / np.sqrt(np.square(weights[varies]).mean())
+    weights /= np.sqrt(np.square(weights[varies]).mean())
+    return weights

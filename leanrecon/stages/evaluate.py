@@ -127,7 +127,7 @@ class EvaluateStage:
     @staticmethod
     def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
         """Write all figures, metrics.json of the study last: its presence says that all is done."""
-        study, notes = run.study, settings_notes(run.settings)
+        study, notes = run.study, [*settings_notes(run.settings), *learned_notes(whole, run.settings)]
         about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
         for variant, figures in zip(whole, result.folds, strict=False):
             write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
@@ -192,6 +192,19 @@ def settings_notes(settings: Settings) -> list[str]:
     if settings.decode is not None:
         notes += kinds.optional(kinds.kind_of("decoders", settings.decode), "notes", settings.decode)
     return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
+
+
+def learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
+    """What regressors have chosen and noted in the records of the stage regression; of folds each sentence once."""
+    for name in settings.regression:
+        told: dict[str, int] = {}
+        for variant in whole:
+            stages = (read_record(variant.study.record) or {}).get("stages", {})
+            for sentence in stages.get(f"regression {name}", {}).get("notes", []):
+                told[sentence] = told.get(sentence, 0) + 1
+        for sentence, count in told.items():
+            folds = f" (in {count} of {len(whole)} folds)" if len(whole) > 1 else ""
+            yield f"Regression of {name}: {sentence}{folds}."
 
 
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
+from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
 
 FOLDS = 5
@@ -44,7 +45,12 @@ class RegressionStage:
             disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
             if space.calibrates:
                 free, repeats = planning.budget.free, planning.data.max_repeats
-                calibration = plan_out_of_fold(regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats)
+                if _leaves_out(planning.settings, regressor):
+                    calibration = regressor.plan_left_out(shapes, free)
+                else:
+                    calibration = plan_out_of_fold(
+                        regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats
+                    )
                 work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
                 disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} fits" if times > 1 else "")
@@ -62,7 +68,7 @@ class RegressionStage:
                 pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
                 self._predict(run, variant, space, pairings, shared)
                 if space.calibrates:
-                    self._predict_train_rows(run, variant, space)
+                    self._predict_train_rows(run, variant, space, shared)
 
     def _predict(self, run: Run, variant: Variant, space: Any, pairings: int, shared: dict[str, Any]) -> None:
         name, settings = space.name, run.settings.regression[space.name]
@@ -92,23 +98,30 @@ class RegressionStage:
         )
         return Output(store, variant.study.network(name).local_path(), variant.pairing)
 
-    def _predict_train_rows(self, run: Run, variant: Variant, space: Any) -> None:
-        """Predict train rows out of fold, for a space that learns its decode from such predictions."""
+    def _predict_train_rows(self, run: Run, variant: Variant, space: Any, shared: dict[str, Any]) -> None:
+        """Predict train rows by fits without their images, for a space that learns its decode from such predictions.
+
+        In closed form where the regressor can, otherwise out of fold.
+        """
         name, settings = space.name, run.settings.regression[space.name]
         path = variant.study.predictions(name, "train")
-        label = f"{variant.label}regression {name}, train rows out of fold"
+        label = f"{variant.label}regression {name}, train rows without their images"
         with run.recorded(f"calibration {name}", variant.study, [path], label) as (record, context):
             regressor = kinds.kind_of("regressors", settings)(settings)
+            closed = _leaves_out(run.settings, regressor)
             data = regression_data(variant, space, regressor)
             store = Store.create(
                 path,
                 (data.betas.shape[0], data.targets.shape[1]),
                 np.float32,
-                made_of=self._made_of(run, variant, space, regressor) | {"out of fold": FOLDS},
+                made_of=self._made_of(run, variant, space, regressor)
+                | ({"left out": "image"} if closed else {"out of fold": FOLDS}),
                 chunk=context.chunk,
                 overwrite=context.overwrite,
             )
-            if not store.complete:
+            if closed and not store.complete:
+                record |= regressor.predict_left_out(data, store, context, shared)
+            elif not store.complete:
                 record |= out_of_fold(regressor, data, store, FOLDS, context)
 
     def _made_of(self, run: Run, variant: Variant, space: Any, regressor: Any) -> dict[str, Any]:
@@ -131,6 +144,11 @@ class RegressionStage:
         if variant.voxels is not None:
             made_of["voxels"] = fingerprint({"voxels": list(variant.voxels)})
         return made_of
+
+
+def _leaves_out(settings: Settings, regressor: Any) -> bool:
+    """Whether a regressor predicts train rows in closed form, each without its image; runs are left out by folds."""
+    return settings.dataset.group == "stimulus" and getattr(regressor, "leaves_out", False)
 
 
 def regression_data(variant: Variant, space: Any, regressor: Any) -> RegressionData:

@@ -13,7 +13,7 @@ VOXEL_WEIGHTS = ("none", "accuracy", "reliability", "auto")
 FLOOR = 1e-4
 """The least share of variance that a voxel is weighed by."""
 
-GAMMAS = (0.25, 0.5, 1.0)
+GAMMAS = (0.25, 0.5, 1.0, 2.0)
 """Widths that "loo" chooses from, in shares of the median squared distance."""
 
 POWERS = (0.5, 1.0)

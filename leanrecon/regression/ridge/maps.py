@@ -32,8 +32,14 @@ class WeightMaps(Formed):
 
     alpha_: Any
     _train: Centred
-    _paired: Pairing
-    _kept_factor: Panels
+
+    @property
+    def _paired(self) -> Pairing:
+        raise NotImplementedError
+
+    @property
+    def _kept_factor(self) -> Panels:
+        raise NotImplementedError
 
     def _shapes(self, betas: Matrix, targets: Matrix, m: int) -> Shapes:
         raise NotImplementedError

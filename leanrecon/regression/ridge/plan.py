@@ -1,6 +1,6 @@
 """What a ridge will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, panel_nbytes, pass_groups, triangle_nbytes
@@ -186,6 +186,30 @@ def plan_predict(
             phases["hat matrix"] += rows * shapes.block * shapes.y_itemsize
         work = WARM + max(phases.values())
         if work <= free or together or count == 1:
+            return count, work
+    raise AssertionError("there is at least one panel")
+
+
+def left_out_rows(largest: int) -> int:
+    """Train rows whose leave-one-out hat matrix is formed at once: with the other rows of their images about 1,024."""
+    return max(TEST_ROWS // largest // PANEL, 1) * PANEL
+
+
+def plan_left_out(shapes: Shapes, free: int, *, on_disk: bool, extra_rows: int = 0) -> tuple[int, int]:
+    """Panels of train rows that share a pass over the targets while each is predicted without its image, and bytes of work."""
+    n, e, at_once = shapes.n, shapes.itemsize, left_out_rows(shapes.largest)
+    panel = panel_nbytes(shapes.order, e) if on_disk else 0
+    whole = min(at_once * shapes.largest, n)
+    through_hat = replace(shapes, s=None, restandardized=True)  # whatever would be cheaper for test rows
+    forming = _hat_phases(through_hat, whole, panel)["hat matrix"]
+    picked = (min(at_once, n) if shapes.largest > 1 else 0) * (n + shapes.width) * e
+    n_panels = -(-n // at_once)
+    for count in range(n_panels, 0, -1):
+        rows = min(count * at_once, n) + extra_rows
+        kept = rows * shapes.width * e
+        last = rows * shapes.block * shapes.y_itemsize  # predictions of the last group, while the next hats are formed
+        work = WARM + max(kept + forming + picked + last, kept + _streaming(shapes, rows))
+        if work <= free or count == 1:
             return count, work
     raise AssertionError("there is at least one panel")
 

@@ -76,7 +76,7 @@ def into_rbf(gram: Panels, gamma: float, median: float) -> Rbf:
     """Turn K = X Xᵀ into the centred Gaussian kernel, in place, in two passes over its panels."""
     n, dtype = gram.order, gram.dtype
     (memory,) = gram.memories(1)
-    squares = np.concatenate([np.diagonal(gram.load(j, memory)) for j in range(len(gram.columns))])
+    squares = np.concatenate([np.diagonal(gram.load(j, memory)).copy() for j in range(len(gram.columns))])
     scale, sums = gamma / median, np.zeros(n)
     for j, columns in enumerate(gram.columns):
         panel, width = gram.load(j, memory), len(columns)

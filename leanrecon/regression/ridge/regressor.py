@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from leanrecon.regression.regressor import (
     check_test_rows,
 )
 from leanrecon.regression.ridge.form import FLOOR, Form, forms
-from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, Shapes
+from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, FitPlan, Shapes, plan_left_out
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from leanrecon.places import Location
     from leanrecon.regression.ridge.directions import Linear
     from leanrecon.regression.ridge.ridge import StreamingRidge
+    from leanrecon.stores.matrix import Matrix
+    from leanrecon.stores.store import Store
 
 VOXEL_WEIGHTS = "voxel_weights.npz"
 """How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
@@ -100,16 +102,7 @@ class RidgeRegressor:
         settings = self.settings
         check_test_rows(self.settings.restandardize, shapes.m)
         of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
-        planned = plan_formed(
-            of_ridge,
-            free,
-            self._forms(),
-            known=True,
-            loo=settings.alpha == "loo",
-            per_target=settings.per_target,
-            alphas=ALPHAS if settings.alphas is None else len(settings.alphas),
-            extra_rows=min(shapes.n, LOO_ROWS) if settings.restandardize == "inductive" else 0,
-        )
+        planned = self._plan_fit(of_ridge, free, known=True)
         where = "in memory" if planned.in_memory else "on disk"
         order = of_ridge.order if settings.kernel == "linear" else of_ridge.n
         return RegressionPlan(
@@ -132,7 +125,7 @@ class RidgeRegressor:
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
         for sentence in ridge.unreasonable_:
             context.progress.say(f"{context.label}: {sentence}")
-        for sentence in self._chosen(ridge):
+        for sentence in _chosen(ridge):
             context.progress.say(f"{context.label}: {sentence}")
         alpha = np.asarray(ridge.alpha_)
         if self.settings.alpha == "loo":
@@ -151,7 +144,7 @@ class RidgeRegressor:
             "settings": self._used(),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
             "voxels_left_out": ridge.left_out_,
-            **self._form_record(ridge),
+            **_form_record(ridge),
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
@@ -179,66 +172,141 @@ class RidgeRegressor:
         alpha = None if isinstance(record["alpha"], dict) else float(record["alpha"])
         return Linear(settings.standardize, alpha, settings.alphas, weights)
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether train rows are predicted in closed form, each without the rows of its image."""
+        return not self.settings.per_target and self.settings.restandardize != "transductive"
+
+    def plan_left_out(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
+        """Plan a fit whose factor is kept, and leave-one-out predictions of all train rows."""
+        of_ridge = shapes_of_regression(shapes, restandardized=self.settings.restandardize != "none")
+        fit = self._plan_fit(of_ridge, free, known=False)
+        held = fit.triangle if fit.in_memory else 0
+        works = [
+            plan_left_out(
+                replace(of_ridge, rbf=form.kernel == "rbf"),
+                max(free - held, 0),
+                on_disk=not fit.in_memory,
+                extra_rows=self._extra_rows(shapes.n),
+            )[1]
+            for form in self._forms()
+        ]
+        return RegressionPlan(
+            work=max(fit.work, held + max(works)),
+            summary="train rows without their images",
+            scratch=0 if fit.in_memory else fit.triangle,
+        )
+
+    def predict_left_out(
+        self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fill a store [n, t] with predictions of the train rows, each without its image; returns what run.json keeps."""
+        from leanrecon.stores.matrix import same_matrix
+
+        last: _Shared | None = shared.get(_SHARED)
+        settings, chosen = self.settings, {}
+        if last and last.key == self._key and same_matrix(last.ridge.targets_, data.targets):
+            form = last.ridge.learned_.form  # what was chosen for the test rows holds here too
+            chosen = {"alpha": last.ridge.alpha_, "kernel": form.kernel, "gamma": form.gamma or settings.gamma}
+            chosen |= {"voxel_weights": form.source or "none", "voxel_power": form.power or settings.voxel_power}
+        last = None
+        shared.clear()
+        ridge = type(self)(settings.model_copy(update=chosen))._fit(data, context, test=None, shuffled=False)
+        done = store.column_groups - len(store.missing_column_groups())
+        with context.task(total=store.column_groups, unit="blocks", done=done) as advance:
+            ridge.predict_train_into(store, advance=advance)
+        store.finish()
+        return {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
+
     def _forms(self) -> Sequence[Form]:
         settings = self.settings
         return forms(settings.kernel, settings.gamma, settings.voxel_weights, settings.voxel_power)
 
-    def _chosen(self, ridge: "StreamingRidge") -> Iterator[str]:
-        """What was learned of the form, in sentences."""
-        learned = ridge.learned_
-        if learned.choice is not None:
-            yield learned.choice.told()
-        if learned.share is not None and not (learned.share > FLOOR).any():
-            yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+    def _plan_fit(self, of_ridge: Shapes, free: int, *, known: bool) -> FitPlan:
+        settings = self.settings
+        return plan_formed(
+            of_ridge,
+            free,
+            self._forms(),
+            known=known,
+            loo=settings.alpha == "loo",
+            per_target=settings.per_target,
+            alphas=ALPHAS if settings.alphas is None else len(settings.alphas),
+            extra_rows=self._extra_rows(of_ridge.n),
+        )
+
+    def _extra_rows(self, n: int) -> int:
+        """Train rows whose leave-one-out predictions give the moments of test predictions."""
+        return min(n, LOO_ROWS) if self.settings.restandardize == "inductive" else 0
 
     @property
     def _learns_form(self) -> bool:
         """Whether the form depends on the targets, so that no other space may use the factor."""
         return len(self._forms()) > 1 or self.settings.voxel_weights == "accuracy"
 
-    def _form_record(self, ridge: "StreamingRidge") -> dict[str, Any]:
-        """What run.json keeps of a form that is not the plain ridge."""
-        learned = ridge.learned_
-        if learned.form == Form() and learned.choice is None:
-            return {}
-        record = {"form": learned.form.as_dict(), "notes": list(self._chosen(ridge))}
-        if learned.choice is not None:
-            record["choice"] = learned.choice.as_dict()
-        if learned.share is not None:
-            share = learned.share[~np.isnan(learned.share)]
-            record["voxels_at_floor"] = int((share <= FLOOR).sum())
-        return record
+    @property
+    def _key(self) -> str:
+        """The settings that another space must have to use the factor."""
+        return json.dumps(self.made_of(), sort_keys=True)
 
     def _fitted(
         self, data: RegressionData, context: Context, shared: dict[str, Any], *, shuffled: bool
     ) -> "StreamingRidge":
         """A ridge of these data: with the factor of another space, or fitted now."""
-        from leanrecon.regression.ridge.ridge import StreamingRidge
-
-        key = json.dumps(self.made_of(), sort_keys=True)
         last: _Shared | None = shared.get(_SHARED)
         learns = self.settings.alpha == "loo" or self._learns_form
-        if last and last.key == key and not learns and (last.ridge.shuffles or not shuffled):
+        if last and last.key == self._key and not learns and (last.ridge.shuffles or not shuffled):
             other = last.ridge.with_targets(data.targets)
             other.budget, other.peaks_ = context.budget, context.peaks
             return other
         last = None
         shared.clear()  # one factor at a time
-        options = self.settings.model_dump(exclude={"kind"})
-        ridge = StreamingRidge(**options, budget=context.budget, seed=context.seed, scratch=context.scratch)
+        ridge = self._fit(data, context, test=data.test, shuffled=shuffled)
+        shared[_SHARED] = _Shared(self._key, ridge)
+        return ridge
+
+    def _fit(
+        self, data: RegressionData, context: Context, *, test: "Matrix | None", shuffled: bool
+    ) -> "StreamingRidge":
+        from leanrecon.regression.ridge.ridge import StreamingRidge
+
+        how = self.settings.model_dump(exclude={"kind"})
+        ridge = StreamingRidge(**how, budget=context.budget, seed=context.seed, scratch=context.scratch)
         ridge.warns = False  # what is odd is said beside the label
         ridge.fit(
             data.betas,
             data.targets,
             stimulus=data.stimulus,
-            test=data.test,
+            test=test,
             shuffled=shuffled,
             reliability=data.reliability,
         )
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
-        shared[_SHARED] = _Shared(key, ridge)
         return ridge
+
+
+def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
+    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
+    learned = ridge.learned_
+    if learned.choice is not None:
+        yield learned.choice.told(figures=figures)
+    if learned.share is not None and not (learned.share > FLOOR).any():
+        yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+
+
+def _form_record(ridge: "StreamingRidge") -> dict[str, Any]:
+    """What run.json keeps of a form that is not the plain ridge."""
+    learned = ridge.learned_
+    if learned.form == Form() and learned.choice is None:
+        return {}
+    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge, figures=False))}
+    if learned.choice is not None:
+        record["choice"] = learned.choice.as_dict()
+    if learned.share is not None:
+        share = learned.share[~np.isnan(learned.share)]
+        record["voxels_at_floor"] = int((share <= FLOOR).sum())
+    return record
 
 
 def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
@@ -247,7 +315,7 @@ def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
     weights = np.where(ridge.moments_.usable, 1.0, 0.0) if learned.weights is None else learned.weights
     share = np.full(p, np.nan) if learned.share is None else learned.share
     arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))  # type: ignore[arg-type]
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

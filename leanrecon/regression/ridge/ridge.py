@@ -23,8 +23,8 @@ from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
+from leanrecon.regression.ridge.left_out import LeftOut
 from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue, project
-from leanrecon.regression.ridge.maps import WeightMaps
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.parameters import check_form, check_parameters
 from leanrecon.regression.ridge.plan import (
@@ -57,7 +57,7 @@ from leanrecon.stores.matrix import (
 Array = np.ndarray[Any, Any]
 
 
-class StreamingRidge(WeightMaps):
+class StreamingRidge(LeftOut):
     """Ridge regression with an intercept, streamed from disk within a memory budget (a scikit-learn estimator).
 
     Parameters
@@ -77,7 +77,7 @@ class StreamingRidge(WeightMaps):
         The kernel of betas. "rbf" is exp(−gamma · D² / median D²) of their distances D (see ``ridge.rbf``), "auto" the
         one of the two with the least error for images that are held out (see ``ridge.choice``); it needs alpha "loo".
     gamma : float or "loo"
-        The width of an rbf; ``"loo"`` chooses ¼, ½ or 1 in the same way.
+        The width of an rbf; ``"loo"`` chooses ¼, ½, 1 or 2 in the same way.
     voxel_weights : {"none", "accuracy", "reliability", "auto"}
         Weigh voxels by how well they carry the images (see ``regression.voxel_weights``); "auto" takes "accuracy" where
         that predicts held-out images better.
@@ -323,12 +323,6 @@ class StreamingRidge(WeightMaps):
     def hat_of(self, X: Any, rows: range) -> Array:
         """The hat matrix of up to 1,024 rows of betas: H Y are their predictions, before any ``restandardize``."""
         return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor, rbf=self._rbf)
-
-    def left_out(self, rows: Array) -> Array:
-        """The hat matrix of some train rows (ascending), each predicted from all rows of other images."""
-        whole = self._pairing.companions(rows)
-        hat = self._left_out(whole, self._kept_factor)
-        return hat if len(whole) == len(rows) else hat[np.isin(whole, rows)]
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
         some = self._centred(RowSubset(self.betas_, rows))

@@ -27,7 +27,7 @@ class RidgeSettings(BaseModel):
     kernel: Literal["linear", "rbf", "auto"] = "linear"
     """Kernel of betas; "auto" takes the one of less error for train images that are held out, which needs alpha "loo"."""
     gamma: PositiveOrLoo = "loo"
-    """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½ and 1 in the same way."""
+    """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½, 1 and 2 in the same way."""
     voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
     """What voxels are weighed by: how well images predict them, or repeats of an image; "auto" chooses none or accuracy."""
     voxel_power: PositiveOrLoo = "loo"
