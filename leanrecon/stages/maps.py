@@ -12,7 +12,9 @@ from leanrecon.context import Context
 from leanrecon.datasets.ceiling import noise_ceiling
 from leanrecon.errors import InputError, StoreError
 from leanrecon.places.files import read_record
+from leanrecon.regression.ridge.directions import Linear, learn_directions, plan_directions
 from leanrecon.regression.ridge.plan import MOMENTS, WORKSPACE
+from leanrecon.regression.ridge.plan_form import plan_encoding
 from leanrecon.stages.directions import LUMINANCE, Direction, read_directions, reading_nbytes
 from leanrecon.stages.stage import Run
 from leanrecon.stores.gather import gathered
@@ -144,7 +146,7 @@ class Maps:
         if name != "areas" and name not in self._numbers:
             raise InputError(
                 f"the {name} of these voxels is not known",
-                expected="a dataset in which images were shown several times",
+                expected="a dataset that tells it, as those do in which images were shown several times",
             )
         shows = {
             "ncsnr": {"shows": "standard deviation of the signal over that of one trial's noise"},
@@ -197,7 +199,7 @@ class Maps:
         return gathered(as_matrix(Store.open(self.study.stimuli("train"))), self.variant.train_images)
 
     def _accuracy(self, name: str, context: Context) -> Step:
-        from leanrecon.regression.encoding import encoding, plan_encoding
+        from leanrecon.regression.encoding import encoding
 
         of = name or self._predicts
         if of is None:
@@ -224,41 +226,42 @@ class Maps:
 
     def _directed(self, space: str, wanted: dict[Direction, set[str]], context: Context) -> Step:
         """Weights and patterns of directions of one feature space, or of luminance: one factor serves all of them."""
-        settings = self.run.settings.regression.get(space) or self._ridge_settings
-        regressor = kinds.kind_of("regressors", settings)(settings)
-        if not hasattr(regressor, "learn_directions"):
-            raise InputError(
-                f"{space} is not predicted by a ridge, so its directions have no weights",
-                expected=f"directions of a feature space that a ridge predicts, or of {LUMINANCE}",
-            )
-        directions, spaces, variant = list(wanted), self.run.spaces, self.variant
-        alpha = self._alpha_of(space) if space in spaces else None
+        spaces, variant, directions = self.run.spaces, self.variant, list(wanted)
+        ridge = self._ridge(space)
         for direction in directions:
             direction.check(variant, spaces)
-        betas, index = variant.train_betas(), variant.target_of_row
-        work = reading_nbytes(variant, directions, spaces) + regressor.plan_directions(
-            alpha, betas, len(directions), index, len(variant.train_images), context.budget.free
-        )
+        betas, index, images = variant.train_betas(), variant.target_of_row, len(variant.train_images)
+        work = reading_nbytes(variant, directions, spaces)
+        work += plan_directions(ridge, betas, len(directions), index, images, context.budget.free - work)
 
         def make() -> Iterator[Map]:
             targets = read_directions(variant, directions, spaces)
             patterns = any("pattern" in maps for maps in wanted.values())
-            found = regressor.learn_directions(alpha, betas, targets, index, context.refreshed(), patterns=patterns)
+            found = learn_directions(ridge, betas, targets, index, context.refreshed(), patterns=patterns)
             for k, (direction, maps) in enumerate(wanted.items()):
                 about = {"direction": str(direction), "alpha": float(found.alphas[k])}
                 for what in sorted(maps):
-                    values = (found.weights if what == "weights" else found.patterns)[k]
-                    values[found.left_out] = np.nan
+                    of = found.weights if what == "weights" or found.patterns is None else found.patterns
+                    values = np.where(found.left_out, np.nan, of[k])
                     yield Map(f"{what}:{direction}", self.placed(values), {"shows": _SHOWS[what], **about})
 
         return Step(f"weights of {space or LUMINANCE}", work, make)
 
-    @property
-    def _ridge_settings(self) -> Any:
-        """For luminance: the settings of the first ridge here, or the defaults."""
-        every = self.run.settings.regression.values()
-        ridges = (one for one in every if hasattr(kinds.kind_of("regressors", one), "learn_directions"))
-        return next(ridges, None) or kinds.settings_of("regressors", {}, "regression.", default="ridge")
+    def _ridge(self, space: str) -> Linear:
+        """The ridge of a feature space as its regression chose it; of luminance, as the settings of the first one say."""
+        settings = self.run.settings.regression
+        if space in settings:
+            regressor = kinds.kind_of("regressors", settings[space])(settings[space])
+            if not hasattr(regressor, "linear"):
+                raise InputError(
+                    f"{space} is not predicted by a ridge, so its directions have no weights",
+                    expected=f"directions of a feature space that a ridge predicts, or of {LUMINANCE}",
+                )
+            return regressor.linear(self._record_of(space), self.variant.study.predictions(space))  # type: ignore[no-any-return]
+        ridges = (one for one in settings.values() if hasattr(kinds.kind_of("regressors", one), "linear"))
+        first = next(ridges, None) or kinds.settings_of("regressors", {}, "regression.", default="ridge")
+        regressor = kinds.kind_of("regressors", first)(first)
+        return regressor.linear(None, self.study.predictions(LUMINANCE))  # type: ignore[no-any-return]
 
     # Voxels
 
@@ -269,14 +272,11 @@ class Maps:
         full[slice(None) if self.variant.voxels is None else np.asarray(self.variant.voxels)] = values
         return full
 
-    def _alpha_of(self, space: str) -> float | None:
-        """The alpha that the regression of a feature space chose, from run.json; None where each target had its own.
-
-        Raises StoreError where the regression has not run.
-        """
-        record = read_record(self.variant.study.record) or {}
-        found = record.get("stages", {}).get(f"regression {space}", {}).get("alpha")
-        if found is None:
+    def _record_of(self, space: str) -> dict[str, Any]:
+        """What run.json keeps of the regression of a feature space; raises StoreError where it has not run."""
+        stages = (read_record(self.variant.study.record) or {}).get("stages", {})
+        record = stages.get(f"regression {space}", {})
+        if "alpha" not in record:
             folds = self.run.settings.dataset.folds
             raise StoreError(
                 f"{self.variant.study.record} tells no alpha of the regression of {space}",
@@ -284,7 +284,8 @@ class Maps:
                 if folds and not self.variant.name
                 else "run that stage first",
             )
-        return None if isinstance(found, dict) else float(found)
+        found: dict[str, Any] = record
+        return found
 
 
 def make_maps(run: Run, names: Sequence[str] = (), variant: str = "", *, beside: int = 0) -> Iterator[Map]:

@@ -13,6 +13,7 @@ from support.layouts import write_algonauts, write_glmsingle, write_miyawaki
 
 import leanrecon
 from leanrecon.app import cli
+from leanrecon.datasets.space import read_space
 from leanrecon.errors import BudgetError, InputError, StoreError
 
 pytestmark = pytest.mark.slow  # each needs a study
@@ -91,6 +92,35 @@ def test_an_alpha_for_every_target_is_chosen_as_the_regression_does(tmp_path: Pa
     for number in (1, 3):
         truth, _ = dense(study, f"pca:{number}", alphas[number])
         np.testing.assert_allclose(pattern[f"weights:pca:{number}"], truth, atol=1e-4 * np.abs(truth).max())
+
+
+def test_weighed_voxels_keep_their_weights(tmp_path: Path) -> None:
+    _, study = made(tmp_path, "regression.pca.voxel_weights=accuracy", "regression.pca.alpha=3.0", images=60)
+    with np.load(study.path / "predictions" / "pca" / "voxel_weights.npz") as kept:
+        voxel = kept["weight"].astype("f8")
+    assert voxel.std() > 0.05
+    x, y = study.betas("train").astype("f8"), study.features("pca", "train")[:, 1].astype("f8")
+    factor = voxel / x.std(axis=0, ddof=1)
+    z = (x - x.mean(axis=0)) * factor
+    truth = np.linalg.solve(z.T @ z + 3.0 * np.eye(z.shape[1]), z.T @ (y - y.mean())) * factor
+    found = study.maps("weights:pca:1", "pattern:pca:1")
+    for what, values in (("weights", truth), ("pattern", np.cov(x.T) @ truth)):
+        np.testing.assert_allclose(found[f"{what}:pca:1"], values, atol=1e-4 * np.abs(values).max())
+
+
+def test_a_kernel_has_no_weights_but_luminance_has(tmp_path: Path) -> None:
+    _, study = made(tmp_path, "regression.pca.kernel=rbf", "regression.pca.alpha=1.0", images=40)
+    with pytest.raises(InputError, match="rbf kernel has no weights"):
+        study.maps("weights:pca:0")
+    assert np.isfinite(study.maps("weights:luminance:3,3")["weights:luminance:3,3"]).all()
+
+
+def test_a_direction_does_not_depend_on_which_others_are_asked_for(tall: tuple[Lab, Any]) -> None:
+    _, study = tall
+    names = ["pattern:luminance:3,7", "pattern:luminance:8,2", "pattern:luminance:5,5"]
+    together = study.maps(*names)
+    for name in names:
+        np.testing.assert_allclose(study.maps(name)[name], together[name], atol=1e-6 * np.abs(together[name]).max())
 
 
 @pytest.mark.parametrize("shape", ["wide", "tall"])
@@ -289,6 +319,31 @@ def test_maps_are_the_same_bytes_whatever_the_budget_and_however_often(wide: tup
     assert len(files) == 5 + 1 + len(MAPS) + 1  # known maps, the table of areas, directions, the record
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_killed_export_ends_with_the_same_files(
+    wide: tuple[Lab, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, study = wide
+    study.export_maps(tmp_path / "whole")
+    space, written = type(read_space(study.study)), []
+    write = space.write
+
+    def stopping(self: Any, folder: Any, name: str, values: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(name)
+        write(self, folder, name, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            study.export_maps(tmp_path / "killed")
+    study.export_maps(tmp_path / "killed")
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_too_small_a_budget_is_refused_before_anything_is_written(wide: tuple[Lab, Any], tmp_path: Path) -> None:

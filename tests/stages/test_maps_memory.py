@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
 
-ROWS, TEST_ROWS, VOXELS, SIDE = 1200, 50, 40_000, 128  # 0.19 GB of betas, a volume of 8 MB
+ROWS, TEST_ROWS, VOXELS, SIDE = 1000, 50, 25_000, 128  # 0.1 GB of betas, a volume of 8 MB
 
 MEASURE = """
 import sys
@@ -60,7 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("names", [["accuracy"], ["weights:pixels:0", "pattern:pixels:0", "pattern:luminance:3,4"]])
 def test_maps_stay_within_their_plan_and_the_budget(study: Path, tmp_path: Path, names: list[str]) -> None:
-    budget = 150_000_000
+    budget = 100_000_000
     command = [sys.executable, "-c", MEASURE, str(study), str(tmp_path / "maps"), str(budget), *names]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

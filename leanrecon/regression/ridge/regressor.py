@@ -1,7 +1,7 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
+from leanrecon.errors import InputError
 from leanrecon.places.files import write_whole
 from leanrecon.regression.regressor import (
     Output,
@@ -25,7 +26,7 @@ from leanrecon.stores.layout import PANEL, subset_block
 
 if TYPE_CHECKING:
     from leanrecon.places import Location
-    from leanrecon.regression.ridge.directions import Directions
+    from leanrecon.regression.ridge.directions import Linear
     from leanrecon.regression.ridge.ridge import StreamingRidge
     from leanrecon.stores.matrix import Matrix
     from leanrecon.stores.store import Store
@@ -147,6 +148,30 @@ class RidgeRegressor:
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
+    def linear(self, record: Mapping[str, Any] | None, predictions: "Location") -> "Linear":
+        """The linear ridge of one feature space, from what run.json keeps of it and what lies beside its predictions.
+
+        ``record`` None: that of a direction of no feature space, whose alpha is a number in the settings or is chosen.
+        Raises InputError for a kernel that has no weights of voxels.
+        """
+        from leanrecon.regression.ridge.directions import Linear
+
+        settings = self.settings
+        if record is None:
+            fixed = settings.alpha != "loo" and settings.kernel == "linear"
+            return Linear(settings.standardize, float(settings.alpha) if fixed else None, settings.alphas)
+        form = record.get("form", {})
+        if form.get("kernel", "linear") != "linear":
+            raise InputError(
+                f"the {form['kernel']} kernel has no weights of voxels", todo='set regression.kernel = "linear"'
+            )
+        weights = None
+        if form.get("voxel_weights") is not None:
+            with (predictions.parent / VOXEL_WEIGHTS).open() as file, np.load(file, allow_pickle=False) as kept:
+                weights = kept["weight"].astype(np.float64)
+        alpha = None if isinstance(record["alpha"], dict) else float(record["alpha"])
+        return Linear(settings.standardize, alpha, settings.alphas, weights)
+
     @property
     def leaves_out(self) -> bool:
         """Whether train rows are predicted in closed form, each without the rows of its image."""
@@ -224,20 +249,6 @@ class RidgeRegressor:
         """The settings that another space must have to use the factor."""
         return json.dumps(self.made_of(), sort_keys=True)
 
-    def plan_directions(self, alpha: float | None, betas: Any, k: int, stimulus: Any, images: int, free: int) -> int:
-        """Bytes of work of ``learn_directions`` for ``k`` targets of a number of images, beside the targets."""
-        from leanrecon.regression.ridge.directions import plan_directions
-
-        return plan_directions(self.settings, alpha, betas, k, stimulus, images, free)
-
-    def learn_directions(
-        self, alpha: float | None, betas: Any, targets: Any, stimulus: Any, context: Context, *, patterns: bool
-    ) -> "Directions":
-        """The weights of a few targets [images, k], for maps; ``alpha`` None: chosen as the settings say."""
-        from leanrecon.regression.ridge.directions import learn_directions
-
-        return learn_directions(self.settings, alpha, betas, targets, stimulus, context, patterns=patterns)
-
     def _fitted(
         self, data: RegressionData, context: Context, shared: dict[str, Any], *, shuffled: bool
     ) -> "StreamingRidge":
@@ -275,11 +286,11 @@ class RidgeRegressor:
         return ridge
 
 
-def _chosen(ridge: "StreamingRidge") -> Iterator[str]:
-    """What was learned of the form, in sentences."""
+def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
+    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
     learned = ridge.learned_
     if learned.choice is not None:
-        yield learned.choice.told()
+        yield learned.choice.told(figures=figures)
     if learned.share is not None and not (learned.share > FLOOR).any():
         yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
 
@@ -289,7 +300,7 @@ def _form_record(ridge: "StreamingRidge") -> dict[str, Any]:
     learned = ridge.learned_
     if learned.form == Form() and learned.choice is None:
         return {}
-    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge))}
+    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge, figures=False))}
     if learned.choice is not None:
         record["choice"] = learned.choice.as_dict()
     if learned.share is not None:
