@@ -122,10 +122,10 @@ def pairwise(
             shuffled.append(by_chance)
     if not kept:
         raise InputError("no pair of classes has rows in two runs", expected="classes shown in two runs or more")
-    (low, high), (_, most) = (_interval(np.array(v), np.array(kept), len(names), seed, resamples) for v in (real, shuffled))
-    return Pairwise(
-        len(names), len(kept), len(runs), float(np.mean(real)), low, high, float(np.mean(shuffled)), most
+    (low, high), (_, most) = (
+        _interval(np.array(v), np.array(kept), len(names), seed, resamples) for v in (real, shuffled)
     )
+    return Pairwise(len(names), len(kept), len(runs), float(np.mean(real)), low, high, float(np.mean(shuffled)), most)
 
 
 def _shuffled(labels: Array, runs: Array, rng: np.random.Generator) -> Array:

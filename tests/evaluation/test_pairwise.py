@@ -88,6 +88,8 @@ def test_categories_of_a_real_brain_are_told_apart_and_shuffled_ones_are_not() -
         found = pairwise(betas[:, :, subject].T, labels, runs, pairs=21)
         assert found.accuracy > 0.75
         assert found.above_chance
-        mixed = np.concatenate([np.random.default_rng([run, subject]).permutation(labels[runs == run]) for run in range(8)])
+        mixed = np.concatenate(
+            [np.random.default_rng([run, subject]).permutation(labels[runs == run]) for run in range(8)]
+        )
         chance = pairwise(betas[:, :, subject].T, mixed, runs, pairs=21)
         assert not chance.above_chance
