@@ -1,5 +1,6 @@
 """Do the data carry the images? Asked of train rows alone, before any training: a verdict in a minute."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -222,10 +223,8 @@ def _reliability(
     if len(np.unique(stimulus)) == len(stimulus):
         return {}
     masks: dict[str, Array] = {}
-    try:
+    with contextlib.suppress(InputError):  # voxels without areas: all of them are told of
         masks = {name: mask[voxels] for name, mask in read_areas(study).items() if len(mask) == columns}
-    except InputError:
-        pass  # voxels without areas: all of them are told of
     masks[""] = np.ones(len(voxels), bool)
     found = {}
     for name, mask in masks.items():

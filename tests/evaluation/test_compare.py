@@ -31,7 +31,7 @@ def study(root: Path, name: str, stimuli: list[str], *, preset: str = "native", 
         for k, metric in enumerate(("pixcorr", "ssim"))
     }
     write_json(Study(root / name).metrics, {"preset": preset, "folds": None, "final": final})
-    return {image: own for image, own in zip(stimuli, values, strict=True)}
+    return dict(zip(stimuli, values, strict=True))
 
 
 def line(found, name: str):
