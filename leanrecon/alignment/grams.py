@@ -5,9 +5,10 @@ their rows can help. So scores are X·W = G·B with G = X·Xᵀ [n, n], and voxe
 for G, and for W.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -74,25 +75,22 @@ class Gram:
         mean = _mean(matrix)
         factor = _factor(matrix, mean) if standardize else None
         dtype = np.float64 if matrix.dtype == np.float64 else np.float32
-        kept: list[Array] = []
         one, two = (buffer((min(n, ROWS), p), dtype) for _ in range(2))
+        kept = [buffer((len(rows), n), np.float64) for rows in panels_of(n)] if file is None else []
         trace = 0.0
-        sink = None if file is None else file.open("wb")
-        try:
-            for rows in panels_of(n):
+        with contextlib.nullcontext() if file is None else file.open("wb", buffering=0) as sink:
+            for i, rows in enumerate(panels_of(n)):
                 own = _centred(matrix, rows, mean, one, factor)
-                panel = buffer((len(rows), n), np.float64)
-                for columns in panels_of(n):
-                    other = own if columns == rows else _centred(matrix, columns, mean, two, factor)
-                    panel[:, columns.start : columns.stop] = own @ other.T
-                trace += float(np.trace(panel[:, rows.start : rows.stop]))
-                if sink is None:
-                    kept.append(panel)
-                else:
-                    sink.write(memoryview(panel).cast("B"))
-        finally:
-            if sink is not None:
-                sink.close()
+                for j, columns in enumerate(panels_of(n)[: i + 1]):  # G is symmetric: each block is taken once
+                    other = own if j == i else _centred(matrix, columns, mean, two, factor)
+                    block = (own @ other.T).astype(np.float64)
+                    if sink is None:
+                        kept[i][:, columns.start : columns.stop] = block
+                        kept[j][:, rows.start : rows.stop] = block.T
+                    else:
+                        _write(sink, block, rows.start, columns.start, n)
+                        _write(sink, np.ascontiguousarray(block.T), columns.start, rows.start, n)
+                trace += float(np.trace(block))
         return cls(kept if file is None else file, mean, factor, rows=n, trace=trace)
 
     def panels(self) -> Iterator[tuple[range, Array]]:
@@ -164,6 +162,13 @@ def _mean(matrix: "Matrix") -> Array:
         voxel = int(np.flatnonzero(~np.isfinite(sums))[0])
         raise InputError(f"betas of voxel {voxel} are NaN or infinite", expected="finite betas to align subjects on")
     return sums / n
+
+
+def _write(file: IO[bytes], block: Array, row: int, column: int, n: int) -> None:
+    """Write a block of a matrix of ``n`` columns to its place in a file of float64."""
+    for k, values in enumerate(block):
+        file.seek(((row + k) * n + column) * _DOUBLE)
+        file.write(memoryview(values).cast("B"))
 
 
 def _factor(matrix: "Matrix", mean: Array) -> Array:

@@ -17,6 +17,10 @@ ALPHAS = tuple(10.0**power for power in np.arange(-3, 3.25, 0.25))
 """Penalties that are tried, as shares of the mean squared norm of a row of betas."""
 
 
+PROJECTED = 48
+"""Random directions of the targets, which stand for all of them where a penalty is chosen."""
+
+
 @dataclass(frozen=True)
 class Dual:
     """A ridge by its dual weights B [n, k]: the map is W = X'·B."""
@@ -74,6 +78,37 @@ def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha
     leverage = np.square(vectors) @ shrink + 1 / len(vectors)
     residual: Array = (targets - fitted) / np.maximum(1 - leverage, 1e-9)[:, None]
     return residual
+
+
+def left_out_predictions(gram: Array, targets: Array, folds: Array, seed: int) -> Array:
+    """Predictions of targets [n, d], each fold by the ridge of the other rows; ``gram`` [n, n] of all rows."""
+    predicted = np.zeros(targets.shape)
+    for fold in np.unique(folds):
+        new, known = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        predicted[new] = by_gram(gram, known, new, targets[known], seed)
+    return predicted
+
+
+def by_gram(gram: Array, known: Array, new: Array, targets: Array, seed: int) -> Array:
+    """Predictions of new rows by a ridge on known ones, from a Gram matrix of all."""
+    inner, cross = gram[np.ix_(known, known)], gram[np.ix_(new, known)]
+    mean = inner.mean(axis=0)  # centred anew by the known rows
+    cross = cross - cross.mean(axis=1, keepdims=True) - mean + mean.mean()
+    values, vectors = np.linalg.eigh(inner - mean - mean[:, None] + mean.mean())
+    return predict(np.maximum(values, 0), vectors, cross @ vectors, targets, seed)
+
+
+def predict(values: Array, vectors: Array, through: Array, targets: Array, seed: int) -> Array:
+    """The ridge of the best penalty, from eigenvalues [r] and eigenvectors [n, r] of a Gram matrix."""
+    centre = targets.mean(axis=0, dtype=np.float64)
+    centred = targets - centre
+    drawn = np.random.default_rng(seed).standard_normal((centred.shape[1], PROJECTED))
+    some = centred @ drawn
+    turned, unit = vectors.T @ some, float(values.sum()) / len(vectors)
+    errors = [np.square(left_out(values, vectors, turned, some, share * unit)).sum() for share in ALPHAS]
+    alpha = ALPHAS[int(np.argmin(errors))] * unit
+    predicted: Array = (through / (values + alpha)) @ (vectors.T @ centred) + centre
+    return predicted
 
 
 class RidgeMap:

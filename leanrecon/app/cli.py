@@ -251,6 +251,37 @@ def mirror(
     say(f"all that {study} has finished is in {folder}")
 
 
+@app.command()
+def check(
+    study: Annotated[Path, typer.Argument(help="The folder of a study whose stage dataset is complete.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="A text file of one category a train row.")] = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of stimuli or categories.")] = 200,
+    memory: Memory = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there too.")] = None,
+) -> None:
+    """Ask whether the train rows of a study carry its images, before any training."""
+    from leanrecon.app.subjects import check as run_check
+
+    _require_study(study)
+    run_check(study, labels, pairs, memory, json)
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies with figures.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="TABLE", help="Published figures beside them: a name, or all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write .csv, .md or .html, by the file's ending.")
+    ] = None,
+) -> None:
+    """Show the figures of several studies in one table: means over subjects, paired intervals, published tables."""
+    from leanrecon.app.subjects import compare as run_compare
+
+    run_compare(studies, against, out)
+
+
 @app.command("simulate-nsd")
 def simulate_nsd(
     folder: Annotated[Path, typer.Argument(help="Folder to write the small NSD into.")],

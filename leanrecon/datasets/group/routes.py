@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leanrecon.alignment.ridge import ALPHAS, left_out
+from leanrecon.alignment.ridge import by_gram, predict
 from leanrecon.datasets.group.joined import SIDE
 from leanrecon.images import fitted_into, resize
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 FOLDS = 5
-
-PROJECTED = 48
-"""Random directions of the images, which stand for all pixels where a penalty is chosen."""
 
 
 def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
@@ -49,19 +46,10 @@ def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
     for fold in range(FOLDS):
         new, known = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if len(new) and len(known) > 1:
-            predicted["own"][new] = _by_gram(gram, known, new, targets[known], seed)
+            predicted["own"][new] = by_gram(gram, known, new, targets[known], seed)
             kept = fold_of_group != fold
             predicted["group"][new] = _by_scores(rows[kept], of_group[kept], scores[new], seed)
     return {route: _correlation(images, targets) for route, images in predicted.items()}
-
-
-def _by_gram(gram: Array, known: Array, new: Array, targets: Array, seed: int) -> Array:
-    """Predictions of new rows by a ridge on known ones, from a Gram matrix of all."""
-    inner, cross = gram[np.ix_(known, known)], gram[np.ix_(new, known)]
-    mean = inner.mean(axis=0)  # centred anew by the known rows
-    cross = cross - cross.mean(axis=1, keepdims=True) - mean + mean.mean()
-    values, vectors = np.linalg.eigh(inner - mean - mean[:, None] + mean.mean())
-    return _predict(np.maximum(values, 0), vectors, cross @ vectors, targets, seed)
 
 
 def _by_scores(rows: Array, targets: Array, new: Array, seed: int) -> Array:
@@ -69,20 +57,7 @@ def _by_scores(rows: Array, targets: Array, new: Array, seed: int) -> Array:
     mean = rows.mean(axis=0)
     left, singular, right = np.linalg.svd(rows - mean, full_matrices=False)
     through = (new - mean) @ right.T * singular
-    return _predict(np.square(singular), left, through, targets, seed)
-
-
-def _predict(values: Array, vectors: Array, through: Array, targets: Array, seed: int) -> Array:
-    """The ridge of the best penalty, from eigenvalues [r] and eigenvectors [n, r] of a Gram matrix."""
-    centre = targets.mean(axis=0, dtype=np.float64)
-    centred = targets - centre
-    drawn = np.random.default_rng(seed).standard_normal((centred.shape[1], PROJECTED))
-    some = centred @ drawn
-    turned, unit = vectors.T @ some, float(values.sum()) / len(vectors)
-    errors = [np.square(left_out(values, vectors, turned, some, share * unit)).sum() for share in ALPHAS]
-    alpha = ALPHAS[int(np.argmin(errors))] * unit
-    predicted: Array = (through / (values + alpha)) @ (vectors.T @ centred) + centre
-    return predicted
+    return predict(np.square(singular), left, through, targets, seed)
 
 
 def _correlation(predicted: Array, true: Array) -> float:

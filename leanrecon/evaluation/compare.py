@@ -1,0 +1,233 @@
+"""Several studies in one table: their figures, means over those of one protocol, paired differences, published figures.
+
+Means are those that papers print: of the studies' own figures, each study counting alike. Figures of different
+protocols are never averaged. Intervals resample test images: the same draw for all studies where they have the same
+test images, a draw of each study's own otherwise.
+"""
+
+import csv
+import io
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.evaluation.bootstrap import LEVELS, Resampling, numbered
+from leanrecon.places import seals
+from leanrecon.places.files import read_record, unreadable
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.study.layout import Study
+from leanrecon.validation import nearest
+
+Array = np.ndarray[Any, Any]
+Figure = tuple[float, float | None, float | None]
+"""A value and its 95 % interval; None where there is none."""
+
+RESAMPLES = 1000
+FEWEST_COMMON = 2
+"""Common test images that a paired difference needs."""
+
+PUBLISHED = Path(__file__).with_name("published.toml")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    name: str
+    kind: str
+    """study, mean, difference or published."""
+    protocol: str
+    images: int | None
+    figures: Mapping[str, Figure]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole table."""
+
+    metrics: list[str]
+    lines: list[Line]
+    notes: list[str]
+    folders: list[Path]
+    common: list[str] = field(default_factory=list)
+    """Stimulus ids that every study tested, in the order of the first one."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One study's test rows."""
+
+    name: str
+    folder: Path
+    protocol: str
+    key: str
+    stimuli: list[str]
+    scores: Mapping[str, Array]
+    """By metric: float64 [rows]."""
+    recorded: Mapping[str, Figure]
+    """Figures of metrics.json."""
+
+    def by_image(self) -> dict[str, dict[str, float]]:
+        """The mean score of each stimulus, by metric."""
+        names, of_row = np.unique(self.stimuli, return_inverse=True)
+        counts = np.bincount(of_row)
+        return {
+            metric: dict(zip(names.tolist(), (np.bincount(of_row, values) / counts).tolist(), strict=True))
+            for metric, values in self.scores.items()
+        }
+
+
+def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed: int = 0) -> Comparison:
+    """Compare studies that were run to their end.
+
+    Raises InputError for folders without figures and for a study that is named twice, SettingsError for an unknown table.
+    """
+    if twice := [folder for k, folder in enumerate(folders) if folder.resolve() in [f.resolve() for f in folders[:k]]]:
+        raise InputError(f"{twice[0]} is named twice", expected="different studies")
+    published = _published(against)
+    names = _names(folders)
+    scored = [_read(name, folder) for name, folder in zip(names, folders, strict=True)]
+    lines = [Line(s.name, "study", s.protocol, len(set(s.stimuli)), s.recorded) for s in scored]
+    notes = []
+    groups: dict[str, list[Scored]] = {}
+    for one in scored:
+        groups.setdefault(one.key, []).append(one)
+    for group in groups.values():
+        if len(group) > 1:
+            same = len({tuple(sorted(one.stimuli)) for one in group}) == 1
+            name = (
+                f"mean of {len(group)} studies" if len(groups) == 1 else f"mean of {', '.join(s.name for s in group)}"
+            )
+            images = len(set(group[0].stimuli)) if same else None
+            lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group, seed)))
+            if not same:
+                notes.append(
+                    f"The test images of {', '.join(s.name for s in group)} differ: each was resampled by itself."
+                )
+    if len(groups) > 1:
+        notes.append(f"These studies follow {len(groups)} protocols, which are not averaged or subtracted.")
+    first = scored[0]
+    for other in scored[1:]:
+        if other.key == first.key:
+            common, figures = difference(other, first, seed)
+            if figures:
+                lines.append(Line(f"{other.name} less {first.name}", "difference", first.protocol, common, figures))
+            else:
+                notes.append(
+                    f"{other.name} and {first.name} share {common} test images: their difference has no pairs."
+                )
+    lines += published
+    if published:
+        notes.append(
+            "Published figures are means over other subjects, images and protocols: read them as a scale only."
+        )
+    metrics = list(dict.fromkeys(metric for line in lines for metric in line.figures))
+    shared = [name for name in dict.fromkeys(first.stimuli) if all(name in one.stimuli for one in scored[1:])]
+    return Comparison(metrics, lines, notes, list(folders), shared)
+
+
+def mean_figures(group: Sequence[Scored], seed: int = 0) -> dict[str, Figure]:
+    """Means over studies, each counting alike, with 95 % intervals over test images."""
+    metrics = [m for m in group[0].scores if all(m in one.scores for one in group)]
+    numbers = numbered([one.stimuli for one in group])
+    same = len({tuple(sorted(set(one.stimuli))) for one in group}) == 1
+    tables = [np.stack([one.scores[m] for m in metrics], axis=1) for one in group]
+    values = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    if len(np.unique(np.concatenate(numbers))) < 2:
+        return {m: (float(v), None, None) for m, v in zip(metrics, values, strict=True)}
+    drawn = [
+        Resampling(own, RESAMPLES, seed, 0 if same else k).means(table)
+        for k, (own, table) in enumerate(zip(numbers, tables, strict=True))
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), LEVELS, axis=0)
+    return {m: (float(values[k]), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
+
+
+def difference(one: Scored, other: Scored, seed: int = 0) -> tuple[int, dict[str, Figure]]:
+    """How many test images both have, and how far ``one`` lies above ``other`` on them, paired image by image."""
+    first, second = one.by_image(), other.by_image()
+    names = sorted(set(one.stimuli) & set(other.stimuli))
+    metrics = [m for m in first if m in second]
+    if len(names) < FEWEST_COMMON or not metrics:
+        return len(names), {}
+    table = np.array([[first[m][name] - second[m][name] for m in metrics] for name in names])
+    drawn = Resampling(np.arange(len(names)), RESAMPLES, seed).means(table)
+    low, high = np.percentile(drawn, LEVELS, axis=0)
+    return len(names), {m: (float(table[:, k].mean()), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
+
+
+def _read(name: str, folder: Path) -> Scored:
+    study = Study(folder)
+    metrics = read_record(study.metrics)
+    if metrics is None or not study.scores.is_file():
+        raise InputError(
+            f"{folder} has no figures", expected="a study that was run to its end", todo="run it with `leanrecon run`"
+        )
+    data = study.scores.read_bytes()
+    seals.check(study.scores, data)
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+        rows = [row for row in rows if row.get("subject") != "average"]
+        stimuli = [row["stimulus"] for row in rows]
+        columns = [key for key in rows[0] if key.startswith("final.")] if rows else []
+        scores = {key.removeprefix("final."): np.array([float(row[key]) for row in rows]) for key in columns}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise unreadable(study.scores, error) from None
+    if not rows:
+        raise InputError(f"{study.scores} has no test rows", todo="run the stage evaluate again with --overwrite")
+    judges = {key: (of or {}).get("content", "") for key, of in (metrics.get("judges") or {}).items()}
+    about = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
+    words = [str(about["preset"])]
+    words += [f"{about['folds']} folds"] if about["folds"] else []
+    words += [f"judges {', '.join(sorted(judges))}"] if judges else []
+    return Scored(name, folder, ", ".join(words), fingerprint(about), stimuli, scores, _recorded(metrics))
+
+
+def _recorded(metrics: Mapping[str, Any]) -> dict[str, Figure]:
+    final = metrics.get("final") or {}
+    return {
+        key: (float(of["value"]), of.get("low"), of.get("high"))
+        for key, of in final.items()
+        if isinstance(of, Mapping) and isinstance(of.get("value"), int | float)
+    }
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; with those above them where two are alike."""
+    paths = [folder.resolve() for folder in folders]
+    names = [path.name for path in paths]
+    return [
+        name if names.count(name) == 1 else f"{path.parent.name}/{name}"
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _published(against: str | None) -> list[Line]:
+    """Published systems: one by its name, or all."""
+    if against is None:
+        return []
+    tables = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))
+    protocols = tables.pop("protocols")
+    if against != "all" and against not in tables:
+        raise SettingsError(
+            f"{against} is no table of published figures ({nearest(against, [*tables, 'all'])})",
+            expected=f"one of {', '.join(tables)}, all",
+        )
+    return [
+        Line(
+            f"{of['system']} (subjects {', '.join(map(str, of['subjects']))})",
+            "published",
+            f"{of['protocol']}: {protocols[of['protocol']]}",
+            None,
+            {key: (value, None, None) for key, value in of["figures"].items()},
+            of["source"],
+        )
+        for name, of in tables.items()
+        if against in ("all", name)
+    ]

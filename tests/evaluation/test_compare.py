@@ -1,0 +1,140 @@
+"""Comparing studies: means, intervals and differences by hand, protocols kept apart, tables in four formats."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leanrecon.errors import InputError, SettingsError
+from leanrecon.evaluation.compare import RESAMPLES, compare_studies
+from leanrecon.evaluation.compare_tables import csv_of, markdown_of, text_of, write_table
+from leanrecon.evaluation.plan import resamples_at_once
+from leanrecon.places.files import write_json, write_text
+from leanrecon.study.layout import Study
+
+RNG = np.random.default_rng(2)
+IMAGES = [f"image{k}" for k in range(12)]
+
+
+def study(root: Path, name: str, stimuli: list[str], *, preset: str = "native", average: bool = False) -> dict:
+    values = RNG.normal(0.5, 0.2, size=(len(stimuli), 2))
+    lines = ["row,stimulus,subject,stage1.pixcorr,final.pixcorr,final.ssim"]
+    for row, (image, own) in enumerate(zip(stimuli, values, strict=True)):
+        lines.append(f"{row},{image},s,0.1,{float(own[0])!r},{float(own[1])!r}")
+    if average:
+        lines.append("99,image0,average,0.1,100,100")
+    write_text(Study(root / name).scores, "\n".join(lines) + "\n")
+    final = {
+        metric: {"value": float(values[:, k].mean()), "low": 0.0, "high": 1.0, "chance": 0.0}
+        for k, metric in enumerate(("pixcorr", "ssim"))
+    }
+    write_json(Study(root / name).metrics, {"preset": preset, "folds": None, "final": final})
+    return dict(zip(stimuli, values, strict=True))
+
+
+def line(found, name: str):
+    return next(one for one in found.lines if one.name == name)
+
+
+def draws(n: int, fold: int = 0) -> np.ndarray:
+    """Images drawn as all figures draw them: some resamples at once, each lot from (seed, fold, its first)."""
+    at_once = resamples_at_once(n)
+    lots = range(0, RESAMPLES, at_once)
+    return np.concatenate(
+        [np.random.default_rng([0, fold, k]).integers(0, n, (min(at_once, RESAMPLES - k), n)) for k in lots]
+    )
+
+
+def test_means_and_paired_intervals_are_those_by_hand(tmp_path: Path) -> None:
+    orders = [RNG.permutation(IMAGES).tolist() for _ in range(4)]
+    scores = [study(tmp_path, f"s{k}", order) for k, order in enumerate(orders)]
+    found = compare_studies([tmp_path / f"s{k}" for k in range(4)])
+    mean = line(found, "mean of 4 studies")
+    names = sorted(IMAGES)
+    table = np.mean([[of[name] for name in names] for of in scores], axis=0)  # images by metrics, over subjects
+    resampled = table[draws(12)].mean(axis=1)
+    for k, metric in enumerate(("pixcorr", "ssim")):
+        value, low, high = mean.figures[metric]
+        assert value == pytest.approx(np.mean([np.mean([of[name][k] for name in names]) for of in scores]))
+        np.testing.assert_allclose((low, high), np.percentile(resampled[:, k], [2.5, 97.5]), atol=1e-12)
+    assert mean.images == 12
+    less = line(found, "s2 less s0")
+    both = np.array([scores[2][name] - scores[0][name] for name in names])
+    expected = np.percentile(both[draws(12)].mean(axis=1)[:, 0], [2.5, 97.5])
+    np.testing.assert_allclose(less.figures["pixcorr"], (both[:, 0].mean(), *expected), atol=1e-12)
+    assert found.common == orders[0]
+
+
+def test_differences_are_taken_on_common_images_alone(tmp_path: Path) -> None:
+    one = study(tmp_path, "one", IMAGES[:8])
+    two = study(tmp_path, "two", IMAGES[5:])
+    three = study(tmp_path, "three", ["x", "y"])
+    found = compare_studies([tmp_path / "one", tmp_path / "two", tmp_path / "three"])
+    less = line(found, "two less one")
+    assert less.images == 3
+    expected = np.mean([two[name] - one[name] for name in IMAGES[5:8]], axis=0)
+    assert less.figures["ssim"][0] == pytest.approx(expected[1])
+    assert not any(other.name == "three less one" for other in found.lines)
+    assert any("three and one share 0 test images" in note for note in found.notes)
+    mean = line(found, "mean of 3 studies")  # other images: each is resampled by itself
+    parts = []
+    for fold, (of, names) in enumerate(((one, IMAGES[:8]), (two, IMAGES[5:]), (three, ["x", "y"]))):
+        values = np.array([of[name][0] for name in sorted(names)])
+        parts.append(values[draws(len(values), fold)].mean(axis=1))
+    expected_interval = np.percentile(np.mean(parts, axis=0), [2.5, 97.5])
+    np.testing.assert_allclose(mean.figures["pixcorr"][1:], expected_interval, atol=1e-12)
+    assert mean.images is None
+
+
+def test_protocols_are_never_averaged(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    study(tmp_path, "b", IMAGES, preset="bd2023")
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    assert [one.kind for one in found.lines] == ["study", "study"]
+    assert any("2 protocols" in note for note in found.notes)
+
+
+def test_means_over_subjects_of_a_group_are_no_test_rows_of_their_own(tmp_path: Path) -> None:
+    one = study(tmp_path, "a", IMAGES, average=True)
+    two = study(tmp_path, "b", IMAGES)
+    mean = line(compare_studies([tmp_path / "a", tmp_path / "b"]), "mean of 2 studies")
+    assert mean.figures["pixcorr"][0] == pytest.approx(np.mean([[o[n][0] for n in IMAGES] for o in (one, two)]))
+
+
+def test_published_tables_stand_beside_with_protocol_and_source(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    found = compare_studies([tmp_path / "a"], against="all")
+    published = [one for one in found.lines if one.kind == "published"]
+    assert len(published) == 5
+    assert all(one.source and one.protocol and len(one.figures) == 8 for one in published)
+    assert all(0 < value < 1 for one in published for value, _, _ in one.figures.values())
+    one = compare_studies([tmp_path / "a"], against="mindeye2")
+    assert line(one, "MindEye2 (subjects 1, 2, 5, 7)").figures["pixcorr"] == (0.322, None, None)
+    with pytest.raises(SettingsError, match=r"mindeye3 is no table .*did you mean mindeye"):
+        compare_studies([tmp_path / "a"], against="mindeye3")
+
+
+def test_tables_hold_every_figure(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        study(tmp_path, name, IMAGES)
+    found = compare_studies([tmp_path / "a", tmp_path / "b"], against="all")
+    rows = list(csv.DictReader(io.StringIO(csv_of(found))))
+    assert len(rows) == sum(len(one.figures) for one in found.lines)
+    assert {row["name"] for row in rows} == {one.name for one in found.lines}
+    markdown = markdown_of(found).splitlines()
+    assert len({row.count("|") for row in markdown[: 2 + len(found.lines)]}) == 1
+    assert any("source: Scotti" in text for text in text_of(found))
+    write_table(found, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == csv_of(found)
+    with pytest.raises(SettingsError, match="has no ending of a table"):
+        write_table(found, tmp_path / "table.pdf")
+
+
+def test_what_has_no_figures_is_refused(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    with pytest.raises(InputError, match=r"nobody has no figures.*run to its end"):
+        compare_studies([tmp_path / "a", tmp_path / "nobody"])
+    with pytest.raises(InputError, match="a is named twice"):
+        compare_studies([tmp_path / "a", tmp_path / "a"])

@@ -1,0 +1,93 @@
+"""``leanrecon check``: what it says of data that carry their images, of data that don't, and of labels that don't fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leanrecon.context import Context
+from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
+from leanrecon.errors import BudgetError, InputError
+from leanrecon.memory import PeakMemory
+from leanrecon.stages.check import check_study
+from leanrecon.study.layout import Study
+
+RNG = np.random.default_rng(3)
+SMALL = RNG.integers(0, 256, (44, 3, 3, 3), np.uint8)
+PICTURES = SMALL.repeat(4, axis=1).repeat(4, axis=2)
+MIXING = RNG.normal(size=(27, 60))
+
+
+def study(root: Path, *, signal: float, repeats: int = 4) -> Study:
+    files = {}
+    for split, images in (("train", np.tile(np.arange(36), repeats)), ("test", np.arange(36, 44))):
+        clean = (SMALL.reshape(44, -1)[images] / 128.0 - 1) @ MIXING
+        betas = signal * clean + 3 * np.random.default_rng(len(images)).normal(size=clean.shape)
+        for role, values in (("betas", betas.astype(np.float32)), ("stimuli", PICTURES[images])):
+            files[f"{role}_{split}"] = str(root / f"{role}_{split}.npy")
+            np.save(files[f"{role}_{split}"], values)
+    settings = ArraysSettings(**files, repeats="single")
+    Arrays(settings).ingest(Study(root / "study"), base_dir=None, context=Context.of())
+    return Study(root / "study")
+
+
+def test_betas_that_carry_their_images(tmp_path: Path) -> None:
+    found = check_study(study(tmp_path, signal=1.0), Context.of(), pairs=12)
+    assert found.rows == 144
+    assert found.pairwise is not None
+    assert found.pairwise.accuracy > 0.8
+    assert abs(found.pairwise.shuffled - 0.5) < 0.15
+    assert found.match is not None
+    assert found.match.two_way > 0.7
+    assert abs(found.match.shuffled - 0.5) < 0.2
+    assert found.reliability[""].above_chance
+    assert found.verdict.startswith("Yes")
+    assert found.lines()[-1] == found.verdict
+    assert found.record()["pairwise"]["classes"] == 36
+
+
+def test_betas_of_noise(tmp_path: Path) -> None:
+    found = check_study(study(tmp_path, signal=0.0), Context.of(), pairs=12)
+    assert found.answers == [False, False, False]
+    assert found.verdict.startswith("No")
+
+
+def test_averaged_rows_leave_out_what_needs_repeats(tmp_path: Path) -> None:
+    found = check_study(study(tmp_path, signal=1.0, repeats=1), Context.of())
+    assert found.pairwise is None
+    assert found.reliability == {}
+    assert found.match is not None
+    assert any("pairwise classification was left out" in note for note in found.notes)
+
+
+def test_categories_are_given_by_a_file(tmp_path: Path) -> None:
+    of = study(tmp_path, signal=1.0)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("ab"[k % 36 % 2] for k in range(144)) + "\n")
+    found = check_study(of, Context.of(), labels=labels)
+    assert found.pairwise is not None
+    assert found.pairwise.classes == 2
+    labels.write_text("a\nb\n")
+    with pytest.raises(InputError, match="2 labels for 144 train rows"):
+        check_study(of, Context.of(), labels=labels)
+    with pytest.raises(InputError, match="can't be read"):
+        check_study(of, Context.of(), labels=tmp_path / "none.txt")
+
+
+def test_test_rows_are_never_read(tmp_path: Path) -> None:
+    import shutil
+
+    of = study(tmp_path, signal=1.0)
+    for folder in ("betas", "stimuli"):
+        shutil.rmtree(Path(of.root) / folder / "test.zarr")
+    assert check_study(of, Context.of(), pairs=5).verdict.startswith("Yes")
+
+
+def test_the_plan_holds_and_too_little_memory_is_refused(tmp_path: Path) -> None:
+    of = study(tmp_path, signal=1.0)
+    context = Context.of("4GB")
+    with PeakMemory() as memory:
+        check_study(of, context, pairs=10)
+    assert memory.peak <= context.peaks.largest
+    with pytest.raises(BudgetError, match="checking the data needs at least"):
+        check_study(of, Context.of(1_000_000))
