@@ -10,6 +10,7 @@ from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Figures, figures, margins, needs_pooling
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
+from leanrecon.evaluation.quartiles import by_similarity
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.images import Array
 from leanrecon.study.settings import EvaluateSettings
@@ -90,6 +91,8 @@ def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
         },
         "notes": _notes(images["stage1"], folds),
     }
+    if quartiles := by_similarity(folds):
+        metrics["by_similarity"] = quartiles
     if folds[0].areas:
         metrics["areas"] = {area: _area(area, folds, images) for area in folds[0].areas}
     return metrics

@@ -19,6 +19,7 @@ from leanrecon.evaluation.image_sources import (
     Reconstructions,
     StoredImages,
     mean_image,
+    nearest,
     nearest_rows,
     random_images,
 )
@@ -77,6 +78,9 @@ class FoldScores:
     """R² of every latent by feature space, float64 [dims]."""
     described: dict[Key, Described] = field(default_factory=dict)
     """What is still to be compared; empty once it is."""
+    similarity: Array | None = None
+    """Pearson's r of each test image with the train image nearest to it, in the space that first images are decoded
+    from, float64 [m]; None without one."""
     pairs: int = 0
     """Over how many wrong pairs a chance level of a pixel metric was taken."""
 
@@ -145,6 +149,8 @@ def _score_images(
     for name, of_source in found.items():
         described["images", name, "pixels"] = Described(of_source.small, small, _identified("pixels"))
     result.described = described | dict(_features(fold))
+    if fold.space is not None and fold.train_features is not None:
+        result.similarity = nearest(fold.spaces[fold.space].true, fold.train_features, 1)[1][:, 0]
     return result
 
 

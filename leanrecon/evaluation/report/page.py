@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.evaluation.report import plots
-from leanrecon.evaluation.report.areas import area_columns, area_table, dot_plots, main_metrics
+from leanrecon.evaluation.report.areas import area_columns, area_table, dot_plots, main_metrics, similarity_table
 from leanrecon.evaluation.report.gallery import (
     Array,
     Pictures,
@@ -151,6 +151,7 @@ def _context(page: Page) -> dict[str, Any]:
         "plots": [*_dots(shown, features=True), *_histogram(page, shown)],
         "without_brain": WITHOUT_BRAIN,
         "areas": area_table(metrics),
+        "similarity": similarity_table(metrics),
         "area_plots": list(_dots(area_columns(metrics))),
         "spaces": list(_spaces(page)),
         "voxels": page.voxels,
