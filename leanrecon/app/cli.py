@@ -220,6 +220,30 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
 
 
 @app.command()
+def retrieve(
+    study: Annotated[Path, typer.Argument(help="The folder of a study that has predicted features.")],
+    gallery: Annotated[
+        Path,
+        typer.Option("--gallery", metavar="FOLDER|STORE", help="Pictures: a folder, or a store of images or features."),
+    ],
+    k: Annotated[int, typer.Option("-k", help="Pictures a test row.")] = 5,
+    space: Annotated[
+        str | None, typer.Option("--space", help="Feature space; by default that of first images.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and the page.")] = None,
+    memory: Memory = None,
+) -> None:
+    """Find the pictures of a gallery that are nearest to what was predicted from each test row."""
+    from leanrecon.stages.retrieve import retrieve as look_up
+    from leanrecon.study.lock import only_run
+
+    _require_study(study)
+    with only_run(study):
+        table, page = look_up(study, gallery, k=k, space=space, out=out, memory=memory, progress=_progress())
+    say(f"wrote {table} and {page}")
+
+
+@app.command()
 def doctor(
     memory: Memory = None,
     vdvae: Annotated[

@@ -11,6 +11,7 @@ from leanrecon.evaluation.bootstrap import Figures, figures, margins, needs_pool
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
 from leanrecon.evaluation.patterns import pattern_figures
+from leanrecon.evaluation.quartiles import by_similarity
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.evaluation.subjects import by_subject, of_subjects, others_than
 from leanrecon.images import Array
@@ -97,6 +98,8 @@ def _metrics(folds: Sequence[FoldScores]) -> dict[str, Any]:
     patterns = [fold.patterns for fold in folds if fold.patterns is not None]
     if patterns:
         metrics["patterns"] = pattern_figures(patterns, resamplings, [fold.fold.weights for fold in folds])
+    if quartiles := by_similarity(folds):
+        metrics["by_similarity"] = quartiles
     if folds[0].areas:
         metrics["areas"] = {area: _area(area, folds, images) for area in folds[0].areas}
     return metrics

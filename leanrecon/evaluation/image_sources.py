@@ -146,19 +146,27 @@ def random_images(index: Sequence[int] | Array, m: int, seed: int) -> Array:
 
 
 def nearest_rows(predicted: Matrix, train: Matrix) -> Array:
-    """For each predicted row the number of the row of ``train`` that correlates best with it, int [m].
+    """For each predicted row the number of the row of ``train`` that correlates best with it, int [m]."""
+    return nearest(predicted, train, 1)[0][:, 0]
 
-    Train rows are read once for each part of the predictions whose correlations fit into ``plan.CORRELATED`` bytes.
+
+def nearest(predicted: Matrix, others: Matrix, k: int) -> tuple[Array, Array]:
+    """For each predicted row the ``k`` rows of ``others`` that correlate best with it, the best first; of ties the first.
+
+    Their numbers, int [m, k], and Pearson's r, float64 [m, k]; r is 0 where either row is constant. The other rows are
+    read once for each part of the predictions whose correlations fit into ``plan.CORRELATED`` bytes.
     """
-    m, n = predicted.shape[0], train.shape[0]
-    return np.concatenate([_nearest(predicted, train, rows) for rows in panels(m, nearest_at_once(m, n))])
+    m, n = predicted.shape[0], others.shape[0]
+    found = [_nearest(predicted, others, rows, min(k, n)) for rows in panels(m, nearest_at_once(m, n))]
+    return np.concatenate([numbers for numbers, _ in found]), np.concatenate([r for _, r in found])
 
 
-def _nearest(predicted: Matrix, train: Matrix, rows: range) -> Array:
+def _nearest(predicted: Matrix, train: Matrix, rows: range, k: int) -> tuple[Array, Array]:
     n, d = train.shape
     products = buffer((len(rows), n), np.float32)
     block = buffer((len(rows), train.block), np.float32)
-    sums, squares, predicted_sums = np.zeros(n), np.zeros(n), np.zeros(len(rows))
+    sums, squares = np.zeros(n), np.zeros(n)
+    predicted_sums, predicted_squares = np.zeros(len(rows)), np.zeros(len(rows))
     shift: Any = None
     items = [(columns, part) for columns in column_blocks(train) for part in panels(n)]
 
@@ -174,16 +182,25 @@ def _nearest(predicted: Matrix, train: Matrix, rows: range) -> Array:
             predicted.read(rows, columns, prediction)
             prediction -= shift
             predicted_sums += prediction.sum(axis=1, dtype=np.float64)
+            predicted_squares += np.einsum("ij,ij->i", prediction, prediction, dtype=np.float64)
         features = features - shift
         where = slice(part.start, part.stop)
         products[:, where] += prediction @ features.T
         sums[where] += features.sum(axis=1, dtype=np.float64)
         squares[where] += np.einsum("ij,ij->i", features, features, dtype=np.float64)
+    varies, spread = _spread(sums, squares, d)
+    own_varies, own_spread = _spread(predicted_sums, predicted_squares, d)
+    best, correlations = np.empty((len(rows), k), np.int64), np.empty((len(rows), k))
+    for i, row in enumerate(products):  # the length of the prediction itself changes no order
+        r = np.where(varies, (row - predicted_sums[i] * sums / d) / spread, -np.inf)
+        best[i] = np.argmax(r) if k == 1 else np.argsort(-r, kind="stable")[:k]
+        found = np.where(varies[best[i]], r[best[i]], 0)
+        correlations[i] = np.clip(found / own_spread[i], -1, 1) if own_varies[i] else 0
+    return best, correlations
+
+
+def _spread(sums: Array, squares: Array, d: int) -> tuple[Array, Array]:
+    """Whether rows vary, and their length about their mean; 1 for those that do not."""
     variance = squares - sums**2 / d
     varies = variance > 1e-9 * squares  # less is what rounding leaves of a constant row
-    spread = np.sqrt(np.where(varies, variance, 1))
-    best = np.empty(len(rows), np.int64)
-    for k, row in enumerate(products):  # the length of the prediction itself changes no order
-        r = np.where(varies, (row - predicted_sums[k] * sums / d) / spread, -np.inf)
-        best[k] = int(np.argmax(r))
-    return best
+    return varies, np.sqrt(np.where(varies, variance, 1))

@@ -124,7 +124,7 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
         math.prod(shapes.images) * 24 + 2 * chunk,  # the mean train image
         pattern_nbytes(m, shapes.images),
     )
-    staying = sum(judge.staying_nbytes for judge in judges) + scores_nbytes(every, sources, shapes.dims, judges)
+    staying = staying_nbytes(judges) + scores_nbytes(every, sources, shapes.dims, judges)
     if settings.blend:  # a final and a first image in float64, for every thread that reads them
         largest += (workers() + 1) * math.prod(shapes.final or shapes.images) * 3 * _FLOAT64
     return SLACK + bootstrap_nbytes(every, settings.resamples) + staying + largest
@@ -155,6 +155,15 @@ def pattern_nbytes(m: int, shape: ImageShape) -> int:
 def may_be_patterns(shape: ImageShape) -> bool:
     """Whether images of a shape may be black and white patterns: small and grey."""
     return shape[2] == 1 and max(shape[:2]) <= PATTERN_SIDE
+
+
+def staying_nbytes(judges: Sequence["Judge"]) -> int:
+    """Bytes that stay in the process once these judges were used: a library that several share counts once."""
+    libraries: dict[str, int] = {}
+    for judge in judges:
+        for name, nbytes in (getattr(judge, "libraries", None) or {judge.name: judge.staying_nbytes}).items():
+            libraries[name] = max(libraries.get(name, 0), nbytes)
+    return sum(libraries.values())
 
 
 def scores_nbytes(m: int, sources: int, spaces: Collection[str], judges: Sequence["Judge"]) -> int:
@@ -267,5 +276,7 @@ def embed_nbytes(judge: "Judge", shapes: Sequence[ImageShape], m: int, chunk: in
     encoding = max(
         judge.work_nbytes(shape) + (2 * min(judge.batch, EMBEDDED) + 2) * math.prod(shape) for shape in shapes
     )
-    comparing = 4 * m * judge.dims * _FLOAT32 + identify_nbytes(m, judge.dims)
+    # Rows are gathered from chunks of EMBEDDED rows, a panel at a time.
+    read = (2 * panel_rows(m, judge.dims) + 2 * min(m, EMBEDDED)) * judge.dims * _FLOAT32
+    comparing = read + identify_nbytes(m, judge.dims)
     return max(encoding + 4 * EMBEDDED * judge.dims * _FLOAT32, comparing) + READERS * chunk

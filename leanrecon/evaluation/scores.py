@@ -19,6 +19,7 @@ from leanrecon.evaluation.image_sources import (
     Reconstructions,
     StoredImages,
     mean_image,
+    nearest,
     nearest_rows,
     random_images,
 )
@@ -88,6 +89,9 @@ class FoldScores:
     """What is still to be compared; empty once it is."""
     patterns: PatternScores | None = None
     """What is scored of black and white patterns alone."""
+    similarity: Array | None = None
+    """Pearson's r of each test image with the train image nearest to it, in the space that first images are decoded
+    from, float64 [m]; None without one."""
     pairs: int = 0
     """Over how many wrong pairs a chance level of a pixel metric was taken."""
 
@@ -164,6 +168,8 @@ def _score_images(
     if patterns is not None:
         majority = sources[MAJORITY].read(0)
         result.patterns = score_patterns(patterns, fold, found[result.final()].small, small, majority, context)
+    if fold.space is not None and fold.train_features is not None:
+        result.similarity = nearest(fold.spaces[fold.space].true, fold.train_features, 1)[1][:, 0]
     return result
 
 

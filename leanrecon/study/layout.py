@@ -98,6 +98,7 @@ LAYOUT = _items(
     Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
+    Item("retrieval/**", Role.SCRATCH, ("retrieve",), "features of galleries, and the pictures nearest to predictions"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip
 """All files of a study by their pattern. The first pattern that matches a file is the one that holds."""
@@ -223,6 +224,10 @@ class Study:
     def embeddings(self) -> Location:
         """The embeddings of the images that are compared: a folder for each judge."""
         return self.root / "embeddings"
+
+    def retrieval(self, space: str) -> Location:
+        """The folder of features of galleries that predictions of a feature space are looked up among."""
+        return self.root / "retrieval" / space
 
     @property
     def metrics(self) -> Location:

@@ -156,5 +156,5 @@ def _departures(table: Table, found: Table) -> list[str]:
 
 
 def _named(value: Any) -> Any:
-    """A value; of a path to weights, which are here, the name that they are published by."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    """A value; of a path or a name on the hub its last part, as weights that are here have paths."""
+    return Path(value).name if isinstance(value, str) else value

@@ -56,6 +56,7 @@ class CLIPJudge:
         self.name = name
         self.model = _model_name(settings.model)
         self._space = _space(settings, name, device)
+        self._torch = imports_nbytes()
         self._imports = imports_nbytes("transformers")  # now, as plans of later folds count the imports too
 
     @classmethod
@@ -78,7 +79,13 @@ class CLIPJudge:
 
     @property
     def staying_nbytes(self) -> int:
-        return self._imports + LIBRARY_NBYTES
+        return sum(self.libraries.values())
+
+    @property
+    def libraries(self) -> dict[str, int]:
+        """Bytes that each library takes once it was used."""
+        torch = min(self._torch, self._imports)
+        return {"torch": torch + LIBRARY_NBYTES, "transformers": self._imports - torch}
 
     def check(self) -> None:
         """Raise InputError for a model that is missing, or has no vision half, projection or preprocessing."""

@@ -46,7 +46,10 @@ class Judge(Protocol):
 
     @property
     def staying_nbytes(self) -> int:
-        """Bytes of libraries that stay in the process once it was used."""
+        """Bytes of libraries that stay in the process once it was used.
+
+        A judge may tell them apart in ``libraries``, bytes by name, so that what several judges share counts once.
+        """
 
     def check(self) -> None:
         """Raise InputError for weights that are not there or are of another kind; reads headers only."""

@@ -39,7 +39,7 @@ class ModuleJudge(NetworkJudge):
     """
 
     Settings: ClassVar[type[BaseModel]] = ModuleSettings
-    libraries = ("torch",)
+    packages = ("torch",)
 
     def __init__(self, settings: ModuleSettings, *, name: str, device: str = "cpu") -> None:
         super().__init__(settings, name=name, device=device)

@@ -71,7 +71,7 @@ class NetworkJudge:
 
     Settings: ClassVar[type[BaseModel]] = NetworkSettings
     family: ClassVar[str | None] = None
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision")
+    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision")
     unused: ClassVar[tuple[str, ...]] = ()
     """How names of weights begin that the file has and the network does not."""
     lacking: ClassVar[tuple[str, ...]] = ()
@@ -132,11 +132,17 @@ class NetworkJudge:
 
     @property
     def staying_nbytes(self) -> int:
-        return self._imports + LIBRARY_NBYTES + TORCHVISION_NBYTES
+        return sum(self.libraries.values())
+
+    @property
+    def libraries(self) -> dict[str, int]:
+        """Bytes that each library takes once it was used."""
+        used = {"torch": self._imports + LIBRARY_NBYTES}
+        return used | ({"torchvision": TORCHVISION_NBYTES} if "torchvision" in self.packages else {})
 
     def check(self) -> None:
         """Raise SettingsError for a missing library or layer, InputError for weights of another network or version."""
-        require_library(f"judges.{self.name}", self.libraries)
+        require_library(f"judges.{self.name}", self.packages)
         if self.dims < 1:
             raise SettingsError(
                 f"judges.{self.name}.size = {self.settings.size} is too small for {self.model}",
@@ -196,7 +202,7 @@ class NetworkJudge:
     def _network(self) -> Any:
         """The network up to its layer, loaded when it is first needed."""
         if self._loaded is None:
-            require_library(f"judges.{self.name}", self.libraries)
+            require_library(f"judges.{self.name}", self.packages)
             self._loaded = load(
                 self.blueprint(self.settings), self.settings.layer, self._path, f"judges.{self.name}", self._renamed,
                 self.lacking,

@@ -92,6 +92,25 @@ def subject_table(metrics: Mapping[str, Any]) -> AreaTable | None:
     return AreaTable([metric(key) for key in keys], rows)
 
 
+def similarity_table(metrics: Mapping[str, Any]) -> AreaTable | None:
+    """The table by similarity to the nearest train image, ``voxels`` of its rows being the similarities; None without."""
+    quarters = [quarter or {} for quarter in metrics.get("by_similarity") or []]
+    shown = [
+        Column(str(k), "region", Label(f"Quarter {k + 1}", "", ""), quarter.get("final") or {})
+        for k, quarter in enumerate(quarters)
+    ]
+    keys = main_metrics(shown) if shown else []
+    if not keys:
+        return None
+    rows = []
+    for column, quarter in zip(shown, quarters, strict=True):
+        low, high = number(quarter.get("low")), number(quarter.get("high"))
+        between = "–" if low is None or high is None else f"{low:.2f} to {high:.2f}".replace("-", "−")
+        cells = [cell(metric(key), column.figures) for key in keys]
+        rows.append(AreaRow(column.label.name, between, cells, False))
+    return AreaTable([metric(key) for key in keys], rows)
+
+
 def dot_plots(shown: list[Column], keys: list[str]) -> Iterator[tuple[str, str]]:
     """The title and the drawing of each metric that several sets of figures have, with intervals and chance."""
     for key in keys:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from leanrecon.evaluation.report import plots
-from leanrecon.evaluation.report.areas import area_columns, area_table, dot_plots, main_metrics, subject_table
+from leanrecon.evaluation.report.areas import (
+    area_columns,
+    area_table,
+    dot_plots,
+    main_metrics,
+    similarity_table,
+    subject_table,
+)
 from leanrecon.evaluation.report.gallery import (
     Array,
     Pictures,
@@ -154,6 +161,7 @@ def _context(page: Page) -> dict[str, Any]:
         "without_brain": WITHOUT_BRAIN,
         "areas": area_table(metrics),
         "subjects": subject_table(metrics),
+        "similarity": similarity_table(metrics),
         "area_plots": list(_dots(area_columns(metrics))),
         "pattern_plots": [_svg(one.title, one.remark, one.svg) for one in pattern_plots(metrics)],
         "scale_weights": scale_weights(metrics),
