@@ -197,7 +197,8 @@ def bounded(normal: Normal, cap: float) -> Array:
         inward = ((side == -1) & (slope < -tolerance)) | ((side == 1) & (slope > tolerance))
         wrong = np.flatnonzero(low | high | inward)
         if not len(wrong):
-            return np.clip(weights, 0, cap)
+            found: Array = np.clip(weights, 0, cap)
+            return found
         if len(wrong) < fewest:
             fewest, patience = len(wrong), _PATIENCE
         elif patience > 0:
