@@ -47,6 +47,7 @@ hundreds of patches a weight of its own says nothing of a patch. Infinite: the s
 CAP = 2.0
 """The largest weight of a patch, in units of the largest weight of a scale."""
 
+_PATIENCE = 10  # pivots of many weights that may fail to make the violations fewer
 _DOUBLE = 8
 _IMPORT = 60_000_000  # bytes of scipy.optimize
 
@@ -174,15 +175,37 @@ def near_scales(normal: Normal, members: Array, shrink: float) -> Array:
         return towards
     strength = shrink * float(np.trace(normal.gram)) / len(normal.gram)
     pulled = Normal(normal.gram + strength * np.eye(len(normal.gram)), normal.moment + strength * towards, normal.total)
-    weights = non_negative(pulled)
-    cap = CAP * float(by_scale.max(initial=0))
-    if (weights <= cap).all():
-        return weights
-    from scipy.optimize import lsq_linear
+    return bounded(pulled, CAP * float(by_scale.max(initial=0)))
 
-    root, moment = _square_root(pulled)
-    bounded: Array = lsq_linear(root, moment, bounds=(0, max(cap, np.finfo(float).tiny)), tol=1e-12).x
-    return np.clip(bounded, 0, cap)
+
+def bounded(normal: Normal, cap: float) -> Array:
+    """The weights from 0 to ``cap`` of least error, for a positive definite Gram matrix, by block principal pivoting.
+
+    Every weight is free or at a bound. All that violate the conditions of a minimum change sides together; if that does not
+    make them fewer for a while, only the last one does, which ends (Júdice & Pires 1994).
+    """
+    gram, moment = normal.gram, normal.moment
+    side = np.zeros(len(moment), np.int64)  # -1: at 0, 1: at the cap, 0: free
+    tolerance = 1e-12 * max(float(np.abs(moment).max()), float(np.trace(gram)) * cap / len(gram), np.finfo(float).tiny)
+    fewest, patience = len(moment) + 1, _PATIENCE
+    while True:
+        weights = np.where(side == 1, cap, 0.0)
+        free = side == 0
+        weights[free] = np.linalg.solve(gram[np.ix_(free, free)], moment[free] - gram[free] @ weights)
+        slope = gram @ weights - moment
+        low, high = free & (weights < -1e-12 * cap), free & (weights > cap * (1 + 1e-12))
+        inward = ((side == -1) & (slope < -tolerance)) | ((side == 1) & (slope > tolerance))
+        wrong = np.flatnonzero(low | high | inward)
+        if not len(wrong):
+            found: Array = np.clip(weights, 0, cap)
+            return found
+        if len(wrong) < fewest:
+            fewest, patience = len(wrong), _PATIENCE
+        elif patience > 0:
+            patience -= 1
+        else:
+            wrong = wrong[-1:]
+        side[wrong] = np.where(low[wrong], -1, np.where(high[wrong], 1, 0))
 
 
 def _best_shrink(parts: list[Normal], members: Array, few: float) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from leanrecon.context import Context
 from leanrecon.errors import BudgetError, InputError, StoreError
@@ -99,6 +99,17 @@ def test_weights_of_patches_stay_near_their_scales_and_below_the_cap(data):
         assert found.max() <= combination.CAP * by_scale.max() * (1 + 1e-9)
         assert found.min() >= 0
     np.testing.assert_allclose(near_scales(normal, members, 1e6), by_scale, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("cap", [0.05, 0.5, 100.0])
+def test_bounded_weights_are_scipys(seed, cap):
+    rng = np.random.default_rng(seed)
+    B, y = rng.standard_normal((80, 40)) + rng.standard_normal((80, 1)), rng.standard_normal(80)
+    found = combination.bounded(Normal(B.T @ B, B.T @ y, float(y @ y)), cap)
+    expected = lsq_linear(B, y, bounds=(0, cap), method="bvls", tol=1e-14).x
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+    assert (found == 0).any()
 
 
 def test_a_larger_pull_is_left_only_where_it_is_clearly_worse():

@@ -243,7 +243,7 @@ LABELS = {
     ),
     "best_constant_image": Label(
         "Best constant image",
-        "Each pixel as most test images have it: the best that one image can do. It knows the test images, and no brain.",
+        "Each pixel as most test images have it: no one image has more pixels right. It knows the test images, and no brain.",
         "the best constant image",
     ),
     "train_majority_image": Label(

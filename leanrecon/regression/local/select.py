@@ -20,7 +20,8 @@ def correlations(X: Array, Y: Array) -> Array:
     centred = Y - Y.mean(axis=0)
     products: Array = np.abs(X.T @ centred)
     lengths = np.sqrt(np.einsum("ij,ij->j", X, X))[:, None] * np.sqrt(np.einsum("ij,ij->j", centred, centred))
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    r: Array = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return r
 
 
 def f_values(X: Array, labels: Array) -> Array:
