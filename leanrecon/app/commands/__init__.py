@@ -1,0 +1,1 @@
+"""The commands, which put themselves into the app when they are imported."""

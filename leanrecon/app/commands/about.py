@@ -1,0 +1,46 @@
+"""Commands about leanrecon itself and the machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanrecon.app.options import Memory, app
+from leanrecon.app.terminal import say
+
+
+@app.command()
+def doctor(
+    memory: Memory = None,
+    vdvae: Annotated[
+        Path | None, typer.Option("--vdvae", metavar="FILE", help="Prove a file of VDVAE weights instead.")
+    ] = None,
+) -> None:
+    """Show what this machine has, what each recipe needs, and whether it fits."""
+    from leanrecon.app.doctor import show, show_vdvae
+
+    if vdvae is not None:
+        show_vdvae(vdvae)
+    else:
+        show(memory)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with leanrecon."""
+    from leanrecon.study.recipes import recipes as known
+
+    for name, path in known().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        say(f"{name:16} {first.lstrip('# ')}")
+
+
+@app.command("kinds")
+def list_kinds(
+    group: Annotated[str | None, typer.Argument(help="One group: datasets, features, regressors, …")] = None,
+    name: Annotated[str | None, typer.Argument(help="One kind of the group.")] = None,
+) -> None:
+    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them."""
+    from leanrecon.app.kinds import show
+
+    show(group, name)

@@ -1,0 +1,50 @@
+"""Commands about data: what a file is, and small simulated subjects in the layouts of the field."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanrecon.app.options import app, progress
+from leanrecon.app.terminal import say
+
+
+@app.command("inspect")
+def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data.")]) -> None:
+    """Say what a file or folder is, and print the settings that would read it."""
+    from leanrecon.datasets.inspect.inspect import inspect
+
+    typer.echo(inspect(path).text())
+
+
+@app.command("simulate-nsd")
+def simulate_nsd(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the small NSD into.")],
+    subject: Annotated[int, typer.Option(help="Number of the subject.")] = 1,
+    sessions: Annotated[int, typer.Option(help="Number of scan sessions.")] = 2,
+    scale: Annotated[float, typer.Option(help="Size of the volume and the images, beside the real ones.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed of images, tuning and noise.")] = 0,
+) -> None:
+    """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on."""
+    from leanrecon.datasets.nsd.simulate import simulate_nsd as write
+
+    write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=progress())
+    say(f"wrote {folder}; use it with")
+    say(f"  leanrecon run nsd --set dataset.root={folder} --set dataset.sessions={sessions}", nl=False)
+    say(f" --set dataset.captions={folder / 'COCO_73k_annots_curated.npy'} --until dataset")
+
+
+@app.command("simulate-miyawaki")
+def simulate_miyawaki(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the simulated subject into.")],
+    scale: Annotated[float, typer.Option(help="Size of the volume along each side, beside the real one.")] = 1.0,
+    random_runs: Annotated[int, typer.Option(help="Runs of 22 random patterns, up to 20.")] = 20,
+    figure_runs: Annotated[int, typer.Option(help="Runs of ten figures or letters, up to 12.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of patterns, receptive fields and noise.")] = 0,
+) -> None:
+    """Write a simulated subject in the layout of nilearn's fetch_miyawaki2008, to try kind = "miyawaki" on."""
+    from leanrecon.datasets.layouts.miyawaki_simulate import simulate_miyawaki as write
+
+    write(folder, scale=scale, random_runs=random_runs, figure_runs=figure_runs, seed=seed, progress=progress())
+    say(f"wrote {folder}; use it with")
+    say(f"  leanrecon run miyawaki --set dataset.root={folder}")

@@ -1,0 +1,127 @@
+"""Commands that take results out of studies, and compare them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanrecon.app.options import Memory, app, progress, require_free, require_study
+from leanrecon.app.terminal import say
+from leanrecon.errors import LeanreconError
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="STUDY_OR_STORE", help="A study, or one of its stores.")],
+    file: Annotated[Path | None, typer.Argument(help="The .npy file to write a store into.")] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--maps",
+            help="areas, ncsnr, accuracy, weights:SPACE:NUMBER …; may be repeated; absent: all that are known.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where maps go; by default maps/ in the study.")
+    ] = None,
+    variant: Annotated[str, typer.Option("--variant", help="A fold or an area, as in fold00.")] = "",
+    memory: Memory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Write maps of a study in the space of its data, or copy a store into a .npy file."""
+    from leanrecon.study.record import is_study
+
+    if not is_study(source):
+        if file is None:
+            raise LeanreconError(
+                f"{source} is not the folder of a study", todo="give that of a study, or a store and a .npy file"
+            )
+        from leanrecon.stores.export import export_npy
+
+        require_free(file, overwrite)
+        export_npy(source, file, progress=progress())
+        say(f"wrote {file}")
+        return
+    if file is not None:
+        raise LeanreconError(f"{source} is a study, not a store", todo=f"give the folder with --out {file}")
+    from leanrecon.stages.export import export_maps
+    from leanrecon.stages.stage import Run
+    from leanrecon.study.layout import Study
+    from leanrecon.study.recipes import read_settings
+
+    settings, base_dir = read_settings(source / "study.toml", memory=memory)
+    run = Run(settings, Study(source), base_dir=base_dir, progress=progress())
+    folder = out or source / "maps"
+    for name in export_maps(run, folder, maps or (), variant, overwrite=overwrite):
+        say(f"wrote {folder / name}")
+
+
+@app.command("export-nifti")
+def export_nifti(
+    study: Annotated[Path, typer.Argument(help="A study whose voxels lie in a volume.")],
+    vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
+    file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Put one number a voxel back into the subject's space, as a NIfTI volume."""
+    from leanrecon.datasets.space import export_nifti as write
+    from leanrecon.study.layout import Study
+
+    require_free(file, overwrite)
+    write(Study(study), vector, file)
+    say(f"wrote {file}")
+
+
+@app.command()
+def retrieve(
+    study: Annotated[Path, typer.Argument(help="The folder of a study that has predicted features.")],
+    gallery: Annotated[
+        Path,
+        typer.Option("--gallery", metavar="FOLDER|STORE", help="Pictures: a folder, or a store of images or features."),
+    ],
+    k: Annotated[int, typer.Option("-k", help="Pictures a test row.")] = 5,
+    space: Annotated[
+        str | None, typer.Option("--space", help="Feature space; by default that of first images.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and the page.")] = None,
+    memory: Memory = None,
+) -> None:
+    """Find the pictures of a gallery that are nearest to what was predicted from each test row."""
+    from leanrecon.stages.retrieve import retrieve as look_up
+    from leanrecon.study.lock import only_run
+
+    require_study(study)
+    with only_run(study):
+        table, page = look_up(study, gallery, k=k, space=space, out=out, memory=memory, progress=progress())
+    say(f"wrote {table} and {page}")
+
+
+@app.command()
+def check(
+    study: Annotated[Path, typer.Argument(help="The folder of a study whose stage dataset is complete.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="A text file of one category a train row.")] = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of stimuli or categories.")] = 200,
+    memory: Memory = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there too.")] = None,
+) -> None:
+    """Ask whether the train rows of a study carry its images, before any training."""
+    from leanrecon.app.subjects import check as run_check
+
+    require_study(study)
+    run_check(study, labels, pairs, memory, json)
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies with figures.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="TABLE", help="Published figures beside them: a name, or all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write .csv, .md or .html, by the file's ending.")
+    ] = None,
+) -> None:
+    """Show the figures of several studies in one table: means over subjects, paired intervals, published tables."""
+    from leanrecon.app.subjects import compare as run_compare
+
+    run_compare(studies, against, out)

@@ -1,0 +1,181 @@
+"""Commands that run a study and keep it sound."""
+
+import os
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leanrecon.app.options import (
+    Memory,
+    Overwrite,
+    Sets,
+    Source,
+    StudyFolder,
+    Until,
+    app,
+    folder_of,
+    progress,
+    read,
+    require_study,
+)
+from leanrecon.app.terminal import say, tell_end
+from leanrecon.errors import LeanreconError
+
+if TYPE_CHECKING:
+    from leanrecon.study.settings import Settings
+
+INSTALL_MODELS = 'pip install ".[models]"'
+"""How README installs the networks' libraries."""
+
+_NETWORKS = ("torch", "transformers", "diffusers")  # that the demo runs
+
+
+@app.command()
+def run(
+    source: Source,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    until: Until = None,
+    overwrite: Overwrite = False,
+    sets: Sets = None,
+    mirror: Annotated[
+        Path | None,
+        typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
+    ] = None,
+) -> None:
+    """Run a study, or continue one that was stopped anywhere."""
+    settings, base_dir = read(source, sets, memory)
+    if accepts_terms(settings):
+        settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
+    from leanrecon.stages.pipeline import Pipeline, stages_until
+    from leanrecon.study.layout import Study
+
+    last = stages_until(settings, until)[-1].name
+    folder = folder_of(source, study)
+    began = time.monotonic()
+    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=progress(), mirror=mirror).run(
+        last
+    )
+    tell_end(folder, last, time.monotonic() - began)
+    say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
+
+
+def accepts_terms(settings: "Settings") -> bool:
+    """Whether a person at the terminal accepts the dataset's terms of use, where the settings leave that open."""
+    terms = settings.dataset.open_terms
+    if not terms or not sys.stdin.isatty():
+        return False
+    for line in terms.splitlines():
+        say(line)
+    return typer.confirm("Do you accept them?")
+
+
+@app.command()
+def demo(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Use no networks and fewer images: takes half a minute.")
+    ] = False,
+    study: StudyFolder = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    sets: Sets = None,
+) -> None:
+    """Reconstruct what a simulated subject saw, offline and on any machine."""
+    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    if lacking and not fast:
+        raise LeanreconError(
+            f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
+            todo=f"install with {INSTALL_MODELS} in the folder of leanrecon, or run `leanrecon demo --fast`, which needs no networks",
+        )
+    # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from leanrecon.study.recipes import recipes
+
+    name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
+    run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets)
+
+
+@app.command()
+def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
+    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
+    settings, base_dir = read(source, sets, memory)
+    from leanrecon.app.plan import show
+    from leanrecon.stages.pipeline import plan_study, stages_until
+    from leanrecon.study.needs import missing
+
+    names = [stage.name for stage in stages_until(settings, until)]
+    lines = plan_study(settings, base_dir=base_dir, until=until)
+    if not show(lines, settings.general.memory, missing(settings, names)):
+        raise typer.Exit(2)
+
+
+@app.command("fetch-weights")
+def fetch_weights(source: Source, sets: Sets = None) -> None:
+    """Download the weights that settings need: only the needed files, resumed and checked."""
+    settings, _ = read(source, sets, None)
+    from leanrecon.study.needs import needed
+    from leanrecon.weights.fetch import fetch_all
+    from leanrecon.weights.needs import require_packaged
+
+    needs = needed(settings)
+    require_packaged(needs)
+    fetch_all(needs, progress())
+    say("all weights are here" if needs else "these settings need no weights")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
+) -> None:
+    """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    from leanrecon.stages.repair import mend
+    from leanrecon.study.verify import find_damage
+
+    damaged = find_damage(path, progress=progress())
+    for chunks in damaged.values():
+        for _, what in chunks:
+            say(what)
+    if not damaged:
+        say("all chunks are sound")
+    elif repair:
+        mend(path, damaged, progress=progress())
+        say("repaired")
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
+    """Write report.html again, from the figures and images that a study holds."""
+    from leanrecon.stages.pipeline import evaluate_stage
+    from leanrecon.stages.stage import Run
+    from leanrecon.study.layout import Study
+    from leanrecon.study.lock import only_run
+    from leanrecon.study.recipes import read_settings
+
+    require_study(study)
+    settings, _ = read_settings(study / "study.toml")
+    with only_run(study):
+        evaluate_stage(settings).report(Run(settings, Study(study), progress=progress()))
+    say(f"wrote {Study(study).report}")
+
+
+@app.command()
+def mirror(
+    study: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    from leanrecon.study.lock import only_run
+    from leanrecon.study.mirror import Mirror
+
+    require_study(study)
+    with only_run(study):
+        Mirror(study, folder, overwrite=overwrite, progress=progress()).keep()
+    say(f"all that {study} has finished is in {folder}")

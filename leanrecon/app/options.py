@@ -1,0 +1,83 @@
+"""What commands share: the app they belong to, their options, and how settings, folders and progress are found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanrecon.app.terminal import say
+from leanrecon.errors import LeanreconError
+
+if TYPE_CHECKING:
+    from leanrecon.progress import Progress
+    from leanrecon.study.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reconstruct the images a person saw from their fMRI, in a stated memory budget.",
+)
+
+Source = Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe's name, or a settings file (TOML).")]
+StudyFolder = Annotated[
+    Path | None, typer.Option("--study", help="Folder of the study; by default one named after the settings file.")
+]
+Memory = Annotated[str | None, typer.Option("--memory", help='What the process may hold, as in "4GB".')]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="STAGE", help="Last stage: dataset, features, regression, stage1, refine, evaluate."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
+
+
+def read(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
+    """The settings of a recipe, file or study, and the folder that their paths start from."""
+    from leanrecon.study.recipes import find_settings, read_settings, recipes
+
+    if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
+        say(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
+    return read_settings(source, sets or (), memory=memory)
+
+
+def folder_of(source: str, study: Path | None) -> Path:
+    """The study's folder: as given, that of the study itself, or one named after the recipe or file."""
+    from leanrecon.study.record import is_study
+
+    if study is not None:
+        return study
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    return folder if (path.is_dir() or path.name == "study.toml") and is_study(folder) else Path(path.stem)
+
+
+def require_study(folder: Path) -> None:
+    """Raise LeanreconError for what is not the folder of a study."""
+    from leanrecon.study.record import is_study
+
+    if not is_study(folder):
+        raise LeanreconError(
+            f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote"
+        )
+
+
+def require_free(file: Path, overwrite: bool) -> None:
+    """Raise LeanreconError for a file that is there and may not be replaced."""
+    if file.is_file() and not overwrite:
+        raise LeanreconError(f"{file} is there already", todo="choose another name, or add --overwrite to replace it")
+
+
+def progress() -> "Progress":
+    """Bars on a terminal and in a notebook, lines elsewhere."""
+    from rich.console import Console
+
+    from leanrecon.progress import PlainProgress, RichProgress
+
+    console: Any = Console(stderr=True)
+    return RichProgress(console) if console.is_terminal or console.is_jupyter else PlainProgress()
