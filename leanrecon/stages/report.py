@@ -19,6 +19,7 @@ from leanrecon.places.files import read_json, read_record, unreadable
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.scores import Score, each_score, read_scores
 from leanrecon.stages.stage import Run
+from leanrecon.stores.images import image_shape
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -59,7 +60,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
             records=read_record(study.record) or {},
             variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
             latent_r2=_latent_r2(run),
-            latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
+            latent_groups=_latent_groups(run),
             voxels=area_ceilings(study) if run.settings.dataset.tells_noise else None,
             versions=metrics["versions"],
         )
@@ -80,6 +81,13 @@ def rows_of_images(
         for row in range(first.rows):
             if only is None or next(number) in only:
                 yield seen.read(row), first.read(row), None if final is None else final.read(row)
+
+
+def _latent_groups(run: Run) -> dict[str, Any]:
+    """Named runs of features by space; some follow from the shape of the images, which ``dims`` is told."""
+    shape = image_shape(Store.open(run.study.stimuli("train")))
+    spaces = {name: space for name, space in run.spaces.items() if space.dims(shape)}
+    return {name: groups for name, space in spaces.items() if (groups := space.groups())}
 
 
 def _latent_r2(run: Run) -> dict[str, Array]:
