@@ -20,6 +20,7 @@ from leanrecon.places.files import read_json, read_record, unreadable
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.scores import Score, each_score, read_scores
 from leanrecon.stages.stage import Run
+from leanrecon.stores.images import image_shape
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -81,7 +82,7 @@ def _page(run: Run, every: Sequence[Variant]) -> Page:
         records=read_record(study.record) or {},
         variants={v.name: read_record(v.study.record) or {} for v in every if v.name},
         latent_r2=_latent_r2(run),
-        latent_groups={name: groups for name, space in run.spaces.items() if (groups := space.groups())},
+        latent_groups=_latent_groups(run),
         voxels=_ceilings(run),
         versions=metrics["versions"],
     )
@@ -112,6 +113,13 @@ def rows_of_images(
         for row in range(first.rows):
             if only is None or next(number) in only:
                 yield seen.read(row), first.read(row), None if final is None else final.read(row)
+
+
+def _latent_groups(run: Run) -> dict[str, Any]:
+    """Named runs of features by space; some follow from the shape of the images, which ``dims`` is told."""
+    shape = image_shape(Store.open(run.study.stimuli("train")))
+    spaces = {name: space for name, space in run.spaces.items() if space.dims(shape)}
+    return {name: groups for name, space in spaces.items() if (groups := space.groups())}
 
 
 def _latent_r2(run: Run) -> dict[str, Array]:
