@@ -159,7 +159,8 @@ class RidgeMap:
         if betas.ndim != 2 or betas.shape[1] != len(self.mean_):
             raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(self.mean_)}]")
         scores: Array = (betas - self.mean_.astype(betas.dtype)) @ self.weights_
-        return scores + self.offset_.astype(self.weights_.dtype)
+        scores += self.offset_.astype(scores.dtype)
+        return scores
 
 
 def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:
