@@ -102,7 +102,7 @@ class Gram:
         with self._panels.open("rb", buffering=0) as file:
             for rows in panels_of(self.rows):
                 part = memory[: len(rows)]
-                file.readinto(memoryview(part).cast("B"))
+                file.readinto(part.data.cast("B"))
                 yield rows, part
 
     def times(self, vectors: Array) -> Array:
@@ -168,7 +168,7 @@ def _write(file: IO[bytes], block: Array, row: int, column: int, n: int) -> None
     """Write a block of a matrix of ``n`` columns to its place in a file of float64."""
     for k, values in enumerate(block):
         file.seek(((row + k) * n + column) * _DOUBLE)
-        file.write(memoryview(values).cast("B"))
+        file.write(values.data.cast("B"))
 
 
 def _factor(matrix: "Matrix", mean: Array) -> Array:

@@ -158,7 +158,9 @@ class RidgeMap:
         betas = np.asarray(X)
         if betas.ndim != 2 or betas.shape[1] != len(self.mean_):
             raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(self.mean_)}]")
-        return (betas - self.mean_.astype(betas.dtype)) @ self.weights_ + self.offset_.astype(self.weights_.dtype)
+        scores: Array = (betas - self.mean_.astype(betas.dtype)) @ self.weights_
+        scores += self.offset_.astype(scores.dtype)
+        return scores
 
 
 def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:

@@ -89,7 +89,7 @@ def probabilistic(subjects: Sequence[Turn], first: Sequence[Array], n_iter: int)
     sigma = np.eye(k)
     for _ in range(n_iter):
         precision = float(sum(1 / noise for noise in found.noise))
-        pooled = sum(part / noise for part, noise in zip(aligned, found.noise, strict=True))
+        pooled = np.sum([part / noise for part, noise in zip(aligned, found.noise, strict=True)], axis=0)
         spread = np.linalg.inv(np.linalg.inv(sigma) + precision * np.eye(k))
         found.objective.append(_log_likelihood(subjects, found.noise, sigma, spread, pooled))
         found.shared = shared = sigma @ (pooled - precision * (spread @ pooled))

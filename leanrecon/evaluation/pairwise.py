@@ -43,7 +43,7 @@ class Pairwise:
 
     @property
     def above_chance(self) -> bool:
-        return self.low > max(0.5, self.shuffled_high)
+        return self.low > 0.5 and self.accuracy > self.shuffled_high
 
 
 def folds_of_runs(runs: Array) -> list[Array]:

@@ -24,7 +24,7 @@ def of_subjects(scored: FoldScores, wanted: Callable[[str], bool]) -> FoldScores
     def part(scores: Scores) -> Scores:
         return Scores({name: values[kept] for name, values in scores.rows.items()}, dict(scores.chance))
 
-    rows = np.flatnonzero(kept)
+    rows = np.flatnonzero(kept).tolist()
     fold = replace(
         scored.fold,
         rows=scored.fold.rows[kept],

@@ -80,7 +80,7 @@ def test_test_rows_are_never_read(tmp_path: Path) -> None:
     of = study(tmp_path, signal=1.0)
     for folder in ("betas", "stimuli"):
         shutil.rmtree(Path(of.root) / folder / "test.zarr")
-    assert check_study(of, Context.of(), pairs=5).verdict.startswith("Yes")
+    assert check_study(of, Context.of(), pairs=12).verdict.startswith("Yes")
 
 
 def test_the_plan_holds_and_too_little_memory_is_refused(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def _kept(study: Study, made_of: str) -> dict[str, Array] | None:
     return state if state is not None and str(state.get("made of", "")) == made_of else None
 
 
-def _keep(study: Study, state: Mapping[str, Array]) -> None:
+def _keep(study: Study, state: Mapping[str, Any]) -> None:
     from leanrecon.places.files import write_whole
 
     write_whole(_state_path(study), lambda file: np.savez(file, **state))
