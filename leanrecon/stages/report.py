@@ -117,9 +117,11 @@ def rows_of_images(
 
 def _latent_groups(run: Run) -> dict[str, Any]:
     """Named runs of features by space; some follow from the shape of the images, which ``dims`` is told."""
-    shape = image_shape(Store.open(run.study.stimuli("train")))
-    spaces = {name: space for name, space in run.spaces.items() if space.dims(shape)}
-    return {name: groups for name, space in spaces.items() if (groups := space.groups())}
+    if run.settings.dataset.has_images:
+        shape = image_shape(Store.open(run.study.stimuli("train")))
+        for space in run.spaces.values():
+            space.dims(shape)
+    return {name: groups for name, space in run.spaces.items() if (groups := space.groups())}
 
 
 def _latent_r2(run: Run) -> dict[str, Array]:
