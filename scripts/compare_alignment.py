@@ -25,10 +25,14 @@ Votes = np.ndarray
 
 def load(folder: Path) -> np.ndarray:
     """Betas of all subjects, float64 [subjects, rows, voxels]; rows are runs, each of the categories 1 to 7."""
-    from scipy.io import loadmat
+    from leanrecon.datasets.files.open import open_array
 
-    sides = [loadmat(folder / f"image_data_{side}.mat")[f"image_data_{side}"] for side in ("lh", "rh")]
-    labels = loadmat(folder / "label.mat")["label"].ravel()
+    def read(file: str) -> np.ndarray:
+        with open_array(str(folder / f"{file}.mat")) as array:
+            return array[:]
+
+    sides = read("image_data_lh"), read("image_data_rh")
+    labels = read("label").ravel()
     order = np.concatenate(
         [run + np.argsort(labels[run : run + CATEGORIES]) for run in range(0, len(labels), CATEGORIES)]
     )

@@ -88,10 +88,10 @@ class Rows:
 
 def read_mat(path: Path, scheme: str) -> Rows:
     """The rows of V1_mean_figure.mat, each image left out once; with ``image-run`` also the run that it is tested in."""
-    from scipy.io import loadmat
+    from leanrecon.datasets.files.open import open_array
 
-    found = loadmat(path)
-    patterns, betas = found["I2"].T, found["R2"].T.astype(np.float32)
+    with open_array(f"{path}:I2") as pixels, open_array(f"{path}:R2") as voxels:
+        patterns, betas = pixels[:].T, voxels[:].T.astype(np.float32)
     distinct, stimulus = np.unique(patterns, axis=0, return_inverse=True)
     stimulus = stimulus.ravel()
     images = distinct.reshape(-1, 10, 10).transpose(0, 2, 1)[..., None].astype(np.uint8) * 255

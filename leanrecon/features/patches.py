@@ -147,7 +147,8 @@ class Patches(FixedSpace):
                 )
         out = np.empty((len(images), self.dims(images.shape[1:])), np.float32)
         for (h, w), (a, b), part in zip(self.scales, self._places(grid), self.slices(grid), strict=True):
-            total = sum(cells[:, y : y + a, x : x + b] for y in range(h) for x in range(w))
+            shifted = (cells[:, y : y + a, x : x + b] for y in range(h) for x in range(w))
+            total: Array = sum(shifted, np.zeros((), cells.dtype))
             unit = full if self.settings.measure == "count" else full * h * w
             out[:, part] = (total / unit).reshape(len(images), -1)
         return out

@@ -118,8 +118,8 @@ def simulate_miyawaki(
                 labels = labels_of(session, patterns)
                 rng = np.random.default_rng([_STREAM, seed, session == "figure", number])
                 _save_volume(folder / "func" / f"data_{session}_run{number:02}.nii.gz", _volumes(voxels, labels, rng))
-                name = folder / "label" / f"data_{session}_run{number:02}_label.csv"
-                np.savetxt(name, labels, fmt="%d", delimiter=",")
+                table = folder / "label" / f"data_{session}_run{number:02}_label.csv"
+                np.savetxt(table, labels, fmt="%d", delimiter=",")
                 advance(1)
 
 
