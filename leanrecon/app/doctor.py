@@ -21,7 +21,7 @@ from leanrecon.weights.packaged import check_packaged
 
 LIBRARIES = {
     "numpy": "", "scipy": "", "scikit-learn": "", "zarr": "", "h5py": "", "pillow": "",
-    "torch": "models", "safetensors": "models", "boto3": "nsd", "nibabel": "nsd",
+    "torch": "models", "torchvision": "judges", "safetensors": "models", "boto3": "nsd", "nibabel": "nsd",
 }  # fmt: skip
 """Libraries whose version decides results or what can be run, each with the extra that installs it."""
 

@@ -65,7 +65,7 @@ _MINDEYE2 = {
     "efficientnet": _torchvision("efficientnet_b1", "avgpool", _V2, measure="distance", **_mindeye2(255)),
     "swav": {"kind": "swav", **_mindeye2(224)},
 }
-_TAKAGI_SEES = {"size": 299, "crop": True}
+_TAKAGI_SEES: Table = {"size": 299, "crop": True}
 
 PROTOCOLS: dict[str, Protocol] = {
     "native": Protocol(),

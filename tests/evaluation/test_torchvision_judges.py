@@ -144,7 +144,7 @@ def test_a_table_s_column_is_that_of_an_independent_script_on_fifty_images(
 ) -> None:
     built, path = network(folder, "alexnet")
     seen = images(50, 100)
-    drawn = (seen * 0.3 + images(50, 100, seed=1) * 0.7).astype(np.uint8)
+    drawn = (seen * 0.06 + images(50, 100, seed=1) * 0.94).astype(np.uint8)
     one = judge(path, "alexnet", "features.4", measure=measure)
     sources = {STIMULI: Images(seen), "final": Images(drawn), "mean": ConstantImage(seen[0])}
     found = embed(one, sources, 50, (100, 100, 3), tmp_path / "embeddings", Context.of())

@@ -127,7 +127,8 @@ def build(blueprint: Blueprint, layer: str) -> Any:
 
     module_name, _, path = blueprint.builder.partition(":")
     try:
-        builder = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+        module: Any = importlib.import_module(module_name)
+        builder = functools.reduce(getattr, path.split("."), module)
         with torch.device("meta"):
             network: Any = builder(**json.loads(blueprint.arguments))
     except (LeanreconError, MemoryError):
