@@ -34,7 +34,7 @@ def simulated(folder, seed, noise, n, voxels):
     from leanrecon.stores import Store
 
     dataset = {"kind": "simulated", "n_train": n, "n_test": 60, "voxels": voxels, "noise": noise, "size": 32}
-    settings = {"general": {"seed": seed}, "dataset": dataset, "features": {"pixels": {"size": 32}}}
+    settings = {"seed": seed, "dataset": dataset, "features": {"pixels": {"size": 32}}}
     run(settings, study=folder, until="dataset")
     for split in ("train", "test"):
         for name in ("betas", "stimuli"):
