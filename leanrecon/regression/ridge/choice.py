@@ -2,7 +2,8 @@
 
 Up to 1,000 train rows are cut into five folds of images (with up to twenty images each is a fold of its own). In every
 fold the voxels' moments and weights are learned anew without its images: weights that had seen an image would favour it.
-Every form is tried with every alpha, on up to 100 principal components of the targets.
+Every form is tried with every alpha, on up to 100 principal components of the targets. The plainest form stays unless
+the best one gains more than one standard error over the folds (Breiman et al. 1984, "Classification and regression trees").
 """
 
 from collections.abc import Sequence
@@ -39,17 +40,23 @@ class Choice:
     """1 − squared error over that of the mean image, at each form's best alpha."""
     rows: int
     folds: int
+    certain: bool = True
+    """Whether the form of least error gains more over the plainest than one standard error over the folds."""
 
     @property
     def best(self) -> Form:
-        """The form of least error; the plainest of equals."""
-        return self.forms[int(np.argmax(self.r2))] if self.folds else self.forms[0]
+        """The form of least error, or the plainest where it gains too little."""
+        return self.forms[int(np.argmax(self.r2))] if self.folds and self.certain else self.forms[0]
 
     def told(self, *, figures: bool) -> str:
         """The choice in a sentence, with R² of the best form and of the plainest, or without figures."""
         if not self.folds:
             return f"too few train images to choose a form by: {self.best}"
         told = f"{self.best} predicts train images that were held out best of {len(self.forms)} forms"
+        if not self.certain:
+            told = (
+                f"{self.best} is kept, as none of {len(self.forms)} forms predicts held-out train images surely better"
+            )
         if not figures:
             return told
         return f"{told} (R² {max(self.r2):.3f}; {self.forms[0]} {self.r2[0]:.3f})"
@@ -92,7 +99,7 @@ def choose(
     if len(rows.targets) < FEWEST_IMAGES:
         return Choice(forms, [], len(rows.stimulus), 0)
     count = len(default_alphas(1.0)) if alphas is None else len(alphas)
-    errors, total = np.zeros((len(forms), 1 if alpha is not None else count)), 0.0
+    by_fold, total = np.zeros((folds, len(forms), 1 if alpha is not None else count)), 0.0
     for k in range(folds):
         held = rows.fold[rows.stimulus] == k
         fold = _Fold.of(rows, held, alpha, alphas)
@@ -101,9 +108,15 @@ def choose(
         for by in dict.fromkeys((form.source, form.power) for form in forms):
             chosen = [i for i, form in enumerate(forms) if (form.source, form.power) == by]
             weights = None if by[0] is None or by[1] is None else weights_of(shares[by[0]], by[1])
-            errors[chosen] += fold.errors([forms[i] for i in chosen], rows, scale, weights)
-    r2 = 1 - np.nanmin(np.where(np.isfinite(errors), errors, np.inf), axis=1) / max(total, 1e-300)
-    return Choice(forms, [float(value) for value in r2], len(rows.stimulus), folds)
+            by_fold[k, chosen] = fold.errors([forms[i] for i in chosen], rows, scale, weights)
+    errors = by_fold.sum(axis=0)
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    r2 = 1 - errors.min(axis=1) / max(total, 1e-300)
+    alpha_of = errors.argmin(axis=1)
+    best = int(r2.argmax())
+    gains = by_fold[:, 0, alpha_of[0]] - by_fold[:, best, alpha_of[best]]
+    certain = bool(gains.mean() > gains.std(ddof=1) / np.sqrt(folds))
+    return Choice(forms, [float(value) for value in r2], len(rows.stimulus), folds, certain)
 
 
 def _some_rows(betas: Matrix, targets: Array, pairing: Pairing, seed: int) -> _Rows:

@@ -14,6 +14,7 @@ from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.ridge.hat import converted
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.maps import WeightMaps
+from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import left_out_rows, plan_left_out
 from leanrecon.stores.matrix import Matrix, Reblocked, panels
 from leanrecon.stores.store import Store
@@ -25,8 +26,10 @@ class LeftOut(WeightMaps):
     """A fitted ridge that predicts its train rows as if it had not seen their images."""
 
     _held_out: Array
-    _fold: Any
-    _stream_dtype: np.dtype[Any]
+
+    @property
+    def _fold(self) -> Pairing | None:
+        raise NotImplementedError
 
     def predict_train_into(self, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
         """Write predictions of all train rows, each without its image, into a store [n, t]: the blocks that it lacks.
