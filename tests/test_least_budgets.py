@@ -134,6 +134,10 @@ SHAPES: dict[str, tuple[Make, str]] = {
     "fixed alpha": (table(800, 2000), PCA + "[regression]\nalpha = 100.0\n"),
     "an alpha for each target": (table(800, 2000), PCA + "[regression]\nper_target = true\n"),
     "inductive moments": (table(800, 2000), PCA + '[regression]\nrestandardize = "inductive"\n'),
+    "an rbf kernel": (table(800, 2000), PCA + '[regression]\nkernel = "rbf"\ngamma = 0.5\n'),
+    "an rbf of more rows": (table(1500, 200), PCA + '[regression]\nkernel = "rbf"\ngamma = 0.5\nalpha = 1.0\n'),
+    "weighed voxels": (table(800, 2000), PCA + '[regression]\nvoxel_weights = "accuracy"\n'),
+    "a chosen form": (table(1500, 3000), PCA + '[regression]\nkernel = "auto"\nvoxel_weights = "auto"\n'),
 }
 
 

@@ -23,6 +23,9 @@ WAYS = [
     pytest.param(300, 500, 600, {"restandardize": "transductive"}, id="transductive"),
     pytest.param(300, 500, 40, {"standardize": True, "alpha": "loo"}, id="dual, loo"),
     pytest.param(500, 300, 40, {"alpha": "loo"}, id="primal, loo"),
+    pytest.param(300, 500, 40, {"kernel": "rbf", "gamma": 0.5}, id="rbf"),
+    pytest.param(500, 300, 600, {"kernel": "rbf", "gamma": 0.5, "alpha": "loo"}, id="rbf, loo, more rows"),
+    pytest.param(500, 300, 40, {"voxel_weights": "accuracy", "voxel_power": 1.0}, id="primal, weighed"),
 ]
 
 

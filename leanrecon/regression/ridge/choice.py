@@ -45,17 +45,14 @@ class Choice:
         """The form of least error; the plainest of equals."""
         return self.forms[int(np.argmax(self.r2))] if self.folds else self.forms[0]
 
-    def told(self) -> str:
-        """The choice in a sentence."""
+    def told(self, *, figures: bool) -> str:
+        """The choice in a sentence, with R² of the best form and of the plainest, or without figures."""
         if not self.folds:
             return f"too few train images to choose a form by: {self.best}"
-        best = int(np.argmax(self.r2))
-        told = f"{self.best} predicts train images that were held out best (R² {self.r2[best]:.3f}"
-        return told + (
-            f", {self.forms[0]} {self.r2[0]:.3f})"
-            if best
-            else f", the next of {len(self.r2)} forms {sorted(self.r2)[-2]:.3f})"
-        )
+        told = f"{self.best} predicts train images that were held out best of {len(self.forms)} forms"
+        if not figures:
+            return told
+        return f"{told} (R² {max(self.r2):.3f}; {self.forms[0]} {self.r2[0]:.3f})"
 
     def as_dict(self) -> dict[str, Any]:
         """What run.json keeps of it."""

@@ -264,11 +264,11 @@ class RidgeRegressor:
         return ridge
 
 
-def _chosen(ridge: "StreamingRidge") -> Iterator[str]:
-    """What was learned of the form, in sentences."""
+def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
+    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
     learned = ridge.learned_
     if learned.choice is not None:
-        yield learned.choice.told()
+        yield learned.choice.told(figures=figures)
     if learned.share is not None and not (learned.share > FLOOR).any():
         yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
 
@@ -278,7 +278,7 @@ def _form_record(ridge: "StreamingRidge") -> dict[str, Any]:
     learned = ridge.learned_
     if learned.form == Form() and learned.choice is None:
         return {}
-    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge))}
+    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge, figures=False))}
     if learned.choice is not None:
         record["choice"] = learned.choice.as_dict()
     if learned.share is not None:
