@@ -134,7 +134,7 @@ class LearnedCalibration:
     refits: ClassVar[bool] = True
     """Whether it is fitted again to all train images, unless it is worse for held-out ones by more than chance.
 
-    That is by more than the standard error of the difference. What does not fit again has to be better for them.
+    That is by more than two standard errors of the difference. What does not fit again has to be better for them.
     """
 
     def __init__(self, settings: Any, *, seed: int = 0, device: str = "cpu") -> None:
@@ -192,7 +192,7 @@ class LearnedCalibration:
         rows, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         learned = self._fit(data, rows, held, files, context)
         before, after, error, gain = judged(self._model(learned), data, held)
-        used = after < before or (self.refits and after - before < error)
+        used = after < before or (self.refits and after - before < 2 * error)
         record = {
             "rows": data.first.rows, "images": len(images), "held_out_images": len(held_images), "used": used,
             "held_out_mse": {"before": before, "after": after}, "gain": gain,

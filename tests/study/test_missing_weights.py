@@ -181,8 +181,9 @@ def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
 def test_recipes_name_what_can_be_fetched(recipe, cache):
     own = ["dataset.path=data.mat"] if recipe == "digits69" else []
     needs = needed(read_settings(recipe, own)[0])
-    assert {is_packaged(need.name) for need in needs} <= {recipe == "demo"}
-    for need in needs if recipe != "demo" else ():
+    packaged = recipe in ("demo", "demo-unet")
+    assert {is_packaged(need.name) for need in needs} <= {packaged}
+    for need in needs if not packaged else ():
         assert need.name in FILES or (need.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", need.name))
 
 

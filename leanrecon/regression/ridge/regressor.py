@@ -174,8 +174,12 @@ class RidgeRegressor:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether train rows are predicted in closed form, each without the rows of its image."""
-        return not self.settings.per_target and self.settings.restandardize != "transductive"
+        """Whether train rows are predicted in closed form, each without the rows of its image.
+
+        Not where the form is learned from targets: it would know the image that is left out (on digit-69 such errors were
+        5 % lower than those of folds).
+        """
+        return not self._learns_form and not self.settings.per_target and self.settings.restandardize != "transductive"
 
     def plan_left_out(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan a fit whose factor is kept, and leave-one-out predictions of all train rows."""
