@@ -152,7 +152,7 @@ def pixel_features(image: Array, mean: Array) -> Array:
     from scipy.ndimage import gaussian_filter
 
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    row, column, channel = (np.broadcast_to(places, image.shape) for places in np.indices(image.shape, sparse=True))
+    row, column, channel = np.indices(image.shape)
     columns = [
         image, *(gaussian_filter(image, (sigma, sigma, 0)) for sigma in SIGMAS),
         padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:],

@@ -46,7 +46,7 @@ def too_few(settings: Settings, images: int) -> str:
         return ""
     return (
         f"First images were not calibrated: {images} train images are fewer than the {calibration.least} that "
-        f'calibrate = "{settings.stage1.calibrate.kind}" needs.'
+        f'calibrate = "{settings.stage1.calibrate.model_dump()["kind"]}" needs.'
     )
 
 
