@@ -20,7 +20,6 @@ from leanrecon.weights.checkpoint import Folder, History, Place, load_place, sav
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 WINDOW_NBYTES = 64_000_000
 """Bytes of the pairs of images that are read and shuffled together."""
@@ -64,7 +63,7 @@ def learning_rate(settings: ConvCalibrationSettings, step: int, steps: int) -> f
 
 
 def train(
-    network: "nn.Module",
+    network: Any,
     data: CalibrationData,
     rows: Array,
     held: Array,
@@ -81,9 +80,8 @@ def train(
     """
     import torch
 
-    optimizer = torch.optim.AdamW(
-        network.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )  # type: ignore[arg-type, union-attr]
+    weights = list(network.network.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     size = window_rows(int(np.prod(data.first.shape[1:])), settings.batch_size)
     steps = len(batches_of(windows_of(rows, size, seed, 0), settings.batch_size))
     place = load_place(files, network, optimizer) or Place()
@@ -99,15 +97,15 @@ def train(
             for x, true in _batches(data, rows, size, settings.batch_size, seed, place, device):
                 step = place.epoch * steps + place.step
                 optimizer.param_groups[0]["lr"] = learning_rate(settings, step, total)
-                loss = torch.nn.functional.mse_loss(network.network(x), true)  # type: ignore[operator]
+                loss = torch.nn.functional.mse_loss(network.network(x), true)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise _not_finite(value, place)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(network.network.parameters(), CLIP)  # type: ignore[union-attr]
+                torch.nn.utils.clip_grad_norm_(weights, CLIP)
                 optimizer.step()
-                network.update(min(settings.average, (2 + step) / (11 + step)))  # type: ignore[operator]
+                network.update(min(settings.average, (2 + step) / (11 + step)))
                 place.step, place.total = place.step + 1, place.total + value
                 if place.step < steps and time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
                     save_place(files, place, network, optimizer)
