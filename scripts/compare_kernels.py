@@ -78,11 +78,11 @@ def compare_simulated(seeds):
 
 def compare_figures(path):
     """Miyawaki et al. 2008: every image decoded by a fit to the others, its moments and alpha included."""
-    from scipy.io import loadmat
+    from leanrecon.datasets.files.open import open_array
 
-    file = loadmat(path)  # as in VBCCA: R2 [voxels, trials], I2 [pixels, trials]
-    data = np.ascontiguousarray(file["R2"].T)
-    images, stimulus = np.unique(file["I2"].T, axis=0, return_inverse=True)
+    with open_array(f"{path}:R2") as voxels, open_array(f"{path}:I2") as pixels:  # as in VBCCA: both [_, trials]
+        data, shown = np.ascontiguousarray(voxels[:].T), pixels[:].T
+    images, stimulus = np.unique(shown, axis=0, return_inverse=True)
     stimulus = stimulus.reshape(-1)
     results, chosen = [], []
     for how in FORMS.values():
