@@ -32,11 +32,18 @@ Array = np.ndarray[Any, Any]
 RANK = 1e-12
 """Eigenvalues of a Gram matrix below this share of the largest are rounding errors."""
 
+SPANNED = 1e-10
+"""Singular values of a product of rows below this share of the largest belong to directions that the rows don't span."""
 
-def rotation(source: Array, target: Array) -> Array:
-    """The Q with orthonormal columns or rows that makes ``source``·Q [n, r] nearest to ``target`` [n, s]: [r, s]."""
-    left, _, right = np.linalg.svd(source.T @ target, full_matrices=False)
-    found: Array = left @ right
+
+def rotation(source: Array, target: Array, *, reached: bool = False) -> Array:
+    """The Q with orthonormal columns or rows that makes ``source``·Q [n, r] nearest to ``target`` [n, s]: [r, s].
+
+    With ``reached``, directions that these rows don't span are left out of Q: nothing says how they turn.
+    """
+    left, values, right = np.linalg.svd(source.T @ target, full_matrices=False)
+    kept = values > (SPANNED * values[0] if reached else -1)
+    found: Array = left[:, kept] @ right[kept]
     return found
 
 
@@ -92,7 +99,7 @@ class Rotations(Method):
             scores = np.empty(template.shape)
             for fold in folds:
                 known = np.delete(np.arange(rows), fold)
-                scores[fold] = subject[fold] @ rotation(subject[known], template[known])
+                scores[fold] = subject[fold] @ rotation(subject[known], template[known], reached=True)
             held_out.append(scores)
         total = float(np.square(template).sum())
         return Solution(duals, held_out, template, [distance / total for distance in distances])

@@ -176,14 +176,18 @@ def _read(name: str, folder: Path) -> Scored:
         rows = [row for row in rows if row.get("subject") != "average"]
         stimuli = [row["stimulus"] for row in rows]
         columns = [key for key in rows[0] if key.startswith("final.")] if rows else []
+        columns = [key for key in columns if all(row[key] != "" for row in rows)]  # some scores lack in some folds
         scores = {key.removeprefix("final."): np.array([float(row[key]) for row in rows]) for key in columns}
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise unreadable(study.scores, error) from None
     if not rows:
         raise InputError(f"{study.scores} has no test rows", todo="run the stage evaluate again with --overwrite")
+    if not columns:
+        raise InputError(f"{folder} has no scores of images", expected="a study with reconstructions")
     judges = {key: (of or {}).get("content", "") for key, of in (metrics.get("judges") or {}).items()}
-    about = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
+    about = {key: metrics.get(key) for key in ("preset", "folds", "blend")} | {"judges": judges}
     words = [str(about["preset"])]
+    words += [f"{about['blend']:.0%} of first images mixed in"] if about["blend"] else []
     words += [f"{about['folds']} folds"] if about["folds"] else []
     words += [f"judges {', '.join(sorted(judges))}"] if judges else []
     return Scored(name, folder, ", ".join(words), fingerprint(about), stimuli, scores, _recorded(metrics))

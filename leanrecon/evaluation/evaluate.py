@@ -61,6 +61,7 @@ def evaluate(
     together = [of_subjects(fold, others_than(AVERAGE)) for fold in scored]
     about: dict[str, Any] = {
         "preset": settings.preset,
+        "blend": settings.blend,
         "folds": n_folds,
         "seed": context.seed,
         "resamples": settings.resamples,

@@ -118,7 +118,9 @@ def score_folds(
         for k, numbers in enumerate(numbered([fold.names for fold in folds]))
     ]
     pooled = needs_pooling(drawn)
-    patterns = find_patterns(folds)
+    shape, final = folds[0].image_shape, (folds[0].final or folds[0].stage1).shape
+    as_seen = compared_shape(settings.preset, shape, final) == shape
+    patterns = find_patterns(folds) if as_seen else None
     scored: list[FoldScores] = []
     every = EveryFold([(fold.test.store, fold.test.index) for fold in folds])
     names = [name for fold in folds for name in fold.names]

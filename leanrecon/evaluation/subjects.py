@@ -38,6 +38,8 @@ def of_subjects(scored: FoldScores, wanted: Callable[[str], bool]) -> FoldScores
         images={name: part(scores) for name, scores in scored.images.items()},
         features={name: part(scores) for name, scores in scored.features.items()},
         areas={area: {name: part(s) for name, s in of.items()} for area, of in scored.areas.items()},
+        similarity=None if scored.similarity is None else scored.similarity[kept],
+        patterns=None if scored.patterns is None else replace(scored.patterns, rows=part(scored.patterns.rows)),
     )
 
 

@@ -178,6 +178,7 @@ def figures_made_of(run: Run, every: Sequence[Variant], judges: dict[str, str]) 
             "seed": run.settings.general.seed,
             "evaluate": run.settings.evaluate.model_dump(),
             "judges": judges,
+            "measures": {judge.name: judge.measure for judge in make_judges(run.settings)},
             "contents": contents(run, every, refines=refines),
         }
     )

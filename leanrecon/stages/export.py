@@ -89,7 +89,7 @@ def _record_of(out: Location, content: str, overwrite: bool) -> dict[str, Any]:
     there = read_json(out / RECORD)
     if isinstance(there, dict) and there.get("betas") == content and isinstance(there.get("maps"), dict):
         return there
-    if out.is_dir() and not overwrite:
+    if out.is_dir() and any(out.glob("*")) and not overwrite:
         raise InputError(
             f"{out} holds other files", expected="a new folder, or maps of this study",
             todo="choose another --out, or add --overwrite to write among them",

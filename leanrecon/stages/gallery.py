@@ -74,7 +74,8 @@ def _of_store(store: Store, space: Any, shape: ImageShape, folder: Location, con
                 f"{store.path} holds images of {found[0]} × {found[1]} × {found[2]}, whose {space.name} has another length",
                 expected=f"images of {shape[0]} × {shape[1]} × {shape[2]}, as the study's",
             )
-        target = folder / f"of-{store.content[:16]}.zarr"
+        made_of = fingerprint({"images": store.content, "space": space.made_of()})
+        target = folder / f"of-{made_of[:16]}.zarr"
         for other in folder.glob("*.zarr"):
             if other != target:  # of another gallery
                 remove(other)

@@ -149,6 +149,8 @@ class RegressionStage:
             "seed": run.settings.general.seed,
             "rows": "split" if variant.fold is None else fingerprint({"train": variant.train, "test": variant.test}),
         }
+        if variant.group != "stimulus":
+            made_of["groups"] = fingerprint({"groups": list(variant.groups)})
         if index is not None:
             made_of["images of rows"] = fingerprint({"index": index.tolist()})
         if getattr(regressor, "wants_reliability", False) and (known := variant.reliability()) is not None:

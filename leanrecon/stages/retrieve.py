@@ -106,7 +106,7 @@ def _space(run: Run, name: str | None) -> Any:
     if name not in run.spaces:
         raise SettingsError(f"{name} is not a feature space of this study ({nearest_name(name, run.spaces)})")
     if run.spaces[name].inputs != "images":
-        raise SettingsError(f"the feature space {name} describes captions, not pictures", expected="one of images")
+        raise SettingsError(f"the feature space {name} can't describe pictures of a gallery", expected="one of images")
     return run.spaces[name]
 
 

@@ -41,13 +41,15 @@ def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, A
 def read_reliability(study: Study, trials: float) -> Array | None:
     """The share of each voxel's variance that is signal in means of ``trials`` trials, float64 [voxels], by its ncsnr.
 
-    It is k·ncsnr² / (k·ncsnr² + 1), NaN where ncsnr is; None for a study whose voxels.npz does not tell of ncsnr.
+    It is k·ncsnr² / (k·ncsnr² + 1), NaN where ncsnr is. ``ncsnr_train``, of train trials alone, goes before the one of all
+    trials. None for a study whose voxels.npz tells of neither.
     """
     try:
         with study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
-            if "ncsnr" not in voxels.files:
+            name = "ncsnr_train" if "ncsnr_train" in voxels.files else "ncsnr"
+            if name not in voxels.files or not np.isfinite(voxels[name]).any():
                 return None
-            signal = trials * np.square(voxels["ncsnr"].astype(np.float64))
+            signal = trials * np.square(voxels[name].astype(np.float64))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -121,6 +121,22 @@ def test_rows_are_those_of_all_subjects_in_the_shared_space(study: Study) -> Non
         assert rows.subject == [name for name in SUBJECTS for _ in shown[name]]
 
 
+@pytest.mark.parametrize("changes", [{"members": 1}, {"seed": 1}])
+def test_another_order_of_members_or_seed_is_refused_and_replaced(root: Path, tmp_path: Path, changes: dict) -> None:
+    alignment = {"kind": "srm", "k": 6}
+    run(settings_of(root, alignment=alignment), tmp_path / "one")
+    turned = [str(root / "members" / name) for name in reversed(SUBJECTS)]
+    other = settings_of(root, alignment=alignment, **({"members": turned} if "members" in changes else {}))
+    seed = {"seed": 1} if "seed" in changes else {}
+    with pytest.raises(StoreError):
+        run(other, tmp_path / "one", **seed)
+    replaced, fresh = run(other, tmp_path / "one", overwrite=True, **seed), run(other, tmp_path / "new", **seed)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(read(replaced.betas(split)), read(fresh.betas(split)))
+        np.testing.assert_array_equal(read(replaced.stimuli(split)), read(fresh.stimuli(split)))
+        assert Rows.read(replaced)[split].subject == Rows.read(fresh)[split].subject
+
+
 def test_subjects_agree_on_an_image_that_none_was_aligned_on(study: Study) -> None:
     rows, betas = Rows.read(study), read(study.betas("test"))
     of = {}

@@ -12,6 +12,8 @@ import leanrecon
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.voxel_reliability import AT_ONCE, voxel_reliability
 from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.study.layout import Study
+from leanrecon.study.voxels import read_reliability
 
 Array = np.ndarray[Any, Any]
 
@@ -224,6 +226,19 @@ def test_the_noise_of_voxels_of_arrays_follows_from_repeats(arrays: Arrays) -> N
     total = arrays.betas.astype(float).var(axis=0, ddof=1)
     expected = np.sqrt(np.maximum(total - noise, 0) / noise)
     np.testing.assert_allclose(found["ncsnr"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_weighs_voxels_knows_no_test_row(arrays: Arrays) -> None:
+    own = arrays.order < 30
+    by_image = np.stack([arrays.betas[arrays.order == k].astype(float) for k in range(30)])
+    noise = by_image.var(axis=1, ddof=1).mean(axis=0)
+    ratio = np.maximum(arrays.betas[own].astype(float).var(axis=0, ddof=1) - noise, 0) / noise
+    study = arrays.run("weighed", repeats="average")
+    found = read_reliability(Study(study), 2.0)
+    assert found is not None
+    np.testing.assert_allclose(found, 2 * ratio / (2 * ratio + 1), rtol=1e-3, atol=1e-3)
+    folds = arrays.run("in folds", folds=4, test_index=None)
+    assert read_reliability(Study(folds), 2.0) is None
 
 
 @pytest.mark.slow

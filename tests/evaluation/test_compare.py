@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from leanrecon.evaluation.compare_tables import csv_of, markdown_of, text_of, wr
 from leanrecon.evaluation.plan import resamples_at_once
 from leanrecon.places.files import write_json, write_text
 from leanrecon.study.layout import Study
+from leanrecon.study.protocols import PROTOCOLS
 
 RNG = np.random.default_rng(2)
 IMAGES = [f"image{k}" for k in range(12)]
@@ -114,6 +116,37 @@ def test_published_tables_stand_beside_with_protocol_and_source(tmp_path: Path) 
     assert line(one, "MindEye2 (subjects 1, 2, 5, 7)").figures["pixcorr"] == (0.322, None, None)
     with pytest.raises(SettingsError, match=r"mindeye3 is no table .*did you mean mindeye"):
         compare_studies([tmp_path / "a"], against="mindeye3")
+
+
+def test_published_figures_have_the_names_that_studies_give_theirs(tmp_path: Path) -> None:
+    networks = PROTOCOLS["mindeye2"].judges
+    named = {"pixcorr", "ssim", *(f"{form}_{name}" for name in networks for form in ("two_way", "distance"))}
+    study(tmp_path, "a", IMAGES)
+    found = compare_studies([tmp_path / "a"], against="mindeye2")
+    assert set(line(found, "MindEye2 (subjects 1, 2, 5, 7)").figures) <= named
+
+
+def test_scores_that_some_rows_lack_and_blends_are_told_apart(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    study(tmp_path, "b", IMAGES)
+    scores = Study(tmp_path / "b").scores
+    lines = scores.read_text().splitlines()
+    lines[1] = lines[1].rpartition(",")[0] + ","
+    write_text(scores, "\n".join(lines) + "\n")
+    mean = line(compare_studies([tmp_path / "a", tmp_path / "b"]), "mean of 2 studies")
+    assert set(mean.figures) == {"pixcorr"}
+    metrics = Study(tmp_path / "b").metrics
+    write_json(metrics, json.loads(metrics.read_text()) | {"blend": 0.25})
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    assert not any(one.kind == "mean" for one in found.lines)
+    assert "25% of first images mixed in" in line(found, "b").protocol
+
+
+def test_studies_without_images_are_refused(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    write_text(Study(tmp_path / "a").scores, "row,stimulus,r\n0,x,0.1\n")
+    with pytest.raises(InputError, match="a has no scores of images"):
+        compare_studies([tmp_path / "a"])
 
 
 def test_tables_hold_every_figure(tmp_path: Path) -> None:

@@ -129,7 +129,11 @@ def test_a_layer_that_is_not_there_is_refused_with_the_nearest(weights: Path) ->
 
 @pytest.mark.parametrize(
     ("builder", "said"),
-    [("support.tiny_networks:Tiny.sizes", "can't be built"), ("support.tiny_networks:pair", "gives a dict")],
+    [
+        ("support.tiny_networks:Tiny.sizes", "can't be built"),
+        ("support.tiny_networks:pair", "neither a network nor a method of one"),
+        ("os:system", "neither a network nor a method of one"),
+    ],
 )
 def test_what_is_no_network_is_refused(weights: Path, builder: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):

@@ -53,7 +53,7 @@ def predict(data, tmp_path, context=None, *, name="test", pairing=None, settings
     record = LocalRegressor(settings).predict(one, [Output(store, tmp_path / "network", pairing)], context, {})
     assert store.complete
     assert not (tmp_path / "predictions" / "blocks").exists()
-    return store[0:M], record
+    return store[0 : len(test)], record
 
 
 def z_scored(data):
@@ -155,6 +155,16 @@ def test_voxels_are_picked_by_an_f_test_over_levels(data, tmp_path, estimator):
 def test_univariate_is_a_line_on_the_best_voxel(data, tmp_path):
     found, _ = predict(data, tmp_path, estimator="univariate")
     np.testing.assert_allclose(found, by_hand(data, LinearRegression, strongest(1)), atol=1e-5)
+
+
+def test_many_test_rows_are_predicted_as_few_are(data, tmp_path):
+    """Beyond 1,024 rows blocks of targets lie in several chunks."""
+    betas, targets, test, stimulus = data
+    many = np.concatenate([test, np.tile(test[:4], (300, 1))])
+    few, _ = predict(data, tmp_path / "few", estimator="univariate")
+    found, _ = predict((betas, targets, many, stimulus), tmp_path / "many", estimator="univariate")
+    np.testing.assert_array_equal(found[: len(test)], few)
+    np.testing.assert_array_equal(found[len(test) :], np.tile(few[:4], (300, 1)))
 
 
 def test_ridge_is_one_for_all_targets(data, tmp_path):

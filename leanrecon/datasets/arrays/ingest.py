@@ -127,6 +127,9 @@ class Ingest:
         noise = ncsnr(Pooled(betas) if len(betas) > 1 else betas[0], trials)
         if noise is not None:
             arrays["ncsnr"] = noise
+            # Of train trials alone, for what learns from it; with folds each train row is a test row, too.
+            own = None if self.settings.folds else ncsnr(splits[0].betas, repeats["train"].shown_rows)
+            arrays["ncsnr_train"] = np.full(self.inputs.voxels, np.nan, np.float32) if own is None else own
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
 
     # Rows

@@ -239,6 +239,8 @@ class Inputs:
         own = [f"{role}_{split}"] if self.paired and not self.settings.folds else self.names(role)
         prints = {name: self._print(rows) for name, rows in zip(self.names(role), self.arrays[role], strict=True)}
         made: dict[str, Any] = {"kind": "arrays"} | {name: prints[name] for name in own}
+        if self.settings.rows_last:
+            made["rows_last"] = True
         if self.settings.folds:
             made["split"] = "folds"
         elif self.settings.test_index:
@@ -327,7 +329,7 @@ class Inputs:
             return None
         read = []
         for name, betas in zip(names, self.arrays["betas"], strict=True):
-            with self.open(name) as rows:
+            with open_array(getattr(self.settings, name), self.settings.path, self.base_dir) as rows:
                 _check_numbers(rows, "iuf", "run numbers")
                 _check_length(name, int(np.prod(rows.shape, dtype=np.int64)), betas)
                 values = rows[:].ravel()

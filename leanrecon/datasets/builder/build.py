@@ -243,7 +243,10 @@ class Build:
         trials = [places for of in self.repeats.values() for places in of.shown_rows]
         noise = ncsnr(responses, trials)
         arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
-        arrays["ncsnr"] = np.full(len(columns), np.nan, np.float32) if noise is None else noise
+        # Of train trials alone, for what learns from it; with folds each train row is a test row, too.
+        own = None if self.settings.folds else ncsnr(responses, self.repeats["train"].shown_rows)
+        for name, of in (("ncsnr", noise), ("ncsnr_train", own)):
+            arrays[name] = np.full(len(columns), np.nan, np.float32) if of is None else of
         if self.settings.min_reliability is not None:
             arrays["reliability"] = self.reliability[self.kept]
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))

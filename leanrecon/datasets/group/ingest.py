@@ -26,7 +26,7 @@ from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Of the arithmetic that leads from members to a group: raised whenever it changes."""
 
 _MADE_OF = "leanrecon made of"
@@ -141,6 +141,8 @@ class Ingest:
                 made_of: dict[str, Any] = {"kind": self.making.kind, "format of the group": FORMAT, "split": split}
                 contents = {m.name: getattr(m, role)[split].content for m in self.members.each}
                 made_of["members"] = contents
+                made_of["order"] = [m.name for m in self.members.each]
+                made_of["images"] = fingerprint({"ids": list(images)})
                 if role == "betas":
                     made_of |= {"dataset": dict(self.making.decides), "fitted on": self._fitted_on()}
                     if self._averages(split):
@@ -198,7 +200,8 @@ class Ingest:
         if not self.making.learns:
             return None
         contents = {member.name: member.betas["train"].content for member in self.members.each}
-        return fingerprint({"betas": contents, "shared": self.members.shared, "format": FORMAT, **self.making.decides})
+        about = {"shared": self.members.shared, "order": list(contents), "seed": self.context.seed, "format": FORMAT}
+        return fingerprint({"betas": contents, **about, **self.making.decides})
 
     @property
     def _state_path(self) -> Location:

@@ -16,7 +16,7 @@ from leanrecon.datasets.group.ingest import Ingest, Making
 from leanrecon.datasets.group.joined import MOST_TRIED, JoinedSettings
 from leanrecon.datasets.group.members import Member, Members, open_member
 from leanrecon.datasets.group.shared import fill_shared
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, StoreError
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.store import Store
@@ -140,7 +140,7 @@ def _used(rows: float | None, own: Member, seed: int) -> list[str]:
     names = own.rows.ids["train"]
     if rows is None:
         return list(names)
-    count = round(rows * len(names)) if rows <= 1 else int(rows)
+    count = max(round(rows * len(names)), 1) if rows <= 1 else int(rows)
     if count > len(names):
         raise InputError(
             f"dataset.rows = {count} is more than the {len(names)} train images of {own.name}",
@@ -154,6 +154,11 @@ def run_join(settings: JoinedSettings, pair: Pair, study: Study, context: Contex
     made_of = _made_of(settings, pair, context.seed)
     state = _kept(study, made_of)
     if settings.route != "own" and state is None:
+        if _state_path(study).is_file() and study.rows.is_file() and not context.overwrite:
+            raise StoreError(
+                f"{study.root} was joined with other rows, another route or other members",
+                todo="go back to them, choose another --study, or replace what was made with --overwrite",
+            )
         state = _fit(settings, pair, study, context) | {"made of": np.array(made_of)}
         _keep(study, state)
     route = settings.route if state is None else str(state["route"])

@@ -65,7 +65,7 @@ class JoinedSettings(DatasetSettings):
     def simulated(self) -> bool:
         from leanrecon.datasets.group.members import is_simulated
 
-        return is_simulated(self.member)
+        return is_simulated(self.member) or is_simulated(self.joins)
 
 
 class Joined:

@@ -129,6 +129,11 @@ def build(blueprint: Blueprint, layer: str) -> Any:
     try:
         module: Any = importlib.import_module(module_name)
         builder = functools.reduce(getattr, path.split("."), module)
+        if not _makes_networks(builder, module_name):
+            raise SettingsError(
+                f"{blueprint.builder} is neither a network nor a method of one: a settings file may run nothing else",
+                expected="a class that derives from torch.nn.Module, or its class method",
+            )
         with torch.device("meta"):
             network: Any = builder(**json.loads(blueprint.arguments))
     except (LeanreconError, MemoryError):
@@ -147,6 +152,15 @@ def build(blueprint: Blueprint, layer: str) -> Any:
             todo='name one of its modules, or "" for its output',
         )
     return _until(network.eval().requires_grad_(False), layer)
+
+
+def _makes_networks(builder: Any, module: str) -> bool:
+    """Whether a callable is a class of networks, its class method, or a function of torchvision.models."""
+    import torch
+
+    owner = builder if isinstance(builder, type) else getattr(builder, "__self__", None)
+    is_network = isinstance(owner, type) and issubclass(owner, torch.nn.Module)
+    return is_network or module.split(".")[:2] == ["torchvision", "models"]
 
 
 def _until(network: Any, layer: str) -> Any:

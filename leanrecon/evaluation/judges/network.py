@@ -195,7 +195,10 @@ class NetworkJudge:
 
     @property
     def _description(self) -> Description:
-        return self.known() or description(
+        if (known := self.known()) is not None:
+            return known
+        require_library(f"judges.{self.name}", self.packages)
+        return description(
             self.blueprint(self.settings), self.settings.layer, self.settings.size, f"judges.{self.name}"
         )
 

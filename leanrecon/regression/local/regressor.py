@@ -7,6 +7,7 @@ there, so that a run that is killed continues with the next one.
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from leanrecon.regression import unreasonable
 from leanrecon.regression.local.estimators import TURNED, Betas, make_estimator
 from leanrecon.regression.local.plan import BLOCK, plan_local
 from leanrecon.regression.local.settings import BATCHED, LocalSettings
-from leanrecon.regression.local.stack import ALONE, Fitted, fit_ridge, shares_of, targets_of
+from leanrecon.regression.local.stack import ALONE, FOLDS, Fitted, fit_ridge, shares_of, targets_of
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.regressor import Output, RegressionData, RegressionPlan, RegressionShapes
 from leanrecon.regression.ridge.regressor import RidgeRegressor
@@ -61,9 +62,9 @@ class LocalRegressor:
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         settings = self.settings
         _check_voxels(settings, shapes.p)
-        ridge = self._ridge.plan(shapes, free)
         if settings.estimator == "ridge":
-            return ridge
+            return self._ridge.plan(shapes, free)
+        ridge = self._ridge.plan(_with_folds(shapes), free)
         work, workers = plan_local(shapes, settings, free)
         scratch = shapes.t * shapes.m * 4
         if settings.estimator == "auto":
@@ -128,7 +129,7 @@ class LocalRegressor:
         """Ask for the memory of the work; returns the threads that fit."""
         plan, workers = plan_local(_shapes(data), self.settings, context.budget.free)
         if self.settings.estimator == "auto":
-            plan += self._ridge.plan(_shapes(data), context.budget.free).work
+            plan += self._ridge.plan(_with_folds(_shapes(data)), context.budget.free).work
         context.require(context.label or "local decoders", plan)
         return workers
 
@@ -154,7 +155,9 @@ def _fill(fitted: Fitted, output: Output, context: Context, workers: int) -> Non
         ridge = None if ridge is None else ridge.shuffled(seed)
 
     def work(i: int) -> None:
-        blocks.write_rows(i, fitted.predict(blocks.group_rows(i), order, ridge).T)
+        group = blocks.group_rows(i)
+        parts = [range(start, min(start + BLOCK, group.stop)) for start in range(group.start, group.stop, BLOCK)]
+        blocks.write_rows(i, np.concatenate([fitted.predict(part, order, ridge).T for part in parts]))
 
     missing = blocks.missing_row_groups()
     done = blocks.row_groups - len(missing)
@@ -209,9 +212,10 @@ def _transpose(blocks: "Store", store: "Store") -> None:
         for i in range(first, last):
             own = blocks.group_rows(i)
             a, b = max(own.start, columns.start), min(own.stop, columns.stop)
-            part[:, a - columns.start : b - columns.start] = blocks.read_chunk(i, 0, memory)[
-                a - own.start : b - own.start
-            ].T
+            for k in range(blocks.column_groups):
+                rows = blocks.group_columns(k)
+                read = blocks.read_chunk(i, k, memory)[a - own.start : b - own.start, : len(rows)]
+                part[rows.start : rows.stop, a - columns.start : b - columns.start] = read.T
         store.write_columns(j, part)
 
 
@@ -261,6 +265,12 @@ def _check_voxels(settings: LocalSettings, p: int) -> None:
                 expected=f"a number up to {p}",
                 todo=f"set regression.{key} = {p} or less",
             )
+
+
+def _with_folds(shapes: RegressionShapes) -> RegressionShapes:
+    """Shapes whose test rows are as many as the rows of a fold, where those are more."""
+    repeats = -(-shapes.n // max(shapes.s, 1))
+    return replace(shapes, m=max(shapes.m, -(-shapes.n // FOLDS) + repeats))
 
 
 def _shapes(data: RegressionData) -> RegressionShapes:

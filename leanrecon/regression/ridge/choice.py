@@ -92,6 +92,7 @@ def choose(
 ) -> Choice:
     """Try ``forms`` on train rows of ``betas`` [n, p] and projected targets [s, k]; see the module.
 
+    ``reliability`` is the share of each voxel's variance that all train rows say is signal: it knows no targets.
     With fewer than five images there is nothing to choose by, and the plainest form is taken.
     """
     rows = _some_rows(betas, targets, pairing, seed)
@@ -104,7 +105,9 @@ def choose(
         held = rows.fold[rows.stimulus] == k
         fold = _Fold.of(rows, held, alpha, alphas)
         total += fold.error_of_mean
-        shares = {form.source: fold.share(form.source, rows, reliability) for form in forms if form.source}
+        shares: dict[Source, Array] = {} if reliability is None else {"reliability": reliability}
+        if any(form.source == "accuracy" for form in forms):
+            shares["accuracy"] = fold.accuracy(rows)
         for by in dict.fromkeys((form.source, form.power) for form in forms):
             chosen = [i for i, form in enumerate(forms) if (form.source, form.power) == by]
             weights = None if by[0] is None or by[1] is None else weights_of(shares[by[0]], by[1])
@@ -171,11 +174,11 @@ class _Fold:
     def error_of_mean(self) -> float:
         return float(np.square(self.expected).sum())
 
-    def share(self, source: Source, rows: _Rows, reliability: Array | None) -> Array:
+    def accuracy(self, rows: _Rows) -> Array:
         """How much of each voxel's variance the learned images explain."""
         train = RowSubset(rows.betas, self.learned)
         targets = as_matrix(rows.targets[self.images])
-        return carried(source, targets, train, self.pairing, moments(train), reliability=reliability)
+        return carried("accuracy", targets, train, self.pairing, moments(train))
 
     def errors(self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None) -> Array:
         """Squared errors [forms, alphas] of forms that weigh voxels by these weights."""

@@ -87,7 +87,9 @@ def learn_form(
         return Learned(forms[0])
     by_targets = len(forms) > 1 or any(form.source == "accuracy" for form in forms)
     projected = project(targets, seed, np.float64, pairing.weights) if by_targets else np.empty((targets.shape[0], 0))
-    choice = None
+    choice, signal = None, None
+    if any(form.source == "reliability" for form in forms):
+        signal = carried("reliability", as_matrix(projected), betas, pairing, train, reliability=reliability)
     if len(forms) > 1:
         choice = choose(
             forms,
@@ -97,11 +99,13 @@ def learn_form(
             scale=scale,
             alpha=alpha,
             alphas=alphas,
-            reliability=reliability,
+            reliability=signal,
             seed=seed,
         )
     form = forms[0] if choice is None else choice.best
     if form.source is None or form.power is None:
         return Learned(form, choice)
-    share = carried(form.source, as_matrix(projected), betas, pairing, train, reliability=reliability)
+    share = signal if form.source == "reliability" else None
+    if share is None:
+        share = carried(form.source, as_matrix(projected), betas, pairing, train)
     return Learned(form, choice, share, weights_of(share, form.power))

@@ -73,7 +73,7 @@ class RidgeRegressor:
         if settings.voxel_weights == "reliability":
             yield (
                 f'For {space} voxels were weighed by their reliability (voxel_weights = "reliability"). Where no train image '
-                "is repeated that is the dataset's ncsnr, which its authors may have computed with test trials too."
+                "is repeated that is ncsnr: of train trials where leanrecon computed it; published ones may hold test trials too."
             )
 
     def made_of(self) -> dict[str, Any]:
