@@ -17,7 +17,6 @@ from sklearn.linear_model import Ridge
 
 from leanrecon.app import cli
 from leanrecon.features.pixels import Pixels
-from leanrecon.images import resize
 from leanrecon.stages import report
 from leanrecon.stages.repair import mend
 from leanrecon.stores import Store
@@ -543,9 +542,12 @@ def test_a_preset_compares_at_its_own_size(leanrecon: Any, tmp_path: Path) -> No
     leanrecon("run", "small.toml", *settings, cwd=tmp_path)
     metrics = read_metrics(tmp_path / "small")
     assert metrics["preset"] == "bd2023"
-    shape = (425, 425, 3)
     images = read_images(tmp_path / "small" / "reconstructions/final")
-    expected = means([resize(image, shape) for image in images], np.array([resize(image, shape) for image in stimuli]))
+    fitted = [
+        [np.asarray(Image.fromarray(image).resize((425, 425), Image.Resampling.BICUBIC)) for image in of]
+        for of in (images, stimuli)
+    ]
+    expected = means(fitted[0], np.array(fitted[1]))
     assert values(metrics["final"]) == pytest.approx(expected, abs=1e-9)
 
 
