@@ -243,13 +243,14 @@ def test_folds_are_refitted_each_on_its_own_rows(here, data, tmp_path, monkeypat
     assert here("run", tmp_path / "folds.toml", "--study", tmp_path / "study")[0] == 0
     folds = json.loads((tmp_path / "study" / "folds.json").read_text())["folds"]
     assert sorted(row for fold in folds for row in fold) == list(range(len(BETAS)))
-    assert not (tmp_path / "study" / "predictions").exists()
+    joined = rows_of(tmp_path / "study" / "predictions/pixels/test.zarr")  # of all folds, in the order of the rows
     pixels = STIMULI.reshape(-1, 64) / 255
     for k, test in enumerate(folds):
         train = sorted(set(range(len(BETAS))) - set(test))
         fold = tmp_path / "study" / "variants" / f"fold{k:02d}"
         expected = ridge(BETAS[train], pixels[train], BETAS[test], alpha=3.0)
         np.testing.assert_allclose(rows_of(fold / "predictions/pixels/test.zarr"), expected, atol=1e-5)
+        np.testing.assert_allclose(joined[np.sort(test)], expected[np.argsort(test)], atol=1e-5)
         pca = PCA(5, svd_solver="full").fit(pixels[train])
         expected = ridge(BETAS[train], pca.transform(pixels[train]), BETAS[test], alpha=5.0)
         with np.load(fold / "features/pca/fitted.npz") as fitted:
