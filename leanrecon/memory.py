@@ -1,6 +1,7 @@
 """Memory: sizes in words, the budget, the plan's refusal, and the peak that was really reached."""
 
 import contextlib
+import math
 import mmap
 import re
 import threading
@@ -30,6 +31,9 @@ DEFAULT_SHARE = 0.8
 """The share of the free memory that a budget takes when none is given."""
 
 _HUGE_PAGE = 2**21
+
+_LARGE_BLOCK = 2**18
+"""Bytes from which a block is worth pages of its own."""
 
 _UNLIMITED = 2**60  # cgroups of version 1 write "no limit" as the largest whole number of pages
 
@@ -142,6 +146,15 @@ def buffer(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)  # a tenth of the time of products over panels goes into page look-ups
     return np.frombuffer(pages, dtype, count).reshape(shape)
+
+
+def scratch(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+    """An array that is dropped soon, its values undefined: large ones lie in pages of their own, as of ``buffer``.
+
+    Each thread has a heap of its own, and every one keeps the largest blocks that were ever freed in it.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return buffer(shape, dtype) if nbytes >= _LARGE_BLOCK else np.empty(shape, dtype)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.memory import scratch
 from leanrecon.stores.matrix import PANEL, Matrix, RowSubset
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +40,7 @@ class RowGather:
         for start in range(rows.start, rows.stop, PANEL):  # a panel at a time, whatever was asked for
             stop = min(start + PANEL, rows.stop)
             different, place = np.unique(self.index[start:stop], return_inverse=True)
-            block = np.empty((len(different), len(columns)), self.dtype)
+            block = scratch((len(different), len(columns)), self.dtype)
             RowSubset(self.base, different).read(range(len(different)), columns, block)
             out[start - rows.start : stop - rows.start] = block[place]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from leanrecon.errors import InputError
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, scratch
 from leanrecon.stores.layout import BLOCK as BLOCK
 from leanrecon.stores.layout import PANEL as PANEL
 from leanrecon.stores.layout import subset_block
@@ -86,7 +86,7 @@ class StoreMatrix:
                 if narrow and (i, j) in store.checked:  # the first read of a chunk is of all of it
                     store.read_columns(i, j, range(c - wanted.start, d - wanted.start), target)
                 else:
-                    chunk = store.read_chunk(i, j, np.empty(store.buffer_nbytes(), np.uint8))
+                    chunk = store.read_chunk(i, j, scratch((store.buffer_nbytes(),), np.uint8))
                     target[...] = chunk[a - group.start : b - group.start, c - wanted.start : d - wanted.start]
 
 
@@ -146,7 +146,7 @@ class RowSubset:
             wanted = np.nonzero(panel_of == panel)[0]
             start = int(index[wanted[0]])
             span = range(start, int(index[wanted[-1]]) + 1)
-            block = np.empty((len(span), len(columns)), self.dtype)
+            block = scratch((len(span), len(columns)), self.dtype)
             self.base.read(span, columns, block)
             out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
 
@@ -190,7 +190,7 @@ class ColumnSubset:
                 if len(span) == len(picked):
                     self.base.read(some, span, target)
                     continue
-                block = np.empty((len(some), len(span)), self.dtype)
+                block = scratch((len(some), len(span)), self.dtype)
                 self.base.read(some, span, block)
                 target[...] = block[:, picked - span.start]
 

@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 
 from leanrecon.errors import LeanreconWarning, StoreError
-from leanrecon.memory import buffer, parse_bytes
+from leanrecon.memory import buffer, parse_bytes, scratch
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.disk import PAGE
 from leanrecon.stores import metadata
@@ -328,7 +328,7 @@ class Store:
         if step != 1:
             raise IndexError("rows are read in steps of one")
         out = np.empty((max(stop - start, 0), self.columns), self.dtype)
-        memory = np.empty(self.buffer_nbytes(), np.uint8)
+        memory = scratch((self.buffer_nbytes(),), np.uint8)
         for i in range(start // self.chunk_rows, math.ceil(stop / self.chunk_rows) if stop > start else 0):
             group = self.group_rows(i)
             a, b = max(start, group.start), min(stop, group.stop)
@@ -345,7 +345,7 @@ class Store:
 
         Of a store that is not complete the chunks that are there are checked. Chunks are read in pieces.
         """
-        memory = np.empty(min(_PIECE, self.buffer_nbytes()), np.uint8)
+        memory = scratch((min(_PIECE, self.buffer_nbytes()),), np.uint8)
         for ij in itertools.product(range(self.row_groups), range(self.column_groups)):
             if (self.complete or self.has(*ij)) and (problem := self._problem(*ij, memory)):
                 yield ij, self._damage(*ij, problem).found

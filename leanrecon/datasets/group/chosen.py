@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.group.members import Member
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, scratch
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import MAX_ROWS
 from leanrecon.stores.store import Store
@@ -32,7 +32,7 @@ class ChosenRows:
     def __getitem__(self, rows: slice) -> Array:
         wanted = self.index[rows]
         result = np.empty((len(wanted), self.columns), self.store.dtype)
-        memory = np.empty(self.buffer_nbytes(), np.uint8)
+        memory = scratch((self.buffer_nbytes(),), np.uint8)
         groups = wanted // self.store.chunk_rows
         for i in np.unique(groups).tolist():
             places = np.flatnonzero(groups == i)
