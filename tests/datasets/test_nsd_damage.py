@@ -26,7 +26,7 @@ from leanrecon.datasets.simulated.dataset import Simulated, SimulatedSettings
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import Folder, LocalFile, Traffic
 from leanrecon.progress import Progress
-from leanrecon.stages.evaluate import EvaluateStage
+from leanrecon.stages.figures import write_figures
 from leanrecon.stages.stage import Run
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
@@ -238,8 +238,6 @@ def test_a_simulated_nsd_beside_its_settings_is_told_as_such(tmp_path: Path) -> 
     settings = check_settings({"dataset": {"kind": "nsd", "root": "nsd"}, "features": {"pixels": {}}})
     assert not os.path.samefile(tmp_path, os.getcwd())
     run = Run(settings, Study(tmp_path / "study"), tmp_path, False, Progress())
-    result = SimpleNamespace(
-        folds=[], latent_r2={}, columns=["row"], rows=lambda: iter([{"row": 0}]), metrics={"notes": []}
-    )
-    EvaluateStage._write(run, [], result, "x")
+    figures = SimpleNamespace(folds=[], columns=["row"], metrics={"notes": []})
+    write_figures(run, [], figures, [{"row": 0}], {}, "x", [])
     assert json.loads(run.study.metrics.read_text())["simulated"] is True
