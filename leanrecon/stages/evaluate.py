@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 
 from leanrecon import kinds
-from leanrecon.errors import StoreError
-from leanrecon.evaluation.evaluate import Evaluation, evaluate
+from leanrecon.evaluation.evaluate import evaluate
 from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate, spool_nbytes
 from leanrecon.features.first_images import decoding_space, picture_shape
-from leanrecon.places.files import read_record, write_json, write_whole
+from leanrecon.places.files import read_record
+from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
 from leanrecon.stages.folds import contents, folds_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import MOST_SHOWN, write_page
-from leanrecon.stages.scores import write_scores
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
 from leanrecon.study import protocols
-from leanrecon.study.record import is_complete, versions
+from leanrecon.study.record import is_complete
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
@@ -32,9 +31,6 @@ FORMAT = 4
 
 REPORT_NBYTES = 25_000
 """Bytes that a test image takes in the report, if it is shown there."""
-
-SCORES_NBYTES = 800
-"""Bytes that a test row takes in the table of scores."""
 
 _FLOAT = 4  # bytes
 
@@ -100,47 +96,36 @@ class EvaluateStage:
         judges = make_judges(run.settings)
         made_of = figures_made_of(run, every, {judge.name: fingerprint(judge.made_of()) for judge in judges})
         study = run.study
-        if self._is_current(run, every, made_of):
+        if self._are_current(run, every, made_of):
             if not study.report.exists():
                 write_page(run, every)
             return
         study.report.unlink(missing_ok=True)  # a report of other figures
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
-            whole = whole_brain(every)
             folds = folds_of(run, every, refines=refines, judged=bool(judges))
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
-            self._write(run, whole, result, made_of)
+            latents = {study.latent_r2(name): r2 for name, r2 in result.latent_r2.items()}
+            notes = self._notes(run, every, result.metrics["n_test"])
+            write_figures(run, every, result, result.rows(), latents, made_of, notes)
             record["settings"] = run.settings.evaluate.model_dump()
         write_page(run, every)
 
     @staticmethod
-    def _is_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
-        """Whether all figures are there and are those of the present stores."""
-        study = run.study
-        files = [study.scores, *(study.latent_r2(name) for name in run.spaces)]
-        files += [variant.study.metrics for variant in whole_brain(every)]
+    def _are_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
+        """Whether all figures and embeddings are there and are those of the present stores."""
         folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
         embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
-        present = all(path.exists() for path in files) and all(is_complete(store) for store in embeddings)
-        return present and not run.overwrite and (read_record(study.metrics) or {}).get("made_of") == made_of
+        latents = [run.study.latent_r2(name) for name in run.spaces]
+        return are_current(run, every, made_of, latents) and all(is_complete(store) for store in embeddings)
 
     @staticmethod
-    def _write(run: Run, whole: Sequence[Variant], result: Evaluation, made_of: str) -> None:
-        """Write all figures, metrics.json of the study last: its presence says that all is done."""
-        study, notes = run.study, [*settings_notes(run.settings), *learned_notes(whole, run.settings)]
-        notes += protocols.notes(run.settings.evaluate.preset, run.settings.judges, result.metrics["n_test"])
-        if run.settings.evaluate.blend:
-            notes.append(f"Final images are judged with {run.settings.evaluate.blend:.0%} of first images mixed in.")
-        about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
-        for variant, figures in zip(whole, result.folds, strict=False):
-            write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
-        for name, r2 in result.latent_r2.items():
-            write_whole(study.latent_r2(name), lambda file, r2=r2: np.save(file, r2.astype(np.float32)))  # type: ignore[misc]
-        write_scores(study, result.columns, result.rows())
-        metrics = result.metrics | about | {"made_of": made_of, "notes": result.metrics["notes"] + notes}
-        write_json(study.metrics, metrics, indent=1)
+    def _notes(run: Run, every: Sequence[Variant], n_test: int) -> list[str]:
+        """What a reader must know of the kinds that were used, and of how images were compared."""
+        preset, blend = run.settings.evaluate.preset, run.settings.evaluate.blend
+        notes = [*notes_of(run, every), *protocols.notes(preset, run.settings.judges, n_test)]
+        return [*notes, f"Final images are judged with {blend:.0%} of first images mixed in."] if blend else notes
 
     def report(self, run: Run) -> None:
         """Write report.html again from what a study holds.
@@ -148,16 +133,10 @@ class EvaluateStage:
         Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
         """
         every = variants(run.study, run.settings)
-        metrics = read_record(run.study.metrics) or {}
-        judged = metrics.get("judges") or {}
+        judged = (read_record(run.study.metrics) or {}).get("judges") or {}
         # A report reads no weights: metrics.json says what the judges were.
         contents = {name: (judged.get(name) or {}).get("content", "") for name in run.settings.judges}
-        if metrics.get("made_of") != figures_made_of(run, every, contents):
-            state = "only figures of earlier stores" if metrics.get("made_of") else "no figures yet"
-            raise StoreError(
-                f"{run.study.root} has {state}",
-                todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
-            )
+        require_current(run, figures_made_of(run, every, contents))
         write_page(run, every)
 
 
@@ -182,47 +161,3 @@ def figures_made_of(run: Run, every: Sequence[Variant], judges: dict[str, str]) 
             "contents": contents(run, every, refines=refines),
         }
     )
-
-
-def settings_notes(settings: Settings) -> list[str]:
-    """What a reader of the report must know about the kinds that were used."""
-    notes = [*kinds.optional(kinds.kind_of("datasets", settings.dataset), "notes", settings.dataset)]
-    for name, judge in settings.judges.items():
-        notes += kinds.optional(kinds.kind_of("judges", judge), "notes", judge)
-        notes += _guided_notes(settings, name, judge)
-    for space in settings.features.values():
-        notes += kinds.optional(kinds.kind_of("features", space), "notes", space)
-    for name, regression in settings.regression.items():
-        notes += kinds.optional(kinds.kind_of("regressors", regression), "notes", regression, name)
-    if settings.decode is not None:
-        notes += kinds.optional(kinds.kind_of("decoders", settings.decode), "notes", settings.decode)
-    return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
-
-
-def learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
-    """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
-    of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
-    for stage, form in {**of_spaces, "stage1": "{}"}.items():
-        told: dict[str, int] = {}
-        for variant in whole:
-            stages = (read_record(variant.study.record) or {}).get("stages", {})
-            for sentence in stages.get(stage, {}).get("notes", []):
-                told[sentence] = told.get(sentence, 0) + 1
-        for sentence, count in told.items():
-            yield form.format(sentence) + ("" if count == len(whole) else f" (In {count} of {len(whole)} folds.)")
-
-
-def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
-    """A note where the generator was guided by features of the same network family as a judge."""
-    family = getattr(kinds.kind_of("judges", judge), "family", None)
-    roles = kinds.kind_of("generators", settings.refine).roles(settings.refine).values()
-    spaces = [
-        space
-        for space in roles
-        if family and getattr(kinds.kind_of("features", settings.features[space]), "family", None) == family
-    ]
-    if spaces:
-        yield (
-            f"The generator was guided by predictions of {' and '.join(spaces)}, features of the same family as the "
-            f"judge {name}: its figures judge final images by the features that they were drawn for."
-        )

@@ -6,22 +6,16 @@ As the stage for images it only reads, and it alone looks at the true features o
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from leanrecon.errors import StoreError
-from leanrecon.evaluation.features_alone import FeatureEvaluation, FeatureFold, evaluate_features
+from leanrecon.evaluation.features_alone import FeatureFold, evaluate_features
 from leanrecon.evaluation.fold import Predictions
 from leanrecon.evaluation.plan import plan_features
-from leanrecon.places.files import read_record, write_json, write_whole
-from leanrecon.stages.evaluate import SCORES_NBYTES, settings_notes
+from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
 from leanrecon.stages.folds import of_areas, predictions_of, shared_pool
 from leanrecon.stages.report import write_feature_page
-from leanrecon.stages.scores import write_scores
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stages.without_images import MISSING
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
-from leanrecon.study.record import versions
 from leanrecon.study.variants import Variant, variants, whole_brain
 
 FORMAT = 1
@@ -50,7 +44,8 @@ class EvaluateFeaturesStage:
         study, every = run.study, variants(run.study, run.settings)
         run.progress.say(MISSING)
         made_of = self._made_of(run, every)
-        if self._is_current(run, every, made_of):
+        latents = [place(name) for name in run.spaces for place in (study.latent_r2, study.latent_r)]
+        if are_current(run, every, made_of, latents):
             if not study.report.exists():
                 write_feature_page(run, every)
             return
@@ -62,18 +57,17 @@ class EvaluateFeaturesStage:
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             for area, variant in of_areas(whole_brain(every)[0], every).items():
                 result.metrics["areas"][area]["voxels"] = len(variant.voxels or ())
-            self._write(run, whole_brain(every), result, made_of)
+            vectors = {study.latent_r2(name): values for name, values in result.latent_r2.items()}
+            vectors |= {study.latent_r(name): values for name, values in result.latent_r.items()}
+            notes = [MISSING, *notes_of(run, every)]
+            write_figures(run, every, result, result.rows, vectors, made_of, notes)
             record["settings"] = run.settings.evaluate.model_dump()
         write_feature_page(run, every)
 
     def report(self, run: Run) -> None:
         """Write report.html again; raises StoreError where the study's figures are of an earlier state."""
         every = variants(run.study, run.settings)
-        if (read_record(run.study.metrics) or {}).get("made_of") != self._made_of(run, every):
-            raise StoreError(
-                f"{run.study.root} has no figures of its present stores",
-                todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
-            )
+        require_current(run, self._made_of(run, every))
         write_feature_page(run, every)
 
     @staticmethod
@@ -83,28 +77,6 @@ class EvaluateFeaturesStage:
         evaluate = {"resamples": run.settings.evaluate.resamples}
         seed = run.settings.general.seed
         return fingerprint({"features alone": FORMAT, "seed": seed, "evaluate": evaluate, "contents": contents})
-
-    @staticmethod
-    def _is_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
-        study = run.study
-        files = [study.scores, *(variant.study.metrics for variant in whole_brain(every))]
-        files += [path for name in run.spaces for path in (study.latent_r2(name), study.latent_r(name))]
-        there = all(path.exists() for path in files)
-        return there and not run.overwrite and (read_record(study.metrics) or {}).get("made_of") == made_of
-
-    @staticmethod
-    def _write(run: Run, whole: Sequence[Variant], result: FeatureEvaluation, made_of: str) -> None:
-        """Write all figures, metrics.json of the study last: its presence says that all is done."""
-        study, notes = run.study, [MISSING, *settings_notes(run.settings)]
-        about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
-        for variant, figures in zip(whole, result.folds, strict=False):
-            write_json(variant.study.metrics, figures | about | {"notes": figures["notes"] + notes}, indent=1)
-        for place, every in ((study.latent_r2, result.latent_r2), (study.latent_r, result.latent_r)):
-            for name, values in every.items():
-                write_whole(place(name), lambda file, values=values: np.save(file, values.astype(np.float32)))  # type: ignore[misc]
-        write_scores(study, result.columns, result.rows)
-        metrics = result.metrics | about | {"made_of": made_of, "notes": result.metrics["notes"] + notes}
-        write_json(study.metrics, metrics, indent=1)
 
 
 def feature_folds(run: Run, every: Sequence[Variant]) -> Iterator[FeatureFold]:

@@ -35,12 +35,6 @@ from leanrecon.validation import nearest
 STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 """The names of the stages of most studies, in order."""
 
-DECODE_STAGES = ("dataset", "decode", "refine", "evaluate")
-"""The names of the stages of studies with ``[decode]``."""
-
-FEATURE_STAGES = ("dataset", "features", "regression", "evaluate")
-"""The names of the stages of studies whose dataset has no images."""
-
 GATHERED_NBYTES = 28_000_000
 """Bytes that a run holds before its first stage and a plan does not: zarr (9 MB), other modules and records."""
 

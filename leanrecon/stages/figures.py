@@ -1,0 +1,129 @@
+"""What the stages evaluate, of images and of features alone, have in common: how figures are kept, and notes beside them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from leanrecon import kinds
+from leanrecon.errors import StoreError
+from leanrecon.images import Array
+from leanrecon.places import Location
+from leanrecon.places.files import read_record, write_json, write_whole
+from leanrecon.stages.scores import write_scores
+from leanrecon.stages.stage import Run
+from leanrecon.study.record import versions
+from leanrecon.study.settings import Settings
+from leanrecon.study.variants import Variant, whole_brain
+
+SCORES_NBYTES = 800
+"""Bytes that a test row takes in the table of scores."""
+
+
+class Figures(Protocol):
+    """Figures of all test rows and of each fold."""
+
+    metrics: dict[str, Any]
+    """What metrics.json holds."""
+    folds: list[dict[str, Any]]
+    """The figures of each fold alone; empty without folds."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table of scores."""
+
+
+def are_current(run: Run, every: Sequence[Variant], made_of: str, files: Iterable[Location]) -> bool:
+    """Whether figures of these stores are there, with the table of scores, those of every fold, and further ``files``."""
+    study = run.study
+    kept = [study.scores, *(variant.study.metrics for variant in whole_brain(every)), *files]
+    return all(path.exists() for path in kept) and not run.overwrite and _made_of(run) == made_of
+
+
+def require_current(run: Run, made_of: str) -> None:
+    """Raise StoreError where the study has no figures, or those of an earlier state of its stores."""
+    there = _made_of(run)
+    if there != made_of:
+        raise StoreError(
+            f"{run.study.root} has {'only figures of earlier stores' if there else 'no figures yet'}",
+            todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
+        )
+
+
+def write_figures(
+    run: Run,
+    every: Sequence[Variant],
+    figures: Figures,
+    rows: Iterable[dict[str, Any]],
+    vectors: Mapping[Location, Array],
+    made_of: str,
+    notes: Sequence[str],
+) -> None:
+    """Write all figures, metrics.json of the study last: its presence says that all is done.
+
+    ``rows`` are those of the table of scores; ``vectors`` hold one number a feature by the file that they go to.
+    """
+    study, whole = run.study, whole_brain(every)
+    about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
+    for variant, of_fold in zip(whole, figures.folds, strict=False):
+        write_json(variant.study.metrics, of_fold | about | {"notes": [*of_fold["notes"], *notes]}, indent=1)
+    for path, values in vectors.items():
+        write_whole(path, lambda file, values=values: np.save(file, values.astype(np.float32)))  # type: ignore[misc]
+    write_scores(study, figures.columns, rows)
+    metrics = figures.metrics | about | {"made_of": made_of, "notes": [*figures.metrics["notes"], *notes]}
+    write_json(study.metrics, metrics, indent=1)
+
+
+def _made_of(run: Run) -> Any:
+    return (read_record(run.study.metrics) or {}).get("made_of")
+
+
+# Notes
+
+
+def notes_of(run: Run, every: Sequence[Variant]) -> list[str]:
+    """What a reader of the report must know about the kinds that were used, and about what they learned."""
+    return [*_settings_notes(run.settings), *_learned_notes(whole_brain(every), run.settings)]
+
+
+def _settings_notes(settings: Settings) -> list[str]:
+    notes = [*kinds.optional(kinds.kind_of("datasets", settings.dataset), "notes", settings.dataset)]
+    for name, judge in settings.judges.items():
+        notes += kinds.optional(kinds.kind_of("judges", judge), "notes", judge)
+        notes += _guided_notes(settings, name, judge)
+    for space in settings.features.values():
+        notes += kinds.optional(kinds.kind_of("features", space), "notes", space)
+    for name, regression in settings.regression.items():
+        notes += kinds.optional(kinds.kind_of("regressors", regression), "notes", regression, name)
+    if settings.decode is not None:
+        notes += kinds.optional(kinds.kind_of("decoders", settings.decode), "notes", settings.decode)
+    return notes + kinds.optional(kinds.kind_of("generators", settings.refine), "notes", settings.refine)
+
+
+def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
+    """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
+    of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
+    for stage, form in {**of_spaces, "stage1": "{}"}.items():
+        told: dict[str, int] = {}
+        for variant in whole:
+            stages = (read_record(variant.study.record) or {}).get("stages", {})
+            for sentence in stages.get(stage, {}).get("notes", []):
+                told[sentence] = told.get(sentence, 0) + 1
+        for sentence, count in told.items():
+            yield form.format(sentence) + ("" if count == len(whole) else f" (In {count} of {len(whole)} folds.)")
+
+
+def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
+    """A note where the generator was guided by features of the same network family as a judge."""
+    family = getattr(kinds.kind_of("judges", judge), "family", None)
+    roles = kinds.kind_of("generators", settings.refine).roles(settings.refine).values()
+    spaces = [
+        space
+        for space in roles
+        if family and getattr(kinds.kind_of("features", settings.features[space]), "family", None) == family
+    ]
+    if spaces:
+        yield (
+            f"The generator was guided by predictions of {' and '.join(spaces)}, features of the same family as the "
+            f"judge {name}: its figures judge final images by the features that they were drawn for."
+        )
