@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.arrays import read
+from support.kills import stopping
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -204,23 +205,10 @@ def test_neither_chunks_nor_budget_decide_anything(root: Path, study: Study, tmp
 
 
 @pytest.mark.parametrize("writes", [0, 3, 9, 14, 17, 20])
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(
-    root: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    left, write = writes, Store.write_chunk
-
-    def fragile(self: Store, i: int, j: int, block: np.ndarray) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        write(self, i, j, block)
-
-    monkeypatch.setattr(Store, "write_chunk", fragile)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(root: Path, study: Study, tmp_path: Path, writes: int) -> None:
+    with pytest.raises(KeyboardInterrupt), stopping(writes):
         run(settings_of(root), tmp_path / "study")
     assert not (tmp_path / "study" / "betas" / "rows.json").exists()
-    monkeypatch.setattr(Store, "write_chunk", write)
     assert contents(run(settings_of(root), tmp_path / "study").root) == contents(study.root)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.arrays import read
+from support.kills import stopping
 
 from leanrecon.alignment.srm import SRM
 from leanrecon.context import Context
@@ -13,7 +14,6 @@ from leanrecon.datasets.group.dataset import Group, GroupSettings
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
-from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
@@ -131,24 +131,11 @@ def test_means_over_subjects_are_tested_beside_them(root: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("writes", [0, 8, 14, 16])
-def test_a_killed_run_ends_with_the_same_bytes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
+def test_a_killed_run_ends_with_the_same_bytes(root: Path, tmp_path: Path, writes: int) -> None:
     settings = settings_of(root, {"kind": "pca", "k": 4}, average=True)
     whole = run(settings, tmp_path / "whole")
-    left, write = writes, Store.write_chunk
-
-    def fragile(self: Store, i: int, j: int, block: np.ndarray) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        write(self, i, j, block)
-
-    monkeypatch.setattr(Store, "write_chunk", fragile)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), stopping(writes):
         run(settings, tmp_path / "study")
-    monkeypatch.setattr(Store, "write_chunk", write)
     study = run(settings, tmp_path / "study")
     for path in sorted(Path(whole.root).rglob("*")):
         if path.is_file():

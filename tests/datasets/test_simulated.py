@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from support.arrays import open_array
+from support.kills import stopping
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -109,21 +110,10 @@ def test_rows_do_not_depend_on_chunks_or_budget(study, tmp_path, chunk, free):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writes", [3, 21, 26, 27])
-def test_killed_runs_end_with_the_same_bytes(study, tmp_path, monkeypatch, writes):
-    left, write = writes, Store.write_rows
-
-    def fragile(self: Store, i: int, rows: np.ndarray) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        write(self, i, rows)
-
-    monkeypatch.setattr(Store, "write_rows", fragile)
-    with pytest.raises(KeyboardInterrupt):
+def test_killed_runs_end_with_the_same_bytes(study, tmp_path, writes):
+    with pytest.raises(KeyboardInterrupt), stopping(writes, method="write_rows"):
         run(tmp_path / "study")
     assert not Study(tmp_path / "study").rows.exists()
-    monkeypatch.undo()
     assert contents(run(tmp_path / "study", budget="8GB").root) == contents(study.root)
 
 
@@ -202,21 +192,10 @@ def test_averaged_test_rows_are_rescaled_by_the_root_of_their_trials(study, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writes", [22, 30, 40])
-def test_killed_runs_of_single_trials_end_with_the_same_bytes(tmp_path, monkeypatch, writes):
+def test_killed_runs_of_single_trials_end_with_the_same_bytes(tmp_path, writes):
     whole = run(tmp_path / "whole", repeats="single", test_repeats="single")
-    left, write = writes, Store.write_rows
-
-    def fragile(self: Store, i: int, rows: np.ndarray) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        write(self, i, rows)
-
-    monkeypatch.setattr(Store, "write_rows", fragile)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), stopping(writes, method="write_rows"):
         run(tmp_path / "study", repeats="single", test_repeats="single")
-    monkeypatch.undo()
     again = run(tmp_path / "study", repeats="single", test_repeats="single")
     assert contents(again.root) == contents(whole.root)
 

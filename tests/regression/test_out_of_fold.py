@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from support.kills import StoppedError, stopping
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError
@@ -126,29 +127,18 @@ def test_the_target_of_a_held_out_image_never_changes_its_own_prediction(repeate
     assert (before[0:600][~shows] != after[0:600][~shows]).any()
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 7])
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(repeated, tmp_path, monkeypatch, every):
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(repeated, tmp_path, every):
     _, _, data = repeated
     known = create(tmp_path / "whole", data)
     out_of_fold(PlainRidge(), data, known, FOLDS, context())
-    write, left, runs = Store.write_chunk, [0], 0
-
-    def stops(self, i, j, block):
-        left[0] -= 1
-        if left[0] < 0:
-            raise StoppedError
-        write(self, i, j, block)
-
-    monkeypatch.setattr(Store, "write_chunk", stops)
+    runs = 0
     while True:
-        left[0], runs, regressor = every, runs + 1, PlainRidge()
+        runs, regressor = runs + 1, PlainRidge()
         try:
-            out_of_fold(regressor, data, create(tmp_path / "killed", data), FOLDS, context())
+            with stopping(every, StoppedError):
+                out_of_fold(regressor, data, create(tmp_path / "killed", data), FOLDS, context())
             break
         except StoppedError:
             continue

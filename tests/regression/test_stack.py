@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from sklearn.linear_model import Ridge
+from support.kills import StoppedError, stopping
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -160,28 +161,17 @@ def test_test_rows_do_not_change_the_weights(repeated, tmp_path):
     assert weights[0] == weights[1]
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.mark.slow
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(repeated, tmp_path, monkeypatch):
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(repeated, tmp_path):
     known = outputs_of(tmp_path / "whole", repeated, pairings=1)
     make().predict(repeated, known, context(), {})
-    write, left, runs = Store.write_chunk, [0], 0
-
-    def stops(self, i, j, block):
-        left[0] -= 1
-        if left[0] < 0:
-            raise StoppedError
-        write(self, i, j, block)
-
-    monkeypatch.setattr(Store, "write_chunk", stops)
+    runs = 0
     while True:
-        left[0], runs = 5, runs + 1
+        runs += 1
         outputs = outputs_of(tmp_path / "killed", repeated, pairings=1)
         try:
-            make().predict(repeated, outputs, context(), {})
+            with stopping(5, StoppedError):
+                make().predict(repeated, outputs, context(), {})
             break
         except StoppedError:
             continue

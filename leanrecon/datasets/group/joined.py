@@ -127,9 +127,9 @@ class Joined:
             transform += group.betas["train"].nbytes()
             fitting = max(map_nbytes(c, p, k), averaging_nbytes((c, p), chunk, free)) + betas + 2 * c * k * 8
             fitting += group.betas["train"].nbytes()
-        if route == "auto":
-            fitting += trying_nbytes(pair.n_tried, p, k, len(group.rows["train"]), len(pair.used))
-            fitting += 3 * betas
+        if route == "auto":  # the map is there, what it was fitted with is not
+            trying = trying_nbytes(len(pair.tried), p, k, len(group.rows["train"]), len(pair.used)) + 3 * betas
+            fitting = max(fitting, trying + (p + 3 * c) * k * 8 + group.betas["train"].nbytes())
         disk = sum(store_nbytes((n, width), "float32", chunk) for n in rows.values())
         disk += sum(store_nbytes((n, height, across, channels), "uint8", chunk) for n in images.values())
         captions = max(m.captions_nbytes for m in members.values())
@@ -167,7 +167,7 @@ def trying_nbytes(tried: int, voxels: int, dims: int, group_images: int, own_ima
     """Most bytes that choosing a route takes beside the map: small images, scores, Gram matrix, predictions."""
     pixels = SIDE * SIDE * 3
     targets = (group_images + own_images) * pixels * 4 + 2 * tried * pixels * 8
-    gram = tried * voxels * 4 * 2 + tried * tried * 8
+    gram = tried * voxels * 4 * 2 + tried * tried * 4  # betas, and a copy of them on the way into the group's space
     own = 6 * tried * tried * 8 + 4 * tried * pixels * 8
     group = group_images * (6 * dims + 2 * pixels + 4 * 48) * 8 + tried * dims * 8
-    return targets + gram + max(own, group)
+    return targets + max(gram, tried * tried * 8 + max(own, group))
