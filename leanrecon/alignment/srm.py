@@ -80,14 +80,15 @@ def _held_out(gram: Gram, shared: Array, folds: Sequence[Array]) -> Array:
 
 
 class SRM(Estimator):
-    """A shared response model of several subjects.
+    """A shared response model of several subjects (Chen et al. 2015).
 
-    ``k`` shared dimensions, ``kind`` "probabilistic" or "deterministic", ``n_iter`` iterations, ``seed`` of the start.
-    ``standardize`` divides each voxel by its standard deviation first, ``scale`` each subject's betas by the root of
-    their total variance. ``fit`` takes a list of betas
-    [rows, voxels_i] of the same images; ``transform`` gives a list of scores [rows, k]. Afterwards ``weights_`` holds
-    orthonormal maps [voxels_i, k], ``shared_`` the response [rows, k], ``noise_`` its variance a voxel by subject,
-    ``objective_`` a number an iteration, ``held_out_`` scores of the rows of ``fit`` by maps they were left out of.
+    ``fit`` takes a list of betas [rows, voxels_i] of the same images. ``transform`` gives a list of scores [rows, k].
+    ``kind`` is "probabilistic" or "deterministic"; ``seed`` draws the start. ``standardize`` divides each voxel by its
+    standard deviation. ``scale`` divides each subject's betas by the root of their total variance.
+
+    After ``fit``, ``weights_`` are orthonormal maps [voxels_i, k], and ``shared_`` is the response [rows, k]. ``noise_`` is
+    the noise variance of a voxel, by subject. ``objective_`` has a number for each iteration. ``held_out_`` are scores of
+    the rows of ``fit``, by maps that were learned without them.
     """
 
     def __init__(

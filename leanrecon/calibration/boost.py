@@ -18,7 +18,7 @@ from leanrecon.calibration.calibration import (
     Model,
     pairs,
 )
-from leanrecon.calibration.trees import Trees, trees_of
+from leanrecon.calibration.trees import MOST_LEAVES, Trees, trees_of
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.images import Array, ImageShape
@@ -45,7 +45,7 @@ class BoostCalibrationSettings(CalibrationSettings):
     """Number of trees."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.08
     """Share of each tree that is added."""
-    leaves: Annotated[int, Field(strict=True, ge=2, le=15)] = 12
+    leaves: Annotated[int, Field(strict=True, ge=2, le=MOST_LEAVES)] = 12
     """Most leaves of a tree."""
     least_leaf: Annotated[int, Field(strict=True, ge=1)] = 300
     """Fewest pixels of a leaf."""

@@ -8,9 +8,6 @@ from leanrecon.datasets.splits import check_shared
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 
-ID_NBYTES = 120
-"""Bytes that the digest of an image takes beside its place in lists."""
-
 
 def refuse_shared_images(study: Study, names: Callable[[str, int], str], context: Context) -> None:
     """Raise InputError where a test image of a study's complete stores has the bytes of a train image.

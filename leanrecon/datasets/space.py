@@ -18,6 +18,7 @@ from leanrecon.study.layout import Study
 Array = np.ndarray[Any, Any]
 
 _PIECE = 2**20  # bytes of a volume that are packed together
+_NIBABEL = 15_000_000  # bytes that nibabel and gzip take when they are first used: 10 MB were seen
 _SHORT = 2**15  # sides that NIfTI-1 can't hold
 _HAVE_SPACE = "a dataset whose voxels lie in a volume (nifti, glmsingle, miyawaki, nsd) or on a surface (algonauts)"
 
@@ -59,7 +60,7 @@ class Volume:
 
     @property
     def nbytes(self) -> int:
-        return 4 * math.prod(self.shape) + 12 * len(self.index) + 4 * _PIECE
+        return _NIBABEL + 4 * math.prod(self.shape) + 12 * len(self.index) + 4 * _PIECE
 
     def files(self, name: str) -> list[str]:
         return [f"{name}.nii.gz"]

@@ -185,7 +185,8 @@ def _read(name: str, folder: Path) -> Scored:
     if not columns:
         raise InputError(f"{folder} has no scores of images", expected="a study with reconstructions")
     judges = {key: (of or {}).get("content", "") for key, of in (metrics.get("judges") or {}).items()}
-    about = {key: metrics.get(key) for key in ("preset", "folds", "blend")} | {"judges": judges}
+    about = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
+    about["blend"] = metrics.get("blend") or 0.0
     words = [str(about["preset"])]
     words += [f"{about['blend']:.0%} of first images mixed in"] if about["blend"] else []
     words += [f"{about['folds']} folds"] if about["folds"] else []

@@ -22,10 +22,6 @@ RECORD = "maps.json"
 """What each file shows, and the betas that they are of."""
 
 
-LIBRARIES = 15_000_000
-"""Bytes that SciPy, nibabel and compression take when they are first used: 10 MB were seen."""
-
-
 def export_maps(
     run: Run, folder: Path, names: Sequence[str] = (), variant: str = "", *, overwrite: bool = False
 ) -> list[str]:
@@ -45,7 +41,7 @@ def export_maps(
     record = _record_of(out, betas.content, overwrite)
     masks: dict[str, Array] = {}
     written = []
-    for made in make_maps(run, names, variant, beside=space.nbytes + 8 * space.voxels + LIBRARIES):
+    for made in make_maps(run, names, variant, beside=space.nbytes + 8 * space.voxels):
         _write_record(out, record)  # first, so that whatever is there is known to be of this study
         if made.name.startswith(AREA):
             masks[made.name.removeprefix(AREA)] = made.values

@@ -1,7 +1,7 @@
 """Protocols of published tables: at which sizes, by which networks and weights, and by which SSIM each judges."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,21 @@ _MINDEYE2 = {
 }
 _TAKAGI_SEES: Table = {"size": 299, "crop": True}
 
+_OF_MINDEYE2 = Protocol(
+    source="Scotti et al. 2024 (MindEye2), final_evaluations.ipynb",
+    size=425,
+    through=256,
+    resample="tensor",
+    ssim="ssim",
+    n_test=1000,
+    judges=_MINDEYE2,
+    remarks=(
+        "EfficientNet-B1 has the weights IMAGENET1K_V2, so its figures are on another scale than Brain-Diffuser's.",
+        "The paper's enhanced images hold a quarter of its blurry ones; here that is evaluate.blend = 0.25.",
+        "Levels of resized images are rounded to 256 steps for pixels and CLIP, which the paper does not do.",
+    ),
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     "native": Protocol(),
     "bd2023": Protocol(
@@ -78,20 +93,7 @@ PROTOCOLS: dict[str, Protocol] = {
         judges=_BD2023,
         remarks=("Every network sees 224 pixels; EfficientNet-B1 has the weights IMAGENET1K_V1.",),
     ),
-    "mindeye2": Protocol(
-        source="Scotti et al. 2024 (MindEye2), final_evaluations.ipynb",
-        size=425,
-        through=256,
-        resample="tensor",
-        ssim="ssim",
-        n_test=1000,
-        judges=_MINDEYE2,
-        remarks=(
-            "EfficientNet-B1 has the weights IMAGENET1K_V2, so its figures are on another scale than Brain-Diffuser's.",
-            "The paper's enhanced images hold a quarter of its blurry ones; here that is evaluate.blend = 0.25.",
-            "Levels of resized images are rounded to 256 steps for pixels and CLIP, which the paper does not do.",
-        ),
-    ),
+    "mindeye2": _OF_MINDEYE2,
     "takagi": Protocol(
         source="Takagi & Nishimoto 2023, codes/utils/img2feat_decoded.py and identification.py",
         n_test=982,
@@ -115,14 +117,9 @@ PROTOCOLS: dict[str, Protocol] = {
         judges={"rgb": {"kind": "space", "space": {"kind": "pixels", "size": [224, 224]}}},
         remarks=("Pairwise identification is by all pixels, at 224 a side.",),
     ),
-    "brainit": Protocol(
+    "brainit": replace(
+        _OF_MINDEYE2,
         source="Beliy et al. 2025 (Brain-IT), whose table stands beside MindEye2's",
-        size=425,
-        through=256,
-        resample="tensor",
-        ssim="ssim",
-        n_test=1000,
-        judges=_MINDEYE2,
         remarks=("Its sizes and weights were not read: MindEye2's are taken, beside which it prints its figures.",),
     ),
 }

@@ -12,7 +12,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.arrays.inputs import Inputs, Split
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns
-from leanrecon.datasets.builder.noise import ncsnr
+from leanrecon.datasets.builder.noise import noise_of
 from leanrecon.datasets.files.rows import Convert, Pooled
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
@@ -119,17 +119,12 @@ class Ingest:
         starts = [0, *np.cumsum([len(rows) for rows in betas]).tolist()]
         if len(splits) == 2 and not self.inputs.paired:
             betas, starts = betas[:1], [0, 0]  # both splits are of one array
-        trials = [
-            [start + row for row in rows]
+        trials = {
+            split.name: [[start + row for row in rows] for rows in repeats[split.name].shown_rows]
             for split, start in zip(splits, starts, strict=False)
-            for rows in repeats[split.name].shown_rows
-        ]
-        noise = ncsnr(Pooled(betas) if len(betas) > 1 else betas[0], trials)
-        if noise is not None:
-            arrays["ncsnr"] = noise
-            # Of train trials alone, for what learns from it; with folds each train row is a test row, too.
-            own = None if self.settings.folds else ncsnr(splits[0].betas, repeats["train"].shown_rows)
-            arrays["ncsnr_train"] = np.full(self.inputs.voxels, np.nan, np.float32) if own is None else own
+        }
+        every = Pooled(betas) if len(betas) > 1 else betas[0]
+        arrays |= noise_of(every, trials, folds=bool(self.settings.folds))
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))
 
     # Rows

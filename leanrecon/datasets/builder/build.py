@@ -9,7 +9,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.arrays.voxels import labels_of
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import SPACE, Materials
-from leanrecon.datasets.builder.noise import ncsnr
+from leanrecon.datasets.builder.noise import noise_of
 from leanrecon.datasets.builder.plan import ROWS, is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
@@ -240,13 +240,11 @@ class Build:
         arrays.setdefault("index", columns)
         masks = {name: mask[columns] for name, mask in table.areas.items()}
         labels = labels_of(masks) if masks else np.full(len(columns), "", "<U1")
-        trials = [places for of in self.repeats.values() for places in of.shown_rows]
-        noise = ncsnr(responses, trials)
+        trials = {split: of.shown_rows for split, of in self.repeats.items()}
+        unknown = np.full(len(columns), np.nan, np.float32)
         arrays |= {"areas": labels, **{f"area/{name}": mask for name, mask in masks.items()}}
-        # Of train trials alone, for what learns from it; with folds each train row is a test row, too.
-        own = None if self.settings.folds else ncsnr(responses, self.repeats["train"].shown_rows)
-        for name, of in (("ncsnr", noise), ("ncsnr_train", own)):
-            arrays[name] = np.full(len(columns), np.nan, np.float32) if of is None else of
+        arrays |= {"ncsnr": unknown, "ncsnr_train": unknown}
+        arrays |= noise_of(responses, trials, folds=bool(self.settings.folds))
         if self.settings.min_reliability is not None:
             arrays["reliability"] = self.reliability[self.kept]
         write_whole(self.study.voxels, lambda file: np.savez(file, **arrays))

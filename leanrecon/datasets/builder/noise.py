@@ -1,6 +1,6 @@
 """How much of a voxel's response is signal, from repeats of images: the ncsnr of Allen et al. 2022."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,19 @@ FEWEST = 10
 """Repeated images below which no ncsnr is told."""
 
 _ROWS = 64  # rows that are read together
+
+
+def noise_of(responses: Rows, trials: Mapping[str, Sequence[Sequence[int]]], *, folds: bool) -> dict[str, Array]:
+    """What voxels.npz tells of noise: ``ncsnr`` of all trials, and ``ncsnr_train`` for what learns from it.
+
+    ``trials`` holds the rows of each image by split. Empty where too few images are repeated. ``ncsnr_train`` is NaN where
+    too few train images are, and with ``folds``, where each train row is a test row too.
+    """
+    found = ncsnr(responses, [rows for of in trials.values() for rows in of])
+    if found is None:
+        return {}
+    own = None if folds else ncsnr(responses, trials["train"])
+    return {"ncsnr": found, "ncsnr_train": np.full_like(found, np.nan) if own is None else own}
 
 
 def ncsnr(responses: Rows, trials: Sequence[Sequence[int]]) -> Array | None:

@@ -47,12 +47,6 @@ def texts_of(variable: Variable) -> Iterator[tuple[int, str]]:
         )
 
 
-def count_rows(variable: Variable) -> int:
-    """Rows of captions."""
-    shape = variable.shape
-    return shape[1] if variable.number == CELL and len(shape) == 2 and shape[0] == 1 else shape[0]
-
-
 def _cells(variable: Variable) -> Iterator[Variable]:
     of, at = variable.of, variable.data
     for _ in range(math.prod(variable.shape)):

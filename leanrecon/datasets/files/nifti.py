@@ -2,7 +2,7 @@
 
 import gzip
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,3 @@ def nibabel_library() -> Any:
     except ImportError:
         raise SettingsError("reading NIfTI files needs nibabel", todo="pip install nibabel") from None
     return nibabel
-
-
-def pooled_volumes(headers: Sequence[NiftiHeader], index: Array) -> list[NiftiRows]:
-    """The rows of several files of one grid."""
-    for header in headers[1:]:
-        check_grid(header, headers[0])
-    return [NiftiRows(header, index) for header in headers]

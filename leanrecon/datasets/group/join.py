@@ -47,10 +47,6 @@ class Pair:
     tried: list[str]
     """The used images that a route is chosen on."""
 
-    @property
-    def n_tried(self) -> int:
-        return len(self.tried)
-
     def members(self, route: str) -> Members:
         """What is put together: the group's train rows and the subject's test rows, or the subject's own alone."""
         each = [self.group, self.reader] if route == "group" else [self.own]

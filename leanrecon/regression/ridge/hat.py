@@ -99,7 +99,7 @@ def hat_matrix(
         solve(factor, hat)
         sums = refuse_nan_rows(hat, rows)
         hat += ((1 - sums) / n)[:, None].astype(dtype)
-        return hat if fold is None else converted(hat, dtype, fold.index, targets=fold.s)
+        return by_image(hat, fold)
     inner = test.read(rows, range(p), buffer((len(rows) * p * dtype.itemsize,), np.uint8), dtype)
     solve(factor, inner)
     hat = buffer((len(rows), n if fold is None else fold.s), dtype)
@@ -178,6 +178,11 @@ def converted(a: Array, dtype: np.dtype[Any], index: Array | None = None, *, tar
         else:
             new[:] = np.bincount(index, row, targets)
     return result
+
+
+def by_image(hat: Array, fold: Pairing | None) -> Array:
+    """A hat matrix with a column for each image; the same one where ``fold`` is None, as no image is repeated."""
+    return hat if fold is None else converted(hat, hat.dtype, fold.index, targets=fold.s)
 
 
 @dataclass

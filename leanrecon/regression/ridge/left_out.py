@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import MemoryBudget, buffer
-from leanrecon.regression.ridge.hat import converted
+from leanrecon.regression.ridge.hat import by_image
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.maps import WeightMaps
 from leanrecon.regression.ridge.pairing import Pairing
@@ -53,7 +53,7 @@ class LeftOut(WeightMaps):
         out = buffer((min(count * at_once, n) + extra, targets.block), self._stream_dtype)
         for group in panels(n, count * at_once):
             parts = [range(group.start + part.start, group.start + part.stop) for part in panels(len(group), at_once)]
-            hats = [self._folded(self.left_out(np.arange(part.start, part.stop))) for part in parts]
+            hats = [by_image(self.left_out(np.arange(part.start, part.stop)), self._fold) for part in parts]
             index = None if self._fold is not None else self._paired.index
             for rows, columns, values in self._through_hats(group, hats + reference, index, targets, wanted, out):
                 store.write_columns(columns.start // store.chunk_columns, values, first_row=rows.start)
@@ -66,11 +66,6 @@ class LeftOut(WeightMaps):
         whole = self._pairing.companions(rows)
         hat = self._left_out(whole, self._kept_factor)
         return hat if len(whole) == len(rows) else hat[np.isin(whole, rows)]
-
-    def _folded(self, hat: Array) -> Array:
-        """A hat matrix with a column for each image, where images are repeated."""
-        fold = self._fold
-        return hat if fold is None else converted(hat, hat.dtype, fold.index, targets=fold.s)
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
         raise NotImplementedError

@@ -19,7 +19,7 @@ from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import per_target
 from leanrecon.regression.ridge.form import Form, forms
-from leanrecon.regression.ridge.hat import converted, gram, hat_matrix
+from leanrecon.regression.ridge.hat import by_image, converted, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
@@ -350,8 +350,7 @@ class StreamingRidge(LeftOut):
         """The hat matrix of leave-one-out predictions of train rows, where they give the moments."""
         if self.restandardize != "inductive":
             return []
-        hat = self._left_out(self._held_out, factor)
-        return [hat if fold is None else converted(hat, hat.dtype, fold.index, targets=fold.s)]
+        return [by_image(self._left_out(self._held_out, factor), fold)]
 
     def _through_hats(
         self,
