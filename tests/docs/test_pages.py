@@ -8,7 +8,9 @@ import pytest
 from sync_docs import shown, synced
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("colab/*.md"), *ROOT.glob("tests/*/README.md")])
+DOCS = sorted(page for page in ROOT.glob("docs/**/*.md") if "generated" not in page.parts)
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *ROOT.glob("colab/*.md"), *ROOT.glob("tests/*/README.md")])
+GENERATED = ("cli", "settings", "kinds", "recipes")
 EXAMPLES = ROOT / "tests" / "example_package" / "leanrecon_example"
 
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#([^)\s]+))?\)")
@@ -20,10 +22,15 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
-    broken = [
-        target for target, _ in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / target).exists()
-    ]
-    assert broken == []
+    links = [target for target, _ in _LINK.findall(page.read_text(encoding="utf-8"))]
+    assert [target for target in links if not leads(page, target)] == []
+
+
+def leads(page: Path, target: str) -> bool:
+    """Whether a link leads to a file, to a page that it names without its ending, or to a page of the reference."""
+    path = page.parent / target
+    made = path.parent.name == "generated" and path.name in GENERATED
+    return made or path.exists() or (page in DOCS and path.with_name(f"{path.name}.md").exists())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -51,11 +58,62 @@ def test_toml_blocks_are_toml() -> None:
             tomllib.loads(block)
 
 
-def test_settings_in_the_readme_are_accepted() -> None:
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("choose", "areas", "generators", "networks"))]
+)
+def test_settings_that_a_page_shows_are_accepted(page: str) -> None:
     """Each block, beside a dataset where it has none of its own."""
     from leanrecon.study.settings import check_settings
 
-    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 5
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
     for block in blocks:
         check_settings({"dataset": {"kind": "simulated"}} | tomllib.loads(block))
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_reference_pages_name_every_command_setting_kind_and_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.main import get_command
+
+    from leanrecon import kinds
+    from leanrecon.app.cli import app
+    from leanrecon.study.recipes import recipes
+
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "extensions"))
+    import reference_pages
+
+    reference_pages.write(tmp_path)
+    text = {name: (tmp_path / f"{name}.md").read_text(encoding="utf-8") for name in GENERATED}
+    for command in get_command(app).commands:
+        assert f"## `leanrecon {command}`" in text["cli"]
+    for group, names in kinds.BUILT_IN.items():
+        for name in names:
+            assert f"### {name}\n" in text["kinds"]
+            for key in kinds.get(group, name).Settings.model_fields:
+                assert key == "kind" or f"| `{key}` |" in text["kinds"]
+    for name in recipes():
+        assert f"## {name}\n" in text["recipes"]
+
+
+def test_code_cells_of_tutorials_are_python_and_their_commands_are_there() -> None:
+    """The cells run when the site is built (`sphinx-build -W docs build/docs`)."""
+    from typer.main import get_command
+
+    from leanrecon.app.cli import app
+
+    commands = set(get_command(app).commands)
+    for page in (ROOT / "docs" / "tutorials").glob("*.md"):
+        cells = re.findall(
+            r"```\{code-cell\} ipython3\n(?::.*\n)*(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        )
+        assert cells
+        for cell in cells:
+            if cell.strip().startswith("!"):
+                assert set(re.findall(r"!leanrecon ([\w-]+)", cell)) <= commands
+            else:
+                compile(cell, str(page), "exec")
