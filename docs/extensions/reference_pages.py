@@ -3,6 +3,7 @@
 The pages go to ``docs/reference/generated``; a page whose text is the same is left as it is.
 """
 
+import ast
 import inspect
 import re
 import tomllib
@@ -148,7 +149,11 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
 def _short(default: str) -> str:
     if default in ("(needed)", "(none)"):
         return "needed" if default == "(needed)" else "none"
-    return f"`{default}`" if len(default) <= 60 else "see the sentence"
+    try:
+        default = _toml(ast.literal_eval(default))
+    except (ValueError, SyntaxError):
+        return "a table"
+    return f"`{default}`" if len(default) <= 60 else "a list"
 
 
 def _type(annotation: Any) -> str:
@@ -172,6 +177,9 @@ def _type(annotation: Any) -> str:
 
 
 def _toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
 

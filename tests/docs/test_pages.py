@@ -109,11 +109,11 @@ def test_code_cells_of_tutorials_are_python_and_their_commands_are_there() -> No
     commands = set(get_command(app).commands)
     for page in (ROOT / "docs" / "tutorials").glob("*.md"):
         cells = re.findall(
-            r"```\{code-cell\} ipython3\n(?::.*\n)*(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+            r"```\{code-cell\} ipython3\n(?::[^\n]*\n)*(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
         )
-        assert cells
+        assert cells or page.stem == "index"
         for cell in cells:
-            if cell.strip().startswith("!"):
-                assert set(re.findall(r"!leanrecon ([\w-]+)", cell)) <= commands
+            if cell.startswith("%%bash\n"):  # unlike "!", it fails where its last command does
+                assert set(re.findall(r"^leanrecon ([\w-]+)", cell, re.MULTILINE)) <= commands
             else:
                 compile(cell, str(page), "exec")
