@@ -76,7 +76,8 @@ class Network:
     @property
     def sees(self) -> Sees | None:
         """How images become what the network sees, where it says so."""
-        return getattr(self.made, "sees", None)
+        found: Sees | None = getattr(self.made, "sees", None)
+        return found
 
     def classifier(self) -> "Network | None":
         """The same weights up to the classes of ImageNet-1k, where they have them."""

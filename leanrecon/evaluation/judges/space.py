@@ -105,7 +105,8 @@ class SpaceJudge:
     @property
     def sees(self) -> Sees | None:
         """How images become what the feature space sees, where it says so."""
-        return getattr(self._space, "sees", None)
+        found: Sees | None = getattr(self._space, "sees", None)
+        return found
 
 
 SEEN: ImageShape = (256, 256, 3)
