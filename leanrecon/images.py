@@ -1,6 +1,7 @@
 """Single images: their size, their channels, and the rows of numbers that stand for them."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -8,6 +9,17 @@ Array = np.ndarray[Any, Any]
 
 ImageShape = tuple[int, int, int]
 """Height, width and channels (1 or 3) of an image."""
+
+
+@dataclass(frozen=True)
+class Sees:
+    """How square images become what a network sees, before their levels are scaled."""
+
+    sides: tuple[int, ...]
+    """The sides in pixels that they are brought to, one after another."""
+    how: Literal["bilinear", "bicubic", "tensor"]
+    """Pillow's filter, or "tensor": bilinear between four pixels, without antialiasing."""
+
 
 GREY = (0.2125, 0.7154, 0.0721)
 """Weights of red, green and blue in grey (Rec. 709, as scikit-image's rgb2gray)."""

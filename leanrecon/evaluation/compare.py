@@ -1,14 +1,14 @@
 """Several studies in one table: their figures, means over those of one protocol, paired differences, published figures.
 
 Means are those that papers print: of the studies' own figures, each study counting alike. Figures of different
-protocols are never averaged. Intervals resample test images: the same draw for all studies where they have the same
+protocols are never averaged, and stand under headings of their own, published ones too. Intervals resample test images: the same draw for all studies where they have the same
 test images, a draw of each study's own otherwise.
 """
 
 import csv
 import io
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from leanrecon.places import seals
 from leanrecon.places.files import read_record, unreadable
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.study.layout import Study
+from leanrecon.study.protocols import PROTOCOLS
 from leanrecon.validation import nearest
 
 Array = np.ndarray[Any, Any]
@@ -44,6 +45,8 @@ class Line:
     protocol: str
     images: int | None
     figures: Mapping[str, Figure]
+    heading: str
+    """The protocol that the figures stand under: its name, or in words where a study departs from all that have names."""
     source: str = ""
 
 
@@ -58,6 +61,13 @@ class Comparison:
     common: list[str] = field(default_factory=list)
     """Stimulus ids that every study tested, in the order of the first one."""
 
+    def sections(self) -> Iterator[tuple[str, list[str], list[Line]]]:
+        """Each protocol by its heading, with its metrics and its lines."""
+        for heading in dict.fromkeys(line.heading for line in self.lines):
+            lines = [line for line in self.lines if line.heading == heading]
+            there = {metric for line in lines for metric in line.figures}
+            yield heading, [metric for metric in self.metrics if metric in there], lines
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -66,6 +76,8 @@ class Scored:
     name: str
     folder: Path
     protocol: str
+    heading: str
+    """The preset, where nothing departs from it; else the protocol in words."""
     key: str
     stimuli: list[str]
     scores: Mapping[str, Array]
@@ -93,7 +105,7 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
     published = _published(against)
     names = _names(folders)
     scored = [_read(name, folder) for name, folder in zip(names, folders, strict=True)]
-    lines = [Line(s.name, "study", s.protocol, len(set(s.stimuli)), s.recorded) for s in scored]
+    lines = [Line(s.name, "study", s.protocol, len(set(s.stimuli)), s.recorded, s.heading) for s in scored]
     notes = []
     groups: dict[str, list[Scored]] = {}
     for one in scored:
@@ -105,7 +117,7 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
                 f"mean of {len(group)} studies" if len(groups) == 1 else f"mean of {', '.join(s.name for s in group)}"
             )
             images = len(set(group[0].stimuli)) if same else None
-            lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group, seed)))
+            lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group, seed), group[0].heading))
             if not same:
                 notes.append(
                     f"The test images of {', '.join(s.name for s in group)} differ: each was resampled by itself."
@@ -117,16 +129,14 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
         if other.key == first.key:
             common, figures = difference(other, first, seed)
             if figures:
-                lines.append(Line(f"{other.name} less {first.name}", "difference", first.protocol, common, figures))
+                name = f"{other.name} less {first.name}"
+                lines.append(Line(name, "difference", first.protocol, common, figures, first.heading))
             else:
                 notes.append(
                     f"{other.name} and {first.name} share {common} test images: their difference has no pairs."
                 )
     lines += published
-    if published:
-        notes.append(
-            "Published figures are means over other subjects, images and protocols: read them as a scale only."
-        )
+    notes += _apart(published, scored)
     metrics = list(dict.fromkeys(metric for line in lines for metric in line.figures))
     shared = [name for name in dict.fromkeys(first.stimuli) if all(name in one.stimuli for one in scored[1:])]
     return Comparison(metrics, lines, notes, list(folders), shared)
@@ -162,6 +172,26 @@ def difference(one: Scored, other: Scored, seed: int = 0) -> tuple[int, dict[str
     return len(names), {m: (float(table[:, k].mean()), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
 
 
+def _apart(published: Sequence[Line], scored: Sequence[Scored]) -> Iterator[str]:
+    """What a reader must know of published figures: which of them stand beside no study, and why."""
+    if published:
+        yield "Published figures are means over subjects of another study: compare them under one heading only."
+    for heading in dict.fromkeys(line.heading for line in published):
+        systems = ", ".join(line.name.partition(" (")[0] for line in published if line.heading == heading)
+        if heading not in PROTOCOLS:
+            yield f"The protocol of {systems} was not checked: no study can be judged as it was."
+        elif not (own := [one for one in scored if one.heading == heading]):
+            yield (
+                f'No study here was judged as {systems}: set preset = "{heading}" and judges = "preset" in [evaluate], '
+                "and leave out blend and folds."
+            )
+        else:
+            n_test = PROTOCOLS[heading].n_test
+            for one in own:
+                if n_test not in (None, n := len(set(one.stimuli))):
+                    yield f"{heading} has {n_test} test images, {one.name} {n}: shares among all images differ."
+
+
 def _read(name: str, folder: Path) -> Scored:
     study = Study(folder)
     metrics = read_record(study.metrics)
@@ -185,13 +215,15 @@ def _read(name: str, folder: Path) -> Scored:
     if not columns:
         raise InputError(f"{folder} has no scores of images", expected="a study with reconstructions")
     judges = {key: (of or {}).get("content", "") for key, of in (metrics.get("judges") or {}).items()}
-    about = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
-    about["blend"] = metrics.get("blend") or 0.0
+    about: dict[str, Any] = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
+    about |= {"blend": metrics.get("blend") or 0.0, "departures": sorted(metrics.get("departures") or {})}
     words = [str(about["preset"])]
     words += [f"{about['blend']:.0%} of first images mixed in"] if about["blend"] else []
     words += [f"{about['folds']} folds"] if about["folds"] else []
+    words += [f"with another {judge}" for judge in about["departures"]]
+    heading = ", ".join(words)
     words += [f"judges {', '.join(sorted(judges))}"] if judges else []
-    return Scored(name, folder, ", ".join(words), fingerprint(about), stimuli, scores, _recorded(metrics))
+    return Scored(name, folder, ", ".join(words), heading, fingerprint(about), stimuli, scores, _recorded(metrics))
 
 
 def _recorded(metrics: Mapping[str, Any]) -> dict[str, Figure]:
@@ -231,6 +263,7 @@ def _published(against: str | None) -> list[Line]:
             f"{of['protocol']}: {protocols[of['protocol']]}",
             None,
             {key: (value, None, None) for key, value in of["figures"].items()},
+            of["protocol"],
             of["source"],
         )
         for name, of in tables.items()

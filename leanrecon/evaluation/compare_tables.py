@@ -23,16 +23,11 @@ def shown(figure: Figure | None, *, signed: bool = False) -> str:
     return text if low is None or high is None else f"{text} ({low:{sign}.3f}, {high:{sign}.3f})"
 
 
-def cells(found: Comparison) -> Iterator[list[str]]:
-    """The table with its head, as texts."""
-    yield ["", "test images", *found.metrics, "protocol"]
-    for line in found.lines:
-        yield [
-            line.name,
-            "" if line.images is None else str(line.images),
-            *_figures(line, found.metrics),
-            line.protocol,
-        ]
+def cells(metrics: list[str], lines: list[Line]) -> Iterator[list[str]]:
+    """The table of one protocol with its head, as texts."""
+    yield ["", "test images", *metrics, "protocol"]
+    for line in lines:
+        yield [line.name, "" if line.images is None else str(line.images), *_figures(line, metrics), line.protocol]
 
 
 def _figures(line: Line, metrics: list[str]) -> list[str]:
@@ -41,16 +36,18 @@ def _figures(line: Line, metrics: list[str]) -> list[str]:
 
 def text_of(found: Comparison) -> list[str]:
     """Lines for a terminal: a metric a row, since names of systems are long and screens are narrow."""
-    lines = []
-    for line in found.lines:
-        images = "" if line.images is None else f", {line.images} test images"
-        lines.append(f"{line.name} ({line.protocol.partition(':')[0]}{images})")
-        for metric in found.metrics:
-            if metric in line.figures:
-                lines.append(f"  {metric:28} {shown(line.figures[metric], signed=line.kind == 'difference')}")
-        if line.source:
-            lines.append(f"  source: {line.source}")
-    return [*lines, *found.notes]
+    said = []
+    for heading, metrics, lines in found.sections():
+        said.append(f"# protocol: {heading}")
+        for line in lines:
+            images = "" if line.images is None else f", {line.images} test images"
+            said.append(f"{line.name} ({line.protocol.partition(':')[0]}{images})")
+            for metric in metrics:
+                if metric in line.figures:
+                    said.append(f"  {metric:28} {shown(line.figures[metric], signed=line.kind == 'difference')}")
+            if line.source:
+                said.append(f"  source: {line.source}")
+    return [*said, *found.notes]
 
 
 def csv_of(found: Comparison) -> str:
@@ -65,23 +62,23 @@ def csv_of(found: Comparison) -> str:
 
 
 def markdown_of(found: Comparison) -> str:
-    """A Markdown table and its notes."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(found)]
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    rule = "|" + "---|" * len(rows[0])
-    notes = [f"\n{note}" for note in found.notes]
-    sources = [f"\n{line.name}: {line.source}" for line in found.lines if line.source]
-    return "\n".join([head, rule, *body, *notes, *sources]) + "\n"
+    """A Markdown table a protocol, and notes."""
+    said = []
+    for heading, metrics, lines in found.sections():
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in cells(metrics, lines)]
+        head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        said += [f"## {heading}\n", head, "|" + "---|" * len(rows[0]), *body, ""]
+    notes = [f"{note}\n" for note in found.notes]
+    sources = [f"{line.name}: {line.source}\n" for line in found.lines if line.source]
+    return "\n".join([*said, *notes, *sources])
 
 
 def html_of(found: Comparison) -> str:
-    """A page of its own: the table, and images of common test rows side by side."""
-    head, *body = list(cells(found))
-    top = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in head)
-    rows = [
-        f"<tr><th scope='row'>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in body
-    ]
+    """A page of its own: a table a protocol, and images of common test rows side by side."""
+    tables = "".join(
+        f"<h2>{html.escape(heading)}</h2>{_table(list(cells(metrics, lines)))}"
+        for heading, metrics, lines in found.sections()
+    )
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in found.notes)
     notes += "".join(f"<p>{html.escape(f'{line.name}: {line.source}')}</p>" for line in found.lines if line.source)
     style = (
@@ -90,9 +87,19 @@ def html_of(found: Comparison) -> str:
     )
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison</title><style>{style}</style>"
-        f"<h1>Comparison</h1><table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>{notes}"
+        f"<h1>Comparison</h1>{tables}{notes}"
         f"{_pictures(found)}</html>\n"
     )
+
+
+def _table(rows: list[list[str]]) -> str:
+    """A table with its head, in HTML."""
+    top = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr><th scope='row'>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in rows[1:]
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _pictures(found: Comparison) -> str:

@@ -13,7 +13,7 @@ from leanrecon.features.inference import PretrainedSpace, exact_inference, load_
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.noise import POSTERIOR, normals
-from leanrecon.images import resize, with_channels
+from leanrecon.images import Sees, resize, with_channels
 from leanrecon.weights.folders import (
     Weights,
     arithmetic,
@@ -134,6 +134,11 @@ class AutoKL(PretrainedSpace):
             "tile": settings.tile,
         }
         return made_of | ({"seed": self.seed} if settings.latents == "sample" else {})
+
+    @property
+    def sees(self) -> Sees:
+        """How images become what the network sees."""
+        return Sees((self.settings.size,), "bicubic")
 
     def decode_made_of(self) -> dict[str, Any]:
         """The tiny autoencoder, if it decodes."""

@@ -106,6 +106,7 @@ class EvaluateStage:
             folds = folds_of(run, every, refines=refines, judged=bool(judges))
             result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
+            result.metrics["departures"] = protocols.departures(run.settings.evaluate.preset, run.settings.judges)
             latents = {study.latent_r2(name): r2 for name, r2 in result.latent_r2.items()}
             notes = self._notes(run, every, result.metrics["n_test"])
             write_figures(run, every, result, result.rows(), latents, made_of, notes)

@@ -140,9 +140,17 @@ def notes(name: str, judges: Mapping[str, BaseModel], n_test: int) -> Iterator[s
     missing = [judge for judge in protocol.judges if judge not in judges]
     if missing:
         yield f"Of the networks of {name} this study has none of {', '.join(missing)}."
-    for judge, table in protocol.judges.items():
-        if judge in judges and (others := _departures(table, judges[judge].model_dump(mode="json"))):
-            yield f"The judge {judge} departs from {name}: {'; '.join(others)}."
+    for judge, others in departures(name, judges).items():
+        yield f"The judge {judge} departs from {name}: {'; '.join(others)}."
+
+
+def departures(name: str, judges: Mapping[str, BaseModel]) -> dict[str, list[str]]:
+    """Where judges that bear the names of a preset's differ from it, in words by judge; empty: nowhere."""
+    tables = PROTOCOLS[name].judges
+    found = {
+        judge: _departures(tables[judge], judges[judge].model_dump(mode="json")) for judge in tables if judge in judges
+    }
+    return {judge: others for judge, others in found.items() if others}
 
 
 def _departures(table: Table, found: Table) -> list[str]:

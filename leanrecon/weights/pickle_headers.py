@@ -14,6 +14,10 @@ from leanrecon.weights.safetensors import AGAIN
 _LARGEST = 64_000_000  # bytes of the pickle without numbers; that of the published VDVAE has 0.2 MB
 
 
+_ARCHIVE = b"PK\x03\x04"
+"""How an archive of PyTorch 1.6 or later begins."""
+
+
 class _UnknownError(Exception):
     """A class that a plain state_dict does not have."""
 
@@ -58,9 +62,13 @@ def shapes_in(path: Path, *, again: str = AGAIN) -> Mapping[str, tuple[int, ...]
     """The shape of every tensor of a state_dict by name.
 
     None for what only PyTorch can tell: files of before PyTorch 1.6, and those that hold more than tensors. Raises
-    InputError for a damaged archive.
+    InputError for a damaged archive, and for a file that ends before it does.
     """
     if not is_archive(path):
+        with path.open("rb") as file:
+            begins = file.read(len(_ARCHIVE))
+        if _ARCHIVE.startswith(begins):  # the list of its entries stands at the end
+            raise InputError(f"{path} can't be read as weights: it is {'cut off' if begins else 'empty'}", todo=again)
         return None
     try:
         with zipfile.ZipFile(path) as archive:

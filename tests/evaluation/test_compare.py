@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from leanrecon.errors import InputError, SettingsError
+from leanrecon.evaluation import compare_tables
 from leanrecon.evaluation.compare import RESAMPLES, compare_studies
 from leanrecon.evaluation.compare_tables import csv_of, markdown_of, text_of, write_table
 from leanrecon.evaluation.plan import resamples_at_once
@@ -20,7 +21,9 @@ RNG = np.random.default_rng(2)
 IMAGES = [f"image{k}" for k in range(12)]
 
 
-def study(root: Path, name: str, stimuli: list[str], *, preset: str = "native", average: bool = False) -> dict:
+def study(
+    root: Path, name: str, stimuli: list[str], *, preset: str = "native", average: bool = False, **about: object
+) -> dict:
     values = RNG.normal(0.5, 0.2, size=(len(stimuli), 2))
     lines = ["row,stimulus,subject,stage1.pixcorr,final.pixcorr,final.ssim"]
     for row, (image, own) in enumerate(zip(stimuli, values, strict=True)):
@@ -32,7 +35,7 @@ def study(root: Path, name: str, stimuli: list[str], *, preset: str = "native", 
         metric: {"value": float(values[:, k].mean()), "low": 0.0, "high": 1.0, "chance": 0.0}
         for k, metric in enumerate(("pixcorr", "ssim"))
     }
-    write_json(Study(root / name).metrics, {"preset": preset, "folds": None, "final": final})
+    write_json(Study(root / name).metrics, {"preset": preset, "folds": None, "final": final, **about})
     return dict(zip(stimuli, values, strict=True))
 
 
@@ -118,6 +121,71 @@ def test_published_tables_stand_beside_with_protocol_and_source(tmp_path: Path) 
         compare_studies([tmp_path / "a"], against="mindeye3")
 
 
+def names_under(found, heading: str) -> list[str]:
+    return [one.name for key, _, lines in found.sections() for one in lines if key == heading]
+
+
+def test_published_figures_stand_under_their_own_protocol_alone(tmp_path: Path) -> None:
+    study(tmp_path, "as_paper", IMAGES, preset="mindeye2")
+    study(tmp_path, "other", IMAGES)
+    found = compare_studies([tmp_path / "as_paper", tmp_path / "other"], against="all")
+    assert names_under(found, "mindeye2") == ["as_paper", "MindEye2 (subjects 1, 2, 5, 7)"]
+    assert names_under(found, "native") == ["other"]
+    assert len(names_under(found, "unstated")) == 4
+    said = " ".join(found.notes)
+    assert "Brain-IT was not checked: no study can be judged as it was" in said
+    assert "mindeye2 has 1000 test images, as_paper 12" in said
+    assert "No study here was judged" not in said
+    assert "No study here was judged as MindEye2: set preset" in " ".join(
+        compare_studies([tmp_path / "other"], against="mindeye2").notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("about", "heading"),
+    [
+        ({"blend": 0.25}, "mindeye2, 25% of first images mixed in"),
+        ({"folds": 5}, "mindeye2, 5 folds"),
+        ({"departures": {"inception": ["size = 299 instead of 342"]}}, "mindeye2, with another inception"),
+    ],
+)
+def test_a_study_that_departs_from_a_protocol_stands_under_a_heading_of_its_own(
+    tmp_path: Path, about: dict, heading: str
+) -> None:
+    study(tmp_path, "as_paper", IMAGES, preset="mindeye2")
+    study(tmp_path, "departs", IMAGES, preset="mindeye2", **about)
+    judges = {"alexnet2": {"content": "x"}}
+    study(tmp_path, "judged", IMAGES, preset="mindeye2", judges=judges)
+    found = compare_studies([tmp_path / name for name in ("as_paper", "departs", "judged")], against="mindeye2")
+    assert names_under(found, heading) == ["departs"]
+    assert names_under(found, "mindeye2") == ["as_paper", "judged", "MindEye2 (subjects 1, 2, 5, 7)"]
+    assert {one.kind for one in found.lines} == {"study", "published"}  # nothing is averaged or subtracted
+
+
+def test_every_table_names_its_protocol_above_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, "a", IMAGES)
+    found = compare_studies([tmp_path / "a"], against="mindeye2")
+    text = text_of(found)
+    assert text.index("# protocol: native") < text.index("# protocol: mindeye2")
+    assert [line for line in markdown_of(found).splitlines() if line.startswith("## ")] == ["## native", "## mindeye2"]
+    monkeypatch.setattr(compare_tables, "_pictures", lambda found: "")  # of whole studies
+    write_table(found, tmp_path / "table.html")
+    page = (tmp_path / "table.html").read_text()
+    ours, theirs = page.partition("<h2>mindeye2</h2>")[::2]
+    assert "<h2>native</h2>" in ours
+    assert "MindEye2 (subjects" not in ours
+    assert "two_way_clip" in theirs
+    assert "two_way_clip" not in ours  # no column that none of its lines has
+
+
+def test_the_ssim_of_a_published_table_is_its_protocol_s(tmp_path: Path) -> None:
+    study(tmp_path, "a", IMAGES)
+    published = [one for one in compare_studies([tmp_path / "a"], against="all").lines if one.kind == "published"]
+    checked = [one for one in published if one.heading in PROTOCOLS]
+    assert checked
+    assert all(PROTOCOLS[one.heading].ssim in one.figures for one in checked)
+
+
 def test_published_figures_have_the_names_that_studies_give_theirs(tmp_path: Path) -> None:
     networks = PROTOCOLS["mindeye2"].judges
     named = {"pixcorr", "ssim", *(f"{form}_{name}" for name in networks for form in ("two_way", "distance"))}
@@ -156,8 +224,11 @@ def test_tables_hold_every_figure(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_of(found))))
     assert len(rows) == sum(len(one.figures) for one in found.lines)
     assert {row["name"] for row in rows} == {one.name for one in found.lines}
-    markdown = markdown_of(found).splitlines()
-    assert len({row.count("|") for row in markdown[: 2 + len(found.lines)]}) == 1
+    markdown = [part for part in markdown_of(found).split("## ") if part]
+    assert len(markdown) == 3
+    for part in markdown:
+        rows = [row for row in part.splitlines() if row.startswith("|")]
+        assert len({row.count("|") for row in rows}) == 1
     assert any("source: Scotti" in text for text in text_of(found))
     write_table(found, tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == csv_of(found)

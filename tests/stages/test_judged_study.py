@@ -61,6 +61,7 @@ def test_a_study_is_judged_continued_and_verified(
     assert keys <= set(metrics["final"])
     assert {"two_way_tiny", "distance_far", "way50_named"} <= set(metrics["baselines"]["random_train_image"])
     assert [quarter["rows"] for quarter in metrics["by_similarity"]] == [4] * 4
+    assert metrics["departures"] == {}
     assert "Judged as kamitani" in " ".join(metrics["notes"])
     by_hand = np.mean([quarter["final"]["two_way_tiny"]["value"] for quarter in metrics["by_similarity"]])
     assert by_hand == pytest.approx(metrics["final"]["two_way_tiny"]["value"])

@@ -7,19 +7,36 @@ import typer
 
 from leanrecon.app.options import Memory, app
 from leanrecon.app.terminal import say
+from leanrecon.errors import SettingsError
 
 
 @app.command()
 def doctor(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE_OR_FILE]...", help="With --weights: check the networks of these alone."),
+    ] = None,
     memory: Memory = None,
     vdvae: Annotated[
         Path | None, typer.Option("--vdvae", metavar="FILE", help="Prove a file of VDVAE weights instead.")
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Check the networks whose weights are here, and keep their numbers.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --weights: keep the numbers of today instead of earlier ones.")
+    ] = False,
 ) -> None:
     """Show what this machine has, what each recipe needs, and whether it fits."""
     from leanrecon.app.doctor import show, show_vdvae
 
-    if vdvae is not None:
+    if weights:
+        from leanrecon.app.weights import check_weights
+
+        check_weights(sources or [], memory, overwrite=overwrite)
+    elif sources or overwrite:
+        raise SettingsError("a recipe, a settings file or --overwrite is given without --weights", todo="add --weights")
+    elif vdvae is not None:
         show_vdvae(vdvae)
     else:
         show(memory)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon import kinds
 from leanrecon.evaluation.judges.judge import Measure
-from leanrecon.images import Array, ImageShape, resize, resize_tensor
+from leanrecon.images import Array, ImageShape, Sees, resize, resize_tensor
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.weights.names import WeightsName
 from leanrecon.weights.needs import Need
@@ -115,6 +115,15 @@ class CLIPJudge:
 
     def release(self) -> None:
         self._space.release()
+
+    @property
+    def sees(self) -> Sees | None:
+        """How images become what the network sees."""
+        sides = tuple(filter(None, (self.settings.through, self.settings.size)))
+        if sides:
+            return Sees(sides, "bilinear" if self.settings.resize == "pillow" else "tensor")
+        found: Sees | None = self._space.sees
+        return found
 
 
 def _space_settings(settings: CLIPJudgeSettings) -> BaseModel:

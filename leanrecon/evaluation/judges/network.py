@@ -12,7 +12,7 @@ from leanrecon.errors import InputError, SettingsError, said_by
 from leanrecon.evaluation.judges.building import Blueprint, Description, description, load, require_library
 from leanrecon.evaluation.judges.feeding import Rule, feed, feeding_nbytes
 from leanrecon.evaluation.judges.judge import Measure
-from leanrecon.images import Array, ImageShape
+from leanrecon.images import Array, ImageShape, Sees
 from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
 from leanrecon.weights.libraries import LIBRARY_NBYTES, exact_inference, imports_nbytes
@@ -188,6 +188,13 @@ class NetworkJudge:
 
     def release(self) -> None:
         self._loaded = None
+
+    @property
+    def sees(self) -> Sees:
+        """How images become what the network sees."""
+        settings = self.settings
+        sides = (settings.size,) if settings.through is None else (settings.through, settings.size)
+        return Sees(sides, "bilinear" if settings.resize == "pillow" else "tensor")
 
     @property
     def _path(self) -> Path:

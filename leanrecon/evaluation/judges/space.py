@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from leanrecon import kinds
 from leanrecon.errors import SettingsError
 from leanrecon.evaluation.judges.judge import Measure
-from leanrecon.images import Array, ImageShape
+from leanrecon.images import Array, ImageShape, Sees
 from leanrecon.weights.libraries import LIBRARY_NBYTES
 
 
@@ -101,6 +101,12 @@ class SpaceJudge:
 
     def release(self) -> None:
         self._space.release()
+
+    @property
+    def sees(self) -> Sees | None:
+        """How images become what the feature space sees, where it says so."""
+        found: Sees | None = getattr(self._space, "sees", None)
+        return found
 
 
 SEEN: ImageShape = (256, 256, 3)

@@ -140,6 +140,15 @@ class TorchvisionJudge(NetworkJudge):
             todo=f"set judges.{self.name}.weights to that file, or leave out version to take any weights",
         )
 
+    def classifier(self) -> "TorchvisionJudge | None":
+        """The network up to the classes of ImageNet-1k; None for weights that torchvision does not publish."""
+        settings = self.settings
+        if settings.version is None and not digits_in(Path(str(settings.weights)).name):
+            return None
+        size = 299 if settings.model == "inception_v3" else 224
+        as_trained = {"layer": "", "size": size, "through": None, "resize": "pillow", "crop": False}
+        return TorchvisionJudge(settings.model_copy(update=as_trained), name=self.name, device=self.device)
+
     @classmethod
     def notes(cls, settings: TorchvisionSettings) -> Iterable[str]:
         yield from super().notes(settings)

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 
 from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
-from leanrecon.features.clip.preprocess import Preprocessing
+from leanrecon.features.clip.preprocess import BICUBIC, Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
 from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
+from leanrecon.images import Sees
 from leanrecon.weights.folders import part_of, whole_number
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
 from leanrecon.weights.needs import Need
@@ -28,6 +29,9 @@ BATCH = 8
 core with ViT-L/14, 2.5 s in batches of eight."""
 
 AT_ONCE_ON_GPU = 32
+
+_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", BICUBIC: "bicubic"}
+"""The filters of Pillow that PyTorch has too, by their numbers."""
 
 _PROCESSOR_FOLDERS = (
     "image_feature_extractor",
@@ -103,6 +107,12 @@ class CLIPVision(CLIPSpace):
             part = slice(start, start + self._at_once)
             out[part] = self._encode(model, self._preprocessing(images[part]))
         return out
+
+    @property
+    def sees(self) -> Sees | None:
+        """How images become what the network sees; None for a filter that no other library has."""
+        how = _FILTERS.get(self._preprocessing.resample)
+        return None if how is None else Sees((self._preprocessing.crop[0],), how)
 
     def unconditional(self) -> Array:
         """The row [dims] in float32 of a black image."""

@@ -14,7 +14,7 @@ from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import check_file, loading_nbytes, require_file, weights_nbytes
 from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
-from leanrecon.images import resize, with_channels
+from leanrecon.images import Sees, resize, with_channels
 from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
@@ -160,6 +160,11 @@ class VDVAESpace(PretrainedSpace):
             seed=self.seed,
             rows=rows,
         )
+
+    @property
+    def sees(self) -> Sees:
+        """How images become what the network sees."""
+        return Sees((self.config.image_size,), "bilinear")
 
     @property
     def _path(self) -> Path:
