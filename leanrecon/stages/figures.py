@@ -103,7 +103,7 @@ def _settings_notes(settings: Settings) -> list[str]:
 def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
     """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
     of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
-    for stage, form in {**of_spaces, "stage1": "{}"}.items():
+    for stage, form in {**of_spaces, "stage1": "{}", "decode": "End-to-end decoder: {}."}.items():
         told: dict[str, int] = {}
         for variant in whole:
             stages = (read_record(variant.study.record) or {}).get("stages", {})
