@@ -11,7 +11,7 @@ from leanrecon.decoders.decoder import DecoderShapes
 from leanrecon.decoders.gan.gan import GAN, held_out, troubles
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.decoders.gan.training import learning_rate
-from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
 from leanrecon.kinds import settings_of
 from leanrecon.memory import PeakMemory, process_memory
 from leanrecon.stores.pictures import Pictures
@@ -169,6 +169,14 @@ def test_fewer_rows_than_a_batch_and_other_settings_are_refused(data_of, tmp_pat
     make(epochs=1).train(data, tmp_path, context())
     with pytest.raises(StoreError, match=r"learning_rate"):
         make(epochs=1, learning_rate=1e-3).train(data, tmp_path, context())
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_done(data_of, tmp_path):
+    decoder = make(hidden=2048)
+    with pytest.raises(BudgetError, match="decode needs at least"):
+        decoder.train(data_of(), tmp_path / "network", Context.of(process_memory() + 50_000_000, label="decode"))
+    assert not (tmp_path / "network").exists()
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class GANSettings(BaseModel):
     explained: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of the variance of train betas that the principal components hold, with reduction = "pca"."""
     noise: Weight = 0.0
-    """Standard deviation of noise that is added to inputs in training, in deviations of a reduced beta."""
+    """Deviation of noise that is added to inputs in training, in those of a voxel: as a ridge of alpha = rows · noise²."""
 
     comparator: Any = NONE
     """The network whose features are compared: "none", "alexnet", "vgg16", or the table of a feature space or judge."""
