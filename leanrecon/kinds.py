@@ -59,7 +59,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "procrustes": "leanrecon.alignment.procrustes:ProcrustesAlignment",
         "srm": "leanrecon.alignment.srm:SRMAlignment",
     },
-    "decoders": {},
+    "decoders": {
+        "gan": "leanrecon.decoders.gan.gan:GAN",
+    },
     "generators": {
         "none": "leanrecon.refinement.none:NoRefinement",
         "lcm": "leanrecon.refinement.diffusion.stable:LCM",

@@ -14,6 +14,7 @@ from leanrecon.features.space import Array, FixedSpace
 from leanrecon.memory import buffer
 from leanrecon.weights.folders import SHOWN, Weights
 from leanrecon.weights.libraries import exact_inference as exact_inference  # for the rooms above
+from leanrecon.weights.libraries import resized as resized
 from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, itemsize, reserved
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import BaseModel
 
 from leanrecon import kinds
 from leanrecon.errors import StoreError
@@ -91,6 +92,7 @@ def _settings_notes(settings: Settings) -> list[str]:
     for name, judge in settings.judges.items():
         notes += kinds.optional(kinds.kind_of("judges", judge), "notes", judge)
         notes += _guided_notes(settings, name, judge)
+        notes += _compared_notes(settings, name, judge)
     for space in settings.features.values():
         notes += kinds.optional(kinds.kind_of("features", space), "notes", space)
     for name, regression in settings.regression.items():
@@ -103,7 +105,7 @@ def _settings_notes(settings: Settings) -> list[str]:
 def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
     """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
     of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
-    for stage, form in {**of_spaces, "stage1": "{}"}.items():
+    for stage, form in {**of_spaces, "stage1": "{}", "decode": "End-to-end decoder: {}."}.items():
         told: dict[str, int] = {}
         for variant in whole:
             stages = (read_record(variant.study.record) or {}).get("stages", {})
@@ -111,6 +113,24 @@ def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str
                 told[sentence] = told.get(sentence, 0) + 1
         for sentence, count in told.items():
             yield form.format(sentence) + ("" if count == len(whole) else f" (In {count} of {len(whole)} folds.)")
+
+
+def _compared_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
+    """A note where an end-to-end decoder learned to match features of the same network, or family, as a judge's."""
+    compared = getattr(settings.decode, "comparator", None)
+    if not isinstance(compared, BaseModel):
+        return
+    kind, own = kinds.kind_of("judges", judge), compared.model_dump(mode="json")
+    judged = judge.model_dump(mode="json")
+    judged = judged.get("space") or judged
+    named = [key for key in ("model", "checkpoint", "weights", "builder") if key in own and own[key] == judged.get(key)]
+    family = getattr(kind, "family", None)
+    groups = [group for group in ("features", "judges") if own["kind"] in kinds.names(group)]
+    if named or (family and any(getattr(kinds.get(g, own["kind"]), "family", None) == family for g in groups)):
+        yield (
+            f"The judge {name} judges by a network that the decoder was trained to please, or by one of its family: its "
+            "figures prove nothing."
+        )
 
 
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:

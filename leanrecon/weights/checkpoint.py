@@ -48,6 +48,8 @@ class Place:
     total: float = 0.0
     history: History = field(default_factory=History)
     scaler: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else a training has to know, as plain values."""
 
 
 class Folder:
@@ -118,13 +120,13 @@ def save_place(folder: Folder, place: Place, network: "nn.Module", optimizer: "t
     import torch
 
     arrays = weights_of(network)
-    steps = 0.0
+    steps = {}  # of each parameter: those of a network that waits for another stay behind
     for name, parameter in network.named_parameters():
         state = optimizer.state.get(parameter) or {}  # none while half precision has only skipped steps
         for moment in _MOMENTS:
             tensor = state[moment] if state else torch.zeros_like(parameter)
             arrays[f"{name}:{moment}"] = tensor.detach().cpu().numpy()
-        steps = float(state.get("step", 0.0))
+        steps[name] = float(state.get("step", 0.0))
     folder.write("checkpoint", arrays, place=asdict(place), steps=steps)
 
 
@@ -136,11 +138,13 @@ def load_place(folder: Folder, network: "nn.Module", optimizer: "torch.optim.Opt
     if file is None:
         return None
     load_weights(network, file)
+    steps = file.record["steps"]
     for name, parameter in network.named_parameters():
         state = {moment: torch.empty_like(parameter, requires_grad=False) for moment in _MOMENTS}
         for moment, tensor in state.items():
             _read_into(file, f"{name}:{moment}", tensor)
-        state["step"] = torch.tensor(file.record["steps"], dtype=torch.float32, device=parameter.device)
+        step = steps[name] if isinstance(steps, dict) else steps  # one for all, as they were written before
+        state["step"] = torch.tensor(step, dtype=torch.float32, device=parameter.device)
         optimizer.state[parameter] = state
     place = file.record["place"]
     return Place(**(place | {"history": History(**place["history"])}))

@@ -5,9 +5,12 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from leanrecon.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIBRARY_NBYTES = 40_000_000
 """Bytes of kernels that PyTorch prepares when it first runs, and of gaps in the heap."""
@@ -42,6 +45,19 @@ def imports_nbytes(library: Literal["transformers", "diffusers"] | None = None) 
 
 def _title(package: str) -> str:
     return "PyTorch" if package == "torch" else package
+
+
+def resized(images: "Tensor", size: tuple[int, int], *, bicubic: bool = False) -> "Tensor":
+    """Images [b, 3, height, width] at another size, which gradients go through; averaged over where they shrink.
+
+    Pillow's filters of the same name give the same to rounding.
+    """
+    from torch.nn import functional
+
+    if tuple(images.shape[2:]) == size:
+        return images
+    mode = "bicubic" if bicubic else "bilinear"
+    return functional.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
 
 
 @contextlib.contextmanager

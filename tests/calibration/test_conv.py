@@ -7,12 +7,14 @@ import pytest
 
 from leanrecon.calibration.calibration import CalibrationShapes
 from leanrecon.calibration.conv.conv import ConvCalibration
-from leanrecon.calibration.conv.network import averaged, fold_of, n_weights, residual_unet
+from leanrecon.calibration.conv.network import fold_of, n_weights, residual_unet
 from leanrecon.calibration.conv.settings import ConvCalibrationSettings
-from leanrecon.calibration.conv.training import as_input, batches_of, learning_rate, window_rows, windows_of
+from leanrecon.calibration.conv.training import as_input, learning_rate
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.memory import PeakMemory, process_memory
+from leanrecon.stores.windows import batches_of, window_rows, windows_of
+from leanrecon.weights.averages import averaged
 from leanrecon.weights.checkpoint import Folder
 
 SMALL = {"epochs": 4, "width": 8, "batch_size": 8, "learning_rate": 4e-3, "checkpoint_minutes": 0.0}
@@ -31,14 +33,14 @@ def test_large_images_are_folded_into_channels(height, width, fold):
 
 def test_windows_hold_every_row_once_and_follow_from_seed_and_epoch():
     rows = np.arange(5, 505)
-    windows = windows_of(rows, 160, 1, 0)
+    windows = windows_of(rows, 160, (1, 32, 0))
     assert [len(window) for window in windows] == [160, 160, 160, 20]
     np.testing.assert_array_equal(np.sort(np.concatenate(windows)), rows)
-    assert (np.concatenate(windows) != np.concatenate(windows_of(rows, 160, 1, 1))).any()
-    np.testing.assert_array_equal(np.concatenate(windows), np.concatenate(windows_of(rows, 160, 1, 0)))
+    assert (np.concatenate(windows) != np.concatenate(windows_of(rows, 160, (1, 32, 1)))).any()
+    np.testing.assert_array_equal(np.concatenate(windows), np.concatenate(windows_of(rows, 160, (1, 32, 0))))
     assert [place for w, place in batches_of(windows, 50) if w == 0] == [slice(0, 50), slice(50, 100), slice(100, 150)]
     assert batches_of([np.arange(7)], 50) == [(0, slice(0, 7))]
-    assert window_rows(64 * 64 * 3, 24) % 24 == 0
+    assert window_rows(2 * 64 * 64 * 3, 24) % 24 == 0
     assert window_rows(10**9, 24) == 24
 
 

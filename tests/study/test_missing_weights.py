@@ -12,7 +12,7 @@ from leanrecon.stages.pipeline import STAGES, plan_study
 from leanrecon.study.needs import missing, needed, require_weights
 from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.weights.packaged import is_packaged
-from leanrecon.weights.published import FILES
+from leanrecon.weights.published import address_of
 
 VDVAE = "imagenet64-iter-1600000-model-ema.th"
 CAPTIONS = "COCO_73k_annots_curated.npy"
@@ -184,7 +184,7 @@ def test_recipes_name_what_can_be_fetched(recipe, cache):
     packaged = recipe in ("demo", "demo-unet")
     assert {is_packaged(need.name) for need in needs} <= {packaged}
     for need in needs if not packaged else ():
-        assert need.name in FILES or (need.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", need.name))
+        assert address_of(need.name) or (need.pieces and re.fullmatch(r"[\w.-]+/[\w.-]+", need.name))
 
 
 def test_settings_without_weights_require_none(cache, tmp_path):

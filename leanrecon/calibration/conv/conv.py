@@ -15,11 +15,13 @@ from leanrecon.calibration.calibration import (
     LearnedCalibration,
     Model,
 )
-from leanrecon.calibration.conv.network import averaged, fold_of, n_weights, residual_unet
+from leanrecon.calibration.conv.network import fold_of, n_weights, residual_unet
 from leanrecon.calibration.conv.settings import ConvCalibrationSettings
-from leanrecon.calibration.conv.training import train, window_rows
+from leanrecon.calibration.conv.training import train
 from leanrecon.context import Context
 from leanrecon.images import Array
+from leanrecon.stores.windows import window_rows
+from leanrecon.weights.averages import averaged
 from leanrecon.weights.checkpoint import Folder
 from leanrecon.weights.tensors import TensorFile
 
@@ -48,7 +50,7 @@ class ConvCalibration(LearnedCalibration):
         weights, numbers = n_weights(channels, settings.width, fold), int(np.prod(shapes.image))
         pixels = (-(-height // fold) + 3) * (-(-width // fold) + 3)
         one = pixels * settings.width * _ACTIVATIONS * FLOAT + 12 * numbers * FLOAT
-        window = 2 * min(window_rows(numbers, settings.batch_size), shapes.rows) * numbers
+        window = 2 * min(window_rows(2 * numbers, settings.batch_size), shapes.rows) * numbers
         return CalibrationPlan(
             TORCH_NBYTES + _COPIES * weights * FLOAT + window + settings.batch_size * one,
             2 * weights * FLOAT + one,

@@ -1,4 +1,4 @@
-"""A small U-Net (Ronneberger et al. 2015) whose output is added to its input, and the moving average of its weights."""
+"""A small U-Net (Ronneberger et al. 2015) whose output is added to its input."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -80,31 +80,3 @@ def residual_unet(channels: int, width: int, fold: int) -> "nn.Module":
             return x + added[:, :, :height, :width]
 
     return UNet()
-
-
-def averaged(network: "nn.Module") -> "nn.Module":
-    """A network beside the moving average of its weights, as one module, so that a checkpoint holds both."""
-    import torch
-    from torch import nn
-
-    class Averaged(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            self.names = [name for name, _ in network.named_parameters()]
-            for k, parameter in enumerate(network.parameters()):
-                self.register_buffer(f"average_{k}", parameter.detach().clone())
-
-        def averages(self) -> dict[str, torch.Tensor]:
-            return {name: getattr(self, f"average_{k}") for k, name in enumerate(self.names)}
-
-        def forward(self, x: torch.Tensor) -> Any:
-            """What the averaged weights give."""
-            return torch.func.functional_call(self.network, self.averages(), (x,))
-
-        @torch.no_grad()
-        def update(self, stays: float) -> None:
-            for average, parameter in zip(self.averages().values(), self.network.parameters(), strict=True):
-                average.lerp_(parameter.detach(), 1 - stays)
-
-    return Averaged()

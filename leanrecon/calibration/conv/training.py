@@ -16,16 +16,11 @@ from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.images import Array
 from leanrecon.memory import buffer
+from leanrecon.stores.windows import batches_of, window_rows, windows_of
 from leanrecon.weights.checkpoint import Folder, History, Place, load_place, save_place
 
 if TYPE_CHECKING:
     import torch
-
-WINDOW_NBYTES = 64_000_000
-"""Bytes of the pairs of images that are read and shuffled together."""
-
-RUN = 32
-"""Rows that lie side by side and are read together; windows are made of such runs."""
 
 CLIP = 1.0
 """Largest norm of the gradient."""
@@ -33,27 +28,7 @@ CLIP = 1.0
 WARMUP = 50
 """Steps over which the learning rate rises."""
 
-
-def window_rows(image_nbytes: int, batch: int) -> int:
-    """Rows of a window: whole batches."""
-    return max(WINDOW_NBYTES // (2 * image_nbytes) // batch, 1) * batch
-
-
-def windows_of(rows: Array, size: int, seed: int, epoch: int) -> list[Array]:
-    """The rows of an epoch in random order, in windows whose rows can be read without holding more than one."""
-    rng = np.random.default_rng([seed, 32, epoch])
-    runs = [rows[start : start + RUN] for start in range(0, len(rows), RUN)]
-    order = np.concatenate([runs[k] for k in rng.permutation(len(runs))])
-    return [rng.permutation(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-def batches_of(windows: list[Array], size: int) -> list[tuple[int, slice]]:
-    """Window and place of each batch; what is left of a window after whole batches waits for another epoch."""
-    found = []
-    for w, rows in enumerate(windows):
-        count = max(len(rows) // size, 1)
-        found += [(w, slice(k * size, min((k + 1) * size, len(rows)))) for k in range(count)]
-    return found
+ORDER = 32  # a stream of random numbers
 
 
 def learning_rate(settings: ConvCalibrationSettings, step: int, steps: int) -> float:
@@ -82,8 +57,8 @@ def train(
 
     weights = list(network.network.parameters())
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    size = window_rows(int(np.prod(data.first.shape[1:])), settings.batch_size)
-    steps = len(batches_of(windows_of(rows, size, seed, 0), settings.batch_size))
+    size = window_rows(2 * int(np.prod(data.first.shape[1:])), settings.batch_size)
+    steps = len(batches_of(windows_of(rows, size, (seed, ORDER, 0)), settings.batch_size))
     place = load_place(files, network, optimizer) or Place()
     history = place.history
     if not history.train:
@@ -128,7 +103,7 @@ def _batches(
 
     from leanrecon.stores.images import ImageReader
 
-    windows = windows_of(rows, size, seed, place.epoch)
+    windows = windows_of(rows, size, (seed, ORDER, place.epoch))
     shape = data.first.shape[1:]
     held, memories = -1, [buffer((min(size, len(rows)), *shape), np.uint8) for _ in range(2)]
     readers = [ImageReader(data.first), ImageReader(data.true)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +15,13 @@ from leanrecon.evaluation.judges.judge import Measure
 from leanrecon.images import Array, ImageShape, Sees
 from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
-from leanrecon.weights.libraries import LIBRARY_NBYTES, exact_inference, imports_nbytes
+from leanrecon.weights.libraries import LIBRARY_NBYTES, exact_inference, imports_nbytes, resized
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pickle_headers import is_archive, shapes_in
 from leanrecon.weights.safetensors import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the arithmetic from images to embeddings."""
@@ -185,6 +188,25 @@ class NetworkJudge:
                     todo=f"set another judges.{self.name}.size",
                 ) from error
         return out
+
+    def differentiable(self, images: "Tensor") -> "Tensor":
+        """Embeddings [b, dims], which gradients go through, of images float32 [b, 3, height, width] from 0 to 1.
+
+        Both sides are brought to the network's size, whatever ``through``, ``resize`` and ``crop`` say.
+        """
+        import torch
+
+        rule = self.settings.rule
+        mean, sd = (torch.tensor(values, device=images.device)[:, None, None] for values in (rule.mean, rule.sd))
+        embeddings: Tensor = self._network()((resized(images, (rule.size, rule.size)) - mean) / sd).float()
+        return embeddings
+
+    def differentiable_nbytes(self, side: int, batch: int) -> int:
+        """Bytes that it takes for a batch of images, with their gradients."""
+        known = description(
+            self.blueprint(self.settings), self.settings.layer, self.settings.size, f"judges.{self.name}"
+        )
+        return self.staying_nbytes + 2 * known.weights + 6 * batch * known.largest * _FLOAT
 
     def release(self) -> None:
         self._loaded = None

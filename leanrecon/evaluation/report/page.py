@@ -98,6 +98,16 @@ class Space:
     plots: list[Plot]
 
 
+LOSSES = {
+    "image": "Image loss",
+    "feature": "Feature loss",
+    "adversarial": "Adversarial loss",
+    "real": "Discriminator, real images",
+    "generated": "Discriminator, generated images",
+}
+"""The losses of an end-to-end decoder by their names in its record."""
+
+
 def render(page: Page, out: LocationLike) -> None:
     """Write the report as one self-contained HTML file, beside its place first and then renamed into it.
 
@@ -166,6 +176,7 @@ def _context(page: Page) -> dict[str, Any]:
         "pattern_plots": [_svg(one.title, one.remark, one.svg) for one in pattern_plots(metrics)],
         "scale_weights": scale_weights(metrics),
         "spaces": list(_spaces(page)),
+        "training": list(_training("decode", "the end-to-end decoder", page)),
         "voxels": page.voxels,
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
         "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
@@ -218,21 +229,25 @@ def _spaces(page: Page) -> Iterator[Space]:
     features = page.metrics.get("features") or {}
     for name in dict.fromkeys([*features, *page.latent_r2]):
         rows = figure_rows([Column(name, "final", label(name), features.get(name) or {})], {})
-        yield Space(name, rows, [*_r2(name, page), *_training(name, page)])
+        yield Space(name, rows, [*_r2(name, page), *_training(f"regression {name}", name, page)])
 
 
-def _training(space: str, page: Page) -> Iterator[Plot]:
-    """The training curve of a network, of the first fold where there are folds."""
+def _training(stage: str, name: str, page: Page) -> Iterator[Plot]:
+    """The training curves of a stage's network, of the first fold where there are folds."""
     for run_name, run in {"": page.records, **page.variants}.items():
-        curve = ((run.get("stages") or {}).get(f"regression {space}") or {}).get("curve")
+        curve = ((run.get("stages") or {}).get(stage) or {}).get("curve")
         if not curve or len(curve["train"]) < 2:
             continue
-        svg = plots.losses(f"Training of {space}", curve["train"], curve["validation"], curve["best"])
+        svg = plots.losses(f"Training of {name}", curve["train"], curve["validation"], curve["best"])
         where = f" in {run_name}" if run_name else ""
         remark = f"Dashed: the loss of the rows learned from{where}, with noise and dropout. "
         if curve["validation"][-1] is not None:
             remark += "Solid: that of train rows held out. No test row is among them"
         yield _svg("Losses while the network learned", remark, svg)
+        for loss, values in (curve.get("losses") or {}).items():
+            if loss in LOSSES and any(values):
+                own = plots.losses(f"{LOSSES[loss]} of {name}", [None, *values], [], curve["best"])
+                yield _svg(LOSSES[loss], "Mean over the steps of each epoch", own)
         return
 
 

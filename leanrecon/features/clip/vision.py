@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -11,7 +11,7 @@ from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.preprocess import BICUBIC, Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
-from leanrecon.features.inference import exact_inference
+from leanrecon.features.inference import exact_inference, resized
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.images import Sees
@@ -20,6 +20,9 @@ from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import PROCESSORS, Piece
 from leanrecon.weights.safetensors import AGAIN
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
@@ -124,13 +127,31 @@ class CLIPVision(CLIPSpace):
 
         with exact_inference(self.device):
             numbers = torch.from_numpy(pixels).to(self.device, getattr(torch, self.precision))
-            states = model.vision_model(pixel_values=numbers).last_hidden_state
-            if self.settings.form == "embedding":
-                states = states[:, :1]
-            states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
-            states = states / states[:, :1].norm(dim=-1, keepdim=True)
-            rows: Array = states.reshape(len(pixels), -1).cpu().numpy()
+            rows: Array = self._rows(model, numbers).cpu().numpy()
         return rows
+
+    def _rows(self, model: Any, numbers: "Tensor") -> "Tensor":
+        states = model.vision_model(pixel_values=numbers).last_hidden_state
+        if self.settings.form == "embedding":
+            states = states[:, :1]
+        states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
+        return (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(numbers), -1)
+
+    def differentiable(self, images: "Tensor") -> "Tensor":
+        """Rows [b, dims], which gradients go through, of images float32 [b, 3, height, width] from 0 to 1."""
+        import torch
+
+        rule = self._preprocessing
+        seen = resized(images, rule.size_of(*images.shape[2:]), bicubic=rule.resample == BICUBIC)
+        top, left = ((side - crop) // 2 for side, crop in zip(seen.shape[2:], rule.crop, strict=True))
+        seen = seen[:, :, top : top + rule.crop[0], left : left + rule.crop[1]]
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (rule.mean, rule.std))
+        return self._rows(self._model(), ((seen * 255 * rule.scale - mean) / std).to(getattr(torch, self.precision)))
+
+    def differentiable_nbytes(self, side: int, batch: int) -> int:
+        """Bytes that it takes for a batch of images, with their gradients."""
+        layers = whole_number(self._encoder.config, "num_hidden_layers", 12, self._encoder.folder / "config.json")
+        return self.cost((side, side, 3)).held + 2 * batch * layers * self._encoder.state_nbytes(self.precision)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

@@ -130,18 +130,33 @@ class VDVAE:
 
     def _encode(self, images: Array, out: Array, n: int, sampled: tuple[int, Array] | None) -> None:
         """Write the latents of some images into ``out``; ``sampled`` holds seed and row numbers."""
+        for i, z in self._latents(self._tensor(images).permute(0, 3, 1, 2).float(), n, sampled):
+            out[:, self.config.columns(i)] = z.flatten(1).cpu().numpy()
+
+    def means(self, levels: "Tensor", n: int) -> "Tensor":
+        """Rows [b, dims] of the means of the first ``n`` latents, which gradients go through.
+
+        ``levels`` are images float32 [b, 3, size, size] from 0 to 255.
+        """
         import torch
 
-        config, blocks = self.config, self.config.decoder[:n]
-        activations = self._activations(images, {block.resolution for block in blocks})
+        self._require(encoding_weights(self.config, n))
+        return torch.cat([z.flatten(1) for _, z in self._latents(levels, n, None)], 1)
+
+    def _latents(self, levels: "Tensor", n: int, sampled: tuple[int, Array] | None) -> "Iterator[tuple[int, Tensor]]":
+        """The number of each of the first ``n`` blocks with its latent."""
+        import torch
+
+        blocks = self.config.decoder[:n]
+        activations = self._activations(levels, {block.resolution for block in blocks})
         states: dict[int, Tensor] = {}
         for i, block in enumerate(blocks):
-            x = self._start(i, states, len(images))
+            x = self._start(i, states, len(levels))
             mean, log_std = self._posterior(i, x, activations[block.resolution])
             z = mean
             if sampled:
                 z = mean + torch.exp(log_std) * self._normals(*sampled, i, noise.POSTERIOR)
-            out[:, config.columns(i)] = z.flatten(1).cpu().numpy()
+            yield i, z
             if i + 1 == n:
                 return
             if all(later.resolution != block.resolution for later in blocks[i + 1 :]):
@@ -149,12 +164,11 @@ class VDVAE:
             _, _, x = self._prior(i, x)
             states[block.resolution] = self._with_latent(i, x, z)
 
-    def _activations(self, images: Array, wanted: set[int]) -> "dict[int, Tensor]":
+    def _activations(self, levels: "Tensor", wanted: set[int]) -> "dict[int, Tensor]":
         """The last output of the encoder at each of the ``wanted`` resolutions."""
         from torch.nn import functional
 
-        pixels = self._tensor(images).permute(0, 3, 1, 2).float()
-        x = self._convolution((pixels + -MEAN) * (1 / SCALE), "encoder.in_conv").float()
+        x = self._convolution((levels + -MEAN) * (1 / SCALE), "encoder.in_conv").float()
         kept = {self.config.image_size: x}
         for i, block in enumerate(self.config.encoder):
             x = self._residual(x, f"encoder.enc_blocks.{i}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leanrecon.errors import InputError
-from leanrecon.features.inference import PretrainedSpace, runs_in
+from leanrecon.features.inference import PretrainedSpace, resized, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import check_file, loading_nbytes, require_file, weights_nbytes
@@ -21,6 +21,9 @@ from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
 from leanrecon.weights.names import WeightsName
 from leanrecon.weights.needs import Need
 from leanrecon.weights.safetensors import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
@@ -144,6 +147,19 @@ class VDVAESpace(PretrainedSpace):
         return self._model("encode").encode(
             small, settings.n_latents, latents=settings.latents, seed=self.seed, rows=rows
         )
+
+    def differentiable(self, images: "Tensor") -> "Tensor":
+        """Rows [b, dims] of the means of latents, which gradients go through.
+
+        ``images`` are float32 [b, 3, height, width] from 0 to 1.
+        """
+        size = self.config.image_size
+        return self._model("encode").means(255 * resized(images, (size, size)), self.settings.n_latents)
+
+    def differentiable_nbytes(self, side: int, batch: int) -> int:
+        """Bytes that it takes for a batch of images, with their gradients."""
+        blocks = len(self.config.encoder) + 2 * self.settings.n_latents
+        return self._cost("encode").held + batch * blocks * state_nbytes(self.config) * 2
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Uint8 images at the size of the network, not of those that were encoded."""

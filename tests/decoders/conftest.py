@@ -1,0 +1,47 @@
+"""Betas that tell what was seen: noisy linear responses to the pixels of images of a few shapes."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from leanrecon.decoders.decoder import DecoderData
+from leanrecon.stores import Store
+from leanrecon.stores.matrix import ArrayMatrix
+
+
+def blobs(n, side, channels, seed=0):
+    """uint8 images [n, side, side, channels] of bright shapes on dark ground."""
+    rng = np.random.default_rng(seed)
+    smooth = gaussian_filter(rng.standard_normal((n, side, side, channels)), (0, side / 6, side / 6, 0))
+    return np.where(smooth > smooth.std() / 2, 220, 30).astype(np.uint8)
+
+
+def responses(images, voxels, noise=0.3, seed=1):
+    """float32 [n, voxels]"""
+    rng = np.random.default_rng(seed)
+    pixels = images.reshape(len(images), -1) / 255 - 0.5
+    mixing = rng.standard_normal((pixels.shape[1], voxels)) / pixels.shape[1] ** 0.5
+    return (pixels @ mixing + noise * rng.standard_normal((len(images), voxels)) + 3).astype(np.float32)
+
+
+def store_at(path, images, chunk=20_000):
+    store = Store.create(path, images.shape, np.uint8, made_of={"of": path.name}, chunk=chunk)
+    for i in store.missing_row_groups():
+        rows = store.group_rows(i)
+        store.write_rows(i, images[rows.start : rows.stop])
+    store.finish()
+    return store
+
+
+@pytest.fixture
+def data_of(tmp_path):
+    """Makes ``DecoderData``; every image is shown as often."""
+
+    def make(images=40, voxels=30, side=16, channels=3, repeats=1, chunk=20_000):
+        true = blobs(images, side, channels)
+        shown = np.repeat(np.arange(images), repeats)
+        store = store_at(tmp_path / f"{images}-{side}-{channels}-{chunk}.zarr", true, chunk)
+        betas = ArrayMatrix(responses(true[shown], voxels))
+        return DecoderData(betas, store, shown, [f"image {k}" for k in shown], "these data")
+
+    return make
