@@ -151,7 +151,7 @@ def ours(folder, budget, loo, how=None):
     return seconds, store[0 : store.rows][:, :SAMPLE] if store.columns < 50_000 else None, extra
 
 
-def worker(folder, name, budget):
+def worker(folder, name, budget, gemm):
     """One measurement, in this process; prints its result as JSON."""
     from leanrecon.memory import PeakMemory
 
@@ -166,7 +166,7 @@ def worker(folder, name, budget):
             extra["cpu"] = time.process_time() - started
         else:
             seconds, predictions = peer(folder, name)
-    if name in FORMS:
+    if name in FORMS and gemm:
         extra["gemm"] = statistics.median(gemm_rate())
     error = None
     if predictions is not None and (folder / "reference.npy").exists():
@@ -183,9 +183,9 @@ def measure(folder, name, budget=None, runs=1):
     return median_run(results)
 
 
-def measure_once(folder, name, budget=None):
+def measure_once(folder, name, budget=None, gemm=True):
     command = [sys.executable, __file__, "--worker", name, "--data", str(folder)]
-    command += ["--budget", budget] if budget else []
+    command += (["--budget", budget] if budget else []) + ([] if gemm else ["--no-gemm"])
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if name != "reference" else None
 
@@ -247,12 +247,12 @@ def compare_kernels(root, shape, budget, runs):
     make_data(folder, shape)
     results = {name: [] for name in ("leanrecon", "leanrecon rbf")}
     print(f"\n{shape}, {budget}, in turns", flush=True)
-    print(f"{'':18}{'seconds':>9}{'CPU':>8}{'fit':>8}{'GEMM':>6}{'planned':>11}{'anonymous':>12}{'resident':>11}  form")
-    for name in [*results] * runs + ["leanrecon loo", "leanrecon choice"]:
-        it = measure_once(folder, name, budget)
+    print(f"{'':18}{'seconds':>9}{'CPU':>8}{'fit':>8}{'planned':>11}{'anonymous':>12}{'resident':>11}  form")
+    for name in [*results] * runs + ["leanrecon choice", "leanrecon loo"]:
+        it = measure_once(folder, name, budget, gemm=False)
         results.setdefault(name, []).append(it)
         print(
-            f"{name:18}{it['seconds']:9.1f}{it['cpu']:8.1f}{it['fit']:8.1f}{it['gemm']:6.0f}{megabytes(it['planned']):>11}"
+            f"{name:18}{it['seconds']:9.1f}{it['cpu']:8.1f}{it['fit']:8.1f}{megabytes(it['planned']):>11}"
             f"{megabytes(it['anon']):>12}{megabytes(it['resident']):>11}  {it['form']}, alpha {it['alpha']:.4g}",
             flush=True,
         )
@@ -330,10 +330,11 @@ def main():
         "--shape", type=int, nargs=4, default=VDVAE.values(), metavar=("N", "P", "M", "T"), help="of it"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--no-gemm", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--budget", help="of --kernels, 1.1GB where none is given")
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.data, arguments.worker, arguments.budget)
+        worker(arguments.data, arguments.worker, arguments.budget, not arguments.no_gemm)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
