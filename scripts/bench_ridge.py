@@ -2,6 +2,7 @@
 
     python scripts/bench_ridge.py                 peers at n 4000, p 8000, m 300, t 16000; then the VDVAE shape
     python scripts/bench_ridge.py --all --loo     also 347,680 targets (12 GB on disk), and alpha by leave-one-out
+    python scripts/bench_ridge.py --kernels       the VDVAE shape by a linear and by an rbf kernel in turns, and choices
     python scripts/bench_ridge.py --against DIR   the VDVAE shape by this source tree and by another one in turns
 
 Every measurement is a process of its own on the same float32 data on disk with a warm page cache. Peers are given
@@ -27,6 +28,13 @@ TREE = Path(__file__).resolve().parents[1]
 PEERS = {"n": 4000, "p": 8000, "m": 300, "t": 16_000}
 VDVAE = {"n": 8859, "p": 15_724, "m": 982, "t": 91_168}
 ALL = VDVAE | {"t": 347_680}  # VDVAE latents and the CLIP features of text and vision
+FORMS = {
+    "leanrecon": {"alpha": ALPHA},
+    "leanrecon rbf": {"kernel": "rbf", "gamma": 0.5, "alpha": 0.1},
+    "leanrecon loo": {"alpha": "loo", "alphas": [10 ** (2 + 5 * k / 19) for k in range(20)]},
+    "leanrecon choice": {"kernel": "rbf", "voxel_weights": "accuracy", "alpha": "loo"},
+}
+"""Forms of the ridge; the last one chooses its width, the power of its voxel weights and alpha."""
 SAMPLE = 32  # targets that the closed form is computed for
 SIGNAL = 16  # betas that each target depends on
 
@@ -122,16 +130,14 @@ def peer(folder, name):
     return time.perf_counter() - started, predictions[:, :SAMPLE]
 
 
-def ours(folder, budget, loo):
+def ours(folder, budget, loo, how=None):
     """Fit and predict from stores into a store; returns also what was planned."""
-    import numpy as np
-
     from leanrecon.regression.ridge.ridge import StreamingRidge
     from leanrecon.stores import Store
 
     shutil.rmtree(folder / "P.zarr", ignore_errors=True)
     started = time.perf_counter()
-    how = {"alpha": "loo", "alphas": list(np.logspace(2, 7, 20))} if loo else {"alpha": ALPHA}
+    how = how or FORMS["leanrecon loo" if loo else "leanrecon"]
     ridge = StreamingRidge(**how, standardize=False, budget=budget, scratch=folder)
     ridge.fit(folder / "X.zarr", folder / "Y.zarr", test=folder / "T.zarr")
     fitted = time.perf_counter() - started
@@ -141,10 +147,11 @@ def ours(folder, budget, loo):
     store.finish()
     seconds = time.perf_counter() - started
     extra = {"fit": fitted, "planned": ridge.projected_, "alpha": ridge.alpha_, "content": store.content}
+    extra["form"] = str(getattr(getattr(ridge, "learned_", None), "form", "linear"))
     return seconds, store[0 : store.rows][:, :SAMPLE] if store.columns < 50_000 else None, extra
 
 
-def worker(folder, name, budget):
+def worker(folder, name, budget, gemm):
     """One measurement, in this process; prints its result as JSON."""
     from leanrecon.memory import PeakMemory
 
@@ -153,11 +160,13 @@ def worker(folder, name, budget):
         return
     extra = {}
     with PeakMemory() as memory:
-        if name.startswith("leanrecon"):
-            seconds, predictions, extra = ours(folder, budget, name.endswith("loo"))
+        started = time.process_time()
+        if name in FORMS:
+            seconds, predictions, extra = ours(folder, budget, False, FORMS[name])
+            extra["cpu"] = time.process_time() - started
         else:
             seconds, predictions = peer(folder, name)
-    if name.startswith("leanrecon"):
+    if name in FORMS and gemm:
         extra["gemm"] = statistics.median(gemm_rate())
     error = None
     if predictions is not None and (folder / "reference.npy").exists():
@@ -174,9 +183,9 @@ def measure(folder, name, budget=None, runs=1):
     return median_run(results)
 
 
-def measure_once(folder, name, budget=None):
+def measure_once(folder, name, budget=None, gemm=True):
     command = [sys.executable, __file__, "--worker", name, "--data", str(folder)]
-    command += ["--budget", budget] if budget else []
+    command += (["--budget", budget] if budget else []) + ([] if gemm else ["--no-gemm"])
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if name != "reference" else None
 
@@ -227,6 +236,29 @@ def full_size(root, shape, cases, runs):
             f"{megabytes(it['resident']):>11}  {it['content'][:12]} alpha {it['alpha']:.4g}",
             flush=True,
         )
+
+
+def compare_kernels(root, shape, budget, runs):
+    """A linear and an rbf kernel of fixed width and alpha in turns; then, once each, what is chosen by leave-one-out.
+
+    On a busy machine CPU seconds are the fairer measure.
+    """
+    folder = root / f"t{shape['t']}"
+    make_data(folder, shape)
+    results = {name: [] for name in ("leanrecon", "leanrecon rbf")}
+    print(f"\n{shape}, {budget}, in turns", flush=True)
+    print(f"{'':18}{'seconds':>9}{'CPU':>8}{'fit':>8}{'planned':>11}{'anonymous':>12}{'resident':>11}  form")
+    for name in [*results] * runs + ["leanrecon choice", "leanrecon loo"]:
+        it = measure_once(folder, name, budget, gemm=False)
+        results.setdefault(name, []).append(it)
+        print(
+            f"{name:18}{it['seconds']:9.1f}{it['cpu']:8.1f}{it['fit']:8.1f}{megabytes(it['planned']):>11}"
+            f"{megabytes(it['anon']):>12}{megabytes(it['resident']):>11}  {it['form']}, alpha {it['alpha']:.4g}",
+            flush=True,
+        )
+    for key, said in (("seconds", "seconds"), ("cpu", "CPU seconds"), ("anon", "anonymous memory")):
+        pairs = zip(results["leanrecon rbf"], results["leanrecon"], strict=True)
+        print(f"rbf / linear, {said}: " + " ".join(f"{rbf[key] / linear[key]:.3f}" for rbf, linear in pairs))
 
 
 IN_TREE = """
@@ -292,22 +324,26 @@ def main():
     parser.add_argument("--skip-vdvae", action="store_true")
     parser.add_argument("--all", action="store_true", help="also 347,680 targets")
     parser.add_argument("--loo", action="store_true", help="also alpha by leave-one-out at the VDVAE shape")
+    parser.add_argument("--kernels", action="store_true", help="a linear and an rbf kernel in turns, and nothing else")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another source tree to compare with")
     parser.add_argument(
         "--shape", type=int, nargs=4, default=VDVAE.values(), metavar=("N", "P", "M", "T"), help="of it"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--budget", help=argparse.SUPPRESS)
+    parser.add_argument("--no-gemm", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--budget", help="of --kernels, 1.1GB where none is given")
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.data, arguments.worker, arguments.budget)
+        worker(arguments.data, arguments.worker, arguments.budget, not arguments.no_gemm)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
+        shape = dict(zip("npmt", arguments.shape, strict=True))
         if arguments.against:
-            compare_trees(
-                root, arguments.against, dict(zip("npmt", arguments.shape, strict=True)), "350MB", arguments.runs
-            )
+            compare_trees(root, arguments.against, shape, "350MB", arguments.runs)
+            return
+        if arguments.kernels:
+            compare_kernels(root, shape, arguments.budget or "1.1GB", arguments.runs)
             return
         if not arguments.skip_peers:
             compare_peers(root, arguments.runs)
