@@ -86,7 +86,7 @@ LAYOUT = _items(
     Item("predictions/*/test-members/**", Role.SCRATCH, ("regression",), "predictions of the members of a stack, until they are combined"),
     Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
-    Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode"), "trained regressors, calibrations and decoders, and their checkpoints"),
+    Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode", "refine"), "trained regressors, calibrations, decoders and what searches learned, and their checkpoints"),
     Item("calibration/**", Role.SCRATCH, ("stage1",), "first images of train rows, until a calibration has learned from them"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row (with folds: of all rows), before refinement"),
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
@@ -102,6 +102,9 @@ LAYOUT = _items(
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip
 """All files of a study by their pattern. The first pattern that matches a file is the one that holds."""
+
+GENERATOR = "refine"
+"""The folder below ``networks`` of what a generator learned."""
 
 KEPT = (Role.STORE, Role.PICTURES)
 SMALL = (Role.RECORD, Role.FITTED)

@@ -261,6 +261,11 @@ LABELS = {
         "What the generator makes of the prediction for another test image.",
         "another image's prediction",
     ),
+    "mismatched": Label(
+        "Another image's target",
+        "What the generator makes of the right first image and the prediction for another test image.",
+        "another image's target",
+    ),
     "true_features": Label(
         "Upper bound: true features",
         "First images from the true features of the test images: what the decoder would make if every prediction were "

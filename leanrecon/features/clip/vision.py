@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.preprocess import Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
+from leanrecon.features.gradients import Use
 from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
@@ -19,6 +20,9 @@ from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import PROCESSORS, Piece
 from leanrecon.weights.safetensors import AGAIN
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
@@ -57,6 +61,7 @@ class CLIPVision(CLIPSpace):
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPVisionSettings
+    differentiable = True
     at_once_on_gpu = AT_ONCE_ON_GPU
 
     @classmethod
@@ -114,13 +119,27 @@ class CLIPVision(CLIPSpace):
 
         with exact_inference(self.device):
             numbers = torch.from_numpy(pixels).to(self.device, getattr(torch, self.precision))
-            states = model.vision_model(pixel_values=numbers).last_hidden_state
-            if self.settings.form == "embedding":
-                states = states[:, :1]
-            states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
-            states = states / states[:, :1].norm(dim=-1, keepdim=True)
-            rows: Array = states.reshape(len(pixels), -1).cpu().numpy()
+            rows: Array = self._tokens(model, numbers).cpu().numpy()
         return rows
+
+    def _tokens(self, model: Any, pixels: "Tensor") -> "Tensor":
+        """Rows [b, dims] of prepared pixels."""
+        states = model.vision_model(pixel_values=pixels).last_hidden_state
+        if self.settings.form == "embedding":
+            states = states[:, :1]
+        states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
+        rows: Tensor = (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(pixels), -1)
+        return rows
+
+    # With gradients
+
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        return self._tokens(self._model(), self._preprocessing.tensor(pixels))
+
+    def gradient_cost(self, use: Use) -> Cost:
+        encoder = self._encoder
+        held = encoder.weights.loading_nbytes(encoder.parts(projection=True), self.precision, self.device)
+        return Cost(held, encoder.gradient_nbytes(), 1)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

@@ -126,22 +126,44 @@ class VDVAE:
             out[part] = pixels.cpu().numpy()
         return out
 
+    # With gradients, for searches
+
+    def latents(self, pixels: "Tensor", n_latents: int) -> "Tensor":
+        """Means [b, dims] of the first latents of pixels [b, 3, size, size] from 0 to 255, differentiable by them."""
+        import torch
+
+        return torch.cat([z.flatten(1) for _, z in self._latents(pixels, n_latents)], 1)
+
+    def colours(self, flat: "Tensor") -> "Tensor":
+        """Colours [b, 3, size, size] from -1 to 1 of rows [b, dims] of latents, differentiable by them."""
+        state = self._state(flat, 0.0, 0, np.arange(len(flat)))
+        numbers = self._convolution(state, "decoder.out_net.out_conv")
+        return mixture.pixel_values(numbers).permute(0, 3, 1, 2)
+
     # Bottom-up
 
     def _encode(self, images: Array, out: Array, n: int, sampled: tuple[int, Array] | None) -> None:
         """Write the latents of some images into ``out``; ``sampled`` holds seed and row numbers."""
+        pixels = self._tensor(images).permute(0, 3, 1, 2).float()
+        for i, z in self._latents(pixels, n, sampled):
+            out[:, self.config.columns(i)] = z.flatten(1).cpu().numpy()
+
+    def _latents(
+        self, pixels: "Tensor", n: int, sampled: tuple[int, Array] | None = None
+    ) -> "Iterator[tuple[int, Tensor]]":
+        """Yield the number and the value of each of the first ``n`` latents of pixels [b, 3, size, size] from 0 to 255."""
         import torch
 
-        config, blocks = self.config, self.config.decoder[:n]
-        activations = self._activations(images, {block.resolution for block in blocks})
+        blocks = self.config.decoder[:n]
+        activations = self._activations(pixels, {block.resolution for block in blocks})
         states: dict[int, Tensor] = {}
         for i, block in enumerate(blocks):
-            x = self._start(i, states, len(images))
+            x = self._start(i, states, len(pixels))
             mean, log_std = self._posterior(i, x, activations[block.resolution])
             z = mean
             if sampled:
                 z = mean + torch.exp(log_std) * self._normals(*sampled, i, noise.POSTERIOR)
-            out[:, config.columns(i)] = z.flatten(1).cpu().numpy()
+            yield i, z
             if i + 1 == n:
                 return
             if all(later.resolution != block.resolution for later in blocks[i + 1 :]):
@@ -149,11 +171,10 @@ class VDVAE:
             _, _, x = self._prior(i, x)
             states[block.resolution] = self._with_latent(i, x, z)
 
-    def _activations(self, images: Array, wanted: set[int]) -> "dict[int, Tensor]":
+    def _activations(self, pixels: "Tensor", wanted: set[int]) -> "dict[int, Tensor]":
         """The last output of the encoder at each of the ``wanted`` resolutions."""
         from torch.nn import functional
 
-        pixels = self._tensor(images).permute(0, 3, 1, 2).float()
         x = self._convolution((pixels + -MEAN) * (1 / SCALE), "encoder.in_conv").float()
         kept = {self.config.image_size: x}
         for i, block in enumerate(self.config.encoder):
@@ -169,7 +190,7 @@ class VDVAE:
 
     # Top-down
 
-    def _state(self, flat: Array, temperature: float, seed: int, rows: Array) -> "Tensor":
+    def _state(self, flat: "Array | Tensor", temperature: float, seed: int, rows: Array) -> "Tensor":
         """The last state [b, width, size, size] of the decoder, from the first latents."""
         import torch
 
@@ -267,9 +288,11 @@ class VDVAE:
     def _normals(self, seed: int, rows: Array, block: int, stream: int) -> "Tensor":
         return self._tensor(noise.normals(seed, rows, block, self.config.latent_shape(block), stream))
 
-    def _tensor(self, numbers: Array) -> "Tensor":
+    def _tensor(self, numbers: "Array | Tensor") -> "Tensor":
         import torch
 
+        if isinstance(numbers, torch.Tensor):
+            return numbers
         return torch.tensor(np.ascontiguousarray(numbers)).to(self.device)  # a copy: the array may be read-only
 
     def _require(self, names: list[str]) -> None:

@@ -2,17 +2,24 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leanrecon.errors import InputError
+from leanrecon.features.gradients import Use, resized
 from leanrecon.features.inference import PretrainedSpace, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import check_file, loading_nbytes, require_file, weights_nbytes
-from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
+from leanrecon.features.vdvae.config import (
+    VDVAEConfig,
+    decoding_weights,
+    encoding_weights,
+    gradient_numbers,
+    latent_groups,
+)
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import resize, with_channels
 from leanrecon.places.paths import expanded
@@ -22,6 +29,9 @@ from leanrecon.weights.names import WeightsName
 from leanrecon.weights.needs import Need
 from leanrecon.weights.safetensors import Precision
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
 
@@ -30,8 +40,6 @@ BATCH = 8
 
 STATES = 6
 """Memory at the peak in states of the largest size, buffers of convolutions included."""
-
-Use = Literal["encode", "decode"]
 
 
 class VDVAESettings(BaseModel):
@@ -84,6 +92,7 @@ class VDVAESpace(PretrainedSpace):
 
     Settings: ClassVar[type[BaseModel]] = VDVAESettings
     decodes = True
+    differentiable = True
 
     def __init__(self, settings: VDVAESettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
         super().__init__(settings, name=name, seed=seed, device=device)
@@ -160,6 +169,20 @@ class VDVAESpace(PretrainedSpace):
             seed=self.seed,
             rows=rows,
         )
+
+    # With gradients
+
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        size = self.config.image_size
+        seen = resized(pixels, (size, size)) * 255
+        return self._model("encode").latents(seen, self.settings.n_latents)
+
+    def pixels_of(self, rows: "Tensor") -> "Tensor":
+        return self._model("decode").colours(rows) / 2 + 0.5
+
+    def gradient_cost(self, use: Use) -> Cost:
+        kept = gradient_numbers(self.config, self._names(use)) * FLOAT
+        return Cost(self._weights_nbytes(use) + loading_nbytes(self._path), kept, 1)
 
     @property
     def _path(self) -> Path:
