@@ -57,7 +57,7 @@ class NetworkSettings(BaseModel):
     sd: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] = IMAGENET_SD
     """What they are divided by."""
     measure: Measure = "two_way"
-    """two_way: identification by correlation. distance: 1 − r. classes: n-way identification by a classifier's output."""
+    """two_way: identification by correlation. distance: 1 − r. mse: squared differences. classes: n-way identification by a classifier's output."""
 
     @property
     def rule(self) -> Rule:

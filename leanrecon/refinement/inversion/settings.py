@@ -27,7 +27,7 @@ class InversionSettings(GeneratorSettings):
     """Where the search starts: at the latents of the first image, or at random ones of the spread of train images."""
     keep: bool = True
     """From a first image: add only what the search changed to it, so that no step leaves it as it is."""
-    steps: Whole | Literal["auto"] | Annotated[int, Field(strict=True, ge=0, le=0)] = "auto"
+    steps: Annotated[int, Field(strict=True, ge=0, le=10_000)] | Literal["auto"] = "auto"
     """Steps of Adam; auto: as many, up to most, as serve train images that were predicted without themselves best."""
     most: Whole = 40
     """The most steps that auto tries."""
