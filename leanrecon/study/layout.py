@@ -96,6 +96,7 @@ LAYOUT = _items(
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
     Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
+    Item("evaluation/check.json", Role.SCRATCH, ("check",), "whether the train rows carry the images, by `leanrecon check`"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
     Item("retrieval/**", Role.SCRATCH, ("retrieve",), "features of galleries, and the pictures nearest to predictions"),
@@ -240,6 +241,11 @@ class Study:
     def scores(self) -> Location:
         """The scores of each test row."""
         return self.at("evaluation/scores.csv")
+
+    @property
+    def check(self) -> Location:
+        """What was found of the train rows before any training."""
+        return self.at("evaluation/check.json")
 
     def latent_r2(self, space: str) -> Location:
         """R² of each dimension of a feature space."""

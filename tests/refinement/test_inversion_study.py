@@ -190,3 +190,31 @@ def test_spaces_without_gradients_are_refused(folder):
 def test_the_plan_knows_the_search(folder):
     refine = next(stage for stage in leanrecon.plan(tables(folder)) if stage.stage == "refine")
     assert "inversion, at most 3 steps" in refine.summary
+
+
+def test_the_recipe_of_three_subjects_plans_and_searches_in_their_shared_space(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for subject in (1, 2, 3):
+        dataset = {
+            "kind": "simulated",
+            "subject": subject,
+            "n_train": 30,
+            "n_test": 2,
+            "size": 16,
+            "voxels": 40 + subject,
+        }
+        leanrecon.run({"dataset": dataset}, study=f"sub-0{subject}", until="dataset", progress=Progress())
+    vdvae = tables(folder)["features"]["vdvae"]
+    config = ", ".join(f"{key} = {json.dumps(value)}" for key, value in vdvae["config"].items())
+    small = [
+        f'features.vdvae={{checkpoint = "{vdvae["checkpoint"]}", n_latents = 5, latents = "mean", config = {{{config}}}}}',
+        "features.seen=false", "refine.features=vdvae", "refine.restarts=2", "refine.steps=2", "dataset.alignment.k=10",
+        "evaluate.permutations=0", "evaluate.resamples=100", "memory=3GB",
+    ]  # fmt: skip
+    planned = {stage.stage: stage for stage in leanrecon.plan("srm-gan", set=small)}
+    assert "inversion, 2 steps, 2 start(s)" in planned["refine"].summary
+    leanrecon.run("srm-gan", study="group", set=small, progress=Progress())
+    learned = TensorFile(tmp_path / "group" / "networks" / "refine" / "search.safetensors")
+    assert learned.read("voxels").max() < 10  # dimensions of the shared space
+    record = json.loads((tmp_path / "group" / "run.json").read_text())["stages"]["refine"]
+    assert sum(record["restarts"]) == record["searched"] == 3 * (3 * 2 + 2)
