@@ -349,12 +349,12 @@ class _Checker:
             return
         generator = kinds.kind_of("generators", refine)
         roles, unconditional = generator.roles(refine), generator.unconditional_roles(refine)
-        learns, searched = getattr(generator, "learns", False), getattr(generator, "spaces", None)
-        if learns and GENERATOR in spaces:
+        searched: dict[str, str] = generator.spaces(refine) if getattr(generator, "learns", False) else {}
+        if searched and GENERATOR in spaces:
             self.problems.append(
-                f"features.{GENERATOR}: another name is expected, as what the generator learns is kept under this one"
+                f"features.{GENERATOR}: another name is expected, what the generator learns has this one"
             )
-        for key, name in ({} if searched is None else searched(refine)).items():
+        for key, name in searched.items():
             if name not in spaces and name not in roles.values():
                 self.problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
         for role, name in roles.items():
