@@ -351,9 +351,7 @@ class _Checker:
         roles, unconditional = generator.roles(refine), generator.unconditional_roles(refine)
         searched: dict[str, str] = generator.spaces(refine) if getattr(generator, "learns", False) else {}
         if searched and GENERATOR in spaces:
-            self.problems.append(
-                f"features.{GENERATOR}: another name is expected, what the generator learns has this one"
-            )
+            self.problems.append(f"features.{GENERATOR}: another name is expected, as the generator has this one")
         for key, name in searched.items():
             if name not in spaces and name not in roles.values():
                 self.problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
