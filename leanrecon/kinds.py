@@ -68,6 +68,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ddim": "leanrecon.refinement.diffusion.stable:DDIM",
         "ddpm": "leanrecon.refinement.diffusion.stable:DDPM",
         "versatile": "leanrecon.refinement.diffusion.versatile:Versatile",
+        "inversion": "leanrecon.refinement.inversion.generator:Inversion",
     },
     "judges": {
         "clip": "leanrecon.evaluation.judges.clip:CLIPJudge",

@@ -10,10 +10,12 @@ def check(study: Path, labels: Path | None, pairs: int, memory: str | None, json
     """Check the data of a study, and print what was found."""
     from leanrecon.context import Context
     from leanrecon.places.files import write_json
-    from leanrecon.stages.check import check_study
+    from leanrecon.stages.check import check_study, keep_check
     from leanrecon.study.layout import Study
 
-    found = check_study(Study(study), Context.of(memory), labels=labels, pairs=pairs)
+    of = Study(study)
+    found = check_study(of, Context.of(memory), labels=labels, pairs=pairs)
+    keep_check(of, found)
     for line in found.lines():
         say(line)
     if json is not None:

@@ -91,6 +91,49 @@ def distances_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) ->
     return scores
 
 
+def squared_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+    """``mse_SUFFIX``: the mean squared difference of rows of reconstructions and of their stimuli.
+
+    The chance level is the mean over all pairs of a reconstruction and another stimulus; there is none where all rows
+    show the same one.
+    """
+    key = f"mse_{suffix}"
+    stimulus, others = _others(names)
+    own, total = np.empty(len(stimulus)), 0.0
+    for part in parts:
+        size, one, two = _memories(part)
+        for rows in panels(part.rows, size):
+            shown = range(part.first + rows.start, part.first + rows.stop)
+            a, less = _rows(part.reconstructions, rows, one), _rows(part.stimuli, shown, two)
+            less -= a
+            own[shown.start : shown.stop] = _squares(less)
+            here = slice(shown.start, shown.stop)
+            total += float(_squares(a) @ others[here])
+            for columns in panels(part.stimuli.shape[0], size):
+                b = _rows(part.stimuli, columns, two)
+                mismatched = stimulus[here, None] != stimulus[None, columns.start : columns.stop]
+                total += float(_squares(b) @ np.count_nonzero(mismatched, axis=0))
+                total -= 2 * float(np.sum(a @ b.T, dtype=np.float64, where=mismatched))
+    d = parts[0].stimuli.shape[1]
+    scores = Scores({key: own / d})
+    if others.any():
+        scores.chance[key] = total / d / float(others.sum())
+    return scores
+
+
+def _squares(rows: Array) -> Array:
+    """The sum of squares of each row, float64."""
+    found: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return found
+
+
+def _rows(matrix: Matrix, rows: range, memory: Array) -> Array:
+    """Rows as they are, float32."""
+    result = memory[: len(rows)]
+    matrix.read(rows, range(matrix.shape[1]), result)
+    return result
+
+
 def _others(names: Sequence[str]) -> tuple[Array, Array]:
     """The number of each row's stimulus, int [m], and how many rows show another one, float64 [m]."""
     stimulus = np.unique(np.asarray(names), return_inverse=True)[1]

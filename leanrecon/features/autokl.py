@@ -1,14 +1,16 @@
 """Latents of Stable Diffusion's autoencoder (AutoencoderKL) as a feature space, at an eighth of the image's sides."""
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.errors import InputError, SettingsError, shown
+from leanrecon.features.gradients import Use, resized
 from leanrecon.features.inference import PretrainedSpace, exact_inference, load_weights, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
@@ -31,6 +33,9 @@ from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
 from leanrecon.weights.safetensors import AGAIN, Precision, itemsize
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
 
@@ -43,7 +48,8 @@ STATES = {"encode": 6, "decode": 4}
 """Memory at the peak in states of the largest size, buffers of convolutions included. Measured with Stable Diffusion's
 autoencoder at 512 pixels: 5.0 and 3.0 (671 and 798 MB in float32, 330 and 373 MB in bfloat16)."""
 
-Use = Literal["encode", "decode"]
+GRADIENT_STATES = 3
+"""States that a layer keeps until its gradient, in units of its input."""
 
 Side = Annotated[int, Field(strict=True, ge=8, le=4096)]
 
@@ -85,6 +91,7 @@ class AutoKL(PretrainedSpace):
 
     Settings: ClassVar[type[BaseModel]] = AutoKLSettings
     decodes = True
+    differentiable = True
     library: str | None = "diffusers"
 
     def __init__(self, settings: AutoKLSettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
@@ -180,6 +187,25 @@ class AutoKL(PretrainedSpace):
             out[part] = self._pixels(model, latents, rows[part])
         return out
 
+    # With gradients
+
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        size, channels = self.settings.size, self._latent_shape[0]
+        posterior = self._model("encode").encode(resized(pixels, (size, size), bicubic=True) * 2 - 1).latent_dist
+        return ((posterior.parameters[:, :channels] - self._shift) * self._scaling).flatten(1)
+
+    def pixels_of(self, rows: "Tensor") -> "Tensor":
+        latents = rows.reshape(-1, *self._latent_shape)
+        if self.settings.tiny is None:
+            latents = latents / self._scaling + self._shift
+        pixels: Tensor = self._model("decode").decode(latents).sample
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def gradient_cost(self, use: Use) -> Cost:
+        parts = ("",) if self._is_tiny(use) else _PARTS[use]
+        held = self._network(use)[1].loading_nbytes(parts, self.precision, self.device)
+        return Cost(held, self._gradient_nbytes(use), 1)
+
     # The network
 
     def _fitted(self, image: Array, size: int) -> Array:
@@ -265,6 +291,16 @@ class AutoKL(PretrainedSpace):
         channels = self._channels[0] if use == "encode" else max(self._channels[:2])
         return channels * side**2 * itemsize(self.precision)
 
+    def _gradient_nbytes(self, use: Use) -> int:
+        """Bytes that an image keeps until its gradient: the input of each layer, normalised, and through its activation."""
+        weights, parts = self._network(use)[1], ("decoder.",) if self._is_tiny(use) else _PARTS[use]
+        levels, size, numbers = len(self._channels), int(self.settings.size), 0
+        for name in weights.named(parts):
+            shape = weights.entries[name].shape
+            if len(shape) == 4:
+                numbers += GRADIENT_STATES * shape[1] * (size >> _halvings(name, levels)) ** 2
+        return numbers * FLOAT
+
     # Files
 
     @functools.cached_property
@@ -328,6 +364,14 @@ class AutoKL(PretrainedSpace):
                 )
         channels = whole_number(self._config, "latent_channels", 4, self._folder / "config.json")
         return channels, size // factor, size // factor
+
+
+def _halvings(name: str, levels: int) -> int:
+    """How often the sides of an image are halved where a layer works, by the layer's name; 0 where names don't tell."""
+    if found := re.search(r"(down|up)_blocks\.(\d+)\.", name):
+        place = int(found[2]) if found[1] == "down" else levels - 1 - int(found[2])
+        return max(place - ("upsamplers" in name), 0)
+    return levels - 1 if "mid_block" in name or "quant_conv" in name else 0
 
 
 def _number(config: dict[str, Any], key: str, default: float, folder: Path) -> float:

@@ -20,6 +20,9 @@ from leanrecon.weights.safetensors import AGAIN, FLOATS, Entry, Precision, items
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from leanrecon.features.gradients import Use
+    from leanrecon.features.plan import Cost
+
 
 class PretrainedSpace(FixedSpace):
     """The base of feature spaces with pretrained weights, which are loaded when they are first needed."""
@@ -34,6 +37,15 @@ class PretrainedSpace(FixedSpace):
     def setting(self, key: str) -> str:
         """The full name of one of its settings, for messages."""
         return f"features.{self.name}.{key}"
+
+    def gradient_nbytes(self, batch: int) -> int:
+        """Bytes that ``rows_of`` takes for a batch of images, with what is kept until their gradients."""
+        cost = self.gradient_cost("encode")
+        return cost.held + batch * cost.per_image
+
+    def gradient_cost(self, use: "Use") -> "Cost":
+        """Memory of one direction with gradients, for spaces that are ``differentiable``."""
+        raise NotImplementedError
 
     def release(self) -> None:
         """Free the weights; they are loaded again when they are needed."""

@@ -45,6 +45,8 @@ class FeatureSpace(Protocol):
     """Whether rows can be turned back into images (``decode``)."""
     conditions: ClassVar[bool]
     """Whether there is an unconditional embedding for classifier-free guidance (``unconditional``)."""
+    differentiable: ClassVar[bool]
+    """Whether images can be searched through it by gradients (``features.gradients.Differentiable``)."""
     calibrates: ClassVar[bool]
     """Whether ``decode`` is learned from out-of-fold predictions (``calibrate``)."""
     family: ClassVar[str | None]
@@ -161,6 +163,7 @@ class FixedSpace:
     learns: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
     conditions: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     family: ClassVar[str | None] = None
     library: str | None = None

@@ -82,10 +82,16 @@ def shuffled(first: Images, predicted: Mapping[str, Rows], *, seed: int) -> tupl
     return ReorderedImages(first, order), {role: ReorderedRows(rows, order) for role, rows in predicted.items()}
 
 
+def mismatched(first: Images, predicted: Mapping[str, Rows], *, seed: int) -> tuple[Images, dict[str, Rows]]:
+    """For every row its own first image, and the predictions of another row."""
+    order = derangement(first.rows, seed)
+    return first, {role: ReorderedRows(rows, order) for role, rows in predicted.items()}
+
+
 def without_brain(
     name: str, first: Images, predicted: Mapping[str, Rows], *, seed: int
 ) -> tuple[Images, dict[str, Rows]]:
-    """First images and predictions of the baseline ``prior`` or ``shuffled``.
+    """First images and predictions of the baseline ``prior``, ``shuffled`` or ``mismatched``.
 
     The baseline ``oracle`` is not made from predictions: the stage passes true features instead.
     """
@@ -93,4 +99,6 @@ def without_brain(
         return prior(first, predicted)
     if name == "shuffled":
         return shuffled(first, predicted, seed=seed)
-    raise ValueError(f"{name} is not a baseline made from predictions: expected prior or shuffled")
+    if name == "mismatched":
+        return mismatched(first, predicted, seed=seed)
+    raise ValueError(f"{name} is not a baseline made from predictions: expected prior, shuffled or mismatched")

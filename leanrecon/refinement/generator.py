@@ -14,7 +14,7 @@ from leanrecon.refinement.inputs import Images, Rows
 if TYPE_CHECKING:
     from leanrecon.stores.pictures import Pictures
 
-Baseline = Literal["prior", "shuffled", "oracle"]
+Baseline = Literal["prior", "shuffled", "mismatched", "oracle"]
 
 
 class GeneratorSettings(BaseModel):
@@ -25,7 +25,7 @@ class GeneratorSettings(BaseModel):
     kind: str
     """The generator."""
     baselines: list[Baseline] = []
-    """Final images drawn for comparison: prior (mean prediction), shuffled (another row's) and oracle (true features)."""
+    """Drawn for comparison: prior (mean prediction), shuffled (another row's), mismatched (with its own first image), oracle."""
 
     @field_validator("baselines")
     @classmethod

@@ -53,7 +53,15 @@ def too_few(settings: Settings, images: int) -> str:
 def needs_train_rows(settings: Settings, space: Any, first: str | None, images: int) -> bool:
     """Whether a space's predictions of train rows are needed, out of fold, with so many distinct train images."""
     calibrated = space.name == first and make_calibration(settings).calibrates and not too_few(settings, images)
-    return bool(space.calibrates or calibrated)
+    return bool(space.calibrates or calibrated or generator_needs(settings, space.name, first))
+
+
+def generator_needs(settings: Settings, space: str, first: str | None) -> bool:
+    """Whether a generator learns from a space's predictions of train rows, or from the first images they give."""
+    kind: Any = kinds.kind_of("generators", settings.refine)
+    if not getattr(kind, "learns", False):
+        return False
+    return space in kind.predicted(settings.refine) or (space == first and kind.first_images(settings.refine))
 
 
 # Planning

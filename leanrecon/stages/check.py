@@ -1,6 +1,7 @@
 """Do the data carry the images? Asked of train rows alone, before any training: a verdict in a minute."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ from leanrecon.alignment.ridge import left_out_predictions
 from leanrecon.context import Context
 from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.reliability import Reliability, repeat_reliability, sampled_voxels
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.evaluation.pairwise import Pairwise, pairwise
 from leanrecon.images import fitted_into, resize
 from leanrecon.memory import buffer
+from leanrecon.places.files import read_record, write_json
 from leanrecon.stores.images import ImageReader, image_shape
 from leanrecon.stores.matrix import ColumnSubset, RowSubset, as_matrix
 from leanrecon.stores.store import Store
@@ -165,6 +167,24 @@ def check_study(study: Study, context: Context, *, labels: Path | None = None, p
         notes.append('no image has two train rows: reliability can\'t be told (set dataset.repeats = "single")')
     match = _try(lambda: _match(study, betas, stimulus, context.seed), "matching images", notes)
     return Check(len(chosen), told, reliability, match, area_ceilings(study), notes)
+
+
+def keep_check(study: Study, found: Check) -> None:
+    """Keep what was found in the study, for its report."""
+    betas = Store.open(study.betas("train")).content
+    write_json(study.check, {"betas": betas, "lines": found.lines()[:-1], "verdict": found.verdict}, indent=1)
+
+
+def kept_check(study: Study) -> dict[str, Any] | None:
+    """What was found of these very train rows; None where they were not checked. Warns of a damaged file."""
+    try:
+        known = read_record(study.check)
+    except StoreError as error:
+        warnings.warn(f"{error.found}: the report leaves it out", LeanreconWarning, stacklevel=2)
+        return None
+    if known is None or known.get("betas") != Store.open(study.betas("train")).content:
+        return None
+    return {"verdict": str(known.get("verdict", "")), "lines": [str(line) for line in known.get("lines", [])]}
 
 
 def check_nbytes(rows: int, voxels: int) -> int:

@@ -74,7 +74,7 @@ class EvaluateStage:
             pictures.append(decoder.image_shape(shape))
         generator = make_generator(settings)
         if generator.refines:
-            pictures.append(generator.shape)
+            pictures.append(generator.shape or pictures[-1])
         return EvaluateShapes(
             images=shape,
             test_rows=m,

@@ -12,10 +12,12 @@ from leanrecon.features.unconditional import read_unconditional
 from leanrecon.places import Location
 from leanrecon.refinement.baselines import without_brain
 from leanrecon.stages.joined import join_pictures
+from leanrecon.stages.learned_generator import learn_generator, learns, plan_learning
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
+from leanrecon.study.layout import GENERATOR
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import ORACLE, Variant, variants
 
@@ -26,7 +28,7 @@ class RefineStage:
     name = "refine"
 
     def check(self, run: Run) -> None:
-        generator = make_generator(run.settings)
+        generator = make_generator(run.settings, run.spaces)
         generator.check()
         check_rows(generator, run.settings, run.spaces)
 
@@ -34,13 +36,15 @@ class RefineStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m) = planning.settings, planning.split
-        generator = make_generator(settings)
+        generator = make_generator(settings, planning.spaces)
         generator.check()
         check_rows(generator, settings, planning.spaces)
         plan = generator.plan(m, planning.budget.free)
-        drawn = int(np.prod(generator.shape)) if generator.refines else 0  # first images are linked, not copied
+        work = max(plan.work, plan_learning(planning, generator) if learns(settings) else 0)
+        shape = generator.shape or planning.first_shape
+        drawn = int(np.prod(shape)) if generator.refines else 0  # first images are linked, not copied
         images = planning.variants + planning.folds * len(settings.refine.baselines)
-        memory = planning.budget.reserved + plan.work
+        memory = planning.budget.reserved + work
         yield PlannedStage(self.name, plan.summary, memory, m * drawn * images + plan.scratch)
 
     # Running
@@ -52,11 +56,13 @@ class RefineStage:
             baselines = [] if variant.area else settings.baselines
             every = [variant, *(variant.made_from(name) for name in baselines)]
             folders = [one.study.reconstructions("final") for one in every]
-            with run.recorded(self.name, variant.study, folders) as (record, context):
+            networks = [variant.study.network(GENERATOR)] if learns(run.settings) else []
+            with run.recorded(self.name, variant.study, folders, networks=networks) as (record, context):
                 generator = self._generator(run, context)
+                learned = learn_generator(run, variant, generator, context) if networks else None
                 for one, folder in zip(every, folders, strict=True):
                     label = f"{variant.label}refine" + (f", {one.baseline}" if one.baseline else "")
-                    self._draw(run, one, generator, folder, context.named(label))
+                    self._draw(run, one, generator, folder, context.named(label), learned)
                 record["settings"] = settings.model_dump(exclude_none=True)
                 record |= generator.record()
         join_pictures(run, predicted, "final", self.name)
@@ -65,9 +71,13 @@ class RefineStage:
     def _generator(run: Run, context: Context) -> Any:
         kind = kinds.kind_of("generators", run.settings.refine)
         embeddings = read_unconditional(run.study, kind.unconditional_roles(run.settings.refine))
-        return make_generator(run.settings, scratch=run.study.weights.local_path(), unconditional=embeddings)
+        return make_generator(
+            run.settings, run.spaces, scratch=run.study.weights.local_path(), unconditional=embeddings
+        )
 
-    def _draw(self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context) -> None:
+    def _draw(
+        self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context, learned: str | None
+    ) -> None:
         """Draw the final images that are missing from first images and features of the same rows."""
         oracle = variant.baseline == ORACLE
         source = variant if oracle else variant.made_from("")
@@ -79,9 +89,14 @@ class RefineStage:
             store = self._features(run, source, space, true=oracle)
             made_of[role] = store.content
             rows[role] = self._rows(run, source, space, store, true=oracle)
+        if learned is not None:
+            made_of["learned"] = learned
+        if getattr(generator, "measured", None) and generator.measured(run.settings.refine):
+            rows["betas"] = source.test_betas()
+            made_of["betas"] = Store.open(run.study.betas(source.test_split)).content
         if variant.baseline and not oracle:
             made_of |= {"baseline": variant.baseline, "seed": context.seed}
-        shape = generator.shape if generator.refines else first.shape
+        shape = generator.shape or first.shape
         out = Pictures.create(folder, first.rows, shape, made_of=made_of, overwrite=context.overwrite)
         if out.complete:
             return
@@ -117,7 +132,10 @@ def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> No
             check(role, lengths.pop())
 
 
-def make_generator(settings: Settings, *, scratch: Path = Path(), unconditional: Any = None) -> Any:
-    """The generator that settings name; cheap, no weights are loaded."""
+def make_generator(settings: Settings, spaces: Any = None, *, scratch: Path = Path(), unconditional: Any = None) -> Any:
+    """The generator that settings name, with the feature spaces where it works through them; no weights are loaded."""
     kind, general = kinds.kind_of("generators", settings.refine), settings.general
-    return kind(settings.refine, seed=general.seed, device=general.device, scratch=scratch, unconditional=unconditional)
+    made = kind(settings.refine, seed=general.seed, device=general.device, scratch=scratch, unconditional=unconditional)
+    if spaces is not None and (use := getattr(made, "use", None)) is not None:
+        use(spaces)
+    return made

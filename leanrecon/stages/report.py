@@ -17,6 +17,7 @@ from leanrecon.evaluation.report.page import Page, render
 from leanrecon.images import Array
 from leanrecon.places import Location, seals
 from leanrecon.places.files import read_json, read_record, unreadable
+from leanrecon.stages.check import kept_check
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.scores import Score, each_score, read_scores
 from leanrecon.stages.stage import Run
@@ -84,6 +85,7 @@ def _page(run: Run, every: Sequence[Variant]) -> Page:
         latent_r2=_latent_r2(run),
         latent_groups=_latent_groups(run),
         voxels=_ceilings(run),
+        checked=kept_check(study),
         versions=metrics["versions"],
     )
 

@@ -11,7 +11,7 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.features.extract_captions import NO_IMAGE
-from leanrecon.features.first_images import decoding_space
+from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location
@@ -70,6 +70,17 @@ class Planning:
     def spaces(self) -> dict[str, Any]:
         """The feature spaces by name; no weights are loaded."""
         return make_spaces(self.settings, self.base_dir)
+
+    @property
+    def first_shape(self) -> ImageShape:
+        """The shape of first images."""
+        settings = self.settings
+        if settings.decode is not None:
+            decoder = kinds.kind_of("decoders", settings.decode)(settings.decode)
+            shape: ImageShape = decoder.image_shape(self.image_shape)
+            return shape
+        first = decoding_space(list(self.spaces.values()), settings.stage1.space)
+        return picture_shape(first, settings.stage1.size, self.image_shape)
 
     @property
     def split(self) -> tuple[int, int]:

@@ -86,7 +86,7 @@ LAYOUT = _items(
     Item("predictions/*/test-members/**", Role.SCRATCH, ("regression",), "predictions of the members of a stack, until they are combined"),
     Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),
-    Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode"), "trained regressors, calibrations and decoders, and their checkpoints"),
+    Item("networks/*", Role.NETWORK, ("regression", "stage1", "decode", "refine"), "trained regressors, calibrations, decoders and what searches learned, and their checkpoints"),
     Item("calibration/**", Role.SCRATCH, ("stage1",), "first images of train rows, until a calibration has learned from them"),
     Item("reconstructions/stage1", Role.PICTURES, ("stage1", "decode"), "one image a test row (with folds: of all rows), before refinement"),
     Item("reconstructions/final", Role.PICTURES, ("refine",), "one image a test row; links to stage1 without refinement"),
@@ -96,12 +96,16 @@ LAYOUT = _items(
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
     Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
+    Item("evaluation/check.json", Role.SCRATCH, ("check",), "whether the train rows carry the images, by `leanrecon check`"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
     Item("retrieval/**", Role.SCRATCH, ("retrieve",), "features of galleries, and the pictures nearest to predictions"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip
 """All files of a study by their pattern. The first pattern that matches a file is the one that holds."""
+
+GENERATOR = "refine"
+"""The folder below ``networks`` of what a generator learned."""
 
 KEPT = (Role.STORE, Role.PICTURES)
 SMALL = (Role.RECORD, Role.FITTED)
@@ -237,6 +241,11 @@ class Study:
     def scores(self) -> Location:
         """The scores of each test row."""
         return self.at("evaluation/scores.csv")
+
+    @property
+    def check(self) -> Location:
+        """What was found of the train rows before any training."""
+        return self.at("evaluation/check.json")
 
     def latent_r2(self, space: str) -> Location:
         """R² of each dimension of a feature space."""

@@ -12,7 +12,7 @@ from leanrecon.stores.copies import opened
 from leanrecon.stores.fingerprint import file_fingerprint
 from leanrecon.stores.pictures import Pictures, beside
 from leanrecon.stores.store import Store
-from leanrecon.study.layout import Study
+from leanrecon.study.layout import GENERATOR, Study
 
 
 class Network:
@@ -78,7 +78,8 @@ class Network:
 
     def _discard_output(self) -> None:
         study = Study(self.path.parent.parent)
-        for path in (study.predictions(self.path.name), study.reconstructions("stage1")):
+        pictures = "final" if self.path.name == GENERATOR else "stage1"
+        for path in (study.predictions(self.path.name), study.reconstructions(pictures)):
             output = opened(path)
             if isinstance(output, Store) and output.complete:
                 return output.discard([(0, 0)])

@@ -12,6 +12,7 @@ from leanrecon import kinds
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError, shown
 from leanrecon.memory import parse_budget, parse_bytes
+from leanrecon.study.layout import GENERATOR
 from leanrecon.study.protocols import PROTOCOLS
 from leanrecon.validation import nearest, validate
 
@@ -31,7 +32,7 @@ SECTIONS = (
     "evaluate",
 )
 
-_RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior")
+_RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior|mismatched")
 """Names of variants that an area can't have."""
 
 LONGEST_NAME = 99
@@ -243,7 +244,7 @@ class _Checker:
         areas = self.section("areas")
         for name, parts in areas.items():
             if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or _FILE.search(name):
-                reserved = "fold00, shuffled00, oracle, prior and shuffled are taken"
+                reserved = "fold00, shuffled00, oracle, prior, mismatched and shuffled are taken"
                 self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
             if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):
                 self.problems.append(f'areas.{name} = {shown(parts)}: a list of areas is expected, as in ["V1", "V2"]')
@@ -348,6 +349,12 @@ class _Checker:
             return
         generator = kinds.kind_of("generators", refine)
         roles, unconditional = generator.roles(refine), generator.unconditional_roles(refine)
+        searched: dict[str, str] = generator.spaces(refine) if getattr(generator, "learns", False) else {}
+        if searched and GENERATOR in spaces:
+            self.problems.append(f"features.{GENERATOR}: another name is expected, as the generator has this one")
+        for key, name in searched.items():
+            if name not in spaces and name not in roles.values():
+                self.problems.append(f"refine.{key} = {name!r} is not a feature space here ({nearest(name, spaces)})")
         for role, name in roles.items():
             key = "start" if role == "latents" else role
             if "decode" in self.tables:

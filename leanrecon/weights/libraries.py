@@ -71,3 +71,16 @@ def exact_inference(device: str) -> Iterator[None]:
             flags: Any = torch.backends.cudnn.flags
             stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
         yield
+
+
+@contextlib.contextmanager
+def exact_gradients(device: str) -> Iterator[None]:
+    """Gradients in float32: on CUDA without TF32, and deterministic."""
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        if device.startswith("cuda"):
+            flags: Any = torch.backends.cudnn.flags
+            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+        yield

@@ -38,15 +38,15 @@ def test_it_gives_the_rows_of_its_kind_and_their_gradients(kind, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     rows = made.encode(images, range(2)) if kind != "module" else made.encode(images)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2) / np.float32(255)).requires_grad_()
-    found = made.differentiable(x)
+    found = made.rows_of(x)
     np.testing.assert_allclose(found.detach().numpy(), rows, atol=2e-4 * np.abs(rows).max())
     weights = torch.from_numpy(np.random.default_rng(1).standard_normal(found.shape[1], np.float32))
     (found @ weights).mean().backward()
     direction = torch.sign(x.grad)
     with torch.no_grad():
-        there, back = ((made.differentiable(x + step * direction) @ weights).mean() for step in (2e-3, -2e-3))
+        there, back = ((made.rows_of(x + step * direction) @ weights).mean() for step in (2e-3, -2e-3))
     assert ((there - back) / 4e-3).item() == pytest.approx((x.grad * direction).sum().item(), rel=0.05)
-    assert made.differentiable_nbytes(64, 4) > made.differentiable_nbytes(64, 1) > 0
+    assert made.gradient_nbytes(4) > made.gradient_nbytes(1) > 0
 
 
 @pytest.mark.parametrize(("size", "bicubic"), [((20, 24), False), ((90, 70), False), ((33, 33), True)])

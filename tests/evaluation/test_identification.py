@@ -9,8 +9,9 @@ from scipy.spatial.distance import cdist
 
 from leanrecon.evaluation import plan
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import distances, identify
+from leanrecon.evaluation.identification import distances, identify, squared_parts
 from leanrecon.evaluation.plan import identify_nbytes, panel_rows
+from leanrecon.evaluation.pool import Part
 from leanrecon.stores.matrix import as_matrix
 
 Array = np.ndarray[Any, Any]
@@ -134,6 +135,26 @@ def test_distances_are_the_correlation_distances_of_scipy(
     np.testing.assert_allclose(scores.rows["distance_x"], np.diag(expected), atol=1e-6)
     mismatched = [expected[i, j] for i in range(m) for j in range(m) if names[i] != names[j]]
     assert scores.chance["distance_x"] == pytest.approx(np.mean(mismatched), abs=1e-6)
+
+
+@pytest.mark.parametrize("nbytes", [1, 10**9])
+@pytest.mark.parametrize(("m", "d", "noise"), [(2, 5, 1.0), (33, 30, 0.5)])
+def test_squared_differences_are_those_of_scipy(
+    m: int, d: int, noise: float, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PANEL_NBYTES", nbytes)
+    reconstructions, stimuli = data(m, d, noise)
+    names = [str(k // 2) for k in range(m - 1)] + ["last"]
+    parts = [
+        Part(as_matrix(reconstructions[:1]), as_matrix(stimuli)),
+        Part(as_matrix(reconstructions[1:]), as_matrix(stimuli), first=1),
+    ]
+    scores = squared_parts(parts, names, "x")
+    expected = cdist(reconstructions.astype(np.float64), stimuli.astype(np.float64), "sqeuclidean") / d
+    np.testing.assert_allclose(scores.rows["mse_x"], np.diag(expected), rtol=1e-5)
+    mismatched = [expected[i, j] for i in range(m) for j in range(m) if names[i] != names[j]]
+    assert scores.chance["mse_x"] == pytest.approx(np.mean(mismatched), rel=1e-5)
+    assert squared_parts(parts, ["same"] * m, "x").chance == {}
 
 
 def test_a_constant_row_is_at_distance_one_and_a_single_stimulus_has_no_chance_level() -> None:

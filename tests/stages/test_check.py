@@ -1,5 +1,6 @@
 """``leanrecon check``: what it says of data that carry their images, of data that don't, and of labels that don't fit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
-from leanrecon.errors import BudgetError, InputError
+from leanrecon.errors import BudgetError, InputError, LeanreconWarning
 from leanrecon.memory import PeakMemory
-from leanrecon.stages.check import check_study
+from leanrecon.places.files import write_json
+from leanrecon.stages.check import Check, check_study, keep_check, kept_check
 from leanrecon.study.layout import Study
 
 RNG = np.random.default_rng(3)
@@ -50,6 +52,20 @@ def test_betas_of_noise(tmp_path: Path) -> None:
     found = check_study(study(tmp_path, signal=0.0), Context.of(), pairs=12)
     assert found.answers == [False, False, False]
     assert found.verdict.startswith("No")
+
+
+def test_the_report_shows_what_was_found_of_the_same_rows_alone(tmp_path: Path) -> None:
+    of = study(tmp_path, signal=1.0)
+    assert kept_check(of) is None
+    found = Check(144, None, {}, None, None, ["one note"])
+    keep_check(of, found)
+    assert kept_check(of) == {"verdict": found.verdict, "lines": ["one note"]}
+    record = json.loads(of.check.read_bytes())
+    write_json(of.check, record | {"betas": "of other rows"})
+    assert kept_check(of) is None
+    of.check.local_path().write_bytes(b"[")
+    with pytest.warns(LeanreconWarning, match="the report leaves it out"):
+        assert kept_check(of) is None
 
 
 def test_averaged_rows_leave_out_what_needs_repeats(tmp_path: Path) -> None:

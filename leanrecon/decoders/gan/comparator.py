@@ -1,6 +1,6 @@
 """The comparator: a network whose features of generated and true images are compared, and which itself never learns.
 
-It is any feature space or judge whose kind has ``differentiable``: a function of tensors that gradients go through.
+It is any feature space or judge whose kind sets ``differentiable``: gradients go through its ``rows_of``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,7 +52,7 @@ def checked(given: Any) -> Any:
     group = group_of(table["kind"])
     if group is None:
         raise ValueError(f"{shown(table['kind'])} is neither a feature space nor a judge")
-    if not hasattr(kinds.get(group, table["kind"]), "differentiable"):
+    if not getattr(kinds.get(group, table["kind"]), "differentiable", False):
         raise ValueError(f"{table['kind']} can't compare: gradients do not go through it")
     try:
         return kinds.settings_of(group, table, SETTING, default="")

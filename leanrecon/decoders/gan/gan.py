@@ -100,7 +100,7 @@ class GAN:
         settings, compare = self.settings, 0
         at_once = min(settings.at_once or settings.batch_size, settings.batch_size)
         if settings.weights["feature"]:
-            compare = comparator.make(settings.comparator, "cpu").differentiable_nbytes(settings.side, at_once)
+            compare = comparator.make(settings.comparator, "cpu").gradient_nbytes(at_once)
         return Sizes(
             n=shapes.n, p=shapes.p, image_nbytes=max(int(np.prod(shapes.image)), CHUNK_NBYTES),
             size=settings.size, side=settings.side, framed=settings.framed, width=settings.width, hidden=settings.hidden,
@@ -167,7 +167,7 @@ class GAN:
         compare = None
         off, dims = 1.0, 0
         if weights["feature"]:
-            compare = comparator.make(settings.comparator, device).differentiable
+            compare = comparator.make(settings.comparator, device).rows_of
             off, dims = features_of(compare, rows, device)
         relative = settings.losses == "relative"
         factors = (

@@ -10,7 +10,7 @@ from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.evaluation.among import classes_parts
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import distances_parts, identify_parts
+from leanrecon.evaluation.identification import distances_parts, identify_parts, squared_parts
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge, Measure
 from leanrecon.evaluation.plan import EMBEDDED
@@ -131,7 +131,7 @@ def _same_aspect(image: Array, shape: ImageShape) -> Array:
 def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequence[str]) -> dict[str, Scores]:
     """The metrics of every source's images by a judge, from the correlation of their embeddings with the stimuli's.
 
-    ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME`` or ``way50_NAME``, by what it measures. ``names``
+    ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME``, ``mse_NAME`` or ``way50_NAME``, by what it measures. ``names``
     holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
     """
     stimuli = embeddings[STIMULI].matrix()
@@ -151,5 +151,6 @@ def judge_measure(judge: Judge, parts: Sequence[Part], names: Sequence[str]) -> 
 _MEASURES: dict[Measure, Callable[..., Scores | None]] = {
     "two_way": identify_parts,
     "distance": distances_parts,
+    "mse": squared_parts,
     "classes": classes_parts,
 }

@@ -60,7 +60,7 @@ class NetworkSettings(BaseModel):
     sd: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] = IMAGENET_SD
     """What they are divided by."""
     measure: Measure = "two_way"
-    """two_way: identification by correlation. distance: 1 − r. classes: n-way identification by a classifier's output."""
+    """two_way: identification by correlation. distance: 1 − r. mse: squared differences. classes: n-way identification by a classifier's output."""
 
     @property
     def rule(self) -> Rule:
@@ -74,6 +74,8 @@ class NetworkJudge:
 
     Settings: ClassVar[type[BaseModel]] = NetworkSettings
     family: ClassVar[str | None] = None
+    differentiable: ClassVar[bool] = True
+    """Whether gradients go through ``rows_of``."""
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision")
     unused: ClassVar[tuple[str, ...]] = ()
     """How names of weights begin that the file has and the network does not."""
@@ -189,20 +191,20 @@ class NetworkJudge:
                 ) from error
         return out
 
-    def differentiable(self, images: "Tensor") -> "Tensor":
-        """Embeddings [b, dims], which gradients go through, of images float32 [b, 3, height, width] from 0 to 1.
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        """Embeddings [b, dims], which gradients go through, of pixels float32 [b, 3, height, width] from 0 to 1.
 
         Both sides are brought to the network's size, whatever ``through``, ``resize`` and ``crop`` say.
         """
         import torch
 
         rule = self.settings.rule
-        mean, sd = (torch.tensor(values, device=images.device)[:, None, None] for values in (rule.mean, rule.sd))
-        embeddings: Tensor = self._network()((resized(images, (rule.size, rule.size)) - mean) / sd).float()
+        mean, sd = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (rule.mean, rule.sd))
+        embeddings: Tensor = self._network()((resized(pixels, (rule.size, rule.size)) - mean) / sd).float()
         return embeddings
 
-    def differentiable_nbytes(self, side: int, batch: int) -> int:
-        """Bytes that it takes for a batch of images, with their gradients."""
+    def gradient_nbytes(self, batch: int) -> int:
+        """Bytes that ``rows_of`` takes for a batch of images, with what is kept until their gradients."""
         known = description(
             self.blueprint(self.settings), self.settings.layer, self.settings.size, f"judges.{self.name}"
         )

@@ -21,7 +21,7 @@ class SpaceSettings(BaseModel):
     space: Any
     """The feature space, as its table: {kind = "pixels", size = 64}. One that learns from train images judges nothing."""
     measure: Measure = "two_way"
-    """two_way: identification by the correlation of rows. distance: 1 − r."""
+    """two_way: identification by the correlation of rows. distance: 1 − r. mse: their squared differences."""
 
     @field_validator("space", mode="before")
     @classmethod

@@ -38,7 +38,9 @@ def main_metrics(shown: list[Column]) -> list[str]:
     by_judges = [
         key
         for key in keys
-        if key.startswith(("two_way_", "distance_")) and not key.endswith(("_reverse", "_features")) and key not in MAIN
+        if key.startswith(("two_way_", "distance_", "mse_"))
+        and not key.endswith(("_reverse", "_features"))
+        and key not in MAIN
     ]
     return [key for key in keys if key in MAIN] + by_judges
 

@@ -102,7 +102,7 @@ _METRICS = (
 METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics that are not by a judge; those by judges are named from their keys."""
 
-_KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "way50")
+_KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "mse", "way50")
 _ORDER = (
     "pixcorr",
     "ssim",
@@ -142,7 +142,7 @@ def metric(key: str) -> Metric:
 
 def _by_judge(key: str, kind: str, judge: str) -> Metric:
     """A metric by pixels, by features, or by a judge."""
-    reverse = kind != "distance" and judge.endswith("_reverse")
+    reverse = kind not in ("distance", "mse") and judge.endswith("_reverse")
     judge = judge.removesuffix("_reverse") if reverse else judge
     by = _SPELLED.get(judge, judge)
     picks, out_of = ("seen image", "reconstruction") if reverse else ("reconstruction", "image")
@@ -156,6 +156,12 @@ def _by_judge(key: str, kind: str, judge: str) -> Metric:
             "0 is the same, lower is better."
         )
         return Metric(key, f"Distance by {by}", f"{by} distance", meaning, lower_is_better=True)
+    if kind == "mse":
+        meaning = (
+            f"The mean squared difference of the embeddings, by the judge {by}, of a reconstruction and of the image seen: "
+            "0 is the same, lower is better."
+        )
+        return Metric(key, f"Perceptual error by {by}", f"{by} error", meaning, lower_is_better=True)
     if kind == "way50":
         meaning = (
             f"How often the judge {by}, a classifier, gives a reconstruction the class of the image seen rather than "
@@ -260,6 +266,11 @@ LABELS = {
         "Another image's prediction",
         "What the generator makes of the prediction for another test image.",
         "another image's prediction",
+    ),
+    "mismatched": Label(
+        "Another image's target",
+        "What the generator makes of the right first image and the prediction for another test image.",
+        "another image's target",
     ),
     "true_features": Label(
         "Upper bound: true features",

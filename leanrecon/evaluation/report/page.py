@@ -76,6 +76,8 @@ class Page:
     """Named runs of the features of a space (the layers of VDVAE)."""
     voxels: Mapping[str, Any] | None = None
     """``repeats`` [fewest, most] averaged in a test row, and ``areas``: ``area``, ``voxels``, ``ncsnr``, ``percent`` each."""
+    checked: Mapping[str, Any] | None = None
+    """What ``leanrecon check`` said of the train rows: ``verdict``, and ``lines`` of text."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries; where there are none, those of run.json or metrics.json are shown."""
 
@@ -178,6 +180,7 @@ def _context(page: Page) -> dict[str, Any]:
         "spaces": list(_spaces(page)),
         "training": list(_training("decode", "the end-to-end decoder", page)),
         "voxels": page.voxels,
+        "checked": page.checked,
         "folds": sorted({str(s["fold"]) for s in page.scores if s.get("fold") is not None}, key=_natural),
         "records": [record(name, run, scale=scale) for name, run in runs.items() if run.get("stages")],
         "per_image": per_image(runs),

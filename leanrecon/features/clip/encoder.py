@@ -91,6 +91,11 @@ class Encoder:
         hidden = self._shape(f"{self.half}_model.encoder.layers.0.mlp.fc1.weight")[0]
         return self.positions * (STATES * self.width + HIDDEN_STATES * hidden) * itemsize(precision)
 
+    def gradient_nbytes(self) -> int:
+        """Bytes that all layers keep of one image until its gradient, in float32."""
+        layers = {name.split(".")[3] for name in self.weights.entries if ".layers." in name}
+        return len(layers) * 3 * self.state_nbytes("float32") // 2
+
     def load(self, *, projection: bool, precision: Precision, device: str) -> "nn.Module":
         """The half as a module of transformers, loaded and ready for inference."""
         import torch

@@ -6,7 +6,7 @@ and their pixels differ; some of its versions divided pixels by 255 twice.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,7 +14,11 @@ from leanrecon.errors import InputError, said_by
 from leanrecon.features.space import Array
 from leanrecon.images import with_channels
 from leanrecon.weights.folders import read_config
+from leanrecon.weights.libraries import resized
 from leanrecon.weights.safetensors import AGAIN
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST_SIDE = 4096  # pixels
 
@@ -102,6 +106,15 @@ class Preprocessing:
         short = self.shortest or min(height, width)
         longer = int(short * max(height, width) / min(height, width))
         return (short, longer) if height <= width else (longer, short)
+
+    def tensor(self, pixels: "Tensor") -> "Tensor":
+        """Pixels [n, 3, height, width] from 0 to 1 as the network takes them, differentiable by them."""
+        height, width = self.size_of(*pixels.shape[2:])
+        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+        seen = resized(pixels, (height, width), bicubic=self.resample == BICUBIC)
+        seen = seen[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (seen * (255 * self.scale) - mean) / std
 
     def __call__(self, images: Array) -> Array:
         """Float32 [n, 3, height, width] of uint8 images [n, height, width, channels]; grey is repeated."""

@@ -11,7 +11,8 @@ from leanrecon.errors import InputError
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.clip.preprocess import BICUBIC, Preprocessing
 from leanrecon.features.clip.space import CLIPSettings, CLIPSpace
-from leanrecon.features.inference import exact_inference, resized
+from leanrecon.features.gradients import Use
+from leanrecon.features.inference import exact_inference
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.images import Sees
@@ -64,6 +65,7 @@ class CLIPVision(CLIPSpace):
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPVisionSettings
+    differentiable = True
     at_once_on_gpu = AT_ONCE_ON_GPU
 
     @classmethod
@@ -127,31 +129,27 @@ class CLIPVision(CLIPSpace):
 
         with exact_inference(self.device):
             numbers = torch.from_numpy(pixels).to(self.device, getattr(torch, self.precision))
-            rows: Array = self._rows(model, numbers).cpu().numpy()
+            rows: Array = self._tokens(model, numbers).cpu().numpy()
         return rows
 
-    def _rows(self, model: Any, numbers: "Tensor") -> "Tensor":
-        states = model.vision_model(pixel_values=numbers).last_hidden_state
+    def _tokens(self, model: Any, pixels: "Tensor") -> "Tensor":
+        """Rows [b, dims] of prepared pixels."""
+        states = model.vision_model(pixel_values=pixels).last_hidden_state
         if self.settings.form == "embedding":
             states = states[:, :1]
         states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
-        return (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(numbers), -1)
+        rows: Tensor = (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(pixels), -1)
+        return rows
 
-    def differentiable(self, images: "Tensor") -> "Tensor":
-        """Rows [b, dims], which gradients go through, of images float32 [b, 3, height, width] from 0 to 1."""
-        import torch
+    # With gradients
 
-        rule = self._preprocessing
-        seen = resized(images, rule.size_of(*images.shape[2:]), bicubic=rule.resample == BICUBIC)
-        top, left = ((side - crop) // 2 for side, crop in zip(seen.shape[2:], rule.crop, strict=True))
-        seen = seen[:, :, top : top + rule.crop[0], left : left + rule.crop[1]]
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (rule.mean, rule.std))
-        return self._rows(self._model(), ((seen * 255 * rule.scale - mean) / std).to(getattr(torch, self.precision)))
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        return self._tokens(self._model(), self._preprocessing.tensor(pixels))
 
-    def differentiable_nbytes(self, side: int, batch: int) -> int:
-        """Bytes that it takes for a batch of images, with their gradients."""
-        layers = whole_number(self._encoder.config, "num_hidden_layers", 12, self._encoder.folder / "config.json")
-        return self.cost((side, side, 3)).held + 2 * batch * layers * self._encoder.state_nbytes(self.precision)
+    def gradient_cost(self, use: Use) -> Cost:
+        encoder = self._encoder
+        held = encoder.weights.loading_nbytes(encoder.parts(projection=True), self.precision, self.device)
+        return Cost(held, encoder.gradient_nbytes(), 1)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

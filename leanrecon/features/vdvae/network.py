@@ -126,32 +126,39 @@ class VDVAE:
             out[part] = pixels.cpu().numpy()
         return out
 
+    # With gradients, for searches
+
+    def latents(self, pixels: "Tensor", n_latents: int) -> "Tensor":
+        """Means [b, dims] of the first latents of pixels [b, 3, size, size] from 0 to 255, differentiable by them."""
+        import torch
+
+        return torch.cat([z.flatten(1) for _, z in self._latents(pixels, n_latents)], 1)
+
+    def colours(self, flat: "Tensor") -> "Tensor":
+        """Colours [b, 3, size, size] from -1 to 1 of rows [b, dims] of latents, differentiable by them."""
+        state = self._state(flat, 0.0, 0, np.arange(len(flat)))
+        numbers = self._convolution(state, "decoder.out_net.out_conv")
+        return mixture.pixel_values(numbers).permute(0, 3, 1, 2)
+
     # Bottom-up
 
     def _encode(self, images: Array, out: Array, n: int, sampled: tuple[int, Array] | None) -> None:
         """Write the latents of some images into ``out``; ``sampled`` holds seed and row numbers."""
-        for i, z in self._latents(self._tensor(images).permute(0, 3, 1, 2).float(), n, sampled):
+        pixels = self._tensor(images).permute(0, 3, 1, 2).float()
+        for i, z in self._latents(pixels, n, sampled):
             out[:, self.config.columns(i)] = z.flatten(1).cpu().numpy()
 
-    def means(self, levels: "Tensor", n: int) -> "Tensor":
-        """Rows [b, dims] of the means of the first ``n`` latents, which gradients go through.
-
-        ``levels`` are images float32 [b, 3, size, size] from 0 to 255.
-        """
-        import torch
-
-        self._require(encoding_weights(self.config, n))
-        return torch.cat([z.flatten(1) for _, z in self._latents(levels, n, None)], 1)
-
-    def _latents(self, levels: "Tensor", n: int, sampled: tuple[int, Array] | None) -> "Iterator[tuple[int, Tensor]]":
-        """The number of each of the first ``n`` blocks with its latent."""
+    def _latents(
+        self, pixels: "Tensor", n: int, sampled: tuple[int, Array] | None = None
+    ) -> "Iterator[tuple[int, Tensor]]":
+        """Yield the number and the value of each of the first ``n`` latents of pixels [b, 3, size, size] from 0 to 255."""
         import torch
 
         blocks = self.config.decoder[:n]
-        activations = self._activations(levels, {block.resolution for block in blocks})
+        activations = self._activations(pixels, {block.resolution for block in blocks})
         states: dict[int, Tensor] = {}
         for i, block in enumerate(blocks):
-            x = self._start(i, states, len(levels))
+            x = self._start(i, states, len(pixels))
             mean, log_std = self._posterior(i, x, activations[block.resolution])
             z = mean
             if sampled:
@@ -164,11 +171,11 @@ class VDVAE:
             _, _, x = self._prior(i, x)
             states[block.resolution] = self._with_latent(i, x, z)
 
-    def _activations(self, levels: "Tensor", wanted: set[int]) -> "dict[int, Tensor]":
+    def _activations(self, pixels: "Tensor", wanted: set[int]) -> "dict[int, Tensor]":
         """The last output of the encoder at each of the ``wanted`` resolutions."""
         from torch.nn import functional
 
-        x = self._convolution((levels + -MEAN) * (1 / SCALE), "encoder.in_conv").float()
+        x = self._convolution((pixels + -MEAN) * (1 / SCALE), "encoder.in_conv").float()
         kept = {self.config.image_size: x}
         for i, block in enumerate(self.config.encoder):
             x = self._residual(x, f"encoder.enc_blocks.{i}")
@@ -183,7 +190,7 @@ class VDVAE:
 
     # Top-down
 
-    def _state(self, flat: Array, temperature: float, seed: int, rows: Array) -> "Tensor":
+    def _state(self, flat: "Array | Tensor", temperature: float, seed: int, rows: Array) -> "Tensor":
         """The last state [b, width, size, size] of the decoder, from the first latents."""
         import torch
 
@@ -281,9 +288,11 @@ class VDVAE:
     def _normals(self, seed: int, rows: Array, block: int, stream: int) -> "Tensor":
         return self._tensor(noise.normals(seed, rows, block, self.config.latent_shape(block), stream))
 
-    def _tensor(self, numbers: Array) -> "Tensor":
+    def _tensor(self, numbers: "Array | Tensor") -> "Tensor":
         import torch
 
+        if isinstance(numbers, torch.Tensor):
+            return numbers
         return torch.tensor(np.ascontiguousarray(numbers)).to(self.device)  # a copy: the array may be read-only
 
     def _require(self, names: list[str]) -> None:

@@ -8,11 +8,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leanrecon.errors import InputError
+from leanrecon.features.gradients import Use
 from leanrecon.features.inference import PretrainedSpace, resized, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.checkpoint import check_file, loading_nbytes, require_file, weights_nbytes
-from leanrecon.features.vdvae.config import VDVAEConfig, decoding_weights, encoding_weights, latent_groups
+from leanrecon.features.vdvae.config import (
+    VDVAEConfig,
+    decoding_weights,
+    encoding_weights,
+    gradient_numbers,
+    latent_groups,
+)
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import Sees, resize, with_channels
 from leanrecon.places.paths import expanded
@@ -33,8 +40,6 @@ BATCH = 8
 
 STATES = 6
 """Memory at the peak in states of the largest size, buffers of convolutions included."""
-
-Use = Literal["encode", "decode"]
 
 
 class VDVAESettings(BaseModel):
@@ -87,6 +92,7 @@ class VDVAESpace(PretrainedSpace):
 
     Settings: ClassVar[type[BaseModel]] = VDVAESettings
     decodes = True
+    differentiable = True
 
     def __init__(self, settings: VDVAESettings, *, name: str = "", seed: int = 0, device: str = "cpu") -> None:
         super().__init__(settings, name=name, seed=seed, device=device)
@@ -148,19 +154,6 @@ class VDVAESpace(PretrainedSpace):
             small, settings.n_latents, latents=settings.latents, seed=self.seed, rows=rows
         )
 
-    def differentiable(self, images: "Tensor") -> "Tensor":
-        """Rows [b, dims] of the means of latents, which gradients go through.
-
-        ``images`` are float32 [b, 3, height, width] from 0 to 1.
-        """
-        size = self.config.image_size
-        return self._model("encode").means(255 * resized(images, (size, size)), self.settings.n_latents)
-
-    def differentiable_nbytes(self, side: int, batch: int) -> int:
-        """Bytes that it takes for a batch of images, with their gradients."""
-        blocks = len(self.config.encoder) + 2 * self.settings.n_latents
-        return self._cost("encode").held + batch * blocks * state_nbytes(self.config) * 2
-
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Uint8 images at the size of the network, not of those that were encoded."""
         if features.shape[1] != self.dims(image_shape):
@@ -176,6 +169,20 @@ class VDVAESpace(PretrainedSpace):
             seed=self.seed,
             rows=rows,
         )
+
+    # With gradients
+
+    def rows_of(self, pixels: "Tensor") -> "Tensor":
+        size = self.config.image_size
+        seen = resized(pixels, (size, size)) * 255
+        return self._model("encode").latents(seen, self.settings.n_latents)
+
+    def pixels_of(self, rows: "Tensor") -> "Tensor":
+        return self._model("decode").colours(rows) / 2 + 0.5
+
+    def gradient_cost(self, use: Use) -> Cost:
+        kept = gradient_numbers(self.config, self._names(use)) * FLOAT
+        return Cost(self._weights_nbytes(use) + loading_nbytes(self._path), kept, 1)
 
     @property
     def sees(self) -> Sees:

@@ -23,6 +23,18 @@ from leanrecon.evaluation.report.thumbnails import thumbnail
 
 pytestmark = pytest.mark.slow
 
+
+def test_what_a_check_said_is_shown_where_there_was_one(tmp_path):
+    page = study_page()
+    render(page, tmp_path / "plain.html")
+    assert "Do the data carry" not in (tmp_path / "plain.html").read_text()
+    checked = {"verdict": "Yes: the betas carry the images.", "lines": ["two-way 90 % <b>", "repeats"]}
+    render(replace(page, checked=checked), tmp_path / "checked.html")
+    text = (tmp_path / "checked.html").read_text()
+    assert "Yes: the betas carry the images." in text
+    assert "<li>two-way 90 % &lt;b&gt;</li>" in text
+
+
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 
 

@@ -1,0 +1,1 @@
+"""Searches: the input of a decoder whose image matches what the brain says."""

@@ -1,0 +1,57 @@
+"""The settings of a search through a decoder."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from leanrecon.refinement.generator import GeneratorSettings
+
+Whole = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class InversionSettings(GeneratorSettings):
+    """``[refine]`` with ``kind = "inversion"``."""
+
+    kind: Literal["inversion"] = "inversion"
+    """A search for the latents of a decoder whose image has the features that were predicted, or explains the betas."""
+    decoder: str
+    """Feature space whose decoder is searched, as autokl or vdvae."""
+    features: str
+    """Feature space of images that a network computes, as clip-vision, vdvae or autokl: what is compared."""
+    match: Literal["features", "responses"] = "features"
+    """Compare an image's features with the predicted ones, or its predicted responses with the measured betas."""
+    measure: Literal["mse", "cosine"] = "mse"
+    """Squared differences, features weighted by how well train rows predict them; or 1 − the cosine of z-scored ones."""
+    start: Literal["first", "random"] = "first"
+    """Where the search starts: at the latents of the first image, or at random ones of the spread of train images."""
+    keep: bool = True
+    """From a first image: add only what the search changed to it, so that no step leaves it as it is."""
+    steps: Annotated[int, Field(strict=True, ge=0, le=10_000)] | Literal["auto"] = "auto"
+    """Steps of Adam; auto: as many, up to most, as serve train images that were predicted without themselves best."""
+    most: Whole = 40
+    """The most steps that auto tries."""
+    tuned_on: Annotated[int, Field(strict=True, ge=4, le=1000)] = 32
+    """Train images that auto searches."""
+    rate: Positive = 0.03
+    """Size of a step, in standard deviations of a latent over train images."""
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Weight of the prior: the mean squared distance from the start (or from the mean latents), in such deviations."""
+    restarts: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    """Searches of each image; the one whose image fits the brain best is kept, whatever its prior."""
+    spread: Positive = 0.5
+    """How far restarts begin from the first image, in standard deviations of a latent; unused by random starts."""
+    voxels: Whole = 1500
+    """With responses: how many voxels are matched, those that the features explain best."""
+    batch: Whole | Literal["auto"] = "auto"
+    """Images that are searched together; auto: 1 on a CPU, 8 on a GPU."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.match == "responses" and "oracle" in self.baselines:
+            raise ValueError("baselines: oracle draws from true features, and responses are matched to measured betas")
+        if self.match == "responses" and self.measure == "cosine":
+            raise ValueError(
+                'measure = "cosine" compares features; responses are compared by their noise: leave it out'
+            )
+        return self
