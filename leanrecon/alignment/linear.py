@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.alignment.alignment import AlignmentPlan, AlignmentShapes
-from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
 from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
@@ -187,14 +187,6 @@ class Estimator:
     def fit_transform(self, matrices: Sequence[Any]) -> list[Array]:
         """``fit`` and ``transform`` of the same matrices."""
         return self.fit(matrices).transform(matrices)
-
-
-def scores(betas: Array, mean: Array, weights: Array) -> Array:
-    """Betas [rows, voxels] less the train mean, through a map [voxels, k]."""
-    if betas.ndim != 2 or betas.shape[1] != len(mean):
-        raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(mean)}], as in fit")
-    result: Array = (betas - mean.astype(weights.dtype)) @ weights
-    return result
 
 
 def check_subjects(shapes: Sequence[tuple[int, int]]) -> None:

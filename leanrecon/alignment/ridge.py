@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
 from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,32 +135,29 @@ class RidgeMap:
         from leanrecon.memory import MemoryBudget
         from leanrecon.stores.matrix import as_matrix
 
-        matrix, scores = as_matrix(X), np.asarray(S, np.float64)
+        matrix, targets = as_matrix(X), np.asarray(S, np.float64)
         n, p = matrix.shape
-        if scores.ndim != 2 or len(scores) != n:
-            raise InputError(f"betas have {n} rows and scores have shape {scores.shape}", expected="[rows, k]")
+        if targets.ndim != 2 or len(targets) != n:
+            raise InputError(f"betas have {n} rows and scores have shape {targets.shape}", expected="[rows, k]")
         if n < 3:
             raise InputError(f"{n} common rows are too few for a ridge", expected="3 or more")
-        if not np.isfinite(scores).all():
+        if not np.isfinite(targets).all():
             raise InputError("scores hold NaN or infinite values", expected="finite scores")
-        work = map_nbytes(n, p, scores.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
+        work = map_nbytes(n, p, targets.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
         MemoryBudget.of(self.budget).require("a ridge to the shared space", work)
         gram = Gram.of(matrix, standardize=self.standardize)
-        self.offset_ = scores.mean(axis=0)
-        dual = solve(gram, scores - self.offset_, self.alphas)
+        self.offset_ = targets.mean(axis=0)
+        dual = solve(gram, targets - self.offset_, self.alphas)
         self.alpha_, self.error_ = dual.alpha, dual.error
         self.held_out_ = dual.held_out + self.offset_
         self.mean_, self.weights_ = gram.mean, weights_of(matrix, gram, dual.weights)
         return self
 
     def transform(self, X: Any) -> Array:
-        """Scores [rows, k] of betas [rows, voxels]."""
-        betas = np.asarray(X)
-        if betas.ndim != 2 or betas.shape[1] != len(self.mean_):
-            raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(self.mean_)}]")
-        scores: Array = (betas - self.mean_.astype(betas.dtype)) @ self.weights_
-        scores += self.offset_.astype(scores.dtype)
-        return scores
+        """Scores [rows, k] of betas [rows, voxels]; raises InputError for other voxels than those of ``fit``."""
+        found = scores(np.asarray(X), self.mean_, self.weights_)
+        found += self.offset_.astype(found.dtype)
+        return found
 
 
 def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:

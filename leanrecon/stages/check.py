@@ -139,17 +139,22 @@ def check_study(study: Study, context: Context, *, labels: Path | None = None, p
     train = rows["train"]
     given = None if labels is None else _labels(labels, len(train))
     chosen = _chosen(train.stimulus, context.seed)
-    voxels = np.arange(store.columns)
+    work = check_nbytes(len(chosen), min(store.columns, MOST_VOXELS))
+    context.require("checking the data", work + store.buffer_nbytes())
+    voxels = np.flatnonzero(~np.isnan(store[0:1][0]))  # outside of the mask a voxel is NaN in every row
     if len(voxels) > MOST_VOXELS:
-        voxels = np.sort(np.random.default_rng(context.seed).choice(len(voxels), MOST_VOXELS, replace=False))
-    context.require("checking the data", check_nbytes(len(chosen), len(voxels)) + store.buffer_nbytes())
+        drawn = np.random.default_rng(context.seed).choice(len(voxels), MOST_VOXELS, replace=False)
+        voxels = voxels[np.sort(drawn)]
     betas = buffer((len(chosen), len(voxels)), np.float32)
     matrix = ColumnSubset(RowSubset(as_matrix(store), chosen), voxels)
     for start in range(0, len(chosen), 256):
         part = range(start, min(start + 256, len(chosen)))
         matrix.read(part, range(len(voxels)), betas[part.start : part.stop])
     if not np.isfinite(betas).all():
-        raise InputError(f"{store.path} holds NaN or infinite values", expected="finite betas")
+        raise InputError(
+            f"{store.path} holds NaN or infinite values",
+            expected="finite betas, or voxels that are NaN in every row",
+        )
     stimulus = train.stimulus[chosen]
     notes: list[str] = []
     session = np.array([train.session[row] for row in chosen]) if train.session is not None else np.zeros(len(chosen))

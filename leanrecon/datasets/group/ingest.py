@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -281,18 +282,41 @@ class Ingest:
         store.finish()
 
     def _panel(self, member: Member, split: str, number: int) -> Array:
-        betas = member.betas[split][number * PANEL : (number + 1) * PANEL]
+        aligned = self._aligned(member, member.betas[split][number * PANEL : (number + 1) * PANEL])
+        if self._absent.any():
+            aligned = np.where(self._absent, np.float32(np.nan), aligned)
+        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
+        if changes is not None:
+            places = self._shared_rows(member)[number * PANEL :][: len(aligned)]
+            aligned[places >= 0] += changes[places[places >= 0]]
+        return aligned
+
+    def _aligned(self, member: Member, betas: Array) -> Array:
         aligned = np.asarray(self.alignment.transform(member.name, betas), np.float32)
         if aligned.shape != (len(betas), self.dims):
             raise InputError(
                 f"the alignment gave betas of shape {aligned.shape} for {member.name}",
                 expected=f"{(len(betas), self.dims)}, as it planned",
             )
-        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
-        if changes is not None:
-            places = self._shared_rows(member)[number * PANEL :][: len(betas)]
-            aligned[places >= 0] += changes[places[places >= 0]]
         return aligned
+
+    @cached_property
+    def _absent(self) -> Array:
+        """Dimensions that some subject has no betas of, since its mask lacks them: bool [dims]. All rows lack them.
+
+        A voxel of a study is NaN in every row or in none, so that one row tells.
+        """
+        absent = np.zeros(self.dims, bool)
+        for member in self.members.each:
+            for split in SPLITS:
+                absent |= np.isnan(self._aligned(member, member.betas[split][0:1])).any(axis=0)
+        if absent.all():
+            raise InputError(
+                "no voxel has betas in every subject: each is NaN in all rows of one of them",
+                expected="masks that overlap",
+                todo="choose an alignment that brings subjects into a shared space (`leanrecon kinds` lists them)",
+            )
+        return absent
 
     def _shared_rows(self, member: Member) -> Array:
         """For each train row of a member the number of its image among the shared ones, -1 where it is none."""

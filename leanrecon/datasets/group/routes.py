@@ -31,9 +31,12 @@ def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
     betas = _mean_rows(pair, tried)
     scores = maps.transform(pair.own.name, betas).astype(np.float64)
     place = {name: k for k, name in enumerate(pair.common)}
+    changes = maps.left_out(pair.own.name)
+    assert changes is not None
     for name, k in tried.items():
         if name in place:
-            scores[k] += maps.left_out[place[name]]
+            scores[k] += changes[place[name]]
+    betas[:, np.isnan(betas[0])] = 0  # voxels outside of the mask
     betas -= betas.mean(axis=0)
     deviation = np.sqrt(np.einsum("ij,ij->j", betas, betas, dtype=np.float64) / len(betas))
     betas *= np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0).astype(np.float32)
@@ -41,6 +44,7 @@ def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
     del betas
     of_group = _small_images(group)
     rows = np.asarray(pair.group.betas["train"][0 : len(of_group)], np.float64)
+    rows[:, np.isnan(rows[0])] = 0
     fold_of_group = np.array([folds[tried[name]] if name in tried else -1 for name in group.images["train"]])
     predicted = {route: np.zeros(targets.shape) for route in ("own", "group")}
     for fold in range(FOLDS):
