@@ -248,8 +248,9 @@ class LinearAlignment:
         voxels = list(shapes.voxels.values())
         check_subjects([(shapes.shared, n) for n in voxels])
         method = self.method()
-        work, _ = fit_nbytes(method, shapes.shared, voxels, free)
-        return AlignmentPlan(work=work, dims=method.dims(shapes.shared))
+        work, kept = fit_nbytes(method, shapes.shared, voxels, free)
+        grams = 0 if kept else len(voxels) * gram_nbytes(shapes.shared, kept=True)
+        return AlignmentPlan(work=work, dims=method.dims(shapes.shared), scratch=grams)
 
     def fit(self, matrices: "Mapping[str, Matrix]", context: "Context") -> None:
         """Learn from the train betas of each subject for the common images."""
