@@ -95,7 +95,9 @@ class LocalRegressor:
                     _fill(fitted, output, context, workers)
         unfinished = sum("onverge" in str(one.message) for one in caught)
         if unfinished:
-            context.progress.say(f"{context.label}: {unfinished} decoders did not converge; see regression.options")
+            context.progress.say(
+                f"{context.label}: {unfinished} decoders did not converge (raise max_iter in regression.options)"
+            )
         return {
             **self._record(),
             **stacked,
