@@ -1,5 +1,6 @@
 """Ridge from one subject's voxels to a shared space: how a subject joins it from the rows that it shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,14 +44,7 @@ def solve(gram: Gram, targets: Array, alphas: tuple[float, ...] = ALPHAS) -> Dua
     n = gram.rows
     turned = vectors.T @ targets
     unit = gram.norm / n
-    best: tuple[float, float] | None = None
-    for share in alphas:
-        residual = left_out(values, vectors, turned, targets, share * unit)
-        error = float(np.square(residual).sum())
-        if best is None or error < best[0]:
-            best = error, share * unit
-    assert best is not None
-    error, alpha = best
+    alpha, error = least_error(values, vectors, turned, targets, [share * unit for share in alphas])
     residual = left_out(values, vectors, turned, targets, alpha)
     dual = vectors @ (turned / (values + alpha)[:, None])
     total = float(np.square(targets).sum())
@@ -80,6 +74,15 @@ def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha
     return residual
 
 
+def least_error(
+    values: Array, vectors: Array, turned: Array, targets: Array, alphas: Sequence[float]
+) -> tuple[float, float]:
+    """The penalty whose squared leave-one-out errors sum to the least, the first of equals, and that sum."""
+    errors = [float(np.square(left_out(values, vectors, turned, targets, alpha)).sum()) for alpha in alphas]
+    best = int(np.argmin(errors))
+    return alphas[best], errors[best]
+
+
 def left_out_predictions(gram: Array, targets: Array, folds: Array, seed: int) -> Array:
     """Predictions of targets [n, d], each fold by the ridge of the other rows; ``gram`` [n, n] of all rows."""
     predicted = np.zeros(targets.shape)
@@ -105,8 +108,7 @@ def predict(values: Array, vectors: Array, through: Array, targets: Array, seed:
     drawn = np.random.default_rng(seed).standard_normal((centred.shape[1], PROJECTED))
     some = centred @ drawn
     turned, unit = vectors.T @ some, float(values.sum()) / len(vectors)
-    errors = [np.square(left_out(values, vectors, turned, some, share * unit)).sum() for share in ALPHAS]
-    alpha = ALPHAS[int(np.argmin(errors))] * unit
+    alpha, _ = least_error(values, vectors, turned, some, [share * unit for share in ALPHAS])
     predicted: Array = (through / (values + alpha)) @ (vectors.T @ centred) + centre
     return predicted
 

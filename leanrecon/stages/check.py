@@ -14,9 +14,8 @@ from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.reliability import Reliability, repeat_reliability, sampled_voxels
 from leanrecon.errors import InputError
 from leanrecon.evaluation.pairwise import Pairwise, pairwise
-from leanrecon.images import fitted_into, resize
 from leanrecon.memory import buffer
-from leanrecon.stores.images import ImageReader, image_shape
+from leanrecon.stores.images import small_images
 from leanrecon.stores.matrix import ColumnSubset, RowSubset, as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -198,7 +197,7 @@ def _labels(path: Path, rows: int) -> list[str]:
 
 
 def _chosen(stimulus: Array, seed: int) -> Array:
-    """All rows, or those of drawn images: the more an image was shown the likelier none of its rows is missed."""
+    """All rows, ascending; of more than ``MOST_ROWS`` all rows of some images, which are drawn from the seed."""
     if len(stimulus) <= MOST_ROWS:
         return np.arange(len(stimulus))
     counts = np.bincount(stimulus)
@@ -254,7 +253,7 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
     deviation = means.std(axis=0)
     means *= np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0).astype(np.float32)
     gram = (means @ means.T).astype(np.float64)
-    images = _small(Store.open(study.stimuli("train")), shown)
+    images = small_images(Store.open(study.stimuli("train")), shown, SIDE).astype(np.float64)
     folds = np.random.default_rng(seed).permutation(len(shown)) % 5
     told = _two_way(left_out_predictions(gram, images, folds, seed), images)
     order = np.random.default_rng([seed, 3]).permutation(len(shown))
@@ -264,15 +263,6 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
     return Match(
         len(shown), float(told[1].mean()), float(told[0].mean()), float(low), float(high), float(by_chance[0].mean())
     )
-
-
-def _small(store: Store, rows: Array) -> Array:
-    shape = image_shape(store)
-    small = fitted_into(shape, min(SIDE, *shape[:2]))
-    result = np.empty((len(rows), int(np.prod(small))))
-    for place, images in ImageReader(store).runs(rows):
-        result[place] = [resize(image, small).reshape(-1) for image in images]
-    return result
 
 
 def _two_way(predicted: Array, true: Array) -> tuple[Array, Array]:

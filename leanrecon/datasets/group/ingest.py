@@ -349,14 +349,24 @@ def read_state(path: Location) -> dict[str, Array] | None:
         return None
 
 
-def with_averages(rows: SplitRows, images: int) -> SplitRows:
-    """The rows of all members, and after them one an image: the mean over subjects."""
+def means_of_images(rows: SplitRows, images: int) -> SplitRows:
+    """One row an image: the mean over all its rows."""
     of_image: list[list[int]] = [[] for _ in range(images)]
     for row, image in enumerate(rows.stimulus.tolist()):
         of_image[image].append(row)
     return SplitRows(
-        np.concatenate([rows.stimulus, np.arange(images)]),
-        [*rows.trials, *([trial for row in own for trial in rows.trials[row]] for own in of_image)],
-        [*rows.repeats, *(sum(rows.repeats[row] for row in own) for own in of_image)],
+        np.arange(images),
+        [[trial for row in own for trial in rows.trials[row]] for own in of_image],
+        [sum(rows.repeats[row] for row in own) for own in of_image],
+    )
+
+
+def with_averages(rows: SplitRows, images: int) -> SplitRows:
+    """The rows of all members, and after them one an image: the mean over subjects."""
+    means = means_of_images(rows, images)
+    return SplitRows(
+        np.concatenate([rows.stimulus, means.stimulus]),
+        [*rows.trials, *means.trials],
+        [*rows.repeats, *means.repeats],
         subject=[*(rows.subject or []), *[AVERAGE] * images],
     )

@@ -12,7 +12,7 @@ from leanrecon.alignment.none import NoAlignment, NoAlignmentSettings
 from leanrecon.alignment.ridge import RidgeMap
 from leanrecon.context import Context
 from leanrecon.datasets.group.chosen import MeanRows, with_rows
-from leanrecon.datasets.group.ingest import Ingest, Making
+from leanrecon.datasets.group.ingest import Ingest, Making, means_of_images, read_state
 from leanrecon.datasets.group.joined import MOST_TRIED, JoinedSettings
 from leanrecon.datasets.group.members import Member, Members, open_member
 from leanrecon.datasets.group.shared import fill_shared
@@ -112,17 +112,10 @@ def open_pair(settings: JoinedSettings, base_dir: Path | None, seed: int) -> Pai
 
 def averaged(group: Member) -> Member:
     """A group with one train row an image, the mean of all its subjects' rows, and no test rows."""
-    rows = group.rows["train"]
-    of_image: list[list[int]] = [[] for _ in group.rows.ids["train"]]
-    for row, image in enumerate(rows.stimulus.tolist()):
-        of_image[image].append(row)
-    train = SplitRows(
-        np.arange(len(of_image)),
-        [[trial for row in own for trial in rows.trials[row]] for own in of_image],
-        [sum(rows.repeats[row] for row in own) for own in of_image],
-    )
+    rows, images = group.rows["train"], len(group.rows.ids["train"])
+    train = means_of_images(rows, images)
     none = with_rows(group, {"train": np.empty(0, np.int64), "test": np.empty(0, np.int64)})
-    means = MeanRows(group.betas["train"], rows.stimulus, len(of_image))
+    means = MeanRows(group.betas["train"], rows.stimulus, images)
     splits = {"train": train, "test": none.rows["test"]}
     return replace(group, rows=Rows(splits, group.rows.ids), betas={"train": means, "test": none.betas["test"]})
 
@@ -225,8 +218,6 @@ def _state_path(study: Study) -> Any:
 
 
 def _kept(study: Study, made_of: str) -> dict[str, Array] | None:
-    from leanrecon.datasets.group.ingest import read_state
-
     state = read_state(_state_path(study))
     return state if state is not None and str(state.get("made of", "")) == made_of else None
 
