@@ -182,7 +182,8 @@ class IntoGroup:
         if subject != self.subject:
             return np.asarray(betas, np.float32)
         state = self._state
-        return scores(np.asarray(betas, np.float32), state["mean"], state["weights"]) + state["offset"]
+        found: Array = scores(np.asarray(betas, np.float32), state["mean"], state["weights"]) + state["offset"]
+        return found
 
 
 class _Joining(Ingest):
