@@ -25,10 +25,14 @@ class AlignmentShapes:
 
 @dataclass(frozen=True)
 class AlignmentPlan:
-    """``work`` bytes of memory at the peak, and the number of shared dimensions."""
+    """What an alignment will hold and write."""
 
     work: int
+    """Bytes of memory at the peak."""
     dims: int
+    """Shared dimensions."""
+    scratch: int = 0
+    """Bytes on disk that are needed while it is fitted."""
 
 
 class Alignment(Protocol):

@@ -1,8 +1,8 @@
 """Subjects by their Gram matrices: all that an alignment needs of a subject's voxels, in [images, images].
 
 With centred betas X [n, p], every map that is fitted on them has the form W = Xᵀ·B, since nothing outside the space of
-their rows can help. So scores are X·W = G·B with G = X·Xᵀ [n, n], and voxels are read three times in all: for the mean,
-for G, and for W.
+their rows can help. So scores are X·W = G·B with G = X·Xᵀ [n, n]. Betas are read for their means, their deviations where
+asked, for G, which reads a panel of rows again for each panel after it, and for W.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Gram:
     ) -> None:
         self._panels = panels
         self.mean = mean
-        """Train mean of each voxel, float64 [voxels]."""
+        """Train mean of each voxel, float64 [voxels]; NaN for voxels outside of the mask, NaN in every row."""
         self.factor = factor
         """What each centred voxel is multiplied by, float64 [voxels]: 1 / its train deviation; None: nothing."""
         self.rows = rows
@@ -61,21 +61,21 @@ class Gram:
 
     @property
     def voxels(self) -> int:
-        return len(self.mean)
+        """How many voxels there are betas of."""
+        return len(self.mean) - int(np.isnan(self.mean).sum())
 
     @classmethod
     def of(cls, matrix: "Matrix", file: Path | None = None, *, standardize: bool = False) -> "Gram":
         """The Gram matrix of betas [n, voxels] less their means; into ``file`` where one is given.
 
         ``standardize`` divides each voxel by its standard deviation; voxels that don't vary count for nothing.
-        Products are taken in the betas' own precision and kept in float64. Raises InputError for betas that are not
-        finite.
+        Voxels that are NaN in every row are left out. Products are taken in the betas' own precision and kept in float64.
+        Raises InputError for other betas that are not finite.
         """
         n, p = matrix.shape
         mean = _mean(matrix)
         factor = _factor(matrix, mean) if standardize else None
-        dtype = np.float64 if matrix.dtype == np.float64 else np.float32
-        one, two = (buffer((min(n, ROWS), p), dtype) for _ in range(2))
+        one, two = (buffer((min(n, ROWS), p), _precision(matrix)) for _ in range(2))
         kept = [buffer((len(rows), n), np.float64) for rows in panels_of(n)] if file is None else []
         trace = 0.0
         with contextlib.nullcontext() if file is None else file.open("wb", buffering=0) as sink:
@@ -136,7 +136,7 @@ class Gram:
 def weights_of(matrix: "Matrix", gram: Gram, dual: Array) -> Array:
     """The map W = Xᵀ·B of a subject, float32 [voxels, k], from betas [n, voxels] and B [n, k]; over fixed panels."""
     n, p = matrix.shape
-    dtype = np.float64 if matrix.dtype == np.float64 else np.float32
+    dtype = _precision(matrix)
     memory = buffer((min(n, ROWS), p), dtype)
     sums = buffer((p, dual.shape[1]), np.float64)
     for rows in panels_of(n):
@@ -144,23 +144,38 @@ def weights_of(matrix: "Matrix", gram: Gram, dual: Array) -> Array:
     sums /= gram.scale**2
     if gram.factor is not None:
         sums *= gram.factor[:, None]  # so that the map takes betas as they are
-    return sums.astype(np.float32 if dtype == np.float32 else np.float64)
+    return sums.astype(dtype)
+
+
+def scores(betas: Array, mean: Array, weights: Array) -> Array:
+    """Betas [rows, voxels] less the train mean, through a map [voxels, k]; raises InputError for other voxels."""
+    if betas.ndim != 2 or betas.shape[1] != len(mean):
+        raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(mean)}], as in fit")
+    centred = np.array(betas, np.result_type(betas.dtype, weights.dtype))
+    subtract(mean, centred)
+    result: Array = centred @ weights
+    return result
 
 
 def _mean(matrix: "Matrix") -> Array:
-    """Means of the columns, float64; raises InputError for what is not finite."""
+    """Means of the columns, float64; NaN for those that are NaN in every row. Raises InputError for others not finite."""
     from leanrecon.stores.matrix import PANEL, panels
 
     n, p = matrix.shape
-    sums = np.zeros(p)
+    sums, absent = np.zeros(p), np.zeros(p, np.int64)
     memory = buffer((min(n, PANEL), p), matrix.dtype)
     for rows in panels(n):
         part = memory[: len(rows)]
         matrix.read(rows, range(p), part)
-        sums += part.sum(axis=0, dtype=np.float64)
-    if not np.isfinite(sums).all():
-        voxel = int(np.flatnonzero(~np.isfinite(sums))[0])
-        raise InputError(f"betas of voxel {voxel} are NaN or infinite", expected="finite betas to align subjects on")
+        total = part.sum(axis=0, dtype=np.float64)
+        if not np.isfinite(total).all():
+            absent += np.isnan(part).sum(axis=0)
+        sums += total
+    if len(wrong := np.flatnonzero(~np.isfinite(sums) & (absent < n))):
+        raise InputError(
+            f"betas of voxel {wrong[0]} are NaN or infinite in some rows",
+            expected="finite betas to align subjects on, or voxels that are NaN in every row (outside of the mask)",
+        )
     return sums / n
 
 
@@ -174,7 +189,7 @@ def _write(file: IO[bytes], block: Array, row: int, column: int, n: int) -> None
 def _factor(matrix: "Matrix", mean: Array) -> Array:
     """One by the standard deviation of each column, 0 where it does not vary beyond rounding."""
     n, p = matrix.shape
-    squares, memory = np.zeros(p), buffer((min(n, ROWS), p), matrix.dtype)
+    squares, memory = np.zeros(p), buffer((min(n, ROWS), p), _precision(matrix))
     for rows in panels_of(n):
         squares += np.einsum("ij,ij->j", *2 * (_centred(matrix, rows, mean, memory),), dtype=np.float64)
     deviation = np.sqrt(squares / n)
@@ -183,10 +198,22 @@ def _factor(matrix: "Matrix", mean: Array) -> Array:
     return factor
 
 
+def _precision(matrix: "Matrix") -> type[np.floating[Any]]:
+    """What products of betas are taken in: float64 for betas of float64, float32 for all others."""
+    return np.float64 if matrix.dtype == np.float64 else np.float32
+
+
+def subtract(mean: Array, betas: Array) -> None:
+    """Take means [voxels] from betas [rows, voxels] in place; voxels without a mean, outside of the mask, become 0."""
+    betas -= mean.astype(betas.dtype)
+    if (absent := np.isnan(mean)).any():
+        betas[:, absent] = 0
+
+
 def _centred(matrix: "Matrix", rows: range, mean: Array, memory: Array, factor: Array | None = None) -> Array:
     result = memory[: len(rows)]
     matrix.read(rows, range(matrix.shape[1]), result)
-    result -= mean.astype(result.dtype)
+    subtract(mean, result)
     if factor is not None:
         result *= factor.astype(result.dtype)
     return result

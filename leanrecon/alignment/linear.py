@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.alignment.alignment import AlignmentPlan, AlignmentShapes
-from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
 from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
@@ -189,14 +189,6 @@ class Estimator:
         return self.fit(matrices).transform(matrices)
 
 
-def scores(betas: Array, mean: Array, weights: Array) -> Array:
-    """Betas [rows, voxels] less the train mean, through a map [voxels, k]."""
-    if betas.ndim != 2 or betas.shape[1] != len(mean):
-        raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(mean)}], as in fit")
-    result: Array = (betas - mean.astype(weights.dtype)) @ weights
-    return result
-
-
 def check_subjects(shapes: Sequence[tuple[int, int]]) -> None:
     """Raise InputError unless there are two or more subjects with the same rows."""
     if len(shapes) < 2:
@@ -256,8 +248,9 @@ class LinearAlignment:
         voxels = list(shapes.voxels.values())
         check_subjects([(shapes.shared, n) for n in voxels])
         method = self.method()
-        work, _ = fit_nbytes(method, shapes.shared, voxels, free)
-        return AlignmentPlan(work=work, dims=method.dims(shapes.shared))
+        work, kept = fit_nbytes(method, shapes.shared, voxels, free)
+        grams = 0 if kept else len(voxels) * gram_nbytes(shapes.shared, kept=True)
+        return AlignmentPlan(work=work, dims=method.dims(shapes.shared), scratch=grams)
 
     def fit(self, matrices: "Mapping[str, Matrix]", context: "Context") -> None:
         """Learn from the train betas of each subject for the common images."""

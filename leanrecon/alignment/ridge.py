@@ -1,11 +1,12 @@
 """Ridge from one subject's voxels to a shared space: how a subject joins it from the rows that it shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
 from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,14 +44,7 @@ def solve(gram: Gram, targets: Array, alphas: tuple[float, ...] = ALPHAS) -> Dua
     n = gram.rows
     turned = vectors.T @ targets
     unit = gram.norm / n
-    best: tuple[float, float] | None = None
-    for share in alphas:
-        residual = left_out(values, vectors, turned, targets, share * unit)
-        error = float(np.square(residual).sum())
-        if best is None or error < best[0]:
-            best = error, share * unit
-    assert best is not None
-    error, alpha = best
+    alpha, error = least_error(values, vectors, turned, targets, [share * unit for share in alphas])
     residual = left_out(values, vectors, turned, targets, alpha)
     dual = vectors @ (turned / (values + alpha)[:, None])
     total = float(np.square(targets).sum())
@@ -80,6 +74,15 @@ def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha
     return residual
 
 
+def least_error(
+    values: Array, vectors: Array, turned: Array, targets: Array, alphas: Sequence[float]
+) -> tuple[float, float]:
+    """The penalty whose squared leave-one-out errors sum to the least, the first of equals, and that sum."""
+    errors = [float(np.square(left_out(values, vectors, turned, targets, alpha)).sum()) for alpha in alphas]
+    best = int(np.argmin(errors))
+    return alphas[best], errors[best]
+
+
 def left_out_predictions(gram: Array, targets: Array, folds: Array, seed: int) -> Array:
     """Predictions of targets [n, d], each fold by the ridge of the other rows; ``gram`` [n, n] of all rows."""
     predicted = np.zeros(targets.shape)
@@ -105,8 +108,7 @@ def predict(values: Array, vectors: Array, through: Array, targets: Array, seed:
     drawn = np.random.default_rng(seed).standard_normal((centred.shape[1], PROJECTED))
     some = centred @ drawn
     turned, unit = vectors.T @ some, float(values.sum()) / len(vectors)
-    errors = [np.square(left_out(values, vectors, turned, some, share * unit)).sum() for share in ALPHAS]
-    alpha = ALPHAS[int(np.argmin(errors))] * unit
+    alpha, _ = least_error(values, vectors, turned, some, [share * unit for share in ALPHAS])
     predicted: Array = (through / (values + alpha)) @ (vectors.T @ centred) + centre
     return predicted
 
@@ -135,32 +137,29 @@ class RidgeMap:
         from leanrecon.memory import MemoryBudget
         from leanrecon.stores.matrix import as_matrix
 
-        matrix, scores = as_matrix(X), np.asarray(S, np.float64)
+        matrix, targets = as_matrix(X), np.asarray(S, np.float64)
         n, p = matrix.shape
-        if scores.ndim != 2 or len(scores) != n:
-            raise InputError(f"betas have {n} rows and scores have shape {scores.shape}", expected="[rows, k]")
+        if targets.ndim != 2 or len(targets) != n:
+            raise InputError(f"betas have {n} rows and scores have shape {targets.shape}", expected="[rows, k]")
         if n < 3:
             raise InputError(f"{n} common rows are too few for a ridge", expected="3 or more")
-        if not np.isfinite(scores).all():
+        if not np.isfinite(targets).all():
             raise InputError("scores hold NaN or infinite values", expected="finite scores")
-        work = map_nbytes(n, p, scores.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
+        work = map_nbytes(n, p, targets.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
         MemoryBudget.of(self.budget).require("a ridge to the shared space", work)
         gram = Gram.of(matrix, standardize=self.standardize)
-        self.offset_ = scores.mean(axis=0)
-        dual = solve(gram, scores - self.offset_, self.alphas)
+        self.offset_ = targets.mean(axis=0)
+        dual = solve(gram, targets - self.offset_, self.alphas)
         self.alpha_, self.error_ = dual.alpha, dual.error
         self.held_out_ = dual.held_out + self.offset_
         self.mean_, self.weights_ = gram.mean, weights_of(matrix, gram, dual.weights)
         return self
 
     def transform(self, X: Any) -> Array:
-        """Scores [rows, k] of betas [rows, voxels]."""
-        betas = np.asarray(X)
-        if betas.ndim != 2 or betas.shape[1] != len(self.mean_):
-            raise InputError(f"betas of shape {betas.shape}", expected=f"[rows, {len(self.mean_)}]")
-        scores: Array = (betas - self.mean_.astype(betas.dtype)) @ self.weights_
-        scores += self.offset_.astype(scores.dtype)
-        return scores
+        """Scores [rows, k] of betas [rows, voxels]; raises InputError for other voxels than those of ``fit``."""
+        found = scores(np.asarray(X), self.mean_, self.weights_)
+        found += self.offset_.astype(found.dtype)
+        return found
 
 
 def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:

@@ -11,7 +11,7 @@ from leanrecon.errors import plain
 
 
 class Output:
-    """Standard output or errors, which remember that their reader has gone: libraries turn that into exit code 1."""
+    """Standard output or errors; ``gone`` says that nobody reads it any more, where libraries only give exit code 1."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

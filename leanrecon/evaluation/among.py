@@ -25,9 +25,9 @@ AT_ONCE = 256  # rows
 
 
 def share_within(better: Array, others: Array, drawn: int, rank: int) -> Array:
-    """How often at most ``rank`` − 1 of ``better`` rows are among ``drawn`` of ``others`` rows, float64.
+    """The share of draws of ``drawn`` out of ``others`` rows that hold fewer than ``rank`` of the ``better`` ones, float64.
 
-    The share over all draws without replacement: a hypergeometric sum. Drawing thirty times estimates it.
+    It is taken over all draws without replacement: a hypergeometric sum. Drawing thirty times estimates it.
     """
     from scipy.special import gammaln
 

@@ -75,7 +75,7 @@ class Scores:
     rows: dict[str, Array] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
 
-    def part(self, rows: slice) -> "Scores":
+    def part(self, rows: slice | Array) -> "Scores":
         """The scores of some rows; their chance levels stay those of all."""
         return Scores({name: values[rows] for name, values in self.rows.items()}, dict(self.chance))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.bootstrap import Scores, figures
+from leanrecon.evaluation.bootstrap import figures
 from leanrecon.evaluation.scores import FoldScores
 
 QUARTERS = 4
@@ -43,8 +43,7 @@ def _quarter(folds: Sequence[FoldScores], chosen: Sequence[Any], similarity: Any
     scores, drawn = [], []
     for fold, rows in zip(folds, chosen, strict=True):
         if rows.any():
-            of_fold = fold.images[fold.final()].rows
-            scores.append(Scores({name: values[rows] for name, values in of_fold.items()}))
+            scores.append(fold.images[fold.final()].part(rows))
             drawn.append(replace(fold.resampling, stimuli=fold.resampling.stimuli[rows]))
     return {
         "rows": len(similarity),

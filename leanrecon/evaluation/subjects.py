@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.bootstrap import Scores, figures
+from leanrecon.evaluation.bootstrap import figures
 from leanrecon.evaluation.scores import FoldScores
 
 
@@ -20,10 +20,6 @@ def of_subjects(scored: FoldScores, wanted: Callable[[str], bool]) -> FoldScores
     kept = np.array([wanted(name) for name in scored.fold.subjects], bool)
     if kept.all():
         return scored
-
-    def part(scores: Scores) -> Scores:
-        return Scores({name: values[kept] for name, values in scores.rows.items()}, dict(scores.chance))
-
     rows = np.flatnonzero(kept).tolist()
     fold = replace(
         scored.fold,
@@ -35,11 +31,11 @@ def of_subjects(scored: FoldScores, wanted: Callable[[str], bool]) -> FoldScores
         scored,
         fold=fold,
         resampling=replace(scored.resampling, stimuli=scored.resampling.stimuli[kept]),
-        images={name: part(scores) for name, scores in scored.images.items()},
-        features={name: part(scores) for name, scores in scored.features.items()},
-        areas={area: {name: part(s) for name, s in of.items()} for area, of in scored.areas.items()},
+        images={name: scores.part(kept) for name, scores in scored.images.items()},
+        features={name: scores.part(kept) for name, scores in scored.features.items()},
+        areas={area: {name: s.part(kept) for name, s in of.items()} for area, of in scored.areas.items()},
         similarity=None if scored.similarity is None else scored.similarity[kept],
-        patterns=None if scored.patterns is None else replace(scored.patterns, rows=part(scored.patterns.rows)),
+        patterns=None if scored.patterns is None else replace(scored.patterns, rows=scored.patterns.rows.part(kept)),
     )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.errors import InputError, SettingsError, shown
-from leanrecon.features.gradients import Use, resized
-from leanrecon.features.inference import PretrainedSpace, exact_inference, load_weights, runs_in
+from leanrecon.features.gradients import Use
+from leanrecon.features.inference import PretrainedSpace, exact_inference, load_weights, resized, runs_in
 from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.features.vdvae.noise import POSTERIOR, normals

@@ -15,10 +15,9 @@ from leanrecon.datasets.ceiling import area_ceilings
 from leanrecon.datasets.reliability import Reliability, repeat_reliability, sampled_voxels
 from leanrecon.errors import InputError, LeanreconWarning, StoreError
 from leanrecon.evaluation.pairwise import Pairwise, pairwise
-from leanrecon.images import fitted_into, resize
 from leanrecon.memory import buffer
 from leanrecon.places.files import read_record, write_json
-from leanrecon.stores.images import ImageReader, image_shape
+from leanrecon.stores.images import small_images
 from leanrecon.stores.matrix import ColumnSubset, RowSubset, as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -141,17 +140,22 @@ def check_study(study: Study, context: Context, *, labels: Path | None = None, p
     train = rows["train"]
     given = None if labels is None else _labels(labels, len(train))
     chosen = _chosen(train.stimulus, context.seed)
-    voxels = np.arange(store.columns)
+    work = check_nbytes(len(chosen), min(store.columns, MOST_VOXELS))
+    context.require("checking the data", work + store.buffer_nbytes())
+    voxels = np.flatnonzero(~np.isnan(store[0:1][0]))  # outside of the mask a voxel is NaN in every row
     if len(voxels) > MOST_VOXELS:
-        voxels = np.sort(np.random.default_rng(context.seed).choice(len(voxels), MOST_VOXELS, replace=False))
-    context.require("checking the data", check_nbytes(len(chosen), len(voxels)) + store.buffer_nbytes())
+        drawn = np.random.default_rng(context.seed).choice(len(voxels), MOST_VOXELS, replace=False)
+        voxels = voxels[np.sort(drawn)]
     betas = buffer((len(chosen), len(voxels)), np.float32)
     matrix = ColumnSubset(RowSubset(as_matrix(store), chosen), voxels)
     for start in range(0, len(chosen), 256):
         part = range(start, min(start + 256, len(chosen)))
         matrix.read(part, range(len(voxels)), betas[part.start : part.stop])
     if not np.isfinite(betas).all():
-        raise InputError(f"{store.path} holds NaN or infinite values", expected="finite betas")
+        raise InputError(
+            f"{store.path} holds NaN or infinite values",
+            expected="finite betas, or voxels that are NaN in every row",
+        )
     stimulus = train.stimulus[chosen]
     notes: list[str] = []
     session = np.array([train.session[row] for row in chosen]) if train.session is not None else np.zeros(len(chosen))
@@ -213,7 +217,7 @@ def _labels(path: Path, rows: int) -> list[str]:
 
 
 def _chosen(stimulus: Array, seed: int) -> Array:
-    """All rows, or those of drawn images: the more an image was shown the likelier none of its rows is missed."""
+    """All rows, ascending; of more than ``MOST_ROWS`` all rows of some images, which are drawn from the seed."""
     if len(stimulus) <= MOST_ROWS:
         return np.arange(len(stimulus))
     counts = np.bincount(stimulus)
@@ -269,7 +273,7 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
     deviation = means.std(axis=0)
     means *= np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0).astype(np.float32)
     gram = (means @ means.T).astype(np.float64)
-    images = _small(Store.open(study.stimuli("train")), shown)
+    images = small_images(Store.open(study.stimuli("train")), shown, SIDE).astype(np.float64)
     folds = np.random.default_rng(seed).permutation(len(shown)) % 5
     told = _two_way(left_out_predictions(gram, images, folds, seed), images)
     order = np.random.default_rng([seed, 3]).permutation(len(shown))
@@ -279,15 +283,6 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
     return Match(
         len(shown), float(told[1].mean()), float(told[0].mean()), float(low), float(high), float(by_chance[0].mean())
     )
-
-
-def _small(store: Store, rows: Array) -> Array:
-    shape = image_shape(store)
-    small = fitted_into(shape, min(SIDE, *shape[:2]))
-    result = np.empty((len(rows), int(np.prod(small))))
-    for place, images in ImageReader(store).runs(rows):
-        result[place] = [resize(image, small).reshape(-1) for image in images]
-    return result
 
 
 def _two_way(predicted: Array, true: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from leanrecon.places import Location
 from leanrecon.places.files import read_record, write_json, write_whole
 from leanrecon.stages.scores import write_scores
 from leanrecon.stages.stage import Run
-from leanrecon.study.record import versions
+from leanrecon.study.record import stage_record, versions
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, whole_brain
 
@@ -108,8 +108,7 @@ def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str
     for stage, form in {**of_spaces, "stage1": "{}", "decode": "End-to-end decoder: {}."}.items():
         told: dict[str, int] = {}
         for variant in whole:
-            stages = (read_record(variant.study.record) or {}).get("stages", {})
-            for sentence in stages.get(stage, {}).get("notes", []):
+            for sentence in stage_record(variant.study, stage).get("notes", []):
                 told[sentence] = told.get(sentence, 0) + 1
         for sentence, count in told.items():
             yield form.format(sentence) + ("" if count == len(whole) else f" (In {count} of {len(whole)} folds.)")

@@ -8,13 +8,13 @@ import numpy as np
 
 from leanrecon.evaluation.fold import ORACLE as REFINED_ORACLE
 from leanrecon.evaluation.fold import TRUE_FEATURES, Area, Fold, Predictions, RandomPairing, ShownImages
-from leanrecon.places.files import read_record
 from leanrecon.stages.stage import Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
+from leanrecon.study.record import stage_record
 from leanrecon.study.variants import ORACLE, Variant, whole_brain
 
 Array = np.ndarray[Any, Any]
@@ -110,8 +110,7 @@ def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[st
 
 def _weights(variant: Variant) -> dict[str, float]:
     """The mean weight of each group of features, where a feature space learned weights for its decoded images."""
-    stages: dict[str, Any] = (read_record(variant.study.record) or {}).get("stages", {})
-    weights: dict[str, float] = stages.get("stage1", {}).get("weights", {})
+    weights: dict[str, float] = stage_record(variant.study, "stage1").get("weights", {})
     return weights
 
 

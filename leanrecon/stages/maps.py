@@ -11,7 +11,6 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.ceiling import noise_ceiling
 from leanrecon.errors import InputError, StoreError
-from leanrecon.places.files import read_record
 from leanrecon.regression.ridge.directions import Linear, learn_directions, plan_directions
 from leanrecon.regression.ridge.plan import MOMENTS, WORKSPACE
 from leanrecon.regression.ridge.plan_form import plan_encoding
@@ -20,7 +19,7 @@ from leanrecon.stages.stage import Run
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.store import Store
-from leanrecon.study.record import is_complete
+from leanrecon.study.record import is_complete, stage_record
 from leanrecon.study.rows import Rows
 from leanrecon.study.variants import Variant, variants
 from leanrecon.study.voxels import read_areas
@@ -274,8 +273,7 @@ class Maps:
 
     def _record_of(self, space: str) -> dict[str, Any]:
         """What run.json keeps of the regression of a feature space; raises StoreError where it has not run."""
-        stages = (read_record(self.variant.study.record) or {}).get("stages", {})
-        record = stages.get(f"regression {space}", {})
+        record = stage_record(self.variant.study, f"regression {space}")
         if "alpha" not in record:
             folds = self.run.settings.dataset.folds
             raise StoreError(
@@ -284,8 +282,7 @@ class Maps:
                 if folds and not self.variant.name
                 else "run that stage first",
             )
-        found: dict[str, Any] = record
-        return found
+        return record
 
 
 def make_maps(run: Run, names: Sequence[str] = (), variant: str = "", *, beside: int = 0) -> Iterator[Map]:

@@ -17,6 +17,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
+from leanrecon.study.record import tells
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
 
@@ -90,11 +91,13 @@ class RegressionStage:
         label = f"{variant.label}regression {name}"
         regressor = kinds.kind_of("regressors", settings)(settings)
         kept = kinds.optional(type(regressor), "keeps", regressor, paths[0])
-        with run.recorded(f"regression {name}", variant.study, [*paths, *kept], label, networks) as (record, context):
+        stage, made = f"regression {name}", [*paths, *kept]
+        with run.recorded(stage, variant.study, made, label, networks) as (record, context):
             data = regression_data(variant, space, regressor)
             made_of = self._made_of(run, variant, space, regressor)
             outputs = [self._output(one, data, name, made_of, context) for one in every]
-            if not all(output.store.complete for output in outputs) or not all(path.is_file() for path in kept):
+            done = all(output.store.complete for output in outputs) and all(path.is_file() for path in kept)
+            if not done or not tells(variant.study, stage, made):
                 record["settings"] = settings.model_dump(exclude_none=True)
                 record |= regressor.predict(data, outputs, context, shared)
 

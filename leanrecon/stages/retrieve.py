@@ -137,10 +137,11 @@ def _write_page(
         f"what was predicted from the brain. {shown} of {len(numbers)} test rows are shown; retrieved.csv has all."
     )
     file.write(_HEAD.format(title=html.escape(title), about=html.escape(about)).encode())
+    names = variant.test_names
     with context.task(total=shown, unit="rows") as advance:
         for i in range(shown):
             file.write(b'<div class="row">')
-            file.write(_figure(seen.read(i), f"seen: {variant.test_names[i]}", shown * numbers.shape[1], "seen"))
+            file.write(_figure(seen.read(i), f"seen: {names[i]}", shown * numbers.shape[1], "seen"))
             for (_, name, value), number in zip(cells(numbers[i], r[i], gallery), numbers[i].tolist(), strict=True):
                 picture = gallery.picture(number)
                 file.write(_figure(picture, f"{name}, r {value:.2f}", shown * numbers.shape[1], ""))

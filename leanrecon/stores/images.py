@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.images import Array, ImageShape
+from leanrecon.images import Array, ImageShape, fitted_into, resize
 from leanrecon.memory import buffer
 from leanrecon.stores.store import Store
 
@@ -72,3 +72,18 @@ class ImageReader:
         for place, images in self.runs(rows):
             out[place] = images
         return out
+
+
+def small_images(images: Store, rows: Sequence[int] | Array, side: int) -> Array:
+    """Small versions of some images of a store, in any order: float32 [rows, pixels].
+
+    Their longer side has ``side`` pixels, or as many as the shorter side of the stored images, where these are fewer.
+    """
+    shape = image_shape(images)
+    small = fitted_into(shape, min(side, *shape[:2]))
+    wanted = np.asarray(rows, np.int64)
+    order = np.argsort(wanted, kind="stable")
+    result = np.empty((len(wanted), int(np.prod(small))), np.float32)
+    for run, block in ImageReader(images).runs(wanted[order]):
+        result[order[run]] = [resize(image, small).reshape(-1) for image in block]
+    return result

@@ -33,7 +33,7 @@ class Protocol:
     of_reconstruction: bool = False
     """Whether pixels are compared at the size of the final images instead."""
     through: int | None = None
-    """Sides that images are brought to before that."""
+    """Sides that images are resized to first, before they are resized to ``size``; None: they are resized once."""
     resample: Resample = "bilinear"
     ssim: str = ""
     """Which of the definitions of SSIM is the paper's, by its key among the figures."""

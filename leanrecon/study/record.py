@@ -14,6 +14,7 @@ from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.places.files import read_json, read_record, unreadable, write_json
 from leanrecon.stores import metadata
 from leanrecon.stores.copies import opened
+from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import FORMAT, SMALL, Role, Study
 from leanrecon.study.networks import Network, seal, unseal
@@ -51,7 +52,7 @@ def versions() -> dict[str, str]:
 def recorded(
     stage: str, study: Study, context: Context, made: Sequence[Location], networks: Sequence[Location] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Measure a stage and keep its record in ``run.json``, unless all that it makes was there and stays as it was.
+    """Measure a stage and keep its record in ``run.json``, unless all that it makes was there, told of, and stays.
 
     ``made`` are the stores, folders of images and files that the stage writes, ``networks`` the folders of networks
     that it may train: their checksums are fixed when it ends. Yields the record, for the stage to add to. The largest
@@ -67,7 +68,7 @@ def recorded(
         yield record
     for network in networks:
         seal(network)
-    if [_stamp(path) for path in made] == before:
+    if [_stamp(path) for path in made] == before and (not record or tells(study, stage, made)):
         return
     record |= {
         "seconds": round(time.monotonic() - started, 3),
@@ -75,6 +76,7 @@ def recorded(
         "planned_bytes": max(context.peaks.largest, record.get("planned_bytes", 0)),
         "peak_bytes": peak.peak,
         "peak_resident_bytes": peak.resident,
+        "of": _made_of(made),
     }
     records = read_record(study.record) or {"stages": {}}
     if not isinstance(records.get("stages"), dict):
@@ -82,6 +84,26 @@ def recorded(
     records |= {"format": FORMAT, "versions": versions()}
     records["stages"][stage] = record
     write_json(study.record, records, indent=2)
+
+
+def stage_record(study: Study, stage: str) -> dict[str, Any]:
+    """What run.json tells of a stage; empty where it tells nothing."""
+    stages: dict[str, dict[str, Any]] = (read_record(study.record) or {}).get("stages", {})
+    return stages.get(stage, {})
+
+
+def tells(study: Study, stage: str, made: Sequence[Location]) -> bool:
+    """Whether run.json tells of what a stage made as it is now; a kill after the last chunk leaves it untold.
+
+    Records of earlier versions don't say what they are of, and are trusted.
+    """
+    found = stage_record(study, stage)
+    return bool(found) and ("of" not in found or found["of"] == _made_of(made))
+
+
+def _made_of(made: Sequence[Location]) -> str:
+    kept = [opened(path) for path in made]
+    return fingerprint({"made of": [None if one is None else one.made_of for one in kept]})
 
 
 def _stamp(path: Location) -> int | str | None:

@@ -76,3 +76,44 @@ def test_bad_input_is_refused() -> None:
         RidgeMap().fit(SUBJECTS[0][:2], LATENT[:2])
     with pytest.raises(InputError, match="scores hold NaN"):
         RidgeMap().fit(SUBJECTS[0], np.full((50, 2), np.nan))
+
+
+def test_whole_numbers_are_centred_by_their_exact_means() -> None:
+    """The same numbers as float64 give the same map and scores, though means are no whole numbers."""
+    whole = np.round(10 * SUBJECTS[0]).astype(np.int16)
+    targets = GroupPCA(k=3).fit(SUBJECTS).shared_
+    for standardize in (False, True):
+        exact = RidgeMap(standardize=standardize).fit(whole.astype(np.float64), targets)
+        found = RidgeMap(standardize=standardize).fit(whole, targets)
+        np.testing.assert_allclose(found.weights_, exact.weights_, atol=1e-6)
+        for kind in (np.int16, np.int64, np.float16):
+            betas = whole.astype(kind)
+            np.testing.assert_allclose(found.transform(betas), exact.transform(betas.astype(np.float64)), atol=1e-4)
+
+
+def test_voxels_outside_of_the_mask_are_left_out() -> None:
+    """A subject with voxels that are NaN in every row is aligned as without them."""
+    masked = np.insert(SUBJECTS[0], [0, 7, 40], np.nan, axis=1)
+    kept = np.flatnonzero(~np.isnan(masked[0]))
+    for scale, standardize in ((False, False), (True, True)):
+        how = {"k": 3, "scale": scale, "standardize": standardize}
+        expected, found = GroupPCA(**how).fit(SUBJECTS), GroupPCA(**how).fit([masked, *SUBJECTS[1:]])
+        np.testing.assert_allclose(found.weights_[0][kept], expected.weights_[0], atol=1e-12)
+        np.testing.assert_array_equal(np.delete(found.weights_[0], kept, axis=0), 0)
+        given = [masked[:5], None, None]
+        np.testing.assert_allclose(found.transform(given)[0], expected.transform([SUBJECTS[0][:5], None, None])[0])
+    ridge = RidgeMap().fit(masked, expected.shared_)
+    np.testing.assert_allclose(
+        ridge.transform(masked), RidgeMap().fit(SUBJECTS[0], expected.shared_).transform(SUBJECTS[0])
+    )
+
+
+def test_nan_in_some_rows_is_refused() -> None:
+    broken = SUBJECTS[0].copy()
+    broken[3, 4] = np.nan
+    with pytest.raises(InputError, match="betas of voxel 4 are NaN or infinite in some rows"):
+        RidgeMap().fit(broken, LATENT)
+    broken[:, 4] = np.nan
+    broken[3, 4] = np.inf
+    with pytest.raises(InputError, match="betas of voxel 4 are NaN or infinite in some rows"):
+        RidgeMap().fit(broken, LATENT)

@@ -181,3 +181,12 @@ def test_transform_takes_the_subjects_of_fit() -> None:
         model.transform(data[:2])
     with pytest.raises(InputError, match=r"betas of shape \(40, 30\).*\[rows, 60\]"):
         model.transform([data[1], data[1], data[2]])
+
+
+def test_voxels_outside_of_the_mask_count_for_nothing() -> None:
+    subjects = [np.random.default_rng(k).normal(size=(40, 20 + k)) for k in range(2)]
+    masked = [np.insert(subjects[0], [0, 5, 5], np.nan, axis=1), subjects[1]]
+    found, expected = SRM(k=3).fit(masked), SRM(k=3).fit(subjects)
+    np.testing.assert_allclose(found.noise_, expected.noise_)
+    np.testing.assert_allclose(found.shared_, expected.shared_, atol=1e-9)
+    np.testing.assert_allclose(found.transform(masked)[0], expected.transform(subjects)[0], atol=1e-9)

@@ -7,7 +7,8 @@ import pytest
 from support.arrays import read
 from support.kills import stopping
 
-from leanrecon.alignment.srm import SRM
+from leanrecon.alignment import linear
+from leanrecon.alignment.srm import SRM, SharedResponseModel
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.group.dataset import Group, GroupSettings
@@ -148,6 +149,25 @@ def test_the_budget_decides_nothing(root: Path, tmp_path: Path) -> None:
     one = run(settings, tmp_path / "one", MemoryBudget(process_memory() + least + 20_000_000))
     two = run(settings, tmp_path / "two", "8GB", chunk=400)
     np.testing.assert_array_equal(read(one.betas("train")), read(two.betas("train")))
+
+
+def test_gram_matrices_on_disk_are_planned(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory does not hold them, their files lie beside the betas of shared images until maps are found."""
+    group = Group(settings_of(root, {"kind": "srm", "k": 4}))
+    in_memory = group.plan(base_dir=None, chunk=CHUNK, free=10**9).scratch
+    on_disk = group.plan(base_dir=None, chunk=CHUNK, free=0).scratch
+    fits, solve, files = linear.fit_nbytes, SharedResponseModel.solve, {}
+
+    def looked(self: SharedResponseModel, grams: list, seed: int) -> linear.Solution:
+        for path in tmp_path.rglob("*.float64"):
+            files[path] = path.stat().st_size
+        return solve(self, grams, seed)
+
+    monkeypatch.setattr(linear, "fit_nbytes", lambda *given, **options: (fits(*given, **options)[0], False))
+    monkeypatch.setattr(SharedResponseModel, "solve", looked)
+    group.ingest(Study(tmp_path / "study"), base_dir=None, context=Context.of(chunk=CHUNK, scratch=tmp_path))
+    assert sum(files.values()) == 3 * len(SHARED) ** 2 * 8 == on_disk - in_memory
+    assert not list(tmp_path.rglob("*.float64"))
 
 
 def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ PICTURES = SMALL.repeat(4, axis=1).repeat(4, axis=2)
 MIXING = RNG.normal(size=(27, 60))
 
 
-def study(root: Path, *, signal: float, repeats: int = 4) -> Study:
+def study(root: Path, *, signal: float, repeats: int = 4, outside: tuple[int, ...] = ()) -> Study:
+    """A study of 60 voxels, and of further ones that are NaN in every row, before the voxels ``outside``."""
     files = {}
     for split, images in (("train", np.tile(np.arange(36), repeats)), ("test", np.arange(36, 44))):
         clean = (SMALL.reshape(44, -1)[images] / 128.0 - 1) @ MIXING
         betas = signal * clean + 3 * np.random.default_rng(len(images)).normal(size=clean.shape)
+        betas = np.insert(betas, outside, np.nan, axis=1)
         for role, values in (("betas", betas.astype(np.float32)), ("stimuli", PICTURES[images])):
             files[f"{role}_{split}"] = str(root / f"{role}_{split}.npy")
             np.save(files[f"{role}_{split}"], values)
@@ -46,6 +48,15 @@ def test_betas_that_carry_their_images(tmp_path: Path) -> None:
     assert found.verdict.startswith("Yes")
     assert found.lines()[-1] == found.verdict
     assert found.record()["pairwise"]["classes"] == 36
+
+
+def test_voxels_outside_of_the_mask_are_left_out(tmp_path: Path) -> None:
+    records = []
+    for outside in ((), (0, 17, 60)):
+        root = tmp_path / str(len(outside))
+        root.mkdir()
+        records.append(check_study(study(root, signal=1.0, outside=outside), Context.of(), pairs=12).record())
+    assert records[0] == records[1]
 
 
 def test_betas_of_noise(tmp_path: Path) -> None:

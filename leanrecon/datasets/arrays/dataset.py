@@ -78,7 +78,7 @@ class ArraysSettings(DatasetSettings):
     voxels: str | list[str] | None = Field(default=None, min_length=1)
     """The area whose voxels are used, or several, joined; absent: all voxels."""
     min_reliability: float | None = Field(default=None, gt=-1, lt=1)
-    """Voxels are left out whose responses to two showings of the train images correlate by less; absent: none."""
+    """Least correlation of a voxel's responses to the first and second showing of train images; absent: any is used."""
     image_shape: list[int] | None = Field(default=None, min_length=2, max_length=3)
     """[height, width] or [height, width, channels]; needed where images are flat rows."""
     image_order: Literal["C", "F"] = "C"

@@ -32,7 +32,7 @@ class Repeats:
 
     @cached_property
     def rows(self) -> dict[str, list[int]]:
-        """The places in ``index`` of each image."""
+        """The places in ``index`` of each image, ascending; images in the order of their file or of first appearance."""
         found = rows_of(self.ids)
         return (
             found if self.place is None else {name: found[name] for name in sorted(found, key=self.place.__getitem__)}
@@ -45,12 +45,12 @@ class Repeats:
 
     @property
     def first(self) -> Array:
-        """The row of the array in which each image appears first, ascending."""
+        """The row of the array in which each image appears first, in the order of ``images``."""
         return self.index[[places[0] for places in self.rows.values()]]
 
     @property
     def shown_rows(self) -> list[list[int]]:
-        """The rows of the array that show each image, ascending; images in order of first appearance."""
+        """The rows of the array that show each image, ascending; in the order of ``images``."""
         return [self.index[places].tolist() for places in self.rows.values()]
 
     @property

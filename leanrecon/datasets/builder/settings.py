@@ -27,7 +27,7 @@ class BuilderSettings(DatasetSettings):
     voxels: str | list[str] | None = Field(default=None, min_length=1)
     """The area whose voxels are used, or several, joined; absent: all voxels."""
     min_reliability: float | None = Field(default=None, gt=-1, lt=1)
-    """Voxels are left out whose responses to two showings of the train images correlate by less; absent: none."""
+    """Least correlation of a voxel's responses to the first and second showing of train images; absent: any is used."""
     allow_shared_stimuli: bool = False
     """Whether test images may be among the train images."""
     check: Literal["stop", "warn"] = "stop"

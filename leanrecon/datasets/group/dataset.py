@@ -157,7 +157,7 @@ class Group:
             work=OVERHEAD + captions + work,
             disk=disk,
             captions=captions,
-            scratch=sum(store_nbytes(shape, "float32", chunk) for shape in shared.values()),
+            scratch=aligned.scratch + sum(store_nbytes(shape, "float32", chunk) for shape in shared.values()),
         )
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:

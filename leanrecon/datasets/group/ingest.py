@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -281,18 +282,41 @@ class Ingest:
         store.finish()
 
     def _panel(self, member: Member, split: str, number: int) -> Array:
-        betas = member.betas[split][number * PANEL : (number + 1) * PANEL]
+        aligned = self._aligned(member, member.betas[split][number * PANEL : (number + 1) * PANEL])
+        if self._absent.any():
+            aligned = np.where(self._absent, np.float32(np.nan), aligned)
+        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
+        if changes is not None:
+            places = self._shared_rows(member)[number * PANEL :][: len(aligned)]
+            aligned[places >= 0] += changes[places[places >= 0]]
+        return aligned
+
+    def _aligned(self, member: Member, betas: Array) -> Array:
         aligned = np.asarray(self.alignment.transform(member.name, betas), np.float32)
         if aligned.shape != (len(betas), self.dims):
             raise InputError(
                 f"the alignment gave betas of shape {aligned.shape} for {member.name}",
                 expected=f"{(len(betas), self.dims)}, as it planned",
             )
-        changes = getattr(self.alignment, "left_out", lambda subject: None)(member.name) if split == "train" else None
-        if changes is not None:
-            places = self._shared_rows(member)[number * PANEL :][: len(betas)]
-            aligned[places >= 0] += changes[places[places >= 0]]
         return aligned
+
+    @cached_property
+    def _absent(self) -> Array:
+        """Dimensions that some subject has no betas of, since its mask lacks them: bool [dims]. All rows lack them.
+
+        A voxel of a study is NaN in every row or in none, so that one row tells.
+        """
+        absent = np.zeros(self.dims, bool)
+        for member in self.members.each:
+            for split in SPLITS:
+                absent |= np.isnan(self._aligned(member, member.betas[split][0:1])).any(axis=0)
+        if absent.all():
+            raise InputError(
+                "no voxel has betas in every subject: each is NaN in all rows of one of them",
+                expected="masks that overlap",
+                todo="choose an alignment that brings subjects into a shared space (`leanrecon kinds` lists them)",
+            )
+        return absent
 
     def _shared_rows(self, member: Member) -> Array:
         """For each train row of a member the number of its image among the shared ones, -1 where it is none."""
@@ -325,14 +349,24 @@ def read_state(path: Location) -> dict[str, Array] | None:
         return None
 
 
-def with_averages(rows: SplitRows, images: int) -> SplitRows:
-    """The rows of all members, and after them one an image: the mean over subjects."""
+def means_of_images(rows: SplitRows, images: int) -> SplitRows:
+    """One row an image: the mean over all its rows."""
     of_image: list[list[int]] = [[] for _ in range(images)]
     for row, image in enumerate(rows.stimulus.tolist()):
         of_image[image].append(row)
     return SplitRows(
-        np.concatenate([rows.stimulus, np.arange(images)]),
-        [*rows.trials, *([trial for row in own for trial in rows.trials[row]] for own in of_image)],
-        [*rows.repeats, *(sum(rows.repeats[row] for row in own) for own in of_image)],
+        np.arange(images),
+        [[trial for row in own for trial in rows.trials[row]] for own in of_image],
+        [sum(rows.repeats[row] for row in own) for own in of_image],
+    )
+
+
+def with_averages(rows: SplitRows, images: int) -> SplitRows:
+    """The rows of all members, and after them one an image: the mean over subjects."""
+    means = means_of_images(rows, images)
+    return SplitRows(
+        np.concatenate([rows.stimulus, means.stimulus]),
+        [*rows.trials, *means.trials],
+        [*rows.repeats, *means.repeats],
         subject=[*(rows.subject or []), *[AVERAGE] * images],
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.alignment.grams import scores
 from leanrecon.alignment.none import NoAlignment, NoAlignmentSettings
 from leanrecon.alignment.ridge import RidgeMap
 from leanrecon.context import Context
 from leanrecon.datasets.group.chosen import MeanRows, with_rows
-from leanrecon.datasets.group.dataset import PANEL
-from leanrecon.datasets.group.ingest import Ingest, Making
+from leanrecon.datasets.group.ingest import Ingest, Making, means_of_images, read_state
 from leanrecon.datasets.group.joined import MOST_TRIED, JoinedSettings
 from leanrecon.datasets.group.members import Member, Members, open_member
 from leanrecon.datasets.group.shared import fill_shared
@@ -112,17 +112,10 @@ def open_pair(settings: JoinedSettings, base_dir: Path | None, seed: int) -> Pai
 
 def averaged(group: Member) -> Member:
     """A group with one train row an image, the mean of all its subjects' rows, and no test rows."""
-    rows = group.rows["train"]
-    of_image: list[list[int]] = [[] for _ in group.rows.ids["train"]]
-    for row, image in enumerate(rows.stimulus.tolist()):
-        of_image[image].append(row)
-    train = SplitRows(
-        np.arange(len(of_image)),
-        [[trial for row in own for trial in rows.trials[row]] for own in of_image],
-        [sum(rows.repeats[row] for row in own) for own in of_image],
-    )
+    rows, images = group.rows["train"], len(group.rows.ids["train"])
+    train = means_of_images(rows, images)
     none = with_rows(group, {"train": np.empty(0, np.int64), "test": np.empty(0, np.int64)})
-    means = MeanRows(group.betas["train"], rows.stimulus, len(of_image))
+    means = MeanRows(group.betas["train"], rows.stimulus, images)
     splits = {"train": train, "test": none.rows["test"]}
     return replace(group, rows=Rows(splits, group.rows.ids), betas={"train": means, "test": none.betas["test"]})
 
@@ -177,18 +170,20 @@ class IntoGroup:
         self.subject = subject
         self._state = state
 
-    @property
-    def left_out(self) -> Array:
-        """What leaving out changes in the new subject's scores for the common images, float32 [common, dims]."""
-        return self._state["left out"]
+    def left_out(self, subject: str) -> Array | None:
+        """What leaving out changes in the new subject's scores for the common images, float32 [common, dims].
+
+        None for the group, whose rows stay as they are.
+        """
+        return self._state["left out"] if subject == self.subject else None
 
     def transform(self, subject: str, betas: Array) -> Array:
         """Betas of the group, or of the new subject, in the group's space: float32 [rows, dims]."""
         if subject != self.subject:
             return np.asarray(betas, np.float32)
         state = self._state
-        scores: Array = (betas - state["mean"].astype(np.float32)) @ state["weights"] + state["offset"]
-        return scores.astype(np.float32)
+        found: Array = scores(np.asarray(betas, np.float32), state["mean"], state["weights"]) + state["offset"]
+        return found
 
 
 class _Joining(Ingest):
@@ -199,12 +194,6 @@ class _Joining(Ingest):
 
     def _fit(self) -> None:
         """The map was fitted before."""
-
-    def _panel(self, member: Member, split: str, number: int) -> Array:
-        aligned: Array = self.alignment.transform(
-            member.name, member.betas[split][number * PANEL : (number + 1) * PANEL]
-        )
-        return aligned
 
 
 def _plain(rows: Rows) -> Rows:
@@ -230,8 +219,6 @@ def _state_path(study: Study) -> Any:
 
 
 def _kept(study: Study, made_of: str) -> dict[str, Array] | None:
-    from leanrecon.datasets.group.ingest import read_state
-
     state = read_state(_state_path(study))
     return state if state is not None and str(state.get("made of", "")) == made_of else None
 
@@ -245,10 +232,10 @@ def _keep(study: Study, state: Mapping[str, Any]) -> None:
 def _fit(settings: JoinedSettings, pair: Pair, study: Study, context: Context) -> dict[str, Array]:
     """The ridge from the subject's voxels to the group's mean scores of the common images, and the route."""
     store = _common_betas(pair, study, context)
-    scores = group_scores(pair)
-    ridge = RidgeMap(budget=context.budget).fit(store, scores)
-    left_out = np.empty_like(scores, np.float32)
-    for start in range(0, len(scores), 256):
+    targets = group_scores(pair)
+    ridge = RidgeMap(budget=context.budget).fit(store, targets)
+    left_out = np.empty_like(targets, np.float32)
+    for start in range(0, len(targets), 256):
         part = slice(start, start + 256)
         left_out[part] = ridge.held_out_[part] - ridge.transform(store[part])
     state: dict[str, Array] = {
@@ -294,7 +281,9 @@ def _common_betas(pair: Pair, study: Study, context: Context) -> Store:
 
 
 def group_scores(pair: Pair) -> Array:
-    """The group's scores of the common images, averaged over its subjects: float64 [common, dims]."""
+    """The group's scores of the common images, averaged over its subjects: float64 [common, dims]; 0 where it has none."""
     number = {name: k for k, name in enumerate(pair.group.rows.ids["train"])}
     means: MeanRows = pair.group.betas["train"]
-    return np.asarray(means.values[[number[name] for name in pair.common]], np.float64)
+    found = np.asarray(means.values[[number[name] for name in pair.common]], np.float64)
+    found[:, np.isnan(found[0])] = 0  # voxels outside of the mask, in a group that was not aligned
+    return found

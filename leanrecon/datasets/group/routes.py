@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leanrecon.alignment.ridge import by_gram, predict
+from leanrecon.alignment.ridge import left_out_predictions, predict
 from leanrecon.datasets.group.joined import SIDE
-from leanrecon.images import fitted_into, resize
+from leanrecon.stores.images import small_images
 
 if TYPE_CHECKING:
     from leanrecon.datasets.group.join import IntoGroup, Pair
@@ -31,9 +31,12 @@ def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
     betas = _mean_rows(pair, tried)
     scores = maps.transform(pair.own.name, betas).astype(np.float64)
     place = {name: k for k, name in enumerate(pair.common)}
+    changes = maps.left_out(pair.own.name)
+    assert changes is not None
     for name, k in tried.items():
         if name in place:
-            scores[k] += maps.left_out[place[name]]
+            scores[k] += changes[place[name]]
+    betas[:, np.isnan(betas[0])] = 0  # voxels outside of the mask
     betas -= betas.mean(axis=0)
     deviation = np.sqrt(np.einsum("ij,ij->j", betas, betas, dtype=np.float64) / len(betas))
     betas *= np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0).astype(np.float32)
@@ -41,14 +44,13 @@ def try_routes(pair: "Pair", maps: "IntoGroup", seed: int) -> dict[str, float]:
     del betas
     of_group = _small_images(group)
     rows = np.asarray(pair.group.betas["train"][0 : len(of_group)], np.float64)
+    rows[:, np.isnan(rows[0])] = 0
     fold_of_group = np.array([folds[tried[name]] if name in tried else -1 for name in group.images["train"]])
-    predicted = {route: np.zeros(targets.shape) for route in ("own", "group")}
-    for fold in range(FOLDS):
-        new, known = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        if len(new) and len(known) > 1:
-            predicted["own"][new] = by_gram(gram, known, new, targets[known], seed)
-            kept = fold_of_group != fold
-            predicted["group"][new] = _by_scores(rows[kept], of_group[kept], scores[new], seed)
+    through_group = np.zeros(targets.shape)
+    for fold in np.unique(folds):
+        new, kept = folds == fold, fold_of_group != fold
+        through_group[new] = _by_scores(rows[kept], of_group[kept], scores[new], seed)
+    predicted = {"own": left_out_predictions(gram, targets, folds, seed), "group": through_group}
     return {route: _correlation(images, targets) for route, images in predicted.items()}
 
 
@@ -84,14 +86,6 @@ def _mean_rows(pair: "Pair", tried: dict[str, int]) -> Array:
 
 
 def _small_images(members: "Members") -> Array:
-    """All train images, their longer side ``SIDE`` pixels: float32 [images, pixels]."""
-    from leanrecon.stores.images import ImageReader
-
-    shape = fitted_into(members.image_shape, min(SIDE, *members.image_shape[:2]))
-    wanted = list(members.images["train"].values())
-    result = np.empty((len(wanted), int(np.prod(shape))), np.float32)
-    places = sorted(range(len(wanted)), key=lambda place: wanted[place][1])
-    for run, images in ImageReader(members.each[0].stimuli["train"]).runs([wanted[place][1] for place in places]):
-        for place, image in zip(places[run], images, strict=True):
-            result[place] = resize(image, shape).reshape(-1)
-    return result
+    """All train images of what is put together, which lie in its first member: float32 [images, pixels]."""
+    rows = [row for _, row in members.images["train"].values()]
+    return small_images(members.each[0].stimuli["train"], rows, SIDE)

@@ -160,7 +160,7 @@ def _notes(entry: Mapping[str, Any]) -> str:
     """What a stage recorded besides time and memory: alpha, voxels left out, the device."""
     notes = []
     for key, value in entry.items():
-        if key in ("seconds", "settings", "curve") or key.endswith("_bytes") or value is None:
+        if key in ("seconds", "settings", "curve", "of") or key.endswith("_bytes") or value is None:
             continue
         if key == "alpha" and isinstance(value, Mapping):
             median = number(value.get("median"))

@@ -95,7 +95,9 @@ class LocalRegressor:
                     _fill(fitted, output, context, workers)
         unfinished = sum("onverge" in str(one.message) for one in caught)
         if unfinished:
-            context.progress.say(f"{context.label}: {unfinished} decoders did not converge; see regression.options")
+            context.progress.say(
+                f"{context.label}: {unfinished} decoders did not converge (raise max_iter in regression.options)"
+            )
         return {
             **self._record(),
             **stacked,
@@ -115,7 +117,9 @@ class LocalRegressor:
         if settings.estimator != "auto":
             betas = read_betas(data, settings)
             return Fitted(settings, betas, data, {ALONE: 1.0}, seed=context.seed), {}
-        learned = shares_of(data, settings, read_betas, context)
+        store = outputs[0].store
+        learned = store.notes.get("learned") or shares_of(data, settings, read_betas, context)
+        store.note(learned=learned)  # a run that is killed after this does not learn them again
         shares = {name: share for name, share in learned["shares"].items() if share > 0}
         said = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         context.progress.say(f"{context.label}: shares of the estimators: {said}")

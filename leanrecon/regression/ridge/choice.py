@@ -52,11 +52,9 @@ class Choice:
         """The choice in a sentence, with R² of the best form and of the plainest, or without figures."""
         if not self.folds:
             return f"too few train images to choose a form by: {self.best}"
-        told = f"{self.best} predicts train images that were held out best of {len(self.forms)} forms"
+        told = f"{self.best} has the least error for held-out train images, of {len(self.forms)} forms"
         if not self.certain:
-            told = (
-                f"{self.best} is kept, as none of {len(self.forms)} forms predicts held-out train images surely better"
-            )
+            told = f"{self.best} is kept: none of {len(self.forms)} forms is surely better for held-out train images"
         if not figures:
             return told
         return f"{told} (R² {max(self.r2):.3f}; {self.forms[0]} {self.r2[0]:.3f})"
@@ -188,14 +186,15 @@ class _Fold:
         kernel, cross = gram(x, np.float64, test=t)
         assert cross is not None
         squares = squared_norms(t, range(len(self.held)), np.float64)
-        return np.stack([self._errors(form, kernel, cross, squares) for form in forms])
+        median = median_distance(kernel) if any(form.gamma is not None for form in forms) else 0.0
+        return np.stack([self._errors(form, kernel, cross, squares, median) for form in forms])
 
-    def _errors(self, form: Form, kernel: Panels, cross: Array, squares: Array) -> Array:
+    def _errors(self, form: Form, kernel: Panels, cross: Array, squares: Array, median: float) -> Array:
         if form.gamma is not None:
             copy = Panels(kernel.order, kernel.dtype)
             for j in range(len(kernel.columns)):
                 copy.save(j, kernel.load(j).copy())
-            rbf = into_rbf(copy, form.gamma, median_distance(kernel))
+            rbf = into_rbf(copy, form.gamma, median)
             kernel, cross = copy, cross.copy()
             rbf.of_test(cross, squares)
         grid = default_alphas(mean_eigenvalue(kernel)) if self.alphas is None else np.sort(np.asarray(self.alphas))

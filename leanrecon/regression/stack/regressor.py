@@ -88,15 +88,36 @@ class StackRegressor:
     ) -> dict[str, Any]:
         """Fill the stores of all outputs; members' predictions lie beside the first until all are combined.
 
-        Weights are learned from betas and images as measured, and combine random pairings too.
+        Weights are learned from betas and images as measured, and combine random pairings too. They are noted with the
+        first store, so that a run that was killed once all was combined learns nothing again.
         """
         shared.clear()  # a factor would lie beside the members
         store = outputs[0].store
         folder = store.path.with_name(f"{store.path.stem}-members")
+        combined = "weights" in store.notes and not any(output.store.missing() for output in outputs)
+        records = [] if combined else self._combined(data, outputs, folder, context)
+        weights = np.array(store.notes["weights"])
+        folder.delete_tree()
+        for output in outputs:
+            output.store.finish()
+        context.progress.say(f"{context.label}: {self._said(weights)}")
+        return {
+            "settings": self.settings.model_dump(exclude_none=True),
+            "weights": weights.tolist() if self.settings.block else weights[0].tolist(),
+            "members": records,
+            "notes": [self._said(weights)],
+        }
+
+    def _combined(
+        self, data: RegressionData, outputs: Sequence[Output], folder: "Location", context: Context
+    ) -> list[dict[str, Any]]:
+        """Learn the weights, note them, and write all outputs; returns the records of the members."""
+        store = outputs[0].store
         folded = [self._out_of_fold(k, data, store, folder, context) for k in range(len(self.members))]
         targets = _by_row(data)
         mean = _mean(targets, context)
         weights = self._weights(folded, targets, mean)
+        store.note(weights=weights.tolist())
         records, parts = [], []
         for k, member in enumerate(self.members):
             made = [self._output(k, output, folder, context) for output in outputs]
@@ -106,14 +127,7 @@ class StackRegressor:
             parts.append([output.store for output in made])
         for output, stores in zip(outputs, zip(*parts, strict=True), strict=True):
             self._combine(stores, weights, mean, output.store)
-        folder.delete_tree()
-        context.progress.say(f"{context.label}: {self._said(weights)}")
-        return {
-            "settings": self.settings.model_dump(exclude_none=True),
-            "weights": weights.tolist() if self.settings.block else weights[0].tolist(),
-            "members": records,
-            "notes": [self._said(weights)],
-        }
+        return records
 
     def _name(self, k: int) -> str:
         return f"member {k + 1} ({self.settings.members[k].model_dump()['kind']})"
@@ -192,7 +206,6 @@ class StackRegressor:
             for store, memory, weight in zip(stores, memories, by_column, strict=True):
                 total += weight * (store.read_chunk(i, j, memory)[: len(rows), : len(columns)] - centre)
             out.write_chunk(i, j, total.astype(np.float32))
-        out.finish()
 
 
 def _by_row(data: RegressionData) -> "Matrix":
