@@ -4,7 +4,7 @@
     python scripts/bench_judges.py --data FOLDER --images 98 --judges alexnet2 efficientnet
 
 Embeds the stimuli and the reconstructions of some test rows, 425 pixels a side, by every judge, one after another in one
-process, and computes their figures. Prints seconds (and those of all processors, which other programs disturb less) a
+process, and computes their figures. The first judge's seconds hold the imports of PyTorch and torchvision. Prints seconds (and those of all processors, which other programs disturb less) a
 judge, then the planned and the highest measured anonymous memory (RssAnon) of the whole. Needs the extras models and
 judges; CLIP ViT-L/14 alone takes most of the time.
 """

@@ -1,7 +1,9 @@
 """What judges refuse, each with a LeanreconError, and what a single test image leaves of their figures."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import leanrecon  # noqa: E402
 from leanrecon import kinds  # noqa: E402
 from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.evaluation.judges import network  # noqa: E402
+from leanrecon.evaluation.judges import building, network  # noqa: E402
 from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_scores  # noqa: E402
 from leanrecon.evaluation.judges.module import ModuleJudge, ModuleSettings  # noqa: E402
 from leanrecon.evaluation.judges.swav import SwAVJudge, SwAVSettings  # noqa: E402
@@ -79,6 +81,20 @@ def test_another_version_of_the_weights_is_refused_by_the_whole_judge(
         with pytest.raises(InputError, match="is another file, or damaged") as caught:
             TorchvisionJudge(settings, name="efficientnet").check()
         assert file in str(caught.value)
+
+
+def test_our_own_builder_of_torchvision_s_networks_is_no_foreign_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: Any = ModuleType("torchvision.models")  # in its place, as it may not be installed
+    models.get_model, models.list_models = lambda name, **options: Tiny(), lambda: ["tiny"]
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    for blueprint in (
+        TorchvisionJudge.blueprint(TorchvisionSettings(model="tiny", layer="pool", weights="x.pth")),
+        building.Blueprint(building.OWN, '{"model": "tiny"}'),
+    ):
+        assert building.description(blueprint, "pool", 33, "judges.x").dims == 16
+    with pytest.raises(SettingsError, match="neither a network nor a method of one"):
+        building.build(building.Blueprint("leanrecon.evaluation.judges.building:require_library"), "")
 
 
 # Layers and sizes

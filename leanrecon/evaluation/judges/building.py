@@ -17,6 +17,9 @@ from leanrecon.validation import nearest
 from leanrecon.weights.folders import SHOWN
 from leanrecon.weights.pickles import open_checkpoint
 
+OWN = "leanrecon.evaluation.judges.torchvision:build"
+"""The one function here that builds networks: torchvision's, without weights."""
+
 _COUNTED = "num_batches_tracked"  # of batch normalisation, which old files lack and inference does not use
 
 
@@ -129,7 +132,7 @@ def build(blueprint: Blueprint, layer: str) -> Any:
     try:
         module: Any = importlib.import_module(module_name)
         builder = functools.reduce(getattr, path.split("."), module)
-        if not _makes_networks(builder, module_name):
+        if blueprint.builder != OWN and not _makes_networks(builder, module_name):
             raise SettingsError(
                 f"{blueprint.builder} is neither a network nor a method of one: a settings file may run nothing else",
                 expected="a class that derives from torch.nn.Module, or its class method",

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, field_validator
 
-from leanrecon.evaluation.judges.building import Blueprint, Description
+from leanrecon.evaluation.judges.building import OWN, Blueprint, Description
 from leanrecon.evaluation.judges.judge import Measure
 from leanrecon.evaluation.judges.network import NetworkJudge, NetworkSettings
 from leanrecon.evaluation.judges.torchvision import averaged
@@ -45,7 +45,7 @@ class SwAVJudge(NetworkJudge):
 
     @classmethod
     def blueprint(cls, settings: SwAVSettings) -> Blueprint:
-        return Blueprint("leanrecon.evaluation.judges.torchvision:build", '{"model": "resnet50"}')
+        return Blueprint(OWN, '{"model": "resnet50"}')
 
     @classmethod
     def title(cls, settings: SwAVSettings) -> str:

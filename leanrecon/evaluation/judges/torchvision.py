@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from leanrecon.errors import InputError
-from leanrecon.evaluation.judges.building import Blueprint, Description
+from leanrecon.evaluation.judges.building import OWN, Blueprint, Description
 from leanrecon.evaluation.judges.feeding import convolved
 from leanrecon.evaluation.judges.network import NetworkJudge, NetworkSettings
 from leanrecon.stores.fingerprint import file_content
@@ -105,7 +105,7 @@ class TorchvisionJudge(NetworkJudge):
 
     @classmethod
     def blueprint(cls, settings: TorchvisionSettings) -> Blueprint:
-        return Blueprint(f"{__name__}:build", json.dumps({"model": settings.model}))
+        return Blueprint(OWN, json.dumps({"model": settings.model}))
 
     @classmethod
     def title(cls, settings: TorchvisionSettings) -> str:
