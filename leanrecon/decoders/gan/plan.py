@@ -17,8 +17,8 @@ FLOAT, DOUBLE = 4, 8
 CHUNK_NBYTES = 8_000_000
 """Bytes of a chunk of images that is read at once."""
 
-TORCH_NBYTES = 190_000_000
-"""Bytes that PyTorch keeps in the process once a network was trained."""
+TORCH_NBYTES = 230_000_000
+"""Bytes that PyTorch and SciPy keep in the process once a network was trained; 190 MB were 15 MB too few."""
 
 FOLDED = 512
 """Rows of the first layer that are brought back to voxels together."""
