@@ -30,6 +30,15 @@ ACTIVATIONS = 3.0
 """Numbers that are held for each number that a layer gives: it, what follows it, and gradients."""
 
 
+MOST_HELD = 1024
+"""Rows that are held out at most."""
+
+
+def count_held(n: int, share: float) -> int:
+    """How many train rows are held out at least."""
+    return min(max(round(share * n), 2), MOST_HELD) if share else 0
+
+
 def takes_rows(n: int, p: int) -> bool:
     """Whether directions are found from products of rows: there are fewer rows to learn from than voxels."""
     return n < p

@@ -125,7 +125,8 @@ class CLIPVision(CLIPSpace):
         if self.settings.form == "embedding":
             states = states[:, :1]
         states = model.visual_projection(model.vision_model.post_layernorm(states)).float()
-        return (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(numbers), -1)
+        rows: Tensor = (states / states[:, :1].norm(dim=-1, keepdim=True)).reshape(len(numbers), -1)
+        return rows
 
     def differentiable(self, images: "Tensor") -> "Tensor":
         """Rows [b, dims], which gradients go through, of images float32 [b, 3, height, width] from 0 to 1."""

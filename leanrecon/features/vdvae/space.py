@@ -159,7 +159,7 @@ class VDVAESpace(PretrainedSpace):
     def differentiable_nbytes(self, side: int, batch: int) -> int:
         """Bytes that it takes for a batch of images, with their gradients."""
         blocks = len(self.config.encoder) + 2 * self.settings.n_latents
-        return self._cost("encode").held + batch * blocks * state_nbytes(self.config) * 2
+        return int(self._cost("encode").held + batch * blocks * state_nbytes(self.config) * 2)
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Uint8 images at the size of the network, not of those that were encoded."""
