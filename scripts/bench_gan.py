@@ -16,7 +16,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderData, DecoderShapes
-from leanrecon.decoders.gan import gan, training
+from leanrecon.decoders.gan import gan, learning, training
 from leanrecon.decoders.gan.plan import phases
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.memory import PeakMemory, format_bytes, process_memory
@@ -67,7 +67,7 @@ def main() -> None:
     planned = phases(decoder._sizes(DecoderShapes(asked.rows, asked.voxels, 0, asked.images, (side, side, 3))))
     print("planned:", ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in planned.items()), flush=True)
     taken: list[float] = []
-    step, reduced = training.one_step, gan.reduced
+    step, reduced = training.one_step, learning.reduced
 
     def one_step(*given: Any) -> dict[str, float]:
         if len(taken) == asked.steps:
@@ -79,7 +79,7 @@ def main() -> None:
         return result
 
     training.one_step = one_step  # type: ignore[assignment]
-    gan.reduced = lambda *given: timed("reduction", lambda: reduced(*given))  # type: ignore[assignment]
+    learning.reduced = lambda *given: timed("reduction", lambda: reduced(*given))  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         betas = as_matrix(store(Path(folder) / "betas.zarr", (asked.rows, asked.voxels), np.float32))
         images = store(Path(folder) / "images.zarr", (asked.images, side, side, 3), np.uint8)

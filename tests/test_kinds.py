@@ -119,9 +119,10 @@ def test_a_kind_that_cant_be_used_is_named_with_its_distribution(installed, targ
     assert any("half-done" in sentence for sentence in kinds.broken("features"))
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(installed):
+def test_an_unknown_name_is_refused_with_the_nearest(installed, monkeypatch):
     with pytest.raises(SettingsError, match=r"did you mean pca\?"):
         kinds.get("features", "pcaa")
+    monkeypatch.setitem(kinds.BUILT_IN, "decoders", {})
     with pytest.raises(SettingsError, match="none is installed"):
         kinds.get("decoders", "gan")
     for kind in ({}, [], 3, None, "x" * 10_000):

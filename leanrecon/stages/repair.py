@@ -32,10 +32,11 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
     if any(writers_of(study, one.path) == ("dataset",) for one in damaged):
         # Before anything is removed: the arrays that these chunks come from must be there.
         plan_study(settings, base_dir=base_dir, until="dataset")
+    last = last_stage(study, [stage.name for stage in stages_of(settings)])  # a damaged part may be all of a stage
     with only_run(study.root):
         for one, parts in damaged.items():
             one.discard([part for part, _ in parts])
-    pipeline.run(last_stage(study, [stage.name for stage in stages_of(settings)]))
+    pipeline.run(last)
     for one in damaged:
         item = item_of(one.path.relative_to(study.root))
         if item is not None and item.stages and item.role is not Role.SCRATCH and not is_complete(one.path):

@@ -8,7 +8,8 @@ import pytest
 
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderShapes
-from leanrecon.decoders.gan.gan import GAN, held_out, troubles
+from leanrecon.decoders.gan.gan import GAN
+from leanrecon.decoders.gan.learning import held_out, troubles
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.decoders.gan.training import learning_rate
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError

@@ -17,8 +17,8 @@ FLOAT, DOUBLE = 4, 8
 CHUNK_NBYTES = 8_000_000
 """Bytes of a chunk of images that is read at once."""
 
-TORCH_NBYTES = 190_000_000
-"""Bytes that PyTorch keeps in the process once a network was trained."""
+TORCH_NBYTES = 230_000_000
+"""Bytes that PyTorch and SciPy keep in the process once a network was trained; 190 MB were 15 MB too few."""
 
 FOLDED = 512
 """Rows of the first layer that are brought back to voxels together."""
@@ -28,6 +28,15 @@ COPIES = 4
 
 ACTIVATIONS = 3.0
 """Numbers that are held for each number that a layer gives: it, what follows it, and gradients."""
+
+
+MOST_HELD = 1024
+"""Rows that are held out at most."""
+
+
+def count_held(n: int, share: float) -> int:
+    """How many train rows are held out at least."""
+    return min(max(round(share * n), 2), MOST_HELD) if share else 0
 
 
 def takes_rows(n: int, p: int) -> bool:

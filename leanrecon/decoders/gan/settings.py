@@ -117,4 +117,4 @@ class GANSettings(BaseModel):
     @property
     def compares(self) -> bool:
         """Whether there is a comparator."""
-        return self.comparator != NONE
+        return bool(self.comparator != NONE)

@@ -63,7 +63,7 @@ class Networks:
     ) -> None:
         from torch import nn
 
-        shown = averaged(generator) if settings.average else generator
+        shown: Any = averaged(generator) if settings.average else generator
         parts = {"generator": shown} | ({"discriminator": discriminator} if discriminator is not None else {})
         self.together = nn.ModuleDict(parts).to(device)
         """All weights, as a checkpoint holds them."""
