@@ -192,7 +192,8 @@ class AutoKL(PretrainedSpace):
     def rows_of(self, pixels: "Tensor") -> "Tensor":
         size, channels = self.settings.size, self._latent_shape[0]
         posterior = self._model("encode").encode(resized(pixels, (size, size), bicubic=True) * 2 - 1).latent_dist
-        return ((posterior.parameters[:, :channels] - self._shift) * self._scaling).flatten(1)
+        rows: Tensor = ((posterior.parameters[:, :channels] - self._shift) * self._scaling).flatten(1)
+        return rows
 
     def pixels_of(self, rows: "Tensor") -> "Tensor":
         latents = rows.reshape(-1, *self._latent_shape)

@@ -61,7 +61,7 @@ def generator_needs(settings: Settings, space: str, first: str | None) -> bool:
     kind: Any = kinds.kind_of("generators", settings.refine)
     if not getattr(kind, "learns", False):
         return False
-    return space in kind.predicted(settings.refine) or (space == first and kind.first_images(settings.refine))
+    return bool(space in kind.predicted(settings.refine) or (space == first and kind.first_images(settings.refine)))
 
 
 # Planning

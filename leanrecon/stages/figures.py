@@ -135,14 +135,17 @@ def _compared_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
     """A note where the generator was guided by features of the same network family as a judge."""
     family = getattr(kinds.kind_of("judges", judge), "family", None)
-    roles = kinds.kind_of("generators", settings.refine).roles(settings.refine).values()
+    generator = kinds.kind_of("generators", settings.refine)
+    roles = generator.roles(settings.refine).values()
+    searched = generator.spaces(settings.refine).values() if getattr(generator, "learns", False) else ()
     spaces = [
         space
-        for space in roles
+        for space in dict.fromkeys([*roles, *searched])
         if family and getattr(kinds.kind_of("features", settings.features[space]), "family", None) == family
     ]
     if spaces:
+        by = "by predictions of" if set(spaces) <= set(roles) else "through"
         yield (
-            f"The generator was guided by predictions of {' and '.join(spaces)}, features of the same family as the "
+            f"The generator was guided {by} {' and '.join(spaces)}, features of the same family as the "
             f"judge {name}: its figures judge final images by the features that they were drawn for."
         )

@@ -60,7 +60,7 @@ def test_rows_and_images_are_those_without_gradients(space):
     found = images(side)
     rows = space.encode(found, range(2))
     with exact_gradients("cpu"):
-        assert space.rows_of(pixels(found)).numpy() == pytest.approx(rows, abs=2e-5 * np.abs(rows).max())
+        assert space.rows_of(pixels(found)).numpy() == pytest.approx(rows, abs=2e-5 * float(np.abs(rows).max()))
     if space.decodes:
         decoded = space.decode(rows, range(2), (side, side, 3)).astype(int)
         with exact_gradients("cpu"):

@@ -94,7 +94,7 @@ class Encoder:
     def gradient_nbytes(self) -> int:
         """Bytes that all layers keep of one image until its gradient, in float32."""
         layers = {name.split(".")[3] for name in self.weights.entries if ".layers." in name}
-        return len(layers) * 3 * self.state_nbytes("float32") // 2
+        return len(layers) * self.state_nbytes("float32")
 
     def load(self, *, projection: bool, precision: Precision, device: str) -> "nn.Module":
         """The half as a module of transformers, loaded and ready for inference."""
