@@ -112,7 +112,7 @@ SHAPES: dict[str, tuple[Make, str]] = {
     "few rows": (table(30), PCA),
     "many rows": (table(20_000, 20, (4, 4, 3), test_fraction="0.02"), PCA),
     "wide voxels": (table(60, 200_000), PCA),
-    "rows and voxels": (table(4000, 3000), PCA),
+    "rows and voxels": (table(2500, 3000), PCA),
     "big images": (table(40, 50, (700, 900, 3)), PCA),
     "wide images": (table(24, 50, (20, 20_000, 3)), PCA),
     "grey images": (table(200, 50, (64, 64)), PCA),
@@ -137,7 +137,7 @@ SHAPES: dict[str, tuple[Make, str]] = {
     "an rbf kernel": (table(800, 2000), PCA + '[regression]\nkernel = "rbf"\ngamma = 0.5\n'),
     "an rbf of more rows": (table(1500, 200), PCA + '[regression]\nkernel = "rbf"\ngamma = 0.5\nalpha = 1.0\n'),
     "weighed voxels": (table(800, 2000), PCA + '[regression]\nvoxel_weights = "accuracy"\n'),
-    "a chosen form": (table(1500, 3000), PCA + '[regression]\nkernel = "auto"\nvoxel_weights = "auto"\n'),
+    "a chosen form": (table(1000, 2500), PCA + '[regression]\nkernel = "auto"\nvoxel_weights = "auto"\n'),
 }
 
 
@@ -154,7 +154,14 @@ def least_budget(folder: Path) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+LONG = {
+    "few rows", "wide images", "grey images", "captions with emoji", "captions in txt", "captions in npy", "fortran order",
+    "ten folds", "fixed alpha", "an alpha for each target", "an rbf of more rows", "many components",
+}  # fmt: skip
+"""Shapes that others stand for."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SHAPES])
 def test_the_least_budget_is_enough_for_every_stage(name: str, tmp_path: Path) -> None:
     make, tables = SHAPES[name]
     (tmp_path / "study.toml").write_text(make(tmp_path) + tables + QUICK)

@@ -123,7 +123,8 @@ def named(sources: Sequence[str]) -> list[Named]:
 
 def here(networks: Iterable[Named]) -> tuple[list[Named], list[Named]]:
     """Those whose weights are all on this machine, and the others."""
-    there, lacking = [], []
+    there: list[Named] = []
+    lacking: list[Named] = []
     for one in networks:
         (lacking if missing(one.needs) else there).append(one)
     return there, lacking

@@ -148,7 +148,7 @@ def _alike(one: Array, other: Array) -> float:
 
 def _moved(one: Array, other: Array) -> float:
     """How far two embeddings lie apart, as a share of the first one's norm."""
-    return float(np.linalg.norm(other - one) / max(np.linalg.norm(one), 1e-30))
+    return float(np.linalg.norm(other - one)) / max(float(np.linalg.norm(one)), 1e-30)
 
 
 def _kept(row: Array) -> dict[str, Any]:

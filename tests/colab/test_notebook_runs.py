@@ -75,7 +75,7 @@ def test_the_wheel_holds_recipes_templates_and_models(wheel: Path) -> None:
     assert {name: found.get(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("what", ["demo-fast", "demo"])
+@pytest.mark.parametrize("what", [pytest.param("demo-fast", marks=pytest.mark.long), "demo"])
 def test_the_demo_runs_offline_within_limits(what: str, wheel: Path, tmp_path: Path) -> None:
     if what == "demo" and not (packaged.FOLDER / packaged.MANIFEST).is_file():
         pytest.skip(f"{packaged.FOLDER} has no {packaged.MANIFEST}: run scripts/train_demo_models.py")

@@ -334,11 +334,11 @@ def test_random_numbers_of_others_are_left_alone(study):
         StreamingMLP(
             hidden=16,
             blocks=0,
-            epochs=20,
+            epochs=5,
             batch_size=2,
             skip="none",
             inputs="betas",
-            learning_rate=1e-2,
+            learning_rate=3e-2,
             dropout=0.0,
             validation=0.0,
         ),

@@ -52,7 +52,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("megabytes", [256, 512])
+@pytest.mark.parametrize("megabytes", [256, pytest.param(512, marks=pytest.mark.long)])
 def test_each_stage_stays_within_its_plan_and_the_budget(arrays: Path, tmp_path: Path, megabytes: int) -> None:
     base = int(subprocess.run([sys.executable, "-c", BASE], check=True, capture_output=True, text=True).stdout)
     budget = base + megabytes * 1_000_000
