@@ -174,8 +174,9 @@ def test_only_wanted_blocks_of_imagenet64_run(narrow, monkeypatch):
 
 def test_activations_that_no_latent_needs_are_dropped(model):
     with torch.inference_mode():
-        assert set(model._activations(random_images(1), {1})) == {1}
-        assert set(model._activations(random_images(1), {1, 8})) == {1, 8}
+        pixels = torch.from_numpy(random_images(1)).permute(0, 3, 1, 2).float()
+        assert set(model._activations(pixels, {1})) == {1}
+        assert set(model._activations(pixels, {1, 8})) == {1, 8}
 
 
 def test_a_model_of_one_direction_refuses_the_other():

@@ -129,7 +129,7 @@ def tiny(model, images, published, seen, monkeypatch):
     rate = sum(one.sum(axis=(1, 2, 3), dtype=np.float64) for one in kl) / (16 * 16 * 3)
     found["elbo_distortion_rate"] = np.array([(distortion + rate).mean(), distortion.mean(), rate.mean()])
     with torch.inference_mode():
-        kept = model._activations(images, {16, 8, 2, 1})
+        kept = model._activations(torch.from_numpy(images).permute(0, 3, 1, 2).float(), {16, 8, 2, 1})
     found |= {f"enc_act_{r}": activation.numpy() for r, activation in kept.items()}
     # Decoding the published latents
     uncond = published["p_mean_00"][:1].reshape(1, -1)  # the first prior sees no image: its mean is what t = 0 takes

@@ -164,9 +164,16 @@ def test_a_stage_fixes_the_checksums_of_the_networks_it_has_trained(study: Study
 def test_a_stage_is_recorded_with_what_was_planned_unless_nothing_was_done(study: Study) -> None:
     context = Context.of("8GB")
     predictions = study.predictions("pca")
-    with recorded("regression pca", study, context, [predictions]) as record:
-        record["alpha"] = 3.0
+    with recorded("regression pca", study, context, [predictions]):
+        pass
     assert read_json(study.record)["stages"] == {}
+    with recorded("regression pca", study, context, [predictions]) as record:
+        record["alpha"] = 2.0  # of a store that run.json does not tell of, as after a kill
+    told = read_json(study.record)["stages"]
+    assert told["regression pca"]["alpha"] == 2.0
+    with recorded("regression pca", study, context, [predictions]) as record:
+        record["alpha"] = 1.0
+    assert read_json(study.record)["stages"] == told
     with recorded("regression pca", study, context, [predictions]) as record:
         record["alpha"] = 3.0
         planned = max(context.require("gram", 1000), context.require("solve", 5000))

@@ -25,11 +25,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_what_a_check_said_is_shown_where_there_was_one(tmp_path):
-    page = study_page()
-    render(page, tmp_path / "plain.html")
+    render(study_page(), tmp_path / "plain.html")
     assert "Do the data carry" not in (tmp_path / "plain.html").read_text()
     checked = {"verdict": "Yes: the betas carry the images.", "lines": ["two-way 90 % <b>", "repeats"]}
-    render(replace(page, checked=checked), tmp_path / "checked.html")
+    render(replace(study_page(), checked=checked), tmp_path / "checked.html")
     text = (tmp_path / "checked.html").read_text()
     assert "Yes: the betas carry the images." in text
     assert "<li>two-way 90 % &lt;b&gt;</li>" in text
