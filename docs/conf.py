@@ -16,15 +16,10 @@ extensions = [
     "myst_nb",
     "numpydoc",
     "sphinx.ext.autodoc",
-    "sphinx.ext.intersphinx" if "LEANRECON_DOCS_ONLINE" in os.environ else "sphinx.ext.githubpages",
+    "sphinx.ext.githubpages",
     "sphinx_copybutton",
     "reference_pages",
 ]
-intersphinx_mapping = {
-    "python": ("https://docs.python.org/3", None),
-    "numpy": ("https://numpy.org/doc/stable", None),
-    "sklearn": ("https://scikit-learn.org/stable", None),
-}
 exclude_patterns = ["README.md"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

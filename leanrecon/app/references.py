@@ -18,6 +18,7 @@ from leanrecon.errors import InputError
 from leanrecon.images import Array, Sees
 from leanrecon.places.files import write_json
 from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.weights import libraries
 from leanrecon.weights.folders import cache_folder, read_config
 from leanrecon.weights.samples import CAPTIONS, CLASSES, photograph
 
@@ -130,11 +131,9 @@ def resized(image: Array, sees: Sees) -> Array:
     import torch
 
     tensor = torch.from_numpy(image.transpose(2, 0, 1).copy()).float()[None]
-    mode = "bicubic" if sees.how == "bicubic" else "bilinear"
     for side in sees.sides:
-        tensor = torch.nn.functional.interpolate(
-            tensor, (side, side), mode=mode, align_corners=False, antialias=sees.how != "tensor"
-        )
+        how = {"bicubic": sees.how == "bicubic", "antialias": sees.how != "tensor"}
+        tensor = libraries.resized(tensor, (side, side), **how)
     levels: Array = tensor[0].clamp(0, 255).round().to(torch.uint8).numpy().transpose(1, 2, 0)
     return np.ascontiguousarray(levels)
 

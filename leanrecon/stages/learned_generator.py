@@ -159,14 +159,12 @@ def _first(run: Run, variant: Variant, rows: list[int], shape: ImageShape, conte
 
 def _shown(run: Run, variant: Variant, rows: list[int], shape: ImageShape) -> Array:
     stimuli = Store.open(run.study.stimuli("train"))
-    shape_of(stimuli)
+    shape_of(stimuli)  # raises where they are no images, or not complete
     images = variant.images_of_train_rows[rows]
     order = np.argsort(images, kind="stable")
     out = np.empty((len(rows), *shape), np.uint8)
-    reader = ImageReader(stimuli)
-    for place in order.tolist():
-        (_, block), *_ = reader.runs([int(images[place])])
-        out[place] = resize(with_channels(block[0], shape[2]), shape)
+    for place, block in ImageReader(stimuli).runs(images[order]):
+        out[order[place]] = [resize(with_channels(image, shape[2]), shape) for image in block]
     return out
 
 

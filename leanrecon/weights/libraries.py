@@ -47,17 +47,17 @@ def _title(package: str) -> str:
     return "PyTorch" if package == "torch" else package
 
 
-def resized(images: "Tensor", size: tuple[int, int], *, bicubic: bool = False) -> "Tensor":
-    """Images [b, 3, height, width] at another size, which gradients go through; averaged over where they shrink.
+def resized(images: "Tensor", size: tuple[int, int], *, bicubic: bool = False, antialias: bool = True) -> "Tensor":
+    """Images [b, 3, height, width] at another size, which gradients go through.
 
-    Pillow's filters of the same name give the same to rounding.
+    With ``antialias`` they are averaged over where they shrink: Pillow's filters of the same name give the same to rounding.
     """
     from torch.nn import functional
 
     if tuple(images.shape[2:]) == size:
         return images
     mode = "bicubic" if bicubic else "bilinear"
-    return functional.interpolate(images, size, mode=mode, antialias=True, align_corners=False)
+    return functional.interpolate(images, size, mode=mode, antialias=antialias, align_corners=False)
 
 
 @contextlib.contextmanager
@@ -65,11 +65,7 @@ def exact_inference(device: str) -> Iterator[None]:
     """Inference without gradients; on CUDA without TF32, whose ten bits of mantissa change features, and deterministic."""
     import torch
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if device.startswith("cuda"):
-            flags: Any = torch.backends.cudnn.flags
-            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+    with torch.inference_mode(), _exact(device):
         yield
 
 
@@ -78,9 +74,14 @@ def exact_gradients(device: str) -> Iterator[None]:
     """Gradients in float32: on CUDA without TF32, and deterministic."""
     import torch
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        if device.startswith("cuda"):
-            flags: Any = torch.backends.cudnn.flags
-            stack.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+    with torch.enable_grad(), _exact(device):
         yield
+
+
+def _exact(device: str) -> Any:
+    import torch
+
+    if not device.startswith("cuda"):
+        return contextlib.nullcontext()
+    flags: Any = torch.backends.cudnn.flags
+    return flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

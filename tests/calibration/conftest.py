@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from support.images import store_at
 
 from leanrecon.calibration.calibration import CalibrationData
-from leanrecon.stores import Store
 
 
 def blobs(n, height, width, channels, seed=0):
@@ -20,15 +20,6 @@ def flattened(true, seed=1):
     rng = np.random.default_rng(seed)
     blurred = gaussian_filter(true.astype(float), (0, 1.2, 1.2, 0))
     return np.clip(60 + 0.5 * blurred + 8 * rng.standard_normal(true.shape), 0, 255).astype(np.uint8)
-
-
-def store_at(path, images, chunk=20_000):
-    store = Store.create(path, images.shape, np.uint8, made_of={"of": path.name}, chunk=chunk)
-    for i in store.missing_row_groups():
-        rows = store.group_rows(i)
-        store.write_rows(i, images[rows.start : rows.stop])
-    store.finish()
-    return store
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from support.images import store_at
 
 from leanrecon.decoders.decoder import DecoderData
-from leanrecon.stores import Store
 from leanrecon.stores.matrix import ArrayMatrix
 
 
@@ -22,15 +22,6 @@ def responses(images, voxels, noise=0.3, seed=1):
     pixels = images.reshape(len(images), -1) / 255 - 0.5
     mixing = rng.standard_normal((pixels.shape[1], voxels)) / pixels.shape[1] ** 0.5
     return (pixels @ mixing + noise * rng.standard_normal((len(images), voxels)) + 3).astype(np.float32)
-
-
-def store_at(path, images, chunk=20_000):
-    store = Store.create(path, images.shape, np.uint8, made_of={"of": path.name}, chunk=chunk)
-    for i in store.missing_row_groups():
-        rows = store.group_rows(i)
-        store.write_rows(i, images[rows.start : rows.stop])
-    store.finish()
-    return store
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
+from support.images import Images  # noqa: E402
 from support.tiny_networks import Tiny  # noqa: E402
 
 import leanrecon  # noqa: E402
@@ -144,19 +145,6 @@ def test_images_of_few_pixels_are_enlarged(weights: Path, shape: tuple[int, int,
 
 
 # A single test image
-
-
-class Images:
-    def __init__(self, images: Array) -> None:
-        self.images = images
-        self.content = f"{images.shape} {int(images.sum())}"
-
-    def read(self, row: int) -> Array:
-        image: Array = self.images[row]
-        return image
-
-    def numbers(self, m: int) -> Array:
-        return np.arange(m)
 
 
 @pytest.mark.parametrize(

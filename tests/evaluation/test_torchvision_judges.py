@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 tv = pytest.importorskip("torchvision", reason="the extra judges (torchvision) is not installed")
 
 from PIL import Image  # noqa: E402
+from support.images import Images  # noqa: E402
 from torchvision import transforms  # noqa: E402
 from torchvision.models import get_model  # noqa: E402
 from torchvision.models.feature_extraction import create_feature_extractor  # noqa: E402
@@ -41,19 +42,6 @@ LAYERS = [
     ("resnet50", "avgpool", 224),
     ("squeezenet1_1", "", 224),
 ]
-
-
-class Images:
-    def __init__(self, images: Array) -> None:
-        self.images = images
-        self.content = f"{images.shape} {int(images.sum())}"
-
-    def read(self, row: int) -> Array:
-        image: Array = self.images[row]
-        return image
-
-    def numbers(self, m: int) -> Array:
-        return np.arange(m)
 
 
 def images(m: int, side: int = 64, seed: int = 0) -> Array:

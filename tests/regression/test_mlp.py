@@ -13,9 +13,10 @@ from leanrecon.progress import PlainProgress, Progress
 from leanrecon.regression.mlp.batches import Batches, Held, split
 from leanrecon.regression.mlp.mlp import StreamingMLP
 from leanrecon.regression.mlp.network import residual_mlp
-from leanrecon.regression.mlp.training import seeded_weights
+from leanrecon.regression.mlp.training import WEIGHTS
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import RowSubset, Store, as_matrix
+from leanrecon.weights.seeds import seeded_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
 
@@ -35,7 +36,7 @@ def one_torch_thread():
 
 def plain_training(inputs, targets, *, seed, epochs, batch, rate, decay, clip, warmup, hidden, blocks, learned):
     """The training as a loop of plain PyTorch without accelerate or fused steps, over the same batches."""
-    with seeded_weights(seed):
+    with seeded_weights(seed, WEIGHTS):
         network = residual_mlp(inputs.shape[1], targets.shape[1], hidden=hidden, blocks=blocks, dropout=0.0)
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]

@@ -1,7 +1,6 @@
 """The calibration ``conv``: trained or continued in its folder, applied image by image."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +22,10 @@ from leanrecon.images import Array
 from leanrecon.stores.windows import window_rows
 from leanrecon.weights.averages import averaged
 from leanrecon.weights.checkpoint import Folder
+from leanrecon.weights.seeds import seeded_weights
 from leanrecon.weights.tensors import TensorFile
+
+_WEIGHTS = 33  # stream of random numbers
 
 FLOAT = 4
 
@@ -62,7 +64,7 @@ class ConvCalibration(LearnedCalibration):
 
     def _fit(self, data: CalibrationData, rows: Array, held: Array, folder: Folder, context: Context) -> dict[str, Any]:
         device = devices.choose(self.device)
-        with _seeded(self.seed):
+        with seeded_weights(self.seed, _WEIGHTS):
             network = averaged(self._network(data.first.shape[1:])).to(device)
         history = train(
             network, data, rows, held, self.settings, folder, seed=self.seed, device=device, context=context
@@ -94,13 +96,3 @@ class ConvCalibration(LearnedCalibration):
     def _network(self, shape: Any) -> Any:
         height, width, channels = shape
         return residual_unet(channels, self.settings.width, fold_of(height, width))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch's generators for the first weights, and restore their state afterwards."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence([seed, 33]).generate_state(1, np.uint64)[0] >> 1))
-        yield

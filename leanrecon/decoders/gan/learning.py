@@ -1,6 +1,5 @@
 """What the decoder ``gan`` does: it learns from train rows, and generates images row by row."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ from leanrecon.decoders.gan.losses import Losses, published_factors, relative_fa
 from leanrecon.decoders.gan.plan import count_held
 from leanrecon.decoders.gan.reduction import Inputs, Noise, Standardised, reduced
 from leanrecon.decoders.gan.settings import GANSettings
-from leanrecon.decoders.gan.training import WEIGHTS, Colours, Networks, seeded, train
+from leanrecon.decoders.gan.training import WEIGHTS, Colours, Networks, train
 from leanrecon.errors import InputError
 from leanrecon.images import Array, with_channels
 from leanrecon.memory import buffer
 from leanrecon.stores.images import ImageReader, image_shape
 from leanrecon.weights.checkpoint import Folder, History
+from leanrecon.weights.seeds import seeded_weights
 from leanrecon.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Learning:
 
     def _networks(self, inputs: Inputs, about: dict[str, Any], rows: TrainRows, seed: int, device: str) -> Networks:
         settings, weights = self.settings, self.settings.weights
-        with seeded_weights(seed):
+        with seeded_weights(seed, WEIGHTS):
             generator = network.generator(
                 inputs.dims, hidden=settings.hidden, size=settings.size, width=settings.width,
                 dropout=settings.dropout, voxels=inputs.betas.shape[1],
@@ -216,13 +216,3 @@ def troubles(history: History, more: dict[str, Any], *, noise: bool) -> Iterator
             yield "the discriminator told all images apart in the last epoch, so that it taught the generator little"
         elif abs(last - 2 * math.log(2)) < 0.01:
             yield "the discriminator told no images apart in the last epoch, so that it taught the generator nothing"
-
-
-@contextlib.contextmanager
-def seeded_weights(seed: int) -> Iterator[None]:
-    """Seed PyTorch's generators for the first weights, and restore their state afterwards."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seeded(seed, WEIGHTS))
-        yield

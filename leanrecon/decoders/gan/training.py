@@ -18,6 +18,7 @@ from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.errors import InputError
 from leanrecon.weights.averages import averaged
 from leanrecon.weights.checkpoint import Folder, History, Place, load_place, save_place
+from leanrecon.weights.seeds import seeded
 
 if TYPE_CHECKING:
     import torch
@@ -103,11 +104,6 @@ def learning_rate(settings: GANSettings, step: int, steps: int) -> float:
     if settings.schedule == "cosine":
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
     return float(settings.learning_rate * 0.5 ** sum(step >= at for at in settings.halve_at))
-
-
-def seeded(seed: int, *stream: int) -> int:
-    """A seed for PyTorch from our seed and the numbers of a stream."""
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def train(

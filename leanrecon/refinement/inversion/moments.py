@@ -1,7 +1,5 @@
 """What is known of features from train rows: their mean and spread, and how well they are predicted."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from leanrecon.errors import InputError
@@ -9,21 +7,19 @@ from leanrecon.images import Array
 from leanrecon.memory import scratch
 from leanrecon.refinement.inversion.plan import PANEL_NBYTES
 from leanrecon.stores.gather import gathered
-from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.matrix import Matrix, panels
 
 
-def panels(rows: int, columns: int) -> Iterator[range]:
-    """Ranges of rows that are read together: arithmetic on the shape alone."""
-    together = max(PANEL_NBYTES // (4 * columns), 1)
-    for start in range(0, rows, together):
-        yield range(start, min(start + together, rows))
+def _panels(rows: int, columns: int) -> list[range]:
+    """Rows that are read together: arithmetic on the shape alone."""
+    return panels(rows, max(PANEL_NBYTES // (4 * columns), 1))
 
 
 def moments(features: Matrix) -> tuple[Array, Array]:
     """Mean and standard deviation of each column, float32 [t] each; a column that does not vary has a deviation of 0."""
     n, t = features.shape
     total, squares, shift = np.zeros(t), np.zeros(t), np.zeros(t)
-    for rows in panels(n, t):
+    for rows in _panels(n, t):
         block = scratch((len(rows), t), np.float32)
         features.read(rows, range(t), block)
         if rows.start == 0:
@@ -46,7 +42,7 @@ def carried(features: Matrix, predicted: Matrix, stimulus: Array) -> Array:
     n, t = predicted.shape
     true, a0, b0 = gathered(features, stimulus), np.zeros(t), np.zeros(t)
     sums = np.zeros((5, t))
-    for rows in panels(n, t):
+    for rows in _panels(n, t):
         seen, guess = (scratch((len(rows), t), np.float32) for _ in range(2))
         true.read(rows, range(t), seen)
         predicted.read(rows, range(t), guess)

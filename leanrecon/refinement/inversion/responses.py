@@ -11,7 +11,7 @@ from leanrecon.memory import buffer, scratch
 from leanrecon.refinement.inversion.moments import moments
 from leanrecon.refinement.inversion.plan import COLUMNS
 from leanrecon.stores.gather import gathered
-from leanrecon.stores.matrix import ColumnSubset, Matrix
+from leanrecon.stores.matrix import ColumnSubset, Matrix, panels
 
 ALPHAS = 10.0 ** np.arange(-4, 4.5, 0.5)
 """Penalties that are tried, in units of the mean eigenvalue of the features' Gram matrix."""
@@ -114,8 +114,7 @@ class ByImage:
 def _blocks(features: Matrix, mean: Array, deviation: Array) -> Iterator[tuple[range, Array]]:
     """Yield columns and the z-scored features in them, float64 [s, c]."""
     s, t = features.shape
-    for start in range(0, t, COLUMNS):
-        columns = range(start, min(start + COLUMNS, t))
+    for columns in panels(t, COLUMNS):
         part = slice(columns.start, columns.stop)
         block = scratch((s, len(columns)), np.float32)
         features.read(range(s), columns, block)
@@ -144,8 +143,7 @@ def _choose(spectrum: Spectrum, betas: ByImage) -> tuple[float, Array]:
     alphas = ALPHAS * float(spectrum.values.mean())
     p = betas.betas.shape[1]
     errors = np.empty((len(alphas), p))
-    for start in range(0, p, COLUMNS):
-        voxels = np.arange(start, min(start + COLUMNS, p))
+    for voxels in map(np.array, panels(p, COLUMNS)):
         responses = betas.read(voxels)[0]
         for k, alpha in enumerate(alphas):
             errors[k, voxels] = np.square(spectrum.residuals(responses, float(alpha))).mean(0)

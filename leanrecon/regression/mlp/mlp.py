@@ -28,7 +28,7 @@ from leanrecon.regression.mlp.repeats import rows_alone, whole_images
 from leanrecon.regression.mlp.settings import NOT_IN_WEIGHTS, MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget
 from leanrecon.regression.mlp.trained import Trained
-from leanrecon.regression.mlp.training import Data, seeded_weights, train
+from leanrecon.regression.mlp.training import WEIGHTS, Data, train
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
@@ -37,6 +37,7 @@ from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, panels
 from leanrecon.validation import nearest, validate
 from leanrecon.weights.checkpoint import Folder, History, load_weights, weights_of
+from leanrecon.weights.seeds import seeded_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -205,7 +206,7 @@ class StreamingMLP(Trained):
         self._train = Centred(self.betas_, self.moments_, scale=self.settings_.standardize)
         self._head = self._shared or self._coded(at, plan)
         self.alpha_, self._offset = self._ridge_predictions(at, learned)
-        with seeded_weights(self.seed):
+        with seeded_weights(self.seed, WEIGHTS):
             self.network_ = self._new_network()
             self.waited_ = 0.0
             if known is not None:

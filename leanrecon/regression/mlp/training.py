@@ -1,9 +1,7 @@
 """The training loop: AdamW under a cosine schedule, over batches that stream from disk."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from leanrecon.regression.mlp.batches import Batches
 from leanrecon.regression.mlp.network import loss_of
 from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.weights.checkpoint import Folder, History, Place, load_place, load_weights, save_place, weights_of
+from leanrecon.weights.seeds import seeded
 from leanrecon.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ Array = np.ndarray[Any, Any]
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """What accelerate calls them. Weights and moments stay float32."""
 
-_WEIGHTS, _STEP = range(10, 12)  # streams of random numbers
+WEIGHTS, _STEP = range(10, 12)  # streams of random numbers
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -50,21 +49,6 @@ def learning_rate(settings: MLPSettings, step: int, steps: int) -> float:
     if step < rising:
         return settings.learning_rate * (step + 1) / rising
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-
-
-def seeded(seed: int, *stream: int) -> int:
-    """A seed for PyTorch from our seed and the numbers of a stream."""
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextlib.contextmanager
-def seeded_weights(seed: int) -> Iterator[None]:
-    """Seed PyTorch's generators for the network's first weights, and restore their state afterwards."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seeded(seed, _WEIGHTS))
-        yield
 
 
 def train(
