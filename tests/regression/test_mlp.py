@@ -336,14 +336,14 @@ def test_random_numbers_of_others_are_left_alone(study):
             hidden=16,
             blocks=0,
             epochs=5,
-            batch_size=2,
+            batch_size=8,
             skip="none",
             inputs="betas",
             learning_rate=3e-2,
             dropout=0.0,
             validation=0.0,
         ),
-        StreamingMLP(hidden=8, blocks=1, epochs=2, batch_size=2, alpha=1.0),
+        StreamingMLP(hidden=8, blocks=1, epochs=2, batch_size=8, alpha=1.0),
     ]
 )
 def test_it_is_an_estimator_of_scikit_learn(estimator, check):
