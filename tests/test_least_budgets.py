@@ -156,7 +156,8 @@ def least_budget(folder: Path) -> str:
 
 LONG = {
     "few rows", "wide images", "grey images", "captions with emoji", "captions in txt", "captions in npy", "fortran order",
-    "ten folds", "fixed alpha", "an alpha for each target", "an rbf of more rows", "many components",
+    "ten folds", "fixed alpha", "an alpha for each target", "an rbf of more rows", "many components", "captions in json",
+    "floating-point numbers", "pixels of full size", "many rows", "inductive moments",
 }  # fmt: skip
 """Shapes that others stand for."""
 
