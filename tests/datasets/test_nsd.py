@@ -213,7 +213,7 @@ def test_the_table_of_trials_tells_of_every_row(small_nsd: Path, study: Study) -
     assert table["trial"] == list(range(2 * TRIALS))
     assert table["session"] == [1] * TRIALS + [2] * TRIALS
     rows = by_recipe(small_nsd)
-    assert [k for k, shared in enumerate(table["shared"]) if shared] == sorted(
+    assert [k for k, shared in enumerate(table["tested"]) if shared] == sorted(
         k for shown in rows["test"].values() for k in shown
     )
     assert table["stimulus"][rows["train"][int(next(iter(rows["train"])))][0]] == next(iter(rows["train"]))

@@ -111,7 +111,7 @@ def open_members(settings: "GroupSettings", base_dir: Path | None, *, shared: bo
         raise InputError(
             "no train image was seen by all members, so there is nothing to align them on",
             expected="train images with the same ids in every member",
-            todo="leave out members that saw other images",
+            todo="leave out members that saw other images; members of NSD need some of the images that all saw: dataset.shared_train",
         )
     return Members(each, images, common, shapes[each[0].name])
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from leanrecon.context import Context
 from leanrecon.datasets.files.open import located_array
-from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SIMULATED, STIMULI, TERMS, TRIALS
+from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SHARED, SIMULATED, STIMULI, TERMS, TRIALS
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.errors import NetworkError
@@ -63,6 +63,8 @@ class NSDSettings(DatasetSettings):
     """Whether NSD's terms of use are accepted; needed where it is fetched."""
     check: Literal["stop", "warn"] = "stop"
     """What to do when the responses to repeats of an image are no more alike than those to different images."""
+    shared_train: int = Field(default=0, ge=0, lt=SHARED)
+    """How many of the 1,000 images that all subjects saw are train images instead of test images; a group needs some."""
     allow_shared_stimuli: bool = False
     """Whether test images may be among the train images, under the same number or another."""
     zscore_sessions: bool = False
@@ -134,6 +136,11 @@ class NSD:
     @classmethod
     def notes(cls, settings: NSDSettings) -> Iterable[str]:
         """Sentences that a reader of the report must know."""
+        if settings.shared_train:
+            yield (
+                f"{settings.shared_train} of the {SHARED:,} images that all subjects saw are train images "
+                "(dataset.shared_train): the test images are fewer than in published results."
+            )
         if settings.allow_shared_stimuli:
             yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
 

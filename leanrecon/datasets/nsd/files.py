@@ -105,7 +105,7 @@ def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Pre
     with files.need(STIMULI) as file:
         stimuli = stimuli_layout(file).shape
     with files.need(DESIGN) as file:
-        design = read_design(file, settings.subject, sessions)
+        design = read_design(file, settings.subject, sessions, settings.shared_train)
     if design.stimulus.max() >= stimuli[0]:
         raise InputError(
             f"the design shows image {design.stimulus.max() + 1}, and {files.source.where(STIMULI)} has {stimuli[0]}",
@@ -174,7 +174,7 @@ def keep(prepared: Prepared, study: Study, settings: Mapping[str, Any]) -> None:
 
     prepared.voxels.write(study.voxels)
     design = prepared.design
-    table = {key: getattr(design, key).tolist() for key in ("trial", "session", "stimulus", "shared")}
+    table = {key: getattr(design, key).tolist() for key in ("trial", "session", "stimulus", "tested")}
     write_json(trials_table(study), table)
     record = {
         "settings": settings,
@@ -196,7 +196,7 @@ def recall(study: Study, settings: Mapping[str, Any]) -> Prepared | None:
         found = {name: Found(int(size), str(print_)) for name, (size, print_) in record["files"].items()}
         betas = {int(session): str(name) for session, name in record["betas"].items()}
         trial, stimulus = (np.array(table[key], np.int64) for key in ("trial", "stimulus"))
-        design = Design(list(betas), trial, stimulus, np.array(table["shared"], bool))
+        design = Design(list(betas), trial, stimulus, np.array(table["tested"], bool))
         stimuli = tuple(int(n) for n in record["stimuli"])
         return Prepared(design, Voxels.read(study.voxels), betas, stimuli, found)
     except (TypeError, KeyError, ValueError):  # an InputError among them

@@ -131,8 +131,8 @@ class Design:
     """Number of the trial in the whole experiment, from 0."""
     stimulus: Array
     """Number of the image among NSD's 73,000, from 0."""
-    shared: Array
-    """Whether the image was shown to every subject."""
+    tested: Array
+    """Whether the image is a test image: one of those that were shown to every subject."""
 
     def shown(self, split: str) -> dict[int, list[int]]:
         """The images of a split in order of their number, each with its trials, counted within these sessions."""
@@ -143,11 +143,11 @@ class Design:
 
     def trials(self, split: str) -> Array:
         """The trials of a split in order of presentation, counted within these sessions."""
-        return np.flatnonzero(self.shared == (split == "test"))
+        return np.flatnonzero(self.tested == (split == "test"))
 
     def digest(self) -> str:
         """SHA-256 of trials and images."""
-        parts = (self.trial, self.stimulus, self.shared)
+        parts = (self.trial, self.stimulus, self.tested)
         return hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in parts)).hexdigest()
 
     @property
@@ -162,8 +162,11 @@ class Design:
         return found
 
 
-def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Design:
-    """Read ``nsd_expdesign.mat``; raises InputError where it is damaged or doesn't reach to these sessions."""
+def read_design(file: RangeFile, subject: int, sessions: Sequence[int], shared_train: int = 0) -> Design:
+    """Read ``nsd_expdesign.mat``; raises InputError where it is damaged or doesn't reach to these sessions.
+
+    So many of the images that all subjects saw are train images, the same ones for every subject.
+    """
     names = ("masterordering", "subjectim")
     if file.size > _MOST_DESIGN:
         raise InputError(f"{file.name} has {file.size} bytes", expected="NSD's design, of about a megabyte")
@@ -200,7 +203,13 @@ def read_design(file: RangeFile, subject: int, sessions: Sequence[int]) -> Desig
             f"{file.name} shows images numbered {seen.min()} to {seen.max()}",
             expected=f"1 to {images.shape[1]}, the images of a subject",
         )
-    return Design(list(sessions), trial, images[subject - 1, seen - 1] - 1, seen <= SHARED)
+    tested = ~np.isin(seen, shared_train_numbers(shared_train) + 1) & (seen <= SHARED)
+    return Design(list(sessions), trial, images[subject - 1, seen - 1] - 1, tested)
+
+
+def shared_train_numbers(count: int) -> Array:
+    """Which of the shared images, counted from 0 in the design's order, are train images: evenly spread."""
+    return np.arange(count) * SHARED // max(count, 1)
 
 
 def area_names(atlases: Sequence[str]) -> list[str]:
