@@ -12,8 +12,9 @@ from typing import IO, Any, TypeAlias, Union
 
 import numpy as np
 
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError, StoreError, has_credentials
 from leanrecon.places.local import LocalPlace
+from leanrecon.places.objects import ObjectPlace
 from leanrecon.places.place import Place
 
 LocationLike: TypeAlias = Union[str, "os.PathLike[str]", "Location"]
@@ -91,6 +92,10 @@ class Location:
         if path is None:
             raise StoreError(f"{self} is not on a disk of this machine", todo="use a local folder for it")
         return path
+
+    def workplace(self) -> Path:
+        """The path on this machine, or where the place is elsewhere a path for work on a copy."""
+        return self.place.workplace(self.key)
 
     # Looking
 
@@ -219,10 +224,23 @@ class _Reader(io.RawIOBase):
 
 
 def as_location(where: LocationLike) -> Location:
-    """The location that a path names; raises InputError for URLs, which no place reads yet."""
+    """The location that a path or the URL of a bucket names; raises InputError for other URLs.
+
+    A ``Path`` made of a URL has lost one of its slashes, and is understood all the same.
+    """
     if isinstance(where, Location):
         return where
     text = os.fspath(where)
+    if found := re.fullmatch(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)", text):
+        scheme, bucket, key = found.groups()
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):
+            raise InputError(
+                f"{text} names no bucket",
+                expected=f"such as {scheme}://bucket/folder; credentials belong into environment variables",
+            )
+        return Location(ObjectPlace(f"{scheme}://{bucket}"), str(PurePosixPath(key)))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise InputError(f"{text} is a URL", expected="a folder on a disk of this machine")
+        raise InputError(
+            f"{text} is a URL", expected="a folder on a disk of this machine, or in a bucket (s3://, gs://, az://)"
+        )
     return Location(LocalPlace(), Path(text).as_posix())
