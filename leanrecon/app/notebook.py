@@ -206,7 +206,7 @@ def alignment(study: str | Path) -> Cell:
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
-    place = Study(Path(study))
+    place = Study(study)
     if not place.rows.exists():
         raise StoreError(f"there is no {place.rows}", todo="run the stage dataset first")
     record = read_json(place.reliability)
@@ -228,7 +228,7 @@ def gallery(study: str | Path) -> Cell:
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
-    place = Study(Path(study))
+    place = Study(study)
     metrics = read_json(place.metrics)
     if metrics is None:
         raise StoreError(f"there is no {place.metrics}", todo="run the study to its end first")
@@ -259,7 +259,7 @@ def _strip(place: "Study") -> tuple[str, bool]:
     from leanrecon.study.recipes import read_settings
     from leanrecon.study.variants import variants, whole_brain
 
-    settings, _ = read_settings(str(place.settings))
+    settings, _ = read_settings(place.settings)
     scores = read_scores(place)
     strip = strip_rows(scores)
     chosen = sorted(row for _, rows in strip for row in rows)

@@ -223,6 +223,17 @@ class _Reader(io.RawIOBase):
         return n
 
 
+_URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
+
+
+def elsewhere(where: LocationLike) -> Location | None:
+    """The location, where it is not on this machine; else None."""
+    if not isinstance(where, Location) and not _URL.fullmatch(os.fspath(where)):
+        return None
+    location = as_location(where)
+    return location if location.place.local_path(location.key) is None else None
+
+
 def as_location(where: LocationLike) -> Location:
     """The location that a path or the URL of a bucket names; raises InputError for other URLs.
 
@@ -231,7 +242,7 @@ def as_location(where: LocationLike) -> Location:
     if isinstance(where, Location):
         return where
     text = os.fspath(where)
-    if found := re.fullmatch(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)", text):
+    if found := _URL.fullmatch(text):
         scheme, bucket, key = found.groups()
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):
             raise InputError(

@@ -9,6 +9,7 @@ import tomli_w
 
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import LocationLike
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress
 from leanrecon.stages.dataset import DatasetStage
@@ -95,7 +96,7 @@ class Pipeline:
         base_dir: Path | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
-        mirror: Path | None = None,
+        mirror: LocationLike | None = None,
     ) -> None:
         progress = progress or Progress()
         kept = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
@@ -106,7 +107,7 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
-        with only_run(run.study.root):
+        with only_run(run.study.root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
                 check_format(run.study)
             sweep(run.study)

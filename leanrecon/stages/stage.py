@@ -151,7 +151,7 @@ class Run:
             seed=general.seed,
             device=general.device,
             chunk=self.settings.stores.chunk_bytes,
-            scratch=self.study.root.local_path(),
+            scratch=self.study.root.workplace(),
             overwrite=self.overwrite,
             progress=self.progress,
             label=label,

@@ -44,7 +44,9 @@ def run(
     sets: Sets = None,
     mirror: Annotated[
         Path | None,
-        typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
+        typer.Option(
+            "--mirror", metavar="FOLDER|URL", help="Keep what is finished there too, and begin with what it has."
+        ),
     ] = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
@@ -133,17 +135,19 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
     """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    from leanrecon.places import as_location
     from leanrecon.stages.repair import mend
     from leanrecon.study.verify import find_damage
 
-    damaged = find_damage(path, progress=progress())
+    where = as_location(path)
+    damaged = find_damage(where, progress=progress())
     for chunks in damaged.values():
         for _, what in chunks:
             say(what)
     if not damaged:
         say("all chunks are sound")
     elif repair:
-        mend(path, damaged, progress=progress())
+        mend(where, damaged, progress=progress())
         say("repaired")
     else:
         raise typer.Exit(1)
@@ -158,11 +162,11 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
     from leanrecon.study.lock import only_run
     from leanrecon.study.recipes import read_settings
 
-    require_study(study)
-    settings, _ = read_settings(study / "study.toml")
-    with only_run(study):
-        evaluate_stage(settings).report(Run(settings, Study(study), progress=progress()))
-    say(f"wrote {Study(study).report}")
+    of = Study(require_study(study))
+    settings, _ = read_settings(of.settings)
+    with only_run(of.root):
+        evaluate_stage(settings).report(Run(settings, of, progress=progress()))
+    say(f"wrote {of.report}")
 
 
 @app.command()
@@ -175,7 +179,7 @@ def mirror(
     from leanrecon.study.lock import only_run
     from leanrecon.study.mirror import Mirror
 
-    require_study(study)
-    with only_run(study):
-        Mirror(study, folder, overwrite=overwrite, progress=progress()).keep()
-    say(f"all that {study} has finished is in {folder}")
+    kept = Mirror(require_study(study), folder, overwrite=overwrite, progress=progress())
+    with only_run(kept.root), kept.held():
+        kept.keep()
+    say(f"all that {kept.root} has finished is in {kept.folder}")
