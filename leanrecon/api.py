@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as PillowImage
 
+    from leanrecon.places import LocationLike
     from leanrecon.progress import Progress
     from leanrecon.study.layout import Study
     from leanrecon.study.settings import Settings
@@ -23,12 +24,12 @@ Split = Literal["train", "test"]
 def run(
     recipe: "str | Path | Mapping[str, Any]",
     *,
-    study: str | Path,
+    study: "LocationLike",
     until: str | None = None,
     set: Iterable[str] = (),
     memory: str | None = None,
     overwrite: bool = False,
-    mirror: str | Path | None = None,
+    mirror: "LocationLike | None" = None,
     progress: "Progress | None" = None,
 ) -> "StudyResults":
     """Run a study, or continue one that was stopped anywhere, and return its results.
@@ -80,15 +81,19 @@ def plan(
     until: str | None = None,
     set: Iterable[str] = (),
     memory: str | None = None,
+    study: "LocationLike" = ".",
 ) -> list[Any]:
-    """The plan of a study: a list of ``PlannedStage`` with bytes of memory, disk and download; nothing is done."""
+    """The plan of a study: a list of ``PlannedStage`` with bytes of memory, disk and download; nothing is done.
+
+    ``study`` is where it is to lie: requests to a bucket take memory too.
+    """
     from leanrecon.stages.pipeline import plan_study
 
     settings, base_dir = _settings(recipe, set, memory)
-    return plan_study(settings, base_dir=base_dir, until=until)
+    return plan_study(settings, base_dir=base_dir, until=until, study=study)
 
 
-def open(study: str | Path) -> "StudyResults":
+def open(study: "LocationLike") -> "StudyResults":
     """The results of a study's folder; raises StoreError where leanrecon wrote none."""
     from leanrecon.study.layout import Study
     from leanrecon.study.record import is_study

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,6 +25,7 @@ from leanrecon.errors import LeanreconError, StoreError
 from leanrecon.memory import format_bytes, parse_bytes, process_memory
 
 if TYPE_CHECKING:
+    from leanrecon.places import LocationLike
     from leanrecon.study.layout import Study
 
 EVERY = 0.5
@@ -196,7 +196,7 @@ class Cell:
         return self.page
 
 
-def alignment(study: str | Path) -> Cell:
+def alignment(study: "LocationLike") -> Cell:
     """Whether betas and images belong together, judged from images that were shown twice.
 
     Responses to repeats of an image are compared with responses to different images. Raises StoreError before the
@@ -219,7 +219,7 @@ def alignment(study: str | Path) -> Cell:
     return Cell(text, _paragraph(text))
 
 
-def gallery(study: str | Path) -> Cell:
+def gallery(study: "LocationLike") -> Cell:
     """The verdict of an evaluated study, its checks, and its best, middle and worst reconstructions.
 
     Raises StoreError before the study was evaluated.

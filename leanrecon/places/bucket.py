@@ -31,8 +31,9 @@ TIMEOUT = 120.0
 PIECE = 2**20
 """Bytes of a file that are received at once, beside the memory that they go to."""
 
-HELD_NBYTES = 24_000_000
-"""Bytes that requests hold beside the chunks: obstore, its connections and the pieces that are on their way."""
+HELD_NBYTES = 32_000_000
+"""Bytes that requests hold beside the chunks: obstore, 5 MB of pieces for each of a few reads, and two parts of a file
+that is being uploaded. Chunks are sent from where they lie."""
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _CREDENTIALS = {
@@ -73,6 +74,7 @@ class Bucket:
         self.scheme = url.partition(":")[0]
         self.traffic = Traffic()
         self._store = _opened(url)
+        self._uploads = _opened(url, ATTEMPTS)
 
     # Reading
 
@@ -146,23 +148,25 @@ class Bucket:
             self.traffic.add(sent=size)
             return self._call("put", key, views or b"", use_multipart=False, mode=mode)
 
-        return self._written(key, size, write)
+        return Entry(size, str(self._retried(key, "written", write)["e_tag"]))
 
     def upload(self, key: str, file: Any, size: int) -> Entry:
         """Write a file whole from an open one, in parts of a few megabytes; it appears when the last has arrived."""
+        from obstore import put
+
+        parts = {"use_multipart": size > _PART, "chunk_size": _PART, "max_concurrency": 2}
 
         def write() -> Any:
             file.seek(0)
             self.traffic.add(sent=size, requests=1 + size // _PART)
-            return self._call("put", key, file, use_multipart=size > _PART, chunk_size=_PART, max_concurrency=2)
+            try:
+                return put(self._uploads, key, file, **parts)  # a part that fails is sent again by obstore
+            except FileNotFoundError as error:
+                if _code(error) == "NoSuchBucket":
+                    raise
+                raise _BrokenError from None  # the last answer was lost: the server knows the parts no more
 
-        return self._written(key, size, write)
-
-    def _written(self, key: str, size: int, write: Callable[[], Any]) -> Entry:
-        try:
-            return Entry(size, str(self._retried(key, "written", write)["e_tag"]))
-        except FileNotFoundError:
-            self._refuse(key, "written", None, "NoSuchBucket")
+        return Entry(size, str(self._retried(key, "written", write)["e_tag"]))
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the bucket; no byte of it comes here."""
@@ -193,7 +197,9 @@ class Bucket:
             try:
                 self.traffic.add(requests=1)
                 return call()
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _code(error) == "NoSuchBucket":
+                    self._refuse(key, what, None, "NoSuchBucket")
                 raise FileNotFoundError(f"{self.url}/{key}") from None
             except Exception as error:
                 if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
@@ -256,7 +262,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=bucket_of.cache_clear)  # threads of obstore don't outlive a fork
 
 
-def _opened(url: str) -> Any:
+def _opened(url: str, retries: int = 0) -> Any:
+    """A client of obstore; without retries of its own, requests are counted, and sent again, by ``Bucket``."""
     try:
         from obstore.store import from_url
     except ImportError:
@@ -268,9 +275,9 @@ def _opened(url: str) -> Any:
     )
     own = {"endpoint": endpoint} if endpoint and url.startswith("s3:") else {}
     client = {"timeout": timedelta(seconds=TIMEOUT), "allow_http": endpoint.startswith("http://")}
-    none = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}  # requests are counted, and sent again, here
+    again = {"max_retries": retries, "retry_timeout": timedelta(seconds=TIMEOUT)}
     try:
-        return from_url(url, client_options=client, retry_config=none, **own)
+        return from_url(url, client_options=client, retry_config=again, **own)
     except Exception as error:
         scheme = url.partition(":")[0]
         raise InputError(f"{url} can't be opened: {_reason(error)}", todo=_CREDENTIALS[scheme]) from None

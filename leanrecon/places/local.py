@@ -39,7 +39,8 @@ class LocalPlace:
 
     workplace = local_path
 
-    def held_nbytes(self, chunk: int) -> int:
+    @property
+    def held_nbytes(self) -> int:
         return 0
 
     def refresh(self, prefix: str) -> None:

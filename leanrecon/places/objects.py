@@ -52,8 +52,9 @@ class ObjectPlace:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
-    def held_nbytes(self, chunk: int) -> int:
-        return HELD_NBYTES + chunk
+    @property
+    def held_nbytes(self) -> int:
+        return HELD_NBYTES
 
     # Looking
 
@@ -208,6 +209,8 @@ class ObjectPlace:
             finally:
                 _HELD[self.url].remove(one)
         shutil.rmtree(work, ignore_errors=True)  # after an error it stays, as what was begun there is continued
+        with contextlib.suppress(OSError):
+            work.parent.rmdir()
 
     def _known(self, key: str) -> Listing | None:
         """The listing that tells of a key; None where this process holds no folder that it lies in."""

@@ -33,8 +33,9 @@ class Place(Hashable, Protocol):
         when the folder that it lies in was held and nothing failed.
         """
 
-    def held_nbytes(self, chunk: int) -> int:
-        """Bytes of memory that reading and writing chunks of ``chunk`` bytes takes beside the chunks themselves."""
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of memory that reading and writing takes beside what is read and written."""
 
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where there is no such file."""

@@ -42,7 +42,8 @@ class MemoryPlace:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def held_nbytes(self, chunk: int) -> int:
+    @property
+    def held_nbytes(self) -> int:
         return 0
 
     def refresh(self, prefix: str) -> None:

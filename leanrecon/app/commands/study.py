@@ -102,7 +102,9 @@ def demo(
 
 
 @app.command()
-def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
+def plan(
+    source: Source, memory: Memory = None, until: Until = None, sets: Sets = None, study: StudyFolder = None
+) -> None:
     """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
     settings, base_dir = read(source, sets, memory)
     from leanrecon.app.plan import show
@@ -110,7 +112,7 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
     from leanrecon.study.needs import missing
 
     names = [stage.name for stage in stages_until(settings, until)]
-    lines = plan_study(settings, base_dir=base_dir, until=until)
+    lines = plan_study(settings, base_dir=base_dir, until=until, study=folder_of(source, study))
     if not show(lines, settings.general.memory, missing(settings, names)):
         raise typer.Exit(2)
 
