@@ -163,7 +163,7 @@ class Location:
     def open(self) -> IO[bytes]:
         """The file, to be read as bytes from any offset; raises FileNotFoundError."""
         path = self.place.local_path(self.key)
-        return io.BufferedReader(_Reader(self)) if path is None else path.open("rb")
+        return io.BufferedReader(_Reader(self), _AT_ONCE) if path is None else path.open("rb")
 
     # Writing
 
@@ -222,6 +222,8 @@ class _Reader(io.RawIOBase):
         self._offset += n
         return n
 
+
+_AT_ONCE = 2**22  # bytes of an open file elsewhere that are asked for at once
 
 _URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
 

@@ -144,7 +144,7 @@ class ObjectPlace:
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[IO[bytes]]:
         with tempfile.SpooledTemporaryFile(max_size=SPOOLED) as file:
-            yield file  # type: ignore[misc]
+            yield file
             size = file.seek(0, os.SEEK_END)
             if size <= SPOOLED:
                 file.seek(0)

@@ -108,6 +108,24 @@ def test_a_study_that_was_lost_here_is_restored_from_the_bucket(here: Path, s3: 
     assert contents(as_location(tmp_path / "b")) == contents(as_location(there)) == contents(as_location(here))
 
 
+@pytest.mark.networks
+def test_networks_are_trained_here_and_kept_in_the_bucket(s3: Proxy, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    mlp = {"kind": "mlp", "hidden": 8, "blocks": 1, "epochs": 2, "batch_size": 16, "alpha": 30.0}
+    settings = SETTINGS | {"regression": {"pca": mlp, "pixels": {"alpha": 3.0}}}
+    there = buckets.at("trained")
+    leanrecon.run(settings, study=tmp_path / "study", until="regression", progress=Progress())
+    leanrecon.run(settings, study=str(there), until="regression", progress=Progress())
+    assert contents(there) == contents(as_location(tmp_path / "study"))
+    networks = [file for file in (there / "networks").files() if file.suffix == ".safetensors"]
+    assert networks
+    networks[0].write_bytes(b"damaged")
+    damaged = find_damage(there)
+    assert [one.path for one in damaged] == [networks[0].parent]
+    mend(there, damaged)
+    assert contents(there) == contents(as_location(tmp_path / "study"))
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "leanrecon", *words], capture_output=True, text=True, timeout=300)
 
