@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as PillowImage
 
+    from leanrecon.places import LocationLike
     from leanrecon.progress import Progress
     from leanrecon.study.layout import Study
     from leanrecon.study.settings import Settings
@@ -23,12 +24,12 @@ Split = Literal["train", "test"]
 def run(
     recipe: "str | Path | Mapping[str, Any]",
     *,
-    study: str | Path,
+    study: "LocationLike",
     until: str | None = None,
     set: Iterable[str] = (),
     memory: str | None = None,
     overwrite: bool = False,
-    mirror: str | Path | None = None,
+    mirror: "LocationLike | None" = None,
     progress: "Progress | None" = None,
 ) -> "StudyResults":
     """Run a study, or continue one that was stopped anywhere, and return its results.
@@ -38,7 +39,7 @@ def run(
     recipe : str, path or mapping
         A recipe's name, a settings file (TOML), or the tables of one as a dict.
     study : path
-        The folder of the study.
+        The folder of the study, or its URL in a bucket, as in ``"s3://bucket/study"``.
     until : str, optional
         The last stage to run; by default all.
     set : iterable of str
@@ -48,7 +49,7 @@ def run(
     overwrite : bool
         Replace what other settings made.
     mirror : path, optional
-        A second folder that keeps what is finished.
+        A second folder, or the URL of one in a bucket, that keeps what is finished.
     progress : leanrecon.progress.Progress, optional
         How progress is shown; by default plain lines on stderr.
 
@@ -64,11 +65,11 @@ def run(
     settings, base_dir = _settings(recipe, set, memory)
     pipeline = Pipeline(
         settings,
-        Study(Path(study)),
+        Study(study),
         base_dir=base_dir,
         overwrite=overwrite,
         progress=progress or PlainProgress(),
-        mirror=None if mirror is None else Path(mirror),
+        mirror=mirror,
     )
     pipeline.run(until)
     return open(study)
@@ -80,20 +81,24 @@ def plan(
     until: str | None = None,
     set: Iterable[str] = (),
     memory: str | None = None,
+    study: "LocationLike" = ".",
 ) -> list[Any]:
-    """The plan of a study: a list of ``PlannedStage`` with bytes of memory, disk and download; nothing is done."""
+    """The plan of a study: a list of ``PlannedStage`` with bytes of memory, disk and download; nothing is done.
+
+    ``study`` is where it is to lie: requests to a bucket take memory too.
+    """
     from leanrecon.stages.pipeline import plan_study
 
     settings, base_dir = _settings(recipe, set, memory)
-    return plan_study(settings, base_dir=base_dir, until=until)
+    return plan_study(settings, base_dir=base_dir, until=until, study=study)
 
 
-def open(study: str | Path) -> "StudyResults":
+def open(study: "LocationLike") -> "StudyResults":
     """The results of a study's folder; raises StoreError where leanrecon wrote none."""
     from leanrecon.study.layout import Study
     from leanrecon.study.record import is_study
 
-    place = Study(Path(study))
+    place = Study(study)
     if not is_study(place.root):
         raise StoreError(
             f"{study} is not the folder of a study", todo="give the folder that `leanrecon run` or leanrecon.run wrote"
@@ -136,8 +141,7 @@ class StudyResults:
     @property
     def variants(self) -> list[str]:
         """The names of the study's variants: folds, areas, and the baselines beside each."""
-        folder = self.path / "variants"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [variant.root.name for variant in self.study.variants()]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -169,9 +173,8 @@ class StudyResults:
     @property
     def scores(self) -> list[dict[str, Any]]:
         """The scores of every test row."""
-        path = self.path / "evaluation" / "scores.csv"
-        if not path.exists():
-            raise StoreError(f"there is no {path}", todo="run the study to its end first")
+        if not self.study.scores.is_file():
+            raise StoreError(f"there is no {self.study.scores}", todo="run the study to its end first")
         from leanrecon.places import seals
         from leanrecon.places.files import unreadable
 
@@ -237,7 +240,7 @@ class StudyResults:
         from leanrecon.stages.stage import Run
         from leanrecon.study.recipes import read_settings
 
-        settings, base_dir = read_settings(self.study.settings.local_path(), memory=memory)
+        settings, base_dir = read_settings(self.study.settings, memory=memory)
         return Run(settings, self.study, base_dir=base_dir)
 
     @property
@@ -248,7 +251,7 @@ class StudyResults:
         """The verdict and sample images, in a notebook."""
         from leanrecon.app.notebook import gallery
 
-        return gallery(self.path).page
+        return gallery(self.study.root).page
 
 
 def _array(path: Any) -> "np.ndarray[Any, Any]":

@@ -167,19 +167,20 @@ class MemoryBudget:
 
     allowed: int
     reserved: int = field(default_factory=process_memory)
+    requests: int = 0
+    """Of ``reserved``, what requests to a bucket will hold beside the work."""
 
     @classmethod
-    def of(cls, budget: "str | int | MemoryBudget | None") -> "MemoryBudget":
-        """A budget from its size (``"4GB"``), with what the process holds now as reserved.
+    def of(cls, budget: "str | int | MemoryBudget | None", requests: int = 0) -> "MemoryBudget":
+        """A budget from its size (``"4GB"``), with what the process holds now, and requests will, as reserved.
 
         None stands for 80 % of the free memory on top of what is held already.
         """
-        reserved = process_memory()
-        if budget is None:
-            return cls(reserved + int(DEFAULT_SHARE * available_memory()), reserved)
         if isinstance(budget, MemoryBudget):
-            return cls(budget.allowed, reserved)
-        return cls(parse_bytes(budget), reserved)
+            return cls(budget.allowed, process_memory() + budget.requests, budget.requests)
+        held = process_memory()
+        allowed = held + int(DEFAULT_SHARE * available_memory()) if budget is None else parse_bytes(budget)
+        return cls(allowed, held + requests, requests)
 
     @property
     def free(self) -> int:

@@ -38,6 +38,7 @@ HEAVY = {
     "dask",
     "jinja2",
     "boto3",
+    "obstore",
     "nibabel",
     "IPython",
 }

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,6 +25,7 @@ from leanrecon.errors import LeanreconError, StoreError
 from leanrecon.memory import format_bytes, parse_bytes, process_memory
 
 if TYPE_CHECKING:
+    from leanrecon.places import LocationLike
     from leanrecon.study.layout import Study
 
 EVERY = 0.5
@@ -196,7 +196,7 @@ class Cell:
         return self.page
 
 
-def alignment(study: str | Path) -> Cell:
+def alignment(study: "LocationLike") -> Cell:
     """Whether betas and images belong together, judged from images that were shown twice.
 
     Responses to repeats of an image are compared with responses to different images. Raises StoreError before the
@@ -206,7 +206,7 @@ def alignment(study: str | Path) -> Cell:
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
-    place = Study(Path(study))
+    place = Study(study)
     if not place.rows.exists():
         raise StoreError(f"there is no {place.rows}", todo="run the stage dataset first")
     record = read_json(place.reliability)
@@ -219,7 +219,7 @@ def alignment(study: str | Path) -> Cell:
     return Cell(text, _paragraph(text))
 
 
-def gallery(study: str | Path) -> Cell:
+def gallery(study: "LocationLike") -> Cell:
     """The verdict of an evaluated study, its checks, and its best, middle and worst reconstructions.
 
     Raises StoreError before the study was evaluated.
@@ -228,7 +228,7 @@ def gallery(study: str | Path) -> Cell:
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
-    place = Study(Path(study))
+    place = Study(study)
     metrics = read_json(place.metrics)
     if metrics is None:
         raise StoreError(f"there is no {place.metrics}", todo="run the study to its end first")
@@ -259,7 +259,7 @@ def _strip(place: "Study") -> tuple[str, bool]:
     from leanrecon.study.recipes import read_settings
     from leanrecon.study.variants import variants, whole_brain
 
-    settings, _ = read_settings(str(place.settings))
+    settings, _ = read_settings(place.settings)
     scores = read_scores(place)
     strip = strip_rows(scores)
     chosen = sorted(row for _, rows in strip for row in rows)

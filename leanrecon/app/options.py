@@ -9,6 +9,7 @@ from leanrecon.app.terminal import say
 from leanrecon.errors import LeanreconError
 
 if TYPE_CHECKING:
+    from leanrecon.places import Location
     from leanrecon.progress import Progress
     from leanrecon.study.settings import Settings
 
@@ -22,7 +23,10 @@ app = typer.Typer(
 
 Source = Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe's name, or a settings file (TOML).")]
 StudyFolder = Annotated[
-    Path | None, typer.Option("--study", help="Folder of the study; by default one named after the settings file.")
+    Path | None,
+    typer.Option(
+        "--study", metavar="FOLDER|URL", help="Folder of the study; by default one named after the settings file."
+    ),
 ]
 Memory = Annotated[str | None, typer.Option("--memory", help='What the process may hold, as in "4GB".')]
 Sets = Annotated[
@@ -46,25 +50,33 @@ def read(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Sett
     return read_settings(source, sets or (), memory=memory)
 
 
-def folder_of(source: str, study: Path | None) -> Path:
+def folder_of(source: str, study: Path | None) -> "Location":
     """The study's folder: as given, that of the study itself, or one named after the recipe or file."""
+    from leanrecon.places import as_location, elsewhere
+
+    if study is None and (away := elsewhere(source)) is not None:
+        return away.parent if away.name == "study.toml" else away
+    return as_location(study or _own_folder(source))
+
+
+def _own_folder(source: str) -> Path:
+    """The folder of the study that a source is, or one named after a recipe or a file."""
     from leanrecon.study.record import is_study
 
-    if study is not None:
-        return study
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     return folder if (path.is_dir() or path.name == "study.toml") and is_study(folder) else Path(path.stem)
 
 
-def require_study(folder: Path) -> None:
-    """Raise LeanreconError for what is not the folder of a study."""
+def require_study(folder: Path) -> "Location":
+    """The folder of a study; raises LeanreconError for others."""
+    from leanrecon.places import as_location
     from leanrecon.study.record import is_study
 
-    if not is_study(folder):
-        raise LeanreconError(
-            f"{folder} is not the folder of a study", todo="give the folder that `leanrecon run` wrote"
-        )
+    found = as_location(folder)
+    if not is_study(found):
+        raise LeanreconError(f"{found} is not the folder of a study", todo="give the folder that `leanrecon run` wrote")
+    return found
 
 
 def require_free(file: Path, overwrite: bool) -> None:

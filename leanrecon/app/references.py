@@ -17,9 +17,10 @@ from leanrecon.app.networks import Network
 from leanrecon.errors import InputError
 from leanrecon.images import Array, Sees
 from leanrecon.places.files import write_json
+from leanrecon.places.paths import cache_folder
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.weights import libraries
-from leanrecon.weights.folders import cache_folder, read_config
+from leanrecon.weights.folders import read_config
 from leanrecon.weights.samples import CAPTIONS, CLASSES, photograph
 
 FIRST = 8

@@ -2,12 +2,14 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
 
 from leanrecon.errors import plain
+
+if TYPE_CHECKING:
+    from leanrecon.places import LocationLike
 
 
 class Output:
@@ -66,7 +68,7 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     typer.echo(f"leanrecon: {plain(message)}", err=True)
 
 
-def tell_end(folder: Path, last: str, seconds: float) -> None:
+def tell_end(folder: "LocationLike", last: str, seconds: float) -> None:
     """Say how long a run took and, once it was evaluated, whether the decoding worked."""
     minutes, rest = divmod(round(seconds), 60)
     say(f"{minutes} min {rest} s in total" if minutes else f"{seconds:.1f} s in total")

@@ -16,7 +16,7 @@ from leanrecon.app.references import (
 from leanrecon.app.terminal import say
 from leanrecon.errors import BudgetError, InputError, LeanreconError, SettingsError
 from leanrecon.memory import MemoryBudget
-from leanrecon.weights.folders import cache_folder
+from leanrecon.places.paths import cache_folder
 from leanrecon.weights.samples import CLASSES, photograph
 
 

@@ -37,6 +37,15 @@ class LocalPlace:
     def local_path(self, key: str) -> Path:
         return self._path(key)
 
+    workplace = local_path
+
+    @property
+    def held_nbytes(self) -> int:
+        return 0
+
+    def refresh(self, prefix: str) -> None:
+        """The system always tells of files as they are."""
+
     def size(self, key: str) -> int | None:
         found = self._stat(key)
         return None if found is None else found.st_size

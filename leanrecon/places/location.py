@@ -12,8 +12,9 @@ from typing import IO, Any, TypeAlias, Union
 
 import numpy as np
 
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError, StoreError, has_credentials
 from leanrecon.places.local import LocalPlace
+from leanrecon.places.objects import ObjectPlace
 from leanrecon.places.place import Place
 
 LocationLike: TypeAlias = Union[str, "os.PathLike[str]", "Location"]
@@ -92,6 +93,10 @@ class Location:
             raise StoreError(f"{self} is not on a disk of this machine", todo="use a local folder for it")
         return path
 
+    def workplace(self) -> Path:
+        """The path on this machine, or where the place is elsewhere a path for work on a copy."""
+        return self.place.workplace(self.key)
+
     # Looking
 
     def exists(self) -> bool:
@@ -158,7 +163,7 @@ class Location:
     def open(self) -> IO[bytes]:
         """The file, to be read as bytes from any offset; raises FileNotFoundError."""
         path = self.place.local_path(self.key)
-        return io.BufferedReader(_Reader(self)) if path is None else path.open("rb")
+        return io.BufferedReader(_Reader(self), _AT_ONCE) if path is None else path.open("rb")
 
     # Writing
 
@@ -218,11 +223,37 @@ class _Reader(io.RawIOBase):
         return n
 
 
+_AT_ONCE = 2**22  # bytes of an open file elsewhere that are asked for at once
+
+_URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
+
+
+def elsewhere(where: LocationLike) -> Location | None:
+    """The location, where it is not on this machine; else None."""
+    if not isinstance(where, Location) and not _URL.fullmatch(os.fspath(where)):
+        return None
+    location = as_location(where)
+    return location if location.place.local_path(location.key) is None else None
+
+
 def as_location(where: LocationLike) -> Location:
-    """The location that a path names; raises InputError for URLs, which no place reads yet."""
+    """The location that a path or the URL of a bucket names; raises InputError for other URLs.
+
+    A ``Path`` made of a URL has lost one of its slashes, and is understood all the same.
+    """
     if isinstance(where, Location):
         return where
     text = os.fspath(where)
+    if found := _URL.fullmatch(text):
+        scheme, bucket, key = found.groups()
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):
+            raise InputError(
+                f"{text} names no bucket",
+                expected=f"such as {scheme}://bucket/folder; credentials belong into environment variables",
+            )
+        return Location(ObjectPlace(f"{scheme}://{bucket}"), str(PurePosixPath(key)))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise InputError(f"{text} is a URL", expected="a folder on a disk of this machine")
+        raise InputError(
+            f"{text} is a URL", expected="a folder on a disk of this machine, or in a bucket (s3://, gs://, az://)"
+        )
     return Location(LocalPlace(), Path(text).as_posix())

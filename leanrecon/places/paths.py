@@ -1,5 +1,7 @@
 """Paths in settings: relative to the current folder or, failing that, to the folder of the settings file."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +27,14 @@ def located(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Pa
     """The absolute path of what a setting names, or the text itself where there is no such file."""
     path = find(text, base_dir, there)
     return text if path is None else str(path.absolute())
+
+
+def cache_folder() -> Path:
+    """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache."""
+    if chosen := os.environ.get("LEANRECON_CACHE"):
+        return expanded(chosen).absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leanrecon"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "leanrecon"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanrecon"

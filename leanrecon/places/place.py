@@ -26,6 +26,17 @@ class Place(Hashable, Protocol):
     def local_path(self, key: str) -> Path | None:
         """The file's path on this machine; None where the place is elsewhere."""
 
+    def workplace(self, key: str) -> Path:
+        """A path on this machine for a file or folder that libraries read and write by its path.
+
+        The file's own where the place is this machine; elsewhere one that is the file's alone, and that is removed
+        when the folder that it lies in was held and nothing failed.
+        """
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of memory that reading and writing takes beside what is read and written."""
+
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
 
@@ -37,6 +48,9 @@ class Place(Hashable, Protocol):
 
     def children(self, prefix: str) -> list[str]:
         """The names directly in a folder, sorted; those of subfolders end in ``/``. Empty where there is no folder."""
+
+    def refresh(self, prefix: str) -> None:
+        """Look again at a folder that other processes may have written to, where its files were listed before."""
 
     def read_into(self, key: str, memory: Array, offset: int = 0, cached: bool = True) -> int:
         """Fill ``memory`` (uint8) from an offset of a file on; returns the bytes read, fewer at the end of the file.

@@ -146,7 +146,7 @@ def _predict_fold(
     if not part.complete:
         label = f"{context.label}, fold {k + 1} of {int(fold.max()) + 1}"
         inner = replace(context.refreshed(), label=label, overwrite=True)
-        regressor.predict(fold_data(data, fold, k), [Output(part, (folder / f"{k:02d}").local_path())], inner, {})
+        regressor.predict(fold_data(data, fold, k), [Output(part, (folder / f"{k:02d}").workplace())], inner, {})
     return part
 
 

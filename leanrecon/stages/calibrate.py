@@ -17,6 +17,7 @@ from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import ImageReader, image_shape
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
+from leanrecon.study.network_copies import brought
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant
 
@@ -108,7 +109,7 @@ def learned_calibration(run: Run, variant: Variant, space: Any, context: Context
     if not calibration.calibrates or too_few(run.settings, len(variant.train_images)):
         return None
     made_of = made_of_calibration(run, variant, space)
-    folder = variant.study.network(NETWORK).local_path()
+    folder = brought(variant.study.network(NETWORK))
     labelled = context.named(f"{variant.label}calibration")
     if not calibration.find(folder, made_of, labelled):
         data = _decoded(run, variant, space, made_of, labelled)

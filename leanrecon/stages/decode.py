@@ -15,6 +15,7 @@ from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
+from leanrecon.study.network_copies import brought
 from leanrecon.study.variants import Variant, variants
 
 NETWORK = "decoder"
@@ -75,7 +76,7 @@ class DecodeStage:
         shown = variant.images_of_train_rows[self._order(variant, context.seed)]
         content = fingerprint(made_of | {"decoder": None, "test betas": None})
         data = DecoderData(variant.train_betas(), images, shown, variant.groups, content)
-        record: dict[str, Any] = decoder.train(data, variant.study.network(NETWORK).local_path(), context)
+        record: dict[str, Any] = decoder.train(data, brought(variant.study.network(NETWORK)), context)
         decoder.decode(test, pictures, context)
         return record
 

@@ -3,14 +3,13 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.space import Space, read_space
 from leanrecon.errors import InputError
-from leanrecon.places import Location, as_location
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.files import read_json
 from leanrecon.stages.maps import AREA, Map, make_maps
 from leanrecon.stages.stage import Run
@@ -23,7 +22,7 @@ RECORD = "maps.json"
 
 
 def export_maps(
-    run: Run, folder: Path, names: Sequence[str] = (), variant: str = "", *, overwrite: bool = False
+    run: Run, folder: LocationLike, names: Sequence[str] = (), variant: str = "", *, overwrite: bool = False
 ) -> list[str]:
     """Write maps into a folder, and what they show into its maps.json; returns the names of the files.
 

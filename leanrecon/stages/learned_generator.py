@@ -21,6 +21,7 @@ from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.matrix import PANEL, as_matrix
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import GENERATOR
+from leanrecon.study.network_copies import brought
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant
 
@@ -69,7 +70,7 @@ def plan_learning(planning: Planning, generator: Any) -> int:
 def learn_generator(run: Run, variant: Variant, generator: Any, context: Context) -> str:
     """Let the generator learn from a variant's train rows, or load what it learned; returns a fingerprint of it all."""
     made_of = _made_of(run, variant, generator)
-    folder = variant.study.network(GENERATOR).local_path()
+    folder = brought(variant.study.network(GENERATOR))
     labelled = context.named(f"{variant.label}refine, train rows")
     if not generator.find(folder, made_of, labelled):
         train = _train_rows(run, variant, generator, labelled)

@@ -3,12 +3,14 @@
 import contextlib
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
 
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress
 from leanrecon.stages.dataset import DatasetStage
@@ -70,11 +72,16 @@ def stages_until(settings: Settings, until: str | None) -> list[Stage]:
     return chosen
 
 
-def plan_study(settings: Settings, *, base_dir: Path | None, until: str | None = None) -> list[PlannedStage]:
-    """The plan of the stages up to ``until``; nothing is read but the headers of arrays and weights."""
+def plan_study(
+    settings: Settings, *, base_dir: Path | None, until: str | None = None, study: LocationLike = "."
+) -> list[PlannedStage]:
+    """The plan of the stages up to ``until``; nothing is read but the headers of arrays and weights.
+
+    ``study`` says where the study is to lie: requests to a bucket take memory too.
+    """
     stages = stages_until(settings, until)
-    budget = MemoryBudget.of(settings.general.memory)
-    budget = MemoryBudget(budget.allowed, budget.reserved + GATHERED_NBYTES)
+    budget = MemoryBudget.of(settings.general.memory, as_location(study).place.held_nbytes)
+    budget = replace(budget, reserved=budget.reserved + GATHERED_NBYTES)
     planning = Planning(settings, base_dir, budget)
     lines: list[PlannedStage] = []
     for stage in stages:
@@ -95,7 +102,7 @@ class Pipeline:
         base_dir: Path | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
-        mirror: Path | None = None,
+        mirror: LocationLike | None = None,
     ) -> None:
         progress = progress or Progress()
         kept = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
@@ -106,7 +113,7 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
-        with only_run(run.study.root):
+        with only_run(run.study.root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
                 check_format(run.study)
             sweep(run.study)

@@ -71,9 +71,7 @@ class RefineStage:
     def _generator(run: Run, context: Context) -> Any:
         kind = kinds.kind_of("generators", run.settings.refine)
         embeddings = read_unconditional(run.study, kind.unconditional_roles(run.settings.refine))
-        return make_generator(
-            run.settings, run.spaces, scratch=run.study.weights.local_path(), unconditional=embeddings
-        )
+        return make_generator(run.settings, run.spaces, scratch=run.study.weights.workplace(), unconditional=embeddings)
 
     def _draw(
         self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context, learned: str | None

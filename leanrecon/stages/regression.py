@@ -17,6 +17,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
+from leanrecon.study.network_copies import brought
 from leanrecon.study.record import tells
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
@@ -111,7 +112,8 @@ class RegressionStage:
             chunk=context.chunk,
             overwrite=context.overwrite,
         )
-        return Output(store, variant.study.network(name).local_path(), variant.pairing)
+        network = variant.study.network(name)
+        return Output(store, network.workplace() if store.complete else brought(network), variant.pairing)
 
     def _predict_train_rows(self, run: Run, variant: Variant, space: Any, shared: dict[str, Any]) -> None:
         """Predict train rows by fits without their images, for what learns from such predictions.

@@ -27,7 +27,7 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
             f"{study.settings} was edited by hand, or is damaged, so that nothing can be made again by it",
             todo=f"run `leanrecon run SETTINGS --study {study.root}` with the settings that made it, which writes it anew",
         )
-    settings, base_dir = read_settings(study.settings.local_path())
+    settings, base_dir = read_settings(study.settings)
     pipeline = Pipeline(settings, study, base_dir=base_dir, progress=progress)
     if any(writers_of(study, one.path) == ("dataset",) for one in damaged):
         # Before anything is removed: the arrays that these chunks come from must be there.

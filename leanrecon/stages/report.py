@@ -74,7 +74,7 @@ def _page(run: Run, every: Sequence[Variant]) -> Page:
     """All that the report shows beside images and their scores."""
     study, metrics = run.study, _figures(run.study)
     return Page(
-        study=study.root.local_path().absolute().name,
+        study=study.root.address().rpartition("/")[2],
         metrics=metrics,
         scores=[],
         pictures=(),
@@ -99,7 +99,7 @@ def _ceilings(run: Run) -> dict[str, Any] | None:
 
 def _render(page: Page, study: Study) -> None:
     seals.forget(study.report)  # until it is written whole
-    render(page, study.report.local_path())
+    render(page, study.report)
     seals.fix(study.report)
 
 

@@ -13,6 +13,7 @@ from leanrecon.evaluation.image_sources import StoredImages, nearest
 from leanrecon.evaluation.plan import nearest_nbytes
 from leanrecon.evaluation.report.thumbnails import thumbnail
 from leanrecon.images import Array
+from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.files import write_whole
 from leanrecon.progress import Progress
 from leanrecon.stages.gallery import Gallery, cells, open_gallery
@@ -46,15 +47,15 @@ figcaption{{font-size:.8rem;overflow-wrap:anywhere}} .seen{{border-right:1px sol
 
 
 def retrieve(
-    study: Path,
+    study: LocationLike,
     gallery: Path,
     *,
     k: int = 5,
     space: str | None = None,
-    out: Path | None = None,
+    out: LocationLike | None = None,
     memory: str | None = None,
     progress: Progress | None = None,
-) -> tuple[Path, Path]:
+) -> tuple[Location, Location]:
     """Look up the ``k`` nearest pictures of a gallery for every test row; returns the table and the page.
 
     Nearest by the correlation of the features that were predicted with those of each picture. Features of the gallery
@@ -63,6 +64,7 @@ def retrieve(
     """
     if not 1 <= k <= MOST:
         raise SettingsError(f"-k {k}", expected=f"a number of pictures from 1 to {MOST}")
+    study = as_location(study)
     settings, base_dir = read_settings(study / "study.toml", memory=memory)
     run = Run(settings, Study(study), base_dir=base_dir, progress=progress or Progress())
     encoder = _space(run, space)
@@ -88,11 +90,11 @@ def retrieve(
     others = as_matrix(found.features)
     context.require("retrieve", nearest_nbytes(predicted.rows, found.features.rows, others.block) + 20_000_000)
     numbers, r = nearest(as_matrix(predicted), others, k)
-    target = out or study / "retrieval"
+    target = as_location(out) if out else study / "retrieval"
     table, page = target / "retrieved.csv", target / "retrieved.html"
     write_whole(table, lambda file: _write_table(file, variant, numbers, r, found))
     seen = StoredImages(stimuli, variant.test_images)
-    title = f"{study.absolute().name}: nearest pictures of {gallery.absolute().name}"
+    title = f"{Path(study.address()).name}: nearest pictures of {gallery.absolute().name}"
     write_whole(page, lambda file: _write_page(file, title, name, variant, seen, numbers, r, found, context))
     return table, page
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,7 +109,7 @@ class Planning:
 
     def hold(self, nbytes: int) -> None:
         """Count bytes that stay in the process as held by all later stages."""
-        self.budget = MemoryBudget(self.budget.allowed, self.budget.reserved + nbytes)
+        self.budget = replace(self.budget, reserved=self.budget.reserved + nbytes)
 
 
 @dataclass
@@ -147,11 +147,11 @@ class Run:
         """A context with a fresh budget: what the process holds now counts as reserved."""
         general = self.settings.general
         return Context(
-            MemoryBudget.of(general.memory),
+            MemoryBudget.of(general.memory, self.study.root.place.held_nbytes),
             seed=general.seed,
             device=general.device,
             chunk=self.settings.stores.chunk_bytes,
-            scratch=self.study.root.local_path(),
+            scratch=self.study.root.workplace(),
             overwrite=self.overwrite,
             progress=self.progress,
             label=label,

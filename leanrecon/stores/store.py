@@ -192,6 +192,7 @@ class Store:
 
     def missing(self) -> list[tuple[int, int]]:
         """The chunks that are still to be written, row group by row group."""
+        self.path.place.refresh(self.path.key)
         return [ij for ij in itertools.product(range(self.row_groups), range(self.column_groups)) if not self.has(*ij)]
 
     def missing_row_groups(self) -> list[int]:

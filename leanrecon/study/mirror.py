@@ -4,10 +4,9 @@ A mirror is itself the folder of a study: complete stores, images and records, a
 """
 
 import contextlib
-import hashlib
-import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from leanrecon.errors import LeanreconWarning, SettingsError, StoreError
@@ -15,16 +14,11 @@ from leanrecon.places import Location, LocationLike, as_location, seals
 from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.copies import Kept, copy, distrust, is_copy, opened
-from leanrecon.stores.fingerprint import differences, file_fingerprint
-from leanrecon.stores.pictures import beside
+from leanrecon.stores.fingerprint import differences
 from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
+from leanrecon.study.network_copies import SECONDS, NetworkCopies, copy_file, network_files, same
 from leanrecon.study.networks import Network
 from leanrecon.study.record import is_study, sweep
-
-SECONDS = 60.0
-"""How often the checkpoints of a training are looked at, to be copied."""
-
-_PIECE = 2**20  # bytes of a file that are compared or copied at once
 
 
 class Mirror:
@@ -40,7 +34,7 @@ class Mirror:
         self.folder = as_location(folder)
         self.overwrite = overwrite
         self.progress = progress or Progress()
-        self._copied: dict[Location, int | str | None] = {}  # stamps of the files of networks
+        self.networks = NetworkCopies(self.root, self.folder)
 
     def restore(self) -> None:
         """Copy to the study what the mirror has and the study lacks, each part checked on the way.
@@ -62,16 +56,16 @@ class Mirror:
                 self._bring(kept, found.name, path)
         if not lost:  # small files and networks were all restored before
             return
-        for name in _networks(self.folder):
+        for name in network_files(self.folder):
             if not (self.root / name).is_file():
-                _copy_file(self.folder / name, self.root / name)
+                copy_file(self.folder / name, self.root / name)
         for name in [*_records(self.folder), "study.toml"]:
             if (
                 (self.folder / name).is_file()
                 and not (self.root / name).is_file()
                 and self._is_sound(self.folder / name)
             ):
-                _copy_file(self.folder / name, self.root / name)
+                copy_file(self.folder / name, self.root / name)
         self._restore_measurements()
 
     def _is_sound(self, path: Location) -> bool:
@@ -90,7 +84,7 @@ class Mirror:
             return
         if content is None or (self.root / seals.MANIFEST).is_file():
             return
-        _copy_file(self.folder / seals.MANIFEST, self.root / seals.MANIFEST)
+        copy_file(self.folder / seals.MANIFEST, self.root / seals.MANIFEST)
         for name in content.get(seals.CHECKSUMS, {}):
             if (path := self.root / name).is_file() and seals.state(path) is seals.State.DAMAGED:
                 seals.forget(path)  # begun by an earlier run that was lost
@@ -98,12 +92,12 @@ class Mirror:
     def _keep_measurements(self) -> None:
         """Copy run.json; a file that the mirror has in another state keeps its checksum."""
         content, there = seals.load(self.root), _loaded(self.folder)
-        if content is None or _same(self.root / seals.MANIFEST, self.folder / seals.MANIFEST):
+        if content is None or same(self.root / seals.MANIFEST, self.folder / seals.MANIFEST):
             return
         accepted, own = content.get(seals.CHECKSUMS, {}), there.get(seals.CHECKSUMS, {})
         other = [name for name, of in own.items() if not set(of[:1]) & set(accepted.get(name, []))]
         other = [name for name in other if (self.folder / name).is_file()]
-        _copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
+        copy_file(self.root / seals.MANIFEST, self.folder / seals.MANIFEST)
         if other:
             seals.adopt(self.folder, [self.folder / name for name in other])
 
@@ -141,11 +135,11 @@ class Mirror:
                     f"{kept.path} is damaged in {len(damaged)} places, so it is not copied to {self.folder}",
                     todo=f"run `leanrecon verify {kept.path} --repair`",
                 )
-        self._keep_networks()
+        self.networks.keep()
         for name in [*_records(self.root), "study.toml"]:
             sound = (self.root / name).is_file() and self._is_sound(self.root / name)
-            if sound and not _same(self.root / name, self.folder / name):
-                _copy_file(self.root / name, self.folder / name)
+            if sound and not same(self.root / name, self.folder / name):
+                copy_file(self.root / name, self.folder / name)
         self._keep_measurements()
 
     def _finished(self, root: Location) -> Iterator[tuple[Found, Kept]]:
@@ -164,24 +158,9 @@ class Mirror:
 
     def _keep_settings(self) -> None:
         if (self.root / "study.toml").is_file() and not is_study(self.folder):
-            _copy_file(self.root / "study.toml", self.folder / "study.toml")
+            copy_file(self.root / "study.toml", self.folder / "study.toml")
         if seals.keeps(self.root) and not (self.folder / seals.MANIFEST).is_file():
             seals.adopt(self.folder, [self.folder / "study.toml"])
-
-    def _keep_networks(self) -> None:
-        """Copy the files of networks that are new, finished or not, and remove those that a training has removed."""
-        names = list(_networks(self.root))
-        for name in names:
-            source, target = self.root / name, self.folder / name
-            stamp = source.stamp()
-            if self._copied.get(source) != stamp or target.size() != source.size():
-                if not _same(source, target):
-                    _copy_file(source, target)
-                self._copied[source] = stamp
-        trained = {name.rpartition("/")[0] for name in names}
-        for name in _networks(self.folder):
-            if name not in names and name.rpartition("/")[0] in trained:
-                (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def following(self, seconds: float = SECONDS) -> Iterator[None]:
@@ -191,27 +170,14 @@ class Mirror:
         """
         self._check_folders()
         self._keep_settings()
-        done = threading.Event()
-        failed: list[StoreError] = []
-
-        def follow() -> None:
-            while not done.wait(seconds) and not failed:
-                try:
-                    self._keep_networks()
-                except FileNotFoundError:
-                    continue  # a checkpoint that was removed while it was copied
-                except StoreError as error:
-                    failed.append(error)
-
-        thread = threading.Thread(target=follow, name="mirror-networks", daemon=True)
-        thread.start()
-        try:
+        with self.networks.following("the mirror", seconds):
             yield
-        finally:
-            done.set()
-            thread.join()
-        if failed:
-            warnings.warn(f"checkpoints are not copied to the mirror: {failed[0]}", LeanreconWarning, stacklevel=3)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold a mirror in a bucket against other runs, which lists it once; folders of this machine are not held."""
+        if self.folder.place.local_path(self.folder.key) is not None:
+            return contextlib.nullcontext()
+        return self.folder.hold("another run", "wait for it, or choose another --mirror")
 
     def keep_or_warn(self) -> None:
         """As ``keep``, but with a warning where the mirror can't be written: it should not stop hours of work."""
@@ -273,40 +239,5 @@ def _loaded(root: Location) -> dict[str, Any]:
         return {}
 
 
-def _networks(root: Location) -> Iterator[str]:
-    """The files of trained networks and of trainings, and last their records, by their names in the study."""
-    for study in (Study(root), *Study(root).variants()):
-        folders = [path for path in (study.root / "networks").iterdir() if path.suffix != ".json"]
-        folders = [path for path in folders if not path.leads_out_of(root)]
-        for folder in folders:
-            yield from (file.relative_to(root) for file in folder.files())
-        yield from (beside(folder).relative_to(root) for folder in folders if beside(folder).is_file())
-
-
 def _parts(kept: Kept) -> int:
     return kept.row_groups * kept.column_groups if isinstance(kept, Store) else kept.rows
-
-
-def _same(one: Location, other: Location) -> bool:
-    if one.size() != other.size():
-        return False
-    try:
-        with one.open() as a, other.open() as b:
-            while (piece := a.read(_PIECE)) == b.read(_PIECE):
-                if not piece:
-                    return True
-    except OSError:
-        pass
-    return False
-
-
-def _copy_file(source: Location, path: Location) -> None:
-    """Copy a file whole and read it back; the source may be replaced meanwhile."""
-    digest = hashlib.sha256()
-    known = source.suffix == ".json" or seals.state(source) is not seals.State.UNKNOWN
-    with source.open() as read, seals.writing(path) if known else path.writing() as file:
-        while piece := read.read(_PIECE):
-            digest.update(piece)
-            file.write(piece)
-    if file_fingerprint(path) != digest.hexdigest():
-        raise StoreError(f"{path} does not read as it was written", todo="check the drive it is on")

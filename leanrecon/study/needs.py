@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from leanrecon import kinds
+from leanrecon.places.paths import cache_folder
 from leanrecon.study.settings import Settings
 from leanrecon.weights import needs
-from leanrecon.weights.folders import cache_folder
 from leanrecon.weights.needs import Need
 from leanrecon.weights.published import FILES
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from leanrecon.errors import SettingsError, has_credentials, said_by, shown
 from leanrecon.memory import format_bytes
+from leanrecon.places import LocationLike, elsewhere
 from leanrecon.places.paths import expanded, find
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.validation import nearest
@@ -39,7 +40,7 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
-def find_settings(source: str | Path) -> Path:
+def find_settings(source: LocationLike) -> Path:
     """The settings file at a path, of a study's folder, or of a recipe's name."""
     path = Path(source)
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have
@@ -56,12 +57,18 @@ def find_settings(source: str | Path) -> Path:
     )
 
 
-def read_settings(source: str | Path, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
+def read_settings(source: LocationLike, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
     """Read a settings file or a recipe; returns the settings and the folder that relative paths may start from.
 
     ``overrides`` are ``section.key=value`` as on the command line; the value ``false`` leaves out a table, a path or
     a number that is there. ``general`` are keys outside of any table.
     """
+    if (study := elsewhere(source)) is not None:  # a study in a bucket, whose paths are those of this machine
+        file = study if study.suffix == ".toml" else study / "study.toml"
+        if not file.is_file():
+            raise SettingsError(f"there is no study at {study}")
+        with file.open() as opened:
+            return read_tables(_tables(opened.read(LARGEST_FILE + 1), file), Path.cwd(), overrides, **general)
     path = find_settings(source)
     return read_tables(read_toml(path), path.absolute().parent, overrides, **general)
 
@@ -70,14 +77,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, with or without a byte order mark; raises SettingsError where it is none."""
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise SettingsError(
-                f"{path} is larger than {format_bytes(LARGEST_FILE)}", expected="a settings file (TOML) of a few kB"
-            )
-        return tomllib.loads(content.decode("utf-8-sig"))
+            return _tables(file.read(LARGEST_FILE + 1), path)
     except OSError as error:
         raise SettingsError(f"{path} can't be read: {error.strerror}", todo="check its permissions") from None
+
+
+def _tables(content: bytes, path: object) -> dict[str, Any]:
+    """The tables of a TOML file's first bytes; raises SettingsError for others, and for too many."""
+    if len(content) > LARGEST_FILE:
+        raise SettingsError(
+            f"{path} is larger than {format_bytes(LARGEST_FILE)}", expected="a settings file (TOML) of a few kB"
+        )
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise SettingsError(f"{path} holds lists or tables that are nested too deeply") from None
     except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits

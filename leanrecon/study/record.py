@@ -17,6 +17,7 @@ from leanrecon.stores.copies import opened
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.pictures import beside
 from leanrecon.study.layout import FORMAT, SMALL, Role, Study
+from leanrecon.study.network_copies import copied_back
 from leanrecon.study.networks import Network, seal, unseal
 
 VERSIONS = (
@@ -64,7 +65,7 @@ def recorded(
         for network in networks:
             unseal(network)
     started = time.monotonic()
-    with PeakMemory() as peak:
+    with PeakMemory() as peak, copied_back(networks):
         yield record
     for network in networks:
         seal(network)

@@ -12,8 +12,9 @@ from leanrecon.memory import format_bytes
 from leanrecon.net.download import CHOOSES, Remote, digest_of, fetch, find, partial_of
 from leanrecon.places.files import read_json, write_json
 from leanrecon.places.hold import held
+from leanrecon.places.paths import cache_folder
 from leanrecon.progress import Progress
-from leanrecon.weights.folders import cache_folder, cached_file, cached_model, converted_folder
+from leanrecon.weights.folders import cached_file, cached_model, converted_folder
 from leanrecon.weights.hub import blob_of, is_sound, look_up, show_in_cache
 from leanrecon.weights.needs import Need, files_of, is_published, where
 from leanrecon.weights.pickles import convert

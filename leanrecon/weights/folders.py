@@ -8,16 +8,14 @@ code when it is opened.
 import contextlib
 import importlib.util
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanrecon.errors import InputError, LeanreconError, said_by, shown
-from leanrecon.places.paths import expanded, find
+from leanrecon.places.paths import cache_folder, find
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.safetensors import AGAIN, Entry, Precision, itemsize, read_header, reserved
 
@@ -37,17 +35,6 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 
 
 # Finding
-
-
-def cache_folder() -> Path:
-    """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache."""
-    if chosen := os.environ.get("LEANRECON_CACHE"):
-        return expanded(chosen).absolute()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leanrecon"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leanrecon"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanrecon"
 
 
 def converted_folder(name: str) -> Path:

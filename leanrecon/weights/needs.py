@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanrecon.errors import InputError
-from leanrecon.places.paths import find
-from leanrecon.weights.folders import HUB_NAME, cache_folder, cached_file, cached_model
+from leanrecon.places.paths import cache_folder, find
+from leanrecon.weights.folders import HUB_NAME, cached_file, cached_model
 from leanrecon.weights.packaged import check_packaged, is_packaged
 from leanrecon.weights.pieces import Piece, choose, pickles
 from leanrecon.weights.published import address_of

@@ -270,7 +270,7 @@ def test_checkpoints_are_copied_while_the_training_goes_on(study: Study, mirror:
                     break
                 time.sleep(0.01)
             assert copy.read_bytes() == step
-    assert "mirror-networks" not in {thread.name for thread in threading.enumerate()}
+    assert "copy-networks" not in {thread.name for thread in threading.enumerate()}
     assert is_study(mirror), "a machine that dies now is restored from it"
 
 
@@ -282,7 +282,7 @@ def test_a_mirror_that_can_not_take_checkpoints_is_told_and_stops_nothing(
     def full() -> None:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(kept, "_keep_networks", full)
+    monkeypatch.setattr(kept.networks, "keep", full)
     with (
         pytest.warns(LeanreconWarning, match="checkpoints are not copied to the mirror: the disk is full"),
         kept.following(seconds=0.001),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,8 @@ class MemoryPlace:
         self.data: dict[str, bytes] = {}
         self.stamps: dict[str, int] = {}
         self.held: set[str] = set()
+        self._folder = tempfile.TemporaryDirectory()
+        self.work = Path(self._folder.name)
 
     def at(self, key: str) -> Location:
         return Location(self, key)
@@ -33,6 +36,18 @@ class MemoryPlace:
 
     def local_path(self, key: str) -> Path | None:
         return None
+
+    def workplace(self, key: str) -> Path:
+        path = self.work / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def held_nbytes(self) -> int:
+        return 0
+
+    def refresh(self, prefix: str) -> None:
+        pass
 
     def size(self, key: str) -> int | None:
         return len(self.data[key]) if key in self.data else None

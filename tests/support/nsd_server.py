@@ -76,6 +76,8 @@ class Proxy:
     answers: list[Answer] = field(default_factory=list)
     choose: Callable[[int, str, str], str | None] = lambda number, method, path: None
     numbers: int = 0
+    unheard: tuple[str, ...] = ()
+    """Headers that the server behind is not told of."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def nbytes(self, part: str = "") -> int:
@@ -105,7 +107,17 @@ def proxied(target: str) -> Iterator[Proxy]:
         def do_GET(self) -> None:
             self._answer()
 
+        def do_PUT(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
+
+        def do_DELETE(self) -> None:
+            self._answer()
+
         def _answer(self) -> None:
+            self.sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with proxy.lock:
                 number = proxy.numbers
                 proxy.numbers += 1
@@ -133,6 +145,9 @@ def proxied(target: str) -> Iterator[Proxy]:
                 self.wfile.write(b"" if self.command == "HEAD" else body)
                 return
             status, headers, body = self._upstream()
+            if note.fault == "lost":
+                self.close_connection = True
+                return
             note.status = status
             self.send_response(status)
             for name, value in headers:
@@ -153,7 +168,8 @@ def proxied(target: str) -> Iterator[Proxy]:
                     if not hasattr(local, "connection"):
                         local.connection = http.client.HTTPConnection(upstream)
                     kept = {k: v for k, v in self.headers.items() if k.lower() not in ("connection",)}
-                    local.connection.request(self.command, self.path, headers=kept)
+                    kept = {k: v for k, v in kept.items() if k.lower() not in proxy.unheard}
+                    local.connection.request(self.command, self.path, body=self.sent or None, headers=kept)
                     answer = local.connection.getresponse()
                     return answer.status, answer.getheaders(), answer.read()
                 except (http.client.HTTPException, OSError):

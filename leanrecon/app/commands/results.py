@@ -29,29 +29,31 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
     """Write maps of a study in the space of its data, or copy a store into a .npy file."""
+    from leanrecon.places import as_location
     from leanrecon.study.record import is_study
 
-    if not is_study(source):
+    of = as_location(source)
+    if not is_study(of):
         if file is None:
             raise LeanreconError(
-                f"{source} is not the folder of a study", todo="give that of a study, or a store and a .npy file"
+                f"{of} is not the folder of a study", todo="give that of a study, or a store and a .npy file"
             )
         from leanrecon.stores.export import export_npy
 
         require_free(file, overwrite)
-        export_npy(source, file, progress=progress())
+        export_npy(of, file, progress=progress())
         say(f"wrote {file}")
         return
     if file is not None:
-        raise LeanreconError(f"{source} is a study, not a store", todo=f"give the folder with --out {file}")
+        raise LeanreconError(f"{of} is a study, not a store", todo=f"give the folder with --out {file}")
     from leanrecon.stages.export import export_maps
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
     from leanrecon.study.recipes import read_settings
 
-    settings, base_dir = read_settings(source / "study.toml", memory=memory)
-    run = Run(settings, Study(source), base_dir=base_dir, progress=progress())
-    folder = out or source / "maps"
+    settings, base_dir = read_settings(of / "study.toml", memory=memory)
+    run = Run(settings, Study(of), base_dir=base_dir, progress=progress())
+    folder = as_location(out) if out else of / "maps"
     for name in export_maps(run, folder, maps or (), variant, overwrite=overwrite):
         say(f"wrote {folder / name}")
 
@@ -90,9 +92,9 @@ def retrieve(
     from leanrecon.stages.retrieve import retrieve as look_up
     from leanrecon.study.lock import only_run
 
-    require_study(study)
-    with only_run(study):
-        table, page = look_up(study, gallery, k=k, space=space, out=out, memory=memory, progress=progress())
+    of = require_study(study)
+    with only_run(of):
+        table, page = look_up(of, gallery, k=k, space=space, out=out, memory=memory, progress=progress())
     say(f"wrote {table} and {page}")
 
 

@@ -44,7 +44,9 @@ def run(
     sets: Sets = None,
     mirror: Annotated[
         Path | None,
-        typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
+        typer.Option(
+            "--mirror", metavar="FOLDER|URL", help="Keep what is finished there too, and begin with what it has."
+        ),
     ] = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
@@ -100,7 +102,9 @@ def demo(
 
 
 @app.command()
-def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
+def plan(
+    source: Source, memory: Memory = None, until: Until = None, sets: Sets = None, study: StudyFolder = None
+) -> None:
     """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
     settings, base_dir = read(source, sets, memory)
     from leanrecon.app.plan import show
@@ -108,7 +112,7 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
     from leanrecon.study.needs import missing
 
     names = [stage.name for stage in stages_until(settings, until)]
-    lines = plan_study(settings, base_dir=base_dir, until=until)
+    lines = plan_study(settings, base_dir=base_dir, until=until, study=folder_of(source, study))
     if not show(lines, settings.general.memory, missing(settings, names)):
         raise typer.Exit(2)
 
@@ -133,17 +137,19 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
     """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    from leanrecon.places import as_location
     from leanrecon.stages.repair import mend
     from leanrecon.study.verify import find_damage
 
-    damaged = find_damage(path, progress=progress())
+    where = as_location(path)
+    damaged = find_damage(where, progress=progress())
     for chunks in damaged.values():
         for _, what in chunks:
             say(what)
     if not damaged:
         say("all chunks are sound")
     elif repair:
-        mend(path, damaged, progress=progress())
+        mend(where, damaged, progress=progress())
         say("repaired")
     else:
         raise typer.Exit(1)
@@ -158,11 +164,11 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
     from leanrecon.study.lock import only_run
     from leanrecon.study.recipes import read_settings
 
-    require_study(study)
-    settings, _ = read_settings(study / "study.toml")
-    with only_run(study):
-        evaluate_stage(settings).report(Run(settings, Study(study), progress=progress()))
-    say(f"wrote {Study(study).report}")
+    of = Study(require_study(study))
+    settings, _ = read_settings(of.settings)
+    with only_run(of.root):
+        evaluate_stage(settings).report(Run(settings, of, progress=progress()))
+    say(f"wrote {of.report}")
 
 
 @app.command()
@@ -175,7 +181,7 @@ def mirror(
     from leanrecon.study.lock import only_run
     from leanrecon.study.mirror import Mirror
 
-    require_study(study)
-    with only_run(study):
-        Mirror(study, folder, overwrite=overwrite, progress=progress()).keep()
-    say(f"all that {study} has finished is in {folder}")
+    kept = Mirror(require_study(study), folder, overwrite=overwrite, progress=progress())
+    with only_run(kept.root), kept.held():
+        kept.keep()
+    say(f"all that {kept.root} has finished is in {kept.folder}")

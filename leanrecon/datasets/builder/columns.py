@@ -37,7 +37,7 @@ class StoreRows(Rows):
     """The rows of a complete store."""
 
     def __init__(self, store: Store, name: str) -> None:
-        super().__init__(store.path.local_path(), None, store.shape, store.dtype)
+        super().__init__(store.path.workplace(), None, store.shape, store.dtype)
         self.store = store
         self.name = name
         self.scratch = 3 * store.buffer_nbytes()

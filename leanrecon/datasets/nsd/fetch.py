@@ -276,7 +276,7 @@ def fill_images(layout: Layout, store: Store, numbers: list[int], advance: Advan
 
 def _fetched(path: Location) -> Path:
     """The folder of what has come of a store and waits for its neighbours."""
-    return path.with_name(f"{path.stem}.fetched").local_path()
+    return path.with_name(f"{path.stem}.fetched").workplace()
 
 
 def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:

@@ -127,9 +127,10 @@ def render(page: Page, out: LocationLike) -> None:
     )
     template = environment.get_template("report.html.j2")
     scored, strip = score_columns(page.scores), strip_rows(page.scores)
+    folder = as_location(out).parent.workplace()
     with (
-        explained_disk_errors(out),
-        tempfile.TemporaryFile("w+", dir=as_location(out).parent, encoding="utf-8") as waiting,
+        explained_disk_errors(folder / as_location(out).name),
+        tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as waiting,
     ):
         kept = spool(page.pictures, len(page.scores), waiting, keep={i for _, rows in strip for i in rows})
         context = _context(page) | {
