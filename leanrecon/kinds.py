@@ -72,6 +72,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "judges": {
         "clip": "leanrecon.evaluation.judges.clip:CLIPJudge",
+        "dists": "leanrecon.evaluation.judges.perceptual:DISTSJudge",
+        "lpips": "leanrecon.evaluation.judges.perceptual:LPIPSJudge",
         "module": "leanrecon.evaluation.judges.module:ModuleJudge",
         "space": "leanrecon.evaluation.judges.space:SpaceJudge",
         "swav": "leanrecon.evaluation.judges.swav:SwAVJudge",

@@ -30,7 +30,13 @@ def write_weights(folder: Path) -> None:
     for model in ("alexnet", "inception_v3", "efficientnet_b1"):
         if not (path := folder / f"{model}.pth").exists():
             options = {"init_weights": False} if model == "inception_v3" else {}
-            torch.save(get_model(model, weights=None, **options).state_dict(), path)
+            built = get_model(model, weights=None, **options)
+            for module in built.modules():
+                if isinstance(
+                    module, torch.nn.Conv2d
+                ):  # else numbers fade to denormal ones, which processors add slowly
+                    torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            torch.save(built.state_dict(), path)
     if not (path := folder / "swav.pth.tar").exists():
         weights = get_model("resnet50", weights=None).state_dict()
         torch.save({f"module.{name}": v for name, v in weights.items() if not name.startswith("fc.")}, path)

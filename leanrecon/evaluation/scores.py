@@ -23,7 +23,7 @@ from leanrecon.evaluation.image_sources import (
     nearest_rows,
     random_images,
 )
-from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure
+from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure, stimuli_beside
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.latents import compare_latents_parts
 from leanrecon.evaluation.metrics import SSIM_RGB
@@ -280,9 +280,9 @@ def _judged(
     for judge in judges:
         folder = every / judge.name
         embeddings = embed(judge, sources, len(fold.names), fold.image_shape, folder, context)
-        stimuli = embeddings[STIMULI].matrix()
         for name in sources:
             if name != STIMULI:
+                stimuli = stimuli_beside(name, embeddings).matrix()
                 described = Described(embeddings[name].matrix(), stimuli, partial(judge_measure, judge))
                 yield ("images", name, judge.name), described
 

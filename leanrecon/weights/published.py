@@ -16,6 +16,8 @@ class Address:
     """The first digits of the SHA-256, where only they are published."""
 
 
+_LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/"
+
 FILES = {
     # The README of github.com/openai/vdvae.
     "imagenet64-iter-1600000-model-ema.th": Address(
@@ -26,8 +28,23 @@ FILES = {
     "COCO_73k_annots_curated.npy": Address(dataset="pscotti/naturalscenesdataset"),
     # The README of github.com/facebookresearch/swav: a ResNet-50 after 800 epochs; CC BY-NC 4.0.
     "swav_800ep_pretrain.pth.tar": Address("https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"),
+    # The weights of LPIPS 0.1 beside its networks, in github.com/richzhang/PerceptualSimilarity; BSD-2-Clause.
+    "lpips_alex_v0.1.pth": Address(
+        f"{_LPIPS}alex.pth", sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"
+    ),
+    "lpips_squeeze_v0.1.pth": Address(
+        f"{_LPIPS}squeeze.pth", sha256="4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"
+    ),
+    "lpips_vgg_v0.1.pth": Address(
+        f"{_LPIPS}vgg.pth", sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
+    ),
+    # DISTS' weights beside VGG16, in github.com/dingkeyan93/DISTS; MIT.
+    "dists_weights.pt": Address(
+        "https://raw.githubusercontent.com/dingkeyan93/DISTS/master/DISTS_pytorch/weights.pt",
+        sha256="f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+    ),
 }
-"""Addresses by file name."""
+"""Addresses by file name; their SHA-256 are those of the copies in the packages lpips, DISTS-pytorch and torchmetrics."""
 
 TORCHVISION = "https://download.pytorch.org/models/"
 """Where torchvision's weights are."""

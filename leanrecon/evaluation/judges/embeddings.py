@@ -1,4 +1,4 @@
-"""Embeddings of all compared images by one judge, kept on disk, and the metrics that follow from them."""
+"""Embeddings of all compared images by one judge, or their distances, kept on disk, and the metrics that follow from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.identification import distances_parts, identify_parts, squared_parts
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge, Measure
+from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, perceptual_parts, wrong_pairs
 from leanrecon.evaluation.plan import EMBEDDED
 from leanrecon.evaluation.pool import Part
 from leanrecon.images import Array, ImageShape, resize
@@ -53,8 +54,9 @@ def embed(
 
     Embeddings that are there already are kept; those of other images or of another network are replaced. Images with
     another aspect ratio than ``shape`` are resized to it first, so that a network that crops the centre sees the same
-    part of each. The network is loaded only if an embedding is missing, and released at the end. Raises InputError
-    for embeddings that are not finite.
+    part of each. The network is loaded only if an embedding is missing, and released at the end. A judge that compares
+    two images at a time gives distances instead, and nothing for the stimuli alone. Raises InputError for embeddings
+    that are not finite.
     """
     folder = as_location(folder)
     paths = {name: folder / f"{name.replace(' ', '_')}.zarr" for name in sources}
@@ -65,7 +67,12 @@ def embed(
     embeddings = {}
     try:
         for name, source in sources.items():
-            embedding = _Embedding(judge, source, m, shape, paths[name], made_of)
+            if not hasattr(judge, "compare"):
+                embedding = _Embedding(judge, source, m, shape, paths[name], made_of)
+            elif name != STIMULI:
+                embedding = _Distances(judge, source, m, shape, paths[name], made_of, sources[STIMULI])
+            else:
+                continue
             embeddings[name] = embedding.run(context.named(f"{context.label}: embeddings by {judge.name}, {name}"))
     finally:
         judge.release()
@@ -84,8 +91,8 @@ class _Embedding:
     made_of: Mapping[str, Any]
 
     def run(self, context: Context) -> Embeddings:
-        different, first, index = np.unique(self.source.numbers(self.m), return_index=True, return_inverse=True)
-        images = {"content": self.source.content, "rows": fingerprint({"rows": different.tolist()})}
+        different, first, index = np.unique(self.numbers(), axis=0, return_index=True, return_inverse=True)
+        images = {**self.contents(), "rows": fingerprint({"rows": different.tolist()})}
         store = Store.create(
             self.path,
             (len(different), self.judge.dims),
@@ -103,14 +110,21 @@ class _Embedding:
                     store.write_rows(i, self.encoded(first[group.start : group.stop]))
                     advance(len(group))
         store.finish()
-        return Embeddings(store, index)
+        return Embeddings(store, index.reshape(-1))
+
+    def numbers(self) -> Array:
+        """What each test row is described by, int [m] or [m, numbers]; equal ones are described once."""
+        return self.source.numbers(self.m)
+
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of the images."""
+        return {"content": self.source.content}
 
     def encoded(self, rows: Array) -> Array:
         """The embeddings of the images of some test rows, float32 [rows, dims]."""
         result = np.empty((len(rows), self.judge.dims), np.float32)
         for part in panels(len(rows), min(self.judge.batch, EMBEDDED)):
-            images = [_same_aspect(self.source.read(int(rows[k])), self.shape) for k in part]
-            result[part.start : part.stop] = self.judge.encode(np.stack(images))
+            result[part.start : part.stop] = self.described(rows[part.start : part.stop])
         if not np.isfinite(result).all():
             raise InputError(
                 f"{self.judge.model} gives embeddings that are NaN or infinite ({self.path.stem})",
@@ -118,6 +132,41 @@ class _Embedding:
                 todo=f"set float32 as the precision of [judges.{self.judge.name}], or fetch its weights again",
             )
         return result
+
+    def described(self, rows: Array) -> Array:
+        """The embeddings of the images of at most ``batch`` test rows."""
+        return self.judge.encode(self.read(self.source, rows))
+
+    def read(self, source: ImageSource, rows: Array) -> Array:
+        """The images of some test rows, uint8 [rows, height, width, channels]."""
+        return np.stack([_same_aspect(source.read(int(row)), self.shape) for row in rows])
+
+
+@dataclass(frozen=True)
+class _Distances(_Embedding):
+    """The same by a judge that compares two images at a time: a row is ``KEPT`` distances, not an embedding."""
+
+    stimuli: ImageSource
+
+    def numbers(self) -> Array:
+        seen = self.stimuli.numbers(self.m)
+        return np.stack([seen, wrong_pairs(seen), self.source.numbers(self.m)], axis=1)  # in the order of the stimuli
+
+    def contents(self) -> dict[str, str]:
+        return {"content": self.source.content, "stimuli": self.stimuli.content}
+
+    def described(self, rows: Array) -> Array:
+        seen = self.stimuli.numbers(self.m)
+        every, row_of = np.unique(seen, return_index=True)
+        own, other = seen[rows], wrong_pairs(seen)[rows]
+        alone = other == NO_OTHER
+        pairs = np.stack([own, np.where(alone, own, other)], axis=1)
+        needed = np.unique(pairs)
+        images = self.read(self.stimuli, row_of[np.searchsorted(every, needed)])
+        compare: Any = self.judge
+        distances: Array = compare.compare(self.read(self.source, rows), images, np.searchsorted(needed, pairs))
+        distances[alone, KEPT - 1] = NO_OTHER
+        return distances
 
 
 def _same_aspect(image: Array, shape: ImageShape) -> Array:
@@ -131,16 +180,20 @@ def _same_aspect(image: Array, shape: ImageShape) -> Array:
 def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequence[str]) -> dict[str, Scores]:
     """The metrics of every source's images by a judge, from the correlation of their embeddings with the stimuli's.
 
-    ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME``, ``mse_NAME`` or ``way50_NAME``, by what it measures. ``names``
-    holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
+    ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME``, ``mse_NAME``, ``way50_NAME`` or
+    ``perceptual_NAME``, by what it measures. ``names`` holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
     """
-    stimuli = embeddings[STIMULI].matrix()
     scores = {
-        name: judge_measure(judge, [Part(images.matrix(), stimuli)], names)[0]
+        name: judge_measure(judge, [Part(images.matrix(), stimuli_beside(name, embeddings).matrix())], names)[0]
         for name, images in embeddings.items()
         if name != STIMULI
     }
     return {name: of_source for name, of_source in scores.items() if of_source is not None}
+
+
+def stimuli_beside(name: str, embeddings: Mapping[str, Embeddings]) -> Embeddings:
+    """What a source's embeddings are compared with; distances hold the stimuli already, and stand for both."""
+    return embeddings.get(STIMULI, embeddings[name])
 
 
 def judge_measure(judge: Judge, parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores | None, None]:
@@ -153,4 +206,5 @@ _MEASURES: dict[Measure, Callable[..., Scores | None]] = {
     "distance": distances_parts,
     "mse": squared_parts,
     "classes": classes_parts,
+    "perceptual": perceptual_parts,
 }

@@ -10,7 +10,7 @@ from leanrecon.errors import SettingsError
 from leanrecon.images import Array, ImageShape
 from leanrecon.stores.fingerprint import fingerprint
 
-Measure = Literal["two_way", "distance", "mse", "classes"]
+Measure = Literal["two_way", "distance", "mse", "classes", "perceptual"]
 
 RESERVED = ("pixels", "features")
 """Names that no judge may have: metrics as ``two_way_pixels`` bear them already."""
@@ -23,7 +23,8 @@ class Judge(Protocol):
     measure: Measure
     """two_way: identification by the correlation of embeddings. distance: their mean correlation distance, 1 − r.
     mse: their mean squared difference, the perceptual error where a layer of a network describes images.
-    classes: embeddings are a classifier's output, and n-way identification is by the class of the stimulus."""
+    classes: embeddings are a classifier's output, and n-way identification is by the class of the stimulus.
+    perceptual: the judge compares two images at a time (``pairs.ComparesPairs``); its distance of the pair."""
     name: str
     """The judge's name in settings, metrics (``two_way_NAME``) and the folder of its embeddings."""
     model: str

@@ -148,7 +148,7 @@ class NetworkJudge:
     def check(self) -> None:
         """Raise SettingsError for a missing library or layer, InputError for weights of another network or version."""
         require_library(f"judges.{self.name}", self.packages)
-        if self.dims < 1:
+        if self._description.dims < 1:
             raise SettingsError(
                 f"judges.{self.name}.size = {self.settings.size} is too small for {self.model}",
                 todo="leave out size, or set a larger one",

@@ -38,7 +38,7 @@ def main_metrics(shown: list[Column]) -> list[str]:
     by_judges = [
         key
         for key in keys
-        if key.startswith(("two_way_", "distance_", "mse_"))
+        if key.startswith(("two_way_", "distance_", "mse_", "perceptual_"))
         and not key.endswith(("_reverse", "_features"))
         and key not in MAIN
     ]

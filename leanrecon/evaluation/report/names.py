@@ -102,7 +102,7 @@ _METRICS = (
 METRICS = {metric.key: metric for metric in _METRICS}
 """The metrics that are not by a judge; those by judges are named from their keys."""
 
-_KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "mse", "way50")
+_KINDS = ("two_way", "top1_of_300", "top5_of_300", "top1", "distance", "mse", "way50", "perceptual")
 _ORDER = (
     "pixcorr",
     "ssim",
@@ -117,7 +117,7 @@ _ORDER = (
     "latent_r2_total",
     "latent_r_mean",
 )
-_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "vgg": "VGG", "alexnet2": "AlexNet(2)",
+_SPELLED = {"clip": "CLIP", "dinov2": "DINOv2", "swav": "SwAV", "lpips": "LPIPS", "dists": "DISTS", "vgg": "VGG", "alexnet2": "AlexNet(2)",
             "alexnet5": "AlexNet(5)", "inception": "Inception-v3", "efficientnet": "EfficientNet-B1"}  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def metric(key: str) -> Metric:
 
 def _by_judge(key: str, kind: str, judge: str) -> Metric:
     """A metric by pixels, by features, or by a judge."""
-    reverse = kind not in ("distance", "mse") and judge.endswith("_reverse")
+    reverse = kind not in ("distance", "mse", "perceptual") and judge.endswith("_reverse")
     judge = judge.removesuffix("_reverse") if reverse else judge
     by = _SPELLED.get(judge, judge)
     picks, out_of = ("seen image", "reconstruction") if reverse else ("reconstruction", "image")
@@ -162,6 +162,12 @@ def _by_judge(key: str, kind: str, judge: str) -> Metric:
             "0 is the same, lower is better."
         )
         return Metric(key, f"Perceptual error by {by}", f"{by} error", meaning, lower_is_better=True)
+    if kind == "perceptual":
+        meaning = (
+            f"The mean perceptual distance by {by} of a reconstruction and the image seen, which was fitted to people's "
+            "judgements: 0 is the same, lower is better."
+        )
+        return Metric(key, f"Perceptual distance by {by}", by, meaning, lower_is_better=True)
     if kind == "way50":
         meaning = (
             f"How often the judge {by}, a classifier, gives a reconstruction the class of the image seen rather than "
