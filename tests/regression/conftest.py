@@ -18,6 +18,7 @@ from leanrecon.regression.ridge import (
     plan_form,
     rbf,
     ridge,
+    search,
     triangle,
     weights,
 )
@@ -25,7 +26,22 @@ from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-MODULES = (group_errors, hat, kernel, loo, maps, pairing, per_target, plan, plan_form, rbf, ridge, triangle, weights)
+MODULES = (
+    group_errors,
+    hat,
+    kernel,
+    loo,
+    maps,
+    pairing,
+    per_target,
+    plan,
+    plan_form,
+    rbf,
+    ridge,
+    search,
+    triangle,
+    weights,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -84,7 +84,7 @@ class Plans:
 @pytest.fixture
 def plans(monkeypatch, constants, nothing_held):
     """Small panels and no workspace, so that budgets of some megabytes make a difference."""
-    constants(WIDTH=64, DEPTH=32, TEST_ROWS=128)
+    constants(WIDTH=64, DEPTH=32, TEST_ROWS=128, SEARCH_ROWS=120)
     for name in ("WORKSPACE", "WARM"):
         monkeypatch.setattr(f"leanrecon.regression.ridge.plan.{name}", 0)
     return Plans(monkeypatch)

@@ -88,11 +88,24 @@ def test_test_betas_that_are_known_save_memory():
 
 
 def test_leave_one_out_needs_the_square_three_times():
-    planned = plan_fit(NSD, 10 * GB, loo=True)
+    planned = plan_fit(NSD, 10 * GB, loo=True, alphas=65)
     assert (
         planned.phases["eigenvectors"] >= 3 * 8859**2 * 4
     )  # 1.08 GB measured by the first experiments, with the triangle
     assert plan_fit(NSD, 10 * GB).work < planned.work < 1.3 * GB
+
+
+def test_a_search_for_alpha_holds_a_factor_beside_the_kernel():
+    planned = plan_fit(NSD, 10 * GB, known=True, loo=True)
+    triangle = triangle_nbytes(8859, 4)
+    assert planned.searched
+    assert planned.in_memory
+    assert 2 * triangle + 982 * 8859 * 4 < planned.phases["search"] < 600_000_000
+    small = plan_fit(NSD, 300_000_000, known=True, loo=True)
+    assert (small.in_memory, small.searched, small.scratch) == (False, True, 2 * triangle)
+    assert small.work <= 300_000_000
+    assert not plan_fit(replace(NSD, n=1250), 10 * GB, loo=True).searched
+    assert not plan_fit(MANY_ROWS, 10 * GB, loo=True).searched
 
 
 def test_an_alpha_for_every_target_counts_its_grid():

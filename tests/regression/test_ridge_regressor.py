@@ -79,7 +79,7 @@ def test_predictions_and_those_of_random_pairings_fill_their_stores(study, off_b
     assert context.peaks.largest > 0
 
 
-def test_what_was_chosen_and_left_out_is_said(study, context, outputs):
+def test_what_was_chosen_and_left_out_is_said(study, context, outputs, monkeypatch):
     X, Y, T = study(60, 90, m=5)
     X[:, 3] = 1
     record = regressor(alphas=[1.0, 10.0, 100.0, 1000.0]).predict(data(X, Y, T), outputs(5, 23), context, {})
@@ -87,6 +87,14 @@ def test_what_was_chosen_and_left_out_is_said(study, context, outputs):
         "regression pca: 1 of 90 voxels do not vary and are left out",
         f"regression pca: leave-one-out chose alpha = {record['alpha']:.4g}",
     ]
+    assert record["alpha_chosen"] == {"of": 4, "by": "eigenvectors"}
+    monkeypatch.setattr("leanrecon.regression.ridge.plan.SEARCH_ROWS", 50)
+    record = regressor(alphas=[1.0, 10.0, 100.0, 1000.0]).predict(
+        data(X, Y, T), outputs(5, 23, name="few"), context, {}
+    )
+    assert record["alpha_chosen"]["by"] == "Cholesky factors"
+    assert record["alpha_chosen"]["begun_with_rows"] == []
+    assert 1 < record["alpha_chosen"]["tried"] <= record["alpha_chosen"]["of"] == 4
     each = regressor(alphas=[1.0, 10.0, 100.0, 1000.0], per_target=True)
     record = each.predict(data(X, Y, T), outputs(5, 23, name="each"), context, {})
     assert context.progress.lines[-1].endswith(f"alpha = {record['alpha']['median']:.4g} (median over targets)")

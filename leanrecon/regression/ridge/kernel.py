@@ -37,7 +37,7 @@ class Panels:
         self.columns = panels(order, WIDTH)
         self._offsets = np.cumsum([0] + [panel_nbytes(order, self.dtype.itemsize, j) for j in range(len(self.columns))])
         self._held: list[Array | None] = [None] * len(self.columns)
-        self._directory, self._file = directory, None
+        self.directory, self._file = directory, None
         if directory is not None:
             with explained_disk_errors(directory):
                 self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
@@ -69,11 +69,21 @@ class Panels:
         panel: Array = view.view(self.dtype).reshape(shape)
         return panel
 
+    def replace(self, j: int, panel: Array) -> None:
+        """Save a copy of a panel, over the one that is held."""
+        if self._file is not None:
+            self.save(j, panel)
+            return
+        held = self._held[j]
+        if held is None:
+            self._held[j] = held = buffer(panel.shape, self.dtype)
+        np.copyto(held, panel)
+
     def save(self, j: int, panel: Array) -> None:
-        if self._file is None or self._directory is None:
+        if self._file is None or self.directory is None:
             self._held[j] = panel
             return
-        with explained_disk_errors(self._directory):
+        with explained_disk_errors(self.directory):
             self._file.seek(int(self._offsets[j]))
             view = panel.reshape(-1).view(np.uint8).data
             while view:
@@ -139,6 +149,64 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
             )
         blas.trsm(target[:width], target[width:], transpose=True)
         gram.save(j, target)
+
+
+def copied(gram: Panels, into: Panels | None = None) -> Panels:
+    """A copy of a symmetric matrix, where it lies: in memory or on disk; over another copy if there is one."""
+    result = Panels(gram.order, gram.dtype, directory=gram.directory) if into is None else into
+    (memory,) = gram.memories(1)
+    for j in range(len(gram.columns)):
+        result.replace(j, gram.load(j, memory))
+    return result
+
+
+def part_of(gram: Panels, rows: Array) -> Panels:
+    """The part of K = X Xᵀ that some rows (ascending) make, centred over them; it lies where K does."""
+    result = Panels(len(rows), gram.dtype, directory=gram.directory)
+    (memory,) = gram.memories(1)
+    sums = np.zeros(len(rows))
+    for j, columns in enumerate(result.columns):
+        panel = buffer((len(rows) - columns.start, len(columns)), gram.dtype)
+        for i, given in enumerate(gram.columns):
+            first, last = np.searchsorted(rows[columns.start : columns.stop], [given.start, given.stop])
+            if first == last:
+                continue
+            whole = gram.load(i, memory)
+            for part in panels(len(panel) - int(first)):
+                below = rows[columns.start + int(first) :][part.start : part.stop]
+                taken = whole[np.ix_(below - given.start, rows[columns.start : columns.stop][first:last] - given.start)]
+                panel[int(first) + part.start : int(first) + part.stop, first:last] = taken
+        width = len(columns)
+        square = np.tril(panel[:width])
+        sums[columns.start : columns.stop] += (square + np.tril(square, -1).T).sum(axis=1, dtype=np.float64)
+        sums[columns.start : columns.stop] += panel[width:].sum(axis=0, dtype=np.float64)
+        sums[columns.stop :] += panel[width:].sum(axis=1, dtype=np.float64)
+        result.save(j, panel)
+    means = sums / len(rows)
+    centre = (means - means.mean() / 2).astype(gram.dtype)
+    (memory,) = result.memories(1)
+    for j, columns in enumerate(result.columns):
+        panel = result.load(j, memory)
+        panel -= centre[columns.start :, None]
+        panel -= centre[columns.start : columns.stop]
+        result.save(j, panel)
+    return result
+
+
+def inverse_rows(factor: Panels) -> Iterator[tuple[range, Array]]:
+    """Yield ``(rows, rows of L⁻¹ [len(rows), order])``, as many at once as a panel has columns; valid until the next."""
+    memories = factor.memories(2)
+    out = buffer((min(WIDTH, factor.order), factor.order), factor.dtype)
+    for b, rows in enumerate(factor.columns):
+        part = out[: len(rows)]
+        part[:] = 0
+        part[np.arange(len(rows)), np.arange(rows.start, rows.stop)] = 1
+        for j, panel in factor.ahead(reversed(range(b + 1)), memories):
+            start, width = factor.columns[j].start, len(factor.columns[j])
+            here = part[:, start : start + width]
+            blas.gemm(part[:, start + width : rows.stop], panel[width : rows.stop - start], here, alpha=-1)
+            blas.trsm(panel[:width], here, transpose=False)
+        yield rows, part
 
 
 def deflation(first_panel: Array) -> float:

@@ -7,7 +7,7 @@ rows G of the image.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def project(targets: Matrix, seed: int, dtype: Any, weights: Array | None = None
             result[rows.start : rows.stop, columns.start : columns.stop] = part
             continue
         if rows.start == 0:
-            signs = _signs(columns, k, seed).astype(dtype)
+            signs = random_signs(columns, k, seed).astype(dtype)
             signs /= dtype.type(np.sqrt(k))
             shift = far_means(part).astype(dtype)
         # Less a rough mean where that is large, so that it costs no precision; the exact one goes below.
@@ -93,8 +93,8 @@ def _refuse_nan(targets: Matrix) -> None:
         refuse_nan_columns(sums, columns)
 
 
-def _signs(columns: range, k: int, seed: int) -> Array:
-    """±1 [columns, k], the same for a column whatever block it is read in."""
+def random_signs(columns: range, k: int, seed: int | Sequence[int]) -> Array:
+    """±1 [columns, k], the same for a column whatever block it is read in; ``k`` a multiple of 64."""
     words = k // 64
     generator = np.random.PCG64(seed).advance(columns.start * words)
     bits = np.unpackbits(generator.random_raw(len(columns) * words).astype("<u8").view(np.uint8))
@@ -111,13 +111,16 @@ def loo_errors(
     alphas = np.asarray(alphas, np.float64)
     if pairing is None or not pairing.repeats:
         targets = targets if pairing is None else pairing.expanded(targets)
-        return (_dual_errors if betas.dual else _primal_errors)(betas, spectrum, targets, alphas)
+        if betas.dual:
+            return dual_errors(spectrum, targets, alphas)
+        return _primal_errors(betas, spectrum, targets, alphas)
     if betas.dual:
         return dual_group_errors(spectrum, pairing.expanded(targets), alphas, pairing)
     return primal_group_errors(betas, spectrum, targets, alphas, pairing)
 
 
-def _dual_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+    """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
     vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
     n, k = targets.shape

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, panel_nbytes, pass_groups, triangle_nbytes
+from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, WIDTH, panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.layout import PANEL
 
 FLOAT64_ORDER = 3072
@@ -20,6 +20,18 @@ LOO_ROWS = 1000
 
 PROJECTIONS = 512
 """Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
+
+SEARCH_ROWS = 1250
+"""Most train rows whose eigenvectors tell where the search for the alpha of a large kernel begins."""
+
+SEARCH_ALPHAS = 64
+"""Most alphas among which the best one is searched step by step; more are cheaper by eigenvectors."""
+
+SEARCH_PROJECTIONS = 64
+"""Random projections of the targets that these rows tell it by."""
+
+PROBES = 256
+"""Random vectors that tell how leverages change with alpha: a multiple of 64."""
 
 MEDIAN_ROWS = 1024
 """Most train rows whose distances give the width of an rbf kernel."""
@@ -135,6 +147,13 @@ class FitPlan:
     pass_nbytes: int
     triangle: int
     phases: dict[str, int]
+    searched: bool = False
+    """Whether alpha is searched with few Cholesky factors, beside the Gram matrix."""
+
+    @property
+    def scratch(self) -> int:
+        """Bytes on disk of the Gram matrix, and of a factor beside it while alpha is searched."""
+        return 0 if self.in_memory else self.triangle * (2 if self.searched else 1)
 
     @property
     def work(self) -> int:
@@ -159,14 +178,16 @@ def plan_fit(
     order, itemsize = shapes.order, shapes.itemsize
     triangle = triangle_nbytes(order, itemsize)
     known = known and shapes.m <= TEST_ROWS and shapes.through_hat and not per_target
+    searched = loo and not per_target and shapes.dual and shapes.n > SEARCH_ROWS and alphas <= SEARCH_ALPHAS
     options: dict[str, Any] = {"known": known, "loo": alphas * loo, "per_target": per_target, "extra_rows": extra_rows}
-    in_memory = FitPlan(True, triangle, triangle, _fit_phases(shapes, triangle, True, **options))
+    options["searched"] = searched
+    in_memory = FitPlan(True, triangle, triangle, _fit_phases(shapes, triangle, True, **options), searched)
     if in_memory.work <= free:
         return in_memory
     beside = _fit_phases(shapes, 0, False, **options)["gram"]
     groups = pass_groups(order, itemsize, max(free - beside, 0))
     pass_nbytes = max(sum(panel_nbytes(order, itemsize, j) for j in group) for group in groups)
-    on_disk = FitPlan(False, pass_nbytes, triangle, _fit_phases(shapes, pass_nbytes, False, **options))
+    on_disk = FitPlan(False, pass_nbytes, triangle, _fit_phases(shapes, pass_nbytes, False, **options), searched)
     return on_disk if on_disk.work < in_memory.work else in_memory
 
 
@@ -232,8 +253,9 @@ def plan_per_target(shapes: Shapes) -> int:
 
 
 def _fit_phases(
-    shapes: Shapes, pass_nbytes: int, in_memory: bool, *, known: bool, loo: int, per_target: bool, extra_rows: int
-) -> dict[str, int]:
+    shapes: Shapes, pass_nbytes: int, in_memory: bool, *, known: bool, loo: int, per_target: bool, extra_rows: int,
+    searched: bool = False,
+) -> dict[str, int]:  # fmt: skip
     n, p, e = shapes.n, shapes.p, shapes.itemsize
     panel = panel_nbytes(shapes.order, e)
     square = shapes.order**2 * e
@@ -243,7 +265,10 @@ def _fit_phases(
         "moments": 2 * shapes.x_tile + MOMENTS * p * 8 + shapes.scratch,
         "gram": pass_nbytes + shapes.slabs + cross + (2 * shapes.m * DEPTH * e if cross else 0),
     }
-    if loo:
+    if searched:
+        for name, work in _searching(shapes, 0 if in_memory else panel).items():
+            phases[name] = held + cross + work
+    elif loo:
         # The square, its eigenvectors over it, and a divide-and-conquer workspace of twice its size.
         phases["eigenvectors"] = held + cross + 3 * square + (0 if in_memory else panel)
         phases["leave one out"] = held + cross + square + _leaving_out(shapes, loo, per_target)
@@ -281,6 +306,28 @@ def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
         pairs = slab * (shapes.largest + 1) // 2
         grouped = leaving + group_rows_held(p, shapes.largest) * p * e + slab * (p + 2 * k) * e + pairs * alphas * e
     return chosen + s * k * e + max(reading, grouped + slab * (shapes.largest * 16 + 2 * k * e))
+
+
+def _searching(shapes: Shapes, panel: int) -> dict[str, int]:
+    """Work of a search for alpha beside the Gram matrix, whose panels are read one by one where ``panel`` is no 0.
+
+    Halves of the rows tell where it begins: the smallest by eigenvectors. Then a factor and rows of its inverse, and
+    residuals: as they are, moved, and squared.
+    """
+    n, s, e = shapes.n, shapes.width, shapes.itemsize
+    k, most = min(shapes.t, PROJECTIONS), max(min(SEARCH_ROWS, n), shapes.largest)
+    rows, pairs = n * k * e, n * (shapes.largest + 1) // 2
+    triangle, half = (0, 0) if panel else (triangle_nbytes(order, e) for order in (n, -(-n // 2)))
+    reading = 2 * shapes.y_tile + shapes.y_scratch
+    if shapes.t > k:
+        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
+    taken = 2 * WIDTH * min(PAIRS, pairs) * e + 5 * pairs * 8
+    beginning = rows + 2 * half + 2 * panel + max(3 * most**2 * e, 4 * WIDTH**2 * e) + most * e * 5 * SEARCH_PROJECTIONS
+    inverting = 2 * panel + min(WIDTH, n) * n * e + taken
+    leaving = 2 * panel + 2 * rows + PROBES * n * (2 * e + 3) + taken + 3 * DEPTH * (k * e + 8 * shapes.largest)
+    searching = triangle + 2 * rows + max(3 * panel, inverting, leaving)
+    expanding = 0 if shapes.s is None else rows
+    return {"projections of targets": s * k * e + max(reading, expanding), "search": max(beginning, searching)}
 
 
 def group_rows_held(p: int, largest: int) -> int:

@@ -108,7 +108,7 @@ class RidgeRegressor:
         return RegressionPlan(
             work=planned.work,
             summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block",
-            scratch=0 if planned.in_memory else planned.triangle,
+            scratch=planned.scratch,
         )
 
     def predict(
@@ -143,6 +143,7 @@ class RidgeRegressor:
         return {
             "settings": self._used(),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
+            **({"alpha_chosen": _how_chosen(ridge)} if self.settings.alpha == "loo" else {}),
             "voxels_left_out": ridge.left_out_,
             **_form_record(ridge),
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
@@ -198,7 +199,7 @@ class RidgeRegressor:
         return RegressionPlan(
             work=max(fit.work, held + max(works)),
             summary="train rows without their images",
-            scratch=0 if fit.in_memory else fit.triangle,
+            scratch=fit.scratch,
         )
 
     def predict_left_out(
@@ -297,6 +298,12 @@ def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
         yield learned.choice.told(figures=figures)
     if learned.share is not None and not (learned.share > FLOOR).any():
         yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+
+
+def _how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
+    """How leave-one-out chose alpha: by eigenvectors for all alphas, or by a search with few Cholesky factors."""
+    found = {"by": "eigenvectors"} if ridge.search_ is None else ridge.search_.as_dict()
+    return {"of": len(ridge.alphas_), **found}
 
 
 def _form_record(ridge: "StreamingRidge") -> dict[str, Any]:

@@ -41,6 +41,7 @@ from leanrecon.regression.ridge.plan import (
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
+from leanrecon.regression.ridge.search import Search, search
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.regression.ridge.weights import through_weights
@@ -99,6 +100,8 @@ class StreamingRidge(LeftOut):
     Attributes
     ----------
     alpha_ : float, or array of float [targets] with ``per_target``
+    loo_errors_ : array of float [alphas]
+        With ``"loo"``, mean squared errors of ``alphas_``; NaN for those that a search passed by (see ``ridge.search``).
     left_out_ : int
         Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
     unreasonable_ : list of str
@@ -196,13 +199,17 @@ class StreamingRidge(LeftOut):
         kernel, cross = gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
         if (gamma := self.learned_.form.gamma) is not None:
             self._rbf = into_rbf(kernel, gamma, median_distance(kernel))
+        factor: Panels | None = None
+        self.search_: Search | None = None
         if self.alpha == "loo":
-            self._choose_alpha(kernel, dtype)
+            factor = self._choose_alpha(kernel, dtype, searched=plan.searched)
         else:
             self.alpha_: Any = float(self.alpha)
         if self.per_target:
             return
-        cholesky(kernel, self.alpha_, deflate=self._train.dual)
+        if factor is None:
+            cholesky(kernel, self.alpha_, deflate=self._train.dual)
+        kernel = factor or kernel
         if known is None or test is None:
             self._factor = kernel
             return
@@ -215,19 +222,25 @@ class StreamingRidge(LeftOut):
         dual = True if self.kernel_ == "rbf" else None
         return Centred(betas, self.moments_, scale=self.standardize, weights=self.voxel_weights_, dual=dual)
 
-    def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any]) -> None:
+    def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any], *, searched: bool) -> Panels | None:
+        """Choose alpha; returns the Cholesky factor for it where a search made that one last."""
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
-        spectrum = eigenvectors(kernel, deflate=self._train.dual)
-        self.alphas_ = grid
-        if self.per_target:
+        self.alphas_, factor = grid, None
+        spectrum = None if searched else eigenvectors(kernel, deflate=self._train.dual)
+        if self.per_target and spectrum is not None:
             self._spectrum = spectrum
             self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing)
-            return
+            return None
         projections = project(self.targets_, self.seed, dtype, self._pairing.weights)
-        errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
-        self.loo_errors_ = errors / (self.betas_.shape[0] * self.targets_.shape[1])
+        if spectrum is None:
+            self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed)
+            errors = self.search_.errors
+        else:
+            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
+        self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
+        return factor
 
     def with_targets(self, y: Any) -> "StreamingRidge":
         """The same fit for other targets of the same images: the factor is shared, nothing is computed again."""

@@ -1,0 +1,236 @@
+"""The alpha of least leave-one-out error by a few Cholesky factors, where the eigenvectors of a large kernel cost more.
+
+Some rows tell where the best alpha lies, by the eigenvectors of their part of the kernel. From there the errors of all rows
+go down the grid. With K + αI = L Lᵀ and G = (L Lᵀ)⁻¹ the residuals are αG Y, and the entries of I − S for the rows of an
+image are those of αG = α L⁻ᵀ L⁻¹, less their part along the ones (see ``loo``). The slope of the errors along log α says
+which way to go, and ends the search where the least error lies between two alphas:
+
+    dR / d log α = R − αG R   of residuals R,   d αG / d log α = αG (I − αG)
+
+The latter's entries are those of w (z − w)ᵀ on average, with w = αG z of random signs z (Hutchinson 1990, "A stochastic
+estimator of the trace of the influence matrix").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leanrecon.errors import InputError
+from leanrecon.memory import buffer
+from leanrecon.regression.ridge.group_errors import dual_group_errors, left_out_squares
+from leanrecon.regression.ridge.kernel import Panels, cholesky, copied, deflation, inverse_rows, part_of, solve
+from leanrecon.regression.ridge.loo import dual_errors, random_signs
+from leanrecon.regression.ridge.pairing import Groups, Pairing
+from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
+from leanrecon.regression.ridge.restandardise import group_rows
+from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.ridge.triangle import PAIRS
+from leanrecon.stores.matrix import panels
+
+Array = np.ndarray[Any, Any]
+
+STEP = 0.01
+"""Share of alpha over which a slope is told, to first order."""
+
+DRIFT = 1 / 3
+"""Most decades by which the best alpha is taken to grow with twice as many rows."""
+
+PARTS = 4
+"""Parts that the random vectors of a slope are cut into, to tell how sure it is."""
+
+SURE = 3.0
+"""Standard errors by which a slope differs from none."""
+
+_STREAM = 43  # of random numbers, and the next one
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where a search began and what it found."""
+
+    rows: list[int]
+    """Rows of the parts that told where to begin, the smallest first."""
+    first: int
+    """Where it began, by its place in the grid."""
+    errors: Array
+    """Sums of squared leave-one-out errors, float64 [alphas]; infinite for alphas that were passed by."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What run.json keeps of it."""
+        return {"by": "Cholesky factors", "tried": int(np.isfinite(self.errors).sum()), "begun_with_rows": self.rows}
+
+
+def search(
+    kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, *, seed: int
+) -> tuple[Search, Panels | None]:
+    """Look for the alpha of least leave-one-out error; ``kernel`` K [n, n] of centred rows stays as it is.
+
+    ``targets`` are centred [s, k] and used up; ``alphas`` ascend. Returns also the factor for the best alpha, where it was
+    made last. Where no alpha leaves K + αI regular all errors are infinite.
+    """
+    targets = pairing.expanded(targets)
+    rows, first = _begin(kernel, targets, alphas, pairing, seed)
+    left_out = _LeftOut(kernel, targets, pairing, seed)
+    del targets  # a copy is kept
+    errors = left_out.descend(alphas, first)
+    last_is_best = np.isfinite(errors).any() and left_out.alpha == alphas[int(np.argmin(errors))]
+    return Search(rows, first, errors), left_out.factor if last_is_best else None
+
+
+def descend(error: Callable[[int], float], slope: Callable[[], float], count: int, first: int) -> Array:
+    """Errors of ``count`` points of a grid on the way down from ``first`` to the least; infinite where they are not asked for.
+
+    ``slope`` is that of the point whose error was asked for last, 0 where it can't be told. The way ends where it goes
+    up, or is known to before the next point. An end of the grid is believed only if the middle of it is no better.
+    """
+    errors = np.full(count, np.inf)
+    _walk(error, slope, errors, first)
+    best, middle = int(np.argmin(errors)), count // 2
+    if best in (0, count - 1) and np.isinf(errors[middle]):  # a plateau may hide the valley
+        _walk(error, slope, errors, middle, below=errors[best])
+    return errors
+
+
+def _walk(
+    error: Callable[[int], float], slope: Callable[[], float], errors: Array, first: int, below: float = np.inf
+) -> None:
+    """Fill in errors from ``first`` to the least that is reached; no further than ``first`` if its error isn't ``below``."""
+    errors[first] = error(first)
+    if np.isfinite(below) and errors[first] >= below:
+        return
+    tilt = slope() if np.isfinite(errors[first]) else -1.0
+    for step in (1, -1):
+        at = first
+        while tilt * step <= 0 and 0 <= at + step < len(errors):
+            errors[at + step] = error(at + step)
+            if errors[at + step] > errors[at]:
+                break
+            at += step
+            tilt = slope() if np.isfinite(errors[at]) else -1.0
+        if at != first:
+            break
+
+
+def _begin(kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed: int) -> tuple[list[int], int]:
+    """The numbers of rows of halves of halves, and the place in the grid that they tell, on a few projections of targets [n, k].
+
+    The best alpha grows with the rows, so the next place is a step beyond the last one, the way that that went.
+    """
+    if len(alphas) == 1:
+        return [], 0
+    signs = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
+    sizes = [kernel.order]
+    while sizes[0] > SEARCH_ROWS:
+        sizes.insert(0, -(-sizes[0] // 2))
+    counts, first, before = [], 0, None
+    for size in sizes[:-1]:
+        rows = group_rows(pairing, size)
+        some = targets[rows] @ signs
+        some -= some.mean(axis=0, dtype=np.float64).astype(some.dtype)
+        small = part_of(kernel, rows)
+        index = None if pairing.index is None else np.unique(pairing.index[rows], return_inverse=True)[1]
+        paired = Pairing.of(index, len(rows), len(rows) if index is None else int(index.max()) + 1)
+        if before is None:
+            spectrum = eigenvectors(small, deflate=True)
+            if paired.repeats:
+                errors = dual_group_errors(spectrum, some, alphas, paired)
+            else:
+                errors = dual_errors(spectrum, some, alphas)
+            best = int(np.argmin(errors.sum(axis=1)))
+            first = best
+        else:
+            best = int(np.argmin(_LeftOut(small, some, paired, seed).descend(alphas, first)))
+            drift = np.clip(np.log10(alphas[best] / alphas[before]), -DRIFT, DRIFT)
+            first = int(np.argmin(np.abs(np.log10(alphas / alphas[best]) - drift)))
+        before = best
+        counts.append(len(rows))
+    return counts, first
+
+
+class _LeftOut:
+    """Leave-one-out errors of all rows under one alpha after the other, and their slopes."""
+
+    def __init__(self, kernel: Panels, targets: Array, pairing: Pairing, seed: int) -> None:
+        n = kernel.order
+        self.kernel, self.seed = kernel, seed
+        self.groups = Groups.of(np.arange(n) if pairing.index is None or not pairing.repeats else pairing.index)
+        (memory,) = kernel.memories(1)
+        self.constant = float(kernel.dtype.type(deflation(kernel.load(0, memory))))
+        self.factor: Panels | None = None
+        self.targets = buffer((targets.shape[1], n), kernel.dtype)
+        self.targets[:] = targets.T
+        self.residual = buffer(self.targets.shape, kernel.dtype)
+        self.alpha, self.kept, self.found = np.nan, np.empty(0), np.inf
+
+    def descend(self, alphas: Array, first: int) -> Array:
+        """Errors of alphas on the way from the ``first`` to the best; infinite for those that were passed by."""
+        return descend(lambda i: self.error(alphas[i]), self.slope, len(alphas), first)
+
+    def error(self, alpha: float) -> float:
+        """The sum of squared errors; infinite where K + αI is singular in the kernel's precision."""
+        self.alpha = alpha
+        self.factor = copied(self.kernel, self.factor)
+        try:
+            cholesky(self.factor, alpha, deflate=True)
+        except InputError:  # the search goes on with a larger alpha
+            self.found = np.inf
+            return np.inf
+        self.kept = self._kept(self.factor)
+        self.residual[:] = self.targets
+        self._shrink(self.residual, self.factor)
+        self.found = self._squares(self.residual.copy(), self.kept)
+        return self.found
+
+    def slope(self) -> float:
+        """How the sum of squared errors changes along log α where it was told last; 0 where random signs disagree on it."""
+        assert self.factor is not None
+        n, dtype = self.kernel.order, self.kernel.dtype
+        moved = buffer(self.residual.shape, dtype)
+        moved[:] = self.residual
+        self._shrink(moved, self.factor)
+        moved *= dtype.type(-STEP)
+        for row, residual in zip(moved, self.residual, strict=True):
+            row += residual * dtype.type(1 + STEP)
+        z = np.ascontiguousarray(random_signs(range(n), PROBES, [self.seed, _STREAM + 1]).T, dtype)
+        z -= z.mean(axis=1, dtype=np.float64)[:, None].astype(dtype)
+        w = z.copy()
+        self._shrink(w, self.factor)
+        z -= w
+        left, right = self.groups.pairs
+        slopes = []
+        for some in panels(PROBES, PROBES // PARTS):
+            a, b = w[some.start : some.stop], z[some.start : some.stop]
+            changes = (_products(a, b, left, right) + _products(b, a, left, right)) / (2 * len(some))
+            slopes.append((self._squares(moved.copy(), self.kept + STEP * changes) - self.found) / STEP)
+        mean, error = float(np.mean(slopes)), float(np.std(slopes, ddof=1)) / np.sqrt(PARTS)
+        return mean if abs(mean) > SURE * error else 0.0
+
+    def _kept(self, factor: Panels) -> Array:
+        """The entries of I − S for the pairs of all groups."""
+        n, (left, right) = factor.order, self.groups.pairs
+        kept = np.zeros(len(left))
+        for rows, part in inverse_rows(factor):
+            at = np.flatnonzero(np.maximum(left, right) < rows.stop)
+            kept[at] += _products(part, part, left[at], right[at])
+        kept *= self.alpha
+        kept -= self.alpha / (n * (self.alpha + n * self.constant))
+        return kept
+
+    def _shrink(self, rows: Array, factor: Panels) -> None:
+        """αG b in the place of each row b, [m, n]."""
+        solve(factor, rows)
+        rows *= rows.dtype.type(self.alpha)
+
+    def _squares(self, residual: Array, kept: Array) -> float:
+        return float(left_out_squares(residual.T, kept, self.groups).sum())
+
+
+def _products(a: Array, b: Array, left: Array, right: Array) -> Array:
+    """Products of columns ``left`` of ``a`` with columns ``right`` of ``b``, float64 [pairs]."""
+    result = np.empty(len(left))
+    for some in panels(len(left), PAIRS):
+        pair = slice(some.start, some.stop)
+        result[pair] = np.einsum("ij,ij->j", np.take(a, left[pair], axis=1), np.take(b, right[pair], axis=1))
+    return result
