@@ -12,7 +12,7 @@ from typing import Any
 
 from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError
 from leanrecon.execution.probe import Answer, answer
-from leanrecon.execution.tasks import SHARE, Task, different_versions, versions
+from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
 from leanrecon.execution.workers import DEATHS, Workers
 from leanrecon.memory import DEFAULT_SHARE, available_memory, format_bytes, parse_bytes
 from leanrecon.places import Location
@@ -25,6 +25,9 @@ CONNECT_WITHIN = 10.0
 
 WORKERS_WITHIN = 120.0
 """Seconds to wait for the first worker: those of a queue start late."""
+
+LEAST_WORK = 100_000_000
+"""Bytes that a worker without any room is told to have room for; what a stage takes is seen by its first task."""
 
 EXPECTED = "tcp://HOST:PORT, the scheduler's JSON file (dask scheduler --scheduler-file), or local:N for N workers here"
 
@@ -161,6 +164,9 @@ def ready(client: Any, run: Run, threads: int | None) -> Workers:
     _wait_for_workers(client, run.progress)
     answers = probed(client, study)
     check(answers, study)
+    roomy = with_room(answers)
+    for address in sorted(answers.keys() - roomy.keys()):
+        run.progress.say(f"the worker {address} is given no work: it holds as much as it may already")
     tell_limit(client, run.progress)
     task = Task(
         study=study.place.address(study.key),
@@ -172,14 +178,14 @@ def ready(client: Any, run: Run, threads: int | None) -> Workers:
         versions=versions(),
         threads=threads,
     )
-    hosts = len({one.host for one in answers.values()})
-    least = min(answers.values(), key=lambda one: one.allowed - one.held)
+    hosts = len({one.host for one in roomy.values()})
+    least = min(roomy.values(), key=lambda one: one.allowed - one.held)
     run.progress.say(
-        f"cluster: {len(answers)} worker{'s' if len(answers) > 1 else ''} on {hosts} machine{'s' if hosts > 1 else ''}, "
+        f"cluster: {len(roomy)} worker{'s' if len(roomy) > 1 else ''} on {hosts} machine{'s' if hosts > 1 else ''}, "
         f"each may hold {format_bytes(least.allowed)} or more"
         + (f"; dashboard {client.dashboard_link}" if client.dashboard_link and not _lacks_bokeh() else "")
     )
-    return Workers(client, task, run.progress, max(least.allowed - least.held, 0))
+    return Workers(client, task, run.progress, least.allowed - least.held)
 
 
 def _wait_for_workers(client: Any, progress: Progress) -> None:
@@ -236,6 +242,15 @@ def check(answers: Mapping[str, Answer], study: Location) -> None:
                 f"the worker {address} can't write to {study}: {one.writes}",
                 todo="give the workers' user the right to write there, or choose another --study",
             )
+
+
+def with_room(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """The workers that may hold more than they do; raises BudgetError where none may: Dask gives such no tasks."""
+    roomy = {address: one for address, one in answers.items() if one.allowed > one.held}
+    if not roomy:
+        least = min(answers.values(), key=lambda one: one.held)
+        WorkerBudget(least.allowed, least.held).require("any work", LEAST_WORK)
+    return roomy
 
 
 def tell_limit(client: Any, progress: Progress) -> None:

@@ -55,7 +55,9 @@ def test_an_address_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_other_versions_are_named_with_both() -> None:
     other = replace(SOUND, versions={**versions(), "numpy": "1.0", "moon": "3"})
-    with pytest.raises(LeanreconError, match=rf"tcp://b.*moon 3 \(driver: is missing\), numpy 1\.0 \(driver: {versions()['numpy']}\)"):
+    with pytest.raises(
+        LeanreconError, match=rf"tcp://b.*moon 3 \(driver: is missing\), numpy 1\.0 \(driver: {versions()['numpy']}\)"
+    ):
         check({"tcp://a": SOUND, "tcp://b": other}, as_location("study"))
     assert different_versions(versions(), versions()) == []
 

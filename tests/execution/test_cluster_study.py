@@ -16,8 +16,11 @@ import pytest
 
 import leanrecon
 from leanrecon.errors import BudgetError
+from leanrecon.execution.tasks import SHARE
+from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 
+dask = pytest.importorskip("dask", reason="dask.distributed is not installed (extra cluster)")
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
 TIMED = {"run.json", "report.html"}
@@ -84,10 +87,13 @@ SIMULATED: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do(tmp_path):
+@pytest.mark.parametrize("room", [-20_000_000, 6_000_000])
+def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do(room, tmp_path):
     settings = SIMULATED | {"features": {"pixels": {"kind": "pixels", "size": 32}}}
+    limit = int((process_memory() + room) / SHARE)
     with (
-        distributed.LocalCluster(1, 1, processes=False, memory_limit="64MB", dashboard_address=None) as cluster,
+        dask.config.set({"distributed.worker.memory.pause": False}),
+        distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
         pytest.raises(BudgetError, match=r"needs at least .* on a worker .*--memory-limit \d+MB"),
     ):
@@ -107,7 +113,10 @@ def test_a_driver_that_is_killed_continues_with_the_same_command_to_the_same_byt
     subprocess.run([*command, "alone"], cwd=tmp_path, check=True, capture_output=True)
     for reached in ("features/pca/train.zarr/c", "predictions/pca/test.zarr/c", "reconstructions/stage1/00003.png"):
         driver = subprocess.Popen(
-            [*command, "shared", "--cluster", "local:2"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [*command, "shared", "--cluster", "local:2"],
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         until = time.monotonic() + 300
         while not (shared / reached).exists() and driver.poll() is None and time.monotonic() < until:
