@@ -124,7 +124,7 @@ def test_a_driver_that_is_killed_continues_with_the_same_command_to_the_same_byt
         children = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
         driver.kill()
         driver.wait()
-        gone, left = psutil.wait_procs(children, timeout=60)
+        _, left = psutil.wait_procs(children, timeout=60)
         assert not left, "workers end with their driver"
     subprocess.run([*command, "shared", "--cluster", "local:2"], cwd=tmp_path, check=True, capture_output=True)
     assert contents(shared) == contents(alone)
