@@ -31,6 +31,7 @@ def run(
     overwrite: bool = False,
     mirror: "LocationLike | None" = None,
     progress: "Progress | None" = None,
+    cluster: Any = None,
 ) -> "StudyResults":
     """Run a study, or continue one that was stopped anywhere, and return its results.
 
@@ -52,12 +53,16 @@ def run(
         A second folder, or the URL of one in a bucket, that keeps what is finished.
     progress : leanrecon.progress.Progress, optional
         How progress is shown; by default plain lines on stderr.
+    cluster : str or dask.distributed.Client, optional
+        Workers that share the stages: ``"local:2"``, ``"tcp://HOST:8786"``, the path of a scheduler's JSON file, or a
+        client. A script that asks for ``"local:N"`` needs ``if __name__ == "__main__":``, as workers import it.
 
     Raises
     ------
     LeanreconError
         For everything that a user can mend: settings, data, budget, stores.
     """
+    from leanrecon.execution.cluster import Cluster
     from leanrecon.progress import PlainProgress
     from leanrecon.stages.pipeline import Pipeline
     from leanrecon.study.layout import Study
@@ -70,6 +75,7 @@ def run(
         overwrite=overwrite,
         progress=progress or PlainProgress(),
         mirror=mirror,
+        cluster=None if cluster is None else Cluster(cluster),
     )
     pipeline.run(until)
     return open(study)

@@ -1,11 +1,10 @@
 """What a piece of work is given beside its data: budget, seed, device, and where to write and report."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from leanrecon.memory import MemoryBudget
 from leanrecon.progress import Advance, Note, Progress
@@ -23,6 +22,26 @@ class Peaks:
     @property
     def largest(self) -> int:
         return max(self.projected, default=0)
+
+
+class Executor(Protocol):
+    """Workers that do the tasks of one piece of work; each opens its stores by their paths and writes whole chunks."""
+
+    workers: int
+    """How many there are now."""
+    free: int
+    """Bytes that work may take on the smallest of them, beside what it holds."""
+
+    def share(self, tasks: Sequence[Sequence[int]], given: Mapping[str, Any], arrived: "Arrived") -> None:
+        """Have every task done by one of them: the numbers of the chunks, rows or blocks that it makes.
+
+        ``given`` holds plain values that the piece needs; ``arrived`` is called in this thread. Raises what a task
+        raises, and BudgetError where it is too big for every worker.
+        """
+
+
+Arrived = Callable[[Sequence[int], Any, str], None]
+"""Takes the numbers of a task that was done, what it returned, and the name of its worker."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,9 @@ class Context:
     label: str = ""
     """What the work is called in progress and messages."""
     executor: Executor | None = None
-    """Where tasks run; None: in this process, one after the other."""
+    """Where the tasks of this piece run; None: in this process, one after the other."""
+    keeps: bool = False
+    """Whether networks stay loaded for the next call, as on a worker."""
     peaks: Peaks = field(default_factory=Peaks, compare=False)
     """The projected peaks of this stage, for its record."""
 
@@ -52,6 +73,11 @@ class Context:
     def of(cls, memory: "str | int | MemoryBudget | None" = None, **options: Any) -> "Context":
         """A context with a budget from its size, as in ``"4GB"``; None: 80 % of the free memory."""
         return cls(MemoryBudget.of(memory), **options)
+
+    @property
+    def free(self) -> int:
+        """Bytes that work may take where it is done, beside what is held there."""
+        return self.budget.free if self.executor is None else self.executor.free
 
     def require(self, work: str, nbytes: int) -> int:
         """The projected peak of ``nbytes`` of work beside what the process holds; raises BudgetError if it is too much."""

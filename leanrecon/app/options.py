@@ -38,6 +38,14 @@ Until = Annotated[
         "--until", metavar="STAGE", help="Last stage: dataset, features, regression, stage1, refine, evaluate."
     ),
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Share the work among Dask workers: tcp://HOST:PORT, the scheduler's JSON file, or local:N for N workers here.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
 
 

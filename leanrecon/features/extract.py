@@ -1,6 +1,6 @@
 """Encoding a store of images into feature rows, and decoding rows into images, batch by batch in planned memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from leanrecon.features.plan import AHEAD, BatchPlan, plan_decode, plan_extract
 from leanrecon.features.space import Array, FeatureSpace, ImageShape, Rows
 from leanrecon.memory import buffer
 from leanrecon.places import Location, LocationLike, as_location
-from leanrecon.progress import Progress
+from leanrecon.progress import Advance
 from leanrecon.stores import Store, read_ahead
 from leanrecon.stores.images import ImageReader, row_numbers
 from leanrecon.stores.images import image_shape as shape_of
 from leanrecon.stores.layout import plan_chunks
+from leanrecon.stores.shared import share_rows
 
 
 def extract(
@@ -45,10 +46,10 @@ def extract(
             images.shape, images.chunk_rows, (rows, columns), dims, space.cost(shape), free=free, batch=batch
         )
 
-    def encode(store: Store, plan: BatchPlan) -> None:
-        _encode(space, images, store, plan, context.progress)
+    def encode(store: Store, plan: BatchPlan, groups: Sequence[int], advance: Advance) -> None:
+        encode_groups(space, images, store, plan.batch, groups, advance)
 
-    work = Extraction(space, (images.rows, dims), {"images": images.content}, plan, encode)
+    work = Extraction(space, (images.rows, dims), {"images": images.content}, plan, encode, "images")
     return run_extraction(work, as_location(target), context, batch)
 
 
@@ -63,8 +64,12 @@ class Extraction:
     """The content of what is encoded."""
     plan: Callable[[int, int | None], BatchPlan]
     """Plans the encoding into free bytes, with a batch size or None for the best one."""
-    encode: Callable[[Store, BatchPlan], None]
-    """Writes the missing rows."""
+    encode: Callable[[Store, BatchPlan, Sequence[int], Advance], None]
+    """Writes groups of rows."""
+    unit: str
+    """What a row is encoded from, as progress calls it."""
+    examine: Callable[[Store], None] = lambda store: None
+    """Looks at all that is encoded before the first group."""
 
 
 def run_extraction(work: Extraction, target: Location, context: Context, batch: int | None = None) -> Store:
@@ -91,36 +96,45 @@ def run_extraction(work: Extraction, target: Location, context: Context, batch: 
             return store
         batch = store.notes.get("batch", batch)
     context = context.refreshed()
-    planned = work.plan(context.budget.free, batch)
-    context.require(f"features {work.space.name}", planned.work)
+    planned = work.plan(context.free, batch)
+    if context.executor is None:  # else every worker requires it
+        context.require(f"features {work.space.name}", planned.work)
     store = store or create(planned.batch)
     if store.notes.get("batch") is None:  # its record was damaged, and is proven by this run
         store.note(batch=planned.batch)
-    work.encode(store, planned)
+    work.examine(store)
+    missing = store.missing_row_groups()
+    done = store.rows - sum(len(store.group_rows(i)) for i in missing)
+    name = f"{work.space.name}, {store.path.stem}"
+    with context.progress.task(name, total=store.rows, unit=work.unit, done=done) as advance:
+        if context.executor is None:
+            work.encode(store, planned, missing, advance)
+        else:
+            share_rows(store, context.executor, {"batch": planned.batch}, advance)
     store.finish()
     return store
 
 
-def _encode(space: FeatureSpace, images: Store, store: Store, plan: BatchPlan, progress: Progress) -> None:
-    missing = store.missing_row_groups()
-    batches = [(i, rows) for i in missing for rows in cut(store.group_rows(i), plan.batch)]
+def encode_groups(
+    space: FeatureSpace, images: Store, store: Store, batch: int, groups: Sequence[int], advance: Advance
+) -> None:
+    """Encode the images of some groups of rows into their store; the next batch is read while one is encoded."""
+    batches = [(i, rows) for i in groups for rows in cut(store.group_rows(i), batch)]
     reader = ImageReader(images)
-    memories = [buffer((plan.batch * images.columns,), np.uint8) for _ in range(AHEAD)]
+    memories = [buffer((batch * images.columns,), np.uint8) for _ in range(AHEAD)]
     gathered = buffer((min(store.chunk_rows, store.rows), store.columns), np.float32)
 
     def read(item: tuple[int, range], memory: Array) -> Array:
         return reader.read(item[1], memory)
 
-    done = store.rows - sum(len(store.group_rows(i)) for i in missing)
-    with progress.task(f"{space.name}, {store.path.stem}", total=store.rows, unit="images", done=done) as advance:
-        for (i, rows), block in read_ahead(batches, read, memories):
-            group = store.group_rows(i)
-            features = space.encode(block, rows)
-            check_rows(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
-            gathered[rows.start - group.start : rows.stop - group.start] = features
-            if rows.stop == group.stop:
-                store.write_rows(i, gathered[: len(group)])
-            advance(len(rows))
+    for (i, rows), block in read_ahead(batches, read, memories):
+        group = store.group_rows(i)
+        features = space.encode(block, rows)
+        check_rows(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
+        gathered[rows.start - group.start : rows.stop - group.start] = features
+        if rows.stop == group.stop:
+            store.write_rows(i, gathered[: len(group)])
+        advance(len(rows))
 
 
 def decode_rows(

@@ -13,7 +13,7 @@ from leanrecon.features.space import FeatureSpace
 from leanrecon.memory import buffer
 from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import read_json
-from leanrecon.progress import Progress
+from leanrecon.progress import Advance
 from leanrecon.stores import Store
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks
@@ -78,28 +78,31 @@ def extract_captions(
     def plan(free: int, batch: int | None) -> BatchPlan:
         return plan_captions(n, (height, width), dims, space.cost(NO_IMAGE), free=free, batch=batch)
 
-    def encode(store: Store, plan: BatchPlan) -> None:
+    def examine(store: Store) -> None:
         found = space.examine(captions)
         if said := found.pop("said", ""):
             context.progress.say(f"{space.name}, {store.path.stem}: {said}")
         if record is not None:
             record.update({f"{store.path.stem}_{name}": value for name, value in found.items()})
-        _encode(space, captions, store, plan.batch, context.progress)
 
-    work = Extraction(space, (n, dims), {"captions": fingerprint({"captions": captions})}, plan, encode)
+    def encode(store: Store, plan: BatchPlan, groups: Sequence[int], advance: Advance) -> None:
+        encode_captions(space, captions, store, plan.batch, groups, advance)
+
+    made_of = {"captions": fingerprint({"captions": captions})}
+    work = Extraction(space, (n, dims), made_of, plan, encode, "rows", examine)
     return run_extraction(work, as_location(target), context, batch)
 
 
-def _encode(space: FeatureSpace, captions: Captions, store: Store, batch: int, progress: Progress) -> None:
-    missing = store.missing_row_groups()
+def encode_captions(
+    space: FeatureSpace, captions: Captions, store: Store, batch: int, groups: Sequence[int], advance: Advance
+) -> None:
+    """Encode the captions of some groups of rows into their store."""
     gathered = buffer((min(store.chunk_rows, store.rows), store.columns), np.float32)
-    done = store.rows - sum(len(store.group_rows(i)) for i in missing)
-    with progress.task(f"{space.name}, {store.path.stem}", total=store.rows, unit="rows", done=done) as advance:
-        for i in missing:
-            group = store.group_rows(i)
-            for rows in cut(group, batch):
-                features = space.encode(captions[rows.start : rows.stop], rows)
-                check_rows(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
-                gathered[rows.start - group.start : rows.stop - group.start] = features
-                advance(len(rows))
-            store.write_rows(i, gathered[: len(group)])
+    for i in groups:
+        group = store.group_rows(i)
+        for rows in cut(group, batch):
+            features = space.encode(captions[rows.start : rows.stop], rows)
+            check_rows(features, (len(rows), store.columns), rows, f"the feature space {space.name} gave")
+            gathered[rows.start - group.start : rows.stop - group.start] = features
+            advance(len(rows))
+        store.write_rows(i, gathered[: len(group)])

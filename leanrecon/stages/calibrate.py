@@ -8,7 +8,7 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.calibration.calibration import CalibrationData, CalibrationShapes
 from leanrecon.context import Context
-from leanrecon.errors import SettingsError
+from leanrecon.errors import SettingsError, StoreError
 from leanrecon.features.extract import decode_rows
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import resize, with_channels
@@ -122,6 +122,17 @@ def learned_calibration(run: Run, variant: Variant, space: Any, context: Context
             f"calibrated {after:.4g}: it {effect}"
         )
     variant.study.first_images.delete_tree()
+    return calibration
+
+
+def found_calibration(run: Run, variant: Variant, space: Any, context: Context) -> Any:
+    """The calibration of a variant, learned before; None where first images are left as they are."""
+    calibration = make_calibration(run.settings)
+    if not calibration.calibrates or too_few(run.settings, len(variant.train_images)):
+        return None
+    folder = variant.study.network(NETWORK)
+    if not calibration.find(folder.local_path(), made_of_calibration(run, variant, space), context):
+        raise StoreError(f"there is no calibration at {folder}", todo="run the same command again to learn it")
     return calibration
 
 

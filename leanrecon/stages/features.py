@@ -1,6 +1,6 @@
 """The stage features: every image, or its captions, as rows of numbers of each feature space."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +8,21 @@ import numpy as np
 
 from leanrecon import kinds
 from leanrecon.context import Context
-from leanrecon.features.extract import extract
-from leanrecon.features.extract_captions import extract_captions, read_captions
+from leanrecon.features.extract import encode_groups, extract
+from leanrecon.features.extract_captions import (
+    NO_IMAGE,
+    check_captions,
+    encode_captions,
+    extract_captions,
+    read_captions,
+)
 from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.places import Location
 from leanrecon.stages.precomputed import extract_precomputed
-from leanrecon.stages.stage import LIBRARY_NBYTES, PlannedStage, Planning, Run
+from leanrecon.stages.stage import LIBRARY_NBYTES, Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.shared import open_begun, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
@@ -80,10 +87,27 @@ class FeaturesStage:
                 images = Store.open(run.study.stimuli("train"))
                 space.fit(images, study.fitted(name), context, rows=variant.train_images)
             for split, path in zip(splits, stores, strict=True):
-                _ENCODERS[space.inputs](run, variant, space, Split(split, path), context, record)
+                named = {"variant": variant.name, "space": name, "split": split}
+                shared = run.shared(context, self.name, named) if space.inputs in _PIECES else context
+                _ENCODERS[space.inputs](run, variant, space, Split(split, path), shared, record)
             if name in unconditional_spaces(run.settings):
                 keep_unconditional(space, run.image_shape, unconditional, context)
             record["settings"] = run.settings.features[name].model_dump(exclude_none=True)
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Encodes groups of rows of one split in one feature space, on a worker."""
+        variant, space = variant_named(run, named["variant"]), run.spaces[named["space"]]
+        study, split = variant.features(space.learns), named["split"]
+        if space.learns:
+            space.load(study.fitted(space.name))
+        store = open_begun(study.features(space.name, split), named["of"])
+        encode = _PIECES[space.inputs](run, variant, space, Split(split, store.path), store, named["batch"], context)
+
+        def work(groups: Sequence[int]) -> Any:
+            encode(groups)
+            return receipts_of(store, [(i, j) for i in groups for j in range(store.column_groups)])
+
+        return work
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,30 @@ def _read_rows(run: Run, variant: Variant, space: Any, split: Split, context: Co
     folds = bool(run.settings.dataset.folds)
     extract_precomputed(space, run.study, split.name, split.path, context, folds=folds)
 
+
+def _image_piece(
+    run: Run, variant: Variant, space: Any, split: Split, store: Store, batch: int, context: Context
+) -> Callable[[Sequence[int]], None]:
+    images = Store.open(run.study.stimuli(split.name))
+    chunks, shape = (store.chunk_rows, store.chunk_columns), run.image_shape
+    cost, free = space.cost(shape), context.budget.free
+    plan = plan_extract(images.shape, images.chunk_rows, chunks, store.columns, cost, free=free, batch=batch)
+    context.require(f"features {space.name}", plan.work)
+    return lambda groups: encode_groups(space, images, store, batch, groups, lambda rows: None)
+
+
+def _caption_piece(
+    run: Run, variant: Variant, space: Any, split: Split, store: Store, batch: int, context: Context
+) -> Callable[[Sequence[int]], None]:
+    captions = check_captions(read_captions(run.study.captions(split.name), len(variant.rows.ids[split.name])))
+    chunks, free = (store.chunk_rows, store.chunk_columns), context.budget.free
+    plan = plan_captions(store.rows, chunks, store.columns, space.cost(NO_IMAGE), free=free, batch=batch)
+    context.require(f"features {space.name}", plan.work)
+    return lambda groups: encode_captions(space, captions, store, batch, groups, lambda rows: None)
+
+
+_PIECES = {"images": _image_piece, "captions": _caption_piece}
+"""What workers do; rows that lie in files are read by this process."""
 
 _ENCODERS = {"images": _encode_images, "captions": _encode_captions, "ids": _read_rows}
 """How the features of a split are made, by what a space takes."""

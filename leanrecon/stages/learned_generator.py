@@ -6,6 +6,7 @@ import numpy as np
 
 from leanrecon import kinds
 from leanrecon.context import Context
+from leanrecon.errors import StoreError
 from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
 from leanrecon.features.extract import decode_rows
 from leanrecon.features.first_images import decoding_space, picture_shape
@@ -78,6 +79,13 @@ def learn_generator(run: Run, variant: Variant, generator: Any, context: Context
         fresh.require(labelled.label, generator.plan_learning(_shapes(train), fresh.budget.free).work)
         generator.learn(train, folder, made_of, labelled)
     return fingerprint(made_of)
+
+
+def find_generator(run: Run, variant: Variant, generator: Any, context: Context) -> None:
+    """Load what the generator learned before from a variant's train rows; raises StoreError where it did not."""
+    folder = variant.study.network(GENERATOR)
+    if not generator.find(folder.local_path(), _made_of(run, variant, generator), context):
+        raise StoreError(f"{folder} lacks what the generator learned", todo="run the same command again")
 
 
 def _made_of(run: Run, variant: Variant, generator: Any) -> dict[str, Any]:

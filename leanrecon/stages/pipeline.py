@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -103,7 +104,10 @@ class Pipeline:
         overwrite: bool = False,
         progress: Progress | None = None,
         mirror: LocationLike | None = None,
+        cluster: Any = None,
     ) -> None:
+        """``cluster`` (``execution.cluster.Cluster``) gives the workers that share the stages; None: this process works."""
+        self._cluster = cluster
         progress = progress or Progress()
         kept = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
         self._run = Run(settings, study, base_dir, overwrite, progress, kept)
@@ -125,12 +129,19 @@ class Pipeline:
                 self._write_settings(stages_of(settings))
             heal(run.study)
             load_library()
-            for k, stage in enumerate(stages):
-                run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}")
-                stage.run(run)
-                self._write_settings(stages[: k + 1])  # once this stage has accepted them
+            with contextlib.nullcontext() if self._cluster is None else self._cluster.opened(run) as run.workers:
+                for k, stage in enumerate(stages):
+                    run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}{self._where(stage)}")
+                    stage.run(run)
+                    self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
                 run.mirror.keep()
+
+    def _where(self, stage: Stage) -> str:
+        """Where a stage works, if there are workers."""
+        if self._run.workers is None:
+            return ""
+        return ", on workers" if hasattr(stage, "piece") else ", in this process"
 
     def _check(self, stages: Sequence[Stage]) -> None:
         """Refuse what can't work before anything is done."""

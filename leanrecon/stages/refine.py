@@ -1,6 +1,7 @@
 """The stage refine: final images, by a generator from first images and predicted features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from leanrecon.features.unconditional import read_unconditional
 from leanrecon.places import Location
 from leanrecon.refinement.baselines import without_brain
 from leanrecon.stages.joined import join_pictures
-from leanrecon.stages.learned_generator import learn_generator, learns, plan_learning
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.learned_generator import find_generator, learn_generator, learns, plan_learning
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.shared import PicturesPart, share_pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import GENERATOR
 from leanrecon.study.settings import Settings
@@ -60,11 +62,12 @@ class RefineStage:
             with run.recorded(self.name, variant.study, folders, networks=networks) as (record, context):
                 generator = self._generator(run, context)
                 learned = learn_generator(run, variant, generator, context) if networks else None
+                told: list[dict[str, Any]] = []
                 for one, folder in zip(every, folders, strict=True):
                     label = f"{variant.label}refine" + (f", {one.baseline}" if one.baseline else "")
-                    self._draw(run, one, generator, folder, context.named(label), learned)
+                    told += self._draw(run, one, generator, folder, context.named(label), learned)
                 record["settings"] = settings.model_dump(exclude_none=True)
-                record |= generator.record()
+                record |= joined_records(generator, told) if told else generator.record()
         join_pictures(run, predicted, "final", self.name)
 
     @staticmethod
@@ -75,34 +78,58 @@ class RefineStage:
 
     def _draw(
         self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context, learned: str | None
-    ) -> None:
-        """Draw the final images that are missing from first images and features of the same rows."""
+    ) -> list[dict[str, Any]]:
+        """Draw the final images that are missing from first images and features of the same rows.
+
+        Returns what the generators of workers tell of it, if any drew.
+        """
+        inputs = self._inputs(run, variant, generator)
+        made_of = inputs.made_of | ({} if learned is None else {"learned": learned})
+        if variant.baseline and variant.baseline != ORACLE:
+            made_of |= {"baseline": variant.baseline, "seed": context.seed}
+        shape = generator.shape or inputs.first.shape
+        out = Pictures.create(folder, inputs.first.rows, shape, made_of=made_of, overwrite=context.overwrite)
+        if out.complete:
+            return []
+        named = {"variant": variant.made_from("").name, "baseline": variant.baseline}
+        context = run.shared(context, self.name, named) if generator.refines else context
+        if context.executor is None:
+            generator.draw(*inputs.shown(context), out, context)
+            return []
+        with context.task(total=out.rows, unit="images", done=out.rows - len(out.missing())) as advance:
+            told = share_pictures(out, context.executor, {}, advance)
+        out.finish()
+        return told
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Draws final images of one variant or baseline, on a worker."""
+        whole = variant_named(run, named["variant"])
+        variant, generator = whole.made_from(named["baseline"]), self._generator(run, context)
+        if learns(run.settings):
+            find_generator(run, whole, generator, context)
+        first, rows = self._inputs(run, variant, generator).shown(context)
+
+        def work(images: Sequence[int]) -> Any:
+            part = PicturesPart(variant.study.reconstructions("final"), named["of"], images)
+            generator.draw(first, rows, part, context)
+            return part.receipts(), generator.record()
+
+        return work
+
+    def _inputs(self, run: Run, variant: Variant, generator: Any) -> "_Inputs":
         oracle = variant.baseline == ORACLE
         source = variant if oracle else variant.made_from("")
         first = Pictures.open(source.study.reconstructions("stage1"))
-        roles = generator.roles(run.settings.refine)
         rows: dict[str, Matrix] = {}
         made_of: dict[str, Any] = {"stage1": first.content, "refine": generator.made_of()}
-        for role, space in roles.items():
+        for role, space in generator.roles(run.settings.refine).items():
             store = self._features(run, source, space, true=oracle)
             made_of[role] = store.content
             rows[role] = self._rows(run, source, space, store, true=oracle)
-        if learned is not None:
-            made_of["learned"] = learned
         if getattr(generator, "measured", None) and generator.measured(run.settings.refine):
             rows["betas"] = source.test_betas()
             made_of["betas"] = Store.open(run.study.betas(source.test_split)).content
-        if variant.baseline and not oracle:
-            made_of |= {"baseline": variant.baseline, "seed": context.seed}
-        shape = generator.shape or first.shape
-        out = Pictures.create(folder, first.rows, shape, made_of=made_of, overwrite=context.overwrite)
-        if out.complete:
-            return
-        images: Any = first
-        inputs: Any = rows
-        if variant.baseline and not oracle:
-            images, inputs = without_brain(variant.baseline, first, rows, seed=context.seed)
-        generator.draw(images, inputs, out, context)
+        return _Inputs(first, rows, made_of, "" if oracle else variant.baseline)
 
     @staticmethod
     def _features(run: Run, variant: Variant, space: str, *, true: bool) -> Store:
@@ -114,6 +141,29 @@ class RefineStage:
     def _rows(run: Run, variant: Variant, space: str, store: Store, *, true: bool) -> Matrix:
         """Predictions, or true features, one row a test row."""
         return variant.test_features(space, run.spaces[space].learns) if true else as_matrix(store)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What final images of one variant are drawn from."""
+
+    first: Pictures
+    rows: dict[str, Matrix]
+    made_of: dict[str, Any]
+    baseline: str
+    """The baseline that these are the inputs of, if they are changed for one."""
+
+    def shown(self, context: Context) -> tuple[Any, Any]:
+        """First images and rows as the generator sees them."""
+        if not self.baseline:
+            return self.first, self.rows
+        return without_brain(self.baseline, self.first, self.rows, seed=context.seed)
+
+
+def joined_records(generator: Any, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What run.json keeps of images that several workers drew."""
+    join: Any = getattr(generator, "joined", None)
+    return {"on_workers": list(records)} if join is None else join(records)
 
 
 def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The stage regression: predicted features of the test rows, for every feature space and every variant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.calibrate import needs_train_rows, too_few
 from leanrecon.stages.joined import join_nbytes, join_predictions
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
+from leanrecon.stores.shared import open_begun, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.network_copies import brought
 from leanrecon.study.record import tells
@@ -100,7 +102,25 @@ class RegressionStage:
             done = all(output.store.complete for output in outputs) and all(path.is_file() for path in kept)
             if not done or not tells(variant.study, stage, made):
                 record["settings"] = settings.model_dump(exclude_none=True)
+                named = {"variant": variant.name, "space": name}
+                context = run.shared(context, self.name, named) if _shares(regressor) else context
                 record |= regressor.predict(data, outputs, context, shared)
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Predicts blocks of one feature space, on a worker, from what the fit in the driver left."""
+        variant, space = variant_named(run, named["variant"]), run.spaces[named["space"]]
+        settings = run.settings.regression[space.name]
+        paired = replace(variant, pairing=named["pairing"])
+        store = open_begun(paired.study.predictions(space.name), named["of"])
+        targets = variant.train_features(space.name, space.learns)
+        labelled = context.named(f"regression {space.name}")
+        predict = kinds.kind_of("regressors", settings)(settings).piece(targets, store, named, labelled)
+
+        def work(blocks: Sequence[int]) -> Any:
+            predict(blocks)
+            return receipts_of(store, [(i, j) for j in blocks for i in range(store.row_groups)])
+
+        return work
 
     @staticmethod
     def _output(variant: Variant, data: RegressionData, name: str, made_of: dict[str, Any], context: Context) -> Output:
@@ -163,6 +183,11 @@ class RegressionStage:
         if variant.voxels is not None:
             made_of["voxels"] = fingerprint({"voxels": list(variant.voxels)})
         return made_of
+
+
+def _shares(regressor: Any) -> bool:
+    """Whether workers may stream the targets of a regressor."""
+    return bool(getattr(regressor, "shares", False))
 
 
 def _leaves_out(settings: Settings, regressor: Any) -> bool:

@@ -1,14 +1,14 @@
 """What a stage is, and what all stages of one run share."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from leanrecon import kinds
-from leanrecon.context import Context
+from leanrecon.context import Context, Executor
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.features.extract_captions import NO_IMAGE
 from leanrecon.features.first_images import decoding_space, picture_shape
@@ -21,6 +21,7 @@ from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.record import recorded
 from leanrecon.study.settings import Settings
+from leanrecon.study.variants import Variant, variants
 
 LIBRARY_NBYTES = {"sklearn": 90_000_000, "torch": 180_000_000, "transformers": 340_000_000, "diffusers": 390_000_000}
 """Bytes of libraries that stay in the process once they were used. The last three bring each other."""
@@ -123,6 +124,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     mirror: Any = None
     """Keeps a copy of what is finished (``study.mirror.Mirror``), or None."""
+    workers: "Workers | None" = None
+    """Of a cluster; None: every stage works in this process."""
 
     @cached_property
     def spaces(self) -> dict[str, Any]:
@@ -157,6 +160,10 @@ class Run:
             label=label,
         )
 
+    def shared(self, context: Context, stage: str, named: Mapping[str, Any]) -> Context:
+        """The context of a piece of a stage, which ``named`` tells apart: with the workers that share it, if there are any."""
+        return context if self.workers is None else replace(context, executor=self.workers.piece(stage, named))
+
     @contextlib.contextmanager
     def recorded(
         self,
@@ -174,8 +181,30 @@ class Run:
         follow = self.mirror.following() if self.mirror is not None and networks else contextlib.nullcontext()
         with recorded(stage, study, context, products, networks) as record, follow:
             yield record, context
+            if self.workers is not None and (peaks := self.workers.told()):
+                record |= {"workers": len(peaks), "worker_peak_bytes": max(peaks.values())}
         if self.mirror is not None:
             self.mirror.keep_or_warn()
+
+
+Piece = Callable[[Sequence[int]], Any]
+"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks."""
+
+
+class Workers(Protocol):
+    """Workers of a cluster, for one study."""
+
+    def piece(self, stage: str, named: Mapping[str, Any]) -> Executor:
+        """Those that share a piece of a stage. On each of them ``piece`` of the stage makes the function that does its tasks."""
+
+    def told(self) -> dict[str, int]:
+        """The most that each worker held since this was asked last, in bytes."""
+
+
+def variant_named(run: Run, name: str, *, pairing: int | None = None, baseline: str = "") -> Variant:
+    """The variant of a study with this name, with a random pairing or a baseline beside it."""
+    found = next(one for one in variants(run.study, run.settings) if one.name == name)
+    return replace(found, pairing=pairing, baseline=baseline)
 
 
 class Stage(Protocol):
@@ -191,6 +220,13 @@ class Stage(Protocol):
 
     def run(self, run: Run) -> None:
         """Do what is missing of the stage."""
+
+
+class SharedStage(Stage, Protocol):
+    """A stage whose work is shared among workers, if there are any."""
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Open what a piece of the stage needs, in the process of a worker, and return what does its tasks."""
 
 
 def make_spaces(settings: Settings, base_dir: Path | None = None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The stage stage1: first images, drawn from predicted features by their space's own decoder."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from leanrecon.places import Location
 from leanrecon.stages.calibrate import (
     NETWORK,
     check_calibration,
+    found_calibration,
     learned_calibration,
     made_of_calibration,
     make_calibration,
@@ -21,12 +22,13 @@ from leanrecon.stages.calibrate import (
     plan_calibration,
 )
 from leanrecon.stages.joined import join_pictures
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.matrix import as_matrix
 from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.shared import PicturesPart, share_pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.variants import ORACLE, Variant, variants
 
@@ -97,6 +99,54 @@ class StageOneStage:
     def _draw(
         self, run: Run, variant: Variant, space: Any, calibration: Any, folder: Location, context: Context
     ) -> None:
+        drawing = _Drawing.of(run, variant, space, calibration)
+        pictures = Pictures.create(
+            folder, drawing.count, drawing.shape, made_of=drawing.made_of, overwrite=context.overwrite
+        )
+        named = {"variant": replace(variant, pairing=None, baseline="").name}
+        named |= {"pairing": variant.pairing, "baseline": variant.baseline}
+        context = run.shared(context.named(f"{variant.parent_label}{drawing.name}"), self.name, named)
+        if context.executor is None:
+            drawing.draw(space, pictures, context)
+            return
+        done = pictures.rows - len(pictures.missing())
+        with context.task(total=pictures.rows, unit="images", done=done) as advance:
+            share_pictures(pictures, context.executor, {}, advance)
+        pictures.finish()
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Draws first images of one variant, on a worker."""
+        whole = variant_named(run, named["variant"])
+        variant = replace(whole, pairing=named["pairing"], baseline=named["baseline"])
+        space = run.first_space
+        space.load(variant.features(space.learns).fitted(space.name))
+        if space.calibrates:
+            space.load_calibration(whole.study.calibration(space.name))
+        drawing = _Drawing.of(run, variant, space, found_calibration(run, whole, space, context))
+
+        def work(rows: Sequence[int]) -> Any:
+            part = PicturesPart(variant.study.reconstructions("stage1"), named["of"], rows)
+            drawing.draw(space, part, context)
+            return part.receipts(), None
+
+        return work
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The first images of one variant: what they are decoded from, and how."""
+
+    name: str
+    features: Store
+    rows: list[int] | None
+    calibrated: Any
+    images: ImageShape
+    """The shape of the stimuli."""
+    shape: ImageShape
+    made_of: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, variant: Variant, space: Any, calibration: Any) -> "_Drawing":
         images = image_shape(Store.open(run.study.stimuli("train")))
         size = run.settings.stage1.size if variant.pairing is None and not variant.baseline else "decoded"
         made_of: dict[str, Any] = {"space": space.made_of() | space.decode_made_of()}
@@ -116,8 +166,12 @@ class StageOneStage:
                     run, replace(variant, pairing=None), space
                 )
             name = "stage 1" if variant.pairing is None else f"stage 1, shuffled betas {variant.pairing + 1}"
-        shape: ImageShape = picture_shape(space, size, images)
-        count = features.rows if rows is None else len(rows)
-        pictures = Pictures.create(folder, count, shape, made_of=made_of, overwrite=context.overwrite)
-        prefix = variant.parent_label
-        draw(space, features, pictures, images, context.named(f"{prefix}{name}"), rows=rows, calibrated=calibrated)
+        return cls(name, features, rows, calibrated, images, picture_shape(space, size, images), made_of)
+
+    @property
+    def count(self) -> int:
+        return self.features.rows if self.rows is None else len(self.rows)
+
+    def draw(self, space: Any, pictures: Pictures, context: Context) -> None:
+        """Draw what ``pictures`` lack, and finish them."""
+        draw(space, self.features, pictures, self.images, context, rows=self.rows, calibrated=self.calibrated)

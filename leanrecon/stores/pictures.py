@@ -180,6 +180,14 @@ class Pictures:
     def _digests_of(self, row: int) -> tuple[str, str]:
         return _digest(self.file(row).read_bytes()), _digest(self.read(row))
 
+    def is_as(self, row: int, checksum: str) -> bool:
+        """Whether the file of a row is there with this checksum."""
+        return self._has(row) and _digest(self.file(row).read_bytes()) == checksum
+
+    def believe(self, row: int, file: str, pixels: str) -> None:
+        """Note down the checksums of an image that another process wrote, of its file and of its pixels."""
+        self._digests[row] = file, pixels
+
     def read(self, row: int) -> Array:
         """The image of a row, uint8 [height, width, channels]; raises StoreError if it is damaged."""
         from PIL import Image, UnidentifiedImageError

@@ -5,11 +5,12 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanrecon.app.options import (
+    ClusterOption,
     Memory,
     Overwrite,
     Sets,
@@ -48,20 +49,22 @@ def run(
             "--mirror", metavar="FOLDER|URL", help="Keep what is finished there too, and begin with what it has."
         ),
     ] = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Run a study, or continue one that was stopped anywhere."""
     settings, base_dir = read(source, sets, memory)
     if accepts_terms(settings):
         settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
+    from leanrecon.execution.cluster import Cluster
     from leanrecon.stages.pipeline import Pipeline, stages_until
     from leanrecon.study.layout import Study
 
+    workers = None if cluster is None else Cluster(cluster)
     last = stages_until(settings, until)[-1].name
     folder = folder_of(source, study)
     began = time.monotonic()
-    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=progress(), mirror=mirror).run(
-        last
-    )
+    options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "mirror": mirror, "cluster": workers}
+    Pipeline(settings, Study(folder), base_dir=base_dir, **options).run(last)
     tell_end(folder, last, time.monotonic() - began)
     say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
 
@@ -85,6 +88,7 @@ def demo(
     memory: Memory = None,
     overwrite: Overwrite = False,
     sets: Sets = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Reconstruct what a simulated subject saw, offline and on any machine."""
     lacking = [name for name in _NETWORKS if find_spec(name) is None]
@@ -98,7 +102,7 @@ def demo(
     from leanrecon.study.recipes import recipes
 
     name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
-    run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets)
+    run(str(recipes()[name]), study or Path(name), memory, overwrite=overwrite, sets=sets, cluster=cluster)
 
 
 @app.command()

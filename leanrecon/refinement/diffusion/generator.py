@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -80,7 +80,7 @@ class DiffusionGenerator:
         self.black: list[int] = []
         """Rows that are black in float32 too."""
         self.mode: str | None = None
-        self._loaded: tuple[DiffusionPlan, sampling.Networks] | None = None
+        self._loaded: tuple[tuple[str, str], sampling.Networks] | None = None
         if settings.offload == "stream" and self.device != "cpu":
             raise SettingsError(f'refine.offload = "stream" on {self.device}', expected='"disk", or device = "cpu"')
         if self.device == "mps" and settings.offload not in ("auto", "none"):
@@ -141,6 +141,14 @@ class DiffusionGenerator:
         """How it ran, the median time an image, and the rows that failed at first."""
         record = {"mode": self.mode, "precision": self.precision, "retried": self.retried, "black": self.black}
         return record | ({"seconds_per_image": float(np.median(self.seconds))} if self.seconds else {})
+
+    @staticmethod
+    def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The record of images that several processes drew, from the record of each."""
+        record = dict(records[0])
+        record |= {key: sorted({row for one in records for row in one[key]}) for key in ("retried", "black")}
+        seconds = [one["seconds_per_image"] for one in records if "seconds_per_image" in one]
+        return record | ({"seconds_per_image": float(np.median(seconds))} if seconds else {})
 
     # How it will run
 
@@ -210,7 +218,8 @@ class DiffusionGenerator:
                         self._draw_batch(job, rows, lacking)
                         advance(len(lacking))
             finally:
-                self._loaded = None  # frees the memory for what comes next
+                if not context.keeps:
+                    self._loaded = None  # frees the memory for what comes next
             self.mode = plan.mode
         out.finish()
 
@@ -274,8 +283,9 @@ class DiffusionGenerator:
         return image
 
     def _networks(self, plan: DiffusionPlan) -> sampling.Networks:
-        """The networks with their weights, loaded once for a plan."""
-        if self._loaded is None or self._loaded[0] != plan:
+        """The networks with their weights, loaded once for a mode and a precision."""
+        loaded_as = plan.mode, plan.precision
+        if self._loaded is None or self._loaded[0] != loaded_as:
             self._loaded = None
             parts = []
             for source in self.model.sources(plan.precision):
@@ -284,7 +294,7 @@ class DiffusionGenerator:
                 content = fingerprint({"part": source.part.content, "lora": updates})
                 parts.append(place(source, plan.mode, device=self.device, scratch=self.scratch, content=content))
             self.model.prepare(parts[0].network)
-            self._loaded = plan, sampling.Networks(parts[0], parts[1], plan.precision, self.device)
+            self._loaded = loaded_as, sampling.Networks(parts[0], parts[1], plan.precision, self.device)
         return self._loaded[1]
 
 

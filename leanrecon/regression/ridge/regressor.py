@@ -1,7 +1,7 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,8 @@ _FLOAT = 4  # bytes of float32
 
 _PAGE = 4096  # bytes that a tile may take beside its numbers
 
+_NOT_SHARED = "workers take hat matrices of at most 1,024 test rows, and one alpha for all targets"
+
 _SHARED = "ridge"  # the key of the ridge that was fitted last
 
 
@@ -53,6 +55,9 @@ class RidgeRegressor:
     """Ridge regression from betas to the rows of a feature space."""
 
     Settings: ClassVar[type[BaseModel]] = RidgeSettings
+
+    shares: ClassVar = True
+    """Whether workers may stream its targets (``piece``)."""
 
     def __init__(self, settings: RidgeSettings) -> None:
         self.settings = settings
@@ -138,7 +143,7 @@ class RidgeRegressor:
         with context.task(total=total, unit="blocks", done=done) as advance:
             for out in outputs:
                 paired = ridge if out.pairing is None else ridge.shuffled([context.seed, out.pairing])
-                paired.predict_into(data.test, out.store, advance=advance)
+                _stream(paired, data, out, context, advance)
                 out.store.finish()
         return {
             "settings": self._used(),
@@ -148,6 +153,17 @@ class RidgeRegressor:
             **_form_record(ridge),
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
+
+    @staticmethod
+    def piece(
+        targets: "Matrix", store: "Store", given: Mapping[str, Any], context: Context
+    ) -> "Callable[[Sequence[int]], None]":
+        """What a worker does: it streams blocks of targets through the hat matrices that ``predict`` wrote."""
+        from leanrecon.regression.ridge.hats import Hats
+
+        hats = Hats.read(store.path.parent / "hats" / given["hats"])
+        context.require(context.label, hats.work + hats.nbytes)
+        return lambda blocks: hats.stream_into(store, targets, blocks)
 
     def linear(self, record: Mapping[str, Any] | None, predictions: "Location") -> "Linear":
         """The linear ridge of one feature space, from what run.json keeps of it and what lies beside its predictions.
@@ -289,6 +305,26 @@ class RidgeRegressor:
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
         return ridge
+
+
+def _stream(
+    ridge: "StreamingRidge", data: RegressionData, out: Output, context: Context, advance: Callable[[int], None]
+) -> None:
+    """Stream the targets into a store of predictions: here, or on workers that read the hat matrices from a file."""
+    from leanrecon.stores.shared import share_columns
+
+    path = out.store.path.parent / "hats" / f"{out.store.path.name}.hats"
+    hats = None
+    if context.executor is not None and out.store.missing_column_groups():
+        hats = ridge.known_hats(out.store.chunk_columns)
+        if hats is None:
+            context.progress.say(f"{context.label}: streamed in this process, as {_NOT_SHARED}")
+    if hats is None or context.executor is None:
+        ridge.predict_into(data.test, out.store, advance=advance)
+    else:
+        hats.write(path)
+        share_columns(out.store, context.executor, {"pairing": out.pairing, "hats": path.name}, advance)
+    path.parent.delete_tree()  # what a killed run left, too
 
 
 def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:

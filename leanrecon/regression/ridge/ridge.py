@@ -20,6 +20,7 @@ from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import per_target
 from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import by_image, converted, gram, hat_matrix
+from leanrecon.regression.ridge.hats import Hats
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
@@ -375,9 +376,22 @@ class StreamingRidge(LeftOut):
         out: Array | None = None,
     ) -> Iterator[tuple[range, range, Array]]:
         """Predictions through hat matrices of a column for each row of betas, by their ``index``, or for each target row."""
-        images = self._pairing.s if self._pairing.repeats else None
-        hats = [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
+        hats = self._converted(hats, index)
         return through_hats(rows, hats, targets, wanted, self.restandardize, out, weights=self._pairing.weights)
+
+    def _converted(self, hats: list[Array], index: Array | None) -> list[Array]:
+        images = self._pairing.s if self._pairing.repeats else None
+        return [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
+
+    def known_hats(self, block: int) -> Hats | None:
+        """The hat matrices of test betas known at fit, for workers that stream targets through them; None for others."""
+        known = self._known
+        if known is None:
+            return None
+        hats = self._converted(known.hats, None if known.folded else self._paired.index)
+        shapes = self._shapes(self.betas_, Reblocked(self.targets_, block), known.betas.shape[0])
+        work = plan_stream(shapes, sum(map(len, hats)))
+        return Hats(known.betas.shape[0], hats, self._pairing.weights, self.restandardize, work)
 
     # Checks
 

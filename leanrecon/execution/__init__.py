@@ -1,0 +1,1 @@
+"""Running the tasks of stages on the workers of a cluster."""

@@ -1,0 +1,267 @@
+"""``--cluster``: a Dask cluster that is there, or one of this machine; looked at before work is given to it."""
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError
+from leanrecon.execution.probe import Answer, answer
+from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
+from leanrecon.execution.workers import DEATHS, Workers
+from leanrecon.memory import DEFAULT_SHARE, available_memory, format_bytes, parse_bytes
+from leanrecon.places import Location
+from leanrecon.places.local import PARTIAL
+from leanrecon.progress import Progress
+from leanrecon.stages.stage import Run
+
+CONNECT_WITHIN = 10.0
+"""Seconds within which a scheduler has to answer."""
+
+WORKERS_WITHIN = 120.0
+"""Seconds to wait for the first worker: those of a queue start late."""
+
+LEAST_WORK = 100_000_000
+"""Bytes that a worker without any room is told to have room for; what a stage takes is seen by its first task."""
+
+EXPECTED = "tcp://HOST:PORT, the scheduler's JSON file (dask scheduler --scheduler-file), or local:N for N workers here"
+
+_ADDRESS = re.compile(r"(tcp|tls|ucx|ws|wss|inproc)://.+")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where tasks run: ``where`` is as the option ``--cluster`` has it, or a Dask client."""
+
+    where: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.where, str):
+            local_workers(self.where)  # raises for what is none of the three
+
+    @contextlib.contextmanager
+    def opened(self, run: Run) -> Iterator[Workers]:
+        """The workers for one study, whose folder they all see.
+
+        Raises NetworkError where nobody answers, LeanreconError for other versions, StoreError for a folder that
+        workers don't see or can't write to.
+        """
+        with self._client(run) as client:
+            yield ready(client, run, self._threads())
+
+    @contextlib.contextmanager
+    def _client(self, run: Run) -> Iterator[Any]:
+        try:
+            import distributed
+        except ImportError:
+            raise LeanreconError(
+                "--cluster needs dask.distributed, which is not installed",
+                todo='install it with pip install ".[cluster]"',
+            ) from None
+        if not isinstance(self.where, str):
+            yield self.where
+        elif (count := local_workers(self.where)) is not None:
+            with _local(count, self._threads() or 1, run) as client:
+                yield client
+        else:
+            with _connected(distributed, self.where) as client:
+                yield client
+
+    def _threads(self) -> int | None:
+        """Threads of a worker's arithmetic; None: as many as it was started with."""
+        count = local_workers(self.where) if isinstance(self.where, str) else None
+        if count is None:
+            return None
+        return int(os.environ.get("OMP_NUM_THREADS", 0)) or max((os.cpu_count() or 1) // count, 1)
+
+
+def local_workers(where: str) -> int | None:
+    """N of ``local:N``; None for an address or a file. Raises SettingsError for anything else."""
+    if match := re.fullmatch(r"local:([0-9]{1,4})", where):
+        if int(match[1]) > 0:
+            return int(match[1])
+    elif where.endswith(".json") or _ADDRESS.fullmatch(where):
+        return None
+    raise SettingsError(f'--cluster "{where}" is no cluster', expected=EXPECTED)
+
+
+@contextlib.contextmanager
+def _local(count: int, threads: int, run: Run) -> Iterator[Any]:
+    """Workers of this machine, each a process with a budget of its own."""
+    import dask
+    import distributed
+
+    memory = run.settings.general.memory
+    allowed = int(DEFAULT_SHARE * available_memory() / (count + 1)) if memory is None else parse_bytes(memory)
+    # Stores are no data of Dask: nothing could be spilled, and a worker that pauses would wait for ever.
+    settings = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads
+        ),
+    }
+    with (
+        dask.config.set(settings),
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=int(allowed / SHARE),
+            dashboard_address=None if _lacks_bokeh() else "127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def _lacks_bokeh() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("bokeh") is None
+
+
+@contextlib.contextmanager
+def _connected(distributed: Any, where: str) -> Iterator[Any]:
+    given = {"address": where}
+    if where.endswith(".json"):
+        given = {"address": _address_of(Path(where))}
+    try:
+        client = distributed.Client(**given, timeout=CONNECT_WITHIN, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise NetworkError(
+            f"no Dask scheduler answers at {given['address']} within {CONNECT_WITHIN:.0f} s",
+            todo=f"check the address and that `dask scheduler` runs there (--cluster {where})",
+        ) from error
+    with client:
+        yield client
+
+
+def _address_of(file: Path) -> str:
+    """The address in a scheduler's file."""
+    try:
+        address = json.loads(file.read_text())["address"]
+    except FileNotFoundError:
+        raise SettingsError(
+            f"there is no {file}", todo="start the scheduler with dask scheduler --scheduler-file and this path"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingsError(f"{file} is no file of a Dask scheduler", expected='JSON with its "address"') from None
+    return str(address)
+
+
+def ready(client: Any, run: Run, threads: int | None) -> Workers:
+    """The workers of a client, once they were looked at; says what they are."""
+    study = run.study.root
+    _wait_for_workers(client, run.progress)
+    answers = probed(client, study)
+    check(answers, study)
+    roomy = with_room(answers)
+    for address in sorted(answers.keys() - roomy.keys()):
+        run.progress.say(f"the worker {address} is given no work: it holds as much as it may already")
+    tell_limit(client, run.progress)
+    task = Task(
+        study=study.place.address(study.key),
+        settings=run.settings.located(run.base_dir).tables(),
+        base_dir=None if run.base_dir is None else os.path.abspath(run.base_dir),
+        stage="",
+        named={},
+        numbers=(),
+        versions=versions(),
+        threads=threads,
+    )
+    hosts = len({one.host for one in roomy.values()})
+    least = min(roomy.values(), key=lambda one: one.allowed - one.held)
+    run.progress.say(
+        f"cluster: {len(roomy)} worker{'s' if len(roomy) > 1 else ''} on {hosts} machine{'s' if hosts > 1 else ''}, "
+        f"each may hold {format_bytes(least.allowed)} or more"
+        + (f"; dashboard {client.dashboard_link}" if client.dashboard_link and not _lacks_bokeh() else "")
+    )
+    return Workers(client, task, run.progress, least.allowed - least.held)
+
+
+def _wait_for_workers(client: Any, progress: Progress) -> None:
+    if client.nthreads():
+        return
+    progress.say("the scheduler has no workers yet: waiting for one")
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_WITHIN)
+    except TimeoutError:
+        raise NetworkError(
+            f"the scheduler has no workers after {WORKERS_WITHIN:.0f} s",
+            todo="start some with `dask worker`, and run the same command again",
+        ) from None
+
+
+def probed(client: Any, study: Location) -> dict[str, Answer]:
+    """What every worker answers, by its address, and whether what it writes in the study is seen here."""
+    token = uuid.uuid4().hex
+    probe = f"probe-{token}{PARTIAL}"
+    (study / probe).write_text(token)
+    try:
+        found = client.run(answer, study.place.address(study.key), probe, token, on_error="return")
+        for address, one in found.items():
+            if isinstance(one, BaseException):
+                raise LeanreconError(
+                    f"the worker {address} can't run leanrecon: {type(one).__name__}: {one}",
+                    todo="install the same leanrecon on every worker",
+                )
+        return found
+    finally:
+        study.sweep()
+
+
+def check(answers: Mapping[str, Answer], study: Location) -> None:
+    """Raise for workers that can't share a study: their versions, and the folder they see."""
+    mine = versions()
+    for address, one in answers.items():
+        if differing := different_versions(mine, one.versions):
+            raise LeanreconError(
+                f"the worker {address} has other versions than this process: {', '.join(differing)}",
+                expected="the same versions, which give the same bytes",
+                todo="install the same on all machines, as from one lock file or image",
+            )
+    blind = [address for address, one in answers.items() if not one.sees]
+    if blind:
+        raise StoreError(
+            f"{len(blind)} of {len(answers)} workers don't see {study}, {blind[0]} first",
+            expected="a folder that all machines see under the same path",
+            todo="put the study on a shared drive (--study)",
+        )
+    for address, one in answers.items():
+        if one.writes:
+            raise StoreError(
+                f"the worker {address} can't write to {study}: {one.writes}",
+                todo="give the workers' user the right to write there, or choose another --study",
+            )
+
+
+def with_room(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """The workers that may hold more than they do; raises BudgetError where none may: Dask gives such no tasks."""
+    roomy = {address: one for address, one in answers.items() if one.allowed > one.held}
+    if not roomy:
+        least = min(answers.values(), key=lambda one: one.held)
+        WorkerBudget(least.allowed, least.held).require("any work", LEAST_WORK)
+    return roomy
+
+
+def tell_limit(client: Any, progress: Progress) -> None:
+    """Say where the scheduler gives tasks up soon; they go out again then."""
+    try:
+        # A lambda travels whole: the scheduler needs no leanrecon.
+        limit = client.run_on_scheduler(lambda dask_scheduler: int(dask_scheduler.allowed_failures))
+    except Exception:  # a scheduler that runs no functions
+        return
+    if limit < DEATHS:
+        progress.say(
+            f"the scheduler gives a task up after {limit + 1} workers died on it; it goes out again, up to {DEATHS} deaths "
+            f"(DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES={DEATHS} on the scheduler saves that)"
+        )

@@ -1,0 +1,61 @@
+"""What a worker is asked before work: its versions and memory, and whether it sees and may write the study's folder."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from leanrecon.errors import LeanreconError
+from leanrecon.execution.tasks import budget_of, threads_of, versions
+from leanrecon.memory import process_memory
+from leanrecon.places import Location, as_location
+from leanrecon.places.local import PARTIAL
+
+SEEN_WITHIN = 5.0
+"""Seconds after which a file that the driver wrote has to be seen: shared drives take a while."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker is."""
+
+    versions: dict[str, str]
+    allowed: int
+    """Bytes that it may hold."""
+    held: int
+    """Bytes that it holds now."""
+    threads: int
+    host: str
+    sees: bool
+    """Whether it reads the file that the driver wrote."""
+    writes: str
+    """Why it can't write to the folder; empty where it can."""
+
+
+def answer(study: str, probe: str, content: str, dask_worker: Any = None) -> Answer:
+    """Look from this process at the folder of a study, where the driver wrote a ``probe`` file with this content.
+
+    Dask gives the worker.
+    """
+    folder, held, host = as_location(study), process_memory(), platform.node()
+    sees, until = _reads(folder / probe, content), time.monotonic() + SEEN_WITHIN
+    while not sees and time.monotonic() < until:
+        time.sleep(0.1)
+        sees = _reads(folder / probe, content)
+    problem = ""
+    if sees:
+        own = folder / f"{probe.removesuffix(PARTIAL)}-{host}-{os.getpid()}{PARTIAL}"
+        try:
+            own.write_text(content)
+            own.unlink()
+        except (OSError, LeanreconError) as error:
+            problem = str(error)
+    return Answer(versions(), budget_of(dask_worker, held).allowed, held, threads_of(dask_worker), host, sees, problem)
+
+
+def _reads(file: Location, content: str) -> bool:
+    try:
+        return file.read_text() == content
+    except (OSError, LeanreconError):
+        return False

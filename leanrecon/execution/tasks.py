@@ -1,0 +1,220 @@
+"""Tasks of stages as plain values, and what a worker does with them.
+
+A worker keeps one piece of work open: its stores, and the networks that it loaded. It does one task at a time, however
+many threads it has, and gives each all of them.
+"""
+
+import functools
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leanrecon import __version__
+from leanrecon.errors import BudgetError, LeanreconError, LeanreconWarning
+from leanrecon.memory import SPARE, MemoryBudget, PeakMemory, format_bytes, process_memory
+from leanrecon.progress import Progress
+from leanrecon.stages.pipeline import stages_of
+from leanrecon.stages.stage import Piece, Run
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.metadata import load_library
+from leanrecon.study import record
+from leanrecon.study.layout import Study
+from leanrecon.study.settings import check_settings
+
+SHARE = 0.8
+"""The share of a worker's memory limit that tasks may fill: above it Dask gives the worker no further task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of one piece of a stage, in plain values: whoever sees the study's folder can do it."""
+
+    study: str
+    settings: Mapping[str, Any]
+    base_dir: str | None
+    stage: str
+    named: Mapping[str, Any]
+    """What tells the piece from others of the stage, and what it needs."""
+    numbers: tuple[int, ...]
+    """The chunks, rows or blocks that are made."""
+    versions: Mapping[str, str]
+    """Of the driver."""
+    threads: int | None = None
+    """Of arithmetic; None: as many as the worker has."""
+
+    @property
+    def piece(self) -> str:
+        """Tells pieces of work apart."""
+        named = {name: self.named[name] for name in sorted(self.named)}
+        return fingerprint(
+            {"study": self.study, "settings": repr(self.settings), "base_dir": self.base_dir, "stage": self.stage}
+            | {"named": repr(named)}
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker tells of a task."""
+
+    worker: str
+    returned: Any = None
+    error: LeanreconError | None = None
+    said: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
+    peak: int = 0
+    """Bytes that the worker held at most."""
+
+
+@dataclass(frozen=True)
+class WorkerBudget(MemoryBudget):
+    """What a worker may hold, as a share of its memory limit."""
+
+    def require(self, stage: str, work: int) -> int:
+        projected = self.reserved + work
+        if projected > self.allowed:
+            enough = -(-int((projected + SPARE) / SHARE) // 1_000_000)
+            raise BudgetError(
+                f"{stage} needs at least {format_bytes(projected)} on a worker ({format_bytes(self.reserved)} held "
+                f"already and {format_bytes(work)} of work), more than the {format_bytes(self.allowed)} that it may hold, "
+                f"which is {SHARE:.0%} of its memory limit",
+                todo=f'start workers with a limit of "{enough}MB" or more (dask worker --memory-limit {enough}MB; with '
+                f"--cluster local:N, --memory {-(-(projected + SPARE) // 1_000_000)}MB)",
+            )
+        return projected
+
+
+class Collected(Progress):
+    """Keeps the lines that are said, for the driver to say them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@dataclass
+class _Open:
+    """The piece of work that this process has open."""
+
+    task: Task
+    worker: Any
+    reserved: int
+    """Bytes that the process held before."""
+    progress: Collected = field(default_factory=Collected)
+
+    @cached_property
+    def run(self) -> Run:
+        base_dir = None if self.task.base_dir is None else Path(self.task.base_dir)
+        return Run(check_settings(self.task.settings), Study(self.task.study), base_dir, progress=self.progress)
+
+    @cached_property
+    def work(self) -> Piece:
+        stage: Any = next(one for one in stages_of(self.run.settings) if one.name == self.task.stage)
+        context = replace(self.run.context(self.task.stage), budget=budget_of(self.worker, self.reserved), keeps=True)
+        piece: Piece = stage.piece(self.run, self.task.named, context)
+        return piece
+
+    def close(self) -> None:
+        for space in self.run.spaces.values():
+            space.release()
+
+
+_open: _Open | None = None
+_one_at_a_time = threading.Lock()
+
+
+def do(task: Task) -> Done:
+    """Do a task in this process, that of a worker, and return its receipts, or the error that a user can mend."""
+    from distributed import get_worker
+
+    with _one_at_a_time:
+        return _do(task, get_worker())
+
+
+def _do(task: Task, worker: Any) -> Done:
+    name = str(worker.address)
+    if differing := different_versions(task.versions, versions()):
+        return Done(name, error=LeanreconError(f"the worker {name} has other versions: {', '.join(differing)}"))
+    use_threads(task.threads or threads_of(worker))
+    try:
+        with warnings.catch_warnings(record=True) as caught, PeakMemory() as peak:
+            warnings.simplefilter("always", LeanreconWarning)
+            opened = _opened(task, worker)
+            returned = opened.work(task.numbers)
+    except LeanreconError as error:
+        _close()
+        return Done(name, error=error)
+    said, opened.progress.lines = tuple(opened.progress.lines), []
+    warned = tuple(str(one.message) for one in caught if issubclass(one.category, LeanreconWarning))
+    return Done(name, returned, None, said, warned, peak.peak)
+
+
+def _opened(task: Task, worker: Any) -> _Open:
+    """The piece of a task: the one that is open already, or it alone."""
+    global _open
+    if _open is None or _open.task.piece != task.piece:
+        _close()
+        load_library()
+        _open = _Open(task, worker, process_memory())
+    return _open
+
+
+def _close() -> None:
+    global _open
+    closing, _open = _open, None
+    if closing is not None and "run" in closing.__dict__:
+        closing.close()
+
+
+# What a worker is
+
+
+def threads_of(worker: Any) -> int:
+    """How many threads a worker has (``distributed.Worker``)."""
+    return int(worker.state.nthreads)
+
+
+def budget_of(worker: Any, reserved: int) -> MemoryBudget:
+    """What a worker may hold: a share of its memory limit, or of what the machine leaves free if it has none."""
+    limit = int(worker.memory_manager.memory_limit or 0)
+    if not limit:
+        return replace(MemoryBudget.of(None), reserved=reserved)
+    return WorkerBudget(int(SHARE * limit), reserved)
+
+
+def use_threads(count: int) -> None:
+    """Let arithmetic take so many threads: Dask's nanny sets one for all libraries before they are loaded."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(count)  # for what is loaded from now on
+    try:
+        import threadpoolctl
+    except ImportError:
+        return
+    threadpoolctl.threadpool_limits(count)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that decide results, of this process."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"python": python, "leanrecon": __version__, **record.versions()}
+
+
+def different_versions(driver: Mapping[str, str], worker: Mapping[str, str]) -> list[str]:
+    """The versions that differ, in words."""
+    return [
+        f"{name} {worker.get(name, 'is missing')} (driver: {driver.get(name, 'is missing')})"
+        for name in sorted({*driver, *worker})
+        if driver.get(name) != worker.get(name)
+    ]

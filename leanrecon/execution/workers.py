@@ -1,0 +1,203 @@
+"""The driver's side of a cluster: tasks go out under names, come back as receipts, and go out again where a worker died."""
+
+import queue
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from leanrecon.context import Arrived
+from leanrecon.errors import BudgetError, LeanreconError, LeanreconWarning, NetworkError, plain
+from leanrecon.execution.tasks import Done, Task, do
+from leanrecon.progress import Progress
+
+RETRIES = 3
+"""How often a task goes out again after an error that is no limit or mistake, as of a shared drive."""
+
+DEATHS = 20
+"""How many workers may die while a task is on them: tasks can be repeated, and preemptible machines come and go."""
+
+WAIT_FOR_WORKERS = 300.0
+"""Seconds without any worker after which a run gives up; the same command continues it."""
+
+_LOOK_EVERY = 5.0  # seconds
+
+
+@dataclass
+class Workers:
+    """The workers of a cluster, for one study."""
+
+    client: Any
+    task: Task
+    """What all tasks have in common."""
+    progress: Progress
+    free: int
+    """Bytes that work may take on the smallest worker, beside what it held when it was asked."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """The most that each worker held, in bytes."""
+
+    @property
+    def count(self) -> int:
+        """How many workers there are now."""
+        return len(self.addresses())
+
+    def told(self) -> dict[str, int]:
+        """The most that each worker held since this was asked last, in bytes."""
+        peaks, self.peaks = self.peaks, {}
+        return peaks
+
+    def addresses(self) -> list[str]:
+        return sorted(self.client.nthreads())
+
+    def piece(self, stage: str, named: Mapping[str, Any]) -> "SharedPiece":
+        """Those that share a piece of a stage."""
+        return SharedPiece(self, stage, dict(named))
+
+
+@dataclass
+class SharedPiece:
+    """One piece of a stage on the workers of a cluster (``context.Executor``)."""
+
+    of: Workers
+    stage: str
+    named: dict[str, Any]
+
+    @property
+    def workers(self) -> int:
+        return self.of.count
+
+    @property
+    def free(self) -> int:
+        return self.of.free
+
+    def share(self, tasks: Sequence[Sequence[int]], given: Mapping[str, Any], arrived: Arrived) -> None:
+        whole = replace(self.of.task, stage=self.stage, named=self.named | dict(given))
+        words = [self.stage, *(str(value) for value in self.named.values() if isinstance(value, str) and value)]
+        _Sharing(self.of, "-".join(["leanrecon", *words]), whole).run(tasks, arrived)
+
+
+@dataclass
+class _Sent:
+    """A task that is with the scheduler."""
+
+    numbers: tuple[int, ...]
+    deaths: int = 0
+
+
+@dataclass
+class _Sharing:
+    """Tasks of one piece, until all are done."""
+
+    workers: Workers
+    name: str
+    whole: Task
+    sent: dict[Any, _Sent] = field(default_factory=dict)
+    finished: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
+    too_small: dict[str, BudgetError] = field(default_factory=dict)
+    """Workers that refused a task for its size."""
+
+    def run(self, tasks: Sequence[Sequence[int]], arrived: Arrived) -> None:
+        try:
+            for numbers in tasks:
+                self._send(_Sent(tuple(numbers)))
+            for future in self._completed():
+                sent = self.sent.pop(future)
+                done = self._result(future, sent)
+                if done is not None:
+                    self._take(done, sent, arrived)
+        finally:
+            if self.sent:
+                self.workers.client.cancel(list(self.sent), force=True)
+
+    def _send(self, sent: _Sent) -> None:
+        fitting = None
+        if self.too_small:
+            fitting = [address for address in self.workers.addresses() if address not in self.too_small]
+            if not fitting:
+                raise min(self.too_small.values(), key=str)
+        task = replace(self.whole, numbers=sent.numbers)
+        # Dask shows tasks together whose keys differ in what follows the words; a new one is never taken for a finished one.
+        key = f"{self.name}-{sent.numbers[0]:06d}-{uuid.uuid4().hex[:8]}"
+        future = self.workers.client.submit(do, task, key=key, pure=False, retries=RETRIES, workers=fitting)
+        self.sent[future] = sent
+        future.add_done_callback(self.finished.put)
+
+    def _completed(self) -> Iterator[Any]:
+        """Futures as they are done; raises NetworkError where no worker is left for long, or no scheduler."""
+        alone = None
+        while self.sent:
+            try:
+                future = self.finished.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                if self.workers.client.status != "running":
+                    raise lost("the connection to it was closed") from None
+                if self._has_workers():
+                    alone = None
+                    continue
+                alone = alone or time.monotonic()
+                if time.monotonic() - alone < _LOOK_EVERY:
+                    self.workers.progress.say("no worker is left: waiting for one")
+                if time.monotonic() - alone > WAIT_FOR_WORKERS:
+                    raise NetworkError(
+                        f"no worker has been there for {WAIT_FOR_WORKERS:.0f} s",
+                        todo="start workers, and run the same command again, which continues",
+                    ) from None
+                continue
+            if future in self.sent:
+                yield future
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self.workers.addresses())
+        except (OSError, TimeoutError) as error:
+            raise lost(str(error)) from error
+
+    def _result(self, future: Any, sent: _Sent) -> Done | None:
+        """What a worker told; None where the task went out again as its worker died."""
+        from distributed import KilledWorker
+
+        if future.status == "finished":
+            done: Done = future.result()
+            return done
+        if future.status == "cancelled":
+            raise lost("it forgot a task")
+        error = future.exception()
+        if not isinstance(error, KilledWorker):
+            raise LeanreconError(
+                f"a task of {self.whole.stage} failed on the workers {RETRIES + 1} times: {type(error).__name__}: {error}",
+                todo="look at the logs of the workers; what is finished is kept, and the same command continues",
+            ) from error
+        sent.deaths += getattr(error, "allowed_failures", 0) + 1
+        if sent.deaths >= DEATHS:
+            raise LeanreconError(
+                f"{sent.deaths} workers died while they worked on the same task of {self.whole.stage}",
+                todo="give workers more memory, and look at their logs; the same command continues",
+            ) from error
+        self._send(sent)
+        return None
+
+    def _take(self, done: Done, sent: _Sent, arrived: Arrived) -> None:
+        for line in done.said:
+            self.workers.progress.say(line)
+        for text in done.warned:
+            warnings.warn(plain(text), LeanreconWarning, stacklevel=2)
+        if isinstance(done.error, BudgetError):
+            if done.worker not in self.too_small:
+                self.workers.progress.say(f"the worker {done.worker} gets none of these tasks: {done.error.found}")
+            self.too_small[done.worker] = done.error
+            self._send(sent)
+        elif done.error is not None:
+            raise done.error
+        else:
+            self.workers.peaks[done.worker] = max(self.workers.peaks.get(done.worker, 0), done.peak)
+            arrived(sent.numbers, done.returned, done.worker)
+
+
+def lost(why: str) -> NetworkError:
+    """The error of a scheduler that is gone."""
+    return NetworkError(
+        f"the scheduler of the cluster was lost: {why}",
+        todo="start it and its workers again, and run the same command, which continues",
+    )

@@ -1,0 +1,150 @@
+"""Stores and folders of images that workers fill: each writes whole chunks or images, one process begins and ends."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from leanrecon.context import Executor
+from leanrecon.errors import StoreError
+from leanrecon.places import LocationLike
+from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+
+VISIBLE_WITHIN = 60.0
+"""Seconds after which a file that another machine wrote has to be seen: shared drives may hold names back for a while."""
+
+_LOOK_EVERY = 0.05  # seconds
+
+ALIGNED = 4
+"""Images of a task are a multiple of it where there are more: a GPU draws them together."""
+
+MOST_IMAGES = 32
+"""Images of a task at most, so that a worker that dies costs little."""
+
+_TASKS_EACH = 4  # tasks a worker at least, so that none waits long for the last one
+
+Receipts = Sequence[tuple[int, int, str]]
+"""Row group, column group and checksum of chunks that were written."""
+
+Advance = Callable[[int], None]
+
+
+def identity(made_of: Mapping[str, Any]) -> str:
+    """What a store or folder of images is made of, as one string that a task carries."""
+    return fingerprint(dict(made_of))
+
+
+def open_begun(path: LocationLike, made_of: str) -> Store:
+    """A store that another process began; raises StoreError for one that is made of something else."""
+    store = Store.open(path, incomplete=True)
+    _check(path, identity(store.made_of), made_of)
+    return store
+
+
+def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int, str]]:
+    """The checksums of chunks that were written."""
+    return [(i, j, store.checksum(i, j).hex()) for i, j in chunks]
+
+
+def confirm(store: Store, receipts: Receipts) -> None:
+    """Wait until the chunks that a worker wrote are seen here; raises StoreError where they stay away or differ."""
+    for i, j, checksum in receipts:
+        _wait(partial(store.has, i, j), f"chunk {store.name_of(i, j)} of {store.path}")
+        if store.checksum(i, j).hex() != checksum:
+            raise StoreError(
+                f"chunk {store.name_of(i, j)} of {store.path} is not what a worker wrote",
+                todo="check that no other run writes to this study, and run the same command again",
+            )
+
+
+def share_rows(store: Store, executor: Executor, given: Mapping[str, Any], advance: Advance) -> None:
+    """Have workers write the row groups that are missing; ``advance`` is told of rows."""
+
+    def arrived(groups: Sequence[int], receipts: Any, worker: str) -> None:
+        confirm(store, receipts)
+        advance(sum(len(store.group_rows(i)) for i in groups))
+
+    executor.share([[i] for i in store.missing_row_groups()], {**given, "of": identity(store.made_of)}, arrived)
+
+
+def share_columns(store: Store, executor: Executor, given: Mapping[str, Any], advance: Advance) -> None:
+    """Have workers write the blocks of columns that are missing; ``advance`` is told of blocks."""
+
+    def arrived(blocks: Sequence[int], receipts: Any, worker: str) -> None:
+        confirm(store, receipts)
+        advance(len(blocks))
+
+    executor.share([[j] for j in store.missing_column_groups()], {**given, "of": identity(store.made_of)}, arrived)
+
+
+class PicturesPart(Pictures):
+    """Some rows of a folder of images that another process began and will finish."""
+
+    def __init__(self, path: LocationLike, made_of: str, rows: Sequence[int]) -> None:
+        whole = Pictures.open(path, incomplete=True)
+        _check(path, identity(whole.made_of), made_of)
+        super().__init__(whole.path, whole._record)
+        self._part = frozenset(rows)
+
+    def missing(self) -> list[int]:
+        return [row for row in sorted(self._part) if not self._has(row)]
+
+    def finish(self) -> None:
+        """Whoever began the folder finishes it."""
+
+    def receipts(self) -> list[tuple[int, str, str]]:
+        """Row and checksums, of the file and of its pixels, of every image of the part."""
+        return [(row, *(self._digests.get(row) or self._digests_of(row))) for row in sorted(self._part)]
+
+
+def share_pictures(pictures: Pictures, executor: Executor, given: Mapping[str, Any], advance: Advance) -> list[Any]:
+    """Have workers draw the images that are missing; returns what each worker told last of its work.
+
+    A task returns the receipts of its images (``PicturesPart.receipts``) and what it tells. ``advance`` is told of images.
+    """
+    told: dict[str, Any] = {}
+
+    def arrived(rows: Sequence[int], returned: Any, worker: str) -> None:
+        receipts, about = returned
+        for row, file, pixels in receipts:
+            _wait(partial(pictures.is_as, row, file), f"image {pictures.file(row)}")
+            pictures.believe(row, file, pixels)
+        told[worker] = about
+        advance(len(rows))
+
+    missing = pictures.missing()
+    each = images_of_task(len(missing), executor.workers)
+    of_task: dict[int, list[int]] = {}
+    for row in missing:
+        of_task.setdefault(row // each, []).append(row)
+    executor.share(list(of_task.values()), {**given, "of": identity(pictures.made_of)}, arrived)
+    return [told[name] for name in sorted(told)]
+
+
+def images_of_task(images: int, workers: int) -> int:
+    """Images of one task, such that every worker has several tasks."""
+    each = min(-(-images // (_TASKS_EACH * max(workers, 1))), MOST_IMAGES)
+    return max(each if each < ALIGNED else -(-each // ALIGNED) * ALIGNED, 1)
+
+
+def _check(path: LocationLike, found: str, expected: str) -> None:
+    if found != expected:
+        raise StoreError(
+            f"{path} is not what this task was made for: another run began it since",
+            todo="wait for the other run, or choose another --study",
+        )
+
+
+def _wait(seen: Callable[[], bool], what: str) -> None:
+    """Wait until a file is seen as a worker wrote it."""
+    until = time.monotonic() + VISIBLE_WITHIN
+    while not seen():
+        if time.monotonic() > until:
+            raise StoreError(
+                f"{what} was written by a worker and is not seen here after {VISIBLE_WITHIN:.0f} s",
+                expected="one folder that all machines see",
+                todo="check the shared drive and run the same command again",
+            )
+        time.sleep(_LOOK_EVERY)

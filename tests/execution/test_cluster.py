@@ -1,0 +1,91 @@
+"""The cluster of ``--cluster``: what it may be called, what is asked of its workers, and what is refused before work."""
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError
+from leanrecon.execution.cluster import Cluster, check, local_workers
+from leanrecon.execution.probe import Answer
+from leanrecon.execution.tasks import WorkerBudget, different_versions, versions
+from leanrecon.places import as_location
+
+SOUND = Answer(versions(), allowed=10**9, held=10**8, threads=1, host="here", sees=True, writes="")
+
+
+@pytest.mark.parametrize(
+    ("where", "count"), [("local:1", 1), ("local:12", 12), ("tcp://10.0.0.1:8786", None), ("scheduler.json", None)]
+)
+def test_a_cluster_is_an_address_a_file_or_workers_of_this_machine(where: str, count: int | None) -> None:
+    assert local_workers(where) == count
+
+
+@pytest.mark.parametrize("where", ["local", "local:0", "local:-2", "local:two", "10.0.0.1", "", "slurm"])
+def test_anything_else_is_refused_with_what_was_expected(where: str) -> None:
+    with pytest.raises(SettingsError, match=r"no cluster.*tcp://HOST:PORT.*local:N"):
+        Cluster(where)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"address"', "null"])
+def test_a_file_of_no_scheduler_is_refused(content: str, tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match="is no file of a Dask scheduler"), Cluster(str(file))._client(None):  # type: ignore[arg-type]
+        pass
+    file.unlink()
+    with pytest.raises(SettingsError, match=f"there is no {file}"), Cluster(str(file))._client(None):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.slow
+def test_an_address_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    monkeypatch.setattr("leanrecon.execution.cluster.CONNECT_WITHIN", 0.5)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and nobody listens
+        where = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(NetworkError, match=f"no Dask scheduler answers at {where}"), Cluster(where)._client(None):  # type: ignore[arg-type]
+            pass
+
+
+def test_other_versions_are_named_with_both() -> None:
+    other = replace(SOUND, versions={**versions(), "numpy": "1.0", "moon": "3"})
+    with pytest.raises(
+        LeanreconError, match=rf"tcp://b.*moon 3 \(driver: is missing\), numpy 1\.0 \(driver: {versions()['numpy']}\)"
+    ):
+        check({"tcp://a": SOUND, "tcp://b": other}, as_location("study"))
+    assert different_versions(versions(), versions()) == []
+
+
+def test_workers_that_see_another_folder_or_may_not_write_are_refused() -> None:
+    check({"tcp://a": SOUND}, as_location("study"))
+    with pytest.raises(StoreError, match="1 of 2 workers don't see study, tcp://b first"):
+        check({"tcp://a": SOUND, "tcp://b": replace(SOUND, sees=False)}, as_location("study"))
+    with pytest.raises(StoreError, match="tcp://b can't write to study: read-only"):
+        check({"tcp://a": SOUND, "tcp://b": replace(SOUND, writes="read-only")}, as_location("study"))
+
+
+def test_work_too_big_for_a_worker_names_the_limit_that_would_do() -> None:
+    budget = WorkerBudget(allowed=800_000_000, reserved=200_000_000)  # of a limit of 1 GB
+    assert budget.require("features", 600_000_000) == 800_000_000
+    with pytest.raises(BudgetError, match=r"needs at least 1 GB on a worker.*limit of \"(\d+)MB\"") as refused:
+        budget.require("features", 800_000_000)
+    enough = int(str(refused.value).split('limit of "')[1].split("MB")[0]) * 1_000_000
+    WorkerBudget(int(0.8 * enough), 200_000_000).require("features", 800_000_000)
+
+
+def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    with pytest.raises(LeanreconError, match="cluster"), Cluster("local:2")._client(None):  # type: ignore[arg-type]
+        pass
+
+
+def test_versions_are_plain_values() -> None:
+    found: Any = json.loads(json.dumps(versions()))
+    assert found["python"].count(".") == 1
+    assert found["leanrecon"]
