@@ -1,6 +1,7 @@
 """The stages of a study in their order, run or continued."""
 
 import contextlib
+import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,8 +119,9 @@ class Pipeline:
                 self._write_settings(stages_of(settings))
             heal(run.study)
             load_library()
+            began = time.monotonic()
             for k, stage in enumerate(stages):
-                run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}")
+                run.progress.say(_where(stages, k, time.monotonic() - began))
                 stage.run(run)
                 self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
@@ -151,6 +153,13 @@ class Pipeline:
                 check_settings(merged)
                 tables = merged
         write_text(run.study.settings, HEADER + tomli_w.dumps(tables))
+
+
+def _where(stages: Sequence[Stage], k: int, seconds: float) -> str:
+    """Which stage begins, how long the run has taken, and the stages that are left after it."""
+    since = f", {seconds / 60:.1f} min so far" if seconds >= 60 else ""
+    left = ", ".join(stage.name for stage in stages[k + 1 :])
+    return f"stage {k + 1} of {len(stages)}: {stages[k].name}{since}" + (f"; left: {left}" if left else "")
 
 
 def _sections(stages: set[str]) -> set[str]:

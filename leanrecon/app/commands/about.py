@@ -43,13 +43,22 @@ def doctor(
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that come with leanrecon."""
-    from leanrecon.study.recipes import recipes as known
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, to be copied.")] = None,
+) -> None:
+    """List the recipes that come with leanrecon: paper, data, weights and licences, what was reported.
 
-    for name, path in known().items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        say(f"{name:16} {first.lstrip('# ')}")
+    Examples: leanrecon recipes; leanrecon recipes nsd > study.toml
+    """
+    from leanrecon.app.recipes import every, text_of
+
+    if name is not None:
+        typer.echo(text_of(name), nl=False)
+        return
+    for one in every():
+        say(one.line())
+    shown = ", ".join(one.name for one in every() if one.demo)
+    say(f"`leanrecon demo --recipe NAME` shows one at small size on simulated data: {shown}")
 
 
 @app.command("kinds")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanrecon.app.options import app, progress
+from leanrecon.app.options import app, progress, require_free
 from leanrecon.app.terminal import say
 
 
@@ -15,6 +15,26 @@ def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of 
     from leanrecon.datasets.inspect.inspect import inspect
 
     typer.echo(inspect(path).text())
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A file or folder of data that `leanrecon inspect` understands.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The settings file to write.")] = Path(
+        "study.toml"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a settings file for data: what was found, and every other setting in a comment.
+
+    Example: leanrecon init my_data && leanrecon plan study.toml
+    """
+    from leanrecon.app.init import study_text
+    from leanrecon.places.files import write_text
+
+    require_free(out, overwrite)
+    write_text(out, study_text(folder))
+    say(f"wrote {out}; next: leanrecon plan {out}")
 
 
 @app.command("simulate-nsd")

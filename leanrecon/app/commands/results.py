@@ -12,7 +12,7 @@ from leanrecon.errors import LeanreconError
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="STUDY_OR_STORE", help="A study, or one of its stores.")],
+    source: Annotated[Path, typer.Argument(metavar="[figures] STUDY_OR_STORE", help="A study, or one of its stores.")],
     file: Annotated[Path | None, typer.Argument(help="The .npy file to write a store into.")] = None,
     maps: Annotated[
         list[str] | None,
@@ -22,15 +22,22 @@ def export(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where maps go; by default maps/ in the study.")
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where files go; by default maps/ or figures/ in the study."),
     ] = None,
     variant: Annotated[str, typer.Option("--variant", help="A fold or an area, as in fold00.")] = "",
     memory: Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write maps of a study in the space of its data, or copy a store into a .npy file."""
+    """Write maps of a study in the space of its data, its figures for a paper, or a store as a .npy file.
+
+    Examples: leanrecon export STUDY; leanrecon export figures STUDY; leanrecon export STUDY/betas/train.zarr betas.npy
+    """
     from leanrecon.study.record import is_study
 
+    if source == Path("figures") and file is not None and is_study(file):
+        _export_figures(file, out or file / "figures", overwrite)
+        return
     if not is_study(source):
         if file is None:
             raise LeanreconError(
@@ -53,6 +60,19 @@ def export(
     run = Run(settings, Study(source), base_dir=base_dir, progress=progress())
     folder = out or source / "maps"
     for name in export_maps(run, folder, maps or (), variant, overwrite=overwrite):
+        say(f"wrote {folder / name}")
+
+
+def _export_figures(study: Path, folder: Path, overwrite: bool) -> None:
+    """Write scores as CSV and the plots of the report as SVG and PNG."""
+    from leanrecon.stages.export_figures import export_figures
+    from leanrecon.stages.stage import Run
+    from leanrecon.study.layout import Study
+    from leanrecon.study.recipes import read_settings
+
+    settings, base_dir = read_settings(study / "study.toml")
+    run = Run(settings, Study(study), base_dir=base_dir, progress=progress())
+    for name in export_figures(run, folder, overwrite=overwrite):
         say(f"wrote {folder / name}")
 
 
@@ -113,15 +133,15 @@ def check(
 
 @app.command()
 def compare(
-    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies with figures.")],
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies that were evaluated.")],
     against: Annotated[
-        str | None, typer.Option("--against", metavar="TABLE", help="Published figures beside them: a name, or all.")
+        str | None, typer.Option("--against", metavar="TABLE", help="Published scores beside them: a name, or all.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write .csv, .md or .html, by the file's ending.")
     ] = None,
 ) -> None:
-    """Show the figures of several studies in one table: means over subjects, paired intervals, published tables."""
+    """Show the scores of several studies in one table: means over subjects, paired intervals, published tables."""
     from leanrecon.app.subjects import compare as run_compare
 
     run_compare(studies, against, out)

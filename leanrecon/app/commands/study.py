@@ -23,7 +23,7 @@ from leanrecon.app.options import (
     require_study,
 )
 from leanrecon.app.terminal import say, tell_end
-from leanrecon.errors import LeanreconError
+from leanrecon.errors import LeanreconError, SettingsError
 
 if TYPE_CHECKING:
     from leanrecon.study.settings import Settings
@@ -79,13 +79,22 @@ def demo(
     fast: Annotated[
         bool, typer.Option("--fast", help="Use no networks and fewer images: takes half a minute.")
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME", help="Show another recipe at small size, on data in its own layout."),
+    ] = None,
     study: StudyFolder = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
     sets: Sets = None,
 ) -> None:
-    """Reconstruct what a simulated subject saw, offline and on any machine."""
-    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    """Reconstruct what a simulated subject saw, offline and on any machine.
+
+    Examples: leanrecon demo; leanrecon demo --fast; leanrecon demo --recipe miyawaki
+    """
+    if fast and recipe:
+        raise SettingsError("--fast and --recipe are two demos", todo="give one of them")
+    lacking = [name for name in _NETWORKS if find_spec(name) is None] if recipe is None else []
     if lacking and not fast:
         raise LeanreconError(
             f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
@@ -93,6 +102,11 @@ def demo(
         )
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if recipe is not None:
+        from leanrecon.app.demos import run_demo
+
+        run_demo(recipe, study, memory, overwrite=overwrite, sets=sets)
+        return
     from leanrecon.study.recipes import recipes
 
     name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
@@ -151,7 +165,7 @@ def verify(
 
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
-    """Write report.html again, from the figures and images that a study holds."""
+    """Write report.html again, from the scores and images that a study holds."""
     from leanrecon.stages.pipeline import evaluate_stage
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study

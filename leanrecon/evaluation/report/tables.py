@@ -70,6 +70,17 @@ def figure_rows(shown: list[Column], margins: Mapping[str, Any]) -> list[FigureR
     return rows
 
 
+OPENING = 8
+"""Rows of scores that the report opens with; the rest is folded away."""
+
+
+def split_rows(rows: list[FigureRow]) -> tuple[list[FigureRow], list[FigureRow]]:
+    """The rows that the report opens with, and those that it folds away: reverse identification comes last."""
+    forward = [row for row in rows if not row.metric.key.endswith("_reverse")]
+    kept = forward[:OPENING]
+    return kept, [row for row in rows if row not in kept]
+
+
 def cell(shown_as: Metric, figures: Figures, *, marked: bool = False) -> Cell:
     """One metric's value and interval as text; empty where the figure is missing."""
     value, low, high = (figure(figures, shown_as.key, part) for part in ("value", "low", "high"))

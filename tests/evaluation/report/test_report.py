@@ -282,7 +282,7 @@ def test_null_and_missing_figures_are_left_open(rendered):
     found = rendered(nothing)
     assert "Something new" in found.text
     assert "0.123" in found.text
-    assert "Too few figures to say" in found.text
+    assert "Too few scores to say" in found.text
     for word in ("None", "nan", "undefined"):
         assert word not in found.text
 
