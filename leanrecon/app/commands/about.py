@@ -27,7 +27,10 @@ def doctor(
         bool, typer.Option("--overwrite", help="With --weights: keep the numbers of today instead of earlier ones.")
     ] = False,
 ) -> None:
-    """Show what this machine has, what each recipe needs, and whether it fits."""
+    """Show what this machine has, what each recipe needs, and whether it fits.
+
+    Examples: leanrecon doctor; leanrecon doctor --weights nsd
+    """
     from leanrecon.app.doctor import show, show_vdvae
 
     if weights:
@@ -66,7 +69,10 @@ def list_kinds(
     group: Annotated[str | None, typer.Argument(help="One group: datasets, features, regressors, …")] = None,
     name: Annotated[str | None, typer.Argument(help="One kind of the group.")] = None,
 ) -> None:
-    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them."""
+    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them.
+
+    Examples: leanrecon kinds; leanrecon kinds features vdvae
+    """
     from leanrecon.app.kinds import show
 
     show(group, name)

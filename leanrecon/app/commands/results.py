@@ -83,7 +83,10 @@ def export_nifti(
     file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Put one number a voxel back into the subject's space, as a NIfTI volume."""
+    """Put one number a voxel back into the subject's space, as a NIfTI volume.
+
+    Example: leanrecon export-nifti results weights.npy weights.nii.gz
+    """
     from leanrecon.datasets.space import export_nifti as write
     from leanrecon.study.layout import Study
 
@@ -106,7 +109,10 @@ def retrieve(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and the page.")] = None,
     memory: Memory = None,
 ) -> None:
-    """Find the pictures of a gallery that are nearest to what was predicted from each test row."""
+    """Find the pictures of a gallery that are nearest to what was predicted from each test row.
+
+    Example: leanrecon retrieve results --gallery pictures -k 5
+    """
     from leanrecon.stages.retrieve import retrieve as look_up
     from leanrecon.study.lock import only_run
 
@@ -124,7 +130,10 @@ def check(
     memory: Memory = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there too.")] = None,
 ) -> None:
-    """Ask whether the train rows of a study carry its images, before any training."""
+    """Ask whether the train rows of a study carry its images, before any training.
+
+    Examples: leanrecon check results; leanrecon check results --labels categories.txt
+    """
     from leanrecon.app.subjects import check as run_check
 
     require_study(study)
@@ -141,7 +150,10 @@ def compare(
         Path | None, typer.Option("--out", metavar="FILE", help="Write .csv, .md or .html, by the file's ending.")
     ] = None,
 ) -> None:
-    """Show the scores of several studies in one table: means over subjects, paired intervals, published tables."""
+    """Show the scores of several studies in one table: means over subjects, paired intervals, published tables.
+
+    Examples: leanrecon compare sub-01 sub-02; leanrecon compare results --against all --out table.csv
+    """
     from leanrecon.app.subjects import compare as run_compare
 
     run_compare(studies, against, out)

@@ -47,7 +47,10 @@ def run(
         typer.Option("--mirror", metavar="FOLDER", help="Keep what is finished there too, and begin with what it has."),
     ] = None,
 ) -> None:
-    """Run a study, or continue one that was stopped anywhere."""
+    """Run a study, or continue one that was stopped anywhere.
+
+    Examples: leanrecon run demo-fast; leanrecon run study.toml --study results --memory 4GB --set regression.alpha=1000
+    """
     settings, base_dir = read(source, sets, memory)
     if accepts_terms(settings):
         settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
@@ -115,7 +118,10 @@ def demo(
 
 @app.command()
 def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets = None) -> None:
-    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
+    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit.
+
+    Examples: leanrecon plan nsd; leanrecon plan study.toml --memory 4GB
+    """
     settings, base_dir = read(source, sets, memory)
     from leanrecon.app.plan import show
     from leanrecon.stages.pipeline import plan_study, stages_until
@@ -129,7 +135,10 @@ def plan(source: Source, memory: Memory = None, until: Until = None, sets: Sets 
 
 @app.command("fetch-weights")
 def fetch_weights(source: Source, sets: Sets = None) -> None:
-    """Download the weights that settings need: only the needed files, resumed and checked."""
+    """Download the weights that settings need: only the needed files, resumed and checked.
+
+    Examples: leanrecon fetch-weights nsd; leanrecon fetch-weights study.toml
+    """
     settings, _ = read(source, sets, None)
     from leanrecon.study.needs import needed
     from leanrecon.weights.fetch import fetch_all
@@ -146,7 +155,10 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
-    """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    """Decode every chunk of a study's stores and name those that are missing or damaged.
+
+    Examples: leanrecon verify results; leanrecon verify results --repair
+    """
     from leanrecon.stages.repair import mend
     from leanrecon.study.verify import find_damage
 
@@ -165,7 +177,10 @@ def verify(
 
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
-    """Write report.html again, from the scores and images that a study holds."""
+    """Write report.html again, from the scores and images that a study holds.
+
+    Example: leanrecon report results
+    """
     from leanrecon.stages.pipeline import evaluate_stage
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
@@ -185,7 +200,10 @@ def mirror(
     folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    """Copy what a study has finished to another folder, verified; what is there already is not copied again.
+
+    Example: leanrecon mirror results /mnt/drive/results
+    """
     from leanrecon.study.lock import only_run
     from leanrecon.study.mirror import Mirror
 

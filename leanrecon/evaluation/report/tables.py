@@ -75,9 +75,9 @@ OPENING = 8
 
 
 def split_rows(rows: list[FigureRow]) -> tuple[list[FigureRow], list[FigureRow]]:
-    """The rows that the report opens with, and those that it folds away: reverse identification comes last."""
-    forward = [row for row in rows if not row.metric.key.endswith("_reverse")]
-    kept = forward[:OPENING]
+    """The rows that the report opens with, and those that it folds away: reverse ones and other kinds of SSIM first."""
+    folded = ("ssim_1d", "ssim_7x7", "ssim_rgb") if any(row.metric.key == "ssim" for row in rows) else ()
+    kept = [row for row in rows if row.metric.key not in folded and not row.metric.key.endswith("_reverse")][:OPENING]
     return kept, [row for row in rows if row not in kept]
 
 
