@@ -85,7 +85,7 @@ def png(svg: str) -> bytes:
 
 
 def _parsed(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg.replace("<svg ", f'<svg xmlns="{_SVG}" ', 1))
+    return ElementTree.fromstring(str(svg).replace("<svg ", f'<svg xmlns="{_SVG}" ', 1))
 
 
 def _size(root: ElementTree.Element) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def _marks(root: ElementTree.Element, hue: str = "grey") -> Iterator[tuple[Eleme
 
 
 def _look(kind: str, classes: list[str], style: str, hue: str) -> dict[str, str]:
-    found = next((_MARKS[key] for name in classes if (key := f"{kind}.{name}") in _MARKS), _MARKS[kind])
+    found = next((_MARKS[key] for name in classes if (key := f"{kind}.{name}") in _MARKS), _MARKS.get(kind, {}))
     if kind == "polyline" and "held" in classes:
         found = _MARKS["polyline.held"]
     named = colours() | {"hue": colours()[hue]}
