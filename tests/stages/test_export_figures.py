@@ -47,6 +47,11 @@ def test_a_dot_is_drawn_where_the_svg_has_it_in_the_colour_of_its_kind() -> None
     assert picture.shape[1] == plots.WIDTH * SCALE
 
 
+def test_labels_are_drawn_in_letters_that_the_font_has() -> None:
+    one, other = (png(plots.dots("T", [plots.Dot(label, 0.5)], write)) for label in ("16 × 16", "16 x 16"))
+    assert one == other
+
+
 def test_every_sort_of_plot_becomes_an_image_with_ink() -> None:
     values = np.linspace(-0.4, 0.9, 50)
     drawn = (

@@ -183,4 +183,8 @@ def _font(size: int) -> Any:
 
 def _written(text: str) -> str:
     """A text in letters that Pillow's own font has."""
-    return text.replace("−", "-").replace("\u00a0", " ").replace("…", "...")
+    return text.translate(_ASCII)
+
+
+_ASCII = str.maketrans({"−": "-", "–": "-", "×": "x", "²": "2", "\u00a0": " ", "…": "...", "’": "'"})
+"""Letters of labels that the font lacks."""

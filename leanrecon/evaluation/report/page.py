@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,8 +159,8 @@ def drawn(page: Page) -> Iterator[tuple[str, Plot]]:
     }
     for part, every in parts.items():
         for plot in every:
-            title = "-".join("".join(c if c.isalnum() else " " for c in plot.title.lower()).split())
-            yield f"{part}-{title}", plot
+            plain = unicodedata.normalize("NFKD", f"{part} {plot.title}").lower()  # R² becomes r2
+            yield "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in plain).split()), plot
 
 
 def _context(page: Page) -> dict[str, Any]:

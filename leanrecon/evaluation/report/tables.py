@@ -75,9 +75,15 @@ OPENING = 8
 
 
 def split_rows(rows: list[FigureRow]) -> tuple[list[FigureRow], list[FigureRow]]:
-    """The rows that the report opens with, and those that it folds away: reverse ones and other kinds of SSIM first."""
-    folded = ("ssim_1d", "ssim_7x7", "ssim_rgb") if any(row.metric.key == "ssim" for row in rows) else ()
-    kept = [row for row in rows if row.metric.key not in folded and not row.metric.key.endswith("_reverse")][:OPENING]
+    """The rows that the report opens with, and those that it folds away.
+
+    Reverse identification, scores of features, and further kinds of SSIM are folded first.
+    """
+    keys = [row.metric.key for row in rows]
+    less = ("ssim_1d", "ssim_7x7", "ssim_rgb") if "ssim" in keys else ()
+    last = ("_reverse", "_features", "_mean", "_total")
+    kept = [row for key, row in zip(keys, rows, strict=True) if key not in less and not key.endswith(last)][:OPENING]
+    kept = kept or rows[:OPENING]
     return kept, [row for row in rows if row not in kept]
 
 
