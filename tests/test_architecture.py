@@ -201,6 +201,7 @@ def test_only_stores_name_chunk_keys_and_codecs():
 
 ONLY_WRITE = {
     "leanrecon/datasets/nsd/simulate.py": "writes a small NSD in its authors' formats",
+    "leanrecon/datasets/layouts/bdpy_simulate.py": "writes small BData files as bdpy does",
     "scripts/bench_layouts.py": "writes the files that it measures the reading of",
     "scripts/bench_nsd_fetch.py": "writes the files that it measures the fetching of",
 }

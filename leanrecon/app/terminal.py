@@ -69,14 +69,17 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def tell_end(folder: "LocationLike", last: str, seconds: float) -> None:
-    """Say how long a run took and, once it was evaluated, whether the decoding worked."""
+    """Say how long a run took and, once it was evaluated, the main scores and whether the decoding worked."""
     minutes, rest = divmod(round(seconds), 60)
     say(f"{minutes} min {rest} s in total" if minutes else f"{seconds:.1f} s in total")
     if last != "evaluate":
         return
+    from leanrecon.evaluation.report.summary import main_scores
     from leanrecon.evaluation.report.verdict import verdict
     from leanrecon.places.files import read_json
     from leanrecon.study.layout import Study
 
     if isinstance(metrics := read_json(Study(folder).metrics), dict):
+        for line in main_scores(metrics):
+            say(line)
         say(verdict(metrics).text)

@@ -175,7 +175,7 @@ def difference(one: Scored, other: Scored, seed: int = 0) -> tuple[int, dict[str
 def _apart(published: Sequence[Line], scored: Sequence[Scored]) -> Iterator[str]:
     """What a reader must know of published figures: which of them stand beside no study, and why."""
     if published:
-        yield "Published figures are means over subjects of another study: compare them under one heading only."
+        yield "Published scores are means over subjects of another study: compare them under one heading only."
     for heading in dict.fromkeys(line.heading for line in published):
         systems = ", ".join(line.name.partition(" (")[0] for line in published if line.heading == heading)
         if heading not in PROTOCOLS:
@@ -197,7 +197,7 @@ def _read(name: str, folder: Path) -> Scored:
     metrics = read_record(study.metrics)
     if metrics is None or not study.scores.is_file():
         raise InputError(
-            f"{folder} has no figures", expected="a study that was run to its end", todo="run it with `leanrecon run`"
+            f"{folder} has no scores", expected="a study that was run to its end", todo="run it with `leanrecon run`"
         )
     data = study.scores.read_bytes()
     seals.check(study.scores, data)
@@ -253,7 +253,7 @@ def _published(against: str | None) -> list[Line]:
     protocols = tables.pop("protocols")
     if against != "all" and against not in tables:
         raise SettingsError(
-            f"{against} is no table of published figures ({nearest(against, [*tables, 'all'])})",
+            f"{against} is no table of published scores ({nearest(against, [*tables, 'all'])})",
             expected=f"one of {', '.join(tables)}, all",
         )
     return [

@@ -142,7 +142,7 @@ def _notes(stage1: Figures, folds: Sequence[FoldScores]) -> list[str]:
         n_test = sum(len(fold.fold.names) for fold in folds)
         notes.append(
             f"{n_trained} of {n_test} test rows show images that were trained on (allow_shared_stimuli): "
-            "these figures are not those of images that the decoder has never seen."
+            "these scores are not those of images that the decoder has never seen."
         )
     stimuli = len({name for fold in folds for name in fold.fold.names})
     fewest = min(fold.resampling.distinct for fold in folds)

@@ -178,7 +178,7 @@ def _notes(folds: Sequence[FeatureFold], drawn: Sequence[Resampling]) -> Iterato
     if n_trained:
         yield (
             f"{n_trained} of {n_test} test rows show images that were trained on (allow_shared_stimuli): "
-            "these figures are not those of images that the decoder has never seen."
+            "these scores are not those of images that the decoder has never seen."
         )
     stimuli = len({name for fold in folds for name in fold.names})
     if stimuli == 1:

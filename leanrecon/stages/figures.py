@@ -46,7 +46,7 @@ def require_current(run: Run, made_of: str) -> None:
     there = _made_of(run)
     if there != made_of:
         raise StoreError(
-            f"{run.study.root} has {'only figures of earlier stores' if there else 'no figures yet'}",
+            f"{run.study.root} has {'only scores of earlier stores' if there else 'no scores yet'}",
             todo="finish it with `leanrecon run` and the same settings, which writes the report as well",
         )
 
@@ -128,7 +128,7 @@ def _compared_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
     if named or (family and any(getattr(kinds.get(g, own["kind"]), "family", None) == family for g in groups)):
         yield (
             f"The judge {name} judges by a network that the decoder was trained to please, or by one of its family: its "
-            "figures prove nothing."
+            "scores prove nothing."
         )
 
 
@@ -147,5 +147,5 @@ def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
         by = "by predictions of" if set(spaces) <= set(roles) else "through"
         yield (
             f"The generator was guided {by} {' and '.join(spaces)}, features of the same family as the "
-            f"judge {name}: its figures judge final images by the features that they were drawn for."
+            f"judge {name}: its scores judge final images by the features that they were drawn for."
         )

@@ -1,6 +1,7 @@
 """The stages of a study in their order, run or continued."""
 
 import contextlib
+import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -129,19 +130,20 @@ class Pipeline:
                 self._write_settings(stages_of(settings))
             heal(run.study)
             load_library()
+            began = time.monotonic()
             with contextlib.nullcontext() if self._cluster is None else self._cluster.opened(run) as run.workers:
                 for k, stage in enumerate(stages):
-                    run.progress.say(f"stage {k + 1} of {len(stages)}: {stage.name}{self._where(stage)}")
+                    run.progress.say(_where(stages, k, time.monotonic() - began) + self._place(stage))
                     stage.run(run)
                     self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
                 run.mirror.keep()
 
-    def _where(self, stage: Stage) -> str:
+    def _place(self, stage: Stage) -> str:
         """Where a stage works, if there are workers."""
         if self._run.workers is None:
             return ""
-        return ", on workers" if hasattr(stage, "piece") else ", in this process"
+        return " (on workers)" if hasattr(stage, "piece") else " (in this process)"
 
     def _check(self, stages: Sequence[Stage]) -> None:
         """Refuse what can't work before anything is done."""
@@ -169,6 +171,13 @@ class Pipeline:
                 check_settings(merged)
                 tables = merged
         write_text(run.study.settings, HEADER + tomli_w.dumps(tables))
+
+
+def _where(stages: Sequence[Stage], k: int, seconds: float) -> str:
+    """Which stage begins, how long the run has taken, and the stages that are left after it."""
+    since = f", {seconds / 60:.1f} min so far" if seconds >= 60 else ""
+    left = ", ".join(stage.name for stage in stages[k + 1 :])
+    return f"stage {k + 1} of {len(stages)}: {stages[k].name}{since}" + (f"; left: {left}" if left else "")
 
 
 def _sections(stages: set[str]) -> set[str]:

@@ -50,7 +50,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
                 advance(1)
 
         page = replace(
-            _page(run, every),
+            page_of(run, every),
             scores=_with_captions(scores, shown, whole, study),
             likeness=likeness,
             pictures=rows(),
@@ -60,7 +60,7 @@ def write_page(run: Run, every: Sequence[Variant]) -> None:
 
 def write_feature_page(run: Run, every: Sequence[Variant]) -> None:
     """Write report.html of a study without images, from its figures."""
-    _render(_page(run, every), run.study)
+    _render(page_of(run, every), run.study)
 
 
 def _figures(study: Study) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _figures(study: Study) -> dict[str, Any]:
     return metrics
 
 
-def _page(run: Run, every: Sequence[Variant]) -> Page:
+def page_of(run: Run, every: Sequence[Variant]) -> Page:
     """All that the report shows beside images and their scores."""
     study, metrics = run.study, _figures(run.study)
     return Page(

@@ -13,7 +13,7 @@ GIVE_IMAGES = (
 
 MISSING = (
     "The dataset has no images. So there are no first or final images, no pixel metrics, no judges and no baselines of "
-    "images: these figures compare predicted features with true ones."
+    "images: these scores compare predicted features with true ones."
 )
 """What a reader of the figures has to know."""
 

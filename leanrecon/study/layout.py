@@ -100,6 +100,7 @@ LAYOUT = _items(
     Item("evaluation/check.json", Role.SCRATCH, ("check",), "whether the train rows carry the images, by `leanrecon check`"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
+    Item("figures/**", Role.SCRATCH, ("export",), "scores and plots for papers, by `leanrecon export figures`"),
     Item("retrieval/**", Role.SCRATCH, ("retrieve",), "features of galleries, and the pictures nearest to predictions"),
     Item("report.html", Role.RECORD, ("evaluate",), "figures and images as one page"),
 )  # fmt: skip

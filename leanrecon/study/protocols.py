@@ -76,7 +76,7 @@ _OF_MINDEYE2 = Protocol(
     n_test=1000,
     judges=_MINDEYE2,
     remarks=(
-        "EfficientNet-B1 has the weights IMAGENET1K_V2, so its figures are on another scale than Brain-Diffuser's.",
+        "EfficientNet-B1 has the weights IMAGENET1K_V2, so its scores are on another scale than Brain-Diffuser's.",
         "The paper's enhanced images hold a quarter of its blurry ones; here that is evaluate.blend = 0.25.",
         "Levels of resized images are rounded to 256 steps for pixels and CLIP, which the paper does not do.",
     ),
@@ -120,7 +120,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "brainit": replace(
         _OF_MINDEYE2,
         source="Beliy et al. 2025 (Brain-IT), whose table stands beside MindEye2's",
-        remarks=("Its sizes and weights were not read: MindEye2's are taken, beside which it prints its figures.",),
+        remarks=("Its sizes and weights were not read: MindEye2's are taken, beside which it prints its scores.",),
     ),
 }
 """Every protocol by the name of its preset."""

@@ -57,6 +57,16 @@ def find_settings(source: LocationLike) -> Path:
     )
 
 
+def find_recipe(name: str) -> Path:
+    """The file of a recipe that comes with the package; raises SettingsError for an unknown name."""
+    known = recipes()
+    if name not in known:
+        raise SettingsError(
+            f"{name[:100]} is not a recipe ({nearest(name[:100], known)})", todo="see `leanrecon recipes`"
+        )
+    return known[name]
+
+
 def read_settings(source: LocationLike, overrides: Iterable[str] = (), **general: Any) -> tuple[Settings, Path]:
     """Read a settings file or a recipe; returns the settings and the folder that relative paths may start from.
 

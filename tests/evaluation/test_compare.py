@@ -238,7 +238,7 @@ def test_tables_hold_every_figure(tmp_path: Path) -> None:
 
 def test_what_has_no_figures_is_refused(tmp_path: Path) -> None:
     study(tmp_path, "a", IMAGES)
-    with pytest.raises(InputError, match=r"nobody has no figures.*run to its end"):
+    with pytest.raises(InputError, match=r"nobody has no scores.*run to its end"):
         compare_studies([tmp_path / "a", tmp_path / "nobody"])
     with pytest.raises(InputError, match="a is named twice"):
         compare_studies([tmp_path / "a", tmp_path / "a"])

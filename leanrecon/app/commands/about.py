@@ -27,7 +27,10 @@ def doctor(
         bool, typer.Option("--overwrite", help="With --weights: keep the numbers of today instead of earlier ones.")
     ] = False,
 ) -> None:
-    """Show what this machine has, what each recipe needs, and whether it fits."""
+    """Show what this machine has, what each recipe needs, and whether it fits.
+
+    Examples: leanrecon doctor; leanrecon doctor --weights nsd
+    """
     from leanrecon.app.doctor import show, show_vdvae
 
     if weights:
@@ -43,13 +46,22 @@ def doctor(
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that come with leanrecon."""
-    from leanrecon.study.recipes import recipes as known
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, to be copied.")] = None,
+) -> None:
+    """List the recipes that come with leanrecon: paper, data, weights and licences, what was reported.
 
-    for name, path in known().items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        say(f"{name:16} {first.lstrip('# ')}")
+    Examples: leanrecon recipes; leanrecon recipes nsd > study.toml
+    """
+    from leanrecon.app.recipes import every, text_of
+
+    if name is not None:
+        typer.echo(text_of(name), nl=False)
+        return
+    for one in every():
+        say(one.line())
+    shown = ", ".join(one.name for one in every() if one.demo)
+    say(f"`leanrecon demo --recipe NAME` shows one at small size on simulated data: {shown}")
 
 
 @app.command("kinds")
@@ -57,7 +69,10 @@ def list_kinds(
     group: Annotated[str | None, typer.Argument(help="One group: datasets, features, regressors, …")] = None,
     name: Annotated[str | None, typer.Argument(help="One kind of the group.")] = None,
 ) -> None:
-    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them."""
+    """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them.
+
+    Examples: leanrecon kinds; leanrecon kinds features vdvae
+    """
     from leanrecon.app.kinds import show
 
     show(group, name)

@@ -5,16 +5,39 @@ from typing import Annotated
 
 import typer
 
-from leanrecon.app.options import app, progress
+from leanrecon.app.options import app, progress, require_free
 from leanrecon.app.terminal import say
 
 
 @app.command("inspect")
 def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data.")]) -> None:
-    """Say what a file or folder is, and print the settings that would read it."""
+    """Say what a file or folder is, and print the settings that would read it.
+
+    Examples: leanrecon inspect my_data; leanrecon inspect betas.h5
+    """
     from leanrecon.datasets.inspect.inspect import inspect
 
     typer.echo(inspect(path).text())
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A file or folder of data that `leanrecon inspect` understands.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The settings file to write.")] = Path(
+        "study.toml"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a settings file for data: what was found, and every other setting in a comment.
+
+    Example: leanrecon init my_data && leanrecon plan study.toml
+    """
+    from leanrecon.app.init import study_text
+    from leanrecon.places.files import write_text
+
+    require_free(out, overwrite)
+    write_text(out, study_text(folder))
+    say(f"wrote {out}; next: leanrecon plan {out}")
 
 
 @app.command("simulate-nsd")
@@ -25,7 +48,10 @@ def simulate_nsd(
     scale: Annotated[float, typer.Option(help="Size of the volume and the images, beside the real ones.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of images, tuning and noise.")] = 0,
 ) -> None:
-    """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on."""
+    """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on.
+
+    Example: leanrecon simulate-nsd small_nsd --sessions 2
+    """
     from leanrecon.datasets.nsd.simulate import simulate_nsd as write
 
     write(folder, subject=subject, sessions=sessions, scale=scale, seed=seed, progress=progress())
@@ -42,7 +68,10 @@ def simulate_miyawaki(
     figure_runs: Annotated[int, typer.Option(help="Runs of ten figures or letters, up to 12.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of patterns, receptive fields and noise.")] = 0,
 ) -> None:
-    """Write a simulated subject in the layout of nilearn's fetch_miyawaki2008, to try kind = "miyawaki" on."""
+    """Write a simulated subject in the layout of nilearn's fetch_miyawaki2008, to try kind = "miyawaki" on.
+
+    Example: leanrecon simulate-miyawaki small_miyawaki --scale 0.5
+    """
     from leanrecon.datasets.layouts.miyawaki_simulate import simulate_miyawaki as write
 
     write(folder, scale=scale, random_runs=random_runs, figure_runs=figure_runs, seed=seed, progress=progress())

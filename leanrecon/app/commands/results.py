@@ -12,7 +12,7 @@ from leanrecon.errors import LeanreconError
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="STUDY_OR_STORE", help="A study, or one of its stores.")],
+    source: Annotated[Path, typer.Argument(metavar="[figures] STUDY_OR_STORE", help="A study, or one of its stores.")],
     file: Annotated[Path | None, typer.Argument(help="The .npy file to write a store into.")] = None,
     maps: Annotated[
         list[str] | None,
@@ -22,16 +22,23 @@ def export(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where maps go; by default maps/ in the study.")
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where files go; by default maps/ or figures/ in the study."),
     ] = None,
     variant: Annotated[str, typer.Option("--variant", help="A fold or an area, as in fold00.")] = "",
     memory: Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write maps of a study in the space of its data, or copy a store into a .npy file."""
+    """Write maps of a study in the space of its data, its figures for a paper, or a store as a .npy file.
+
+    Examples: leanrecon export STUDY; leanrecon export figures STUDY; leanrecon export STUDY/betas/train.zarr betas.npy
+    """
     from leanrecon.places import as_location
     from leanrecon.study.record import is_study
 
+    if source == Path("figures") and file is not None and is_study(as_location(file)):
+        _export_figures(file, out, overwrite)
+        return
     of = as_location(source)
     if not is_study(of):
         if file is None:
@@ -58,6 +65,22 @@ def export(
         say(f"wrote {folder / name}")
 
 
+def _export_figures(source: Path, out: Path | None, overwrite: bool) -> None:
+    """Write scores as CSV and the plots of the report as SVG and PNG."""
+    from leanrecon.places import as_location
+    from leanrecon.stages.export_figures import export_figures
+    from leanrecon.stages.stage import Run
+    from leanrecon.study.layout import Study
+    from leanrecon.study.recipes import read_settings
+
+    study = as_location(source)
+    folder = as_location(out) if out else study / "figures"
+    settings, base_dir = read_settings(study / "study.toml")
+    run = Run(settings, Study(study), base_dir=base_dir, progress=progress())
+    for name in export_figures(run, folder, overwrite=overwrite):
+        say(f"wrote {folder / name}")
+
+
 @app.command("export-nifti")
 def export_nifti(
     study: Annotated[Path, typer.Argument(help="A study whose voxels lie in a volume.")],
@@ -65,7 +88,10 @@ def export_nifti(
     file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Put one number a voxel back into the subject's space, as a NIfTI volume."""
+    """Put one number a voxel back into the subject's space, as a NIfTI volume.
+
+    Example: leanrecon export-nifti results weights.npy weights.nii.gz
+    """
     from leanrecon.datasets.space import export_nifti as write
     from leanrecon.study.layout import Study
 
@@ -88,7 +114,10 @@ def retrieve(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and the page.")] = None,
     memory: Memory = None,
 ) -> None:
-    """Find the pictures of a gallery that are nearest to what was predicted from each test row."""
+    """Find the pictures of a gallery that are nearest to what was predicted from each test row.
+
+    Example: leanrecon retrieve results --gallery pictures -k 5
+    """
     from leanrecon.stages.retrieve import retrieve as look_up
     from leanrecon.study.lock import only_run
 
@@ -106,7 +135,10 @@ def check(
     memory: Memory = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there too.")] = None,
 ) -> None:
-    """Ask whether the train rows of a study carry its images, before any training."""
+    """Ask whether the train rows of a study carry its images, before any training.
+
+    Examples: leanrecon check results; leanrecon check results --labels categories.txt
+    """
     from leanrecon.app.subjects import check as run_check
 
     require_study(study)
@@ -115,15 +147,18 @@ def check(
 
 @app.command()
 def compare(
-    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies with figures.")],
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Studies that were evaluated.")],
     against: Annotated[
-        str | None, typer.Option("--against", metavar="TABLE", help="Published figures beside them: a name, or all.")
+        str | None, typer.Option("--against", metavar="TABLE", help="Published scores beside them: a name, or all.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write .csv, .md or .html, by the file's ending.")
     ] = None,
 ) -> None:
-    """Show the figures of several studies in one table: means over subjects, paired intervals, published tables."""
+    """Show the scores of several studies in one table: means over subjects, paired intervals, published tables.
+
+    Examples: leanrecon compare sub-01 sub-02; leanrecon compare results --against all --out table.csv
+    """
     from leanrecon.app.subjects import compare as run_compare
 
     run_compare(studies, against, out)

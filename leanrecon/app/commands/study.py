@@ -24,7 +24,7 @@ from leanrecon.app.options import (
     require_study,
 )
 from leanrecon.app.terminal import say, tell_end
-from leanrecon.errors import LeanreconError
+from leanrecon.errors import LeanreconError, SettingsError
 
 if TYPE_CHECKING:
     from leanrecon.study.settings import Settings
@@ -51,7 +51,10 @@ def run(
     ] = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """Run a study, or continue one that was stopped anywhere."""
+    """Run a study, or continue one that was stopped anywhere.
+
+    Examples: leanrecon run demo-fast; leanrecon run study.toml --study results --memory 4GB --set regression.alpha=1000
+    """
     settings, base_dir = read(source, sets, memory)
     if accepts_terms(settings):
         settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
@@ -84,14 +87,23 @@ def demo(
     fast: Annotated[
         bool, typer.Option("--fast", help="Use no networks and fewer images: takes half a minute.")
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME", help="Show another recipe at small size, on data in its own layout."),
+    ] = None,
     study: StudyFolder = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
     sets: Sets = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """Reconstruct what a simulated subject saw, offline and on any machine."""
-    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    """Reconstruct what a simulated subject saw, offline and on any machine.
+
+    Examples: leanrecon demo; leanrecon demo --fast; leanrecon demo --recipe miyawaki
+    """
+    if fast and recipe:
+        raise SettingsError("--fast and --recipe are two demos", todo="give one of them")
+    lacking = [name for name in _NETWORKS if find_spec(name) is None] if recipe is None else []
     if lacking and not fast:
         raise LeanreconError(
             f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
@@ -99,6 +111,11 @@ def demo(
         )
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if recipe is not None:
+        from leanrecon.app.demos import run_demo
+
+        run_demo(recipe, study, memory, overwrite=overwrite, sets=sets)
+        return
     from leanrecon.study.recipes import recipes
 
     name = "demo-fast" if fast else "demo"  # the recipe, whatever study of that name is here
@@ -109,7 +126,10 @@ def demo(
 def plan(
     source: Source, memory: Memory = None, until: Until = None, sets: Sets = None, study: StudyFolder = None
 ) -> None:
-    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit."""
+    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit.
+
+    Examples: leanrecon plan nsd; leanrecon plan study.toml --memory 4GB
+    """
     settings, base_dir = read(source, sets, memory)
     from leanrecon.app.plan import show
     from leanrecon.stages.pipeline import plan_study, stages_until
@@ -123,7 +143,10 @@ def plan(
 
 @app.command("fetch-weights")
 def fetch_weights(source: Source, sets: Sets = None) -> None:
-    """Download the weights that settings need: only the needed files, resumed and checked."""
+    """Download the weights that settings need: only the needed files, resumed and checked.
+
+    Examples: leanrecon fetch-weights nsd; leanrecon fetch-weights study.toml
+    """
     settings, _ = read(source, sets, None)
     from leanrecon.study.needs import needed
     from leanrecon.weights.fetch import fetch_all
@@ -140,7 +163,10 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
     repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
 ) -> None:
-    """Decode every chunk of a study's stores and name those that are missing or damaged."""
+    """Decode every chunk of a study's stores and name those that are missing or damaged.
+
+    Examples: leanrecon verify results; leanrecon verify results --repair
+    """
     from leanrecon.places import as_location
     from leanrecon.stages.repair import mend
     from leanrecon.study.verify import find_damage
@@ -161,7 +187,10 @@ def verify(
 
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
-    """Write report.html again, from the figures and images that a study holds."""
+    """Write report.html again, from the scores and images that a study holds.
+
+    Example: leanrecon report results
+    """
     from leanrecon.stages.pipeline import evaluate_stage
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
@@ -181,7 +210,10 @@ def mirror(
     folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Copy what a study has finished to another folder, verified; what is there already is not copied again."""
+    """Copy what a study has finished to another folder, verified; what is there already is not copied again.
+
+    Example: leanrecon mirror results /mnt/drive/results
+    """
     from leanrecon.study.lock import only_run
     from leanrecon.study.mirror import Mirror
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+SIMULATED = "simulated.json"
+"""The file beside BData that says that a program made them, and how."""
+
 SPLITS = ("train", "test")
 DATA_TYPES = {1: "train", 2: "test"}
 """DataType of Generic Object Decoding; 3 is imagery, which is left out."""
@@ -50,6 +53,11 @@ class BdpySettings(BuilderSettings):
     @property
     def has_images(self) -> bool:
         return self.images is not None
+
+    @property
+    def simulated(self) -> bool:
+        given = [Path(path).expanduser() for path in (self.path, self.train, self.test) if path]
+        return any((path.parent / SIMULATED).exists() for path in given)
 
     def located(self, base_dir: Path | None) -> Self:
         own = super().located(base_dir)

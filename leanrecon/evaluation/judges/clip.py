@@ -67,7 +67,7 @@ class CLIPJudge:
 
     @classmethod
     def notes(cls, settings: CLIPJudgeSettings) -> Iterable[str]:
-        return (f"Figures by CLIP are by the image embedding of {_model_name(settings.model)}.",)
+        return (f"Scores by CLIP are by the image embedding of {_model_name(settings.model)}.",)
 
     @property
     def dims(self) -> int:

@@ -62,7 +62,7 @@ class SpaceJudge:
 
     @classmethod
     def notes(cls, settings: SpaceSettings) -> Iterable[str]:
-        yield f"A judge is the feature space {settings.space.kind}: where it was predicted, its figures favour it."
+        yield f"A judge is the feature space {settings.space.kind}: where it was predicted, its scores favour it."
         yield from kinds.optional(kinds.kind_of("features", settings.space), "notes", settings.space)
 
     @property

@@ -155,7 +155,7 @@ class TorchvisionJudge(NetworkJudge):
         if settings.version is None:
             yield (
                 f"The weights of {settings.model} ({Path(str(settings.weights)).name}) are of no version that is known: "
-                "compare its figures with no published ones."
+                "compare its scores with no published ones."
             )
 
 

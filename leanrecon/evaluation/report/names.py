@@ -222,7 +222,7 @@ class Label:
 LABELS = {
     "final": Label("Final image", "What was reconstructed from the brain's responses.", "the final image"),
     "stage1": Label(
-        "First image (stage 1)",
+        "First image",
         "Decoded from the predicted features, before refinement.",
         "the first image",
     ),

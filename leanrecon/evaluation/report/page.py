@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ from leanrecon.evaluation.report.tables import (
     per_image,
     record,
     settings_tables,
+    split_rows,
 )
 from leanrecon.evaluation.report.verdict import MIN_TEST_IMAGES, features_alone, verdict
 from leanrecon.places import LocationLike, as_location
@@ -146,6 +148,22 @@ def render(page: Page, out: LocationLike) -> None:
         write_whole(out, lambda file: file.writelines(parts))
 
 
+def drawn(page: Page) -> Iterator[tuple[str, Plot]]:
+    """All plots of a page, each with a name that suits a file."""
+    shown = columns(page.metrics)
+    parts = {
+        "scores": [*_dots(shown, features=True), *_histogram(page, shown)],
+        "patterns": [_svg(one.title, one.remark, one.svg) for one in pattern_plots(page.metrics)],
+        "areas": list(_dots(area_columns(page.metrics))),
+        "training": list(_training("decode", "the end-to-end decoder", page)),
+        **{f"features-{space.name}": space.plots for space in _spaces(page)},
+    }
+    for part, every in parts.items():
+        for plot in every:
+            plain = unicodedata.normalize("NFKD", f"{part} {plot.title}").lower()  # R² becomes r2
+            yield "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in plain).split()), plot
+
+
 def _context(page: Page) -> dict[str, Any]:
     """What the template shows besides pictures."""
     from markupsafe import Markup
@@ -155,6 +173,7 @@ def _context(page: Page) -> dict[str, Any]:
     shown = columns(metrics)
     n_test = metrics.get("n_test") or len(page.scores)
     few = metrics.get("n_stimuli", n_test) < MIN_TEST_IMAGES  # too few for intervals: nothing is marked as better
+    opening, further = split_rows(figure_rows(shown, {} if few else metrics.get("margins") or {}))
     runs = {"": page.records, **page.variants}
     scale = memory_scale(runs)
     here = Path(__file__).parent
@@ -169,7 +188,8 @@ def _context(page: Page) -> dict[str, Any]:
         "alone": features_alone(metrics),
         "verdict": verdict({**metrics, "n_test": n_test, "simulated": simulated}),
         "columns": shown,
-        "figures": figure_rows(shown, {} if few else metrics.get("margins") or {}),
+        "figures": opening,
+        "further": further,
         "plots": [*_dots(shown, features=True), *_histogram(page, shown)],
         "without_brain": WITHOUT_BRAIN,
         "areas": area_table(metrics),

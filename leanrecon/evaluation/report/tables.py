@@ -70,6 +70,23 @@ def figure_rows(shown: list[Column], margins: Mapping[str, Any]) -> list[FigureR
     return rows
 
 
+OPENING = 8
+"""Rows of scores that the report opens with; the rest is folded away."""
+
+
+def split_rows(rows: list[FigureRow]) -> tuple[list[FigureRow], list[FigureRow]]:
+    """The rows that the report opens with, and those that it folds away.
+
+    Reverse identification, scores of features, and further kinds of SSIM are folded first.
+    """
+    keys = [row.metric.key for row in rows]
+    less = ("ssim_1d", "ssim_7x7", "ssim_rgb") if "ssim" in keys else ()
+    last = ("_reverse", "_features", "_mean", "_total")
+    kept = [row for key, row in zip(keys, rows, strict=True) if key not in less and not key.endswith(last)][:OPENING]
+    kept = kept or rows[:OPENING]
+    return kept, [row for row in rows if row not in kept]
+
+
 def cell(shown_as: Metric, figures: Figures, *, marked: bool = False) -> Cell:
     """One metric's value and interval as text; empty where the figure is missing."""
     value, low, high = (figure(figures, shown_as.key, part) for part in ("value", "low", "high"))

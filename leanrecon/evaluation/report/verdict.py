@@ -68,7 +68,7 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         )
     if not known:
         return Verdict(
-            "unclear", "Too few figures to say", "there are no intervals to compare with chance or a baseline.", checks
+            "unclear", "Too few scores to say", "there are no intervals to compare with chance or a baseline.", checks
         )
     if alone:
         return _of_features(metrics["features"], checks, simulated)

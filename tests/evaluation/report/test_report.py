@@ -159,8 +159,8 @@ def test_hostile_names_are_only_text(rendered):
 
 def test_a_simulated_subject_can_not_pass_for_a_real_one(rendered):
     page = rendered(study_page(rows=12, simulated=True))
-    badges = page.all("span", **{"class": "badge"})
-    assert len(badges) == len(page.all("h1")) + len(page.all("h2")) + 1  # every heading, and the footer
+    assert len(page.all("span", **{"class": "badge"})) == 1  # beside the title, above a sentence that says so
+    assert "No one was measured" in page.text
     assert page.texts["title"][0].startswith("SIMULATED SUBJECT")
     assert "simulated subject" in page.texts["h2"][0]
     assert "No one was measured" in page.text
@@ -182,8 +182,7 @@ def test_a_real_subject_is_not_called_simulated(rendered):
 def test_noise_ceilings_say_whether_they_are_known_or_estimated(rendered, simulated):
     page = rendered(dataclasses.replace(study_page(rows=12, simulated=simulated), voxels=VOXELS))
     assert page.all("h2", id="voxels")
-    headings = len(page.all("h1")) + len(page.all("h2"))
-    assert len(page.all("span", **{"class": "badge"})) == (headings + 1 if simulated else 0)
+    assert len(page.all("span", **{"class": "badge"})) == simulated
     assert ("Known, because the subject is simulated" in page.text) == simulated
     assert ("As published with the dataset" in page.text) != simulated
     whence = "known" if simulated else "published estimate"
@@ -282,7 +281,7 @@ def test_null_and_missing_figures_are_left_open(rendered):
     found = rendered(nothing)
     assert "Something new" in found.text
     assert "0.123" in found.text
-    assert "Too few figures to say" in found.text
+    assert "Too few scores to say" in found.text
     for word in ("None", "nan", "undefined"):
         assert word not in found.text
 

@@ -1,0 +1,128 @@
+"""Demos of recipes: each system from simulated data in its own layout to its report, and what is said of it."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from leanrecon.app import demos
+from leanrecon.app.demos import Demo
+from leanrecon.app.recipes import every
+from leanrecon.errors import SettingsError, StoreError
+from leanrecon.progress import Progress
+from leanrecon.study.recipes import read_settings, recipes
+from leanrecon.study.settings import check_settings
+
+NAMES = ("brain-diffuser", "deeprecon-gan", "miyawaki", "nsd", "ntab", "sd-ddpm", "srm-gan")
+
+
+def test_there_is_a_demo_of_every_system() -> None:
+    assert tuple(demos.demos()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_demo_is_the_recipe_with_the_changes_that_it_tells(name: str, tmp_path: Path) -> None:
+    demo, recipe = Demo.of(name), tomllib.loads(recipes()[name].read_text())
+    tables = demo.tables(tmp_path)
+    settings = check_settings(tables)
+    assert {key: type(table) for key, table in recipe.items()}.items() <= {
+        key: type(table) for key, table in tables.items()
+    }.items()
+    assert settings.dataset.kind == recipe["dataset"]["kind"], "the recipe's own layout"
+    told = {change.key for change in demo.changed(tmp_path)}
+    networks = tuple(line.partition(" = ")[0] for line in demo.networks)
+
+    def compare(before: dict, now: dict, prefix: str = "") -> None:
+        for key in {**before, **now}:
+            own = f"{prefix}{key}"
+            if isinstance(before.get(key), dict) and isinstance(now.get(key), dict):
+                compare(before[key], now[key], f"{own}.")
+            elif before.get(key) != now.get(key):
+                known = own in told or own.startswith(networks) or any(one.startswith(f"{own}.") for one in told)
+                assert known, f"{own} is changed and not told"
+
+    compare(recipe, tables)
+    assert all(str(tmp_path) in text for text in _paths(tables["dataset"])), "no data but its own"
+
+
+def _paths(table: dict) -> list[str]:
+    return [text for value in table.values() for text in ([value] if isinstance(value, str) else ()) if "/" in text]
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="holds other files"):
+        Demo.of("miyawaki").prepare(tmp_path, memory=None, overwrite=True, progress=Progress())
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(SettingsError, match="no demo of nsdd .*nsd"):
+        Demo.of("nsdd")
+
+
+def test_every_recipe_has_a_line_with_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    lines = {one.name: one for one in every()}
+    assert list(lines) == list(recipes())
+    assert "CreativeML OpenRAIL-M" in lines["nsd"].weights
+    assert lines["digits69"].weights == "none"
+    assert lines["demo"].weights == "come with leanrecon"
+    for one in lines.values():
+        assert "\n" not in one.line()
+        assert "not looked up" not in one.weights, one.name
+
+
+FAST = {"miyawaki": {"scale": 0.3, "random_runs": 6, "figure_runs": 2}}
+"""Smaller data for the test that runs with every change."""
+
+
+def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) -> dict:
+    monkeypatch.chdir(folder)
+    demos.run_demo(name, None, "2GB", overwrite=False, sets=list(sets))
+    study = folder / f"demo-{name}"
+    stages = json.loads((study / "run.json").read_text())["stages"]
+    for stage, own in stages.items():
+        assert own["peak_bytes"] <= own["planned_bytes"] <= 2e9, stage
+    metrics: dict = json.loads((study / "evaluation" / "metrics.json").read_text())
+    assert metrics["simulated"] is True
+    page = (study / "report.html").read_text()
+    assert "SIMULATED SUBJECT" in page
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    settings, _ = read_settings(study / "study.toml")
+    assert settings.dataset.kind == Demo.of(name).tables(folder)["dataset"]["kind"]
+    return metrics
+
+
+@pytest.mark.slow
+def test_the_demo_of_local_decoders_runs_to_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nibabel")
+    of = Demo.of
+
+    def smaller(name: str) -> Demo:
+        demo = of(name)
+        demo.writes.update(FAST[name])
+        return demo
+
+    monkeypatch.setattr(Demo, "of", staticmethod(smaller))
+    metrics = _run("miyawaki", tmp_path, monkeypatch, "features.patches.scales=[[1,1]]", "evaluate.permutations=0")
+    assert metrics["final"]["two_way_pixels"]["low"] > 0.5
+    said = capsys.readouterr().out
+    assert "dataset.root = " in said
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    _run("miyawaki", tmp_path, monkeypatch, "features.patches.scales=[[1,1]]", "evaluate.permutations=0")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.networks
+@pytest.mark.parametrize("name", NAMES)
+def test_every_demo_runs_to_its_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("torch", "transformers", "diffusers", "nibabel"):
+        pytest.importorskip(library)
+    metrics = _run(name, tmp_path, monkeypatch)
+    best = metrics.get("final") or metrics["stage1"]
+    assert best["two_way_pixels"]["low"] > 0.5
