@@ -135,7 +135,7 @@ class StudyResults:
 
     @property
     def variants(self) -> list[str]:
-        """The names of the study's variants: folds, areas, and the baselines beside each."""
+        """The names of the study's variants: folds, areas, the baselines beside each, and further test sets a judge saw."""
         folder = self.path / "variants"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 

@@ -25,7 +25,7 @@ DATASET = {
 }  # fmt: skip
 
 DECODE = {
-    "kind": "gan", "size": 32, "width": 64, "hidden": 512, "discriminator_width": 8, "noise": 1.8, "average": 0.99,
+    "kind": "gan", "size": 32, "width": 64, "hidden": 512, "discriminator_width": 4, "noise": 1.8, "average": 0.99,
     "batch_size": 24, "learning_rate": 1e-3, "schedule": "cosine", "epochs": 30, "checkpoint_minutes": 1.0,
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ from leanrecon.evaluation.quartiles import by_similarity
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.evaluation.subjects import by_subject, of_subjects, others_than
 from leanrecon.images import Array
+from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.rows import AVERAGE
-from leanrecon.study.settings import EvaluateSettings
 
 
 @dataclass

@@ -22,7 +22,7 @@ from leanrecon.evaluation.test_sets import of_test_set
 from leanrecon.images import ImageShape
 from leanrecon.stores import Store, as_matrix
 from leanrecon.stores.pictures import Pictures
-from leanrecon.study.settings import EvaluateSettings
+from leanrecon.study.evaluate_settings import EvaluateSettings
 
 Array = np.ndarray[Any, Any]
 
