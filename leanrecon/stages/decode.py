@@ -105,9 +105,11 @@ class DecodeStage:
         """All that decides the images of one variant."""
         betas = {split: Store.open(run.study.betas(split)).content for split in ("train", variant.test_split)}
         space, study = run.settings.decoded_space, replace(variant, pairing=None).study
-        splits = ("train", "test") if space else ()
-        predicted = {split: Store.open(study.predictions(space, split)).content for split in splits}
-        return ({"predictions": predicted} if predicted else {}) | {
+        predicted: dict[str, Any] = {}
+        if space is not None:
+            stores = [Store.open(study.predictions(space, split)) for split in ("train", "test")]
+            predicted = {"predictions": [store.content for store in stores]}
+        return predicted | {
             "betas": betas["train"],
             "test betas": betas[variant.test_split],
             "stimuli": images.content,

@@ -40,7 +40,7 @@ def test_sets_of(whole: Variant, fold: Fold) -> dict[str, Fold]:
     found = {}
     for number, name in enumerate(dict.fromkeys(sets)):
         index = np.flatnonzero(np.asarray(sets) == name)
-        n_trained = sum(fold.names[row] in learned for row in index)
+        n_trained = sum(fold.names[row] in learned for row in index.tolist())
         study = whole.study if number == 0 else whole.study.variant(name)
         folder = None if fold.embeddings is None else study.embeddings
         found[name] = of_test_set(fold, name, index, n_trained=n_trained, embeddings=folder)
