@@ -146,7 +146,7 @@ class StudyResults:
 
     @property
     def variants(self) -> list[str]:
-        """The names of the study's variants: folds, areas, and the baselines beside each."""
+        """The names of the study's variants: folds, areas, the baselines beside each, and further test sets a judge saw."""
         return [variant.root.name for variant in self.study.variants()]
 
     @property

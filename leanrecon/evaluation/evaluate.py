@@ -15,8 +15,8 @@ from leanrecon.evaluation.quartiles import by_similarity
 from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
 from leanrecon.evaluation.subjects import by_subject, of_subjects, others_than
 from leanrecon.images import Array
+from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.rows import AVERAGE
-from leanrecon.study.settings import EvaluateSettings
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Evaluation:
     """The figures of each fold alone; empty without folds."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A dict a test row: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
-        for number, fold in enumerate(self.scored):
-            yield from _rows(fold, number if self.folds else None)
+        """A dict a test row, in the order of their images: its number, its stimulus, its fold and its scores, ``stage1.pixcorr`` and the like."""
+        every = (row for k, fold in enumerate(self.scored) for row in _rows(fold, k if self.folds else None))
+        yield from sorted(every, key=lambda row: row["row"]) if self.scored[0].fold.test_set else every
 
     @property
     def columns(self) -> list[str]:
@@ -122,6 +122,8 @@ def _area(area: str, folds: Sequence[FoldScores], images: dict[str, Figures]) ->
 def _rows(scored: FoldScores, number: int | None) -> Iterator[dict[str, Any]]:
     for i, name in enumerate(scored.fold.names):
         row: dict[str, Any] = {"row": int(scored.fold.rows[i]), "stimulus": name}
+        if scored.fold.test_set:
+            row["test_set"] = scored.fold.test_set
         if scored.fold.subjects:
             row["subject"] = scored.fold.subjects[i]
         if number is not None:

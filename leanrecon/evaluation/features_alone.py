@@ -14,7 +14,7 @@ from leanrecon.evaluation.latents import compare_latents_parts, correlations
 from leanrecon.evaluation.plan import POOLED, plan_features
 from leanrecon.evaluation.pool import Part, joined, stacked
 from leanrecon.images import Array
-from leanrecon.study.settings import EvaluateSettings
+from leanrecon.study.evaluate_settings import EvaluateSettings
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Fold:
     """Who saw the image of every test row; empty where a study has one subject."""
     n_trained: int = 0
     """How many test rows show an image that was trained on."""
+    test_set: str = ""
+    """The test set that the rows are of, where a study has several."""
     label: str = ""
     """What stands before the stage's name in progress, as ``fold00: ``."""
     embeddings: LocationLike | None = None

@@ -11,7 +11,7 @@ from leanrecon.study.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from leanrecon.evaluation.judges.judge import Judge
-    from leanrecon.study.settings import EvaluateSettings
+    from leanrecon.study.evaluate_settings import EvaluateSettings
 
 CANDIDATES_AT_ONCE = 2048
 """Random patterns that are drawn together, among which reconstructions of patterns are identified; decides their numbers."""

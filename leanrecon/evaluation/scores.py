@@ -43,8 +43,8 @@ from leanrecon.places import Location, as_location
 from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import remove
+from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.protocols import PROTOCOLS
-from leanrecon.study.settings import EvaluateSettings
 
 MEAN, RANDOM, NEAREST = "mean_train_image", "random_train_image", "nearest_train_image"
 SHUFFLED = "shuffled_betas"

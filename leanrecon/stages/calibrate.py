@@ -54,7 +54,8 @@ def too_few(settings: Settings, images: int) -> str:
 def needs_train_rows(settings: Settings, space: Any, first: str | None, images: int) -> bool:
     """Whether a space's predictions of train rows are needed, out of fold, with so many distinct train images."""
     calibrated = space.name == first and make_calibration(settings).calibrates and not too_few(settings, images)
-    return bool(space.calibrates or calibrated or generator_needs(settings, space.name, first))
+    decoded = space.name == settings.decoded_space
+    return bool(space.calibrates or calibrated or decoded or generator_needs(settings, space.name, first))
 
 
 def generator_needs(settings: Settings, space: str, first: str | None) -> bool:

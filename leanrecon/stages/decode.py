@@ -1,6 +1,7 @@
 """The stage decode: first images from betas in one step, by an end-to-end decoder."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
+from leanrecon.stores.matrix import Matrix, as_matrix
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
 from leanrecon.study.network_copies import brought
@@ -35,8 +37,9 @@ class DecodeStage:
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (n, m), shape = planning.settings, planning.split, planning.image_shape
         decoder = kinds.kind_of("decoders", settings.decode)(settings.decode)
-        images = min(n, planning.images[0])
-        plan = decoder.plan(DecoderShapes(n, planning.data.voxels, m, images, shape), planning.budget.free)
+        images, space = min(n, planning.images[0]), settings.decoded_space
+        inputs = planning.data.voxels if space is None else planning.spaces[space].dims(shape)
+        plan = decoder.plan(DecoderShapes(n, inputs, m, images, shape), planning.budget.free)
         times = planning.variants + planning.folds * settings.evaluate.permutations
         drawn = int(np.prod(decoder.image_shape(shape)))
         summary = plan.summary + (f", {times} fits" if times > 1 else "")
@@ -68,17 +71,27 @@ class DecodeStage:
         decoder = kinds.kind_of("decoders", settings)(settings)
         images = Store.open(run.study.stimuli("train"))
         made_of = self._made_of(run, variant, decoder, images)
-        test = variant.test_betas()
+        train, test = self._inputs(run, variant)
         shape = decoder.image_shape(image_shape(images))
         pictures = Pictures.create(folder, test.shape[0], shape, made_of=made_of, overwrite=context.overwrite)
         if pictures.complete:
             return {}
         shown = variant.images_of_train_rows[self._order(variant, context.seed)]
         content = fingerprint(made_of | {"decoder": None, "test betas": None})
-        data = DecoderData(variant.train_betas(), images, shown, variant.groups, content)
+        data = DecoderData(train, images, shown, variant.groups, content)
         record: dict[str, Any] = decoder.train(data, brought(variant.study.network(NETWORK)), context)
         decoder.decode(test, pictures, context)
         return record
+
+    @staticmethod
+    def _inputs(run: Run, variant: Variant) -> tuple[Matrix, Matrix]:
+        """Train and test rows of what is decoded: betas, or predictions, where those of train rows are out of fold."""
+        space = run.settings.decoded_space
+        if space is None:
+            return variant.train_betas(), variant.test_betas()
+        study = replace(variant, pairing=None).study
+        train, test = (as_matrix(Store.open(study.predictions(space, split))) for split in ("train", "test"))
+        return train, test
 
     @staticmethod
     def _order(variant: Variant, seed: int) -> Any:
@@ -92,7 +105,12 @@ class DecodeStage:
     def _made_of(run: Run, variant: Variant, decoder: Any, images: Store) -> dict[str, Any]:
         """All that decides the images of one variant."""
         betas = {split: Store.open(run.study.betas(split)).content for split in ("train", variant.test_split)}
-        return {
+        space, study = run.settings.decoded_space, replace(variant, pairing=None).study
+        predicted: dict[str, Any] = {}
+        if space is not None:
+            stores = [Store.open(study.predictions(space, split)) for split in ("train", "test")]
+            predicted = {"predictions": [store.content for store in stores]}
+        return predicted | {
             "betas": betas["train"],
             "test betas": betas[variant.test_split],
             "stimuli": images.content,

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from leanrecon import kinds
-from leanrecon.evaluation.evaluate import evaluate
+from leanrecon.context import Context
+from leanrecon.evaluation.evaluate import Evaluation, evaluate
+from leanrecon.evaluation.fold import Fold
+from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate, spool_nbytes
+from leanrecon.evaluation.test_sets import joined
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.places.files import read_record
 from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
-from leanrecon.stages.folds import contents, folds_of
+from leanrecon.stages.folds import contents, folds_of, test_sets_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import MOST_SHOWN, write_page
 from leanrecon.stages.stage import PlannedStage, Planning, Run
@@ -104,7 +108,7 @@ class EvaluateStage:
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
             folds = folds_of(run, every, refines=refines, judged=bool(judges))
-            result = evaluate(folds, run.settings.evaluate, context, judges=judges, n_folds=run.settings.dataset.folds)
+            result = self._evaluation(run, every[0], list(folds), judges, context)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             result.metrics["departures"] = protocols.departures(run.settings.evaluate.preset, run.settings.judges)
             latents = {study.latent_r2(name): r2 for name, r2 in result.latent_r2.items()}
@@ -114,9 +118,22 @@ class EvaluateStage:
         write_page(run, every)
 
     @staticmethod
+    def _evaluation(
+        run: Run, whole: Variant, folds: Sequence[Fold], judges: Sequence[Judge], context: Context
+    ) -> Evaluation:
+        """Figures of all folds, or of each test set by itself."""
+        settings = run.settings.evaluate
+        if not whole.test_sets:
+            return evaluate(folds, settings, context, judges=judges, n_folds=run.settings.dataset.folds)
+        sets = test_sets_of(whole, folds[0])
+        return joined({name: evaluate([fold], settings, context, judges=judges) for name, fold in sets.items()})
+
+    @staticmethod
     def _are_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
         """Whether all figures and embeddings are there and are those of the present stores."""
-        folders = [variant.study.embeddings / name for variant in whole_brain(every) for name in run.settings.judges]
+        studies = [variant.study for variant in whole_brain(every)]
+        studies += [run.study.variant(name) for name in list(dict.fromkeys(every[0].test_sets))[1:]]
+        folders = [study.embeddings / name for study in studies for name in run.settings.judges]
         embeddings = [store for folder in folders for store in folder.glob("*.zarr")]
         latents = [run.study.latent_r2(name) for name in run.spaces]
         return are_current(run, every, made_of, latents) and all(is_complete(store) for store in embeddings)

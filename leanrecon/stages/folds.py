@@ -8,6 +8,7 @@ import numpy as np
 
 from leanrecon.evaluation.fold import ORACLE as REFINED_ORACLE
 from leanrecon.evaluation.fold import TRUE_FEATURES, Area, Fold, Predictions, RandomPairing, ShownImages
+from leanrecon.evaluation.test_sets import of_test_set
 from leanrecon.stages.stage import Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
@@ -31,6 +32,19 @@ def folds_of(run: Run, every: Sequence[Variant], *, refines: bool, judged: bool)
     pool = shared_pool(whole)
     for variant in whole:
         yield _fold_of(run, variant, every, pool, refines=refines, judged=judged)
+
+
+def test_sets_of(whole: Variant, fold: Fold) -> dict[str, Fold]:
+    """The fold of a study with several test sets by test set, the one of the first row first."""
+    sets, learned = whole.test_sets, set(whole.train_names)
+    found = {}
+    for number, name in enumerate(dict.fromkeys(sets)):
+        index = np.flatnonzero(np.asarray(sets) == name)
+        n_trained = sum(fold.names[row] in learned for row in index.tolist())
+        study = whole.study if number == 0 else whole.study.variant(name)
+        folder = None if fold.embeddings is None else study.embeddings
+        found[name] = of_test_set(fold, name, index, n_trained=n_trained, embeddings=folder)
+    return found
 
 
 @dataclass
@@ -92,7 +106,8 @@ def contents(run: Run, every: Sequence[Variant], *, refines: bool) -> dict[str, 
 def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[str, Any]]:
     first, split = run.first_space, variant.test_split
     yield "stimuli", [Store.open(run.study.stimuli(name)).content for name in ("train", split)]
-    yield "rows", fingerprint({"names": variant.test_names, "images": variant.test_images.tolist()})
+    rows = {"names": variant.test_names, "images": variant.test_images.tolist()}
+    yield "rows", fingerprint(rows | ({"test sets": variant.test_sets} if variant.test_sets else {}))
     pairings = [] if variant.area else variant.shuffled(run.settings.evaluate.permutations)
     for name, space in run.spaces.items():
         yield f"predictions {name}", Store.open(variant.study.predictions(name)).content

@@ -48,8 +48,9 @@ def stages_of(settings: Settings) -> list[Stage]:
     to_features: list[Stage] = [FeaturesStage(), RegressionStage()]
     if not settings.dataset.has_images:
         return [DatasetStage(), *to_features, evaluate_stage(settings)]
-    to_images: list[Stage] = [*to_features, StageOneStage()] if settings.decode is None else [DecodeStage()]
-    return [DatasetStage(), *to_images, RefineStage(), evaluate_stage(settings)]
+    to_images: Stage = StageOneStage() if settings.decode is None else DecodeStage()
+    before = to_features if settings.features else []
+    return [DatasetStage(), *before, to_images, RefineStage(), evaluate_stage(settings)]
 
 
 def evaluate_stage(settings: Settings) -> EvaluateStage | EvaluateFeaturesStage:

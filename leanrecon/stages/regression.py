@@ -39,7 +39,7 @@ class RegressionStage:
     # Planning
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
-        first = _first_name(planning.spaces, planning.settings.stage1.space)
+        first = _first_name(planning.settings, planning.spaces)
         for name, space in planning.spaces.items():
             settings = planning.settings.regression[name]
             pairings = planning.settings.evaluate.permutations if name == first else 0
@@ -71,7 +71,7 @@ class RegressionStage:
     # Running
 
     def run(self, run: Run) -> None:
-        first = _first_name(run.spaces, run.settings.stage1.space)
+        first = _first_name(run.settings, run.spaces)
         every = variants(run.study, run.settings)
         for variant in every:
             if first is not None and (sentence := too_few(run.settings, len(variant.train_images))):
@@ -207,10 +207,12 @@ def regression_data(variant: Variant, space: Any, regressor: Any) -> RegressionD
     )
 
 
-def _first_name(spaces: dict[str, Any], name: str | None) -> str | None:
-    """The space that first images come from; None where none has a decoder and only predictions are asked for."""
+def _first_name(settings: Settings, spaces: dict[str, Any]) -> str | None:
+    """The space that first images are decoded from; None where a network makes them, or none has a decoder."""
+    if settings.decode is not None:
+        return None
     try:
-        found: str = decoding_space(list(spaces.values()), name).name
+        found: str = decoding_space(list(spaces.values()), settings.stage1.space).name
     except SettingsError:
         return None
     return found

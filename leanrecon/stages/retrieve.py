@@ -101,8 +101,9 @@ def retrieve(
 
 def _space(run: Run, name: str | None) -> Any:
     """The feature space by name, or that which first images are decoded from."""
-    if run.settings.decode is not None:
+    if not run.spaces:
         raise InputError("the study goes from betas to images, and predicts no features", todo="take a study that does")
+    name = name or run.settings.decoded_space
     if name is None:
         return run.first_space
     if name not in run.spaces:

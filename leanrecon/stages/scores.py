@@ -12,7 +12,7 @@ from leanrecon.study.layout import Study
 
 Score = dict[str, Any]
 
-_WHOLE, _TEXT = ("row", "fold"), ("stimulus", "subject")
+_WHOLE, _TEXT = ("row", "fold"), ("stimulus", "subject", "test_set")
 
 
 def write_scores(study: Study, columns: Sequence[str], rows: Iterable[Score]) -> None:

@@ -23,7 +23,7 @@ FORMAT = 2
 SPLITS = ("train", "test")
 AVERAGE = "average"
 """The subject of rows that are means over subjects."""
-_OPTIONAL = ("subject", "session", "run")
+_OPTIONAL = ("subject", "session", "run", "test_set")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class SplitRows:
     """Scan session, where rows are single trials of known sessions."""
     run: list[int] | None = None
     """Run within the session, where rows are single trials of known runs."""
+    test_set: list[str] | None = None
+    """Name of the test set that the row is of, where a study has several."""
 
     def __len__(self) -> int:
         return len(self.stimulus)

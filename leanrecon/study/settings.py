@@ -12,6 +12,7 @@ from leanrecon import kinds
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError, shown
 from leanrecon.memory import parse_budget, parse_bytes
+from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.layout import GENERATOR
 from leanrecon.study.protocols import PROTOCOLS
 from leanrecon.validation import nearest, validate
@@ -99,23 +100,6 @@ class StageOneSettings(BaseModel):
         return kinds.settings_of("calibrations", table, "stage1.calibrate.", default="none")
 
 
-class EvaluateSettings(BaseModel):
-    """``[evaluate]``"""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    preset: Literal["native", "bd2023", "mindeye2", "takagi", "kamitani", "brainit"] = "native"
-    """The protocol by which pixels are compared: at the size of the stimuli, or as a paper does."""
-    judges: Literal["preset"] | tuple[str, ...] | None = None
-    """The judges by name, of the preset's and of [judges]; "preset": all of both; none given: those of [judges]."""
-    blend: float = Field(default=0.0, ge=0, lt=1)
-    """Share of first images mixed into final ones before they are judged, as some papers do; 0: none."""
-    permutations: int = Field(default=5, ge=0, le=10_000)
-    """How often betas and images are paired at random for the baseline of shuffled betas."""
-    resamples: int = Field(default=1000, ge=100, le=100_000)
-    """Bootstrap resamples behind each interval."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a study. ``regression`` holds the settings of each feature space by name."""
@@ -132,6 +116,12 @@ class Settings:
     refine: Any
     judges: dict[str, BaseModel]
     evaluate: EvaluateSettings
+
+    @property
+    def decoded_space(self) -> str | None:
+        """The feature space whose predictions the end-to-end decoder takes in place of betas, if it does."""
+        found: str | None = getattr(self.decode, "space", None)
+        return found
 
     def located(self, base_dir: Path | None) -> "Settings":
         """The same settings with absolute paths to the files of the dataset and of feature spaces.
@@ -157,8 +147,7 @@ class Settings:
             "evaluate": _dump(self.evaluate),
         }
         if self.decode is not None:
-            for section in ("features", "regression", "stage1"):
-                del tables[section]
+            del tables["stage1"]
         return {key: value for key, value in tables.items() if value is not None and value != {}}
 
     def _regression_table(self) -> dict[str, Any]:
@@ -203,7 +192,11 @@ class _Checker:
         dataset = None if "dataset" in self.wrong else self.collect(self._dataset)
         areas = self._areas()
         decode = self._decode()
-        spaces = {} if "decode" in self.tables else self._spaces()
+        spaces = self._spaces() if "decode" not in self.tables or self._decoded_space() else {}
+        if (decoded := self._decoded_space()) and decoded not in spaces:
+            self.problems.append(
+                f"decode.space = {shown(decoded)} is not a feature space here ({nearest(_text(decoded), spaces)})"
+            )
         regression = self._regression(list(spaces))
         stage1 = self.collect(validate, StageOneSettings, self.section("stage1"), "stage1.")
         if stage1 is not None and stage1.space not in (None, *spaces):
@@ -253,7 +246,8 @@ class _Checker:
     def _decode(self) -> BaseModel | None:
         if "decode" not in self.tables or "decode" in self.wrong:
             return None
-        beside = [name for name in ("features", "regression", "stage1") if name in self.tables]
+        not_needed = ("stage1",) if self._decoded_space() else ("features", "regression", "stage1")
+        beside = [name for name in not_needed if name in self.tables]
         if beside:
             listed = " and ".join(f"[{name}]" for name in beside)
             self.problems.append(f"[decode] goes from betas to images by itself: leave out {listed}, or [decode]")
@@ -261,6 +255,10 @@ class _Checker:
             kinds.settings_of, "decoders", self.section("decode"), "decode.", default=""
         )
         return found
+
+    def _decoded_space(self) -> Any:
+        """The feature space that [decode] names, if any."""
+        return self.section("decode").get("space")
 
     def _spaces(self) -> dict[str, Any]:
         if "features" in self.tables and self.tables["features"] == {}:

@@ -151,6 +151,12 @@ class Variant:
         return [] if subjects is None else [subjects[row] for row in self.test_rows]
 
     @property
+    def test_sets(self) -> list[str]:
+        """The test set of every test row; empty where a study has one."""
+        sets = self.rows[self.test_split].test_set
+        return [] if sets is None else [sets[row] for row in self.test_rows]
+
+    @property
     def groups(self) -> list[str]:
         """The label of every train row that folds and validation keep together: its stimulus or its run."""
         if self.group == "stimulus":

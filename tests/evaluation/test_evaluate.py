@@ -18,10 +18,11 @@ from leanrecon.evaluation.evaluate import evaluate
 from leanrecon.evaluation.fold import Area, Fold, Predictions, RandomPairing, ShownImages
 from leanrecon.evaluation.judges.judge import Measure
 from leanrecon.evaluation.plan import EvaluateShapes, most_sources, plan_evaluate, spool_nbytes
+from leanrecon.evaluation.test_sets import of_test_set
 from leanrecon.images import ImageShape
 from leanrecon.stores import Store, as_matrix
 from leanrecon.stores.pictures import Pictures
-from leanrecon.study.settings import EvaluateSettings
+from leanrecon.study.evaluate_settings import EvaluateSettings
 
 Array = np.ndarray[Any, Any]
 
@@ -197,6 +198,22 @@ def test_every_judge_has_metrics_of_its_name_for_every_set_of_images(fold: Calla
         assert ("two_way_one_reverse" in figures) == (name != "mean_train_image")  # one image for all ties with itself
     assert sets["true_features"]["top1_one"]["value"] == 1
     assert {path.name for path in Path(made.embeddings or "").iterdir()} == {"one", "two"}
+
+
+def test_a_test_set_s_images_are_told_apart_among_themselves_by_judges_too(
+    fold: Callable[..., Fold], tmp_path: Path
+) -> None:
+    made, index = fold(), np.array([1, 4, 5, 6, 9, 12])
+    chosen = of_test_set(made, "letters", index, n_trained=2, embeddings=tmp_path / "letters")
+    metrics = evaluate([chosen], SETTINGS, Context.of(), judges=[Pixels("one")]).metrics
+    assert made.final is not None
+    r = correlations(all_of(made.final)[index], seen_by_row(made)[index])
+    wins = [np.mean(r[i, i] > np.delete(r[i], i)) for i in range(len(index))]
+    assert metrics["final"]["two_way_one"]["value"] == pytest.approx(np.mean(wins))
+    assert metrics["n_test"] == 6
+    assert "2 of 6 test rows show images that were trained on" in " ".join(metrics["notes"])
+    assert (tmp_path / "letters" / "one" / "stimuli.zarr").is_dir()
+    assert not Path(made.embeddings or "").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Studies decoded end to end: nothing of test images reaches a reconstruction, areas and baselines stand beside."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,17 +79,29 @@ def test_record_report_and_layout_tell_of_the_training(studies):
 
 @pytest.mark.kills
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_a_killed_run_ends_with_the_same_bytes(studies, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_a_killed_run_ends_with_the_same_bytes(studies, tmp_path, kills):
     study, dataset = studies
     other = Path(shutil.copytree(dataset, tmp_path / "study"))
     settings = Path(shutil.copy(study.path / "study.toml", tmp_path / "settings.toml"))
     command = [sys.executable, "-m", "leanrecon", "run", str(settings), "--study", str(other)]
-    checkpoint = other / "networks" / "decoder" / "checkpoint.safetensors"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    for kill in range(kills):
+        before = progress(other)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while progress(other) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.02 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"the run ended before kill {kill + 1}"
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert made(other) == made(study.path)
+
+
+def progress(root: Path) -> set[tuple[str, int]]:
+    """What a killed run had written: checkpoints by their times, and images."""
+    found = set()
+    for path in [*root.rglob("networks/**/*.safetensors"), *root.rglob("reconstructions/*/*.png")]:
+        with contextlib.suppress(FileNotFoundError):
+            found.add((str(path), path.stat().st_mtime_ns))
+    return found

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from leanrecon.errors import SettingsError
+from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.protocols import PROTOCOLS, notes
 from leanrecon.study.recipes import read_settings
-from leanrecon.study.settings import EvaluateSettings, Settings, check_settings
+from leanrecon.study.settings import Settings, check_settings
 
 DATASET = {"kind": "simulated"}
 

@@ -29,6 +29,8 @@ class Repeats:
     """The run of each of these rows."""
     place: Mapping[str, int] | None = None
     """Where each image lies in its file, which images are ordered by; None: they are in order of first appearance."""
+    sets: Mapping[str, str] | None = None
+    """The name of the test set that each image is of, where there are several."""
 
     @cached_property
     def rows(self) -> dict[str, list[int]]:
@@ -80,7 +82,9 @@ class Repeats:
             number = {name: k for k, name in enumerate(self.rows)}
             stimulus = np.array([number[name] for name in self.ids], np.int64)
         runs = None if self.runs is None or self.averaged else self.runs.tolist()
-        return SplitRows(stimulus, trials, [len(of) for of in trials], run=runs)
+        shown = self.images if self.averaged else self.ids
+        sets = None if self.sets is None else [self.sets[name] for name in shown]
+        return SplitRows(stimulus, trials, [len(of) for of in trials], run=runs, test_set=sets)
 
     def groups(self, *, by_run: bool) -> list[str]:
         """What folds keep together, for each row of betas: the image, or whatever runs join."""

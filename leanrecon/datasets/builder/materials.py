@@ -26,6 +26,8 @@ class Trials:
     """train or test; other values leave the trial out."""
     run: Sequence[int] | None = None
     session: Sequence[int] | None = None
+    test_set: Sequence[str] | None = None
+    """Name of the test set of each test trial, where there are several; it says nothing of the others."""
 
     def __len__(self) -> int:
         return len(self.stimulus)

@@ -65,6 +65,7 @@ def repeats_of(
             settings.averages(split),
             None if runs is None else runs[index],
             None if images is None else images.row_of,
+            _sets(trials, index) if split == "test" and trials.test_set is not None else None,
         )
         for split, index in parts.items()
     }
@@ -77,6 +78,21 @@ def repeats_of(
                 todo="take them out of one split, or set dataset.allow_shared_stimuli = true if this is meant",
             )
     return every
+
+
+def _sets(trials: Trials, index: Array) -> dict[str, str]:
+    """The test set of each image of some trials; raises InputError for an image of two."""
+    assert trials.test_set is not None
+    found: dict[str, str] = {}
+    for row in index.tolist():
+        name, of = trials.stimulus[row], trials.test_set[row]
+        if found.setdefault(name, of) != of:
+            raise InputError(
+                f"{name} is an image of two test sets, {found[name]} and {of}",
+                expected="images of one test set each",
+                todo="take it out of one, or give each set its own folder of images (dataset.tests.NAME.images)",
+            )
+    return found
 
 
 def _run_numbers(trials: Trials) -> Array:

@@ -87,5 +87,6 @@ def _part(rows: SplitRows, index: Array) -> SplitRows:
         return None if values is None else [values[row] for row in index]
 
     return SplitRows(
-        rows.stimulus[index], of(rows.trials), of(rows.repeats), of(rows.subject), of(rows.session), of(rows.run)
-    )
+        rows.stimulus[index], of(rows.trials), of(rows.repeats), of(rows.subject), of(rows.session), of(rows.run),
+        of(rows.test_set),
+    )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from re import fullmatch
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import BuilderSettings
@@ -20,9 +21,19 @@ Array = np.ndarray[Any, Any]
 SIMULATED = "simulated.json"
 """The file beside BData that says that a program made them, and how."""
 
-SPLITS = ("train", "test")
 DATA_TYPES = {1: "train", 2: "test"}
 """DataType of Generic Object Decoding; 3 is imagery, which is left out."""
+
+
+class TestSet(BaseModel):
+    """One of several test sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    path: str
+    """The file of its trials."""
+    images: str | None = None
+    """The folder of its images below the folder of all images: stimuli are called FOLDER/STIMULUS then."""
 
 
 class BdpySettings(BuilderSettings):
@@ -36,6 +47,8 @@ class BdpySettings(BuilderSettings):
     """The file of the train trials."""
     test: str | None = None
     """The file of the test trials."""
+    tests: dict[str, TestSet] | None = Field(default=None, min_length=1)
+    """In place of test: several test sets by name, each a file or {path = FILE, images = FOLDER}; the first is the main one."""
     voxels: str | list[str] | None = "VoxelData"
     """The voxels to use: the key of their metadata row, such as ROI_VC, or several keys, joined."""
     label: str = "stimulus_id"
@@ -65,15 +78,44 @@ class BdpySettings(BuilderSettings):
         found = {name: located(value, base_dir, Path.is_file) for name, value in given.items()}
         if own.images:
             found["images"] = located(own.images, base_dir, Path.is_dir)
+        if own.tests:
+            files = {name: located(of.path, base_dir, Path.is_file) for name, of in own.tests.items()}
+            tests = {name: of.model_copy(update={"path": files[name]}) for name, of in own.tests.items()}
+            return own.model_copy(update={**found, "tests": tests})
         return own.model_copy(update=found)
+
+    @field_validator("tests", mode="before")
+    @classmethod
+    def _named(cls, tests: Any) -> Any:
+        if not isinstance(tests, dict):
+            return tests
+        found = {name: {"path": of} if isinstance(of, str) else of for name, of in tests.items()}
+        for name, of in found.items():
+            if isinstance(of, dict) and ("path" not in of or set(of) - set(TestSet.model_fields)):
+                raise ValueError(f"{name} has {', '.join(of) or 'nothing'}: a file, or {{path, images}} is expected")
+        return found
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
-        if (self.path is None) == (self.train is None and self.test is None) or (self.train is None) != (
-            self.test is None
+        tested = self.test is not None or self.tests is not None
+        if (self.path is None) == (self.train is None and not tested) or (self.train is None) == tested:
+            raise ValueError("give either path, or both train and test (or tests)")
+        if self.tests and not self.images:
+            raise ValueError("tests needs images, by which each test set is judged: set images")
+        if self.test is not None and self.tests is not None:
+            raise ValueError("test and tests are both given: name the file of test among tests")
+        if rule := next(
+            (name for name in ("test_ids", "test_fraction", "folds") if self.tests and getattr(self, name)), None
         ):
-            raise ValueError("give either path, or both train and test")
+            raise ValueError(f"tests says what is tested, so {rule} can't")
+        if wrong := [name for name in self.tests or {} if not fullmatch(r"[A-Za-z0-9_-]+", name)]:
+            raise ValueError(f"{wrong[0]!r} can't be a test set's name: letters, digits, _ and - are expected")
         return self
+
+    @property
+    def test_files(self) -> dict[str, TestSet]:
+        """The test sets by name; without names there is one, of no name."""
+        return self.tests or ({"": TestSet(path=self.test)} if self.test else {})
 
 
 class Bdpy(Builder):
@@ -88,28 +130,38 @@ class Bdpy(Builder):
         from leanrecon.datasets.layouts.bdata import BData
 
         settings = self.settings
-        given = [settings.path] if settings.path else [settings.train, settings.test]
-        data = [BData(_file(spec, base_dir)) for spec in given]
+        tests = settings.test_files
+        given = [settings.path or settings.train, *(of.path for of in tests.values())]
+        data = [BData(_file(str(spec), base_dir)) for spec in given]
         keys = [settings.voxels or "VoxelData"] if isinstance(settings.voxels, str | None) else settings.voxels
         columns = [np.unique(np.concatenate([of.columns_of(key) for key in keys])) for of in data]
-        if len(data) == 2 and len(columns[0]) != len(columns[1]):
-            raise InputError(
-                f"{data[0].path} has {len(columns[0])} voxels of {', '.join(keys)} and {data[1].path} {len(columns[1])}",
-                expected="as many",
-            )
-        stimulus, split, run = [], [], []
-        for number, of in enumerate(data):
+        for of, own in zip(data, columns, strict=True):
+            if len(own) != len(columns[0]):
+                raise InputError(
+                    f"{data[0].path} has {len(columns[0])} voxels of {', '.join(keys)} and {of.path} {len(own)}",
+                    expected="as many",
+                )
+        stimulus, split, run, test_set = [], [], [], []
+        for name, of in zip((None, *tests), data, strict=True):
             label = of.label_key(settings.label)
             known = [key for key in ("Run", *(["DataType"] if settings.path else [])) if key in of.keys]
             numbers = of.numbers(label, *known)
-            stimulus += of.labels(label, numbers[label])
+            folder = f"{tests[name].images}/" if name and tests[name].images else ""
+            stimulus += [folder + text for text in of.labels(label, numbers[label])]
             kinds = numbers.get("DataType")
-            split += len(of) * [SPLITS[number]] if kinds is None else [DATA_TYPES.get(kind, "") for kind in kinds]
+            own_split = "train" if name is None else "test"
+            split += len(of) * [own_split] if kinds is None else [DATA_TYPES.get(kind, "") for kind in kinds]
+            test_set += len(of) * [name or ""]
             run += of.whole("Run", numbers["Run"]) if "Run" in numbers else []
         ruled = settings.test_ids or settings.test_fraction or settings.folds
-        told = len(data) == 2 or "DataType" in data[0].keys
+        told = len(data) > 1 or "DataType" in data[0].keys
         parts: list[Rows] = [of.voxels(own) for of, own in zip(data, columns, strict=True)]
-        trials = Trials(stimulus, None if ruled or not told else split, run=run if len(run) == len(stimulus) else None)
+        trials = Trials(
+            stimulus,
+            None if ruled or not told else split,
+            run=run if len(run) == len(stimulus) else None,
+            test_set=test_set if settings.tests else None,
+        )
         return Materials(
             responses=Pooled(parts) if len(parts) > 1 else parts[0],
             trials=trials,

@@ -60,7 +60,7 @@ class GAN:
 
     def made_of(self) -> dict[str, Any]:
         settings = self.settings
-        table = settings.model_dump(mode="json", exclude={"comparator", "checkpoint_minutes"})
+        table = settings.model_dump(mode="json", exclude={"comparator", "checkpoint_minutes", "space"})
         compared = comparator.make(settings.comparator, "cpu").made_of() if settings.weights["feature"] else None
         return table | {"format": FORMAT, "comparator": compared}
 

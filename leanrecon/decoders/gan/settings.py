@@ -40,6 +40,8 @@ class GANSettings(BaseModel):
 
     inputs: Literal["betas", "noise"] = "betas"
     """What images are generated from: betas, or random numbers in their place, a baseline that no brain gave."""
+    space: str | None = None
+    """The feature space whose predictions stand in for betas, after [features] and [regression]; none: betas themselves."""
     reduction: Literal["exact", "pca", "none"] = "exact"
     """Betas by the directions that train rows span, by principal components, or voxel by voxel."""
     explained: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -75,19 +75,32 @@ def area_table(metrics: Mapping[str, Any]) -> AreaTable | None:
 
 def subject_table(metrics: Mapping[str, Any]) -> AreaTable | None:
     """The table by subject, of the final images: rows are subjects, their test rows in place of voxels."""
-    subjects = metrics.get("subjects") or {}
-    if not subjects:
+    every = Label("All subjects", "", "all subjects")
+    return _by_rows(metrics.get("subjects") or {}, [Column("", "final", every, _final(metrics))], metrics)
+
+
+def test_set_table(metrics: Mapping[str, Any]) -> AreaTable | None:
+    """The table by test set, of the final images: rows are test sets, their test rows in place of voxels."""
+    return _by_rows(metrics.get("tests") or {}, [], metrics)
+
+
+def _final(metrics: Mapping[str, Any]) -> Figures:
+    figures: Figures = metrics.get("final") or metrics.get("stage1") or {}
+    return figures
+
+
+def _by_rows(parts: Mapping[str, Any], last: list[Column], metrics: Mapping[str, Any]) -> AreaTable | None:
+    """Parts of the test rows, and all of them last; None where there are no parts."""
+    if not parts:
         return None
     shown = [
-        Column(name, "region", Label(name, "", name), (entry or {}).get("final") or {})
-        for name, entry in subjects.items()
+        *(Column(name, "region", Label(name, "", name), (of or {}).get("final") or {}) for name, of in parts.items()),
+        *last,
     ]
-    every: Figures = metrics.get("final") or metrics.get("stage1") or {}
-    shown.append(Column("", "final", Label("All subjects", "", "all subjects"), every))
     keys = main_metrics(shown)
     rows = []
     for column in shown:
-        own = metrics if column.kind == "final" else subjects[column.key] or {}
+        own = metrics if column.kind == "final" else parts[column.key] or {}
         n = number(own.get("n_test"))
         cells = [cell(metric(key), column.figures) for key in keys]
         rows.append(AreaRow(column.label.name, "–" if n is None else f"{n:,.0f}", cells, column.kind == "final"))

@@ -25,7 +25,7 @@ MAIN = ("pixcorr", "ssim", "two_way_pixels")
 """The scores that every card shows."""
 
 _HASH = re.compile(r"[0-9a-f]{16}")  # as images of arrays are named; ids of other lengths come from the dataset
-_ABOUT_A_ROW = ("row", "stimulus", "subject", "fold", "captions")
+_ABOUT_A_ROW = ("row", "stimulus", "test_set", "subject", "fold", "captions")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from leanrecon.evaluation.report.areas import (
     main_metrics,
     similarity_table,
     subject_table,
+    test_set_table,
 )
 from leanrecon.evaluation.report.gallery import (
     Array,
@@ -194,6 +195,7 @@ def _context(page: Page) -> dict[str, Any]:
         "without_brain": WITHOUT_BRAIN,
         "areas": area_table(metrics),
         "subjects": subject_table(metrics),
+        "test_sets": test_set_table(metrics),
         "similarity": similarity_table(metrics),
         "area_plots": list(_dots(area_columns(metrics))),
         "pattern_plots": [_svg(one.title, one.remark, one.svg) for one in pattern_plots(metrics)],
