@@ -74,8 +74,10 @@ def test_workers_that_die_cost_their_tasks_alone_and_every_file_has_the_same_byt
         assert stages[stage]["worker_peak_bytes"] > 50_000_000
     assert stages["refine"]["seconds_per_image"] > 0
     begun = [line for line in progress.lines if line.startswith("stage ")]
-    assert begun[0].startswith("stage 1 of 5: dataset") and begun[0].endswith("(in this process)")
-    assert begun[1].startswith("stage 2 of 5: features") and begun[1].endswith("(on workers)")
+    assert begun[0].startswith("stage 1 of 5: dataset")
+    assert begun[0].endswith("(in this process)")
+    assert begun[1].startswith("stage 2 of 5: features")
+    assert begun[1].endswith("(on workers)")
 
 
 SIMULATED: dict[str, Any] = {
