@@ -197,7 +197,7 @@ class PerceptualJudge(TorchvisionJudge):
             self._read_fitted()
 
     def work_nbytes(self, shape: ImageShape) -> int:
-        layers = self.backbone(self.compared).numbers * self.compared.size**2 * _FLOAT
+        layers: int = self.backbone(self.compared).numbers * self.compared.size**2 * _FLOAT
         images = 3 * (self.batch + 1) * shape[0] * shape[1] * 3
         # The layers of all stimuli and of one reconstruction, and the largest of them in a few steps of arithmetic.
         return super().work_nbytes(shape) + (self.batch + 1 + 1 + 2) * layers + images
@@ -364,6 +364,8 @@ def l2_pooling(channels: int) -> Any:
     window = (window / window.sum()).repeat(channels, 1, 1, 1)
 
     class L2Pooling(torch.nn.Module):
+        window: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("window", window)
