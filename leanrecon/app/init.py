@@ -12,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from leanrecon import kinds
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
-from leanrecon.study.settings import EvaluateSettings, GeneralSettings, StageOneSettings
+from leanrecon.study.evaluate_settings import EvaluateSettings
+from leanrecon.study.settings import GeneralSettings, StageOneSettings
 
 WIDTH = 100
 """Letters of a line of comment at most."""

@@ -207,7 +207,7 @@ def probed(client: Any, study: Location) -> dict[str, Answer]:
     probe = f"probe-{token}{PARTIAL}"
     (study / probe).write_text(token)
     try:
-        found = client.run(answer, study.place.address(study.key), probe, token, on_error="return")
+        found: dict[str, Answer] = client.run(answer, study.place.address(study.key), probe, token, on_error="return")
         for address, one in found.items():
             if isinstance(one, BaseException):
                 raise LeanreconError(

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from leanrecon.evaluation.report.gallery import pixcorr, strip_of
 from leanrecon.evaluation.report.names import label, metric, number
 from leanrecon.evaluation.report.page import drawn
 from leanrecon.images import Array, fitted_into, resize, with_channels
+from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import write_whole
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import page_of, rows_of_images
@@ -33,19 +33,19 @@ SIDE, GAP = 192, 8
 _GROUPS = ("final", "stage1", "baselines", "upper_bounds", "features", "areas", "subjects", "similarity")
 
 
-def export_figures(run: Run, folder: Path, *, overwrite: bool = False) -> list[str]:
+def export_figures(run: Run, folder: LocationLike, *, overwrite: bool = False) -> list[str]:
     """Write the scores, plots and best, middle and worst images of a study into a folder; returns the files' names.
 
     Raises StoreError for a study that was not evaluated, InputError for a folder that holds anything, unless
     ``overwrite``.
     """
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    to = as_location(folder)
+    if any(to.iterdir()) and not overwrite:
         raise InputError(
-            f"{folder} holds files already", todo="choose another --out, or add --overwrite to replace them"
+            f"{to} holds files already", todo="choose another --out, or add --overwrite to replace them"
         )
     every = variants(run.study, run.settings)
     page = page_of(run, every)
-    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {TABLE: _table(page.metrics).encode()}
     for name, plot in drawn(page):
         files[f"{name}.svg"] = standalone(plot.svg).encode()
@@ -53,7 +53,7 @@ def export_figures(run: Run, folder: Path, *, overwrite: bool = False) -> list[s
     if (sheet := _sheet(run, whole_brain(every))) is not None:
         files[IMAGES] = sheet
     for name, content in files.items():
-        write_whole(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_whole(to / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
     return list(files)
 
 

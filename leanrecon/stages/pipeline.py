@@ -134,7 +134,7 @@ class Pipeline:
             began = time.monotonic()
             with contextlib.nullcontext() if self._cluster is None else self._cluster.opened(run) as run.workers:
                 for k, stage in enumerate(stages):
-                    run.progress.say(_where(stages, k, time.monotonic() - began) + self._place(stage))
+                    run.progress.say(_where(stages, k, self._place(stage), time.monotonic() - began))
                     stage.run(run)
                     self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
@@ -144,7 +144,7 @@ class Pipeline:
         """Where a stage works, if there are workers."""
         if self._run.workers is None:
             return ""
-        return " (on workers)" if hasattr(stage, "piece") else " (in this process)"
+        return ", on workers" if hasattr(stage, "piece") else ", in this process"
 
     def _check(self, stages: Sequence[Stage]) -> None:
         """Refuse what can't work before anything is done."""
@@ -174,11 +174,11 @@ class Pipeline:
         write_text(run.study.settings, HEADER + tomli_w.dumps(tables))
 
 
-def _where(stages: Sequence[Stage], k: int, seconds: float) -> str:
-    """Which stage begins, how long the run has taken, and the stages that are left after it."""
+def _where(stages: Sequence[Stage], k: int, place: str, seconds: float) -> str:
+    """Which stage begins and where, how long the run has taken, and the stages that are left after it."""
     since = f", {seconds / 60:.1f} min so far" if seconds >= 60 else ""
     left = ", ".join(stage.name for stage in stages[k + 1 :])
-    return f"stage {k + 1} of {len(stages)}: {stages[k].name}{since}" + (f"; left: {left}" if left else "")
+    return f"stage {k + 1} of {len(stages)}: {stages[k].name}{place}{since}" + (f"; left: {left}" if left else "")
 
 
 def _sections(stages: set[str]) -> set[str]:

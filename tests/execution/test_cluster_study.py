@@ -54,9 +54,35 @@ class Deadly(Progress):
         self.lines.append(text)
 
 
+SIMULATED: dict[str, Any] = {
+    "dataset": {"kind": "simulated", "n_train": 90, "n_test": 20, "voxels": 120, "size": 32},
+    "features": {"pca": {"components": 30, "size": 32}},
+    "regression": {"alpha": 100.0},
+    "stores": {"chunk": "4KB"},
+    "evaluate": {"permutations": 1, "resamples": 100},
+}
+
+
 @pytest.mark.slow
+def test_a_worker_that_dies_costs_its_tasks_alone_and_every_file_has_the_same_bytes(tmp_path):
+    leanrecon.run(SIMULATED, study=tmp_path / "alone", progress=Progress())
+    progress = Deadly("pca, train")
+    leanrecon.run(SIMULATED, study=tmp_path / "shared", progress=progress, cluster="local:2")
+    assert progress.names == [], "a worker was killed"
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    stages = json.loads((tmp_path / "shared" / "run.json").read_text())["stages"]
+    for stage in ("features pca", "regression pca", "stage1"):
+        assert stages[stage]["workers"] >= 1
+        assert stages[stage]["worker_peak_bytes"] > 50_000_000
+    begun = [line for line in progress.lines if line.startswith("stage ")]
+    assert begun[0].startswith("stage 1 of 6: dataset, in this process")
+    assert begun[1].startswith("stage 2 of 6: features, on workers")
+
+
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.networks
-def test_workers_that_die_cost_their_tasks_alone_and_every_file_has_the_same_bytes(tmp_path, monkeypatch):
+def test_networks_on_workers_that_die_give_the_same_bytes(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     from support.refined_study import write_refined_study
 
@@ -73,20 +99,6 @@ def test_workers_that_die_cost_their_tasks_alone_and_every_file_has_the_same_byt
         assert stages[stage]["workers"] >= 1
         assert stages[stage]["worker_peak_bytes"] > 50_000_000
     assert stages["refine"]["seconds_per_image"] > 0
-    begun = [line for line in progress.lines if line.startswith("stage ")]
-    assert begun[0].startswith("stage 1 of 5: dataset")
-    assert begun[0].endswith("(in this process)")
-    assert begun[1].startswith("stage 2 of 5: features")
-    assert begun[1].endswith("(on workers)")
-
-
-SIMULATED: dict[str, Any] = {
-    "dataset": {"kind": "simulated", "n_train": 90, "n_test": 20, "voxels": 120, "size": 32},
-    "features": {"pca": {"components": 30, "size": 32}},
-    "regression": {"alpha": 100.0},
-    "stores": {"chunk": "4KB"},
-    "evaluate": {"permutations": 1, "resamples": 100},
-}
 
 
 @pytest.mark.slow
