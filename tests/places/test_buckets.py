@@ -48,7 +48,9 @@ def often(fault: str) -> Callable[[int, str, str], str | None]:
     return lambda number, method, path: fault if chosen[number] else None
 
 
-@pytest.mark.parametrize("fault", ["503", "500", "drop", "lost", "truncate"])
+@pytest.mark.parametrize(
+    "fault", ["truncate", *(pytest.param(fault, marks=pytest.mark.long) for fault in ("503", "500", "drop", "lost"))]
+)
 def test_requests_that_fail_give_the_same_bytes(root: Location, proxy: Proxy, fault: str) -> None:
     proxy.choose = often(fault)
     file = root / "c" / "0"

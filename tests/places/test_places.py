@@ -23,7 +23,7 @@ DATA = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
 
 
 IN_BUCKETS = [
-    pytest.param("bucket", marks=pytest.mark.slow),
+    pytest.param("bucket", marks=[pytest.mark.slow, pytest.mark.long]),
     pytest.param("held bucket", marks=pytest.mark.slow),
 ]
 
