@@ -103,6 +103,7 @@ def test_networks_that_can_not_run_are_told_before_any_work(tmp_path: Path) -> N
     assert "needs torch, diffusers, which are not installed" in said
     assert 'pip install ".[models]"' in said, "as README installs"
     assert "`leanrecon demo --fast`" in said
+    assert "needs torch" in command(WITHOUT, "torch", "demo", "--recipe", "nsd", cwd=tmp_path, code=2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -103,8 +103,11 @@ def demo(
     """
     if fast and recipe:
         raise SettingsError("--fast and --recipe are two demos", todo="give one of them")
-    lacking = [name for name in _NETWORKS if find_spec(name) is None] if recipe is None else []
-    if lacking and not fast:
+    from leanrecon.app.demos import Demo, run_demo
+
+    runs_networks = not fast if recipe is None else bool(Demo.of(recipe).networks)
+    lacking = [name for name in _NETWORKS if find_spec(name) is None]
+    if lacking and runs_networks:
         raise LeanreconError(
             f"the demo needs {', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed",
             todo=f"install with {INSTALL_MODELS} in the folder of leanrecon, or run `leanrecon demo --fast`, which needs no networks",
@@ -112,8 +115,6 @@ def demo(
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if recipe is not None:
-        from leanrecon.app.demos import run_demo
-
         run_demo(recipe, study, memory, overwrite=overwrite, sets=sets)
         return
     from leanrecon.study.recipes import recipes
