@@ -41,9 +41,7 @@ def export_figures(run: Run, folder: LocationLike, *, overwrite: bool = False) -
     """
     to = as_location(folder)
     if any(to.iterdir()) and not overwrite:
-        raise InputError(
-            f"{to} holds files already", todo="choose another --out, or add --overwrite to replace them"
-        )
+        raise InputError(f"{to} holds files already", todo="choose another --out, or add --overwrite to replace them")
     every = variants(run.study, run.settings)
     page = page_of(run, every)
     files: dict[str, bytes] = {TABLE: _table(page.metrics).encode()}
