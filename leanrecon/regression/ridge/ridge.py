@@ -46,15 +46,7 @@ from leanrecon.regression.ridge.search import Search, search
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.regression.ridge.weights import through_weights
-from leanrecon.stores.matrix import (
-    Matrix,
-    Reblocked,
-    RowSubset,
-    as_matrix,
-    column_blocks,
-    panels,
-    same_matrix,
-)
+from leanrecon.stores.matrix import Matrix, Reblocked, RowSubset, as_matrix, column_blocks, panels, same_matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -385,15 +377,12 @@ class StreamingRidge(LeftOut):
 
     def known_hats(self, block: int) -> Hats | None:
         """The hat matrices of test betas known at fit, for workers that stream targets through them; None for others."""
-        known = self._known
-        if known is None:
+        if (known := self._known) is None:
             return None
         hats = self._converted(known.hats, None if known.folded else self._paired.index)
         shapes = self._shapes(self.betas_, Reblocked(self.targets_, block), known.betas.shape[0])
         work = plan_stream(shapes, sum(map(len, hats)))
         return Hats(known.betas.shape[0], hats, self._pairing.weights, self.restandardize, work)
-
-    # Checks
 
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()
