@@ -1,11 +1,16 @@
 """A comparator gives the rows of its feature space or judge, and gradients go through it to the images."""
 
+import sys
+
 import numpy as np
 import pytest
 
+from leanrecon.decoders.decoder import DecoderShapes
 from leanrecon.decoders.gan import comparator
+from leanrecon.decoders.gan.gan import GAN
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.study.recipes import read_settings
+from leanrecon.weights.libraries import IMPORTS_NBYTES
 from leanrecon.weights.packaged import FOLDER
 
 pytestmark = pytest.mark.slow
@@ -73,3 +78,12 @@ def test_torchvision_networks_compare_by_their_last_pooling(model):
     network = getattr(torchvision.models, model)(weights=None)
     assert type(network.features[int(settings.layer.partition(".")[2])]).__name__ == "MaxPool2d"
     assert network.features(torch.zeros(1, 3, settings.size, settings.size)).shape[1] in (256, 512)
+
+
+def test_the_plan_counts_the_library_that_a_comparator_brings(monkeypatch):
+    autoencoder = {"kind": "autokl", "model": str(FOLDER / "diffusion"), "size": 32}
+    decoder, shapes = GAN(GANSettings(size=32, comparator=autoencoder)), DecoderShapes(300, 100, 10, 300, (32, 32, 3))
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    before = decoder.plan(shapes, 10**10).work
+    monkeypatch.setitem(sys.modules, "diffusers", sys)  # as after it was imported
+    assert before - decoder.plan(shapes, 10**10).work == IMPORTS_NBYTES["diffusers"]

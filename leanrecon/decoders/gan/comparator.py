@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from leanrecon import kinds
 from leanrecon.errors import SettingsError, shown
+from leanrecon.weights.libraries import imports_nbytes
 from leanrecon.weights.needs import Need
 
 if TYPE_CHECKING:
@@ -66,6 +67,15 @@ def make(settings: BaseModel, device: str) -> Any:
     group = group_of(table["kind"])
     assert group is not None, "it was checked when the settings were read"
     return kinds.get(group, table["kind"])(settings, name="comparator", device=device)
+
+
+def nbytes(settings: BaseModel, at_once: int) -> int:
+    """Bytes of a comparator and of so many images in it, and of the library that it brings beside PyTorch."""
+    made = make(settings, "cpu")
+    library = getattr(made, "library", None)
+    brought = imports_nbytes(library) - imports_nbytes() if library in ("transformers", "diffusers") else 0
+    taken: int = made.gradient_nbytes(at_once) + brought
+    return taken
 
 
 def needs(settings: Any) -> Iterable[Need]:

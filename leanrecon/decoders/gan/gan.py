@@ -78,7 +78,7 @@ class GAN:
         settings, compare = self.settings, 0
         at_once = min(settings.at_once or settings.batch_size, settings.batch_size)
         if settings.weights["feature"]:
-            compare = comparator.make(settings.comparator, "cpu").gradient_nbytes(at_once)
+            compare = comparator.nbytes(settings.comparator, at_once)
         return Sizes(
             n=shapes.n, p=shapes.p, image_nbytes=max(int(np.prod(shapes.image)), CHUNK_NBYTES),
             size=settings.size, side=settings.side, framed=settings.framed, width=settings.width, hidden=settings.hidden,
