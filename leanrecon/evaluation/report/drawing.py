@@ -18,7 +18,7 @@ _FONT = "Helvetica, Arial, sans-serif"
 SCALE = 3
 """Pixels of a PNG a unit of a plot: 1,020 across, which is 300 dpi in a column of 86 mm."""
 
-_FINER = 3  # times that each side is drawn larger, and then shrunk, for smooth edges
+_FINER = 2  # times that each side is drawn larger, and then shrunk, for smooth edges
 
 _MARKS: dict[str, dict[str, str]] = {
     "line.grid": {"stroke": "line", "stroke-width": "1"},
