@@ -15,6 +15,7 @@ from leanrecon.evaluation.report.names import LABELS, in_order, label, metric
         ("top1_features", "Top-1 retrieval by features", "Features top-1"),
         ("top1_pixels_reverse", "Top-1 retrieval by pixels, reverse", "Pixels top-1 rev."),
         ("distance_swav", "Distance by SwAV", "SwAV distance"),
+        ("perceptual_dists", "Perceptual distance by DISTS", "DISTS"),
         ("latent_r2_mean_reverse", "Variance explained, mean over features, reverse", "R² rev."),
         ("something_new", "Something new", "something new"),
     ],
@@ -26,6 +27,7 @@ def test_metrics_are_named_from_what_is_measured_and_by_whom(key: str, name: str
 
 def test_a_distance_is_a_number_and_lower_is_better_identification_is_a_percentage() -> None:
     assert metric("distance_swav").lower_is_better
+    assert metric("perceptual_lpips").lower_is_better
     assert metric("distance_swav").write(0.4237) == "0.424"
     assert metric("two_way_anything").write(0.83) == "83.0 %"
     assert not metric("two_way_anything").lower_is_better
