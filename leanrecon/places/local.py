@@ -43,6 +43,9 @@ class LocalPlace:
     def held_nbytes(self) -> int:
         return 0
 
+    def listed(self, prefix: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def refresh(self, prefix: str) -> None:
         """The system always tells of files as they are."""
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -167,10 +168,11 @@ class ObjectPlace:
 
     def _note(self, key: str, write: Any) -> None:
         key = _key(key)
-        for lease, listing in _held(self.url):
-            if key.startswith(_start(lease.prefix)):
-                lease.check()
-                listing.put(key, write(key))
+        for one in tuple(_KNOWN.get(self.url, ())):
+            if key.startswith(one.start):
+                if one.lease is not None:
+                    one.lease.check()
+                one.listing.put(key, write(key))
                 return
         write(key)
 
@@ -198,34 +200,43 @@ class ObjectPlace:
     def hold(self, prefix: str, by: str, todo: str) -> Iterator[None]:
         prefix = _key(prefix)
         lease = Lease(self._bucket, prefix, by, todo)
-        with lease.held():
-            found = ((key, entry) for key, entry in self._bucket.list(prefix) if not _is_hold(key))
-            one = (lease, Listing(found))
+        with lease.held(), self._listed(prefix, lease):
             work = self.workplace(prefix)
             work.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _HELD.setdefault(self.url, []).append(one)
-            try:
-                yield
-            finally:
-                _HELD[self.url].remove(one)
+            yield
         shutil.rmtree(work, ignore_errors=True)  # after an error it stays, as what was begun there is continued
         with contextlib.suppress(OSError):
             work.parent.rmdir()
 
+    def listed(self, prefix: str) -> AbstractContextManager[None]:
+        return self._listed(_key(prefix), None)
+
+    @contextlib.contextmanager
+    def _listed(self, prefix: str, lease: Lease | None) -> Iterator[None]:
+        found = ((key, entry) for key, entry in self._bucket.list(prefix) if not _is_hold(key))
+        one = _Known(_start(prefix), Listing(found), lease)
+        _KNOWN.setdefault(self.url, []).append(one)
+        try:
+            yield
+        finally:
+            _KNOWN[self.url].remove(one)
+
     def _known(self, key: str) -> Listing | None:
-        """The listing that tells of a key; None where this process holds no folder that it lies in."""
-        for lease, listing in _held(self.url):
-            if key.startswith(_start(lease.prefix)):
-                return listing
-        return None
+        """The listing that tells of a key; None where no folder that it lies in is held or listed."""
+        return next((one.listing for one in tuple(_KNOWN.get(self.url, ())) if key.startswith(one.start)), None)
 
 
-_HELD: dict[str, list[tuple[Lease, Listing]]] = {}
-"""The folders that this process holds, by bucket."""
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A folder whose files are known: what its keys begin with, and the hold of this process, if there is one."""
+
+    start: str
+    listing: Listing
+    lease: Lease | None
 
 
-def _held(url: str) -> list[tuple[Lease, Listing]]:
-    return list(_HELD.get(url, ()))
+_KNOWN: dict[str, list[_Known]] = {}
+"""The folders whose files are known to this process, by bucket."""
 
 
 def _key(key: str) -> str:

@@ -49,6 +49,9 @@ class Place(Hashable, Protocol):
     def children(self, prefix: str) -> list[str]:
         """The names directly in a folder, sorted; those of subfolders end in ``/``. Empty where there is no folder."""
 
+    def listed(self, prefix: str) -> AbstractContextManager[None]:
+        """Look at a folder once for all that is asked of its files in the block, where each look is a request."""
+
     def refresh(self, prefix: str) -> None:
         """Look again at a folder that other processes may have written to, where its files were listed before."""
 

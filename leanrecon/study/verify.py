@@ -100,7 +100,13 @@ def find_damage(path: LocationLike, *, progress: Progress | None = None) -> Dama
     that are there are checked. Raises InputError where there is nothing to verify.
     """
     path = as_location(path)
-    progress = progress or Progress()
+    study = study_above(path)
+    root = path if study is None else study.root
+    with root.place.listed(root.key):
+        return _find_damage(path, progress or Progress())
+
+
+def _find_damage(path: Location, progress: Progress) -> Damage:
     kept = _kept(path, progress)
     if not kept:
         raise InputError(f"there is no store in {path}", expected="a study, or one of its stores")

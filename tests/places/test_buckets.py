@@ -113,6 +113,18 @@ def test_while_a_folder_is_held_what_is_known_is_not_asked_for(root: Location, p
         assert (root / "s/9").size() == 18
 
 
+def test_a_folder_that_is_only_read_is_listed_once(root: Location, proxy: Proxy) -> None:
+    for k in range(5):
+        (root / f"s/{k}").write_bytes(b"x" * k)
+    before = len(proxy.answers)
+    with root.place.listed(root.key):
+        assert [(root / f"s/{k}").size() for k in range(6)] == [0, 1, 2, 3, 4, None]
+        assert [file.name for file in (root / "s").files()] == ["0", "1", "2", "3", "4"]
+    assert len(proxy.answers) - before == 1
+    assert (root / "s/1").size() == 1
+    assert len(proxy.answers) - before == 2
+
+
 # Refusals
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,9 @@ class MemoryPlace:
     @property
     def held_nbytes(self) -> int:
         return 0
+
+    def listed(self, prefix: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def refresh(self, prefix: str) -> None:
         pass
