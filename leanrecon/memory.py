@@ -6,7 +6,7 @@ import mmap
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -178,7 +178,7 @@ class MemoryBudget:
         if budget is None:
             return cls(reserved + int(DEFAULT_SHARE * available_memory()), reserved)
         if isinstance(budget, MemoryBudget):
-            return cls(budget.allowed, reserved)
+            return replace(budget, reserved=reserved)
         return cls(parse_bytes(budget), reserved)
 
     @property
