@@ -6,7 +6,7 @@ import mmap
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -177,7 +177,7 @@ class MemoryBudget:
         None stands for 80 % of the free memory on top of what is held already.
         """
         if isinstance(budget, MemoryBudget):
-            return cls(budget.allowed, process_memory() + budget.requests, budget.requests)
+            return replace(budget, reserved=process_memory() + budget.requests)
         held = process_memory()
         allowed = held + int(DEFAULT_SHARE * available_memory()) if budget is None else parse_bytes(budget)
         return cls(allowed, held + requests, requests)

@@ -36,6 +36,7 @@ HEAVY = {
     "PIL",
     "h5py",
     "dask",
+    "distributed",
     "jinja2",
     "boto3",
     "obstore",

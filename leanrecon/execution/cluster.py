@@ -7,6 +7,8 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ class Cluster:
     @contextlib.contextmanager
     def _client(self, run: Run) -> Iterator[Any]:
         try:
-            import distributed
+            distributed: Any = import_module("distributed")
         except ImportError:
             raise LeanreconError(
                 "--cluster needs dask.distributed, which is not installed",
@@ -66,7 +68,7 @@ class Cluster:
         if not isinstance(self.where, str):
             yield self.where
         elif (count := local_workers(self.where)) is not None:
-            with _local(count, self._threads() or 1, run) as client:
+            with _local(distributed, count, self._threads() or 1, run) as client:
                 yield client
         else:
             with _connected(distributed, self.where) as client:
@@ -91,10 +93,9 @@ def local_workers(where: str) -> int | None:
 
 
 @contextlib.contextmanager
-def _local(count: int, threads: int, run: Run) -> Iterator[Any]:
+def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any]:
     """Workers of this machine, each a process with a budget of its own."""
     import dask
-    import distributed
 
     memory = run.settings.general.memory
     allowed = int(DEFAULT_SHARE * available_memory() / (count + 1)) if memory is None else parse_bytes(memory)
@@ -124,8 +125,6 @@ def _local(count: int, threads: int, run: Run) -> Iterator[Any]:
 
 
 def _lacks_bokeh() -> bool:
-    from importlib.util import find_spec
-
     return find_spec("bokeh") is None
 
 

@@ -84,6 +84,8 @@ class _Sent:
 
     numbers: tuple[int, ...]
     deaths: int = 0
+    workers: frozenset[str] = frozenset()
+    """Those that may do it; empty: all."""
 
 
 @dataclass
@@ -112,15 +114,15 @@ class _Sharing:
                 self.workers.client.cancel(list(self.sent), force=True)
 
     def _send(self, sent: _Sent) -> None:
-        fitting = None
         if self.too_small:
-            fitting = [address for address in self.workers.addresses() if address not in self.too_small]
-            if not fitting:
+            sent.workers = frozenset(self.workers.addresses()) - self.too_small.keys()
+            if not sent.workers:
                 raise min(self.too_small.values(), key=str)
         task = replace(self.whole, numbers=sent.numbers)
-        # Dask shows tasks together whose keys differ in what follows the words; a new one is never taken for a finished one.
+        # Dask's dashboard groups tasks by the words of their names; the last part makes a task sent again a new one.
         key = f"{self.name}-{sent.numbers[0]:06d}-{uuid.uuid4().hex[:8]}"
-        future = self.workers.client.submit(do, task, key=key, pure=False, retries=RETRIES, workers=fitting)
+        workers = sorted(sent.workers) or None
+        future = self.workers.client.submit(do, task, key=key, pure=False, retries=RETRIES, workers=workers)
         self.sent[future] = sent
         future.add_done_callback(self.finished.put)
 
@@ -135,6 +137,7 @@ class _Sharing:
                     raise lost("the connection to it was closed") from None
                 if self._has_workers():
                     alone = None
+                    self._send_stranded()
                     continue
                 alone = alone or time.monotonic()
                 if time.monotonic() - alone < _LOOK_EVERY:
@@ -147,6 +150,15 @@ class _Sharing:
                 continue
             if future in self.sent:
                 yield future
+
+    def _send_stranded(self) -> None:
+        """Send tasks again whose workers are all gone: one that was started again has another address."""
+        here = set(self.workers.addresses())
+        for future, sent in list(self.sent.items()):
+            if sent.workers and not sent.workers & here:
+                del self.sent[future]
+                self.workers.client.cancel([future], force=True)
+                self._send(sent)
 
     def _has_workers(self) -> bool:
         try:
