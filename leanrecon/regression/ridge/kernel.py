@@ -167,15 +167,16 @@ def part_of(gram: Panels, rows: Array) -> Panels:
     sums = np.zeros(len(rows))
     for j, columns in enumerate(result.columns):
         panel = buffer((len(rows) - columns.start, len(columns)), gram.dtype)
+        across: Array = rows[columns.start : columns.stop]
         for i, given in enumerate(gram.columns):
-            first, last = np.searchsorted(rows[columns.start : columns.stop], [given.start, given.stop])
+            first, last = (int(np.searchsorted(across, edge)) for edge in (given.start, given.stop))
             if first == last:
                 continue
             whole = gram.load(i, memory)
-            for part in panels(len(panel) - int(first)):
-                below = rows[columns.start + int(first) :][part.start : part.stop]
-                taken = whole[np.ix_(below - given.start, rows[columns.start : columns.stop][first:last] - given.start)]
-                panel[int(first) + part.start : int(first) + part.stop, first:last] = taken
+            for part in panels(len(panel) - first):
+                below = rows[columns.start + first :][part.start : part.stop]
+                taken = whole[np.ix_(below - given.start, across[first:last] - given.start)]
+                panel[first + part.start : first + part.stop, first:last] = taken
         width = len(columns)
         square = np.tril(panel[:width])
         sums[columns.start : columns.stop] += (square + np.tril(square, -1).T).sum(axis=1, dtype=np.float64)

@@ -89,7 +89,7 @@ def descend(error: Callable[[int], float], slope: Callable[[], float], count: in
     _walk(error, slope, errors, first)
     best, middle = int(np.argmin(errors)), count // 2
     if best in (0, count - 1) and np.isinf(errors[middle]):  # a plateau may hide the valley
-        _walk(error, slope, errors, middle, below=errors[best])
+        _walk(error, slope, errors, middle, below=float(errors[best]))
     return errors
 
 
@@ -120,7 +120,7 @@ def _begin(kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed
     """
     if len(alphas) == 1:
         return [], 0
-    signs = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
+    signs: Array = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
     sizes = [kernel.order]
     while sizes[0] > SEARCH_ROWS:
         sizes.insert(0, -(-sizes[0] // 2))
@@ -166,7 +166,7 @@ class _LeftOut:
 
     def descend(self, alphas: Array, first: int) -> Array:
         """Errors of alphas on the way from the ``first`` to the best; infinite for those that were passed by."""
-        return descend(lambda i: self.error(alphas[i]), self.slope, len(alphas), first)
+        return descend(lambda i: self.error(float(alphas[i])), self.slope, len(alphas), first)
 
     def error(self, alpha: float) -> float:
         """The sum of squared errors; infinite where K + αI is singular in the kernel's precision."""
