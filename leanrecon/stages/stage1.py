@@ -103,7 +103,7 @@ class StageOneStage:
         pictures = Pictures.create(
             folder, drawing.count, drawing.shape, made_of=drawing.made_of, overwrite=context.overwrite
         )
-        named = {"variant": replace(variant, pairing=None, baseline="").name}
+        named: dict[str, Any] = {"variant": replace(variant, pairing=None, baseline="").name}
         named |= {"pairing": variant.pairing, "baseline": variant.baseline}
         context = run.shared(context.named(f"{variant.parent_label}{drawing.name}"), self.name, named)
         if context.executor is None:
