@@ -154,7 +154,7 @@ class Bucket:
         """Write a file whole from an open one, in parts of a few megabytes; it appears when the last has arrived."""
         from obstore import put
 
-        parts = {"use_multipart": size > _PART, "chunk_size": _PART, "max_concurrency": 2}
+        parts: Any = {"use_multipart": size > _PART, "chunk_size": _PART, "max_concurrency": 2}
 
         def write() -> Any:
             file.seek(0)
@@ -273,9 +273,9 @@ def _opened(url: str, retries: int = 0) -> Any:
     endpoint = next(
         (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), ""
     )
-    own = {"endpoint": endpoint} if endpoint and url.startswith("s3:") else {}
-    client = {"timeout": timedelta(seconds=TIMEOUT), "allow_http": endpoint.startswith("http://")}
-    again = {"max_retries": retries, "retry_timeout": timedelta(seconds=TIMEOUT)}
+    own: Any = {"endpoint": endpoint} if endpoint and url.startswith("s3:") else {}
+    client: Any = {"timeout": timedelta(seconds=TIMEOUT), "allow_http": endpoint.startswith("http://")}
+    again: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=TIMEOUT)}
     try:
         return from_url(url, client_options=client, retry_config=again, **own)
     except Exception as error:
