@@ -88,7 +88,7 @@ class FeaturesStage:
                 space.fit(images, study.fitted(name), context, rows=variant.train_images)
             for split, path in zip(splits, stores, strict=True):
                 named = {"variant": variant.name, "space": name, "split": split}
-                shared = run.shared(context, self.name, named) if space.inputs in _PIECES else context
+                shared = run.shared(context, self.name, named, shares=space.inputs in _PIECES)
                 _ENCODERS[space.inputs](run, variant, space, Split(split, path), shared, record)
             if name in unconditional_spaces(run.settings):
                 keep_unconditional(space, run.image_shape, unconditional, context)

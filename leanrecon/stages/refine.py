@@ -92,7 +92,7 @@ class RefineStage:
         if out.complete:
             return []
         named = {"variant": variant.made_from("").name, "baseline": variant.baseline}
-        context = run.shared(context, self.name, named) if generator.refines else context
+        context = run.shared(context, self.name, named, shares=generator.refines)
         if context.executor is None:
             generator.draw(*inputs.shown(context), out, context)
             return []

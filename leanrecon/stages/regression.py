@@ -103,7 +103,7 @@ class RegressionStage:
             if not done or not tells(variant.study, stage, made):
                 record["settings"] = settings.model_dump(exclude_none=True)
                 named = {"variant": variant.name, "space": name}
-                context = run.shared(context, self.name, named) if _shares(regressor) else context
+                context = run.shared(context, self.name, named, shares=_shares(regressor))
                 record |= regressor.predict(data, outputs, context, shared)
 
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:

@@ -160,9 +160,17 @@ class Run:
             label=label,
         )
 
-    def shared(self, context: Context, stage: str, named: Mapping[str, Any]) -> Context:
-        """The context of a piece of a stage, which ``named`` tells apart: with the workers that share it, if there are any."""
-        return context if self.workers is None else replace(context, executor=self.workers.piece(stage, named))
+    def shared(self, context: Context, stage: str, named: Mapping[str, Any], *, shares: bool = True) -> Context:
+        """The context of a piece of a stage, which ``named`` tells apart: with the workers that share it, if there are any.
+
+        ``shares`` says whether the kind at work has tasks for workers; where it has none, a line says so.
+        """
+        if self.workers is None:
+            return context
+        if not shares:
+            self.progress.say(f"{context.label}: in this process, because this kind has no tasks for workers")
+            return context
+        return replace(context, executor=self.workers.piece(stage, named))
 
     @contextlib.contextmanager
     def recorded(

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from leanrecon.context import Context
 from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError
 from leanrecon.execution.cluster import Cluster, check, local_workers
 from leanrecon.execution.probe import Answer
 from leanrecon.execution.tasks import WorkerBudget, different_versions, versions
 from leanrecon.places import as_location
+from leanrecon.progress import Progress
+from leanrecon.stages.stage import Run
+from leanrecon.study.layout import Study
+from leanrecon.study.recipes import read_settings
 
 SOUND = Answer(versions(), allowed=10**9, held=10**8, threads=1, host="here", sees=True, writes="")
 
@@ -89,3 +94,28 @@ def test_versions_are_plain_values() -> None:
     found: Any = json.loads(json.dumps(versions()))
     assert found["python"].count(".") == 1
     assert found["leanrecon"]
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class SomeWorkers:
+    def piece(self, stage: str, named: Any) -> str:
+        return f"{stage} {named}"
+
+
+def test_a_kind_without_tasks_for_workers_says_that_it_works_here(tmp_path: Path) -> None:
+    settings, _ = read_settings("demo-fast")
+    run = Run(settings, Study(tmp_path), progress=Said())
+    context = Context.of(None, label="regression pca")
+    assert run.shared(context, "regression", {}, shares=False) is context
+    assert run.progress.lines == []
+    run.workers = SomeWorkers()  # type: ignore[assignment]
+    assert run.shared(context, "regression", {}, shares=False).executor is None
+    assert run.progress.lines == ["regression pca: in this process, because this kind has no tasks for workers"]
+    assert run.shared(context, "regression", {"space": "pca"}).executor == "regression {'space': 'pca'}"
