@@ -7,7 +7,7 @@ from typing import Any
 
 from leanrecon.context import Executor
 from leanrecon.errors import StoreError
-from leanrecon.places import LocationLike
+from leanrecon.places import Location, LocationLike
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
@@ -51,7 +51,7 @@ def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[i
 def confirm(store: Store, receipts: Receipts) -> None:
     """Wait until the chunks that a worker wrote are seen here; raises StoreError where they stay away or differ."""
     for i, j, checksum in receipts:
-        _wait(partial(store.has, i, j), f"chunk {store.name_of(i, j)} of {store.path}")
+        _wait(partial(store.has, i, j), store.path, f"chunk {store.name_of(i, j)} of {store.path}")
         if store.checksum(i, j).hex() != checksum:
             raise StoreError(
                 f"chunk {store.name_of(i, j)} of {store.path} is not what a worker wrote",
@@ -109,7 +109,7 @@ def share_pictures(pictures: Pictures, executor: Executor, given: Mapping[str, A
     def arrived(rows: Sequence[int], returned: Any, worker: str) -> None:
         receipts, about = returned
         for row, file, pixels in receipts:
-            _wait(partial(pictures.is_as, row, file), f"image {pictures.file(row)}")
+            _wait(partial(pictures.is_as, row, file), pictures.path, f"image {pictures.file(row)}")
             pictures.believe(row, file, pixels)
         told[worker] = about
         advance(len(rows))
@@ -137,10 +137,13 @@ def _check(path: LocationLike, found: str, expected: str) -> None:
         )
 
 
-def _wait(seen: Callable[[], bool], what: str) -> None:
-    """Wait until a file is seen as a worker wrote it."""
+def _wait(seen: Callable[[], bool], folder: Location, what: str) -> None:
+    """Wait until a file of a folder is seen as a worker wrote it."""
     until = time.monotonic() + VISIBLE_WITHIN
     while not seen():
+        folder.place.refresh(folder.key)  # a bucket was listed before the worker wrote
+        if seen():
+            return
         if time.monotonic() > until:
             raise StoreError(
                 f"{what} was written by a worker and is not seen here after {VISIBLE_WITHIN:.0f} s",

@@ -192,3 +192,11 @@ def test_a_plan_counts_the_memory_of_requests() -> None:
     more = [a.memory - b.memory for a, b in zip(there, here, strict=True)]
     assert min(more) > bucket.HELD_NBYTES - 10_000_000
     assert max(more) < bucket.HELD_NBYTES + 10_000_000
+
+
+@pytest.mark.long
+def test_workers_share_a_study_in_a_bucket(s3: Proxy, here: Path) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    there = buckets.at("shared")
+    leanrecon.run(SETTINGS, study=str(there), progress=Progress(), cluster="local:2")
+    assert contents(there) == contents(as_location(here))

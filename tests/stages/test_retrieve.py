@@ -11,6 +11,7 @@ from PIL import Image
 import leanrecon
 from leanrecon.errors import InputError, LeanreconError, SettingsError
 from leanrecon.features.pca import PCA
+from leanrecon.places import Location
 from leanrecon.stages.retrieve import retrieve
 from leanrecon.study.layout import LAYOUT, Role, item_of
 
@@ -53,9 +54,8 @@ def brute_force(study: Path, space: str) -> tuple[Array, Array]:
     return best, np.take_along_axis(r, best, axis=1)
 
 
-def read(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
+def read(table: Location) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text().splitlines()))
 
 
 @pytest.mark.parametrize("space", ["pca", "pixels"])
