@@ -246,6 +246,7 @@ def stamps(root: Path) -> dict[str, int]:
     return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
 
 
+@pytest.mark.long
 def test_nsd_runs_killed_in_the_middle_and_all_cells_again(nsd, wheel: Path, tmp_path: Path) -> None:
     models, proxy = nsd
     work, drive = tmp_path / "work", tmp_path / "drive"
