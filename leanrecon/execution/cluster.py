@@ -215,7 +215,8 @@ def probed(client: Any, study: Location) -> dict[str, Answer]:
                 )
         return found
     finally:
-        study.sweep()
+        (study / probe).unlink(missing_ok=True)
+        study.sweep()  # of what workers that died left
 
 
 def check(answers: Mapping[str, Answer], study: Location) -> None:
