@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # before NumPy is imported: two threads wait longer than these matrices take
 
@@ -21,3 +23,13 @@ def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:
     marks = _MARKS.search(collection_path.read_text(encoding="utf-8"))
     left_out = set(_LEFT_OUT.findall(expression))
     return True if marks and left_out & set(_MARK.findall(marks[1])) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of long.txt."""
+    lines = (Path(__file__).parent / "long.txt").read_text(encoding="utf-8").splitlines()
+    long = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in long or item.nodeid.partition("[")[0] in long:
+            item.add_marker(pytest.mark.long)

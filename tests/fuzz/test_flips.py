@@ -32,8 +32,8 @@ from leanrecon.study.verify import find_damage
 pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.networks]
 
 SEED = int(os.environ.get("LEANRECON_SEED", "15"))
-FLIPS = os.environ.get("LEANRECON_FLIPS", "6")
-CUTS = int(os.environ.get("LEANRECON_CUTS", "3"))
+FLIPS = os.environ.get("LEANRECON_FLIPS", "4")
+CUTS = int(os.environ.get("LEANRECON_CUTS", "2"))
 
 COMMON = """
 memory = "3GB"

@@ -95,7 +95,9 @@ def test_a_killed_run_ends_with_the_same_bytes(studies, tmp_path, kills):
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"the run ended before kill {kill + 1}"
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    assert made(other) == made(study.path)
+    undisturbed = Path(shutil.copytree(dataset, tmp_path / "undisturbed"))
+    subprocess.run([*command[:-1], str(undisturbed)], check=True, capture_output=True, timeout=600)
+    assert made(other) == made(undisturbed)
 
 
 def progress(root: Path) -> set[tuple[str, int]]:
