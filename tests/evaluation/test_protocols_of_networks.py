@@ -121,8 +121,8 @@ def scores(preset: str, name: str, tmp_path: Path, images: tuple[Array, Array], 
     return rows
 
 
-TIE = 1e-6
-"""Correlations that differ by less are ties: networks are computed in float32."""
+TIE = 1e-5
+"""Correlations that differ by less are ties: embeddings of float32 networks agree to this."""
 
 
 def check(found: dict[str, Array], name: str, measure: str, seen: Array, drawn: Array) -> None:
