@@ -154,15 +154,7 @@ def least_budget(folder: Path) -> str:
     return found[1]
 
 
-LONG = {
-    "few rows", "wide images", "grey images", "captions with emoji", "captions in txt", "captions in npy", "fortran order",
-    "ten folds", "fixed alpha", "an alpha for each target", "an rbf of more rows", "many components", "captions in json",
-    "floating-point numbers", "pixels of full size", "many rows", "inductive moments",
-}  # fmt: skip
-"""Shapes that others stand for."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SHAPES])
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_least_budget_is_enough_for_every_stage(name: str, tmp_path: Path) -> None:
     make, tables = SHAPES[name]
     (tmp_path / "study.toml").write_text(make(tmp_path) + tables + QUICK)
