@@ -107,7 +107,7 @@ def test_every_row_tells_its_set_in_the_order_of_the_images(study: Any) -> None:
     assert {"shapes/1", "letters/1"} <= set(names)
     report = study.report.read_text()
     assert "By test set" in report
-    assert "All other figures of this page are those of natural" in report
+    assert "All other scores of this page are those of natural" in report
 
 
 @pytest.mark.slow
