@@ -10,7 +10,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.image_sources import ConstantImage, ReadsImages
+from leanrecon.evaluation.image_sources import ConstantImage, ImageSource, ReadsImages
 from leanrecon.evaluation.metrics import Prepared, compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import identified_shape, shifts, workers
 from leanrecon.evaluation.pool import Spool, SpooledRows
@@ -43,7 +43,7 @@ class Fitting:
 class Others:
     """The test rows of all folds, of which this fold's are a run: where it takes the stimuli of wrong pairs from."""
 
-    images: ReadsImages
+    images: ImageSource
     names: Sequence[str]
     first: int = 0
     """The row among them that is this fold's first."""
@@ -88,7 +88,7 @@ class Compared:
 
 def compare_images(
     sources: Mapping[str, ReadsImages],
-    stimuli: ReadsImages,
+    stimuli: ImageSource,
     names: Sequence[str],
     fit: Fitting,
     context: Context,

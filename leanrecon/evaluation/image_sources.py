@@ -68,6 +68,17 @@ class EveryFold:
             self._readers[path] = StoredImages(store, self._index)
         return self._readers[path].read(row)
 
+    @property
+    def content(self) -> str:
+        stores = {str(store.path): store for store in self._stores}
+        return fingerprint({"stores": [store.content for store in stores.values()]})
+
+    def numbers(self, m: int) -> Array:
+        paths = [str(store.path) for store in self._stores[:m]]
+        keys = np.stack([np.unique(paths, return_inverse=True)[1], self._index[:m]], axis=1)
+        numbers: Array = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+        return numbers
+
 
 class Reconstructions:
     """Images in a folder, one a test row; resized to ``shape`` as first images are, if it is given."""

@@ -114,6 +114,8 @@ def plan_evaluate(shapes: EvaluateShapes, settings: "EvaluateSettings", judges: 
     together = max(m, min(shapes.pooled_rows, POOLED))
     every = max(m, shapes.pooled_rows)
     embedding = [embed_nbytes(judge, (shapes.images, *shapes.pictures), together, chunk) for judge in judges]
+    if shapes.pooled_rows:  # the stimuli of all folds are read too
+        embedding = [nbytes + chunk for nbytes in embedding]
     features = [latents_nbytes(together, dims, every) for dims in shapes.dims.values()]
     sources = most_sources(shapes, settings)
     largest = max(

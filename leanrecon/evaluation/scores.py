@@ -25,6 +25,7 @@ from leanrecon.evaluation.image_sources import (
 )
 from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure, stimuli_beside
 from leanrecon.evaluation.judges.judge import Judge
+from leanrecon.evaluation.judges.pairs import Seen
 from leanrecon.evaluation.latents import compare_latents_parts
 from leanrecon.evaluation.metrics import SSIM_RGB
 from leanrecon.evaluation.patterns import (
@@ -159,7 +160,8 @@ def _score_images(
     protocol, final = PROTOCOLS[settings.preset], (fold.final or fold.stage1).shape
     compared = compared_shape(settings.preset, fold.image_shape, final)
     fit = Fitting(compared, protocol.resample, protocol.through, protocol.ssim == SSIM_RGB)
-    described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context))
+    every = None if others is None else Seen(others.images, len(others.names), others.first)
+    described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context, every))
     of_patterns = patterns is not None
     found, small = compare_images(sources, stimuli, fold.names, fit, context, spool, others, patterns=of_patterns)
     result = FoldScores(fold, resampling, {name: of_source.scores for name, of_source in found.items()})
@@ -268,18 +270,18 @@ def _blended(final: Pictures, stage1: Pictures, share: float) -> ImageSource:
 
 
 def _judged(
-    fold: Fold, sources: Mapping[str, ImageSource], judges: Sequence[Judge], context: Context
+    fold: Fold, sources: Mapping[str, ImageSource], judges: Sequence[Judge], context: Context, every: Seen | None
 ) -> Iterator[tuple[Key, Described]]:
     """Every set of images and the stimuli, as every judge describes them."""
     if fold.embeddings is None:
         return
-    every = as_location(fold.embeddings)
-    for folder in every.iterdir():
+    kept = as_location(fold.embeddings)
+    for folder in kept.iterdir():
         if folder.name not in {judge.name for judge in judges}:
             _remove_stores(folder)
     for judge in judges:
-        folder = every / judge.name
-        embeddings = embed(judge, sources, len(fold.names), fold.image_shape, folder, context)
+        folder = kept / judge.name
+        embeddings = embed(judge, sources, len(fold.names), fold.image_shape, folder, context, every)
         for name in sources:
             if name != STIMULI:
                 stimuli = stimuli_beside(name, embeddings).matrix()

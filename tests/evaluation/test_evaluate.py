@@ -56,6 +56,24 @@ class Pixels:
         pass
 
 
+class Levels(Pixels):
+    """A judge that compares two images at a time, by how far their levels differ."""
+
+    dims, batch = 2, 4
+
+    def __init__(self) -> None:
+        super().__init__("levels", "perceptual")
+
+    def compare(self, drawn: Array, seen: Array, pairs: Array) -> Array:
+        assert len(seen) <= self.batch + 1
+        found = [[apart(one, seen[k]) for k in others] for one, others in zip(drawn, pairs, strict=True)]
+        return np.asarray(found, np.float32)
+
+
+def apart(one: Array, other: Array) -> float:
+    return float(np.abs(one.astype(float) - other).mean())
+
+
 def images(n: int, seed: int) -> Array:
     coarse = np.random.default_rng(seed).integers(0, 256, (n, 4, 5, 3))
     return np.repeat(np.repeat(coarse, 3, axis=1), 2, axis=2).astype(np.uint8)
@@ -108,6 +126,17 @@ def fold(tmp_path: Path) -> Callable[..., Fold]:
         )
 
     return make
+
+
+def parts_of(fold: Fold, *rows: list[int]) -> list[Fold]:
+    """Some of its rows each, as folds of their own."""
+    return [
+        replace(
+            of_test_set(fold, f"part{k}", np.array(index), n_trained=0, embeddings=None), test_set="",
+            embeddings=None if fold.embeddings is None else Path(str(fold.embeddings)) / f"part{k}",
+        )
+        for k, index in enumerate(rows)
+    ]  # fmt: skip
 
 
 def flat(of: Array) -> Array:
@@ -298,3 +327,20 @@ def test_planning_imports_neither_zarr_nor_scipy_nor_torch() -> None:
     code = "import sys, leanrecon.evaluation.plan; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {"zarr", "scipy", "torch", "sklearn"}.isdisjoint(loaded)
+
+
+def test_a_fold_of_one_image_takes_another_from_all_folds_for_the_chance_of_distances(
+    fold: Callable[..., Fold],
+) -> None:
+    made = fold()
+    shown, rows = [*range(3, 17), 5, 5], ([2, 14, 15], [0, 1, *range(3, 11)], [11], [12, 13])
+    metrics = evaluate(parts_of(made, *rows), SETTINGS, Context.of(), judges=[Levels()]).metrics
+    other = {3: 4, 4: 6, 13: 3, **{k: k + 1 for k in range(6, 13)}}  # the next one in the second fold
+    other |= {5: 6, 14: 15, 15: 16, 16: 15}  # the next of all for the first and the third, and of its own for the last
+    of_image = {image: seen_by_row(made)[row] for row, image in enumerate(shown)}
+    drawn = all_of(made.final)  # type: ignore[arg-type]
+    own = [apart(drawn[row], of_image[shown[row]]) for row in range(M)]
+    wrong = [apart(drawn[row], of_image[other[shown[row]]]) for row in range(M)]
+    figure = metrics["final"]["perceptual_levels"]
+    assert figure["value"] == pytest.approx(np.mean([np.mean([own[row] for row in part]) for part in rows]), rel=1e-6)
+    assert figure["chance"] == pytest.approx(np.mean(wrong), rel=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from leanrecon.evaluation import plan
 from leanrecon.evaluation.image_sources import (
     ConstantImage,
+    EveryFold,
     Reconstructions,
     StoredImages,
     mean_image,
@@ -118,6 +119,17 @@ def test_images_of_a_store_are_those_of_the_chosen_rows(store_of: Callable[..., 
     for place, row in enumerate(rows):
         np.testing.assert_array_equal(chosen.read(place), pixels[row])
     np.testing.assert_array_equal(chosen.read(0), pixels[29])  # and back again
+
+
+def test_folds_number_images_by_their_store_and_place(store_of: Callable[..., Store]) -> None:
+    one, two = (store_of(images(9, seed=k), name=f"s{k}") for k in range(2))
+    every = EveryFold([(one, np.array([4, 1])), (two, np.array([4])), (one, np.array([1, 8]))])
+    numbers = every.numbers(5).tolist()
+    assert numbers[1] == numbers[3]
+    assert len(set(numbers)) == 4
+    np.testing.assert_array_equal(every.read(2), images(9, seed=1)[4])
+    np.testing.assert_array_equal(every.read(4), images(9)[8])
+    assert every.content != EveryFold([(one, np.array([4, 1]))]).content
 
 
 def test_reconstructions_are_enlarged_as_first_images_are(tmp_path: Path) -> None:

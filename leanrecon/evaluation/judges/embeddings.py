@@ -13,7 +13,7 @@ from leanrecon.evaluation.bootstrap import Scores
 from leanrecon.evaluation.identification import distances_parts, identify_parts, squared_parts
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge, Measure
-from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, perceptual_parts, wrong_pairs
+from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, Seen, perceptual_parts, seen_in
 from leanrecon.evaluation.plan import EMBEDDED
 from leanrecon.evaluation.pool import Part
 from leanrecon.images import Array, ImageShape, resize
@@ -48,15 +48,22 @@ class Embeddings:
 
 
 def embed(
-    judge: Judge, sources: Mapping[str, ImageSource], m: int, shape: ImageShape, folder: LocationLike, context: Context
+    judge: Judge,
+    sources: Mapping[str, ImageSource],
+    m: int,
+    shape: ImageShape,
+    folder: LocationLike,
+    context: Context,
+    every: Seen | None = None,
 ) -> dict[str, Embeddings]:
     """Embed the images that ``m`` test rows have from every source, in ``FOLDER/SOURCE.zarr`` each.
 
     Embeddings that are there already are kept; those of other images or of another network are replaced. Images with
     another aspect ratio than ``shape`` are resized to it first, so that a network that crops the centre sees the same
     part of each. The network is loaded only if an embedding is missing, and released at the end. A judge that compares
-    two images at a time gives distances instead, and nothing for the stimuli alone. Raises InputError for embeddings
-    that are not finite.
+    two images at a time gives distances instead, and nothing for the stimuli alone. ``every`` holds the stimuli of
+    all folds, where it finds another one if these rows show a single one. Raises InputError for embeddings that are
+    not finite.
     """
     folder = as_location(folder)
     paths = {name: folder / f"{name.replace(' ', '_')}.zarr" for name in sources}
@@ -70,7 +77,7 @@ def embed(
             if not hasattr(judge, "compare"):
                 embedding = _Embedding(judge, source, m, shape, paths[name], made_of)
             elif name != STIMULI:
-                embedding = _Distances(judge, source, m, shape, paths[name], made_of, sources[STIMULI])
+                embedding = _Distances(judge, source, m, shape, paths[name], made_of, seen_in(sources[STIMULI], m, every))
             else:
                 continue
             embeddings[name] = embedding.run(context.named(f"{context.label}: embeddings by {judge.name}, {name}"))
@@ -146,23 +153,20 @@ class _Embedding:
 class _Distances(_Embedding):
     """The same by a judge that compares two images at a time: a row is ``KEPT`` distances, not an embedding."""
 
-    stimuli: ImageSource
+    seen: Seen
 
     def numbers(self) -> Array:
-        seen = self.stimuli.numbers(self.m)
-        return np.stack([seen, wrong_pairs(seen), self.source.numbers(self.m)], axis=1)  # in the order of the stimuli
+        return np.stack([*self.seen.numbers(self.m), self.source.numbers(self.m)], axis=1)  # in the order of the stimuli
 
     def contents(self) -> dict[str, str]:
-        return {"content": self.source.content, "stimuli": self.stimuli.content}
+        return {"content": self.source.content, "stimuli": self.seen.images.content}
 
     def described(self, rows: Array) -> Array:
-        seen = self.stimuli.numbers(self.m)
-        every, row_of = np.unique(seen, return_index=True)
-        own, other = seen[rows], wrong_pairs(seen)[rows]
+        own, other = (numbers[rows] for numbers in self.seen.numbers(self.m))
         alone = other == NO_OTHER
         pairs = np.stack([own, np.where(alone, own, other)], axis=1)
         needed = np.unique(pairs)
-        images = self.read(self.stimuli, row_of[np.searchsorted(every, needed)])
+        images = self.read(self.seen.images, self.seen.rows_of(needed))
         compare: Any = self.judge
         distances: Array = compare.compare(self.read(self.source, rows), images, np.searchsorted(needed, pairs))
         distances[alone, KEPT - 1] = NO_OTHER

@@ -1,11 +1,13 @@
 """Judges that compare two images at a time: what is kept of a reconstruction is distances, not an embedding."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from leanrecon.evaluation.bootstrap import Scores
+from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.pool import Part
 from leanrecon.images import Array
@@ -20,6 +22,28 @@ NO_OTHER = -1
 _AT_ONCE = 4096  # rows
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The stimuli of some test rows, among which the rows that are compared are a run."""
+
+    images: ImageSource
+    rows: int
+    first: int = 0
+    """The first of the rows that are compared."""
+
+    def numbers(self, m: int) -> tuple[Array, Array]:
+        """The number of the own stimulus, and that of another one, of each of ``m`` rows that are compared, int [m]."""
+        every = self.images.numbers(self.rows)
+        here = slice(self.first, self.first + m)
+        return every[here], wrong_pairs(every)[here]
+
+    def rows_of(self, numbers: Array) -> Array:
+        """A row that shows each stimulus of these numbers."""
+        every, row_of = np.unique(self.images.numbers(self.rows), return_index=True)
+        rows: Array = row_of[np.searchsorted(every, numbers)]
+        return rows
+
+
 class ComparesPairs(Judge, Protocol):
     """A judge with ``dims`` of ``KEPT`` and the measure perceptual."""
 
@@ -29,6 +53,12 @@ class ComparesPairs(Judge, Protocol):
         ``drawn`` are uint8 [b, height, width, channels], ``seen`` uint8 [s, …], and ``pairs`` int [b, k] says which of
         the seen images each drawn one is compared with.
         """
+
+
+def seen_in(stimuli: ImageSource, m: int, every: Seen | None) -> Seen:
+    """The stimuli of ``m`` rows themselves; those of all folds where these rows show a single one."""
+    alone = len(np.unique(stimuli.numbers(m))) == 1
+    return every if every is not None and alone else Seen(stimuli, m)
 
 
 def wrong_pairs(seen: Array) -> Array:
