@@ -3,6 +3,9 @@
 Networks have random weights, as the published ones can't be fetched in a test; the fitted weights are the published ones.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +305,45 @@ def test_dists_equals_its_authors_package(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.min() > 0.01
     assert one.compare(seen[:1], seen, np.array([[0]]))[0, 0] == pytest.approx(0, abs=1e-5)
     assert embed_nbytes(one, [(40, 40, 3)], 3, 0) > 5 * 125 * 96**2 * 4
+
+
+MEASURED = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch, torchvision
+from leanrecon.context import Context
+from leanrecon.evaluation.judges.embeddings import STIMULI, embed
+from leanrecon.evaluation.judges.perceptual import LPIPSJudge, LPIPSSettings
+from leanrecon.evaluation.plan import embed_nbytes
+from leanrecon.memory import PeakMemory, process_memory
+from leanrecon.weights.libraries import LIBRARY_NBYTES
+
+SHAPE, M = (425, 425, 3), 6
+folder = Path(sys.argv[1])
+of = {"weights": str(folder / "squeezenet1_1.pth"), "fitted": str(folder / "fitted.pth")}
+one = LPIPSJudge(LPIPSSettings(network="squeezenet1_1", size=425, **of), name="lpips")
+
+class Images:
+    def __init__(self, seed):
+        self.content = str(seed)
+    def read(self, row):
+        return np.random.default_rng([int(self.content), row]).integers(0, 256, SHAPE, np.uint8)
+    def numbers(self, m):
+        return np.arange(m)
+
+before = process_memory()
+with PeakMemory() as peak:
+    embed(one, {STIMULI: Images(0), "final": Images(1)}, M, SHAPE, folder / "kept", Context.of())
+print(json.dumps({"taken": peak.peak - before, "planned": embed_nbytes(one, [SHAPE], M, 0) + LIBRARY_NBYTES}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_layers_of_large_images_take_no_more_memory_than_planned(tmp_path: Path) -> None:
+    random_weights(tmp_path, "squeezenet1_1")
+    fitted_to(tmp_path / "fitted.pth", (64, 128, 256, 384, 384, 512, 512))
+    command = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+    print(found)
+    assert 0.6 * found["planned"] <= found["taken"] <= found["planned"], found

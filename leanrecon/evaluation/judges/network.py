@@ -136,6 +136,11 @@ class NetworkJudge:
         return AT_ONCE_ON_CPU if self.device == "cpu" else AT_ONCE_ON_GPU
 
     @property
+    def at_once(self) -> int:
+        """Images that go through the network together."""
+        return self.batch
+
+    @property
     def staying_nbytes(self) -> int:
         return sum(self.libraries.values())
 
@@ -159,9 +164,9 @@ class NetworkJudge:
             self._check_names()
 
     def work_nbytes(self, shape: ImageShape) -> int:
-        work = self.batch * (feeding_nbytes(shape, self.settings.rule) + self._description.dims * _FLOAT)
+        work = self.at_once * (feeding_nbytes(shape, self.settings.rule) + self._description.dims * _FLOAT)
         if self.device == "cpu":
-            work += self.batch * self._description.largest * _FLOAT * 2
+            work += self.at_once * self._description.largest * _FLOAT * 2
         # Files of before PyTorch 1.6 are not mapped; convolutions are laid out anew when they are used.
         loading = 2 * self._description.weights
         if self._path.exists() and not (self._path.suffix == ".safetensors" or is_archive(self._path)):

@@ -184,8 +184,12 @@ class PerceptualJudge(TorchvisionJudge):
 
     @property
     def batch(self) -> int:
-        """Reconstructions whose stimuli are described once for all of them; images go through the network one by one."""
+        """Reconstructions whose stimuli are described once for all of them."""
         return 4
+
+    @property
+    def at_once(self) -> int:
+        return 1
 
     def check(self) -> None:
         super().check()
