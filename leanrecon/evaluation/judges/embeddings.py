@@ -77,7 +77,9 @@ def embed(
             if not hasattr(judge, "compare"):
                 embedding = _Embedding(judge, source, m, shape, paths[name], made_of)
             elif name != STIMULI:
-                embedding = _Distances(judge, source, m, shape, paths[name], made_of, seen_in(sources[STIMULI], m, every))
+                embedding = _Distances(
+                    judge, source, m, shape, paths[name], made_of, seen_in(sources[STIMULI], m, every)
+                )
             else:
                 continue
             embeddings[name] = embedding.run(context.named(f"{context.label}: embeddings by {judge.name}, {name}"))
@@ -156,7 +158,9 @@ class _Distances(_Embedding):
     seen: Seen
 
     def numbers(self) -> Array:
-        return np.stack([*self.seen.numbers(self.m), self.source.numbers(self.m)], axis=1)  # in the order of the stimuli
+        return np.stack(
+            [*self.seen.numbers(self.m), self.source.numbers(self.m)], axis=1
+        )  # in the order of the stimuli
 
     def contents(self) -> dict[str, str]:
         return {"content": self.source.content, "stimuli": self.seen.images.content}
