@@ -274,6 +274,35 @@ def test_weights_that_are_not_here_are_listed(study: str, tmp_path: Path, capsys
     assert "not here: elsewhere.pth" in said
 
 
+@pytest.mark.slow
+def test_lpips_is_checked_by_what_the_layers_of_its_network_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = pytest.importorskip("torchvision.models", reason="the extra judges (torchvision) is not installed")
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    built = models.squeezenet1_1(weights=None).eval()
+    torch.save(built.state_dict(), tmp_path / "squeezenet.pth")
+    channels = (64, 128, 256, 384, 384, 512, 512)
+    fitted = {f"lin{k}.model.1.weight": torch.ones(1, c, 1, 1) for k, c in enumerate(channels)}
+    torch.save(fitted, tmp_path / "fitted.pth")
+    judge = '[judges.lpips]\nkind = "lpips"\nnetwork = "squeezenet1_1"\nsize = 96\n'
+    files = 'weights = "squeezenet.pth"\nfitted = "fitted.pth"\n'
+    (tmp_path / "study.toml").write_text('[dataset]\nkind = "simulated"\n' + judge + files)
+    monkeypatch.setattr(references, "RESIZED_TOLERANCE", 10.0)  # of networks that were trained
+    check_weights([str(tmp_path / "study.toml")], None)
+    assert "lpips of squeezenet.pth and fitted.pth: recorded." in " ".join(capsys.readouterr().out.split())
+    (entry,) = kept(tmp_path).values()
+    for name, sample in entry["samples"].items():
+        with Image.open(samples.FOLDER / f"{name}.png") as picture:
+            pixels = np.asarray(picture.resize((96, 96), Image.Resampling.BILINEAR), np.float32) / 255
+        seen = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        with torch.no_grad():
+            first = built.features[:2](torch.from_numpy(seen.transpose(2, 0, 1)).float()[None])
+        np.testing.assert_allclose(sample["first"], first.mean((0, 2, 3)).numpy()[:8], atol=1e-5)
+        assert sample["dims"] == sum(channels)
+
+
 def test_a_network_that_does_not_fit_is_not_loaded(study: str, capsys: pytest.CaptureFixture[str]) -> None:
     check_weights([study], "20MB")
     assert "not checked. module of tiny.pth, second needs at least" in capsys.readouterr().out.replace("\n", " ")

@@ -323,6 +323,13 @@ def test_the_plan_grows_with_judges_areas_and_baselines() -> None:
     assert plan_evaluate(shapes, SETTINGS, [staying]) >= plain + 10**8
 
 
+@pytest.mark.parametrize("shape", [(425, 425, 3), (28, 28, 1)])
+def test_ten_thousand_test_rows_fit_into_600_mb(shape: ImageShape) -> None:
+    spaces = {"vdvae": 91_168, "clip": 197_376, "text": 59_136}
+    shapes = EvaluateShapes(shape, 10_000, 8859, spaces, chunk=16 * 10**6, pictures=[shape], areas=2)
+    assert plan_evaluate(shapes, EvaluateSettings()) < 600 * 10**6
+
+
 def test_planning_imports_neither_zarr_nor_scipy_nor_torch() -> None:
     code = "import sys, leanrecon.evaluation.plan; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -211,9 +211,6 @@ class PerceptualJudge(TorchvisionJudge):
         contents = {"weights": file_content(self._path), "fitted": file_content(self._fitted_path)}
         return {**table, "format": FORMAT, **contents}
 
-    def classifier(self) -> "TorchvisionJudge | None":
-        return None
-
     # Distances
 
     def encode(self, images: Array) -> Array:
