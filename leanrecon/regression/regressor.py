@@ -40,6 +40,8 @@ class RegressionShapes:
     """Whether rows or voxels are picked from larger stores, as in folds and areas."""
     pairings: int = 0
     """How often betas and images are paired at random and predicted again."""
+    fits: int = 1
+    """Fits from the same betas: of all feature spaces, and of what is calibrated on train rows."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class RegressionPlan:
     """Bytes on disk that stay, beside the predictions."""
     scratch: int = 0
     """Bytes on disk that are needed for a while."""
+    kept: int = 0
+    """Bytes on disk for the fits of other variants, until the stage is done."""
     held: int = 0
     """Bytes of libraries that stay in the process afterwards."""
 
@@ -110,7 +114,8 @@ class Regressor(Protocol):
     ) -> dict[str, Any]:
         """Fill the stores of all outputs, and finish them; returns what run.json keeps.
 
-        ``shared`` lives through one variant: feature spaces with the same settings may share a factor there.
+        ``shared`` lives through one variant: feature spaces with the same settings may share a factor there. Under
+        ``kept.KEPT`` it has what fits leave on disk for one another.
         """
 
 

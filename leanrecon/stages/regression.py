@@ -10,6 +10,7 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
 from leanrecon.features.first_images import decoding_space
+from leanrecon.regression.kept import KEPT, VARIANT, Kept
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.calibrate import needs_train_rows, too_few
@@ -39,17 +40,20 @@ class RegressionStage:
     # Planning
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
-        first = _first_name(planning.settings, planning.spaces)
+        first, kept = _first_name(planning.settings, planning.spaces), 0
         for name, space in planning.spaces.items():
             settings = planning.settings.regression[name]
             pairings = planning.settings.evaluate.permutations if name == first else 0
             shapes = _shapes(planning, space, pairings)
+            calibrates = needs_train_rows(planning.settings, space, first, shapes.s)
+            shapes = replace(shapes, fits=len(planning.spaces) + calibrates)
             regressor = kinds.kind_of("regressors", settings)(settings)
             plan = regressor.plan(shapes, planning.budget.free)
-            work, scratch = plan.work, plan.scratch
+            kept += plan.kept
+            work, scratch = plan.work, plan.scratch + kept
             times = planning.variants + pairings * planning.folds
             disk = times * (store_nbytes((shapes.m, shapes.t), np.float32, planning.chunk) + plan.disk)
-            if needs_train_rows(planning.settings, space, first, shapes.s):
+            if calibrates:
                 free, repeats = planning.budget.free, planning.data.max_repeats
                 if _leaves_out(planning.settings, regressor):
                     calibration = regressor.plan_left_out(shapes, free)
@@ -57,7 +61,7 @@ class RegressionStage:
                     calibration = plan_out_of_fold(
                         regressor, shapes, FOLDS, free, chunk=planning.chunk, largest=repeats
                     )
-                work, scratch = max(work, calibration.work), max(scratch, calibration.scratch)
+                work, scratch = max(work, calibration.work), max(scratch, calibration.scratch + kept)
                 disk += planning.variants * store_nbytes((shapes.n, shapes.t), np.float32, planning.chunk)
             if planning.data.folds:
                 rows = sum(planning.split)
@@ -73,15 +77,22 @@ class RegressionStage:
     def run(self, run: Run) -> None:
         first = _first_name(run.settings, run.spaces)
         every = variants(run.study, run.settings)
-        for variant in every:
+        kept = Kept(run.study.root.workplace())
+        for before, variant in zip([None, *every], every, strict=False):
+            kept.forget(*(VARIANT if before is not None and before.fold == variant.fold else ()))
             if first is not None and (sentence := too_few(run.settings, len(variant.train_images))):
                 run.progress.say(variant.label + sentence)
             shared: dict[str, Any] = {}
-            for name, space in run.spaces.items():
+            for number, (name, space) in enumerate(run.spaces.items(), 1):
                 # An area is compared with the other areas; chance is taken from all voxels.
                 pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
+                calibrates = needs_train_rows(run.settings, space, first, len(variant.train_images))
+                kept.to_come = len(run.spaces) - number + calibrates
+                shared[KEPT] = kept
                 self._predict(run, variant, space, pairings, shared)
-                if needs_train_rows(run.settings, space, first, len(variant.train_images)):
+                if calibrates:
+                    kept.to_come -= 1
+                    shared[KEPT] = kept
                     self._predict_train_rows(run, variant, space, shared)
         for name in run.spaces:
             join_predictions(run, every, name)

@@ -1,16 +1,17 @@
 """What a decoder learns before its penalty: its form, and the weights of voxels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from leanrecon.regression.estimator import Regressor
+from leanrecon.regression.kept import Kept
 from leanrecon.regression.normalise import Moments
+from leanrecon.regression.ridge import kept_parts
 from leanrecon.regression.ridge.choice import Choice, choose
 from leanrecon.regression.ridge.form import Form, Kernel
-from leanrecon.regression.ridge.loo import project
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.voxel_weights import carried, weights_of
 from leanrecon.stores.matrix import Matrix, as_matrix
@@ -38,6 +39,8 @@ class Formed(Regressor):
     alphas: Sequence[float] | None
     standardize: bool
     seed: int
+    kept: Kept | None = None
+    """What fits of the same betas or targets left, and take from one another; None: nothing."""
 
     # Learned
     learned_: Learned
@@ -54,6 +57,24 @@ class Formed(Regressor):
         """The weight of each voxel, float64 [p]; None where all weigh the same."""
         return self.learned_.weights
 
+    def _look_at(self, betas: Matrix, test: Matrix | None) -> None:
+        found = None if self.kept is None else kept_parts.look_found(self.kept, betas, test)
+        if found is not None:
+            self.moments_, self.left_out_, self.unreasonable_ = found.moments, found.left_out, found.unreasonable
+            return
+        super()._look_at(betas, test)
+        if self.kept is not None:
+            self.kept.add("moments", kept_parts.Look(betas, test, self.moments_, self.left_out_, self.unreasonable_))
+
+    def _projected(self, dtype: Any) -> Array:
+        """Centred targets [s, t], or random projections of them, in memory that may be used up."""
+        return kept_parts.projections(self.kept, self.targets_, self.seed, dtype, self._pairing.weights)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether other targets have the same Gram matrix, as far as voxels are not weighed by how they carry them."""
+        return self.learned_.form.source != "accuracy"
+
     def _learn_form(self, choices: Sequence[Form], reliability: Any) -> Learned:
         return learn_form(
             choices,
@@ -61,6 +82,7 @@ class Formed(Regressor):
             self.targets_,
             self._pairing,
             self.moments_,
+            project=lambda: self._projected(np.float64),
             scale=self.standardize,
             alpha=None if self.alpha == "loo" else float(self.alpha),
             alphas=self.alphas,
@@ -76,17 +98,21 @@ def learn_form(
     pairing: Pairing,
     train: Moments,
     *,
+    project: Callable[[], Array],
     scale: bool,
     alpha: float | None,
     alphas: Sequence[float] | None,
     reliability: Array | None,
     seed: int,
 ) -> Learned:
-    """Choose among ``forms``, and weigh the voxels over all train rows as the chosen one says."""
+    """Choose among ``forms``, and weigh the voxels over all train rows as the chosen one says.
+
+    ``project`` gives the targets' projections in float64 (see ``loo.project``), where they are needed.
+    """
     if forms == [Form()]:
         return Learned(forms[0])
     by_targets = len(forms) > 1 or any(form.source == "accuracy" for form in forms)
-    projected = project(targets, seed, np.float64, pairing.weights) if by_targets else np.empty((targets.shape[0], 0))
+    projected = project() if by_targets else np.empty((targets.shape[0], 0))
     choice, signal = None, None
     if any(form.source == "reliability" for form in forms):
         signal = carried("reliability", as_matrix(projected), betas, pairing, train, reliability=reliability)

@@ -1,4 +1,4 @@
-"""What learning the form of a decoder will hold in memory: encoding ridges, voxel weights, and the choice among forms."""
+"""What a ridge will hold beside its fit: while its form is learned, for later fits, and for several pairings at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,17 +9,22 @@ from leanrecon.regression.ridge.plan import (
     COMPONENTS,
     MOMENTS,
     PROJECTIONS,
+    TEST_ROWS,
     WORKSPACE,
     FitPlan,
     Shapes,
     choice_rows,
     plan_fit,
+    plan_stream,
 )
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.layout import BLOCK, PANEL
 
 VOXELS = 128
 """Voxels that are encoded, or averaged over repeats, at once."""
+
+MOST_SETS = 8
+"""Most pairings of betas and images whose predictions share a pass over the targets."""
 
 _FLOAT = 8  # bytes of float64
 
@@ -84,3 +89,32 @@ def plan_choice(n: int, p: int, k: int, shapes: Shapes, sources: set[Source]) ->
     kernels = 7 * r * r * _FLOAT + 4 * r * min(DEPTH, p) * _FLOAT + 4 * r * k * _FLOAT + 2 * tile
     weighing = plan_carried(r, p, r, k, sources, 2 * tile) if sources else 0
     return WORKSPACE + betas + MOMENTS * p * 8 + 4 * p * 8 + max(reading, 4 * tile, kernels, weighing)
+
+
+def sets_together(shapes: Shapes, rows: int, sets: int, free: int) -> int:
+    """Sets of hat matrices, one for each pairing of betas and images, that share a pass over the targets in ``free`` bytes."""
+    fitting = (count for count in range(min(sets, MOST_SETS), 1, -1) if plan_stream(shapes, count * rows) <= free)
+    return next(fitting, 1)
+
+
+def plan_sets(shapes: Shapes, rows: int, sets: int, free: int) -> int:
+    """Bytes of work of streaming the targets through hat matrices of several pairings; 0 where each has its own pass.
+
+    The hat matrices of the measured pairing are held beside the sets that were made of them.
+    """
+    held = rows * shapes.n * shapes.itemsize + WORKSPACE
+    if sets == 1 or shapes.m > TEST_ROWS or not shapes.through_hat:
+        return 0
+    count = sets_together(shapes, rows, sets, max(free - held, 0))
+    return held + plan_stream(shapes, count * rows) if count > 1 else 0
+
+
+def kept_nbytes(shapes: Shapes, *, planned: FitPlan, loo: bool) -> int:
+    """Bytes on disk of what other targets of the same betas share: the Gram matrix, products with test betas, eigenvectors."""
+    vectors = shapes.order**2 * shapes.itemsize if loo and not planned.searched else 0
+    return planned.triangle + shapes.m * shapes.n * shapes.itemsize * shapes.dual + vectors
+
+
+def projections_nbytes(shapes: Shapes) -> int:
+    """Bytes on disk of projections of the targets, for other fits of the same targets: in float64 and float32."""
+    return shapes.width * min(shapes.t, PROJECTIONS) * (8 + 4)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.places.files import write_whole
+from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
     RegressionData,
@@ -20,7 +21,7 @@ from leanrecon.regression.regressor import (
 )
 from leanrecon.regression.ridge.form import FLOOR, Form, forms
 from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, FitPlan, Shapes, plan_left_out
-from leanrecon.regression.ridge.plan_form import plan_formed
+from leanrecon.regression.ridge.plan_form import kept_nbytes, plan_formed, plan_sets, projections_nbytes
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
 
@@ -110,10 +111,15 @@ class RidgeRegressor:
         planned = self._plan_fit(of_ridge, free, known=True)
         where = "in memory" if planned.in_memory else "on disk"
         order = of_ridge.order if settings.kernel == "linear" else of_ridge.n
+        rows = shapes.m + self._extra_rows(shapes.n)
+        sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free)
+        same = shapes.fits > 1 and settings.voxel_weights in ("none", "reliability")
+        loo = settings.alpha == "loo"
         return RegressionPlan(
-            work=planned.work,
+            work=max(planned.work, sets),
             summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block",
-            scratch=planned.scratch,
+            scratch=planned.scratch + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
+            kept=projections_nbytes(of_ridge) if loo else 0,
         )
 
     def predict(
@@ -141,9 +147,11 @@ class RidgeRegressor:
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
-            for out in outputs:
-                paired = ridge if out.pairing is None else ridge.shuffled([context.seed, out.pairing])
-                _stream(paired, data, out, context, advance)
+            paired = [ridge if one.pairing is None else ridge.shuffled([context.seed, one.pairing]) for one in outputs]
+            if context.executor is None:
+                paired[0].predict_together(paired[1:], data.test, [out.store for out in outputs], advance)
+            for each, out in zip(paired, outputs, strict=True):
+                _stream(each, data, out, context, advance)
                 out.store.finish()
         return {
             "settings": self._used(),
@@ -231,8 +239,9 @@ class RidgeRegressor:
             chosen = {"alpha": last.ridge.alpha_, "kernel": form.kernel, "gamma": form.gamma or settings.gamma}
             chosen |= {"voxel_weights": form.source or "none", "voxel_power": form.power or settings.voxel_power}
         last = None
-        shared.clear()
-        ridge = type(self)(settings.model_copy(update=chosen))._fit(data, context, test=None, shuffled=False)
+        shared.pop(_SHARED, None)
+        decided = type(self)(settings.model_copy(update=chosen))
+        ridge = decided._fit(data, context, test=None, shuffled=False, kept=shared.get(KEPT))
         done = store.column_groups - len(store.missing_column_groups())
         with context.task(total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_train_into(store, advance=advance)
@@ -281,19 +290,20 @@ class RidgeRegressor:
             other.budget, other.peaks_ = context.budget, context.peaks
             return other
         last = None
-        shared.clear()  # one factor at a time
-        ridge = self._fit(data, context, test=data.test, shuffled=shuffled)
+        shared.pop(_SHARED, None)  # one factor at a time
+        ridge = self._fit(data, context, test=data.test, shuffled=shuffled, kept=shared.get(KEPT))
         shared[_SHARED] = _Shared(self._key, ridge)
         return ridge
 
     def _fit(
-        self, data: RegressionData, context: Context, *, test: "Matrix | None", shuffled: bool
+        self, data: RegressionData, context: Context, *, test: "Matrix | None", shuffled: bool, kept: Kept | None
     ) -> "StreamingRidge":
         from leanrecon.regression.ridge.ridge import StreamingRidge
 
         how = self.settings.model_dump(exclude={"kind"})
         ridge = StreamingRidge(**how, budget=context.budget, seed=context.seed, scratch=context.scratch)
         ridge.warns = False  # what is odd is said beside the label
+        ridge.kept = kept
         ridge.fit(
             data.betas,
             data.targets,

@@ -106,9 +106,27 @@ def through_hats(
     Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``. In the moments of
     the targets each row counts as often as its weight says.
     """
+    for _, columns, values in sets_through_hats(rows, [hats], targets, wanted, kind, out, weights=weights):
+        yield rows, columns, values
+
+
+def sets_through_hats(
+    rows: range,
+    sets: Sequence[list[Array]],
+    targets: Matrix,
+    wanted: Sequence[int],
+    kind: Kind,
+    out: Array | None = None,
+    *,
+    weights: Array | None = None,
+) -> Iterator[tuple[int, range, Array]]:
+    """Yield ``(set, columns, predictions)`` of some rows by several sets of hat matrices, in one pass over the targets."""
+    height = sum(map(len, sets[0]))
+    hats = [hat for one in sets for hat in one]
     for block in stream(hats, targets, wanted, moments=kind != "none", weights=weights, out=out):
-        values = block.values[: len(rows)]
-        if kind != "none":
-            like = block.values[len(rows) :] if kind == "inductive" else values
-            restandardise(values, like, block.mean, block.std)
-        yield rows, block.columns, values
+        for k in range(len(sets)):
+            part = block.values[k * height : (k + 1) * height]
+            values = part[: len(rows)]
+            if kind != "none":
+                restandardise(values, part[len(rows) :] if kind == "inductive" else values, block.mean, block.std)
+            yield k, block.columns, values

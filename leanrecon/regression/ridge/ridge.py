@@ -17,15 +17,13 @@ from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
-from leanrecon.regression.ridge import per_target
+from leanrecon.regression.ridge import kept_parts, per_target
 from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import by_image, converted, gram, hat_matrix
-from leanrecon.regression.ridge.hats import Hats
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
-from leanrecon.regression.ridge.left_out import LeftOut
-from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue, project
+from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.parameters import check_form, check_parameters
 from leanrecon.regression.ridge.plan import (
@@ -44,14 +42,15 @@ from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
 from leanrecon.regression.ridge.search import Search, search
 from leanrecon.regression.ridge.shapes import shapes_of
-from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
+from leanrecon.regression.ridge.together import Together
 from leanrecon.regression.ridge.weights import through_weights
 from leanrecon.stores.matrix import Matrix, Reblocked, RowSubset, as_matrix, column_blocks, panels, same_matrix
 
 Array = np.ndarray[Any, Any]
 
 
-class StreamingRidge(LeftOut):
+class StreamingRidge(Together):
     """Ridge regression with an intercept, streamed from disk within a memory budget (a scikit-learn estimator).
 
     Parameters
@@ -189,7 +188,11 @@ class StreamingRidge(LeftOut):
         test = None if known is None else self._centred(known)
         dtype = np.dtype(np.float64 if self._train.order <= FLOAT64_ORDER else np.float32)
         folder = None if plan.in_memory else Path(self.scratch or tempfile.gettempdir())
-        kernel, cross = gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
+
+        def make() -> tuple[Panels, Array | None]:
+            return gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
+
+        kernel, cross = kept_parts.gram_matrix(self.kept, self._train, dtype, test, folder, make, alike=self._alike)
         if (gamma := self.learned_.form.gamma) is not None:
             self._rbf = into_rbf(kernel, gamma, median_distance(kernel))
         factor: Panels | None = None
@@ -220,12 +223,12 @@ class StreamingRidge(LeftOut):
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
         self.alphas_, factor = grid, None
-        spectrum = None if searched else eigenvectors(kernel, deflate=self._train.dual)
+        spectrum = None if searched else self._eigenvectors(kernel)
         if self.per_target and spectrum is not None:
             self._spectrum = spectrum
             self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing)
             return None
-        projections = project(self.targets_, self.seed, dtype, self._pairing.weights)
+        projections = self._projected(dtype)
         if spectrum is None:
             self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed)
             errors = self.search_.errors
@@ -234,6 +237,12 @@ class StreamingRidge(LeftOut):
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
         return factor
+
+    def _eigenvectors(self, kernel: Panels) -> Spectrum:
+        def make() -> Spectrum:
+            return eigenvectors(kernel, deflate=self._train.dual)
+
+        return kept_parts.spectrum_of(self.kept, self._train, kernel, self._rbf, make, alike=self._alike)
 
     def with_targets(self, y: Any) -> "StreamingRidge":
         """The same fit for other targets of the same images: the factor is shared, nothing is computed again."""
@@ -296,17 +305,8 @@ class StreamingRidge(LeftOut):
             return
         if self._factor is None:
             self._require(budget, "predicting", plan_per_target(shapes) + held)
-            yield from per_target.predict_blocks(
-                self._train,
-                centred,
-                self._spectrum,
-                targets,
-                self.alpha_,
-                wanted,
-                self.restandardize,
-                self._paired,
-                self._rbf,
-            )
+            fit = (self._train, centred, self._spectrum, targets, self.alpha_, wanted)
+            yield from per_target.predict_blocks(*fit, self.restandardize, self._paired, self._rbf)
             return
         extra, together = len(self._held_out), self.restandardize == "transductive"
         count, work = plan_predict(
@@ -374,15 +374,6 @@ class StreamingRidge(LeftOut):
     def _converted(self, hats: list[Array], index: Array | None) -> list[Array]:
         images = self._pairing.s if self._pairing.repeats else None
         return [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
-
-    def known_hats(self, block: int) -> Hats | None:
-        """The hat matrices of test betas known at fit, for workers that stream targets through them; None for others."""
-        if (known := self._known) is None:
-            return None
-        hats = self._converted(known.hats, None if known.folded else self._paired.index)
-        shapes = self._shapes(self.betas_, Reblocked(self.targets_, block), known.betas.shape[0])
-        work = plan_stream(shapes, sum(map(len, hats)))
-        return Hats(known.betas.shape[0], hats, self._pairing.weights, self.restandardize, work)
 
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()

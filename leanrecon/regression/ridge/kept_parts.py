@@ -1,0 +1,168 @@
+"""What ridges of one study have in common: voxels' moments, Gram matrices, eigenvectors, and projections of targets.
+
+All feature spaces are predicted from the same betas, and all areas predict the same targets. What is found again has the
+bytes that would be computed: copies of what an earlier fit made by the same calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanrecon.regression.kept import Kept, KeptArray
+from leanrecon.regression.normalise import Centred, Moments
+from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.loo import project
+from leanrecon.regression.ridge.rbf import Rbf
+from leanrecon.regression.ridge.spectrum import Spectrum
+from leanrecon.stores.matrix import Matrix, same_matrix
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the betas told (see ``estimator.Regressor``)."""
+
+    betas: Matrix
+    test: Matrix | None
+    moments: Moments
+    left_out: int
+    unreasonable: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """A Gram matrix of centred betas, and products with test betas beside it."""
+
+    betas: Centred
+    panels: Panels
+    test: Matrix | None
+    cross: KeptArray | None
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """The eigenvectors of a kernel of centred betas."""
+
+    betas: Centred
+    dtype: np.dtype[Any]
+    scale: float | None
+    """Of an rbf kernel."""
+    values: Array
+    vectors: KeptArray
+    constant: float
+
+
+@dataclass(frozen=True)
+class _Projections:
+    """Centred targets, or random projections of them."""
+
+    targets: Matrix
+    seed: int
+    weights: Array | None
+    values: KeptArray
+
+
+def look_found(kept: Kept, betas: Matrix, test: Matrix | None) -> Look | None:
+    """What an earlier look at the same betas told."""
+    found: Look | None = kept.find(
+        "moments", lambda one: same_matrix(one.betas, betas) and (test is None or _same_test(one.test, test))
+    )
+    return found
+
+
+def gram_matrix(
+    kept: Kept | None,
+    betas: Centred,
+    dtype: np.dtype[Any],
+    test: Centred | None,
+    directory: Path | None,
+    make: Callable[[], tuple[Panels, Array | None]],
+    *,
+    alike: bool,
+) -> tuple[Panels, Array | None]:
+    """The Gram matrix that ``make`` would form, and its products with test betas: a copy of one that was kept, or made.
+
+    ``alike`` says whether fits that are still to come may have the same one, as far as their settings tell.
+    """
+    if kept is None:
+        return make()
+    beside = None if test is None or not betas.dual else test.matrix
+
+    def same(one: _Gram) -> bool:
+        return one.panels.dtype == dtype and _alike(one.betas, betas) and (not beside or _same_test(one.test, beside))
+
+    found: _Gram | None = kept.find("gram matrix", same)
+    if found is not None:
+        return placed(found.panels, directory), found.cross.load() if beside and found.cross else None
+    panels, cross = make()
+    if alike and kept.to_come:
+        kept.forget("gram matrix", "eigenvectors")  # one at a time
+        copy = None if cross is None else KeptArray(cross, kept.folder)
+        kept.add("gram matrix", _Gram(betas, placed(panels, kept.folder), beside, copy))
+    return panels, cross
+
+
+def spectrum_of(
+    kept: Kept | None, betas: Centred, kernel: Panels, rbf: Rbf | None, make: Callable[[], Spectrum], *, alike: bool
+) -> Spectrum:
+    """The eigenvectors that ``make`` would find in the kernel of these betas: as they were kept, or made."""
+    if kept is None:
+        return make()
+    scale = None if rbf is None else rbf.scale
+
+    def same(one: _Vectors) -> bool:
+        return one.dtype == kernel.dtype and one.scale == scale and _alike(one.betas, betas)
+
+    found: _Vectors | None = kept.find("eigenvectors", same)
+    if found is not None:
+        return Spectrum(found.values.copy(), found.vectors.load(), found.constant)
+    made = make()
+    if alike and kept.to_come:
+        vectors = KeptArray(made.vectors, kept.folder)
+        kept.add("eigenvectors", _Vectors(betas, kernel.dtype, scale, made.values.copy(), vectors, made.constant))
+    return made
+
+
+def projections(kept: Kept | None, targets: Matrix, seed: int, dtype: Any, weights: Array | None) -> Array:
+    """``project`` of targets that other fits may have projected; in memory that may be used up."""
+    if kept is None:
+        return project(targets, seed, dtype, weights)
+
+    def same(one: _Projections) -> bool:
+        here = one.values.dtype == np.dtype(dtype) and one.seed == seed and same_matrix(one.targets, targets)
+        if weights is None or one.weights is None:
+            return here and weights is one.weights
+        return here and np.array_equal(one.weights, weights)
+
+    found: _Projections | None = kept.find("projections", same)
+    if found is not None:
+        return found.values.load()
+    values = project(targets, seed, dtype, weights)
+    kept.add("projections", _Projections(targets, seed, weights, KeptArray(values, kept.folder)))
+    return values
+
+
+def placed(panels: Panels, directory: Path | None) -> Panels:
+    """A copy of a symmetric matrix in memory, or in a file in ``directory``."""
+    result = Panels(panels.order, panels.dtype, directory=directory)
+    (memory,) = panels.memories(1)
+    for j in range(len(panels.columns)):
+        if directory is None:
+            result.replace(j, panels.load(j, memory))
+        else:
+            result.save(j, panels.load(j, memory))
+    return result
+
+
+def _alike(a: Centred, b: Centred) -> bool:
+    """Whether two views of betas read the same numbers, for products of the same form."""
+    same = a.dual == b.dual and same_matrix(a.matrix, b.matrix)
+    return same and np.array_equal(a.mean, b.mean) and np.array_equal(a.factor, b.factor)
+
+
+def _same_test(kept: Matrix | None, test: Matrix) -> bool:
+    return kept is not None and same_matrix(kept, test)
