@@ -3,7 +3,7 @@
 It alone looks at test stimuli, and it only reads: all images that it compares were drawn by earlier stages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
 from leanrecon.evaluation.fold import Fold
+from leanrecon.evaluation.judges.embeddings import piece as embedding_piece
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.plan import EvaluateShapes, compared_shape, plan_evaluate, shifts, spool_nbytes
 from leanrecon.evaluation.test_sets import joined
@@ -22,7 +23,7 @@ from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, requi
 from leanrecon.stages.folds import contents, folds_of, test_sets_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import MOST_SHOWN, write_page
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
@@ -136,7 +137,8 @@ class EvaluateStage:
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
             folds = folds_of(run, every, refines=refines, judged=bool(judges))
-            result = self._evaluation(run, every[0], list(folds), judges, context)
+            shared = run.shared(context, self.name, {}, shares=bool(judges))
+            result = self._evaluation(run, every[0], list(folds), judges, shared)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             result.metrics["departures"] = protocols.departures(run.settings.evaluate.preset, run.settings.judges)
             latents = {study.latent_r2(name): r2 for name, r2 in result.latent_r2.items()}
@@ -144,6 +146,11 @@ class EvaluateStage:
             write_figures(run, every, result, result.rows(), latents, made_of, notes)
             record["settings"] = run.settings.evaluate.model_dump()
         write_page(run, every)
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Embeds images of one source by one judge, on a worker."""
+        judge = next(one for one in make_judges(run.settings) if one.name == named["judge"])
+        return embedding_piece(judge, named, context)
 
     @staticmethod
     def _evaluation(
