@@ -105,10 +105,9 @@ class _Embedding:
         )
         missing = store.missing_row_groups()
         done = store.rows - sum(len(store.group_rows(i)) for i in missing)
-        given = self.plain()
         if missing:
             with context.task(total=store.rows, unit="images", done=done) as advance:
-                if context.executor is not None and given is not None:
+                if context.executor is not None and (given := self.plain()) is not None:
                     share_rows(store, context.executor, given, advance)
                 for i in store.missing_row_groups():
                     self.fill(store, i, first)
