@@ -103,3 +103,5 @@ class DatasetPlan:
     """Bytes to fetch, about."""
     scratch: int = 0
     """Bytes on disk that are needed for a while only."""
+    reread: int = 0
+    """How often images are read again once they are written."""

@@ -33,6 +33,9 @@ class ImageSource(ReadsImages, Protocol):
     def numbers(self, m: int) -> Array:
         """The number of the image of each of ``m`` test rows, int [m]; equal numbers are the same image."""
 
+    def plain(self) -> dict[str, Any] | None:
+        """Plain values from which ``source_from`` makes the source in another process; None where that is of no use."""
+
 
 class StoredImages:
     """Images of a store: ``index[row]`` is the row of the store for a test row."""
@@ -52,6 +55,10 @@ class StoredImages:
 
     def numbers(self, m: int) -> Array:
         return self.index[:m]
+
+    def plain(self) -> dict[str, Any]:
+        path = self._reader.images.path
+        return {"of": "store", "path": path.place.address(path.key), "rows": self.index.tolist()}
 
 
 class EveryFold:
@@ -98,6 +105,9 @@ class Reconstructions:
     def numbers(self, m: int) -> Array:
         return np.arange(m)
 
+    def plain(self) -> dict[str, Any]:
+        return {"of": "pictures", **self.pictures.plain(), "shape": self.shape and list(self.shape)}
+
 
 class Blended:
     """Final images with a share of first ones mixed in, level by level; first ones are resized to them bilinearly."""
@@ -119,6 +129,9 @@ class Blended:
     def numbers(self, m: int) -> Array:
         return np.arange(m)
 
+    def plain(self) -> dict[str, Any]:
+        return {"of": "blend", "final": self.final.plain(), "stage1": self.stage1.plain(), "share": self.share}
+
 
 class ConstantImage:
     """One image for all test rows."""
@@ -135,6 +148,9 @@ class ConstantImage:
 
     def numbers(self, m: int) -> Array:
         return np.zeros(m, np.int64)
+
+    def plain(self) -> None:
+        """A single image is no work to share."""
 
 
 def mean_image(images: Store, index: Sequence[int] | Array) -> Array:

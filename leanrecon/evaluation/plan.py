@@ -275,10 +275,14 @@ def nearest_at_once(m: int, n: int) -> int:
 
 def embed_nbytes(judge: "Judge", shapes: Sequence[ImageShape], m: int, chunk: int) -> int:
     """Bytes for ``embed`` and ``judge_scores`` of images of these shapes; ``chunk`` is a chunk of stimuli in bytes."""
-    encoding = max(
-        judge.work_nbytes(shape) + (2 * min(judge.batch, EMBEDDED) + 2) * math.prod(shape) for shape in shapes
-    )
+    encoding = max(encode_nbytes(judge, shape) for shape in shapes)
     # Rows are gathered from chunks of EMBEDDED rows, a panel at a time.
     read = (2 * panel_rows(m, judge.dims) + 2 * min(m, EMBEDDED)) * judge.dims * _FLOAT32
     comparing = read + identify_nbytes(m, judge.dims)
-    return max(encoding + 4 * EMBEDDED * judge.dims * _FLOAT32, comparing) + READERS * chunk
+    return max(encoding, comparing) + READERS * chunk
+
+
+def encode_nbytes(judge: "Judge", shape: ImageShape) -> int:
+    """Bytes for the embeddings of images of a shape, beside the chunks that these are read from."""
+    images = (2 * min(judge.batch, EMBEDDED) + 2) * math.prod(shape)
+    return judge.work_nbytes(shape) + images + 4 * EMBEDDED * judge.dims * _FLOAT32

@@ -5,33 +5,11 @@ from dataclasses import replace
 
 from leanrecon.evaluation.evaluate import Evaluation
 from leanrecon.evaluation.fold import Area, Fold, Predictions, RandomPairing, ShownImages
-from leanrecon.images import Array, ImageShape
+from leanrecon.evaluation.some_pictures import SomePictures
+from leanrecon.images import Array
 from leanrecon.places import LocationLike
-from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.pictures import Pictures
-
-
-class SomePictures(Pictures):
-    """Some images of a folder, in a given order, to be read."""
-
-    def __init__(self, base: Pictures, index: Array) -> None:
-        self.base, self.index = base, index
-
-    @property
-    def rows(self) -> int:
-        return len(self.index)
-
-    @property
-    def shape(self) -> ImageShape:
-        return self.base.shape
-
-    @property
-    def content(self) -> str:
-        return fingerprint({"pictures": self.base.content, "rows": self.index.tolist()})
-
-    def read(self, row: int) -> Array:
-        return self.base.read(int(self.index[row]))
 
 
 def of_test_set(fold: Fold, name: str, index: Array, *, n_trained: int, embeddings: LocationLike | None) -> Fold:

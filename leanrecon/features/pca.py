@@ -5,7 +5,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -128,11 +128,12 @@ class PCA(FixedSpace):
     def cost(self, image_shape: ImageShape) -> Cost:
         pixels, dims = _pixels(self.decoded_shape(image_shape)), self.dims(image_shape)
         to_load = 0 if self._fit else (dims + 1) * pixels * FLOAT
-        return Cost(held=to_load + PANEL * (pixels + dims) * FLOAT, per_image=0, batch=BATCH)
+        held = to_load + PANEL * (pixels + dims) * FLOAT
+        return Cost(held=held, per_image=0, batch=BATCH, operations=2.0 * pixels * dims)
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
         cost = self.cost(image_shape)
-        return Cost(held=cost.held + 4 * _pixels(self.decoded_shape(image_shape)) * FLOAT, per_image=0, batch=BATCH)
+        return replace(cost, held=cost.held + 4 * _pixels(self.decoded_shape(image_shape)) * FLOAT)
 
     # Learning
 
@@ -143,6 +144,9 @@ class PCA(FixedSpace):
         largest = max(map(len, fit_batches(shape[0], components)), default=0)
         work = fit_nbytes(pixels, components, largest) + chunk_rows * height * width * channels
         return work if "sklearn.decomposition" in sys.modules else work + _IMPORT_NBYTES
+
+    def fitted_nbytes(self, image_shape: ImageShape) -> int:
+        return (self.dims(image_shape) + 1) * _pixels(self.decoded_shape(image_shape)) * FLOAT
 
     def fit(
         self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None

@@ -37,7 +37,7 @@ class Pixels(FixedSpace):
         return height * width * channels
 
     def cost(self, image_shape: ImageShape) -> Cost:
-        return Cost(held=0, per_image=0, batch=BATCH)
+        return Cost(held=0, per_image=0, batch=BATCH, operations=0)
 
     def made_of(self) -> dict[str, Any]:
         made_of: dict[str, Any] = self.settings.model_dump(mode="json")
@@ -58,7 +58,7 @@ class Pixels(FixedSpace):
         return fitted_into(image_shape, size) if isinstance(size, int) else (*size, image_shape[2])
 
     def decode_cost(self, image_shape: ImageShape) -> Cost:
-        return Cost(held=3 * self.dims(image_shape) * FLOAT, per_image=0, batch=BATCH)
+        return Cost(held=3 * self.dims(image_shape) * FLOAT, per_image=0, batch=BATCH, operations=0)
 
     def decode(self, features: Array, rows: Rows, image_shape: ImageShape) -> Array:
         """Uint8 images at the size of the rows, not of the images that were encoded."""

@@ -24,6 +24,8 @@ class Cost:
     """Bytes per image of the batch."""
     batch: int
     """Batch size beyond which it gets no faster."""
+    operations: float | None = None
+    """Floating-point operations an image, a multiplication and an addition each; None: nobody counts them."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,9 @@ class FeatureSpace(Protocol):
     def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
         """Memory that ``fit`` takes on images [n, height, width, channels] in chunks of ``chunk_rows``."""
 
+    def fitted_nbytes(self, image_shape: ImageShape) -> int:
+        """Bytes of the file that ``fit`` saves."""
+
     def fit(
         self, images: "Store", path: LocationLike, context: Context | None = None, rows: Rows | None = None
     ) -> None:
@@ -195,6 +198,9 @@ class FixedSpace:
         """There are no weights."""
 
     def fit_nbytes(self, shape: Sequence[int], chunk_rows: int) -> int:
+        return 0
+
+    def fitted_nbytes(self, image_shape: ImageShape) -> int:
         return 0
 
     def fit(

@@ -60,6 +60,14 @@ class RegressionPlan:
     """Bytes on disk for the fits of other variants, until the stage is done."""
     held: int = 0
     """Bytes of libraries that stay in the process afterwards."""
+    operations: float | None = None
+    """Floating-point operations of the fit, beside those that each target takes; None: nobody counts them."""
+    passes: float = 2
+    """How often the train betas are read for it."""
+    target_passes: float = 0
+    """How often the targets are read before they are predicted."""
+    factor: str = ""
+    """Feature spaces of the same one share a fit; empty: each has its own."""
 
 
 @dataclass(frozen=True)

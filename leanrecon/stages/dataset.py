@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from leanrecon import kinds
+from leanrecon.stages.costs_of_stages import dataset_cost
 from leanrecon.stages.stage import PlannedStage, Planning, Run
 from leanrecon.study.voxels import area_voxels
 
@@ -27,7 +28,8 @@ class DatasetStage:
         summary = f"{images} images, {data.voxels} voxels"
         if rows != images:
             summary = f"{rows} rows of {summary}"
-        yield PlannedStage(self.name, summary, budget.reserved + data.work, data.disk, data.scratch, data.download)
+        memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk)
+        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, data.download, cost)
         planning.hold(data.captions // _STAYS)
 
     def run(self, run: Run) -> None:

@@ -3,7 +3,7 @@
 It alone looks at test stimuli, and it only reads: all images that it compares were drawn by earlier stages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,18 @@ from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.evaluation.evaluate import Evaluation, evaluate
 from leanrecon.evaluation.fold import Fold
+from leanrecon.evaluation.judges.embeddings import piece as embedding_piece
 from leanrecon.evaluation.judges.judge import Judge
-from leanrecon.evaluation.plan import EvaluateShapes, plan_evaluate, spool_nbytes
+from leanrecon.evaluation.plan import EvaluateShapes, compared_shape, plan_evaluate, shifts, spool_nbytes
 from leanrecon.evaluation.test_sets import joined
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.places.files import read_record
+from leanrecon.stages.costs_of_stages import Compared, comparison_cost
 from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
 from leanrecon.stages.folds import contents, folds_of, test_sets_of
 from leanrecon.stages.refine import make_generator
 from leanrecon.stages.report import MOST_SHOWN, write_page
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.store import Store
@@ -62,7 +64,34 @@ class EvaluateStage:
         summary = f"{settings.evaluate.permutations} permutations, {settings.evaluate.resamples} resamples"
         summary += "".join(f", {judge.model}" for judge in judges)
         memory = planning.budget.reserved + work
-        yield PlannedStage(self.name, summary, memory, disk, spool_nbytes(shapes, settings.evaluate))
+        alone, shared = comparison_cost(planning, self._compared(planning, shapes, judges))
+        spool = spool_nbytes(shapes, settings.evaluate)
+        yield PlannedStage(self.name, summary, memory, disk, spool, cost=alone, shared=shared)
+
+    @staticmethod
+    def _compared(planning: Planning, shapes: EvaluateShapes, judges: Sequence[Judge]) -> Compared:
+        """What is compared in a fold: the study's own images come first."""
+        settings, pairings = planning.settings, planning.settings.evaluate.permutations
+        own, areas = list(shapes.pictures), len(settings.areas)
+        first, refined = own[0], make_generator(settings).refines
+        name = (
+            None
+            if settings.decode is not None
+            else decoding_space(list(planning.spaces.values()), settings.stage1.space).name
+        )
+        oracles = [] if name is None else [first]
+        final = [own[-1]] * len(settings.refine.baselines) if refined else []
+        compared = compared_shape(settings.evaluate.preset, shapes.images, shapes.final)
+        return Compared(
+            drawn=[*own, *own * areas, *[first] * pairings, *final, *oracles],
+            own=len(own),
+            features=[(dims, 1 + areas + (pairings if of == name else 0)) for of, dims in shapes.dims.items()],
+            nearest=0 if name is None else shapes.dims[name],
+            shifts=shifts(shapes.test_rows, compared[0] * compared[1]),
+            judges=judges,
+            page=min(planning.folds * shapes.test_rows, MOST_SHOWN) * REPORT_NBYTES,
+            scores=SCORES_NBYTES,
+        )
 
     @staticmethod
     def _shapes(planning: Planning, n: int, m: int) -> EvaluateShapes:
@@ -108,7 +137,8 @@ class EvaluateStage:
         with run.recorded(self.name, study, [study.metrics]) as (record, context):
             refines = make_generator(run.settings).refines
             folds = folds_of(run, every, refines=refines, judged=bool(judges))
-            result = self._evaluation(run, every[0], list(folds), judges, context)
+            shared = run.shared(context, self.name, {}, shares=bool(judges))
+            result = self._evaluation(run, every[0], list(folds), judges, shared)
             result.metrics["n_voxels"] = Store.open(study.betas("train")).columns
             result.metrics["departures"] = protocols.departures(run.settings.evaluate.preset, run.settings.judges)
             latents = {study.latent_r2(name): r2 for name, r2 in result.latent_r2.items()}
@@ -116,6 +146,11 @@ class EvaluateStage:
             write_figures(run, every, result, result.rows(), latents, made_of, notes)
             record["settings"] = run.settings.evaluate.model_dump()
         write_page(run, every)
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Embeds images of one source by one judge, on a worker."""
+        judge = next(one for one in make_judges(run.settings) if one.name == named["judge"])
+        return embedding_piece(judge, named, context)
 
     @staticmethod
     def _evaluation(

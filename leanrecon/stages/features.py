@@ -19,6 +19,8 @@ from leanrecon.features.extract_captions import (
 from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.places import Location
+from leanrecon.stages.costs import STAGE
+from leanrecon.stages.costs_of_stages import encoding_cost
 from leanrecon.stages.precomputed import extract_precomputed
 from leanrecon.stages.stage import LIBRARY_NBYTES, Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.layout import plan_chunks, store_nbytes
@@ -65,7 +67,11 @@ class FeaturesStage:
         work, disk, summary = _PLANS[space.inputs](planning, space)
         if space.name in unconditional_spaces(planning.settings):
             disk += store_nbytes((1, space.dims(planning.image_shape)), np.float32, planning.chunk)
-        return PlannedStage(f"features {space.name}", summary, planning.budget.reserved + work, disk)
+        alone, shared = encoding_cost(space, planning)
+        if not self._before(planning, space):
+            alone += STAGE
+        memory = planning.budget.reserved + work
+        return PlannedStage(f"features {space.name}", summary, memory, disk, cost=alone, shared=shared)
 
     # Running
 

@@ -12,6 +12,7 @@ from leanrecon.context import Context
 from leanrecon.features.unconditional import read_unconditional
 from leanrecon.places import Location
 from leanrecon.refinement.baselines import without_brain
+from leanrecon.stages.costs_of_stages import final_images_cost
 from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.learned_generator import find_generator, learn_generator, learns, plan_learning
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
@@ -46,8 +47,9 @@ class RefineStage:
         shape = generator.shape or planning.first_shape
         drawn = int(np.prod(shape)) if generator.refines else 0  # first images are linked, not copied
         images = planning.variants + planning.folds * len(settings.refine.baselines)
-        memory = planning.budget.reserved + work
-        yield PlannedStage(self.name, plan.summary, memory, m * drawn * images + plan.scratch)
+        memory, disk = planning.budget.reserved + work, m * drawn * images + plan.scratch
+        alone, shared = final_images_cost(planning, generator, shape)
+        yield PlannedStage(self.name, plan.summary, memory, disk, cost=alone, shared=shared)
 
     # Running
 

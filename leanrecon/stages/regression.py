@@ -14,6 +14,8 @@ from leanrecon.regression.kept import KEPT, VARIANT, Kept
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.calibrate import needs_train_rows, too_few
+from leanrecon.stages.costs import STAGE, Cost
+from leanrecon.stages.costs_of_stages import prediction_cost
 from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.fingerprint import fingerprint
@@ -41,6 +43,7 @@ class RegressionStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         first, kept = _first_name(planning.settings, planning.spaces), 0
+        factor, before = "", STAGE
         for name, space in planning.spaces.items():
             settings = planning.settings.regression[name]
             pairings = planning.settings.evaluate.permutations if name == first else 0
@@ -69,7 +72,11 @@ class RegressionStage:
                 joins = 1 + len(planning.settings.areas)
                 disk += joins * store_nbytes((rows, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} fits" if times > 1 else "")
-            yield PlannedStage(f"regression {name}", summary, planning.budget.reserved + work, disk, scratch)
+            fitted, factor = bool(plan.factor) and plan.factor == factor, plan.factor
+            how = {"name": name, "fitted": fitted, "shares": _shares(regressor)}
+            alone, shared = prediction_cost(plan, shapes, planning, **how)
+            memory, alone, before = planning.budget.reserved + work, alone + before, Cost()
+            yield PlannedStage(f"regression {name}", summary, memory, disk, scratch, cost=alone, shared=shared)
             planning.hold(plan.held)
 
     # Running

@@ -16,6 +16,7 @@ from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location
 from leanrecon.progress import Progress
+from leanrecon.stages.costs import Cost
 from leanrecon.stores.images import image_shape as shape_of
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -40,6 +41,10 @@ class PlannedStage:
     scratch: int = 0
     """What is needed on disk for a while."""
     download: int = 0
+    cost: Cost = field(default_factory=Cost)
+    """What is done in the process that was started."""
+    shared: Cost = field(default_factory=Cost)
+    """What the workers of a cluster share, if there are any."""
 
 
 @dataclass

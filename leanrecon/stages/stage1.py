@@ -21,6 +21,7 @@ from leanrecon.stages.calibrate import (
     notes_of,
     plan_calibration,
 )
+from leanrecon.stages.costs_of_stages import first_images_cost
 from leanrecon.stages.joined import join_pictures
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.fingerprint import fingerprint
@@ -58,7 +59,9 @@ class StageOneStage:
         baselines = planning.folds * (settings.evaluate.permutations + 1)
         disk = m * (planning.variants * int(np.prod(drawn)) + baselines * int(np.prod(decoded)))
         summary = f"{space.name}, {batch.batch} images a batch, {drawn[0]} × {drawn[1]}"
-        yield PlannedStage(self.name, summary, planning.budget.reserved + batch.work, disk)
+        memory = planning.budget.reserved + batch.work
+        alone, shared = first_images_cost(space, planning, drawn)
+        yield PlannedStage(self.name, summary, memory, disk, cost=alone, shared=shared)
 
     # Running
 

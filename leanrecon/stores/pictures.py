@@ -112,6 +112,10 @@ class Pictures:
     def file(self, row: int) -> Location:
         return self.path / f"{row:05d}.png"
 
+    def plain(self) -> dict[str, Any]:
+        """Where the images are, in plain values for another process."""
+        return {"path": self.path.place.address(self.path.key), "rows": None}
+
     def missing(self) -> list[int]:
         """The rows whose images are still to be written."""
         return [row for row in range(self.rows) if not self._has(row)]

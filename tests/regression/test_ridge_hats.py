@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leanrecon.errors import StoreError
 from leanrecon.places import as_location
 from leanrecon.regression.ridge import StreamingRidge
 from leanrecon.regression.ridge.hats import Hats
@@ -55,14 +56,33 @@ def test_targets_streamed_by_others_are_predicted_to_the_same_bytes(
     assert all(a.stop == b.start for a, b in pairwise(map(shared.group_columns, range(shared.column_groups))))
 
 
-def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
-    given = data(dual=True, repeats=False)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_damaged_file_is_refused_wherever_the_damage_is(weighted: bool, tmp_path: Path) -> None:
+    given = data(dual=True, repeats=weighted)
     hats = StreamingRidge(10.0).fit(**given).known_hats(512)
     assert hats is not None
     path = as_location(tmp_path / "test.hats")
     hats.write(path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(EOFError, match="ends too early"):
+    whole = path.read_bytes()
+    places = [0, 1, 9, whole.index(b"\n") - 1, *np.linspace(whole.index(b"\n") + 1, len(whole) - 1, 40).astype(int)]
+    for place in places:
+        harmed = bytearray(whole)
+        harmed[place] ^= 4
+        path.write_bytes(bytes(harmed))
+        with pytest.raises(StoreError, match="damaged"):
+            Hats.read(path)
+    for length in (0, 3, whole.index(b"\n"), len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StoreError, match="damaged"):
+            Hats.read(path)
+    huge = whole.replace(b'"arrays": [[[', b'"arrays": [[[99999999999, ', 1)
+    path.write_bytes(huge)
+    with pytest.raises(StoreError, match="its size is not what its first line says"):
+        Hats.read(path)
+    path.write_bytes(whole)
+    assert Hats.read(path).nbytes == hats.nbytes
+    path.unlink()
+    with pytest.raises(StoreError, match="no hat matrices"):
         Hats.read(path)
 
 

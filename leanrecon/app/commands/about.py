@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanrecon.app.options import Memory, app
+from leanrecon.app.options import Memory, StudyFolder, app
 from leanrecon.app.terminal import say
 from leanrecon.errors import SettingsError
 
@@ -26,14 +26,24 @@ def doctor(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --weights: keep the numbers of today instead of earlier ones.")
     ] = False,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure matrix products, disk and stores, for the times of plans.")
+    ] = False,
+    study: StudyFolder = None,
 ) -> None:
     """Show what this machine has, what each recipe needs, and whether it fits.
 
-    Examples: leanrecon doctor; leanrecon doctor --weights nsd
+    Examples: leanrecon doctor; leanrecon doctor --weights nsd; leanrecon doctor --bench --study s3://bucket/studies
     """
     from leanrecon.app.doctor import show, show_vdvae
 
-    if weights:
+    if study is not None and not bench:
+        raise SettingsError("--study is given without --bench", todo="add --bench, which measures there")
+    if bench:
+        from leanrecon.app.bench import bench as measure
+
+        measure(study or Path(), memory)
+    elif weights:
         from leanrecon.app.weights import check_weights
 
         check_weights(sources or [], memory, overwrite=overwrite)

@@ -125,20 +125,40 @@ def demo(
 
 @app.command()
 def plan(
-    source: Source, memory: Memory = None, until: Until = None, sets: Sets = None, study: StudyFolder = None
+    source: Source,
+    memory: Memory = None,
+    until: Until = None,
+    sets: Sets = None,
+    study: StudyFolder = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=9999, help="Show times for so many workers of a cluster.")
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option("--bandwidth", metavar="RATE", help='What all machines reach the study with, as in "1Gbit".'),
+    ] = None,
 ) -> None:
     """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit.
 
-    Examples: leanrecon plan nsd; leanrecon plan study.toml --memory 4GB
+    With --workers, --bandwidth or a study in a bucket, also its time, bytes and requests.
+
+    Examples: leanrecon plan nsd; leanrecon plan study.toml --memory 4GB; leanrecon plan nsd --workers 8 --bandwidth 1Gbit
     """
+    from leanrecon.app.work import parse_bandwidth, show_work
+
+    rate = None if bandwidth is None else parse_bandwidth(bandwidth)
     settings, base_dir = read(source, sets, memory)
     from leanrecon.app.plan import show
     from leanrecon.stages.pipeline import plan_study, stages_until
     from leanrecon.study.needs import missing
 
     names = [stage.name for stage in stages_until(settings, until)]
-    lines = plan_study(settings, base_dir=base_dir, until=until, study=folder_of(source, study))
-    if not show(lines, settings.general.memory, missing(settings, names)):
+    folder = folder_of(source, study)
+    lines = plan_study(settings, base_dir=base_dir, until=until, study=folder)
+    fits = show(lines, settings.general.memory, missing(settings, names))
+    if workers is not None or rate is not None or folder.place.local_path(folder.key) is None:
+        show_work(lines, folder, workers or 1, rate)
+    if not fits:
         raise typer.Exit(2)
 
 

@@ -21,6 +21,7 @@ from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows, SplitRows, refuse_earlier_format
 
 if TYPE_CHECKING:
+    from leanrecon.stores.images import ImageReader
     from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +145,7 @@ class Simulated:
             folds=None,
             work=work,
             disk=disk,
+            reread=2,  # what voxels answer to, and the ids
         )
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
@@ -240,6 +242,8 @@ def _draw(store: "Store", split: str, context: Context) -> None:
 
 
 def _simulate(settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"], context: Context) -> None:
+    from leanrecon.stores.images import ImageReader
+
     if all(stores["betas", split].complete for split in _SPLITS):
         return
     brain = settings.brain(context.seed)
@@ -247,7 +251,8 @@ def _simulate(settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"
     n_trials = sum(numbers.size for numbers in trials.values())
     cortex = Cortex(brain, settings.size, settings.voxels, settings.noise, n_trials)
     for split in _SPLITS:
-        subject = _Subject(settings, split, cortex, stores["stimuli", split], trials[split], context.seed)
+        images = ImageReader(stores["stimuli", split])
+        subject = _Subject(settings, split, cortex, images, trials[split], context.seed)
         _fill(stores["betas", split], subject.respond, context.named(f"betas, {split}"))
 
 
@@ -258,7 +263,7 @@ class _Subject:
     settings: SimulatedSettings
     split: str
     cortex: Cortex
-    images: "Store"
+    images: "ImageReader"
     trials: Array
     """[images, presentations]"""
     seed: int
@@ -288,7 +293,8 @@ class _Subject:
         for panel in range(images.start // PANEL, (images.stop - 1) // PANEL + 1):
             of = range(max(images.start, panel * PANEL), min(images.stop, (panel + 1) * PANEL))
             scenes = range(FIRST[self.split] + of.start, FIRST[self.split] + of.stop)
-            parts.append(self.cortex.respond(self.images[of.start : of.stop], word_rows(self.seed, scenes), of))
+            shown = self.images.read(of, np.empty(len(of) * self.images.images.columns, np.uint8))
+            parts.append(self.cortex.respond(shown, word_rows(self.seed, scenes), of))
         return np.concatenate(parts)
 
 

@@ -14,13 +14,15 @@ from leanrecon.evaluation.identification import distances_parts, identify_parts,
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge, Measure
 from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, Seen, perceptual_parts, seen_in
-from leanrecon.evaluation.plan import EMBEDDED
+from leanrecon.evaluation.plan import EMBEDDED, READERS, SLACK, encode_nbytes, staying_nbytes
 from leanrecon.evaluation.pool import Part
+from leanrecon.evaluation.source_from import source_from
 from leanrecon.images import Array, ImageShape, resize
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import Matrix, as_matrix, panels
+from leanrecon.stores.shared import open_begun, receipts_of, share_rows
 from leanrecon.stores.store import Store, remove
 
 STIMULI = "stimuli"
@@ -114,12 +116,31 @@ class _Embedding:
         done = store.rows - sum(len(store.group_rows(i)) for i in missing)
         if missing:
             with context.task(total=store.rows, unit="images", done=done) as advance:
-                for i in missing:
-                    group = store.group_rows(i)
-                    store.write_rows(i, self.encoded(first[group.start : group.stop]))
-                    advance(len(group))
+                if context.executor is not None and (given := self.plain()) is not None:
+                    share_rows(store, context.executor, given, advance)
+                for i in store.missing_row_groups():
+                    self.fill(store, i, first)
+                    advance(len(store.group_rows(i)))
         store.finish()
         return Embeddings(store, index.reshape(-1))
+
+    def fill(self, store: Store, i: int, first: Array) -> None:
+        """Write a group of rows of the store; ``first`` is a test row of every different image."""
+        group = store.group_rows(i)
+        store.write_rows(i, self.encoded(first[group.start : group.stop]))
+
+    def first(self) -> Array:
+        """A test row of every different image, int, in the order of the store."""
+        found: Array = np.unique(self.numbers(), axis=0, return_index=True)[1]
+        return found
+
+    def plain(self) -> dict[str, Any] | None:
+        """What a worker needs to embed images of the source (``piece``), in plain values; None for a single image."""
+        source = self.source.plain()
+        if source is None:
+            return None
+        path = self.path.place.address(self.path.key)
+        return {"judge": self.judge.name, "source": source, "m": self.m, "shape": list(self.shape), "path": path}
 
     def numbers(self) -> Array:
         """What each test row is described by, int [m] or [m, numbers]; equal ones are described once."""
@@ -157,6 +178,10 @@ class _Distances(_Embedding):
 
     seen: Seen
 
+    def plain(self) -> dict[str, Any] | None:
+        given = super().plain()
+        return None if given is None else given | {"stimuli": self.seen.images.plain(), "pool": [self.seen.rows, self.seen.first]}
+
     def numbers(self) -> Array:
         return np.stack(
             [*self.seen.numbers(self.m), self.source.numbers(self.m)], axis=1
@@ -175,6 +200,26 @@ class _Distances(_Embedding):
         distances: Array = compare.compare(self.read(self.source, rows), images, np.searchsorted(needed, pairs))
         distances[alone, KEPT - 1] = NO_OTHER
         return distances
+
+
+def piece(judge: Judge, named: Mapping[str, Any], context: Context) -> Callable[[Sequence[int]], Any]:
+    """What a worker does: it embeds groups of rows of one source, in the store that ``embed`` began."""
+    path, shape, m = as_location(named["path"]), tuple(named["shape"]), named["m"]
+    one = _Embedding(judge, source_from(named["source"]), m, shape, path, {})
+    if "stimuli" in named:
+        one = _Distances(judge, one.source, m, shape, path, {}, Seen(source_from(named["stimuli"]), *named["pool"]))
+    store, first = open_begun(path, named["of"]), one.first()
+    seen = one.source.read(0).shape
+    chunks = READERS * context.chunk
+    work = SLACK + staying_nbytes([judge]) + max(encode_nbytes(judge, of) for of in (seen, shape)) + chunks
+    context.require(f"embeddings by {judge.name}", work)
+
+    def work_on(groups: Sequence[int]) -> Any:
+        for i in groups:
+            one.fill(store, i, first)
+        return receipts_of(store, [(i, j) for i in groups for j in range(store.column_groups)])
+
+    return work_on
 
 
 def _same_aspect(image: Array, shape: ImageShape) -> Array:

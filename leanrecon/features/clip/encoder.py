@@ -1,5 +1,6 @@
 """One half of a published CLIP: its config, its weights by name, and the memory of a layer."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,6 +91,17 @@ class Encoder:
         """Bytes that a layer takes for one caption or image at its peak."""
         hidden = self._shape(f"{self.half}_model.encoder.layers.0.mlp.fc1.weight")[0]
         return self.positions * (STATES * self.width + HIDDEN_STATES * hidden) * itemsize(precision)
+
+    def operations(self) -> float:
+        """Floating-point operations for one caption or image: products with weights, and tokens with each other."""
+        known = {name: self._shape(name) for name in self.weights.entries}
+        products = sum(
+            (self.positions - (len(shape) == 4)) * math.prod(shape)  # patches have no class token
+            for name, shape in known.items()
+            if len(shape) in (2, 4) and not name.endswith(("position_embedding.weight", "token_embedding.weight"))
+        )
+        layers = {name.split(".")[3] for name in known if ".layers." in name}
+        return 2.0 * products + 4.0 * len(layers) * self.positions**2 * self.width
 
     def gradient_nbytes(self) -> int:
         """Bytes that all layers keep of one image until its gradient, in float32."""

@@ -78,7 +78,8 @@ class CLIPText(CLIPSpace):
         held += at_once * 3 * self.dims(image_shape) * FLOAT  # last states, their projections, and the sums of rows
         if self.device == "cpu":
             held += at_once * encoder.state_nbytes(self.precision)
-        return Cost(held=held, per_image=0, batch=BATCH if self.device == "cpu" else AT_ONCE_ON_GPU)
+        batch = BATCH if self.device == "cpu" else AT_ONCE_ON_GPU
+        return Cost(held=held, per_image=0, batch=batch, operations=encoder.operations())
 
     def made_of(self) -> dict[str, Any]:
         return {

@@ -91,7 +91,8 @@ class CLIPVision(CLIPSpace):
         held += 3 * (2 * height * width + image_shape[0] * image_shape[1])  # one image in Pillow, and resized
         if self.device == "cpu":
             held += at_once * encoder.state_nbytes(self.precision)
-        return Cost(held=held, per_image=0, batch=BATCH if self.device == "cpu" else AT_ONCE_ON_GPU)
+        batch = BATCH if self.device == "cpu" else AT_ONCE_ON_GPU
+        return Cost(held=held, per_image=0, batch=batch, operations=encoder.operations())
 
     def made_of(self) -> dict[str, Any]:
         return {

@@ -254,11 +254,21 @@ def gradient_numbers(config: VDVAEConfig, names: Iterable[str]) -> int:
     shapes, numbers = weight_shapes(config), 0
     for name in names:
         if name.endswith(".weight"):
-            _, part, *rest = name.split(".")
-            blocks: Any = {"enc_blocks": config.encoder, "dec_blocks": config.decoder}.get(part)
-            side = config.image_size if blocks is None else blocks[int(rest[0])].resolution
-            numbers += 3 * shapes[name][1] * side**2
+            numbers += 3 * shapes[name][1] * _side(config, name) ** 2
     return numbers
+
+
+def operations(config: VDVAEConfig, names: Iterable[str]) -> float:
+    """Floating-point operations of the convolutions with these weights for an image."""
+    shapes = weight_shapes(config)
+    return sum(2.0 * math.prod(shapes[n]) * _side(config, n) ** 2 for n in names if n.endswith(".weight"))
+
+
+def _side(config: VDVAEConfig, name: str) -> int:
+    """The resolution that a weight works at."""
+    _, part, *rest = name.split(".")
+    blocks: Any = {"enc_blocks": config.encoder, "dec_blocks": config.decoder}.get(part)
+    return config.image_size if blocks is None else int(blocks[int(rest[0])].resolution)
 
 
 # Checks

@@ -19,6 +19,7 @@ from leanrecon.features.vdvae.config import (
     encoding_weights,
     gradient_numbers,
     latent_groups,
+    operations,
 )
 from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
 from leanrecon.images import Sees, resize, with_channels
@@ -223,7 +224,8 @@ class VDVAESpace(PretrainedSpace):
         if on_cpu:
             held += AT_ONCE_ON_CPU * state_nbytes(config) * STATES
         image = config.image_size**2 * 3
-        return Cost(held=held, per_image=image, batch=BATCH if on_cpu else AT_ONCE_ON_GPU)
+        counted = operations(config, self._names(use))
+        return Cost(held=held, per_image=image, batch=BATCH if on_cpu else AT_ONCE_ON_GPU, operations=counted)
 
 
 def state_nbytes(config: VDVAEConfig) -> int:

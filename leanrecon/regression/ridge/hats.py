@@ -1,12 +1,15 @@
 """Hat matrices on disk, through which workers stream targets: what the fit leaves to be done, in one file."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
+from leanrecon.errors import StoreError
 from leanrecon.memory import buffer
 from leanrecon.places import Location
 from leanrecon.regression.ridge.restandardise import Kind, through_hats
@@ -16,6 +19,10 @@ from leanrecon.stores.store import Store
 Array = np.ndarray[Any, Any]
 
 _ALIGNED = 64  # bytes
+_CRC = 4  # bytes of the checksum at the end
+_PIECE = 2**20  # bytes that are checked at once
+_LONGEST = 2**20  # bytes of the first line at most
+_AGAIN = "run the same command again, which makes them anew"
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,34 @@ class Hats:
         }
         line = json.dumps(header).encode()
         line += b" " * (-(len(line) + 1) % _ALIGNED) + b"\n"
-        path.write_bytes(line, *(np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays))
+        parts = [line, *(np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays)]
+        path.write_bytes(*parts, _checksum(parts))
 
     @classmethod
     def read(cls, path: Location) -> "Hats":
-        """Read what ``write`` wrote; arrays lie in pages of their own, as where they were formed."""
-        with path.open() as file:
-            header = json.loads(file.readline())
-            arrays = []
-            for shape, dtype in header["arrays"]:
-                array = buffer(shape, dtype)
-                if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
-                    raise EOFError(f"{path} ends too early")
-                arrays.append(array)
-        weights = arrays.pop() if header["weighted"] else None
-        return cls(header["rows"], arrays, weights, header["restandardize"], header["work"])
+        """Read what ``write`` wrote; arrays lie in pages of their own, as where they were formed.
+
+        Raises StoreError for a file that is damaged: every run writes it anew.
+        """
+        try:
+            with path.open() as file:
+                line = file.readline(_LONGEST)
+                header = json.loads(line)
+                needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in header["arrays"])
+                if len(line) + needed + _CRC != path.size():  # before memory is taken for what a damaged line says
+                    raise ValueError("its size is not what its first line says")
+                arrays = [buffer(shape, dtype) for shape, dtype in header["arrays"]]
+                parts = [line, *(array.reshape(-1).view(np.uint8) for array in arrays)]
+                for part in parts[1:]:
+                    file.readinto(part)  # type: ignore[attr-defined]
+                if file.read() != _checksum(parts):
+                    raise ValueError("it does not match its checksum")
+            weights = arrays.pop() if header["weighted"] else None
+            return cls(header["rows"], arrays, weights, header["restandardize"], header["work"])
+        except FileNotFoundError:
+            raise StoreError(f"there are no hat matrices at {path}", todo=_AGAIN) from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StoreError(f"the hat matrices in {path} are damaged: {error}", todo=_AGAIN) from None
 
     def stream_into(self, store: Store, targets: Matrix, wanted: Sequence[int]) -> None:
         """Write the predictions [rows, t] of some blocks of columns of the store."""
@@ -70,3 +90,13 @@ class Hats:
         blocks = through_hats(range(self.rows), self.panels, targets, wanted, self.restandardize, weights=self.weights)
         for _, columns, values in blocks:
             store.write_columns(columns.start // store.chunk_columns, values)
+
+
+def _checksum(parts: Sequence[Any]) -> bytes:
+    """crc32c of all parts together, piece by piece."""
+    value = 0
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            value = google_crc32c.extend(value, bytes(view[start : start + _PIECE]))
+    return value.to_bytes(_CRC, "little")

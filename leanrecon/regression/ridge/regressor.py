@@ -20,7 +20,7 @@ from leanrecon.regression.regressor import (
     check_test_rows,
 )
 from leanrecon.regression.ridge.form import FLOOR, Form, forms
-from leanrecon.regression.ridge.plan import ALPHAS, LOO_ROWS, FitPlan, Shapes, plan_left_out
+from leanrecon.regression.ridge.plan import ALPHAS, FOLDS, LOO_ROWS, FitPlan, Shapes, plan_left_out
 from leanrecon.regression.ridge.plan_form import kept_nbytes, plan_formed, plan_sets, projections_nbytes
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores.layout import PANEL, subset_block
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 VOXEL_WEIGHTS = "voxel_weights.npz"
 """How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
+
+SEARCHED = 4
+"""Alphas that a search looks at, about: each takes a factor and an inverse, order³ operations."""
 
 _FLOAT = 4  # bytes of float32
 
@@ -114,12 +117,18 @@ class RidgeRegressor:
         rows = shapes.m + self._extra_rows(shapes.n)
         sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free)
         same = shapes.fits > 1 and settings.voxel_weights in ("none", "reliability")
-        loo = settings.alpha == "loo"
+        grams = -(-planned.triangle // planned.pass_nbytes)
+        loo, dual = settings.alpha == "loo", order == shapes.n
         return RegressionPlan(
             work=max(planned.work, sets),
             summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block",
             scratch=planned.scratch + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
             kept=projections_nbytes(of_ridge) if loo else 0,
+            operations=_operations(order, shapes, searched=planned.searched, loo=loo) * len(self._forms()),
+            # Moments, Gram matrix; cross products, errors of rows; and in each fold where a form is chosen.
+            passes=1 + grams + (0 if dual else 1 + 2 * loo) + (5 * FOLDS if len(self._forms()) > 1 else 0),
+            target_passes=1 if loo else 0,
+            factor="" if loo or self._learns_form else self._key,
         )
 
     def predict(
@@ -373,6 +382,17 @@ def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
     share = np.full(p, np.nan) if learned.share is None else learned.share
     arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def _operations(order: int, shapes: RegressionShapes, *, searched: bool, loo: bool) -> float:
+    """Operations of a fit and its hat matrix, about: half of the Gram matrix, its factor or eigenvectors, two solves.
+
+    An eigendecomposition with vectors takes about 9 order³ (Golub & Van Loan 2013, section 8.3), a Cholesky factor ⅓.
+    """
+    times = 1 / 3 if not loo else SEARCHED if searched else 9
+    factor = times * float(order) ** 3
+    other = shapes.p if order == shapes.n else shapes.n
+    return float(order) ** 2 * other + factor + 2.0 * shapes.m * order * (order + other)
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

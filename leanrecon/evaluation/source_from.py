@@ -1,0 +1,34 @@
+"""Sources of images made again in another process, from plain values that a task carries."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from leanrecon.evaluation.image_sources import Blended, ImageSource, Reconstructions, StoredImages
+from leanrecon.evaluation.some_pictures import SomePictures
+from leanrecon.stores.pictures import Pictures
+from leanrecon.stores.store import Store
+
+
+def source_from(plain: Mapping[str, Any]) -> ImageSource:
+    """The source that ``ImageSource.plain`` told of."""
+    return _MADE[plain["of"]](plain)
+
+
+def _stored(plain: Mapping[str, Any]) -> ImageSource:
+    return StoredImages(Store.open(plain["path"]), np.asarray(plain["rows"], np.int64))
+
+
+def _pictures(plain: Mapping[str, Any]) -> ImageSource:
+    pictures, shape = Pictures.open(plain["path"]), plain["shape"]
+    if plain["rows"] is not None:
+        pictures = SomePictures(pictures, np.asarray(plain["rows"], np.int64))
+    return Reconstructions(pictures, None if shape is None else (shape[0], shape[1], shape[2]))
+
+
+def _blended(plain: Mapping[str, Any]) -> ImageSource:
+    return Blended(source_from(plain["final"]), source_from(plain["stage1"]), plain["share"])
+
+
+_MADE = {"store": _stored, "pictures": _pictures, "blend": _blended}

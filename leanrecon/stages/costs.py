@@ -1,0 +1,111 @@
+"""What stages do beside memory: operations, bytes that are moved, and requests where a study lies in a bucket.
+
+Arithmetic on shapes. Requests are those of a run that nothing interrupts, while it holds the study and knows its files.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from leanrecon.images import ImageShape
+from leanrecon.stores.layout import plan_chunks, store_nbytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work does; costs add up."""
+
+    operations: float = 0.0
+    """Floating-point operations of matrix products and networks; a multiplication and an addition are two."""
+    read: int = 0
+    """Bytes of chunks and images that are read."""
+    written: int = 0
+    """Bytes of chunks and images that are written; images as if they were not compressed."""
+    puts: int = 0
+    """Requests that write, copy or list: the dearer ones."""
+    gets: int = 0
+    """Requests that read."""
+    uncounted: tuple[str, ...] = ()
+    """What takes time that is not counted: networks whose operations nobody counts."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.operations + other.operations,
+            self.read + other.read,
+            self.written + other.written,
+            self.puts + other.puts,
+            self.gets + other.gets,
+            tuple(dict.fromkeys((*self.uncounted, *other.uncounted))),
+        )
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(
+            self.operations * times,
+            round(self.read * times),
+            round(self.written * times),
+            round(self.puts * times),
+            round(self.gets * times),
+            self.uncounted if times else (),
+        )
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    return reduce(Cost.__add__, costs, Cost())
+
+
+RUN = Cost(puts=7, gets=5)
+"""Of a run as a whole: its hold, the listing of the study, study.toml and run.json."""
+
+STAGE = Cost(gets=5)
+"""Of every stage: which rows there are, and study.toml that is written again."""
+
+
+def piece(products: int) -> Cost:
+    """Of the record in run.json of a piece of a stage that makes so many stores, folders of images or files."""
+    return Cost(puts=1, gets=3 + products)
+
+
+def files_made(count: int = 1) -> Cost:
+    """Of small files: each has its checksum written to run.json before it."""
+    return Cost(puts=2 * count, gets=count)
+
+
+def chunks_of(shape: Sequence[int], dtype: Any, chunk: int) -> int:
+    """How many chunks a store has."""
+    cells = plan_chunks(shape, dtype, chunk)
+    return math.prod(-(-int(n) // c) for n, c in zip(shape, cells, strict=True))
+
+
+def store_made(shape: Sequence[int], dtype: Any, chunk: int) -> Cost:
+    """Of a store: its metadata twice, each chunk once, two listings, and every chunk's checksum at the end."""
+    chunks = chunks_of(shape, dtype, chunk)
+    return files_made(2) + Cost(written=store_nbytes(shape, dtype, chunk), puts=2 + chunks, gets=1 + chunks)
+
+
+def store_read(shape: Sequence[int], dtype: Any, chunk: int, times: float = 1) -> Cost:
+    """Of a store whose chunks are all read, so many times; it is opened once."""
+    return Cost(gets=1) + Cost(read=store_nbytes(shape, dtype, chunk), gets=chunks_of(shape, dtype, chunk)) * times
+
+
+def images_made(count: int, shape: ImageShape, *, linked: bool = False) -> Cost:
+    """Of a folder of images, each read back for its checksum; linked ones are copied within the place."""
+    nbytes = count * math.prod(shape)
+    return files_made(2) + Cost(read=nbytes, written=0 if linked else nbytes, puts=count, gets=count)
+
+
+def images_read(count: int, shape: ImageShape) -> Cost:
+    """Of a folder of images that is opened and read once."""
+    return Cost(read=count * math.prod(shape), gets=1 + count)
+
+
+def drawn_rows(count: int, shape: Sequence[int], chunk: int) -> Cost:
+    """Of images in a store, read one by one in any order: a chunk for each, unless the last one holds it."""
+    chunks = chunks_of(shape, np.uint8, chunk)
+    reads = count if chunks > 1 else 1
+    reads = max(round(count * (1 - 1 / chunks)), 1) if chunks > 1 else reads
+    return Cost(read=reads * (store_nbytes(shape, np.uint8, chunk) // chunks), gets=reads)

@@ -1,0 +1,187 @@
+"""What each stage does beside memory, from the shapes that it plans with: alone in the driver, and shared by workers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.datasets.plan import DatasetPlan
+from leanrecon.images import ImageShape
+from leanrecon.regression.regressor import RegressionPlan, RegressionShapes
+from leanrecon.stages.costs import (
+    RUN,
+    STAGE,
+    Cost,
+    chunks_of,
+    drawn_rows,
+    files_made,
+    images_made,
+    images_read,
+    piece,
+    store_made,
+    store_read,
+    total,
+)
+
+if TYPE_CHECKING:
+    from leanrecon.stages.stage import Planning
+
+
+def dataset_cost(data: DatasetPlan, chunk: int) -> Cost:
+    """Of a dataset's stores and small files; what it is read from lies elsewhere."""
+    n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
+    costs = [RUN, piece(1), files_made(5)]
+    for rows, images in n.values():
+        if rows:
+            costs.append(store_made((rows, data.voxels), np.float32, chunk))
+        if images and data.image_shape is not None:
+            shape = (images, *data.image_shape)
+            costs += [store_made(shape, np.uint8, chunk), store_read(shape, np.uint8, chunk, data.reread)]
+    return total(costs)
+
+
+def encoding_cost(space: Any, planning: "Planning") -> tuple[Cost, Cost]:
+    """Of one feature space: what the driver does, and what workers share."""
+    shape, chunk = planning.image_shape, planning.chunk
+    times = planning.folds if space.learns else 1
+    dims, operations = space.dims(shape), _counted(space.cost(shape).operations, space.name)
+    alone, shared = [piece(2)], []
+    for k, images in enumerate(planning.images):
+        if not images:
+            continue
+        stimuli, features = (images, *shape), (images, dims)
+        seen = store_read(stimuli, np.uint8, chunk) if space.inputs == "images" else Cost(gets=2)
+        if space.learns and k == 0:
+            alone += [files_made() + Cost(written=space.fitted_nbytes(shape)), seen]
+        shared += [operations * images, seen, store_made(features, np.float32, chunk)]
+    both = total(alone) * times, total(shared) * times
+    return both if space.inputs != "ids" else (both[0] + both[1], Cost())
+
+
+def prediction_cost(
+    plan: RegressionPlan,
+    shapes: RegressionShapes,
+    planning: "Planning",
+    *,
+    name: str,
+    fitted: bool,
+    shares: bool,
+) -> tuple[Cost, Cost]:
+    """Of the predictions of one feature space; ``fitted`` says whether an earlier space left its factor."""
+    chunk, targets, pairings = planning.chunk, (shapes.s, shapes.t), shapes.pairings
+    of_fit = (
+        Cost()
+        if fitted
+        else (
+            _counted(plan.operations, name)
+            + store_read((shapes.n, shapes.p), np.float32, chunk, plan.passes)
+            + store_read((shapes.m, shapes.p), np.float32, chunk, 2)
+            + store_read(targets, np.float32, chunk, plan.target_passes)
+        )
+    )
+    streamed = (
+        Cost(operations=2.0 * shapes.m * shapes.s * shapes.t)
+        + store_read(targets, np.float32, chunk)
+        + store_made((shapes.m, shapes.t), np.float32, chunk)
+        + Cost(puts=1)
+    )
+    alone = (piece(1 + pairings) + Cost(gets=2) + of_fit) * planning.variants
+    shared = streamed * (planning.variants + pairings * planning.folds)
+    return (alone, shared) if shares else (alone + shared, Cost())
+
+
+def first_images_cost(space: Any, planning: "Planning", drawn: ImageShape) -> tuple[Cost, Cost]:
+    """Of first images, those of random pairings, and those of true features."""
+    shape, chunk, (_, m) = planning.image_shape, planning.chunk, planning.split
+    folders = planning.variants + planning.folds * (planning.settings.evaluate.permutations + 1)
+    each = (
+        _counted(space.decode_cost(shape).operations, space.name) * m
+        + store_read((m, space.dims(shape)), np.float32, chunk)
+        + images_made(m, drawn)
+    )
+    learned = Cost(read=2 * space.fitted_nbytes(shape), gets=5 if space.learns else 0)
+    alone = STAGE + (piece(0) + learned) * planning.variants + Cost(gets=2 * folders)
+    return alone, each * folders
+
+
+def final_images_cost(planning: "Planning", generator: Any, drawn: ImageShape) -> tuple[Cost, Cost]:
+    """Of final images and those of the generator's baselines; without a generator first images are copied."""
+    (_, m), baselines = planning.split, len(planning.settings.refine.baselines)
+    folders = planning.variants + planning.folds * baselines
+    alone = STAGE + piece(1) * planning.variants + Cost(gets=folders)
+    if not generator.refines:
+        return alone + images_made(m, drawn, linked=True) * folders, Cost()
+    roles = generator.roles(planning.settings.refine).values()
+    seen = [
+        store_read((m, planning.spaces[name].dims(planning.image_shape)), np.float32, planning.chunk) for name in roles
+    ]
+    each = _counted(None, planning.settings.refine.kind) + images_read(m, planning.first_shape) + total(seen)
+    return alone, (each + images_made(m, drawn)) * folders
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the stage evaluate compares in one fold."""
+
+    drawn: Sequence[ImageShape]
+    """The shape of every folder of images, the study's own first and final ones at the beginning."""
+    own: int
+    """How many of these are the study's own, which the report shows too."""
+    features: Sequence[tuple[int, int]]
+    """Dims of every space that is compared, and how often: with all voxels, by area, and by random pairings."""
+    nearest: int
+    """Dims of the space in which nearest train images are looked for; 0: none."""
+    shifts: int
+    """Test images that are read twice, for the chance level."""
+    judges: Sequence[Any]
+    page: int
+    """Bytes of the report's images, about."""
+    scores: int
+    """Bytes of a row of the table of scores."""
+
+
+def comparison_cost(planning: "Planning", of: Compared) -> tuple[Cost, Cost]:
+    """Of the figures of all folds: what the driver compares, and the embeddings that workers share."""
+    from leanrecon.evaluation.plan import panel_rows
+
+    shape, chunk, (_, m) = planning.image_shape, planning.chunk, planning.split
+    train = (planning.images[0] if not planning.data.folds else sum(planning.split), *shape)
+    test = (m, *shape)
+    seen = [images_read(m, drawn) for drawn in of.drawn]
+    drawn_train = drawn_rows(m, train, chunk) * (2 if of.nearest else 1)
+    per_image = chunks_of(test, np.uint8, chunk) / m
+    costs = [
+        store_read(train, np.uint8, chunk),
+        drawn_train,
+        store_read(test, np.uint8, chunk, 2 + round(of.shifts * per_image) / chunks_of(test, np.uint8, chunk)),
+        total(seen) + total(seen[: of.own]),
+        files_made(4 + len(planning.spaces)) + Cost(gets=24 + 4 * len(of.drawn)),
+    ]
+    for dims, times in of.features:
+        panels = -(-m // panel_rows(m, dims))
+        reads = 2 + panels + (panels if m >= 300 else 0)
+        predicted = 3 + (1 if m >= 300 else 0)
+        costs.append(store_read((m, dims), np.float32, chunk, times * reads))
+        costs.append(store_read((m, dims), np.float32, chunk, times * predicted))
+        costs.append(Cost(operations=times * 2.0 * m * m * dims))
+    if of.nearest:
+        features = (train[0], of.nearest)
+        costs += [store_read(features, np.float32, chunk, 2), store_read((m, of.nearest), np.float32, chunk, 2)]
+        costs.append(Cost(operations=4.0 * m * train[0] * of.nearest))
+    shared = []
+    for judge in of.judges:
+        kept = store_made((m, judge.dims), np.float32, 32 * judge.dims * 4)
+        read = store_read((m, judge.dims), np.float32, 32 * judge.dims * 4, 3)
+        baselines = 2 + (1 if of.nearest else 0)  # mean, random and nearest train image
+        every = len(of.drawn) + baselines
+        costs.append(read * every + Cost(operations=2.0 * m * m * judge.dims * every))
+        shared.append(kept * (every + 1) + total(seen) + drawn_train + store_read(test, np.uint8, chunk))
+        shared.append(Cost(uncounted=(judge.name,)))
+    rows = m * planning.folds
+    page = Cost(written=of.page + rows * of.scores, read=of.page + 4 * rows * of.scores)
+    return STAGE + piece(1) + page + total(costs) * planning.folds, total(shared) * planning.folds
+
+
+def _counted(operations: float | None, name: str) -> Cost:
+    return Cost(uncounted=(name,)) if operations is None else Cost(operations=operations)

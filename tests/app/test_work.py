@@ -1,0 +1,101 @@
+"""The time, bytes and requests of a plan, and the rates they come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leanrecon.app import bench, rates
+from leanrecon.app.rates import BUCKET, Rates, rates_of
+from leanrecon.app.work import format_seconds, parse_bandwidth, seconds, seconds_of, told
+from leanrecon.errors import BudgetError, SettingsError, StoreError
+from leanrecon.places import as_location
+from leanrecon.stages.costs import Cost, chunks_of, store_made, store_read
+from leanrecon.stages.stage import PlannedStage
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("1Gbit", 125e6), ("100 Mbit/s", 12.5e6), ("125MB", 125e6), ("125MB/s", 125e6), ("2.5gbit", 312.5e6)],
+)
+def test_bandwidths_are_read_in_bits_and_bytes(text: str, rate: float) -> None:
+    assert parse_bandwidth(text) == rate
+
+
+@pytest.mark.parametrize("text", ["fast", "0Gbit", "-1Gbit", "1", "1Gbit/h", "", "1e9b"])
+def test_what_is_no_bandwidth_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no bandwidth"):
+        parse_bandwidth(text)
+
+
+def test_seconds_follow_from_rates() -> None:
+    slow = Rates(gemm=10e9, store_read=100e6, store_write=50e6, latency=0.5)
+    assert seconds(Cost(20e9, 300_000_000, 100_000_000, puts=3, gets=1), slow) == pytest.approx(2 + 3 + 2 + 2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "bandwidth", "expected"),
+    [(1, None, 1 + 8 + 1), (4, None, 1 + 2 + 0.25), (4, 10e6, 10.0)],  # 100 MB at 10 MB/s
+)
+def test_workers_share_what_they_can_and_one_line_to_the_study(
+    workers: int, bandwidth: float | None, expected: float
+) -> None:
+    stage = PlannedStage("x", "", 0, 0, cost=Cost(10e9), shared=Cost(80e9, read=100_000_000))
+    at = Rates(gemm=10e9, store_read=100e6)
+    assert seconds_of(stage, at, workers, bandwidth) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("time", "text"), [(0.04, "0.0 s"), (12.3, "12 s"), (200, "3.3 min"), (18_000, "5.0 h"), (1e6, "11.6 days")]
+)
+def test_times_have_two_or_three_digits(time: float, text: str) -> None:
+    assert format_seconds(time) == text
+
+
+def test_a_store_costs_its_chunks() -> None:
+    # 5 MB in rows of 4,000 bytes and chunks of 1 MB: 250 rows fit, 128 is the largest power of two below
+    assert chunks_of((1250, 1000), "float32", 1_000_000) == 10
+    made = store_made((1250, 1000), "float32", 1_000_000)
+    assert made.written == 10 * 128 * 4000
+    assert store_read((1250, 1000), "float32", 1_000_000, 3).gets - 1 == 30
+
+
+def test_stated_rates_are_told_from_measured_ones(tmp_path: Path, cache: Path) -> None:
+    here, there = as_location(tmp_path / "study"), as_location("s3://bucket/study")
+    assert (rates_of(here), rates_of(there)) == (Rates(), BUCKET)
+    assert "stated default rates" in told(rates_of(here), here)
+    rates.keep(there, Rates(gemm=7e9, latency=0.02, measured="2026-01-02"))
+    assert rates_of(as_location("s3://bucket/other")).gemm == 7e9
+    assert "from doctor --bench of 2026-01-02: 7 GFLOP/s" in told(rates_of(there), there)
+    assert rates_of(here) == Rates()
+    (cache / rates.RECORD).write_text("[]")
+    assert rates_of(there) == BUCKET
+
+
+@pytest.mark.slow
+def test_the_bench_keeps_what_it_measures_and_leaves_nothing_behind(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(bench, "EACH", 0.1)
+    study = tmp_path / "new" / "study"
+    found = bench.bench(study)
+    assert not study.parent.exists()
+    assert rates_of(as_location(study)) == found
+    assert json.loads((cache / rates.RECORD).read_text())[rates.place_of(as_location(study))]["gemm"] == found.gemm
+    assert 1e8 < found.gemm < 1e14
+    assert min(found.write, found.read, found.store_write, found.store_read) > 1e6
+    assert found.latency == 0
+    said = capsys.readouterr().out
+    assert "GFLOP/s" in said
+    assert "chunks of stores" in said
+    with pytest.raises(BudgetError, match="doctor --bench"):
+        bench.bench(study, "20MB")
+    with pytest.raises(StoreError, match="can't be written"):
+        bench.bench("/proc/study")

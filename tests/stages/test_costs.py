@@ -1,0 +1,56 @@
+"""Requests of a study in a bucket, as planned and as a server counts them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import buckets
+from support.nsd_server import Proxy, proxied
+
+import leanrecon
+from leanrecon.app.bench import bench
+from leanrecon.app.rates import rates_of
+from leanrecon.places import as_location
+from leanrecon.progress import Progress
+from leanrecon.stages.costs import Cost, total
+
+SETTINGS: dict[str, Any] = {
+    "dataset": {"kind": "simulated", "n_train": 60, "n_test": 8, "voxels": 150, "size": 16},
+    "stores": {"chunk": "8KB"},
+    "features": {"pca": {"components": 20}, "pixels": {"size": 16}},
+    "regression": {"alpha": 100.0},
+    "evaluate": {"permutations": 1, "resamples": 100},
+}
+
+
+def counted(proxy: Proxy) -> Cost:
+    """Requests that a server answered: listings are as dear as writing, deleting costs nothing."""
+    kinds = Counter(
+        "put" if answer.method in ("PUT", "POST") or "list-type" in answer.path else answer.method
+        for answer in proxy.answers
+    )
+    return Cost(puts=kinds["put"], gets=kinds["GET"] + kinds["HEAD"], read=proxy.nbytes())
+
+
+@pytest.mark.slow
+def test_a_study_in_a_bucket_sends_the_requests_that_were_planned(tmp_path: Path) -> None:
+    with buckets.serving() as url, proxied(url) as proxy, buckets.environment(proxy.url, cache=tmp_path):
+        study = buckets.at("counted")
+        planned = total(stage.cost + stage.shared for stage in leanrecon.plan(SETTINGS, study=study))
+        assert proxy.answers == [], "a plan asks nothing"
+        leanrecon.run(SETTINGS, study=study, progress=Progress())
+        found = counted(proxy)
+    assert found.puts == pytest.approx(planned.puts, rel=0.05)
+    assert found.gets == pytest.approx(planned.gets, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_bucket_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
+    with buckets.serving() as url, buckets.environment(url, cache=tmp_path):
+        study = buckets.at("measured")
+        found = bench(study)
+        assert buckets.keys(study) == []
+        assert 1e-5 < found.latency < 5
+        assert rates_of(as_location("s3://studies/another")) == found
