@@ -7,6 +7,8 @@ from pathlib import Path
 import leanrecon
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+# Tutorials call the command `leanrecon` of the Python that builds the site, also where its environment is not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 project = "leanrecon"
 author = "the leanrecon developers"
@@ -27,7 +29,7 @@ suppress_warnings = ["myst-nb.lexer"]  # of cells that were not executed
 
 nb_execution_mode = os.environ.get("LEANRECON_DOCS_EXECUTE", "cache")  # or "off"
 nb_execution_timeout = 600
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # of a cell that fails, with what its command said
 nb_execution_in_temp = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress

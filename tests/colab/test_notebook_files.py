@@ -42,8 +42,13 @@ def code(path: Path) -> str:
     return "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
 
 
-def test_there_are_two_notebooks() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["leanrecon.ipynb", "your_data.ipynb"]
+def test_there_are_four_notebooks() -> None:
+    assert [path.name for path in NOTEBOOKS] == [
+        "leanrecon.ipynb",
+        "local_decoders.ipynb",
+        "nifti.ipynb",
+        "your_data.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -62,9 +67,8 @@ def test_badge_readme_notebooks_and_urls_agree() -> None:
     badges = rf"\[!\[[^]]*\]\({re.escape(SVG)}\)\]\(([^)]*)\)"
     for path in NOTEBOOKS:
         assert re.findall(badges, source(path)) == [opened(path.name)]
-    assert {PROJECT["urls"]["Notebook"], PROJECT["urls"]["Notebook for your data"]} == {
-        opened(path.name) for path in NOTEBOOKS
-    }
+    urls = {url for name, url in PROJECT["urls"].items() if name.startswith("Notebook")}
+    assert urls == {opened(path.name) for path in NOTEBOOKS}
     readme = (ROOT / "README.md").read_text()
     assert readme.index(SVG) < readme.index("## "), "the badge stands near the top"
     assert set(re.findall(badges, readme)) == {opened("leanrecon.ipynb")}
@@ -77,8 +81,10 @@ def test_badge_readme_notebooks_and_urls_agree() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_leanrecon_comes_from_one_constant_which_is_the_published_package(path: Path) -> None:
-    assert re.findall(r'^LEANRECON_SOURCE = "([^"]*)"', code(path), re.MULTILINE) == [PROJECT["name"]]
+def test_leanrecon_comes_from_one_constant_which_is_the_repository_that_colab_opens(path: Path) -> None:
+    assert re.findall(r'^LEANRECON_SOURCE = "([^"]*)"', code(path), re.MULTILINE) == [f"git+{REPOSITORY}"]
+    install = (ROOT / "docs" / "install.md").read_text()
+    assert f"{PROJECT['name']}[models] @ git+{REPOSITORY}" in install, "the same as the page tells"
     assert code(path).count('"install"') == 1
     assert not re.search(r"^\s*[!%]pip", code(path), re.MULTILINE)
 

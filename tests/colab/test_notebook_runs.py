@@ -1,4 +1,4 @@
-"""Both notebooks run from top to bottom in a clean kernel, offline or against a server on loopback, killed and continued."""
+"""The notebooks run from top to bottom in a clean kernel, offline or against a server on loopback, killed and continued."""
 
 import json
 import os
@@ -125,6 +125,36 @@ def test_your_data_takes_files_of_ones_own(wheel: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "own" / "evaluation" / "metrics.json").read_text())["n_test"] == 25
 
 
+def test_local_decoders_run_as_they_are(wheel: Path, tmp_path: Path) -> None:
+    finished(run_notebook("local_decoders.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel))
+    shown = outputs(tmp_path)
+    scores = {
+        row[0].strip(): row[1:] for row in re.findall(r"^(.{20}) correlation +(\S+) +two-way (\S+)$", shown[-2], re.M)
+    }
+    assert (tmp_path / "patterns" / "report.html").exists()
+    correlation, two_way = map(float, scores["first images"])
+    assert correlation > float(scores["mean_train_image"][0]) + 0.1
+    assert two_way > 0.7 > float(scores["shuffled_betas"][1])
+    assert "PIL.Image" in shown[-1]
+
+
+def test_nifti_betas_run_to_a_report_and_to_a_map(wheel: Path, tmp_path: Path) -> None:
+    import nibabel
+
+    finished(run_notebook("nifti.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel))
+    shown = outputs(tmp_path)
+    assert 'kind = "nifti"' in shown[3]
+    metrics = json.loads((tmp_path / "mine" / "evaluation" / "metrics.json").read_text())
+    assert metrics["n_test"] == 30
+    assert metrics["final"]["two_way_pixels"]["low"] > 0.8, "the example is one that works"
+    map_ = nibabel.load(tmp_path / "mine-maps" / "accuracy.nii.gz").get_fdata()
+    mask = nibabel.load(tmp_path / "example" / "mask.nii.gz").get_fdata() > 0
+    assert np.isfinite(map_[mask]).all()
+    assert np.median(map_[mask]) > 0.3
+    assert not np.nan_to_num(map_[~mask]).any()
+    assert "(30, 32) (32, 32)" in shown[-1]
+
+
 # The environment, and what pip may not change
 
 
@@ -160,14 +190,14 @@ def fake_wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["leanrecon.ipynb", "your_data.ipynb"])
+@pytest.mark.parametrize("name", sorted(path.name for path in COLAB.glob("*.ipynb")))
 def test_the_numpy_that_is_installed_stays(name: str, tmp_path: Path) -> None:
     """A leanrecon that asks for another NumPy is refused, though pip by itself would bring it."""
     python = fresh_environment(tmp_path / "environment")
     fake_wheel(tmp_path / "index", "numpy", "999.0")
     source = fake_wheel(tmp_path / "index", "leanrecon", "99.0", "numpy>=999")
     (cell,) = [cell.source for cell in nbformat.read(COLAB / name, 4).cells if "LEANRECON_SOURCE" in cell.source]
-    install = re.sub(r'LEANRECON_SOURCE = "\w+"', f"LEANRECON_SOURCE = {str(source)!r}", cell.partition("\n%")[0])
+    install = re.sub(r'LEANRECON_SOURCE = "[^"]+"', f"LEANRECON_SOURCE = {str(source)!r}", cell.partition("\n%")[0])
     own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_CONSTRAINT")}
     own |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 

@@ -11,6 +11,8 @@ from leanrecon.datasets.files.npy import open_npy, open_npz
 from leanrecon.datasets.files.rows import Rows, explained_damage
 from leanrecon.errors import InputError
 from leanrecon.places.paths import find
+from leanrecon.weights.needs import FETCH
+from leanrecon.weights.published import FILES
 
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 
@@ -70,10 +72,11 @@ def _missing_file(text: str, base_dir: Path | None) -> InputError:
             return InputError(f"{place} is a folder", expected="a file", todo="name one of the files in it")
     neighbours = [p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()]
     near = difflib.get_close_matches(places[0].name, neighbours, 1)
+    todo = f'perhaps "{near[0]}" is meant' if near else "check the path; relative ones start at the current folder"
     return InputError(
         f"there is no file {text}",
         expected=" or ".join(dict.fromkeys(map(str, places))),
-        todo=f'perhaps "{near[0]}" is meant' if near else "check the path; relative ones start at the current folder",
+        todo=FETCH if text in FILES else todo,
     )
 
 
