@@ -116,7 +116,7 @@ WRITERS = {"nifti": write_nifti, "brain-diffuser": write_brain_diffuser, "mindey
 
 
 def measure(name, folder, scale):
-    """Write the files, run the stage dataset on them, and print what it took."""
+    """Write the files, run the stage dataset on them, and print and return what it took."""
     folder.mkdir()
     began = time.monotonic()
     settings = WRITERS[name](folder, scale)
@@ -134,6 +134,9 @@ def measure(name, folder, scale):
         flush=True,
     )
     shutil.rmtree(folder)
+    return {"size": size, "read": read, "seconds": seconds} | {
+        name: record[f"{name}_bytes"] for name in ("planned", "peak")
+    }
 
 
 def main():

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError
+from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError, plain
 from leanrecon.execution.probe import Answer, answer
 from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
 from leanrecon.execution.workers import DEATHS, Workers
@@ -27,6 +27,9 @@ CONNECT_WITHIN = 10.0
 
 WORKERS_WITHIN = 120.0
 """Seconds to wait for the first worker: those of a queue start late."""
+
+STARTS = 3
+"""How often workers of this machine are started, if one dies before all are there."""
 
 LEAST_WORK = 100_000_000
 """Bytes that a worker without any room is told to have room for; what a stage takes is seen by its first task."""
@@ -109,19 +112,29 @@ def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads
         ),
     }
+    each: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "memory_limit": int(allowed / SHARE)}
     with (
         dask.config.set(settings),
-        distributed.LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=int(allowed / SHARE),
-            dashboard_address=None if _lacks_bokeh() else "127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
+        _started(distributed, each, run.progress) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
+
+
+def _started(distributed: Any, each: Mapping[str, Any], progress: Progress) -> Any:
+    """A cluster of this machine; one whose workers die while they start is started again."""
+    address = None if _lacks_bokeh() else "127.0.0.1:0"
+    for attempt in range(1, STARTS + 1):
+        try:
+            return distributed.LocalCluster(processes=True, dashboard_address=address, silence_logs=50, **each)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            if attempt == STARTS:
+                raise NetworkError(
+                    f"the workers of this machine could not be started in {STARTS} attempts: {plain(str(error))}",
+                    todo="free memory, or ask for fewer workers, and run the same command again",
+                ) from error
+            progress.say(f"a worker died while it started ({plain(str(error))}): all are started again")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _lacks_bokeh() -> bool:

@@ -119,3 +119,28 @@ def test_a_kind_without_tasks_for_workers_says_that_it_works_here(tmp_path: Path
     assert run.shared(context, "regression", {}, shares=False).executor is None
     assert run.progress.lines == ["regression pca: in this process, because this kind has no tasks for workers"]
     assert run.shared(context, "regression", {"space": "pca"}).executor == "regression {'space': 'pca'}"
+
+
+def test_workers_that_die_while_they_start_are_started_again_and_then_given_up() -> None:
+    from leanrecon.execution import cluster
+
+    said: list[str] = []
+
+    class Said(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    class Dask:
+        deaths = 2
+
+        def LocalCluster(self, **how: Any) -> str:  # noqa: N802 (the name that Dask has)
+            self.deaths -= 1
+            if self.deaths >= 0:
+                raise RuntimeError("Nanny failed to start.")
+            return f"{how['n_workers']} workers"
+
+    assert cluster._started(Dask(), {"n_workers": 2}, Said()) == "2 workers"
+    assert said == ["a worker died while it started (Nanny failed to start.): all are started again"] * 2
+    Dask.deaths = 9
+    with pytest.raises(NetworkError, match=r"could not be started in 3 attempts: Nanny failed to start\."):
+        cluster._started(Dask(), {"n_workers": 2}, Said())

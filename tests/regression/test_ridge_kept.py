@@ -1,11 +1,13 @@
 """What ridges of one study have in common is computed once, and to the same bytes as alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from leanrecon.context import Context
 from leanrecon.regression.kept import KEPT, Kept, KeptArray
-from leanrecon.regression.regressor import Output, RegressionData
+from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.regression.ridge import kept_parts
 from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.regressor import RidgeRegressor
@@ -218,3 +220,29 @@ def test_a_kept_array_comes_back_as_it_was(tmp_path):
     assert not list(tmp_path.iterdir())
     for _ in range(2):
         assert np.array_equal(kept.load(), array)
+
+
+NSD = RegressionShapes(n=8859, p=15_724, m=982, s=8859, t=91_168, x_block=7862, y_block=7824, pairings=5)
+
+
+def test_the_plan_has_room_for_the_pairings_that_share_a_pass():
+    regressor = RidgeRegressor(RidgeSettings(alpha=5e4))
+    alone = regressor.plan(replace(NSD, pairings=0), 4 * 10**9).work
+    wide, least = regressor.plan(NSD, 4 * 10**9).work, regressor.plan(NSD, 0).work
+    hat = 982 * 8859 * 4
+    assert wide > 6 * hat
+    assert wide >= alone
+    for free in (least, 250 * 10**6, 400 * 10**6):
+        assert regressor.plan(NSD, free).work <= free
+    assert regressor.plan(replace(NSD, m=2000), 4 * 10**9).work < wide + 2000 * 8859 * 8  # several passes in any case
+
+
+def test_the_plan_counts_what_is_kept_on_disk_for_other_spaces_and_areas():
+    regressor, loo = (RidgeRegressor(RidgeSettings(alpha=alpha)) for alpha in (5e4, "loo"))
+    triangle, cross = 8859 * 8860 // 2 * 4, 982 * 8859 * 4
+    only, several = (regressor.plan(replace(NSD, fits=fits), 4 * 10**9) for fits in (1, 3))
+    assert only.scratch == 0
+    assert triangle + cross <= several.scratch < 1.1 * (triangle + cross)
+    assert (only.kept, loo.plan(NSD, 4 * 10**9).kept) == (0, 8859 * 512 * 12)
+    weighed = RidgeRegressor(RidgeSettings(alpha=5e4, voxel_weights="accuracy", voxel_power=1.0))
+    assert weighed.plan(replace(NSD, fits=3), 4 * 10**9).scratch == 0  # each space has voxel weights of its own

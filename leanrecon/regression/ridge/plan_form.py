@@ -100,13 +100,14 @@ def sets_together(shapes: Shapes, rows: int, sets: int, free: int) -> int:
 def plan_sets(shapes: Shapes, rows: int, sets: int, free: int) -> int:
     """Bytes of work of streaming the targets through hat matrices of several pairings; 0 where each has its own pass.
 
-    The hat matrices of the measured pairing are held beside the sets that were made of them.
+    The hat matrices of the measured pairing are held beside the sets that were made of them. More sets are taken only
+    where there is room, so that this is ``free`` at most.
     """
-    held = rows * shapes.n * shapes.itemsize + WORKSPACE
+    held = rows * shapes.n * shapes.itemsize
     if sets == 1 or shapes.m > TEST_ROWS or not shapes.through_hat:
         return 0
     count = sets_together(shapes, rows, sets, max(free - held, 0))
-    return held + plan_stream(shapes, count * rows) if count > 1 else 0
+    return min(WORKSPACE + held + plan_stream(shapes, count * rows), free) if count > 1 else 0
 
 
 def kept_nbytes(shapes: Shapes, *, planned: FitPlan, loo: bool) -> int:

@@ -1,0 +1,99 @@
+"""Workers and drivers that are killed every few seconds, for a whole study: the bytes of one process."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.kills]
+
+EVERY = 6.0
+"""Seconds between two kills of a worker, once all are there."""
+
+KILLS_OF_A_DRIVER = 4
+"""How many of its workers a driver sees die before it is killed itself."""
+
+DRIVERS = 3
+"""Drivers that are killed; the next one comes to the end, though its workers die too."""
+
+TIMED = {"run.json", "report.html"}
+
+SETTINGS: dict[str, Any] = {
+    "dataset": {"kind": "simulated", "n_train": 400, "n_test": 120, "voxels": 300, "size": 64},
+    "features": {"pca": {"components": 60, "size": 32}, "pixels": {"size": 48}},
+    "regression": {"alpha": 100.0},
+    "stores": {"chunk": "16KB"},
+    "evaluate": {"permutations": 2, "resamples": 100},
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.name not in TIMED}
+
+
+def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes of a driver's workers: Dask starts them by ``spawn``."""
+    found = []
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_workers(driver: subprocess.Popen[bytes], said: Path, rng: np.random.Generator, most: int | None) -> int:
+    """Kill a worker every few seconds until the driver ends, or has seen so many die; returns how many died."""
+    killed, before = 0, said.stat().st_size
+    while driver.poll() is None and b"cluster: " not in said.read_bytes()[before:]:
+        time.sleep(0.2)  # a cluster of this machine gives up where workers die before it began
+    while driver.poll() is None and (most is None or killed < most):
+        time.sleep(EVERY * rng.uniform(0.5, 1.5))
+        try:
+            here = workers_of(driver)
+            if len(here) == 2:
+                here[rng.integers(2)].kill()
+                killed += 1
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return killed
+
+
+def test_workers_and_drivers_that_die_all_the_time_leave_the_bytes_of_one_process(tmp_path: Path) -> None:
+    import tomli_w
+
+    (tmp_path / "s.toml").write_text(tomli_w.dumps(SETTINGS))
+    command = [sys.executable, "-m", "leanrecon", "run", "s.toml", "--memory", "2GB", "--study"]
+    subprocess.run([*command, "alone"], cwd=tmp_path, check=True, capture_output=True)
+    rng, killed, drivers = np.random.default_rng(5), 0, 0
+    until = time.monotonic() + 1800
+    while time.monotonic() < until:
+        with (tmp_path / "said.txt").open("ab") as said:
+            driver = subprocess.Popen(
+                [*command, "shared", "--cluster", "local:2"], cwd=tmp_path, stdout=said, stderr=said
+            )
+            killed += kill_workers(driver, tmp_path / "said.txt", rng, KILLS_OF_A_DRIVER if drivers < DRIVERS else None)
+            if driver.poll() is None:
+                left = workers_of(driver)
+                driver.kill()
+                drivers += 1
+                driver.wait()
+                assert not psutil.wait_procs(left, timeout=120)[1], "workers end with their driver"
+                continue
+        assert driver.returncode == 0, (tmp_path / "said.txt").read_text()
+        break
+    print(f"{killed} workers and {drivers} drivers were killed")
+    assert killed > 5
+    assert drivers > 0
+    alone, shared = contents(tmp_path / "alone"), contents(tmp_path / "shared")
+    assert alone.keys() == shared.keys(), "nothing is lost, and nothing is left behind"
+    assert [name for name, data in alone.items() if shared[name] != data] == []
