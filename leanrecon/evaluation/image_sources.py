@@ -86,6 +86,10 @@ class EveryFold:
         numbers: Array = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         return numbers
 
+    def plain(self) -> dict[str, Any]:
+        paths = [store.path.place.address(store.path.key) for store in self._stores]
+        return {"of": "folds", "paths": paths, "rows": [int(row) for row in self._index]}
+
 
 class Reconstructions:
     """Images in a folder, one a test row; resized to ``shape`` as first images are, if it is given."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.image_sources import Blended, ImageSource, Reconstructions, StoredImages
+from leanrecon.evaluation.image_sources import Blended, EveryFold, ImageSource, Reconstructions, StoredImages
 from leanrecon.evaluation.some_pictures import SomePictures
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
@@ -31,4 +31,9 @@ def _blended(plain: Mapping[str, Any]) -> ImageSource:
     return Blended(source_from(plain["final"]), source_from(plain["stage1"]), plain["share"])
 
 
-_MADE = {"store": _stored, "pictures": _pictures, "blend": _blended}
+def _folds(plain: Mapping[str, Any]) -> ImageSource:
+    stores = {path: Store.open(path) for path in dict.fromkeys(plain["paths"])}
+    return EveryFold([(stores[path], np.array([row])) for path, row in zip(plain["paths"], plain["rows"], strict=True)])
+
+
+_MADE = {"store": _stored, "folds": _folds, "pictures": _pictures, "blend": _blended}

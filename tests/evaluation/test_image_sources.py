@@ -1,5 +1,6 @@
 """Baselines without a brain, and the train image nearest to a prediction, against plain NumPy."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from leanrecon.evaluation.image_sources import (
     nearest_rows,
     random_images,
 )
+from leanrecon.evaluation.source_from import source_from
 from leanrecon.stores import RowSubset, Store, as_matrix
 from leanrecon.stores.pictures import Pictures
 
@@ -147,3 +149,15 @@ def test_reconstructions_are_enlarged_as_first_images_are(tmp_path: Path) -> Non
 def test_one_image_serves_all_rows() -> None:
     image = images(1)[0]
     np.testing.assert_array_equal(ConstantImage(image).read(0), ConstantImage(image).read(99))
+
+
+def test_sources_of_stores_and_folds_come_back_from_plain_values(store_of: Callable[..., Store]) -> None:
+    first, second = images(9), images(7, seed=1)
+    stores = store_of(first, "first"), store_of(second, "second")
+    folds = EveryFold([(stores[0], np.array([4, 1])), (stores[1], np.array([6])), (stores[0], np.array([8]))])
+    expected = [first[4], first[1], second[6], first[8]]
+    for source, shown in ((StoredImages(stores[1], np.array([5, 2])), [second[5], second[2]]), (folds, expected)):
+        again = source_from(json.loads(json.dumps(source.plain())))
+        np.testing.assert_array_equal([again.read(row) for row in range(len(shown))], shown)
+        np.testing.assert_array_equal(again.numbers(len(shown)), source.numbers(len(shown)))
+        assert again.content == source.content

@@ -179,8 +179,9 @@ class _Distances(_Embedding):
     seen: Seen
 
     def plain(self) -> dict[str, Any] | None:
-        given = super().plain()
-        return None if given is None else given | {"stimuli": self.seen.images.plain(), "pool": [self.seen.rows, self.seen.first]}
+        if (given := super().plain()) is None:
+            return None
+        return given | {"stimuli": self.seen.images.plain(), "pool": [self.seen.rows, self.seen.first]}
 
     def numbers(self) -> Array:
         return np.stack(
