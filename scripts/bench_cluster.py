@@ -1,98 +1,174 @@
-"""How much faster two workers of one core are than one, for features, regression and refinement.
+"""How much faster two workers of one core are than one, for features, the streaming of a regression, and refinement.
 
-    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--workers 1 2] [--images 512] [--repeat 1]
+    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--only features regression refine] [--repeat 1]
+    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench --tiny       a few minutes: whether it runs
 
-Every number of workers runs a study of its own from the same seed; the stores of all must have the same bytes. Seconds
-are those of run.json's stages, less the start of workers and the loading of libraries: each study runs a smaller one first
-on the same workers. It needs two cores that nothing else uses; the load of the machine is printed beside the figures.
+features: VDVAE at its published size (imagenet64, 31 latents) with random weights. regression: 982 test rows of 91,168
+targets through the hat matrix of 2,400 images. refine: the demo's latent diffusion. Every number of workers runs studies
+of its own from the same seed; the stores and images of all must have the same bytes. Seconds are those of the shared
+work alone, from the moment that it is given out until the last receipt; a smaller study is run first on the same workers,
+so that libraries are loaded. It needs two cores that nothing else uses; the load of the machine is printed beside.
 """
 
 import argparse
-import json
 import os
 import shutil
-from collections.abc import Iterable
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from bench_vdvae import write_weights
 
 import leanrecon
 from leanrecon.progress import PlainProgress
 from leanrecon.stores import Store
+from leanrecon.stores.pictures import Pictures
+from leanrecon.study.recipes import recipes
 
-STAGES = ("features", "regression", "refine")
+PARTS = {"features": "vdvae, ", "regression": "regression big", "refine": "refine"}
+"""What is measured, and how the tasks of its progress begin."""
+
+VOXELS, TEST, TARGETS, IMAGES = 2000, 982, 91_168, 2400
+"""Of the regression: its targets are those of 31 latents."""
 
 
-def settings(images: int, test: int) -> dict[str, Any]:
-    """The demo's settings for so many images; alpha is fixed, so that the regression is its streaming."""
-    import tomllib
+class Timed(PlainProgress):
+    """Adds up the seconds of tasks by how their names begin."""
 
-    from leanrecon.study.recipes import recipes
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
 
+    @contextmanager
+    def task(self, name: str, **options: Any) -> Iterator[Any]:
+        began = time.perf_counter()
+        with super().task(name, **options) as advance:
+            yield advance
+        for part, start in PARTS.items():
+            if name.startswith(start):
+                self.seconds[part] += time.perf_counter() - began
+
+
+def demo(images: int, test: int, **tables: Any) -> dict[str, Any]:
+    """The demo's settings for so many images, without what takes long and is not measured."""
     path = recipes()["demo"]
-    tables = tomllib.loads(path.read_text())
-    tables["dataset"] |= {"n_train": images, "n_test": test}
-    tables["regression"] = {"alpha": 1000.0}
-    tables["refine"] |= {"baselines": []}
-    for table in (*tables["features"].values(), *tables.get("judges", {}).values(), tables["refine"]):
+    settings = tomllib.loads(path.read_text())
+    settings["dataset"] |= {"n_train": images, "n_test": test}
+    settings["regression"] = {"alpha": 1000.0}
+    settings["refine"] |= {"baselines": []}
+    settings["evaluate"] = {"permutations": 0}
+    for table in (*settings["features"].values(), *settings["judges"].values(), settings["refine"]):
         for key, value in table.items():
             if isinstance(value, str) and value.startswith("../models"):
                 table[key] = str((path.parent / value).resolve())
-    return tables
+    return settings | tables
 
 
-def seconds(study: Path) -> dict[str, float]:
-    """Seconds of each kind of stage."""
-    records = json.loads((study / "run.json").read_text())["stages"]
+def features(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Images through VDVAE alone."""
+    settings = demo(max(round(96 * size), 8), 8)
+    settings["features"] = {"vdvae": settings["features"]["vdvae"]}
+    if not tiny:
+        write_weights(work / "imagenet64.safetensors")
+        settings["features"] = {"vdvae": {"checkpoint": str(work / "imagenet64.safetensors")}}
+    return {key: value for key, value in settings.items() if key not in ("refine", "judges")}
+
+
+def regression(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Precomputed features of random numbers."""
+    shrink = 20 if tiny else 1
+    images, targets = max(round(IMAGES * size), 300) // shrink, TARGETS // shrink
+    folder = work / f"arrays-{images}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"train": images, "test": TEST // shrink}
+    rng = np.random.default_rng(0)
+    for name, width in (("betas", VOXELS // shrink), ("targets", targets)):
+        for split, n in rows.items():
+            path = folder / f"{name}_{split}.npy"
+            if not path.exists():
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, width))
+                for start in range(0, n, 256):
+                    array[start : start + 256] = rng.standard_normal((min(256, n - start), width), np.float32)
+                array.flush()
+    found = {split: str(folder / f"targets_{split}.npy") for split in rows}
     return {
-        stage: sum(record["seconds"] for name, record in records.items() if name.split()[0] == stage)
-        for stage in STAGES
+        "dataset": {f"betas_{split}": str(folder / f"betas_{split}.npy") for split in rows},
+        "features": {"big": {"kind": "precomputed", **found}},
+        "regression": {"alpha": 1000.0},
     }
 
 
+def refine(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """The demo up to its final images."""
+    return demo(64, max(round(160 * size), 4))
+
+
+SETTINGS = {"features": features, "regression": regression, "refine": refine}
+
+
 def contents(study: Path) -> dict[str, str]:
-    """The content of every store."""
+    """The content of every store and folder of images."""
     paths: Iterable[Path] = study.rglob("zarr.json")
-    return {path.parent.relative_to(study).as_posix(): Store.open(path.parent).content for path in paths}
+    found = {path.parent.relative_to(study).as_posix(): Store.open(path.parent).content for path in paths}
+    for path in study.rglob("reconstructions/*.json"):
+        found[path.relative_to(study).as_posix()] = Pictures.open(path.with_suffix("")).content
+    return found
 
 
-def measure(work: Path, workers: int, images: int, test: int) -> tuple[dict[str, float], dict[str, str]]:
-    """The seconds of the stages on so many workers, and what came of them."""
+def measure(
+    work: Path, workers: int, parts: Iterable[str], tiny: bool
+) -> tuple[dict[str, float], dict[str, Mapping[str, str]]]:
+    """The seconds of each part on so many workers, and what came of it."""
     from distributed import Client, LocalCluster
 
+    took, made = {}, {}
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit="4GB", dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit="5GB", dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
-        for name, count, few in (("warm", max(images // 8, 16), 8), ("timed", images, test)):
-            study = work / f"{name}-{workers}"
-            shutil.rmtree(study, ignore_errors=True)
-            options: dict[str, Any] = {"study": study, "until": "refine", "memory": "3GB", "cluster": client}
-            leanrecon.run(settings(count, few), progress=PlainProgress(), **options)
-    return seconds(study), contents(study)
+        for part in parts:
+            for name, size in (("warm", 1 / 16), ("timed", 1 / 8 if tiny else 1.0)):
+                study, progress = work / f"{part}-{name}-{workers}", Timed()
+                shutil.rmtree(study, ignore_errors=True)
+                settings = SETTINGS[part](work, size, tiny)
+                options: dict[str, Any] = {"until": part, "memory": "4GB", "cluster": client, "progress": progress}
+                leanrecon.run(settings, study=study, **options)
+            took[part], made[part] = progress.seconds[part], contents(study)
+            for name in ("warm", "timed"):
+                shutil.rmtree(work / f"{part}-{name}-{workers}")
+    return took, made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--test", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--tiny", action="store_true", help="Small networks and arrays: whether it runs.")
     given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
     best: dict[int, dict[str, float]] = {}
-    made: list[dict[str, str]] = []
+    made: list[dict[str, Mapping[str, str]]] = []
     for _ in range(given.repeat):
         for workers in given.workers:  # in turns, so that a busy minute hits all of them
-            took, stores = measure(given.work, workers, given.images, given.test)
+            took, stores = measure(given.work, workers, given.only, given.tiny)
             made.append(stores)
             known = best.setdefault(workers, took)
-            best[workers] = {stage: min(known[stage], took[stage]) for stage in STAGES}
+            best[workers] = {part: min(known[part], took[part]) for part in given.only}
             print(f"{workers} workers: {took}, load {os.getloadavg()[0]:.1f}", flush=True)
+    assert all(made[0].values()), "there is something to compare"
     assert all(stores == made[0] for stores in made), "the stores differ"
+    print(
+        f"the same bytes in {len(made)} runs: {', '.join(sorted(name for part in made[0].values() for name in part))}"
+    )
     fewest, most = min(best), max(best)
-    for stage in STAGES:
-        ratio = best[fewest][stage] / best[most][stage]
-        print(f"{stage}: {best[fewest][stage]:.1f} s on {fewest}, {best[most][stage]:.1f} s on {most}: {ratio:.2f}×")
+    for part in given.only:
+        one, many = best[fewest][part], best[most][part]
+        print(f"{part}: {one:.1f} s on {fewest}, {many:.1f} s on {most}: {one / many:.2f}×")
 
 
 if __name__ == "__main__":

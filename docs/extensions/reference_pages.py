@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from leanrecon import kinds
 from leanrecon.app import cli
 from leanrecon.app.kinds import first_sentence, settings_of
+from leanrecon.app.recipes import every
 from leanrecon.study import settings
 from leanrecon.study.recipes import recipes
 
@@ -195,19 +196,19 @@ def all_recipes() -> Iterator[str]:
         "downloads what it names.",
         "",
     )
+    told = {one.name: one for one in every()}
     for name, path in recipes().items():
         text = path.read_text(encoding="utf-8")
         head = re.match(r"((?:#.*\n)+)", text)
         about = [line.removeprefix("#").removeprefix(" ") for line in head[1].splitlines()] if head else []
         tables = tomllib.loads(text)
         used = [f"`{section}`" for section in settings.SECTIONS if section in tables]
-        yield from (f"## {name}", "", *_prose(about), "", f"Tables: {', '.join(used)}.", "")
+        yield from (f"## {name}", "", *_prose(about), "", "| | |", "|---|---|")
         yield from (
-            ":::{dropdown} The whole file" if False else "```toml",
-            text[head.end() if head else 0 :].strip(),
-            "```",
-            "",
+            f"| {key} | {_plain(fact)} |" for key, fact in {"paper": told[name].paper, **told[name].facts()}.items()
         )
+        yield from ("", f"Tables: {', '.join(used)}.", "")
+        yield from ("```toml", text[head.end() if head else 0 :].strip(), "```", "")
 
 
 def _prose(lines: list[str]) -> Iterator[str]:

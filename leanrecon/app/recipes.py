@@ -1,4 +1,4 @@
-"""What is said of recipes: the paper, the data, the weights with bytes and licences, and what was reported with each."""
+"""What is said of recipes: paper, data, weights with bytes and licences, memory and time, and what was reported with each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +22,18 @@ class About:
     paper: str
     data: str
     weights: str
+    memory: str
+    time: str
     reported: str
     demo: bool
 
+    def facts(self) -> dict[str, str]:
+        """All of it but the paper, by its heading."""
+        return {key: getattr(self, key) for key in ("data", "weights", "memory", "time", "reported")}
+
     def line(self) -> str:
         """All of it on one line."""
-        parts = [self.paper, f"data: {self.data}", f"weights: {self.weights}", f"reported: {self.reported}"]
-        return f"{self.name:17}" + " · ".join(parts)
+        return f"{self.name:17}" + " · ".join([self.paper, *(f"{key}: {told}" for key, told in self.facts().items())])
 
 
 def every() -> Iterator[About]:
@@ -36,12 +41,23 @@ def every() -> Iterator[About]:
     table, shown = read_toml(ABOUT), demos()
     for name, path in recipes().items():
         own = table[name]
-        yield About(name, own["paper"], own["data"], _weights(path, table["weights"]), own["reported"], name in shown)
+        yield About(
+            name,
+            own["paper"],
+            own["data"],
+            _weights(path, table["weights"]),
+            own.get("memory", f"leanrecon plan {name} tells it, once the data are there"),
+            own.get("time", "not known"),
+            own["reported"],
+            name in shown,
+        )
 
 
 def text_of(name: str) -> str:
-    """A recipe as it is, to be copied; raises SettingsError for an unknown name."""
-    return find_recipe(name).read_text(encoding="utf-8")
+    """A recipe to be copied: what is said of it as comments, then its file; raises SettingsError for an unknown name."""
+    text = find_recipe(name).read_text(encoding="utf-8")
+    (own,) = (one for one in every() if one.name == name)
+    return "".join(f"# {key}: {told}\n" for key, told in {"paper": own.paper, **own.facts()}.items()) + "\n" + text
 
 
 def _weights(path: Path, known: dict[str, Any]) -> str:

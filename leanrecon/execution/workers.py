@@ -167,9 +167,13 @@ class _Sharing:
             raise lost(str(error)) from error
 
     def _result(self, future: Any, sent: _Sent) -> Done | None:
-        """What a worker told; None where the task went out again as its worker died."""
+        """What a worker told; None where the task went out again as its worker died, or is waited for again."""
         from distributed import KilledWorker
 
+        if future.status in ("pending", "lost"):  # its worker died with what it returned: Dask has it done again
+            self.sent[future] = sent
+            future.add_done_callback(self.finished.put)
+            return None
         if future.status == "finished":
             done: Done = future.result()
             return done

@@ -5,12 +5,15 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import leanrecon
 from leanrecon.app import demos
 from leanrecon.app.demos import Demo
-from leanrecon.app.recipes import every
+from leanrecon.app.recipes import every, text_of
 from leanrecon.errors import SettingsError, StoreError
+from leanrecon.memory import parse_bytes, process_memory
 from leanrecon.progress import Progress
 from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.study.settings import check_settings
@@ -71,6 +74,33 @@ def test_every_recipe_has_a_line_with_its_weights(monkeypatch: pytest.MonkeyPatc
     for one in lines.values():
         assert "\n" not in one.line()
         assert "not looked up" not in one.weights, one.name
+        assert re.search(r"planned under 4GB|leanrecon plan", one.memory), one.name
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-fast", "demo-unet", "digits69"])
+def test_the_memory_that_is_told_is_what_the_plan_says(name: str, tmp_path: Path) -> None:
+    """Digits: arrays of the true shapes, random numbers in them."""
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{what}{split}": rng.integers(0, 256, (rows, columns)).astype(kind)
+        for split, rows in (("Trn", 90), ("Test", 10))
+        for what, columns, kind in (("fmri", 3092, float), ("stim", 784, np.uint8))
+    }
+    savemat(tmp_path / "digits.mat", arrays)
+    sets = [f"dataset.path={tmp_path / 'digits.mat'}", "dataset.folds=10"] if name == "digits69" else []
+    held = process_memory()  # of this process, beyond the 60 MB or so that a command holds
+    peak = max(stage.memory for stage in leanrecon.plan(name, set=sets, memory="8GB")) - held
+    (told,) = (one.memory for one in every() if one.name == name)
+    assert peak < parse_bytes(told.partition(" planned")[0]) < peak + 150e6
+
+
+def test_a_recipe_is_printed_with_what_is_said_of_it_and_reads_as_its_file() -> None:
+    text = text_of("nsd")
+    assert text.startswith("# paper: Allen et al. 2022")
+    assert "CreativeML OpenRAIL-M" in text
+    assert tomllib.loads(text) == tomllib.loads(recipes()["nsd"].read_text())
 
 
 FAST = {"miyawaki": {"scale": 0.3, "random_runs": 6, "figure_runs": 2}}

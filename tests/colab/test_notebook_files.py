@@ -77,7 +77,7 @@ def test_badge_readme_notebooks_and_urls_agree() -> None:
         opened(path.name) for path in NOTEBOOKS
     }
     own = REPOSITORY.rpartition("/")[0]  # whatever else is linked of ours lies in that repository
-    assert set(re.findall(rf"{own}/[^/\s)#]+", everywhere)) <= {REPOSITORY}
+    assert set(re.findall(rf"{own}/[^/\s)#\"]+", everywhere)) <= {REPOSITORY}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -117,3 +117,20 @@ def test_code_cells_of_tutorials_are_python_and_their_commands_are_there() -> No
                 assert set(re.findall(r"^leanrecon ([\w-]+)", cell, re.MULTILINE)) <= commands
             else:
                 compile(cell, str(page), "exec")
+
+
+def test_links_of_a_site_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    from check_links import broken
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "index.html").write_text(
+        '<h1 id="top">A</h1><a href="folder/">b</a><a href="folder/index.html#end">c</a><a href="#top">d</a>'
+        '<a href="https://example.org/nothing">e</a><a href="gone.html">f</a><a href="#nowhere">g</a><img src="no.png">'
+    )
+    (tmp_path / "folder" / "index.html").write_text('<p id="end"><a href="../index.html#gone">h</a></p>')
+    assert [(page.as_posix(), link) for page, link in broken(tmp_path)] == [
+        ("folder/index.html", "../index.html#gone"),
+        ("index.html", "gone.html"),
+        ("index.html", "#nowhere"),
+        ("index.html", "no.png"),
+    ]

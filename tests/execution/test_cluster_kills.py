@@ -26,10 +26,10 @@ DRIVERS = 3
 TIMED = {"run.json", "report.html"}
 
 SETTINGS: dict[str, Any] = {
-    "dataset": {"kind": "simulated", "n_train": 400, "n_test": 120, "voxels": 300, "size": 64},
+    "dataset": {"kind": "simulated", "n_train": 240, "n_test": 80, "voxels": 300, "size": 48},
     "features": {"pca": {"components": 60, "size": 32}, "pixels": {"size": 48}},
     "regression": {"alpha": 100.0},
-    "stores": {"chunk": "16KB"},
+    "stores": {"chunk": "32KB"},
     "evaluate": {"permutations": 2, "resamples": 100},
 }
 

@@ -72,6 +72,29 @@ def share(client: Client, tasks: int = 3) -> tuple[list[Any], Said]:
     return arrived, said
 
 
+class Forgotten(Future):
+    """A task whose worker died with its result: the scheduler has it done again."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("lost", result)
+
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        call(self)
+        if self.status == "lost":  # the first callback came before the worker died
+            self.status = "finished" if self._result.returned == "again" else "lost"
+            self._result = Done(self._result.worker, "again")
+
+
+def test_a_result_that_died_with_its_worker_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(lambda task, worker: Done(worker, task.numbers))
+    submit = client.submit
+    monkeypatch.setattr(client, "submit", lambda *given, **named: Forgotten(submit(*given, **named).result()))
+    arrived, _ = share(client)
+    assert sorted(numbers for numbers, *_ in arrived) == [(0,), (1,), (2,)]
+    assert [returned for _, returned, _ in arrived] == ["again"] * 3
+    assert len(client.keys) == 3, "no task went out twice"
+
+
 def killed() -> Exception:
     from distributed import KilledWorker
 

@@ -59,7 +59,7 @@ def doctor(
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, to be copied.")] = None,
 ) -> None:
-    """List the recipes that come with leanrecon: paper, data, weights and licences, what was reported.
+    """List the recipes that come with leanrecon: paper, data, weights and licences, memory, time, what was reported.
 
     Examples: leanrecon recipes; leanrecon recipes nsd > study.toml
     """
