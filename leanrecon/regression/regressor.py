@@ -40,6 +40,8 @@ class RegressionShapes:
     """Whether rows or voxels are picked from larger stores, as in folds and areas."""
     pairings: int = 0
     """How often betas and images are paired at random and predicted again."""
+    device: str = "cpu"
+    """Where it is wanted to run: auto, cuda, mps or cpu."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What a ridge will hold on a GPU, phase by phase, before any of it is done: arithmetic on shapes.
+
+The host's plan (see ``plan``) holds beside it: between steps the Gram matrix lies there.
+"""
+
+from typing import Any
+
+from leanrecon.devices import choose, free_vram
+from leanrecon.errors import BudgetError
+from leanrecon.memory import format_bytes
+from leanrecon.regression.ridge.plan import (
+    ALPHAS,
+    PROBES,
+    PROJECTIONS,
+    SEARCH_ROWS,
+    TEST_ROWS,
+    Shapes,
+    plan_fit,
+)
+from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, WIDTH, panel_nbytes, triangle_nbytes
+from leanrecon.stores.layout import PANEL
+from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
+
+ASIDE = 200_000_000
+"""Bytes that are set aside for the workspaces of NVIDIA's libraries and for rounding: assumed, not measured."""
+
+
+def place(wanted: str, shapes: Shapes, *, per_target: bool = False, **work: Any) -> tuple[str, str | None]:
+    """The device of a fit, and a sentence where that is the CPU although another one is there.
+
+    Raises SettingsError where the device that was asked for is not there, and BudgetError where its memory is too small;
+    ``"auto"`` takes the CPU then.
+    """
+    device = choose(wanted)
+    if device == "cpu":
+        return device, None
+    if per_target:
+        return "cpu", "an alpha for every target is found on the CPU"
+    if device == "cuda":
+        phase, needed = max(plan_vram(shapes, **work).items(), key=lambda item: item[1])
+        if needed > (free := free_vram()):
+            found = f"the ridge needs {format_bytes(needed)} on the GPU ({phase}), where {format_bytes(free)} are free"
+            if wanted != "auto":
+                raise BudgetError(found, todo='set device = "cpu", or end what else holds memory of the GPU')
+            return "cpu", f"{found}, so that it runs on the CPU"
+    return device, None
+
+
+def aside(device: str, shapes: Shapes, **work: Any) -> int:
+    """Bytes of the process beside the ridge's own: PyTorch and, on Apple's GPUs, which share the memory, what lies there."""
+    if device == "cpu":
+        return 0
+    shared = max(plan_vram(shapes, **work).values()) if device == "mps" else 0
+    return LIBRARY_NBYTES + imports_nbytes() + shared
+
+
+def plan_vram(
+    shapes: Shapes, *, loo: bool = False, alphas: int = ALPHAS, extra_rows: int = 0, **host: Any
+) -> dict[str, int]:
+    """Bytes on the GPU of each phase of a fit and its predictions of up to 1,024 rows.
+
+    ``extra_rows`` go through the hat matrix beside the test rows, ``loo`` chooses one of ``alphas``; ``host`` options say
+    nothing here (see ``plan.plan_fit``).
+    """
+    searched = plan_fit(shapes, 0, loo=loo, alphas=alphas).searched
+    n, p, order, e = shapes.n, shapes.p, shapes.order, shapes.itemsize
+    triangle, panel = triangle_nbytes(order, e), panel_nbytes(order, e)
+    rows = min(shapes.m, TEST_ROWS)
+    cross = rows * n * e if shapes.dual else 0
+    slots = 2 * min(DEPTH, max(n, p)) * order * e + (2 * rows * min(DEPTH, p) * e if shapes.dual else 0)
+    inner = max(rows, extra_rows) * (n if shapes.dual else max(p, min(DEPTH, n))) * e
+    phases = {
+        "gram": triangle + cross + slots,
+        "factor": triangle + 3 * panel,
+        "hat matrix": triangle + max(inner + slots, 2 * inner + panel),
+        "predictions": triangle + _streaming(shapes, rows + extra_rows),
+    }
+    if searched:
+        taken = 2 * WIDTH * PAIRS * e
+        leaving = 2 * max(min(shapes.t, PROJECTIONS), PROBES) * n * e
+        phases["search"] = triangle + 3 * panel + max(min(WIDTH, n) * n * e + taken, leaving)
+        phases["eigenvectors"] = _eigenvectors(max(min(SEARCH_ROWS, n), shapes.largest), e)
+    elif loo:
+        phases["eigenvectors"] = _eigenvectors(order, e)
+    return {name: ASIDE + work for name, work in phases.items()}
+
+
+def require_to_stream(shapes: Shapes, rows: int) -> None:
+    """Raise BudgetError where the GPU has too little memory to stream the targets through a hat matrix of some rows."""
+    if (needed := ASIDE + _streaming(shapes, rows)) > (free := free_vram()):
+        raise BudgetError(
+            f"predicting {rows} rows needs {format_bytes(needed)} on the GPU, where {format_bytes(free)} are free",
+            todo='predict fewer rows at once, or fit with device = "cpu"',
+        )
+
+
+def _streaming(shapes: Shapes, rows: int) -> int:
+    return (rows * (shapes.width + shapes.block) + 2 * PANEL * shapes.block) * shapes.y_itemsize
+
+
+def _eigenvectors(order: int, itemsize: int) -> int:
+    """The matrix, its eigenvectors, a workspace of twice its size, and the eigenvectors in the other order."""
+    return 5 * order**2 * itemsize
