@@ -71,15 +71,18 @@ def plan_vram(
     inner = max(rows, extra_rows) * (n if shapes.dual else max(p, min(DEPTH, n))) * e
     phases = {
         "gram": triangle + cross + slots,
-        "factor": triangle + 3 * panel,
+        "factor": triangle + 2 * panel,
         "hat matrix": triangle + max(inner + slots, 2 * inner + panel),
         "predictions": triangle + _streaming(shapes, rows + extra_rows),
     }
     if searched:
-        taken = 2 * WIDTH * PAIRS * e
-        leaving = 2 * max(min(shapes.t, PROJECTIONS), PROBES) * n * e
-        phases["search"] = triangle + 3 * panel + max(min(WIDTH, n) * n * e + taken, leaving)
-        phases["eigenvectors"] = _eigenvectors(max(min(SEARCH_ROWS, n), shapes.largest), e)
+        rows_of_inverse = min(WIDTH, n)
+        taken = 2 * rows_of_inverse * min(PAIRS, n * (shapes.largest + 1) // 2) * e
+        leaving = max(min(shapes.t, PROJECTIONS), PROBES) * (n + WIDTH) * e
+        phases["search"] = triangle + max(2 * panel, rows_of_inverse * (n + WIDTH) * e + taken, leaving)
+        while n > SEARCH_ROWS:  # halves of halves tell where it begins, the smallest by eigenvectors
+            n = -(-n // 2)
+        phases["eigenvectors"] = _eigenvectors(max(n, shapes.largest), e)
     elif loo:
         phases["eigenvectors"] = _eigenvectors(order, e)
     return {name: ASIDE + work for name, work in phases.items()}
