@@ -1,6 +1,7 @@
 """The ridge on a GPU: the same code on PyTorch's CPU device, beside scikit-learn, LAPACK and the ridge on the CPU."""
 
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -190,11 +191,25 @@ def test_the_disk_changes_no_bit(study, device, in_float32, tmp_path, nothing_he
     np.testing.assert_array_equal(inside.predict(T), outside.predict(T))
 
 
-def test_an_alpha_for_every_target_is_the_cpus(study, device):
-    X, Y, T = study(60, 90)
-    on_gpu, on_cpu = fits(X, Y, device=device, alpha="loo", per_target=True)
-    assert (on_gpu.device_, on_gpu.device_note_) == ("cpu", "an alpha for every target is found on the CPU")
-    np.testing.assert_array_equal(on_gpu.predict(T), on_cpu.predict(T))
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("per_target", [False, True])
+@pytest.mark.parametrize(("n", "p"), [(90, 120), (120, 50)])
+def test_all_alphas_and_one_for_every_target(study, off_by, constants, device, n, p, per_target, repeated):
+    constants(FLOAT64_ORDER=0, WIDTH=64, DEPTH=32, WEIGHT_BLOCK=40)
+    X, Y, T = study(n, p, t=90, dtype=np.float32)
+    stimulus = np.arange(n) // 2 if repeated else None
+    if repeated:
+        X = X[2 * stimulus] + np.random.default_rng(1).normal(0, 0.3, X.shape).astype(np.float32)
+    grid = [1.0, 10.0, 100.0, 1000.0, 1e4]
+    how = {"device": device, "alpha": "loo", "alphas": grid, "per_target": per_target, "restandardize": "transductive"}
+    on_gpu, on_cpu = fits(X, Y[::2] if repeated else Y, stimulus=stimulus, **how)
+    assert (on_gpu.device_, on_gpu.device_note_) == (device, None)
+    np.testing.assert_array_equal(on_gpu.alpha_, on_cpu.alpha_)
+    assert off_by(on_gpu.predict(T), on_cpu.predict(T), Y) < SPREAD
+    if per_target:
+        assert pickle.loads(pickle.dumps(on_gpu))._spectrum.on_device is None
+    else:
+        np.testing.assert_allclose(on_gpu.loo_errors_, on_cpu.loo_errors_, rtol=1e-4)
 
 
 def test_infinite_targets_and_small_alphas_are_refused_as_on_the_cpu(study, device, in_float32):
@@ -351,14 +366,20 @@ def test_the_record_names_the_device_and_says_why_it_was_not_used(study, tmp_pat
     data = RegressionData(as_matrix(X), as_matrix(Y), as_matrix(T), [""] * 60)
     context = Context.of("4GB", scratch=tmp_path, progress=Said(), label="regression a", device="cuda")
 
-    def record(name, **settings):
+    def record(name, context, **settings):
         store = Store.create(tmp_path / f"{name}.zarr", (5, 23), np.float32, made_of={})
         made = RidgeRegressor(RidgeSettings(**settings)).predict(data, [Output(store, tmp_path)], context, {})
         return made.get("device"), store.notes
 
-    assert record("one", alpha=20.0) == ("cuda", {"device": "cuda"})
-    assert record("each", per_target=True) == ("cpu: an alpha for every target is found on the CPU", {})
-    assert "regression a: an alpha for every target is found on the CPU" in context.progress.lines
+    assert record("one", context, alpha=20.0) == ("cuda", {"device": "cuda"})
+    with monkeypatch.context() as patched:
+        patched.setattr(vram, "free_vram", lambda: 100_000_000)
+        why, notes = record("small", replace(context, device="auto"), alpha=20.0)
+    assert re.fullmatch(
+        r"cpu: the ridge needs .* on the GPU .*, where 100 MB are free, so that it runs on the CPU", why
+    )
+    assert notes == {}
+    assert why.replace("cpu:", "regression a:") in context.progress.lines
     store = Store.create(tmp_path / "train.zarr", (60, 23), np.float32, made_of={})
     assert RidgeRegressor(RidgeSettings(alpha=20.0)).predict_left_out(data, store, context, {})["device"] == "cuda"
     assert store.complete

@@ -237,14 +237,14 @@ class StreamingRidge(Streamed):
         spectrum = None if searched else eigenvectors(kernel, deflate=self._train.dual, arithmetic=on)
         if self.per_target and spectrum is not None:
             self._spectrum = spectrum
-            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing)
+            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing, on)
             return None
         projections = project(self.targets_, self.seed, dtype, self._pairing.weights)
         if spectrum is None:
             self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
             errors = self.search_.errors
         else:
-            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
+            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
         return factor
@@ -320,6 +320,7 @@ class StreamingRidge(Streamed):
                 self.restandardize,
                 self._paired,
                 self._rbf,
+                self._arithmetic,
             )
             return
         extra, together = len(self._held_out), self.restandardize == "transductive"

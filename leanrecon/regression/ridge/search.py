@@ -137,9 +137,9 @@ def _begin(
         if before is None:
             spectrum = eigenvectors(small, deflate=True, arithmetic=arithmetic)
             if paired.repeats:
-                errors = dual_group_errors(spectrum, some, alphas, paired)
+                errors = dual_group_errors(spectrum, some, alphas, paired, arithmetic)
             else:
-                errors = dual_errors(spectrum, some, alphas)
+                errors = dual_errors(spectrum, some, alphas, arithmetic)
             best = int(np.argmin(errors.sum(axis=1)))
             first = best
         else:

@@ -23,6 +23,19 @@ class Spectrum:
     values: Array
     vectors: Array
     constant: float
+    on_device: Any = None
+    """A copy of the vectors on a device."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_device": None}
+
+    def placed(self, arithmetic: Arithmetic) -> Any:
+        """The vectors where products are taken."""
+        if arithmetic is ON_CPU:
+            return self.vectors
+        if self.on_device is None:
+            self.on_device = arithmetic.put(self.vectors)
+        return self.on_device
 
 
 def eigenvectors(gram: Panels, *, deflate: bool, arithmetic: Arithmetic = ON_CPU) -> Spectrum:

@@ -14,6 +14,7 @@ from leanrecon.regression.ridge.plan import (
     PROJECTIONS,
     SEARCH_ROWS,
     TEST_ROWS,
+    WEIGHT_BLOCK,
     Shapes,
     plan_fit,
 )
@@ -25,7 +26,7 @@ ASIDE = 200_000_000
 """Bytes that are set aside for the workspaces of NVIDIA's libraries and for rounding: assumed, not measured."""
 
 
-def place(wanted: str, shapes: Shapes, *, per_target: bool = False, **work: Any) -> tuple[str, str | None]:
+def place(wanted: str, shapes: Shapes, **work: Any) -> tuple[str, str | None]:
     """The device of a fit, and a sentence where that is the CPU although another one is there.
 
     Raises SettingsError where the device that was asked for is not there, and BudgetError where its memory is too small;
@@ -34,8 +35,6 @@ def place(wanted: str, shapes: Shapes, *, per_target: bool = False, **work: Any)
     device = choose(wanted)
     if device == "cpu":
         return device, None
-    if per_target:
-        return "cpu", "an alpha for every target is found on the CPU"
     if device == "cuda":
         phase, needed = max(plan_vram(shapes, **work).items(), key=lambda item: item[1])
         if needed > (free := free_vram()):
@@ -55,37 +54,56 @@ def aside(device: str, shapes: Shapes, **work: Any) -> int:
 
 
 def plan_vram(
-    shapes: Shapes, *, loo: bool = False, alphas: int = ALPHAS, extra_rows: int = 0, **host: Any
+    shapes: Shapes,
+    *,
+    loo: bool = False,
+    per_target: bool = False,
+    alphas: int = ALPHAS,
+    extra_rows: int = 0,
+    known: bool = False,
 ) -> dict[str, int]:
-    """Bytes on the GPU of each phase of a fit and its predictions of up to 1,024 rows.
+    """Bytes on the GPU of each phase of a fit and its predictions, by the options of ``plan.plan_fit``.
 
-    ``extra_rows`` go through the hat matrix beside the test rows, ``loo`` chooses one of ``alphas``; ``host`` options say
-    nothing here (see ``plan.plan_fit``).
+    Test betas that are ``known`` make no difference.
     """
-    searched = plan_fit(shapes, 0, loo=loo, alphas=alphas).searched
+    searched = plan_fit(shapes, 0, loo=loo, per_target=per_target, alphas=alphas).searched
     n, p, order, e = shapes.n, shapes.p, shapes.order, shapes.itemsize
     triangle, panel = triangle_nbytes(order, e), panel_nbytes(order, e)
-    rows = min(shapes.m, TEST_ROWS)
+    rows = shapes.m if per_target else min(shapes.m, TEST_ROWS)
     cross = rows * n * e if shapes.dual else 0
     slots = 2 * min(DEPTH, max(n, p)) * order * e + (2 * rows * min(DEPTH, p) * e if shapes.dual else 0)
     inner = max(rows, extra_rows) * (n if shapes.dual else max(p, min(DEPTH, n))) * e
-    phases = {
-        "gram": triangle + cross + slots,
-        "factor": triangle + 2 * panel,
-        "hat matrix": triangle + max(inner + slots, 2 * inner + panel),
-        "predictions": triangle + _streaming(shapes, rows + extra_rows),
-    }
+    phases = {"gram": triangle + cross + slots}
     if searched:
-        rows_of_inverse = min(WIDTH, n)
-        taken = 2 * rows_of_inverse * min(PAIRS, n * (shapes.largest + 1) // 2) * e
-        leaving = max(min(shapes.t, PROJECTIONS), PROBES) * (n + WIDTH) * e
-        phases["search"] = triangle + max(2 * panel, rows_of_inverse * (n + WIDTH) * e + taken, leaving)
-        while n > SEARCH_ROWS:  # halves of halves tell where it begins, the smallest by eigenvectors
-            n = -(-n // 2)
-        phases["eigenvectors"] = _eigenvectors(max(n, shapes.largest), e)
+        phases |= _searching(shapes, triangle, panel)
     elif loo:
         phases["eigenvectors"] = _eigenvectors(order, e)
+        k = min(shapes.t, PROJECTIONS)
+        leaving = (4 * n if shapes.dual else 2 * p + max(DEPTH, shapes.largest)) * k * e
+        leaving += 0 if shapes.dual else 2 * max(DEPTH, shapes.largest) * p * e + slots
+        phases["leave one out"] = order**2 * e + order * alphas * e + leaving
+    if per_target:
+        k = min(shapes.t, WEIGHT_BLOCK)
+        scoring = cross + inner + max(slots, rows * order * e)
+        answering = rows * (order + k) * e + (3 * max(order, n)) * k * e + (0 if shapes.dual else slots)
+        phases["predictions"] = order**2 * e + max(scoring, answering)
+    else:
+        phases["factor"] = triangle + 2 * panel
+        phases["hat matrix"] = triangle + max(inner + slots, 2 * inner + panel)
+        phases["predictions"] = triangle + _streaming(shapes, rows + extra_rows)
     return {name: ASIDE + work for name, work in phases.items()}
+
+
+def _searching(shapes: Shapes, triangle: int, panel: int) -> dict[str, int]:
+    """Work of a search for alpha: a factor, rows of its inverse, and residuals; before that the eigenvectors of some rows."""
+    n, e = shapes.n, shapes.itemsize
+    rows_of_inverse = min(WIDTH, n)
+    taken = 2 * rows_of_inverse * min(PAIRS, n * (shapes.largest + 1) // 2) * e
+    leaving = max(min(shapes.t, PROJECTIONS), PROBES) * (n + WIDTH) * e
+    searching = triangle + max(2 * panel, rows_of_inverse * (n + WIDTH) * e + taken, leaving)
+    while n > SEARCH_ROWS:  # halves of halves, until they are few enough
+        n = -(-n // 2)
+    return {"search": searching, "eigenvectors": _eigenvectors(max(n, shapes.largest), e)}
 
 
 def require_to_stream(shapes: Shapes, rows: int) -> None:
