@@ -43,3 +43,15 @@ def available() -> list[str]:
     if torch.cuda.is_available():
         found.insert(0, "cuda")
     return found
+
+
+VRAM_SHARE = 0.9
+"""The share of a GPU's free memory that is planned with; the rest is for the gaps of PyTorch's allocator."""
+
+
+def free_vram() -> int:
+    """Bytes of CUDA memory that work may take: what is free, and what PyTorch holds unused, less the allocator's gaps."""
+    import torch
+
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int((torch.cuda.mem_get_info()[0] + unused) * VRAM_SHARE)

@@ -4,6 +4,7 @@
     python scripts/bench_ridge.py --all --loo     also 347,680 targets (12 GB on disk), and alpha by leave-one-out
     python scripts/bench_ridge.py --kernels       the VDVAE shape by a linear and by an rbf kernel in turns, and choices
     python scripts/bench_ridge.py --against DIR   the VDVAE shape by this source tree and by another one in turns
+    python scripts/bench_ridge.py --device cuda   the VDVAE shape (with --all also 347,680 targets) on the CPU and on a GPU
 
 Every measurement is a process of its own on the same float32 data on disk with a warm page cache. Peers are given
 their arrays in memory and their loading is not counted; ours reads its stores within the time that is. Peak memory is
@@ -130,7 +131,7 @@ def peer(folder, name):
     return time.perf_counter() - started, predictions[:, :SAMPLE]
 
 
-def ours(folder, budget, loo, how=None):
+def ours(folder, budget, loo, how=None, device="cpu"):
     """Fit and predict from stores into a store; returns also what was planned."""
     from leanrecon.regression.ridge.ridge import StreamingRidge
     from leanrecon.stores import Store
@@ -138,6 +139,7 @@ def ours(folder, budget, loo, how=None):
     shutil.rmtree(folder / "P.zarr", ignore_errors=True)
     started = time.perf_counter()
     how = how or FORMS["leanrecon loo" if loo else "leanrecon"]
+    how = how if device == "cpu" else how | {"device": device}
     ridge = StreamingRidge(**how, standardize=False, budget=budget, scratch=folder)
     ridge.fit(folder / "X.zarr", folder / "Y.zarr", test=folder / "T.zarr")
     fitted = time.perf_counter() - started
@@ -147,11 +149,36 @@ def ours(folder, budget, loo, how=None):
     store.finish()
     seconds = time.perf_counter() - started
     extra = {"fit": fitted, "planned": ridge.projected_, "alpha": ridge.alpha_, "content": store.content}
+    if device != "cpu":
+        extra |= {"device": ridge.device_, "vram": gpu_peak(ridge.device_)}
     extra["form"] = str(getattr(getattr(ridge, "learned_", None), "form", "linear"))
     return seconds, store[0 : store.rows][:, :SAMPLE] if store.columns < 50_000 else None, extra
 
 
-def worker(folder, name, budget, gemm):
+def gpu_peak(device):
+    """The most bytes that PyTorch held on a CUDA GPU so far."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_reserved()
+
+
+def read_rate(folder):
+    """Seconds to read all targets chunk by chunk, checked, and to throw them away."""
+    import numpy as np
+
+    from leanrecon.stores import Store
+
+    store = Store.open(folder / "Y.zarr")
+    memory, started = np.empty(store.buffer_nbytes(), np.uint8), time.perf_counter()
+    for i in range(store.row_groups):
+        for j in range(store.column_groups):
+            store.read_chunk(i, j, memory)
+    return time.perf_counter() - started
+
+
+def worker(folder, name, budget, gemm, device="cpu"):
     """One measurement, in this process; prints its result as JSON."""
     from leanrecon.memory import PeakMemory
 
@@ -162,7 +189,7 @@ def worker(folder, name, budget, gemm):
     with PeakMemory() as memory:
         started = time.process_time()
         if name in FORMS:
-            seconds, predictions, extra = ours(folder, budget, False, FORMS[name])
+            seconds, predictions, extra = ours(folder, budget, False, FORMS[name], device)
             extra["cpu"] = time.process_time() - started
         else:
             seconds, predictions = peer(folder, name)
@@ -183,9 +210,10 @@ def measure(folder, name, budget=None, runs=1):
     return median_run(results)
 
 
-def measure_once(folder, name, budget=None, gemm=True):
+def measure_once(folder, name, budget=None, gemm=True, device="cpu"):
     command = [sys.executable, __file__, "--worker", name, "--data", str(folder)]
     command += (["--budget", budget] if budget else []) + ([] if gemm else ["--no-gemm"])
+    command += [] if device == "cpu" else ["--device", device]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if name != "reference" else None
 
@@ -261,6 +289,31 @@ def compare_kernels(root, shape, budget, runs):
         print(f"rbf / linear, {said}: " + " ".join(f"{rbf[key] / linear[key]:.3f}" for rbf, linear in pairs))
 
 
+def compare_devices(root, shape, device, budget, runs):
+    """A fixed alpha and one by leave-one-out, on the CPU and on a GPU in turns; the share is that of reading the targets."""
+    folder = root / f"t{shape['t']}"
+    make_data(folder, shape)
+    nbytes = 4 * shape["n"] * shape["t"]
+    alone = read_rate(folder)
+    print(
+        f"\n{shape}, {budget}, in turns; the targets alone are read in {alone:.1f} s, {nbytes / alone / 1e9:.2f} GB/s"
+    )
+    print(
+        f"{'':16}{'device':8}{'seconds':>9}{'fit':>8}{'predict':>9}{'share':>7}{'planned':>11}{'anonymous':>12}{'GPU':>11}"
+    )
+    for name in ("leanrecon", "leanrecon loo"):
+        for on in ["cpu", device] * runs:
+            it = measure_once(folder, name, budget, gemm=False, device=on)
+            predicting = it["seconds"] - it["fit"]
+            vram = megabytes(it["vram"]) if it.get("vram") else ""
+            print(
+                f"{name:16}{it.get('device', on):8}{it['seconds']:9.1f}{it['fit']:8.1f}{predicting:9.1f}"
+                f"{alone / predicting:7.0%}{megabytes(it['planned']):>11}{megabytes(it['anon']):>12}{vram:>11}"
+                f"  alpha {it['alpha']:.4g}",
+                flush=True,
+            )
+
+
 IN_TREE = """
 import contextlib, importlib, json, sys, time
 from pathlib import Path
@@ -329,12 +382,13 @@ def main():
     parser.add_argument(
         "--shape", type=int, nargs=4, default=VDVAE.values(), metavar=("N", "P", "M", "T"), help="of it"
     )
+    parser.add_argument("--device", default="cpu", help="auto, cuda or mps: beside the CPU, and nothing else")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--no-gemm", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--budget", help="of --kernels, 1.1GB where none is given")
+    parser.add_argument("--budget", help="of --kernels and --device, 1.1GB and 4GB where none is given")
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.data, arguments.worker, arguments.budget, not arguments.no_gemm)
+        worker(arguments.data, arguments.worker, arguments.budget, not arguments.no_gemm, arguments.device)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.data or Path(temporary)
@@ -344,6 +398,10 @@ def main():
             return
         if arguments.kernels:
             compare_kernels(root, shape, arguments.budget or "1.1GB", arguments.runs)
+            return
+        if arguments.device != "cpu":
+            for one in [shape] + ([ALL] if arguments.all else []):
+                compare_devices(root, one, arguments.device, arguments.budget or "4GB", arguments.runs)
             return
         if not arguments.skip_peers:
             compare_peers(root, arguments.runs)

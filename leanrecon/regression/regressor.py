@@ -42,6 +42,8 @@ class RegressionShapes:
     """How often betas and images are paired at random and predicted again."""
     fits: int = 1
     """Fits from the same betas: of all feature spaces, and of what is calibrated on train rows."""
+    device: str = "cpu"
+    """Where it is wanted to run: auto, cuda, mps or cpu."""
 
 
 @dataclass(frozen=True)

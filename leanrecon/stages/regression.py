@@ -251,4 +251,5 @@ def _shapes(planning: Planning, space: Any, pairings: int) -> RegressionShapes:
         y_block=plan_chunks((images, dims), np.float32, chunk)[1],
         subset=bool(planning.data.folds),
         pairings=pairings,
+        device=planning.settings.general.device,
     )

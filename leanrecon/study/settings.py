@@ -51,7 +51,7 @@ class GeneralSettings(BaseModel):
     memory: str | None = None
     """Memory that the process may hold, as in "4GB"; by default 80 % of the free memory."""
     device: Device = "auto"
-    """Where networks run and are trained; the ridge, pixels and principal components run on the CPU."""
+    """Where networks and the ridge run; pixels and principal components run on the CPU."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of splits, noise, permutations and bootstrap resamples."""
 

@@ -78,10 +78,18 @@ def exact_gradients(device: str) -> Iterator[None]:
         yield
 
 
-def _exact(device: str) -> Any:
+@contextlib.contextmanager
+def _exact(device: str) -> Iterator[None]:
     import torch
 
     if not device.startswith("cuda"):
-        return contextlib.nullcontext()
+        yield
+        return
     flags: Any = torch.backends.cudnn.flags
-    return flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # of products of matrices, which cuDNN's flags say nothing of
+    try:
+        with flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -7,11 +7,13 @@ import pytest
 import threadpoolctl
 
 from leanrecon.regression.ridge import (
+    arithmetic,
     group_errors,
     hat,
     kernel,
     loo,
     maps,
+    on_torch,
     pairing,
     per_target,
     plan,
@@ -19,7 +21,9 @@ from leanrecon.regression.ridge import (
     rbf,
     ridge,
     search,
+    streamed,
     triangle,
+    vram,
     weights,
 )
 from leanrecon.stores import Store
@@ -27,11 +31,13 @@ from leanrecon.stores import Store
 Array = np.ndarray[Any, Any]
 
 MODULES = (
+    arithmetic,
     group_errors,
     hat,
     kernel,
     loo,
     maps,
+    on_torch,
     pairing,
     per_target,
     plan,
@@ -39,7 +45,9 @@ MODULES = (
     rbf,
     ridge,
     search,
+    streamed,
     triangle,
+    vram,
     weights,
 )
 

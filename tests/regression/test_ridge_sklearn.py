@@ -119,7 +119,7 @@ def test_the_defaults_are_those_of_the_settings():
     assert {name: defaults[name] for name in fields if name != "kind"} == {
         name: field.default for name, field in fields.items() if name != "kind"
     }
-    assert set(defaults) - set(fields) == {"budget", "seed", "scratch"}  # of the study, not of the regression
+    assert set(defaults) - set(fields) == {"budget", "seed", "scratch", "device"}  # of the study, not of the regression
     assert StreamingRidge().get_params() == defaults
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.hat import row_slabs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import group_rows_held
@@ -23,15 +24,19 @@ from leanrecon.stores.matrix import PANEL, panels
 Array = np.ndarray[Any, Any]
 
 
-def dual_group_errors(spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing) -> Array:
+def dual_group_errors(
+    spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing, arithmetic: Arithmetic = ON_CPU
+) -> Array:
     """Sums of squared errors, float64 [alphas, k], of targets [n, k] that are centred; residuals are αG Y with G = (K + αI)⁻¹."""
     assert pairing.index is not None
     vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
     n, k = targets.shape
     groups = Groups.of(pairing.index)
     shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
-    loadings, weighted, residual = (buffer((n, k), dtype) for _ in range(3))
-    blas.gemm(vectors, targets, loadings, beta=0)
+    loadings, weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
+    residual = buffer((n, k), dtype)
+    placed, by, found = spectrum.placed(arithmetic), arithmetic.put(shrink), arithmetic.like(residual)
+    arithmetic.gemm(placed, arithmetic.put(targets), loadings, beta=0)
     left, right = groups.pairs
     kept = buffer((len(left), len(alphas)), dtype)
     for some in panels(len(left), PAIRS):
@@ -44,33 +49,44 @@ def dual_group_errors(spectrum: Spectrum, targets: Array, alphas: Array, pairing
     kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
     errors = np.zeros((len(alphas), k))
     for a in range(len(alphas)):
-        np.multiply(loadings, shrink[:, a : a + 1], out=weighted)
-        blas.gemm(vectors, weighted, residual, beta=0, ta=True)
+        arithmetic.multiply(loadings, by[:, a : a + 1], weighted)
+        arithmetic.gemm(placed, weighted, found, beta=0, ta=True)
+        arithmetic.take(found, residual)
         errors[a] = left_out_squares(residual, kept[:, a], groups)
     return errors
 
 
-def primal_group_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing) -> Array:
+def primal_group_errors(
+    betas: Centred,
+    spectrum: Spectrum,
+    targets: Array,
+    alphas: Array,
+    pairing: Pairing,
+    arithmetic: Arithmetic = ON_CPU,
+) -> Array:
     """The same of targets [s, k], which rows of betas are paired with; residuals are Y − X (XᵀX + αI)⁻¹ XᵀY."""
     assert pairing.index is not None
     (n, p), k = betas.shape, targets.shape[1]
-    vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
+    vectors, dtype = spectrum.placed(arithmetic), spectrum.vectors.dtype
     shrink = (1 / np.maximum(spectrum.values[:, None] + alphas, np.finfo(dtype).tiny)).astype(dtype)
-    products, loadings = buffer((p, k), dtype), buffer((p, k), dtype)
-    for part, slab in row_slabs(betas, dtype):
-        blas.gemm(slab, pairing.rows_of(targets, part), products, ta=True)
-    blas.gemm(vectors, products, loadings, beta=0)
+    products, loadings = arithmetic.zeros((p, k), dtype), arithmetic.zeros((p, k), dtype)
+    for part, slab in row_slabs(betas, dtype, arithmetic):
+        arithmetic.gemm(slab, arithmetic.put(pairing.rows_of(targets, part)), products, ta=True)
+    arithmetic.gemm(vectors, products, loadings, beta=0)
     errors = np.zeros((len(alphas), k))
-    scores = buffer((max(DEPTH, pairing.largest), p), dtype)
+    by = arithmetic.put(shrink)
+    scores = arithmetic.zeros((max(DEPTH, pairing.largest), p), dtype)
     for rows, slab in group_slabs(betas, pairing, dtype):
-        blas.gemm(slab, vectors, scores[: len(rows)], beta=0, tb=True)
+        arithmetic.gemm(arithmetic.put(slab), vectors, scores[: len(rows)], beta=0, tb=True)
         here = scores[: len(rows)]
         groups = Groups.of(pairing.index[rows])
-        kept = _kept(here, shrink, groups, n)
+        kept = _kept(arithmetic.host(here), shrink, groups, n)
         for a in range(len(alphas)):
             residual = targets[pairing.index[rows]]
-            np.multiply(loadings, shrink[:, a : a + 1], out=products)
-            blas.gemm(here, products, residual, alpha=-1)
+            found = arithmetic.put(residual)
+            arithmetic.multiply(loadings, by[:, a : a + 1], products)
+            arithmetic.gemm(here, products, found, alpha=-1)
+            arithmetic.take(found, residual)
             errors[a] += left_out_squares(residual, kept[:, a], groups)
     return errors
 

@@ -21,7 +21,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
-from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.kernel import Panels, add_product, solve
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.rbf import Rbf, squared_norms
@@ -41,37 +41,39 @@ def gram(
     test: Centred | None = None,
     directory: Path | None = None,
     pass_nbytes: int | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> tuple[Panels, Array | None]:
     """K = X Xᵀ (dual: n ≤ p) or Xᵀ X, summed over panels of voxels or rows in a fixed order, and T Xᵀ of test betas beside X Xᵀ.
 
-    With ``directory`` K lies on disk there, and ``pass_nbytes`` of it are formed in one pass over the betas.
+    With ``directory`` K lies on disk there, and ``pass_nbytes`` of it are formed in one pass over the betas: all of it on
+    another device than the CPU.
     """
     n, dual, order = betas.shape[0], betas.dual, betas.order
     result = Panels(order, dtype, directory=directory)
-    cross = buffer((test.shape[0], n), dtype) if test is not None and dual else None
-    for group in pass_groups(order, np.dtype(dtype).itemsize, pass_nbytes if directory else None):
-        held = {j: buffer((order - j * WIDTH, len(result.columns[j])), dtype) for j in group}
+    cross = arithmetic.zeros((test.shape[0], n), dtype) if test is not None and dual else None
+    at_once = pass_nbytes if directory and arithmetic is ON_CPU else None
+    for group in pass_groups(order, np.dtype(dtype).itemsize, at_once):
+        held = {j: arithmetic.zeros((order - j * WIDTH, len(result.columns[j])), dtype) for j in group}
         if not dual:
-            for _, slab in row_slabs(betas, dtype):
-                add_product(held, slab, result.columns, transpose=True)
+            for _, slab in row_slabs(betas, dtype, arithmetic):
+                add_product(held, slab, result.columns, transpose=True, arithmetic=arithmetic)
         else:
             beside = test if group[0] == 0 and test is not None else None
-            for slab, test_slab in voxel_slabs(betas, dtype, test=beside):
-                add_product(held, slab, result.columns, transpose=False)
+            for slab, test_slab in voxel_slabs(betas, dtype, test=beside, arithmetic=arithmetic):
+                add_product(held, slab, result.columns, transpose=False, arithmetic=arithmetic)
                 if test_slab is not None and cross is not None:
-                    blas.gemm(test_slab, slab, cross, tb=True)
+                    arithmetic.gemm(test_slab, slab, cross, tb=True)
         for j in group:
-            result.save(j, held.pop(j))
-    return result, cross
+            result.save(j, arithmetic.host(held.pop(j)))
+    return result, None if cross is None else arithmetic.host(cross)
 
 
-def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any) -> Array:
+def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any, arithmetic: Arithmetic = ON_CPU) -> Array:
     """T Xᵀ [len(rows), n] of some test rows, over panels of voxels."""
-    result = buffer((len(rows), betas.shape[0]), dtype)
-    for slab, test_slab in voxel_slabs(betas, dtype, test=test, rows=rows):
-        assert test_slab is not None
-        blas.gemm(test_slab, slab, result, tb=True)
-    return result
+    result = arithmetic.zeros((len(rows), betas.shape[0]), dtype)
+    for slab, test_slab in voxel_slabs(betas, dtype, test=test, rows=rows, arithmetic=arithmetic):
+        arithmetic.gemm(test_slab, slab, result, tb=True)
+    return arithmetic.host(result)
 
 
 def hat_matrix(
@@ -83,6 +85,7 @@ def hat_matrix(
     cross: Array | None = None,
     fold: Pairing | None = None,
     rbf: Rbf | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> Array:
     """H [len(rows), n] such that H Y are the predictions of some test rows, the intercept included.
 
@@ -93,20 +96,23 @@ def hat_matrix(
     n, p = betas.shape
     dtype = factor.dtype
     if betas.dual:
-        hat = cross_kernel(betas, test, rows, dtype) if cross is None else cross
+        hat = cross_kernel(betas, test, rows, dtype, arithmetic) if cross is None else cross
         if rbf is not None:
             rbf.of_test(hat, squared_norms(test, rows, dtype))
-        solve(factor, hat)
+        solve(factor, hat, arithmetic)
         sums = refuse_nan_rows(hat, rows)
         hat += ((1 - sums) / n)[:, None].astype(dtype)
         return by_image(hat, fold)
     inner = test.read(rows, range(p), buffer((len(rows) * p * dtype.itemsize,), np.uint8), dtype)
-    solve(factor, inner)
+    solve(factor, inner, arithmetic)
     hat = buffer((len(rows), n if fold is None else fold.s), dtype)
     product = None if fold is None else buffer((len(rows), min(DEPTH, n)), dtype)
-    for part, train_part in row_slabs(betas, dtype):
+    left = arithmetic.put(inner)
+    for part, train_part in row_slabs(betas, dtype, arithmetic):
         out = hat[:, part.start : part.stop] if product is None else product[:, : len(part)]
-        blas.gemm(inner, train_part, out, beta=0, tb=True)
+        found = arithmetic.like(out)
+        arithmetic.gemm(left, train_part, found, beta=0, tb=True)
+        arithmetic.take(found, out)
         if fold is not None:
             fold.fold(hat, out, part)
     sums = refuse_nan_rows(hat, rows)
@@ -130,16 +136,27 @@ def refuse_nan_rows(products: Array, rows: range) -> Array:
     return sums
 
 
-def row_slabs(betas: Centred, dtype: Any) -> Iterator[tuple[range, Array]]:
+def row_slabs(betas: Centred, dtype: Any, arithmetic: Arithmetic = ON_CPU) -> Iterator[tuple[range, Any]]:
     """Panels of rows over all voxels, the next one being read meanwhile."""
     n, p = betas.shape
     memories = [buffer((min(DEPTH, n) * p * np.dtype(dtype).itemsize,), np.uint8) for _ in range(2)]
-    return read_ahead(panels(n, DEPTH), lambda rows, memory: betas.read(rows, range(p), memory, dtype), memories)
+
+    def read(rows: range, memory: Array) -> Array:
+        return betas.read(rows, range(p), memory, dtype)
+
+    with arithmetic.feeding(memories) as feed:
+        for rows, slab in read_ahead(panels(n, DEPTH), read, memories):
+            yield rows, feed(slab)[0]
 
 
 def voxel_slabs(
-    betas: Centred, dtype: Any, *, test: Centred | None = None, rows: range | None = None
-) -> Iterator[tuple[Array, Array | None]]:
+    betas: Centred,
+    dtype: Any,
+    *,
+    test: Centred | None = None,
+    rows: range | None = None,
+    arithmetic: Arithmetic = ON_CPU,
+) -> Iterator[tuple[Any, Any]]:
     """Panels of voxels over all rows of the betas, and over some rows (or all) of the test betas, the next being read meanwhile."""
     n, p = betas.shape
     itemsize = np.dtype(dtype).itemsize
@@ -153,11 +170,13 @@ def voxel_slabs(
         return memory
 
     memories = [buffer((train_nbytes + test_nbytes,), np.uint8) for _ in range(2)]
-    for voxels, memory in read_ahead(panels(p, DEPTH), read, memories):
-        k = len(voxels)
-        train_part = memory[: n * k * itemsize].view(dtype).reshape(n, k)
-        test_part = memory[train_nbytes : train_nbytes + len(rows) * k * itemsize].view(dtype).reshape(len(rows), k)
-        yield train_part, test_part if test is not None else None
+    with arithmetic.feeding(memories) as feed:
+        for voxels, memory in read_ahead(panels(p, DEPTH), read, memories):
+            k = len(voxels)
+            train_part = memory[: n * k * itemsize].view(dtype).reshape(n, k)
+            test_part = memory[train_nbytes : train_nbytes + len(rows) * k * itemsize].view(dtype).reshape(len(rows), k)
+            train_slab, test_slab = feed(train_part, test_part)
+            yield train_slab, test_slab if test is not None else None
 
 
 def converted(a: Array, dtype: np.dtype[Any], index: Array | None = None, *, targets: int | None = None) -> Array:
@@ -203,6 +222,7 @@ def stream(
     moments: bool = False,
     weights: Array | None = None,
     out: Array | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> Iterator[Block]:
     """Yield H Y for the wanted column blocks of the targets, [rows of all hats, columns of the block].
 
@@ -222,31 +242,35 @@ def stream(
         return targets.read_tile(item[1], item[0], memory)
 
     items = [(j, rows) for j in wanted for rows in panels(n)]
-    for (j, rows), tile in read_ahead(items, read, tile_memories(targets)):
-        width = len(blocks[j])
-        if tile.dtype != dtype:
-            tile = tile.astype(dtype)
-        if rows.start == 0:
-            shift[:] = sums[:] = squares[:] = 0
-            shift[:width] = far_means(tile[:, :width])
-        if shift.any():
-            tile -= shift[: tile.shape[1]].astype(dtype)
-        for hat, start in zip(hats, starts, strict=False):
-            part = out[start : start + len(hat), : tile.shape[1]]
-            blas.gemm(hat[:, rows.start : rows.stop], tile, part, beta=0.0 if rows.start == 0 else 1.0)
-        if moments:
-            some = None if weights is None else weights[rows.start : rows.stop]
-            sums[:width] += column_sums(tile[:, :width], some)
-            squares[:width] += column_sums(np.square(tile[:, :width], out=tile[:, :width]), some)
-        if rows.stop == n:
-            values = out[:, :width]
+    memories = tile_memories(targets)
+    found, placed = arithmetic.like(out), [arithmetic.put(hat) for hat in hats]
+    with arithmetic.feeding([*memories, out.reshape(-1).view(np.uint8)]) as feed:
+        for (j, rows), tile in read_ahead(items, read, memories):
+            width = len(blocks[j])
+            if tile.dtype != dtype:
+                tile = tile.astype(dtype)
+            if rows.start == 0:
+                shift[:] = sums[:] = squares[:] = 0
+                shift[:width] = far_means(tile[:, :width])
             if shift.any():
-                values += shift[:width].astype(dtype)
-            with np.errstate(invalid="ignore"):  # of infinities
-                refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
-            mean = sums[:width] / total
-            std = np.sqrt(np.maximum(squares[:width] / total - mean**2, 0))
-            yield Block(blocks[j], values, mean + shift[:width], std)
+                tile -= shift[: tile.shape[1]].astype(dtype)
+            (fed,) = feed(tile)
+            for hat, start in zip(placed, starts, strict=False):
+                part = found[start : start + len(hat), : tile.shape[1]]
+                arithmetic.gemm(hat[:, rows.start : rows.stop], fed, part, beta=0.0 if rows.start == 0 else 1.0)
+            if moments:
+                some = None if weights is None else weights[rows.start : rows.stop]
+                sums[:width] += column_sums(tile[:, :width], some)
+                squares[:width] += column_sums(np.square(tile[:, :width], out=tile[:, :width]), some)
+            if rows.stop == n:
+                values = arithmetic.take(found, out)[:, :width]
+                if shift.any():
+                    values += shift[:width].astype(dtype)
+                with np.errstate(invalid="ignore"):  # of infinities
+                    refuse_nan_columns(values.sum(axis=0, dtype=np.float64), blocks[j])
+                mean = sums[:width] / total
+                std = np.sqrt(np.maximum(squares[:width] / total - mean**2, 0))
+                yield Block(blocks[j], values, mean + shift[:width], std)
 
 
 def column_sums(a: Array, weights: Array | None = None) -> Array:

@@ -2,11 +2,11 @@
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from leanrecon.errors import StoreError
@@ -20,7 +20,6 @@ Array = np.ndarray[Any, Any]
 
 _ALIGNED = 64  # bytes
 _CRC = 4  # bytes of the checksum at the end
-_PIECE = 2**20  # bytes that are checked at once
 _LONGEST = 2**20  # bytes of the first line at most
 _AGAIN = "run the same command again, which makes them anew"
 
@@ -93,10 +92,8 @@ class Hats:
 
 
 def _checksum(parts: Sequence[Any]) -> bytes:
-    """crc32c of all parts together, piece by piece."""
+    """crc32 of all parts together."""
     value = 0
     for part in parts:
-        view = memoryview(part)
-        for start in range(0, len(view), _PIECE):
-            value = google_crc32c.extend(value, bytes(view[start : start + _PIECE]))
+        value = zlib.crc32(part, value)
     return value.to_bytes(_CRC, "little")

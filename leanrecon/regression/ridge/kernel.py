@@ -14,7 +14,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors
-from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.triangle import WIDTH, panel_nbytes
 from leanrecon.stores.matrix import panels, read_ahead
 
@@ -37,10 +37,15 @@ class Panels:
         self.columns = panels(order, WIDTH)
         self._offsets = np.cumsum([0] + [panel_nbytes(order, self.dtype.itemsize, j) for j in range(len(self.columns))])
         self._held: list[Array | None] = [None] * len(self.columns)
+        self.on_device: dict[int, Any] = {}
+        """Copies of panels on a device, by their numbers (see ``on_torch``)."""
         self.directory, self._file = directory, None
         if directory is not None:
             with explained_disk_errors(directory):
                 self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_device": {}}
 
     @property
     def on_disk(self) -> bool:
@@ -74,12 +79,14 @@ class Panels:
         if self._file is not None:
             self.save(j, panel)
             return
+        self.on_device.pop(j, None)
         held = self._held[j]
         if held is None:
             self._held[j] = held = buffer(panel.shape, self.dtype)
         np.copyto(held, panel)
 
     def save(self, j: int, panel: Array) -> None:
+        self.on_device.pop(j, None)
         if self._file is None or self.directory is None:
             self._held[j] = panel
             return
@@ -102,7 +109,9 @@ class Panels:
         return read_ahead(order, load, [memory for memory in memories if memory is not None])
 
 
-def add_product(held: dict[int, Array], slab: Array, columns: Sequence[range], *, transpose: bool) -> None:
+def add_product(
+    held: dict[int, Any], slab: Any, columns: Sequence[range], *, transpose: bool, arithmetic: Arithmetic = ON_CPU
+) -> None:
     """Add slab·slabᵀ (slabᵀ·slab with ``transpose``) to some panels, {j: panel}."""
     for j, panel in held.items():
         start, width = columns[j].start, len(columns[j])
@@ -110,11 +119,11 @@ def add_product(held: dict[int, Array], slab: Array, columns: Sequence[range], *
             head, below = slab[:, start : start + width], slab[:, start + width :]
         else:
             head, below = slab[start : start + width], slab[start + width :]
-        blas.syrk(head, panel[:width], ta=transpose)
-        blas.gemm(below, head, panel[width:], ta=transpose, tb=not transpose)
+        arithmetic.syrk(head, panel[:width], ta=transpose)
+        arithmetic.gemm(below, head, panel[width:], ta=transpose, tb=not transpose)
 
 
-def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
+def cholesky(gram: Panels, alpha: float, *, deflate: bool, arithmetic: Arithmetic = ON_CPU) -> None:
     """Replace K by the factor L of K + alpha·I = L Lᵀ, panel by panel (left-looking).
 
     ``deflate`` adds a constant to K = X Xᵀ. Centred betas leave K singular along the ones, so that only alpha
@@ -123,32 +132,34 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool) -> None:
     InputError where K + alpha·I is singular in the panels' precision.
     """
     smallest, largest = np.inf, 0.0
-    target_memory, *ahead = gram.memories(3)
+    (target_memory,), ahead = gram.memories(1), arithmetic.memories(gram, 2)
     constant = gram.dtype.type(0)
     eps = float(np.finfo(gram.dtype).eps)
     for j, columns in enumerate(gram.columns):
-        target = gram.load(j, target_memory)
+        loaded = gram.load(j, target_memory)
         width = len(columns)
         diagonal = np.arange(width)
         if deflate:
             if j == 0:
-                constant = gram.dtype.type(deflation(target))
-            target += constant
-        varies = target[diagonal, diagonal] > 0
-        target[diagonal, diagonal] += np.where(varies, alpha, 1).astype(gram.dtype)
-        largest = max(largest, float(target[diagonal, diagonal].max(initial=0, where=varies)))
-        for _, slab in gram.ahead(range(j), ahead, down_to=columns.start):
-            blas.syrk(slab[:width], target[:width], alpha=-1)
-            blas.gemm(slab[width:], slab[:width], target[width:], alpha=-1, tb=True)
-        bad = blas.potrf(target[:width])
-        smallest = min(smallest, float(np.square(target[diagonal, diagonal]).min(initial=np.inf, where=varies)))
+                constant = gram.dtype.type(deflation(loaded))
+            loaded += constant
+        varies = loaded[diagonal, diagonal] > 0
+        loaded[diagonal, diagonal] += np.where(varies, alpha, 1).astype(gram.dtype)
+        largest = max(largest, float(loaded[diagonal, diagonal].max(initial=0, where=varies)))
+        target = arithmetic.put(loaded)
+        for _, slab in arithmetic.ahead(gram, range(j), ahead, down_to=columns.start):
+            arithmetic.syrk(slab[:width], target[:width], alpha=-1)
+            arithmetic.gemm(slab[width:], slab[:width], target[width:], alpha=-1, tb=True)
+        bad = arithmetic.potrf(target[:width])
+        pivots = arithmetic.diagonal(target[:width])
+        smallest = min(smallest, float(np.square(pivots).min(initial=np.inf, where=varies)))
         if bad or not smallest > largest * eps * ROUNDING:
             raise InputError(
                 f"alpha = {alpha:g} is too small for these betas: their Gram matrix is singular in {gram.dtype}",
                 todo=f"raise alpha to {largest * eps * 16 * ROUNDING:.1g} or more",
             )
-        blas.trsm(target[:width], target[width:], transpose=True)
-        gram.save(j, target)
+        arithmetic.trsm(target[:width], target[width:], transpose=True)
+        arithmetic.keep(gram, j, target, loaded)
 
 
 def copied(gram: Panels, into: Panels | None = None) -> Panels:
@@ -194,19 +205,18 @@ def part_of(gram: Panels, rows: Array) -> Panels:
     return result
 
 
-def inverse_rows(factor: Panels) -> Iterator[tuple[range, Array]]:
+def inverse_rows(factor: Panels, arithmetic: Arithmetic = ON_CPU) -> Iterator[tuple[range, Any]]:
     """Yield ``(rows, rows of L⁻¹ [len(rows), order])``, as many at once as a panel has columns; valid until the next."""
-    memories = factor.memories(2)
-    out = buffer((min(WIDTH, factor.order), factor.order), factor.dtype)
+    memories = arithmetic.memories(factor, 2)
+    out = arithmetic.zeros((min(WIDTH, factor.order), factor.order), factor.dtype)
     for b, rows in enumerate(factor.columns):
         part = out[: len(rows)]
-        part[:] = 0
-        part[np.arange(len(rows)), np.arange(rows.start, rows.stop)] = 1
-        for j, panel in factor.ahead(reversed(range(b + 1)), memories):
+        arithmetic.identity(part, rows.start)
+        for j, panel in arithmetic.ahead(factor, reversed(range(b + 1)), memories):
             start, width = factor.columns[j].start, len(factor.columns[j])
             here = part[:, start : start + width]
-            blas.gemm(part[:, start + width : rows.stop], panel[width : rows.stop - start], here, alpha=-1)
-            blas.trsm(panel[:width], here, transpose=False)
+            arithmetic.gemm(part[:, start + width : rows.stop], panel[width : rows.stop - start], here, alpha=-1)
+            arithmetic.trsm(panel[:width], here, transpose=False)
         yield rows, part
 
 
@@ -215,16 +225,17 @@ def deflation(first_panel: Array) -> float:
     return float(np.diagonal(first_panel).mean(dtype=np.float64)) / len(first_panel)
 
 
-def solve(factor: Panels, rows: Array) -> None:
+def solve(factor: Panels, rows: Array, arithmetic: Arithmetic = ON_CPU) -> None:
     """Replace each row b of ``rows`` [m, order] by (L Lᵀ)⁻¹ b, in place."""
-    memories = factor.memories(2)
-    for j, panel in factor.ahead(range(len(factor.columns)), memories):
+    memories, found = arithmetic.memories(factor, 2), arithmetic.put(rows)
+    for j, panel in arithmetic.ahead(factor, range(len(factor.columns)), memories):
         start, width = factor.columns[j].start, len(factor.columns[j])
-        here = rows[:, start : start + width]
-        blas.trsm(panel[:width], here, transpose=True)
-        blas.gemm(here, panel[width:], rows[:, start + width :], alpha=-1, tb=True)
-    for j, panel in factor.ahead(reversed(range(len(factor.columns))), memories):
+        here = found[:, start : start + width]
+        arithmetic.trsm(panel[:width], here, transpose=True)
+        arithmetic.gemm(here, panel[width:], found[:, start + width :], alpha=-1, tb=True)
+    for j, panel in arithmetic.ahead(factor, reversed(range(len(factor.columns))), memories):
         start, width = factor.columns[j].start, len(factor.columns[j])
-        here = rows[:, start : start + width]
-        blas.gemm(rows[:, start + width :], panel[width:], here, alpha=-1)
-        blas.trsm(panel[:width], here, transpose=False)
+        here = found[:, start : start + width]
+        arithmetic.gemm(found[:, start + width :], panel[width:], here, alpha=-1)
+        arithmetic.trsm(panel[:width], here, transpose=False)
+    arithmetic.take(found, rows)

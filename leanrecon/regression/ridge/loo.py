@@ -16,6 +16,7 @@ from leanrecon.errors import LeanreconWarning
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.group_errors import dual_group_errors, primal_group_errors, sums_of_squares
 from leanrecon.regression.ridge.hat import column_means, far_means, refuse_nan_columns, row_slabs
 from leanrecon.regression.ridge.kernel import Panels
@@ -102,7 +103,12 @@ def random_signs(columns: range, k: int, seed: int | Sequence[int]) -> Array:
 
 
 def loo_errors(
-    betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing | None = None
+    betas: Centred,
+    spectrum: Spectrum,
+    targets: Array,
+    alphas: Array,
+    pairing: Pairing | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> Array:
     """Sums over the rows of squared leave-one-out errors, float64 [alphas, targets].
 
@@ -112,59 +118,66 @@ def loo_errors(
     if pairing is None or not pairing.repeats:
         targets = targets if pairing is None else pairing.expanded(targets)
         if betas.dual:
-            return dual_errors(spectrum, targets, alphas)
-        return _primal_errors(betas, spectrum, targets, alphas)
+            return dual_errors(spectrum, targets, alphas, arithmetic)
+        return _primal_errors(betas, spectrum, targets, alphas, arithmetic)
     if betas.dual:
-        return dual_group_errors(spectrum, pairing.expanded(targets), alphas, pairing)
-    return primal_group_errors(betas, spectrum, targets, alphas, pairing)
+        return dual_group_errors(spectrum, pairing.expanded(targets), alphas, pairing, arithmetic)
+    return primal_group_errors(betas, spectrum, targets, alphas, pairing, arithmetic)
 
 
-def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic = ON_CPU) -> Array:
     """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
     vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
     n, k = targets.shape
     shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
-    loadings, weighted, residual = (buffer((n, k), dtype) for _ in range(3))
-    blas.gemm(vectors, targets, loadings, beta=0)
+    loadings, weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
+    residual = buffer((n, k), dtype)
+    placed, by, found = spectrum.placed(arithmetic), arithmetic.put(shrink), arithmetic.like(residual)
+    arithmetic.gemm(placed, arithmetic.put(targets), loadings, beta=0)
     kept = np.zeros((n, len(alphas)), dtype)
     for part in panels(n, PANEL):
         blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], kept, ta=True)
     kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
     errors = np.zeros((len(alphas), k))
     for a in range(len(alphas)):
-        np.multiply(loadings, shrink[:, a : a + 1], out=weighted)
-        blas.gemm(vectors, weighted, residual, beta=0, ta=True)
+        arithmetic.multiply(loadings, by[:, a : a + 1], weighted)
+        arithmetic.gemm(placed, weighted, found, beta=0, ta=True)
+        arithmetic.take(found, residual)
         residual /= kept[:, a : a + 1]
         errors[a] = sums_of_squares(residual)
     return errors
 
 
-def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array) -> Array:
+def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:
     n, p = betas.shape
     dtype = spectrum.vectors.dtype
     shrink = (1 / np.maximum(spectrum.values[:, None] + alphas, np.finfo(dtype).tiny)).astype(dtype)
-    loadings = np.zeros((p, targets.shape[1]), dtype)
-    for rows, scores in _scores(betas, spectrum):
-        blas.gemm(scores, targets[rows.start : rows.stop], loadings, ta=True)
+    loadings, weighted = (arithmetic.zeros((p, targets.shape[1]), dtype) for _ in range(2))
+    by = arithmetic.put(shrink)
+    for rows, scores in _scores(betas, spectrum, arithmetic):
+        arithmetic.gemm(scores, arithmetic.put(targets[rows.start : rows.stop]), loadings, ta=True)
     errors = np.zeros((len(alphas), targets.shape[1]))
-    for rows, scores in _scores(betas, spectrum):
-        leverage = np.square(scores) @ shrink + 1 / n
+    for rows, scores in _scores(betas, spectrum, arithmetic):
+        leverage = np.square(arithmetic.host(scores)) @ shrink + 1 / n
         for a in range(len(alphas)):
             residual = targets[rows.start : rows.stop].copy()
-            blas.gemm(scores, loadings * shrink[:, a : a + 1], residual, alpha=-1)
+            found = arithmetic.put(residual)
+            arithmetic.multiply(loadings, by[:, a : a + 1], weighted)
+            arithmetic.gemm(scores, weighted, found, alpha=-1)
+            arithmetic.take(found, residual)
             residual /= 1 - leverage[:, a : a + 1]
             errors[a] += sums_of_squares(residual)
     return errors
 
 
-def _scores(betas: Centred, spectrum: Spectrum) -> Iterator[tuple[range, Array]]:
+def _scores(betas: Centred, spectrum: Spectrum, arithmetic: Arithmetic) -> Iterator[tuple[range, Any]]:
     """Panels of centred betas in the basis of the eigenvectors."""
     n, p = betas.shape
     dtype = spectrum.vectors.dtype
-    scores = buffer((min(DEPTH, n), p), dtype)
-    for rows, slab in row_slabs(betas, dtype):
-        blas.gemm(slab, spectrum.vectors, scores[: len(rows)], beta=0, tb=True)
+    scores = arithmetic.zeros((min(DEPTH, n), p), dtype)
+    for rows, slab in row_slabs(betas, dtype, arithmetic):
+        arithmetic.gemm(slab, spectrum.placed(arithmetic), scores[: len(rows)], beta=0, tb=True)
         yield rows, scores[: len(rows)]
 
 

@@ -28,6 +28,9 @@ MOST_SETS = 8
 
 _FLOAT = 8  # bytes of float64
 
+SEARCHED = 4
+"""Alphas that a search looks at, about: each takes a factor and an inverse, order³ operations."""
+
 
 def plan_encoding(
     n: int, p: int, s: int, t: int, *, block: int, x_tile: int = 0, y_tile: int = 0, scratch: int = 0
@@ -119,3 +122,14 @@ def kept_nbytes(shapes: Shapes, *, planned: FitPlan, loo: bool) -> int:
 def projections_nbytes(shapes: Shapes) -> int:
     """Bytes on disk of projections of the targets, for other fits of the same targets: in float64 and float32."""
     return shapes.width * min(shapes.t, PROJECTIONS) * (8 + 4)
+
+
+def operations_of_fit(order: int, n: int, p: int, m: int, *, searched: bool, loo: bool) -> float:
+    """Operations of a fit and its hat matrix, about: half of the Gram matrix, its factor or eigenvectors, two solves.
+
+    An eigendecomposition with vectors takes about 9 order³ (Golub & Van Loan 2013, section 8.3), a Cholesky factor ⅓.
+    """
+    times = 1 / 3 if not loo else SEARCHED if searched else 9
+    factor = times * float(order) ** 3
+    other = p if order == n else n
+    return float(order) ** 2 * other + factor + 2.0 * m * order * (order + other)

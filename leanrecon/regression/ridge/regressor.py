@@ -1,7 +1,7 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
+from leanrecon.devices import choose
 from leanrecon.errors import InputError
 from leanrecon.places.files import write_whole
 from leanrecon.regression.kept import KEPT, Kept
@@ -19,10 +20,19 @@ from leanrecon.regression.regressor import (
     RegressionShapes,
     check_test_rows,
 )
-from leanrecon.regression.ridge.form import FLOOR, Form, forms
+from leanrecon.regression.ridge.begun import of_one_device
+from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.plan import ALPHAS, FOLDS, LOO_ROWS, FitPlan, Shapes, plan_left_out
-from leanrecon.regression.ridge.plan_form import kept_nbytes, plan_formed, plan_sets, projections_nbytes
+from leanrecon.regression.ridge.plan_form import (
+    kept_nbytes,
+    operations_of_fit,
+    plan_formed,
+    plan_sets,
+    projections_nbytes,
+)
+from leanrecon.regression.ridge.records import device_record, form_record, form_sentences, how_chosen
 from leanrecon.regression.ridge.settings import RidgeSettings
+from leanrecon.regression.ridge.vram import aside, place
 from leanrecon.stores.layout import PANEL, subset_block
 
 if TYPE_CHECKING:
@@ -34,9 +44,6 @@ if TYPE_CHECKING:
 
 VOXEL_WEIGHTS = "voxel_weights.npz"
 """How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
-
-SEARCHED = 4
-"""Alphas that a search looks at, about: each takes a factor and an inverse, order³ operations."""
 
 _FLOAT = 4  # bytes of float32
 
@@ -92,10 +99,9 @@ class RidgeRegressor:
 
     def _used(self, unused: Set[str] = frozenset()) -> dict[str, Any]:
         """The settings without those that say nothing: of an rbf under a linear kernel, of weights without any."""
-        settings = self.settings
-        plain = {"kernel", "gamma"} if settings.kernel == "linear" else set()
-        equal = {"voxel_weights", "voxel_power"} if settings.voxel_weights == "none" else set()
-        return settings.model_dump(exclude_none=True, exclude={*unused, *plain, *equal})
+        plain = {"kernel", "gamma"} if self.settings.kernel == "linear" else set()
+        equal = {"voxel_weights", "voxel_power"} if self.settings.voxel_weights == "none" else set()
+        return self.settings.model_dump(exclude_none=True, exclude={*unused, *plain, *equal})
 
     def keeps(self, predictions: "Location") -> "list[Location]":
         """The small files that lie beside the predictions of a feature space: how voxels were weighed."""
@@ -111,25 +117,38 @@ class RidgeRegressor:
         settings = self.settings
         check_test_rows(self.settings.restandardize, shapes.m)
         of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
-        planned = self._plan_fit(of_ridge, free, known=True)
+        device, beside = self._beside(shapes.device, of_ridge)
+        planned = self._plan_fit(of_ridge, free - beside, known=True)
         where = "in memory" if planned.in_memory else "on disk"
         order = of_ridge.order if settings.kernel == "linear" else of_ridge.n
         rows = shapes.m + self._extra_rows(shapes.n)
-        sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free)
+        sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free - beside)
         same = shapes.fits > 1 and settings.voxel_weights in ("none", "reliability")
         grams = -(-planned.triangle // planned.pass_nbytes)
         loo, dual = settings.alpha == "loo", order == shapes.n
+        on = "" if device == "cpu" else f", on {device}"
         return RegressionPlan(
-            work=max(planned.work, sets),
-            summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block",
+            work=max(planned.work, sets) + beside,
+            summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block{on}",
+            held=beside,
             scratch=planned.scratch + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
             kept=projections_nbytes(of_ridge) if loo else 0,
-            operations=_operations(order, shapes, searched=planned.searched, loo=loo) * len(self._forms()),
+            operations=operations_of_fit(order, shapes.n, shapes.p, shapes.m, searched=planned.searched, loo=loo)
+            * len(self._forms()),
             # Moments, Gram matrix; cross products, errors of rows; and in each fold where a form is chosen.
             passes=1 + grams + (0 if dual else 1 + 2 * loo) + (5 * FOLDS if len(self._forms()) > 1 else 0),
             target_passes=1 if loo else 0,
             factor="" if loo or self._learns_form else self._key,
         )
+
+    def _beside(self, wanted: str, of_ridge: Shapes) -> tuple[str, int]:
+        """The device of a fit, and the bytes of the process that it takes beside what a fit on the CPU takes."""
+        if wanted == "cpu":
+            return wanted, 0
+        widest = replace(of_ridge, rbf=any(form.kernel == "rbf" for form in self._forms()))
+        options = self._options(of_ridge.n)
+        device = place(wanted, widest, **options)[0]
+        return device, aside(device, widest, **options)
 
     def predict(
         self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
@@ -145,8 +164,12 @@ class RidgeRegressor:
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
         for sentence in ridge.unreasonable_:
             context.progress.say(f"{context.label}: {sentence}")
-        for sentence in _chosen(ridge):
+        for sentence in form_sentences(ridge):
             context.progress.say(f"{context.label}: {sentence}")
+        if ridge.device_note_:
+            context.progress.say(f"{context.label}: {ridge.device_note_}")
+        for out in outputs:
+            of_one_device(out.store, ridge.device_, context)
         alpha = np.asarray(ridge.alpha_)
         if self.settings.alpha == "loo":
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
@@ -165,9 +188,10 @@ class RidgeRegressor:
         return {
             "settings": self._used(),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
-            **({"alpha_chosen": _how_chosen(ridge)} if self.settings.alpha == "loo" else {}),
+            **({"alpha_chosen": how_chosen(ridge)} if self.settings.alpha == "loo" else {}),
             "voxels_left_out": ridge.left_out_,
-            **_form_record(ridge),
+            **form_record(ridge),
+            **device_record(ridge),
             **({"unreasonable_betas": ridge.unreasonable_} if ridge.unreasonable_ else {}),
         }
 
@@ -218,6 +242,8 @@ class RidgeRegressor:
     def plan_left_out(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan a fit whose factor is kept, and leave-one-out predictions of all train rows."""
         of_ridge = shapes_of_regression(shapes, restandardized=self.settings.restandardize != "none")
+        beside = self._beside(shapes.device, of_ridge)[1]
+        free -= beside
         fit = self._plan_fit(of_ridge, free, known=False)
         held = fit.triangle if fit.in_memory else 0
         works = [
@@ -230,7 +256,7 @@ class RidgeRegressor:
             for form in self._forms()
         ]
         return RegressionPlan(
-            work=max(fit.work, held + max(works)),
+            work=beside + max(fit.work, held + max(works)),
             summary="train rows without their images",
             scratch=fit.scratch,
         )
@@ -251,28 +277,30 @@ class RidgeRegressor:
         shared.pop(_SHARED, None)
         decided = type(self)(settings.model_copy(update=chosen))
         ridge = decided._fit(data, context, test=None, shuffled=False, kept=shared.get(KEPT))
+        of_one_device(store, ridge.device_, context)
         done = store.column_groups - len(store.missing_column_groups())
         with context.task(total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_train_into(store, advance=advance)
         store.finish()
-        return {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
+        found = {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
+        return found | device_record(ridge)
 
     def _forms(self) -> Sequence[Form]:
         settings = self.settings
         return forms(settings.kernel, settings.gamma, settings.voxel_weights, settings.voxel_power)
 
     def _plan_fit(self, of_ridge: Shapes, free: int, *, known: bool) -> FitPlan:
+        return plan_formed(of_ridge, free, self._forms(), known=known, **self._options(of_ridge.n))
+
+    def _options(self, n: int) -> dict[str, Any]:
+        """What plans ask about a fit to ``n`` train rows."""
         settings = self.settings
-        return plan_formed(
-            of_ridge,
-            free,
-            self._forms(),
-            known=known,
-            loo=settings.alpha == "loo",
-            per_target=settings.per_target,
-            alphas=ALPHAS if settings.alphas is None else len(settings.alphas),
-            extra_rows=self._extra_rows(of_ridge.n),
-        )
+        return {
+            "loo": settings.alpha == "loo",
+            "per_target": settings.per_target,
+            "alphas": ALPHAS if settings.alphas is None else len(settings.alphas),
+            "extra_rows": self._extra_rows(n),
+        }
 
     def _extra_rows(self, n: int) -> int:
         """Train rows whose leave-one-out predictions give the moments of test predictions."""
@@ -310,7 +338,9 @@ class RidgeRegressor:
         from leanrecon.regression.ridge.ridge import StreamingRidge
 
         how = self.settings.model_dump(exclude={"kind"})
-        ridge = StreamingRidge(**how, budget=context.budget, seed=context.seed, scratch=context.scratch)
+        how |= {"budget": context.budget, "seed": context.seed, "scratch": context.scratch}
+        alone = context.executor is None
+        ridge = StreamingRidge(**how, device=context.device if alone else "cpu")
         ridge.warns = False  # what is odd is said beside the label
         ridge.kept = kept
         ridge.fit(
@@ -321,6 +351,8 @@ class RidgeRegressor:
             shuffled=shuffled,
             reliability=data.reliability,
         )
+        if not alone and choose(context.device) != "cpu":
+            ridge.device_note_ = "workers stream its targets on CPUs, so that it runs on the CPU"
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
         return ridge
@@ -346,35 +378,6 @@ def _stream(
     path.parent.delete_tree()  # what a killed run left, too
 
 
-def _chosen(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
-    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
-    learned = ridge.learned_
-    if learned.choice is not None:
-        yield learned.choice.told(figures=figures)
-    if learned.share is not None and not (learned.share > FLOOR).any():
-        yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
-
-
-def _how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
-    """How leave-one-out chose alpha: by eigenvectors for all alphas, or by a search with few Cholesky factors."""
-    found = {"by": "eigenvectors"} if ridge.search_ is None else ridge.search_.as_dict()
-    return {"of": len(ridge.alphas_), **found}
-
-
-def _form_record(ridge: "StreamingRidge") -> dict[str, Any]:
-    """What run.json keeps of a form that is not the plain ridge."""
-    learned = ridge.learned_
-    if learned.form == Form() and learned.choice is None:
-        return {}
-    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(_chosen(ridge, figures=False))}
-    if learned.choice is not None:
-        record["choice"] = learned.choice.as_dict()
-    if learned.share is not None:
-        share = learned.share[~np.isnan(learned.share)]
-        record["voxels_at_floor"] = int((share <= FLOOR).sum())
-    return record
-
-
 def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
     """Keep the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
     learned, p = ridge.learned_, ridge.n_features_in_
@@ -382,17 +385,6 @@ def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
     share = np.full(p, np.nan) if learned.share is None else learned.share
     arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-
-
-def _operations(order: int, shapes: RegressionShapes, *, searched: bool, loo: bool) -> float:
-    """Operations of a fit and its hat matrix, about: half of the Gram matrix, its factor or eigenvectors, two solves.
-
-    An eigendecomposition with vectors takes about 9 order³ (Golub & Van Loan 2013, section 8.3), a Cholesky factor ⅓.
-    """
-    times = 1 / 3 if not loo else SEARCHED if searched else 9
-    factor = times * float(order) ** 3
-    other = shapes.p if order == shapes.n else shapes.n
-    return float(order) ** 2 * other + factor + 2.0 * shapes.m * order * (order + other)
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.hat import stream
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import LOO_ROWS
@@ -100,13 +101,15 @@ def through_hats(
     out: Array | None = None,
     *,
     weights: Array | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.
 
     Hats beyond those of the ``rows`` are of predictions that give the moments for ``inductive``. In the moments of
     the targets each row counts as often as its weight says.
     """
-    for _, columns, values in sets_through_hats(rows, [hats], targets, wanted, kind, out, weights=weights):
+    how: Any = {"weights": weights, "arithmetic": arithmetic}
+    for _, columns, values in sets_through_hats(rows, [hats], targets, wanted, kind, out, **how):
         yield rows, columns, values
 
 
@@ -119,11 +122,13 @@ def sets_through_hats(
     out: Array | None = None,
     *,
     weights: Array | None = None,
+    arithmetic: Arithmetic = ON_CPU,
 ) -> Iterator[tuple[int, range, Array]]:
     """Yield ``(set, columns, predictions)`` of some rows by several sets of hat matrices, in one pass over the targets."""
     height = sum(map(len, sets[0]))
     hats = [hat for one in sets for hat in one]
-    for block in stream(hats, targets, wanted, moments=kind != "none", weights=weights, out=out):
+    how: Any = {"moments": kind != "none", "weights": weights, "out": out, "arithmetic": arithmetic}
+    for block in stream(hats, targets, wanted, **how):
         for k in range(len(sets)):
             part = block.values[k * height : (k + 1) * height]
             values = part[: len(rows)]

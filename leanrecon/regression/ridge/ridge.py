@@ -19,7 +19,7 @@ from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
 from leanrecon.regression.ridge.form import Form, forms
-from leanrecon.regression.ridge.hat import by_image, converted, gram, hat_matrix
+from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
@@ -39,11 +39,12 @@ from leanrecon.regression.ridge.plan import (
 )
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
-from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out, through_hats
+from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out
 from leanrecon.regression.ridge.search import Search, search
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.regression.ridge.together import Together
+from leanrecon.regression.ridge.vram import aside, place
 from leanrecon.regression.ridge.weights import through_weights
 from leanrecon.stores.matrix import Matrix, Reblocked, RowSubset, as_matrix, column_blocks, panels, same_matrix
 
@@ -82,6 +83,8 @@ class StreamingRidge(Together):
         Seed of the random projections.
     scratch : path, optional
         Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder.
+    device : {"cpu", "auto", "cuda", "mps"}
+        Where the large products and the factors are computed; "auto" takes a GPU that holds them (see ``ridge.on_torch``).
 
     ``fit`` and ``predict`` take NumPy, Zarr and Dask arrays, stores, and paths of stores, [rows, columns]. The
     targets are not read until predictions are made, so they must stay where they are; a pickled fit holds NumPy arrays
@@ -98,6 +101,8 @@ class StreamingRidge(Together):
         Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
     unreasonable_ : list of str
         What is odd about the betas, such as a voxel of mere rounding; ``fit`` warns of it.
+    device_, device_note_ : str
+        Where it was fitted, and why not on the GPU that was asked for, if so.
     n_features_in_ : int
     """
 
@@ -116,6 +121,7 @@ class StreamingRidge(Together):
         budget: str | int | MemoryBudget | None = None,
         seed: int = 0,
         scratch: str | Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.alpha = alpha
         self.standardize = standardize
@@ -129,6 +135,7 @@ class StreamingRidge(Together):
         self.budget = budget
         self.seed = seed
         self.scratch = scratch
+        self.device = device
 
     # Fitting
 
@@ -161,20 +168,24 @@ class StreamingRidge(Together):
         self._shuffles = shuffled
         self._held_out = group_rows(self._pairing) if self.restandardize == "inductive" else np.empty(0, np.int64)
         known = None if test is None else self._test_matrix(test)
-        budget = MemoryBudget.of(self.budget)
         shapes = self._shapes(betas, targets, TEST_ROWS if known is None else known.shape[0])
         options: dict[str, Any] = {
             "known": known is not None, "loo": self.alpha == "loo", "per_target": self.per_target,
             "alphas": ALPHAS if self.alphas is None else len(self.alphas), "extra_rows": len(self._held_out),
         }  # fmt: skip
+        widest = replace(shapes, rbf=any(form.kernel == "rbf" for form in choices))
+        self.device_, self.device_note_ = place(self.device, widest, **options)
+        self._aside = aside(self.device_, widest, **options)
+        budget = MemoryBudget.of(self.budget)
         self.peaks_ = Peaks()
-        work = plan_formed(shapes, budget.free, choices, **options).work
+        free = budget.free - self._aside
+        work = plan_formed(shapes, free, choices, **options).work
         self.projected_ = self._require(budget, "the ridge regression", work)
         self.betas_, self.targets_ = betas, targets
         self._look_at(betas, known)
         self.learned_ = self._learn_form(choices, reliability)
         shapes = replace(shapes, rbf=self.kernel_ == "rbf")
-        plan = plan_fit(shapes, budget.free, **options)
+        plan = plan_fit(shapes, free, **options)
         self._train = self._centred(betas)
         self._rbf: Rbf | None = None
         self._known: Known | None = None
@@ -188,11 +199,12 @@ class StreamingRidge(Together):
         test = None if known is None else self._centred(known)
         dtype = np.dtype(np.float64 if self._train.order <= FLOAT64_ORDER else np.float32)
         folder = None if plan.in_memory else Path(self.scratch or tempfile.gettempdir())
+        how: Any = {"pass_nbytes": plan.pass_nbytes, "arithmetic": self._arithmetic}
 
         def make() -> tuple[Panels, Array | None]:
-            return gram(self._train, dtype, test=test, directory=folder, pass_nbytes=plan.pass_nbytes)
+            return gram(self._train, dtype, test=test, directory=folder, **how)
 
-        kernel, cross = kept_parts.gram_matrix(self.kept, self._train, dtype, test, folder, make, alike=self._alike)
+        kernel, cross = kept_parts.gram_matrix(self._kept, self._train, dtype, test, folder, make, alike=self._alike)
         if (gamma := self.learned_.form.gamma) is not None:
             self._rbf = into_rbf(kernel, gamma, median_distance(kernel))
         factor: Panels | None = None
@@ -204,13 +216,13 @@ class StreamingRidge(Together):
         if self.per_target:
             return
         if factor is None:
-            cholesky(kernel, self.alpha_, deflate=self._train.dual)
+            cholesky(kernel, self.alpha_, deflate=self._train.dual, arithmetic=how["arithmetic"])
         kernel = factor or kernel
         if known is None or test is None:
             self._factor = kernel
             return
         fold = None if self._shuffles else self._fold
-        hat = hat_matrix(self._train, test, range(known.shape[0]), kernel, cross=cross, fold=fold, rbf=self._rbf)
+        hat = self._hat(test, range(known.shape[0]), kernel, cross=cross, fold=fold)
         del cross  # it is the hat matrix, or was folded
         self._known = Known(source, known, [hat, *self._reference(kernel, fold)], folded=fold is not None)
 
@@ -223,26 +235,27 @@ class StreamingRidge(Together):
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
         self.alphas_, factor = grid, None
+        on = self._arithmetic
         spectrum = None if searched else self._eigenvectors(kernel)
         if self.per_target and spectrum is not None:
             self._spectrum = spectrum
-            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing)
+            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing, on)
             return None
         projections = self._projected(dtype)
         if spectrum is None:
-            self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed)
+            self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
             errors = self.search_.errors
         else:
-            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing).sum(axis=1)
+            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
         return factor
 
     def _eigenvectors(self, kernel: Panels) -> Spectrum:
         def make() -> Spectrum:
-            return eigenvectors(kernel, deflate=self._train.dual)
+            return eigenvectors(kernel, deflate=self._train.dual, arithmetic=self._arithmetic)
 
-        return kept_parts.spectrum_of(self.kept, self._train, kernel, self._rbf, make, alike=self._alike)
+        return kept_parts.spectrum_of(self._kept, self._train, kernel, self._rbf, make, alike=self._alike)
 
     def with_targets(self, y: Any) -> "StreamingRidge":
         """The same fit for other targets of the same images: the factor is shared, nothing is computed again."""
@@ -306,11 +319,11 @@ class StreamingRidge(Together):
         if self._factor is None:
             self._require(budget, "predicting", plan_per_target(shapes) + held)
             fit = (self._train, centred, self._spectrum, targets, self.alpha_, wanted)
-            yield from per_target.predict_blocks(*fit, self.restandardize, self._paired, self._rbf)
+            yield from per_target.predict_blocks(*fit, self.restandardize, self._paired, self._rbf, self._arithmetic)
             return
         extra, together = len(self._held_out), self.restandardize == "transductive"
         count, work = plan_predict(
-            shapes, budget.free - held, on_disk=self._factor.on_disk, extra_rows=extra, together=together
+            shapes, budget.free - self._aside - held, on_disk=self._factor.on_disk, extra_rows=extra, together=together
         )
         self._require(budget, "predicting", work + held)
         if not shapes.through_hat:
@@ -322,17 +335,20 @@ class StreamingRidge(Together):
         out = buffer((min(count * TEST_ROWS, shapes.m) + extra, targets.block), self._stream_dtype)
         for group in panels(shapes.m, count * TEST_ROWS):
             parts = [range(group.start + r.start, group.start + r.stop) for r in panels(len(group), TEST_ROWS)]
-            hats = [hat_matrix(self._train, centred, part, self._factor, fold=fold, rbf=self._rbf) for part in parts]
+            hats = [self._hat(centred, part, self._factor, fold=fold) for part in parts]
             yield from self._through_hats(group, hats + reference, index, targets, wanted, out)
             del hats  # before the next ones are formed
 
     def hat_of(self, X: Any, rows: range) -> Array:
         """The hat matrix of up to 1,024 rows of betas: H Y are their predictions, before any ``restandardize``."""
-        return hat_matrix(self._train, self._centred(as_matrix(X)), rows, self._kept_factor, rbf=self._rbf)
+        return self._hat(self._centred(as_matrix(X)), rows, self._kept_factor)
+
+    def _hat(self, test: Centred, rows: range, factor: Panels, **given: Any) -> Array:
+        return hat_matrix(self._train, test, rows, factor, rbf=self._rbf, arithmetic=self._arithmetic, **given)
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
         some = self._centred(RowSubset(self.betas_, rows))
-        hat = hat_matrix(self._train, some, range(len(rows)), factor, rbf=self._rbf)
+        hat = self._hat(some, range(len(rows)), factor)
         leave_groups_out(hat, rows, self._pairing)
         return hat
 
@@ -358,33 +374,10 @@ class StreamingRidge(Together):
             return []
         return [by_image(self._left_out(self._held_out, factor), fold)]
 
-    def _through_hats(
-        self,
-        rows: range,
-        hats: list[Array],
-        index: Array | None,
-        targets: Matrix,
-        wanted: Sequence[int],
-        out: Array | None = None,
-    ) -> Iterator[tuple[range, range, Array]]:
-        """Predictions through hat matrices of a column for each row of betas, by their ``index``, or for each target row."""
-        hats = self._converted(hats, index)
-        return through_hats(rows, hats, targets, wanted, self.restandardize, out, weights=self._pairing.weights)
-
-    def _converted(self, hats: list[Array], index: Array | None) -> list[Array]:
-        images = self._pairing.s if self._pairing.repeats else None
-        return [converted(hat, self._stream_dtype, index, targets=images) for hat in hats]
-
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()
         known = self._known
         return known.betas if known is not None and X is known.source else self._test_matrix(X)
-
-    @property
-    def _stream_dtype(self) -> np.dtype[Any]:
-        """Targets in float64 are answered in float64 where the factor is."""
-        wide = np.result_type(self.targets_.dtype, np.float32) == np.float64
-        return np.dtype(np.float64 if wide and self._train.order <= FLOAT64_ORDER else np.float32)
 
     def _shapes(self, betas: Matrix, targets: Matrix, m: int) -> Shapes:
         rbf = self.kernel_ == "rbf"

@@ -19,6 +19,7 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.group_errors import dual_group_errors, left_out_squares
 from leanrecon.regression.ridge.kernel import Panels, cholesky, copied, deflation, inverse_rows, part_of, solve
 from leanrecon.regression.ridge.loo import dual_errors, random_signs
@@ -26,7 +27,6 @@ from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
 from leanrecon.regression.ridge.restandardise import group_rows
 from leanrecon.regression.ridge.spectrum import eigenvectors
-from leanrecon.regression.ridge.triangle import PAIRS
 from leanrecon.stores.matrix import panels
 
 Array = np.ndarray[Any, Any]
@@ -63,7 +63,7 @@ class Search:
 
 
 def search(
-    kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, *, seed: int
+    kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, *, seed: int, arithmetic: Arithmetic = ON_CPU
 ) -> tuple[Search, Panels | None]:
     """Look for the alpha of least leave-one-out error; ``kernel`` K [n, n] of centred rows stays as it is.
 
@@ -71,8 +71,8 @@ def search(
     made last. Where no alpha leaves K + αI regular all errors are infinite.
     """
     targets = pairing.expanded(targets)
-    rows, first = _begin(kernel, targets, alphas, pairing, seed)
-    left_out = _LeftOut(kernel, targets, pairing, seed)
+    rows, first = _begin(kernel, targets, alphas, pairing, seed, arithmetic)
+    left_out = _LeftOut(kernel, targets, pairing, seed, arithmetic)
     del targets  # a copy is kept
     errors = left_out.descend(alphas, first)
     last_is_best = np.isfinite(errors).any() and left_out.alpha == alphas[int(np.argmin(errors))]
@@ -113,7 +113,9 @@ def _walk(
             break
 
 
-def _begin(kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed: int) -> tuple[list[int], int]:
+def _begin(
+    kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed: int, arithmetic: Arithmetic
+) -> tuple[list[int], int]:
     """The numbers of rows of halves of halves, and the place in the grid that they tell, on a few projections of targets [n, k].
 
     The best alpha grows with the rows, so the next place is a step beyond the last one, the way that that went.
@@ -133,15 +135,15 @@ def _begin(kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed
         index = None if pairing.index is None else np.unique(pairing.index[rows], return_inverse=True)[1]
         paired = Pairing.of(index, len(rows), len(rows) if index is None else int(index.max()) + 1)
         if before is None:
-            spectrum = eigenvectors(small, deflate=True)
+            spectrum = eigenvectors(small, deflate=True, arithmetic=arithmetic)
             if paired.repeats:
-                errors = dual_group_errors(spectrum, some, alphas, paired)
+                errors = dual_group_errors(spectrum, some, alphas, paired, arithmetic)
             else:
-                errors = dual_errors(spectrum, some, alphas)
+                errors = dual_errors(spectrum, some, alphas, arithmetic)
             best = int(np.argmin(errors.sum(axis=1)))
             first = best
         else:
-            best = int(np.argmin(_LeftOut(small, some, paired, seed).descend(alphas, first)))
+            best = int(np.argmin(_LeftOut(small, some, paired, seed, arithmetic).descend(alphas, first)))
             drift = np.clip(np.log10(alphas[best] / alphas[before]), -DRIFT, DRIFT)
             first = int(np.argmin(np.abs(np.log10(alphas / alphas[best]) - drift)))
         before = best
@@ -152,9 +154,11 @@ def _begin(kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, seed
 class _LeftOut:
     """Leave-one-out errors of all rows under one alpha after the other, and their slopes."""
 
-    def __init__(self, kernel: Panels, targets: Array, pairing: Pairing, seed: int) -> None:
+    def __init__(
+        self, kernel: Panels, targets: Array, pairing: Pairing, seed: int, arithmetic: Arithmetic = ON_CPU
+    ) -> None:
         n = kernel.order
-        self.kernel, self.seed = kernel, seed
+        self.kernel, self.seed, self.arithmetic = kernel, seed, arithmetic
         self.groups = Groups.of(np.arange(n) if pairing.index is None or not pairing.repeats else pairing.index)
         (memory,) = kernel.memories(1)
         self.constant = float(kernel.dtype.type(deflation(kernel.load(0, memory))))
@@ -173,7 +177,7 @@ class _LeftOut:
         self.alpha = alpha
         self.factor = copied(self.kernel, self.factor)
         try:
-            cholesky(self.factor, alpha, deflate=True)
+            cholesky(self.factor, alpha, deflate=True, arithmetic=self.arithmetic)
         except InputError:  # the search goes on with a larger alpha
             self.found = np.inf
             return np.inf
@@ -202,7 +206,7 @@ class _LeftOut:
         slopes = []
         for some in panels(PROBES, PROBES // PARTS):
             a, b = w[some.start : some.stop], z[some.start : some.stop]
-            changes = (_products(a, b, left, right) + _products(b, a, left, right)) / (2 * len(some))
+            changes = (ON_CPU.products(a, b, left, right) + ON_CPU.products(b, a, left, right)) / (2 * len(some))
             slopes.append((self._squares(moved.copy(), self.kept + STEP * changes) - self.found) / STEP)
         mean, error = float(np.mean(slopes)), float(np.std(slopes, ddof=1)) / np.sqrt(PARTS)
         return mean if abs(mean) > SURE * error else 0.0
@@ -211,26 +215,17 @@ class _LeftOut:
         """The entries of I − S for the pairs of all groups."""
         n, (left, right) = factor.order, self.groups.pairs
         kept = np.zeros(len(left))
-        for rows, part in inverse_rows(factor):
+        for rows, part in inverse_rows(factor, self.arithmetic):
             at = np.flatnonzero(np.maximum(left, right) < rows.stop)
-            kept[at] += _products(part, part, left[at], right[at])
+            kept[at] += self.arithmetic.products(part, part, left[at], right[at])
         kept *= self.alpha
         kept -= self.alpha / (n * (self.alpha + n * self.constant))
         return kept
 
     def _shrink(self, rows: Array, factor: Panels) -> None:
         """αG b in the place of each row b, [m, n]."""
-        solve(factor, rows)
+        solve(factor, rows, self.arithmetic)
         rows *= rows.dtype.type(self.alpha)
 
     def _squares(self, residual: Array, kept: Array) -> float:
         return float(left_out_squares(residual.T, kept, self.groups).sum())
-
-
-def _products(a: Array, b: Array, left: Array, right: Array) -> Array:
-    """Products of columns ``left`` of ``a`` with columns ``right`` of ``b``, float64 [pairs]."""
-    result = np.empty(len(left))
-    for some in panels(len(left), PAIRS):
-        pair = slice(some.start, some.stop)
-        result[pair] = np.einsum("ij,ij->j", np.take(a, left[pair], axis=1), np.take(b, right[pair], axis=1))
-    return result

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.regression.ridge import blas
+from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.kernel import Panels, deflation
 
 Array = np.ndarray[Any, Any]
@@ -23,9 +23,22 @@ class Spectrum:
     values: Array
     vectors: Array
     constant: float
+    on_device: Any = None
+    """A copy of the vectors on a device."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_device": None}
+
+    def placed(self, arithmetic: Arithmetic) -> Any:
+        """The vectors where products are taken."""
+        if arithmetic is ON_CPU:
+            return self.vectors
+        if self.on_device is None:
+            self.on_device = arithmetic.put(self.vectors)
+        return self.on_device
 
 
-def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
+def eigenvectors(gram: Panels, *, deflate: bool, arithmetic: Arithmetic = ON_CPU) -> Spectrum:
     """The eigendecomposition of a Gram matrix, over one square copy of it (LAPACK's syevd, in place)."""
     square = buffer((gram.order, gram.order), gram.dtype)
     (memory,) = gram.memories(1)
@@ -36,5 +49,5 @@ def eigenvectors(gram: Panels, *, deflate: bool) -> Spectrum:
             constant = deflation(panel)
         np.add(panel, gram.dtype.type(constant), out=square[columns.start :, columns.start : columns.stop])
     del memory
-    values = blas.syevd(square)
+    values = arithmetic.syevd(square)
     return Spectrum(np.maximum(values, 0).astype(np.float64), square, constant)

@@ -8,21 +8,18 @@ import numpy as np
 from leanrecon.memory import MemoryBudget
 from leanrecon.regression.ridge.hats import Hats
 from leanrecon.regression.ridge.known import Known
-from leanrecon.regression.ridge.left_out import LeftOut
 from leanrecon.regression.ridge.plan import Shapes, plan_stream
 from leanrecon.regression.ridge.plan_form import sets_together
-from leanrecon.regression.ridge.restandardise import Kind, sets_through_hats
+from leanrecon.regression.ridge.restandardise import sets_through_hats
+from leanrecon.regression.ridge.streamed import Streamed
 from leanrecon.stores.matrix import Matrix, Reblocked, panels
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
 
-class Together(LeftOut):
+class Together(Streamed):
     """A fitted ridge whose targets stream through hat matrices that were formed at fit."""
-
-    restandardize: Kind
-    _known: Known | None
 
     def known_hats(self, block: int) -> Hats | None:
         """The hat matrices of test betas known at fit, for workers that stream targets through them; None for others."""
@@ -38,10 +35,10 @@ class Together(LeftOut):
         """Write predictions of this ridge and of ``others``, its ``shuffled`` ones, into stores [m, t]: the blocks that they lack.
 
         The stores have equal chunks. As many as fit in memory share a pass over the targets; where no hat matrices were
-        formed at fit each has a pass of its own.
+        formed at fit, and on a GPU, each has a pass of its own.
         """
         ridges, count = [self, *others], 1
-        if self._known is not None and others:
+        if self._known is not None and others and self.device_ == "cpu":
             shapes, rows = self._streamed(self._known, stores[0].chunk_columns), sum(map(len, self._known.hats))
             count = sets_together(shapes, rows, len(ridges), MemoryBudget.of(self.budget).free)
         for some in panels(len(ridges), count):
@@ -70,6 +67,3 @@ class Together(LeftOut):
     def _streamed(self, known: Known, block: int) -> Shapes:
         """The shapes of streaming targets, ``block`` at a time, through the hat matrices of known test betas."""
         return self._shapes(self.betas_, Reblocked(self.targets_, block), known.betas.shape[0])
-
-    def _converted(self, hats: list[Array], index: Array | None) -> list[Array]:
-        raise NotImplementedError

@@ -1,0 +1,47 @@
+"""What run.json and the progress tell of a ridge that was fitted."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.regression.ridge.form import FLOOR, Form
+
+if TYPE_CHECKING:
+    from leanrecon.regression.ridge.ridge import StreamingRidge
+
+
+def form_sentences(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
+    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
+    learned = ridge.learned_
+    if learned.choice is not None:
+        yield learned.choice.told(figures=figures)
+    if learned.share is not None and not (learned.share > FLOOR).any():
+        yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+
+
+def how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
+    """How leave-one-out chose alpha: by eigenvectors for all alphas, or by a search with few Cholesky factors."""
+    found = {"by": "eigenvectors"} if ridge.search_ is None else ridge.search_.as_dict()
+    return {"of": len(ridge.alphas_), **found}
+
+
+def device_record(ridge: "StreamingRidge") -> dict[str, Any]:
+    """What run.json keeps of a device that is not the CPU, or why it was not used."""
+    if ridge.device_ == "cpu" and ridge.device_note_ is None:
+        return {}
+    return {"device": ridge.device_ if ridge.device_note_ is None else f"{ridge.device_}: {ridge.device_note_}"}
+
+
+def form_record(ridge: "StreamingRidge") -> dict[str, Any]:
+    """What run.json keeps of a form that is not the plain ridge."""
+    learned = ridge.learned_
+    if learned.form == Form() and learned.choice is None:
+        return {}
+    record: dict[str, Any] = {"form": learned.form.as_dict(), "notes": list(form_sentences(ridge, figures=False))}
+    if learned.choice is not None:
+        record["choice"] = learned.choice.as_dict()
+    if learned.share is not None:
+        share = learned.share[~np.isnan(learned.share)]
+        record["voxels_at_floor"] = int((share <= FLOOR).sum())
+    return record
