@@ -108,7 +108,6 @@ class OnCPU:
         return out
 
     def take(self, found: Any, out: Array) -> Array:
-        assert found is out
         return out
 
     def host(self, found: Any) -> Array:
@@ -130,7 +129,8 @@ class OnCPU:
         factor.save(j, panel)
 
     def diagonal(self, a: Any) -> Array:
-        return np.diagonal(a).copy()
+        found: Array = np.diagonal(a).copy()
+        return found
 
     def identity(self, a: Any, first: int) -> None:
         a[:] = 0

@@ -155,7 +155,16 @@ class OnTorch:
 
 
 class OnMPS(OnTorch):
-    """Apple's GPUs, for which not every version of PyTorch has factors: those of a panel, and eigenvectors, are the CPU's."""
+    """Apple's GPUs, for which not every version of PyTorch has factors: those of a panel, and eigenvectors, are the CPU's.
+
+    Nor does every version write products into part of a tensor: they are copied there.
+    """
+
+    @_exact
+    def gemm(
+        self, a: Any, b: Any, c: Any, *, alpha: float = 1.0, beta: float = 1.0, ta: bool = False, tb: bool = False
+    ) -> None:
+        c.copy_(c.contiguous().addmm(a.mT if ta else a, b.mT if tb else b, beta=beta, alpha=alpha))
 
     def trsm(self, lower: Any, b: Any, *, transpose: bool) -> None:
         if b.numel():
@@ -193,9 +202,10 @@ class _Feed:
         import torch
 
         self.device, self.overlaps = device, device.startswith("cuda")
+        self._cuda: Any = torch.cuda
         self._slots: list[Any] = [None, None]
         self._turn = 0
-        self._copies = torch.cuda.Stream(device) if self.overlaps else None
+        self._copies = self._cuda.Stream(device) if self.overlaps else None
         self._used: list[Any] = [None, None]
 
     def __call__(self, *arrays: Array) -> Sequence[Any]:
@@ -218,10 +228,8 @@ class _Feed:
     def _mark(self) -> None:
         """Note how far the device has to come until the last item is used up."""
         if self._copies is not None:
-            import torch
-
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.device))
+            event = self._cuda.Event()
+            event.record(self._cuda.current_stream(self.device))
             self._used[1 - self._turn] = event
 
     def _room(self, count: int, dtype: Any) -> Any:
@@ -230,7 +238,7 @@ class _Feed:
         slot = self._slots[self._turn]
         if slot is None or len(slot) < count or slot.dtype != _type(dtype):
             if self._copies is not None:
-                torch.cuda.synchronize(self.device)  # nothing reads the smaller one any more
+                self._cuda.synchronize(self.device)  # nothing reads the smaller one any more
             slot = self._slots[self._turn] = torch.empty(count, dtype=_type(dtype), device=self.device)
         return slot
 
@@ -244,12 +252,12 @@ class _Feed:
             return
         if (used := self._used[self._turn]) is not None:
             self._copies.wait_event(used)
-        with torch.cuda.stream(self._copies):
+        with self._cuda.stream(self._copies):
             for to, array in pairs:
                 to.copy_(array, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = self._cuda.Event()
             copied.record(self._copies)
-        torch.cuda.current_stream(self.device).wait_event(copied)
+        self._cuda.current_stream(self.device).wait_event(copied)
         copied.synchronize()
 
 
@@ -261,7 +269,8 @@ def _page_locked(memories: Sequence[Array]) -> Iterator[None]:
     """
     import torch
 
-    runtime: Any = torch.cuda.cudart()
+    cuda: Any = torch.cuda
+    runtime = cuda.cudart()
     locked = [memory for memory in memories if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0]
     if len(locked) < len(memories):
         with contextlib.suppress(RuntimeError):  # of the refusal, which the next kernel would take for its own
@@ -269,7 +278,7 @@ def _page_locked(memories: Sequence[Array]) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.synchronize()
+        cuda.synchronize()
         for memory in locked:
             runtime.cudaHostUnregister(memory.ctypes.data)
 
