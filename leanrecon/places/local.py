@@ -32,7 +32,7 @@ class LocalPlace:
         return str(self._path(key))
 
     def address(self, key: str) -> str:
-        return Path(os.path.abspath(self._path(key))).as_posix()
+        return os.path.abspath(self._path(key)).replace(os.sep, "/")
 
     def local_path(self, key: str) -> Path:
         return self._path(key)

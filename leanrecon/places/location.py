@@ -61,10 +61,20 @@ class Location:
     @property
     def parents(self) -> "list[Location]":
         """The folders above, the nearest first, up to the root of the place."""
-        here = Location(self.place, ".")
-        above = PurePosixPath(here.address()).parents if self.place.local_path(".") is not None else ()
-        keys = [*PurePosixPath(self.key).parents, *above]
-        return [folder for key in keys if self.is_within(folder := Location(self.place, str(key)))]
+        return list(self.above())
+
+    def above(self) -> "Iterator[Location]":
+        """The folders above, the nearest first, one after the other: those far above cost nothing until they are asked for."""
+        own = self.address()
+        for key in self._keys_above():
+            folder = Location(self.place, str(key))
+            if _lies_in(own, folder.address()):
+                yield folder
+
+    def _keys_above(self) -> "Iterator[PurePosixPath]":
+        yield from PurePosixPath(self.key).parents
+        if self.place.local_path(".") is not None:
+            yield from PurePosixPath(Location(self.place, ".").address()).parents
 
     def relative_to(self, folder: "Location") -> str:
         """The key within a folder, such as ``betas/rows.json``; raises ValueError for what lies elsewhere."""
@@ -72,8 +82,7 @@ class Location:
 
     def is_within(self, folder: "Location") -> bool:
         """Whether it is a folder or lies in it."""
-        own, other = self.address(), folder.address()
-        return own == other or own.startswith(other.rstrip("/") + "/")
+        return _lies_in(self.address(), folder.address())
 
     def with_name(self, name: str) -> "Location":
         return Location(self.place, str(PurePosixPath(self.key).with_name(name)))
@@ -257,3 +266,8 @@ def as_location(where: LocationLike) -> Location:
             f"{text} is a URL", expected="a folder on a disk of this machine, or in a bucket (s3://, gs://, az://)"
         )
     return Location(LocalPlace(), Path(text).as_posix())
+
+
+def _lies_in(address: str, folder: str) -> bool:
+    """Whether an address is that of a folder or of something in it."""
+    return address == folder or address.startswith(folder.rstrip("/") + "/")

@@ -7,6 +7,7 @@ the two writes leaves a file that matches, and a file that matches neither is da
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator
@@ -132,7 +133,7 @@ def is_manifest(path: Location) -> bool:
 
 def sealing_root(path: Location) -> Location | None:
     """The study that keeps the checksum of a file; None where none does."""
-    for folder in path.parents[:_DEPTH]:
+    for folder in itertools.islice(path.above(), _DEPTH):
         if (folder / SETTINGS).is_file() and (folder / MANIFEST).is_file():
             return folder
     return None
