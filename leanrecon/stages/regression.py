@@ -73,8 +73,8 @@ class RegressionStage:
                 disk += joins * store_nbytes((rows, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} fits" if times > 1 else "")
             fitted, factor = bool(plan.factor) and plan.factor == factor, plan.factor
-            how: Any = {"name": name, "fitted": fitted, "shares": _shares(regressor)}
-            alone, shared = prediction_cost(plan, shapes, planning, **how)
+            shares = _shares(regressor)
+            alone, shared = prediction_cost(plan, shapes, planning, name=name, fitted=fitted, shares=shares)
             memory, alone, before = planning.budget.reserved + work, alone + before, Cost()
             yield PlannedStage(f"regression {name}", summary, memory, disk, scratch, cost=alone, shared=shared)
             planning.hold(plan.held)
