@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.context import Context
-from leanrecon.devices import choose
 from leanrecon.errors import InputError
 from leanrecon.places.files import write_whole
 from leanrecon.regression.kept import KEPT, Kept
@@ -147,7 +146,7 @@ class RidgeRegressor:
             return wanted, 0
         widest = replace(of_ridge, rbf=any(form.kernel == "rbf" for form in self._forms()))
         options = self._options(of_ridge.n)
-        device = place(wanted, widest, **options)[0]
+        device = place(wanted, widest, **options)
         return device, aside(device, widest, **options)
 
     def predict(
@@ -351,7 +350,7 @@ class RidgeRegressor:
             shuffled=shuffled,
             reliability=data.reliability,
         )
-        if not alone and choose(context.device) != "cpu":
+        if not alone and context.device not in ("auto", "cpu"):
             ridge.device_note_ = "workers stream its targets on CPUs, so that it runs on the CPU"
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks

@@ -84,7 +84,7 @@ class StreamingRidge(Together):
     scratch : path, optional
         Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder.
     device : {"cpu", "auto", "cuda", "mps"}
-        Where the large products and the factors are computed; "auto" takes a GPU that holds them (see ``ridge.on_torch``).
+        Where the large products and the factors are computed (see ``ridge.on_torch``); "auto" is the CPU.
 
     ``fit`` and ``predict`` take NumPy, Zarr and Dask arrays, stores, and paths of stores, [rows, columns]. The
     targets are not read until predictions are made, so they must stay where they are; a pickled fit holds NumPy arrays
@@ -102,7 +102,7 @@ class StreamingRidge(Together):
     unreasonable_ : list of str
         What is odd about the betas, such as a voxel of mere rounding; ``fit`` warns of it.
     device_, device_note_ : str
-        Where it was fitted, and why not on the GPU that was asked for, if so.
+        Where it was fitted, and why not on the GPU that was asked for, as with workers.
     n_features_in_ : int
     """
 
@@ -174,7 +174,7 @@ class StreamingRidge(Together):
             "alphas": ALPHAS if self.alphas is None else len(self.alphas), "extra_rows": len(self._held_out),
         }  # fmt: skip
         widest = replace(shapes, rbf=any(form.kernel == "rbf" for form in choices))
-        self.device_, self.device_note_ = place(self.device, widest, **options)
+        self.device_, self.device_note_ = place(self.device, widest, **options), None
         self._aside = aside(self.device_, widest, **options)
         budget = MemoryBudget.of(self.budget)
         self.peaks_ = Peaks()

@@ -26,23 +26,20 @@ ASIDE = 200_000_000
 """Bytes that are set aside for the workspaces of NVIDIA's libraries and for rounding: assumed, not measured."""
 
 
-def place(wanted: str, shapes: Shapes, **work: Any) -> tuple[str, str | None]:
-    """The device of a fit, and a sentence where that is the CPU although another one is there.
+def place(wanted: str, shapes: Shapes, **work: Any) -> str:
+    """The device of a fit: a GPU only where it is asked for by name, so that ``"auto"`` has the same bytes on every machine.
 
-    Raises SettingsError where the device that was asked for is not there, and BudgetError where its memory is too small;
-    ``"auto"`` takes the CPU then.
+    Raises SettingsError where the device that was asked for is not there, and BudgetError where its memory is too small.
     """
-    device = choose(wanted)
-    if device == "cpu":
-        return device, None
+    device = "cpu" if wanted == "auto" else choose(wanted)
     if device == "cuda":
         phase, needed = max(plan_vram(shapes, **work).items(), key=lambda item: item[1])
         if needed > (free := free_vram()):
-            found = f"the ridge needs {format_bytes(needed)} on the GPU ({phase}), where {format_bytes(free)} are free"
-            if wanted != "auto":
-                raise BudgetError(found, todo='set device = "cpu", or end what else holds memory of the GPU')
-            return "cpu", f"{found}, so that it runs on the CPU"
-    return device, None
+            raise BudgetError(
+                f"the ridge needs {format_bytes(needed)} on the GPU ({phase}), where {format_bytes(free)} are free",
+                todo='set device = "auto", which keeps the ridge on the CPU, or end what else holds memory of the GPU',
+            )
+    return device
 
 
 def aside(device: str, shapes: Shapes, **work: Any) -> int:
