@@ -1,8 +1,8 @@
 """Hat matrices on disk, through which workers stream targets: what the fit leaves to be done, in one file."""
 
+import hashlib
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from leanrecon.stores.store import Store
 Array = np.ndarray[Any, Any]
 
 _ALIGNED = 64  # bytes
-_CRC = 4  # bytes of the checksum at the end
+_DIGEST = 32  # bytes of the checksum at the end
 _LONGEST = 2**20  # bytes of the first line at most
 _AGAIN = "run the same command again, which makes them anew"
 
@@ -68,7 +68,7 @@ class Hats:
                 line = file.readline(_LONGEST)
                 header = json.loads(line)
                 needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in header["arrays"])
-                if len(line) + needed + _CRC != path.size():  # before memory is taken for what a damaged line says
+                if len(line) + needed + _DIGEST != path.size():  # before memory is taken for what a damaged line says
                     raise ValueError("its size is not what its first line says")
                 arrays = [buffer(shape, dtype) for shape, dtype in header["arrays"]]
                 parts = [line, *(array.reshape(-1).view(np.uint8) for array in arrays)]
@@ -92,8 +92,8 @@ class Hats:
 
 
 def _checksum(parts: Sequence[Any]) -> bytes:
-    """crc32 of all parts together."""
-    value = 0
+    """SHA-256 of all parts together."""
+    digest = hashlib.sha256()
     for part in parts:
-        value = zlib.crc32(part, value)
-    return value.to_bytes(_CRC, "little")
+        digest.update(part)
+    return digest.digest()
