@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.githubpages",
     "sphinx_copybutton",
     "reference_pages",
+    "whole_streams",
 ]
 exclude_patterns = ["README.md"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
