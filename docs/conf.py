@@ -21,9 +21,10 @@ extensions = [
     "sphinx.ext.githubpages",
     "sphinx_copybutton",
     "reference_pages",
+    "whole_streams",
 ]
 exclude_patterns = ["README.md"]
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist"]  # no formulas: MathJax would come from the network
 myst_heading_anchors = 3
 suppress_warnings = ["myst-nb.lexer"]  # of cells that were not executed
 

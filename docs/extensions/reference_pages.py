@@ -203,10 +203,8 @@ def all_recipes() -> Iterator[str]:
         about = [line.removeprefix("#").removeprefix(" ") for line in head[1].splitlines()] if head else []
         tables = tomllib.loads(text)
         used = [f"`{section}`" for section in settings.SECTIONS if section in tables]
-        yield from (f"## {name}", "", *_prose(about), "", "| | |", "|---|---|")
-        yield from (
-            f"| {key} | {_plain(fact)} |" for key, fact in {"paper": told[name].paper, **told[name].facts()}.items()
-        )
+        yield from (f"## {name}", "", *_prose(about), "", f"| paper | {_plain(told[name].paper)} |", "|---|---|")
+        yield from (f"| {key} | {_plain(fact)} |" for key, fact in told[name].facts().items())
         yield from ("", f"Tables: {', '.join(used)}.", "")
         yield from ("```toml", text[head.end() if head else 0 :].strip(), "```", "")
 

@@ -125,8 +125,9 @@ def test_your_data_takes_files_of_ones_own(wheel: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "own" / "evaluation" / "metrics.json").read_text())["n_test"] == 25
 
 
-def test_local_decoders_run_as_they_are(wheel: Path, tmp_path: Path) -> None:
-    finished(run_notebook("local_decoders.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel))
+def test_local_decoders_run_to_their_scores(wheel: Path, tmp_path: Path) -> None:
+    values = {"LEANRECON_SOURCE": wheel, "MORE": "--set evaluate.permutations=1"}
+    finished(run_notebook("local_decoders.ipynb", tmp_path, "--offline", **values))
     shown = outputs(tmp_path)
     scores = {
         row[0].strip(): row[1:] for row in re.findall(r"^(.{20}) correlation +(\S+) +two-way (\S+)$", shown[-2], re.M)
@@ -141,7 +142,8 @@ def test_local_decoders_run_as_they_are(wheel: Path, tmp_path: Path) -> None:
 def test_nifti_betas_run_to_a_report_and_to_a_map(wheel: Path, tmp_path: Path) -> None:
     import nibabel
 
-    finished(run_notebook("nifti.ipynb", tmp_path, "--offline", LEANRECON_SOURCE=wheel))
+    values = {"LEANRECON_SOURCE": wheel, "MORE": "--set evaluate.permutations=1"}
+    finished(run_notebook("nifti.ipynb", tmp_path, "--offline", **values))
     shown = outputs(tmp_path)
     assert 'kind = "nifti"' in shown[3]
     metrics = json.loads((tmp_path / "mine" / "evaluation" / "metrics.json").read_text())
@@ -196,7 +198,7 @@ def test_the_numpy_that_is_installed_stays(name: str, tmp_path: Path) -> None:
     python = fresh_environment(tmp_path / "environment")
     fake_wheel(tmp_path / "index", "numpy", "999.0")
     source = fake_wheel(tmp_path / "index", "leanrecon", "99.0", "numpy>=999")
-    (cell,) = [cell.source for cell in nbformat.read(COLAB / name, 4).cells if "LEANRECON_SOURCE" in cell.source]
+    (cell,) = [cell.source for cell in nbformat.read(COLAB / name, 4).cells if "LEANRECON_SOURCE = " in cell.source]
     install = re.sub(r'LEANRECON_SOURCE = "[^"]+"', f"LEANRECON_SOURCE = {str(source)!r}", cell.partition("\n%")[0])
     own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_CONSTRAINT")}
     own |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

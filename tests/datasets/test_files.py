@@ -223,6 +223,11 @@ def test_relative_paths_start_here_and_then_at_the_settings_folder(tmp_path, mon
     assert locate("only.npy:k", None, settings_folder) == (settings_folder / "only.npy", "k")
 
 
+def test_captions_that_were_not_fetched_are_named_with_the_command_that_does(tmp_path):
+    with pytest.raises(InputError, match="Download them with `leanrecon fetch-weights RECIPE_OR_FILE`"):
+        locate("COCO_73k_annots_curated.npy", None, tmp_path)
+
+
 @pytest.mark.parametrize("spec", ["bteas.npy", "bteas.npy:key", r"C:\bteas.npy"])
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path, monkeypatch, spec):
     (tmp_path / "betas.npy").touch()

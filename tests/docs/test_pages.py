@@ -134,3 +134,17 @@ def test_links_of_a_site_that_lead_nowhere_are_named(tmp_path: Path) -> None:
         ("index.html", "#nowhere"),
         ("index.html", "no.png"),
     ]
+
+
+def test_pieces_of_what_a_command_printed_are_joined_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "extensions"))
+    from whole_streams import joined
+
+    pieces = [("stdout", "a wo"), ("stderr", "said"), ("stdout", "rd\nand"), ("stdout", " more\n")]
+    outputs = [{"output_type": "stream", "name": name, "text": text} for name, text in pieces]
+    picture = {"output_type": "display_data", "data": {}}
+    assert joined([*outputs, picture]) == [
+        {"output_type": "stream", "name": "stdout", "text": "a word\nand more\n"},
+        {"output_type": "stream", "name": "stderr", "text": "said"},
+        picture,
+    ]
