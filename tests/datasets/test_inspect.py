@@ -102,6 +102,16 @@ def test_each_layout_is_named_and_its_settings_read_it(tmp_path: Path, layout: s
     plan_and_ingest(settings_of(root) | ({} if kind == "arrays" else {"check": "warn"}), tmp_path / "study")
 
 
+def test_a_table_that_does_not_say_what_is_tested_gets_a_share(tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab")
+    table = next(lab.folder.glob("*.tsv"))
+    assert "test_fraction" not in settings_of(lab.folder)
+    table.write_text(table.read_text().replace("split", "half", 1))
+    found = settings_of(lab.folder)
+    assert found["test_fraction"] == 0.1
+    plan_and_ingest(found | {"check": "warn"}, tmp_path / "study")
+
+
 @pytest.mark.parametrize("form", BDATA_FORMS)
 def test_a_file_of_bdata_is_named_and_its_settings_read_it(tmp_path: Path, form: str) -> None:
     name = f"Subject1.{'mat' if form.startswith('mat') else 'h5'}"

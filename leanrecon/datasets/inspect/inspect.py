@@ -10,6 +10,7 @@ from typing import Any
 
 from leanrecon.datasets.files.folder import ENDINGS
 from leanrecon.datasets.files.open import SUFFIXES, array_keys, open_array
+from leanrecon.datasets.files.table import read_table
 from leanrecon.datasets.inspect.arrays import Look, look_at
 from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, settings_for
 from leanrecon.errors import InputError, LeanreconError
@@ -272,7 +273,16 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
 
 def _trials_and_images(path: Path) -> dict[str, Any]:
     tables = sorted(file for file in path.glob("*") if file.suffix.lower() in TABLES)
-    return {"trials": str(tables[0] if tables else path / "trials.tsv")} | _image_folder(path)
+    settings: dict[str, Any] = {"trials": str(tables[0] if tables else path / "trials.tsv")} | _image_folder(path)
+    return settings | ({"test_fraction": 0.1} if tables and not _tells_split(tables[0]) else {})
+
+
+def _tells_split(table: Path) -> bool:
+    """Whether a table of trials tells which are tested; a run says what is wrong with one that can't be read."""
+    try:
+        return "split" in read_table(table)
+    except InputError:
+        return True
 
 
 def _image_folder(path: Path) -> dict[str, Any]:
