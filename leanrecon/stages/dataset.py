@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 from leanrecon import kinds
+from leanrecon.errors import SettingsError
 from leanrecon.stages.costs_of_stages import dataset_cost
 from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.study.rows import Rows
+from leanrecon.study.settings import RESERVED
 from leanrecon.study.voxels import area_voxels
 
 _STAYS = 2
@@ -38,4 +41,16 @@ class DatasetStage:
         with run.recorded(self.name, run.study, [run.study.betas("train")]) as (record, context):
             record |= dataset.ingest(run.study, base_dir=run.base_dir, context=context) or {}
             record["settings"] = settings.dataset.model_dump(exclude_none=True)
+        _check_test_sets(run)
         area_voxels(run.study, settings.areas)  # unknown areas are refused before hours of work
+
+
+def _check_test_sets(run: Run) -> None:
+    """Refuse a test set whose folder would be that of another variant."""
+    for name in dict.fromkeys(Rows.read(run.study)["test"].test_set or ()):
+        if name in run.settings.areas:
+            raise SettingsError(f"{name} is a test set and an area", todo="give the area another name in [areas]")
+        if RESERVED.fullmatch(name):
+            raise SettingsError(
+                f"{name} can't be the name of a test set: a baseline or a fold has it", todo="rename it"
+            )

@@ -33,8 +33,8 @@ SECTIONS = (
     "evaluate",
 )
 
-_RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior|mismatched")
-"""Names of variants that an area can't have."""
+RESERVED = re.compile(r"fold\d+|shuffled\d*|oracle|prior|mismatched")
+"""Names of variants that neither an area nor a test set can have."""
 
 LONGEST_NAME = 99
 """Characters of a name: those of a variant's folder join several."""
@@ -236,7 +236,7 @@ class _Checker:
     def _areas(self) -> dict[str, list[str]]:
         areas = self.section("areas")
         for name, parts in areas.items():
-            if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or _FILE.search(name):
+            if not _NAME.fullmatch(name) or RESERVED.fullmatch(name) or _FILE.search(name):
                 reserved = "fold00, shuffled00, oracle, prior, mismatched and shuffled are taken"
                 self.problems.append(f"areas.{name} is not a name: letters, digits, _ and . are expected; {reserved}")
             if not (isinstance(parts, list) and parts and all(isinstance(part, str) and part for part in parts)):

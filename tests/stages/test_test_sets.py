@@ -134,6 +134,15 @@ def test_settings_that_contradict_each_other_are_refused(folder: Path, tested: d
         leanrecon.run(tables(folder, **tested), study=folder / "none")
 
 
+def test_a_test_set_can_not_have_the_name_of_another_variant(folder: Path, tmp_path: Path) -> None:
+    own = {"natural": str(folder / "natural.h5"), "oracle": {"path": str(folder / "letters.h5"), "images": "letters"}}
+    with pytest.raises(SettingsError, match="oracle can't be the name of a test set"):
+        leanrecon.run(tables(folder, tests=own), study=tmp_path / "study", until="dataset")
+    areas = {"areas": {"letters": ["VoxelData"]}}
+    with pytest.raises(SettingsError, match="letters is a test set and an area"):
+        leanrecon.run(tables(folder, tests=all_sets(folder)) | areas, study=tmp_path / "other", until="dataset")
+
+
 def test_an_image_of_two_sets_is_refused(folder: Path, tmp_path: Path) -> None:
     own = {"one": str(folder / "natural.h5"), "two": str(folder / "natural.h5")}
     with pytest.raises(InputError, match="an image of two test sets, one and two"):
