@@ -16,6 +16,7 @@ from leanrecon.evaluation.judges.embeddings import STIMULI, embed, piece
 from leanrecon.evaluation.judges.judge import Measure
 from leanrecon.evaluation.some_pictures import SomePictures
 from leanrecon.images import Array, ImageShape
+from leanrecon.memory import process_memory
 from leanrecon.stores import Store
 from leanrecon.stores.pictures import Pictures
 
@@ -56,8 +57,9 @@ class Elsewhere:
 
     workers, free = 2, 10**9
 
-    def __init__(self, judge: Any, memory: str = "1GB") -> None:
-        self.judge, self.memory, self.done = judge, memory, 0
+    def __init__(self, judge: Any, memory: str | None = None) -> None:
+        self.judge, self.done = judge, 0
+        self.memory = process_memory() + 10**9 if memory is None else memory
 
     def share(self, tasks: Sequence[Sequence[int]], given: Mapping[str, Any], arrived: Any) -> None:
         work = piece(self.judge, json.loads(json.dumps(given)), Context.of(self.memory, chunk=10_000))
@@ -113,4 +115,4 @@ def test_a_worker_refuses_what_it_can_not_hold_and_what_is_made_of_something_els
     store = embed(Sums(), sources, M, SHAPE, tmp_path / "kept", Context.of())["stage1"].store
     given = {"path": str(store.path), "of": "0", "m": M, "shape": SHAPE, "source": sources["stage1"].plain()}
     with pytest.raises(StoreError, match="is not what this task was made for"):
-        piece(Sums(), given, Context.of("1GB"))
+        piece(Sums(), given, Context.of())
