@@ -47,7 +47,9 @@ class DatasetStage:
 
 def _check_test_sets(run: Run) -> None:
     """Refuse a test set whose folder would be that of another variant."""
-    for name in dict.fromkeys(Rows.read(run.study)["test"].test_set or ()):
+    rows = Rows.read(run.study)
+    named = rows["test"].test_set if "test" in rows else None  # with folds there is no such split
+    for name in dict.fromkeys(named or ()):
         if name in run.settings.areas:
             raise SettingsError(f"{name} is a test set and an area", todo="give the area another name in [areas]")
         if RESERVED.fullmatch(name):
