@@ -106,6 +106,5 @@ def images_read(count: int, shape: ImageShape) -> Cost:
 def drawn_rows(count: int, shape: Sequence[int], chunk: int) -> Cost:
     """Of images in a store, read one by one in any order: a chunk for each, unless the last one holds it."""
     chunks = chunks_of(shape, np.uint8, chunk)
-    reads = count if chunks > 1 else 1
-    reads = max(round(count * (1 - 1 / chunks)), 1) if chunks > 1 else reads
+    reads = max(round(count * (1 - 1 / chunks)), 1)
     return Cost(read=reads * (store_nbytes(shape, np.uint8, chunk) // chunks), gets=reads)
