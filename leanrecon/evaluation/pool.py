@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors, write_array
 from leanrecon.stores.matrix import PANEL, Matrix, same_matrix
 
 Array = np.ndarray[Any, Any]
@@ -129,9 +129,7 @@ class Spool:
     def write(self, at: int, data: Array) -> None:
         with self._lock, explained_disk_errors(self._folder):
             self._file.seek(at)
-            view = np.ascontiguousarray(data).data.cast("B")
-            while len(view):
-                view = view[self._file.write(view) :]
+            write_array(self._file, data)
 
     def read(self, at: int, out: Array) -> None:
         with self._lock, explained_disk_errors(self._folder):

@@ -163,3 +163,10 @@ def _read_all(descriptor: int, memory: Array, offset: int, *, direct: bool = Fal
         if n == 0 or (direct and done % PAGE):  # only at its end does a file yield part of a page
             break
     return done
+
+
+def write_array(file: Any, array: Array) -> None:
+    """Write all bytes of an array to an unbuffered file, which may take only a part of them at once."""
+    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    while view:
+        view = view[file.write(view) :]

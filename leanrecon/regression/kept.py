@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors, write_array
 
 Array = np.ndarray[Any, Any]
 
@@ -53,9 +53,7 @@ class KeptArray:
         self.shape, self.dtype, self.folder = array.shape, array.dtype, folder
         with explained_disk_errors(folder):
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-            view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            while view:
-                view = view[self._file.write(view) :]
+            write_array(self._file, array)
 
     def load(self) -> Array:
         """The array, in memory of its own."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.disk import explained_disk_errors, write_array
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.triangle import WIDTH, panel_nbytes
 from leanrecon.stores.matrix import panels, read_ahead
@@ -92,9 +92,7 @@ class Panels:
             return
         with explained_disk_errors(self.directory):
             self._file.seek(int(self._offsets[j]))
-            view = panel.reshape(-1).view(np.uint8).data
-            while view:
-                view = view[self._file.write(view) :]
+            write_array(self._file, panel)
 
     def ahead(
         self, order: Iterable[int], memories: Sequence[Array | None], *, down_to: int = 0
