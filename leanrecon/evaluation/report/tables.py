@@ -174,10 +174,10 @@ def _stage(name: str, entry: Mapping[str, Any], scale: float) -> StageRow:
 
 
 def _notes(entry: Mapping[str, Any]) -> str:
-    """What a stage recorded besides time and memory: alpha, voxels left out, the device."""
+    """What a stage recorded besides time and memory: alpha, voxels left out, the device. Its sentences stand above."""
     notes = []
     for key, value in entry.items():
-        if key in ("seconds", "settings", "curve", "of") or key.endswith("_bytes") or value is None:
+        if key in ("seconds", "settings", "curve", "of", "notes") or key.endswith("_bytes") or value is None:
             continue
         if key == "alpha" and isinstance(value, Mapping):
             median = number(value.get("median"))
@@ -191,12 +191,26 @@ def _notes(entry: Mapping[str, Any]) -> str:
             notes += [f"{len(value)} drawn again in float32"] if value else []
         elif key == "black":
             notes += [f"{len(value)} black"] if value else []
-        elif isinstance(value, Mapping | list):
-            notes.append(f"{key.replace('_', ' ')} {json.dumps(value, ensure_ascii=False)}")
-        else:
-            amount = number(value)
-            notes.append(f"{key.replace('_', ' ')} {value if amount is None else _plain(amount)}")
+        elif value not in ([], {}):
+            notes.append(f"{key.replace('_', ' ')} {_said(value)}")
     return ", ".join(notes)
+
+
+_ALL_SAID = 6
+"""Values of a list that are written out; of a longer list, and of one of tables, the report says how many there are."""
+
+
+def _said(value: Any) -> str:
+    """A recorded value in words: ``yes``, ``0.5``, ``64, 64, 3``, ``(kernel rbf, gamma 0.5)``, ``15 in run.json``."""
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key.replace('_', ' ')} {_said(v)}" for key, v in value.items() if v is not None) + ")"
+    if isinstance(value, list):
+        short = len(value) <= _ALL_SAID and not any(isinstance(v, Mapping | list) for v in value)
+        return ", ".join(map(_said, value)) if short else f"{len(value)} in run.json"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    amount = number(value)
+    return str(value) if amount is None else _plain(amount)
 
 
 def per_image(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from support.report_data import AREAS, VOXELS, study_page
 from leanrecon.errors import InputError
 from leanrecon.evaluation import scores
 from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES
-from leanrecon.evaluation.report import plots, thumbnails
+from leanrecon.evaluation.report import plots, tables, thumbnails
 from leanrecon.evaluation.report.gallery import score_columns, shown_rows, strip_rows
 from leanrecon.evaluation.report.names import LABELS
 from leanrecon.evaluation.report.page import render
@@ -423,6 +423,24 @@ def test_the_time_of_refining_an_image_stands_beside_the_images_and_the_stage(re
     assert ("Refinement took 5.3 s an image." in page.text) == refined
     noted = "precision float16, 5.3 s an image, 1 drawn again in float32"  # and none that stayed black
     assert (noted in page.texts["td"]) == refined
+
+
+def test_what_a_stage_noted_stands_in_words_and_never_as_json() -> None:
+    noted = {
+        "form": {"kernel": "rbf", "gamma": 0.5, "voxel_weights": None},
+        "choice": {"rows": 400, "tried": [{"kernel": "linear", "r2": 0.8}, {"kernel": "rbf", "r2": 0.9}]},
+        "image": [64, 64, 3],
+        "steps_tried": list(range(40)),
+        "waited": {},
+        "used": True,
+        "notes": ["This sentence stands above the table."],
+    }
+    run = {"stages": {"stage1": {"seconds": 3.0, **noted}}}
+    (stage,) = tables.record("", run, scale=1.0).stages
+    assert stage.notes == (
+        "form (kernel rbf, gamma 0.5), choice (rows 400, tried 2 in run.json), image 64, 64, 3, "
+        "steps tried 40 in run.json, used yes"
+    )
 
 
 def test_every_set_of_figures_is_named_in_words():
