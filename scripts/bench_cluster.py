@@ -4,10 +4,11 @@
     OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench --tiny       a few minutes: whether it runs
 
 features: VDVAE at its published size (imagenet64, 31 latents) with random weights. regression: 982 test rows of 91,168
-targets through the hat matrix of 2,400 images. refine: the demo's latent diffusion. Every number of workers runs studies
-of its own from the same seed; the stores and images of all must have the same bytes. Seconds are those of the shared
-work alone, from the moment that it is given out until the last receipt; a smaller study is run first on the same workers,
-so that libraries are loaded. It needs two cores that nothing else uses; the load of the machine is printed beside.
+targets through the hat matrix of 8,859 images, as of NSD's subject 1. refine: the demo's latent diffusion. Every number
+of workers runs studies of its own from the same seed; the stores and images of all must have the same bytes. Seconds
+are those of the shared work alone, from the moment that it is given out until the last receipt; a smaller study is run
+first on the same workers, so that libraries are loaded. It needs two cores that nothing else uses; the load of the
+machine is printed beside.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from leanrecon.study.recipes import recipes
 PARTS = {"features": "vdvae, ", "regression": "regression big", "refine": "refine"}
 """What is measured, and how the tasks of its progress begin."""
 
-VOXELS, TEST, TARGETS, IMAGES = 2000, 982, 91_168, 2400
+VOXELS, TEST, TARGETS, IMAGES = 2000, 982, 91_168, 8859
 """Of the regression: its targets are those of 31 latents."""
 
 
