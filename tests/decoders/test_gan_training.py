@@ -190,6 +190,16 @@ def test_test_betas_that_are_not_finite_are_refused(data_of, tmp_path):
         images_of(decoder, data, tmp_path / "images")
 
 
+@pytest.mark.slow
+def test_an_area_of_one_voxel_gives_images_and_one_that_never_varies_is_refused(data_of, tmp_path):
+    data, decoder = data_of(voxels=1), make(epochs=1)
+    assert decoder.train(data, tmp_path / "one", context())["inputs"] == 1
+    assert images_of(decoder, data, tmp_path / "images").shape == (40, 32, 32, 3)
+    data.betas.array[:] = 2
+    with pytest.raises(InputError, match="none of 1 voxels varies over the train rows"):
+        make(epochs=1).train(data, tmp_path / "still", context())
+
+
 def test_rows_of_a_group_are_held_out_together():
     groups = [f"image {k % 50}" for k in range(200)]
     held = held_out(groups, 0.1, 0)
