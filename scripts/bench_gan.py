@@ -58,10 +58,12 @@ def main() -> None:
     for name, default in {"width": 256, "hidden": 4096, "batch": 64, "at-once": 64, "steps": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--reduction", default="exact")
+    parser.add_argument("--recompute", action="store_true")
     asked = parser.parse_args()
     settings = GANSettings(
         size=asked.size, crop=asked.crop, jitter=asked.jitter, width=asked.width, hidden=asked.hidden,
         batch_size=asked.batch, at_once=asked.at_once, reduction=asked.reduction, losses="published", validation=0.0,
+        recompute=asked.recompute,
     )  # fmt: skip
     decoder, side = gan.GAN(settings), settings.framed
     planned = phases(decoder._sizes(DecoderShapes(asked.rows, asked.voxels, 0, asked.images, (side, side, 3))))

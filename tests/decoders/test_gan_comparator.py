@@ -51,6 +51,10 @@ def test_it_gives_the_rows_of_its_kind_and_their_gradients(kind, tmp_path):
     with torch.no_grad():
         there, back = ((made.rows_of(x + step * direction) @ weights).mean() for step in (2e-3, -2e-3))
     assert ((there - back) / 4e-3).item() == pytest.approx((x.grad * direction).sum().item(), rel=0.05)
+    other = torch.rand(2, 3, 48, 48, requires_grad=True)  # images of another side are resized
+    made.rows_of(other).sum().backward()
+    assert made.rows_of(other).shape == found.shape
+    assert other.grad.abs().sum() > 0
     assert made.gradient_nbytes(4) > made.gradient_nbytes(1) > 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -189,6 +190,16 @@ def test_test_betas_that_are_not_finite_are_refused(data_of, tmp_path):
         images_of(decoder, data, tmp_path / "images")
 
 
+@pytest.mark.slow
+def test_an_area_of_one_voxel_gives_images_and_one_that_never_varies_is_refused(data_of, tmp_path):
+    data, decoder = data_of(voxels=1), make(epochs=1)
+    assert decoder.train(data, tmp_path / "one", context())["inputs"] == 1
+    assert images_of(decoder, data, tmp_path / "images").shape == (40, 32, 32, 3)
+    data.betas.array[:] = 2
+    with pytest.raises(InputError, match="none of 1 voxels varies over the train rows"):
+        make(epochs=1).train(data, tmp_path / "still", context())
+
+
 def test_rows_of_a_group_are_held_out_together():
     groups = [f"image {k % 50}" for k in range(200)]
     held = held_out(groups, 0.1, 0)
@@ -248,7 +259,9 @@ def test_settings_are_written_as_they_were_read():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"reduction": "none", "at_once": 8}, {"reduction": "pca"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"recompute": True}, {"reduction": "none", "at_once": 8}, {"reduction": "pca"}]
+)
 def test_training_takes_no_more_than_was_planned(changes, data_of, tmp_path):
     import torch
 
@@ -263,3 +276,29 @@ def test_training_takes_no_more_than_was_planned(changes, data_of, tmp_path):
     print(changes, f"{taken / 1e6:.0f} of {planned.work / 1e6:.0f} MB")
     assert taken <= planned.work
     assert sum(path.stat().st_size for path in Path(tmp_path).glob("*.safetensors")) <= planned.disk + 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{"dropout": 0.3, "noise": 0.2}, {"at_once": 5, "average": 0.9, "precision": "bfloat16"}]
+)
+def test_activations_computed_again_give_the_same_bytes(changes, data_of, tmp_path, monkeypatch):
+    from torch.utils import checkpoint
+
+    data, spy = data_of(images=60), Mock(wraps=checkpoint.checkpoint)
+    monkeypatch.setattr(checkpoint, "checkpoint", spy)
+    make(epochs=2, **changes).train(data, tmp_path / "kept", context())
+    assert not spy.called
+    make(recompute=True, epochs=2, **changes).train(data, tmp_path / "again", context())
+    assert spy.called
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert (tmp_path / "again" / kept.name).read_bytes() == kept.read_bytes()
+    make(recompute=True, epochs=2, **changes).train(data, tmp_path / "kept", context())  # the same network: it is there
+
+
+def test_the_plan_counts_activations_that_are_computed_again():
+    shapes = DecoderShapes(6000, 9919, 0, 1200, (248, 248, 3))
+    table = {"size": 256, "crop": 227, "jitter": 21, "losses": "published", "reduction": "none"}
+    kept, again = (GAN(GANSettings(**table, recompute=recompute)).plan(shapes, 10**10) for recompute in (False, True))
+    # twice 32 · 56² + 64 · 52² + 128 · 25² + 256 · (23² + 11²) numbers of the discriminator, twice, for 64 images
+    assert kept.work - again.work == 64 * 4 * 2 * 2 * (100352 + 173056 + 80000 + 135424 + 30976)

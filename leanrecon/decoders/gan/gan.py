@@ -26,6 +26,9 @@ FORMAT = 1
 
 WHILE_LEARNING = ("checkpoint", "best")
 
+SAME_WEIGHTS = ("checkpoint_minutes", "recompute", "space")
+"""Settings that don't decide the weights; predictions of a space are part of the data."""
+
 
 class GAN:
     """A generator from voxels to images, trained by pixels, a comparator's features and a discriminator."""
@@ -60,7 +63,7 @@ class GAN:
 
     def made_of(self) -> dict[str, Any]:
         settings = self.settings
-        table = settings.model_dump(mode="json", exclude={"comparator", "checkpoint_minutes", "space"})
+        table = settings.model_dump(mode="json", exclude={"comparator", *SAME_WEIGHTS})
         compared = comparator.make(settings.comparator, "cpu").made_of() if settings.weights["feature"] else None
         return table | {"format": FORMAT, "comparator": compared}
 
@@ -83,8 +86,8 @@ class GAN:
             n=shapes.n, p=shapes.p, image_nbytes=max(int(np.prod(shapes.image)), CHUNK_NBYTES),
             size=settings.size, side=settings.side, framed=settings.framed, width=settings.width, hidden=settings.hidden,
             discriminator=settings.discriminator_width if settings.weights["adversarial"] else None,
-            batch=settings.batch_size, at_once=at_once, averages=settings.average > 0, reduction=settings.reduction,
-            held=count_held(shapes.n, settings.validation), compare=compare,
+            batch=settings.batch_size, at_once=at_once, recomputes=settings.recompute, averages=settings.average > 0,
+            reduction=settings.reduction, held=count_held(shapes.n, settings.validation), compare=compare,
         )  # fmt: skip
 
     # Training

@@ -104,7 +104,8 @@ def generator(
     """The generator: float32 [b, inputs] to [b, 3, size, size], with weights from PyTorch's present seed.
 
     ``voxels`` is how many numbers a row had before it was reduced: directions are orthonormal, so that weights of the
-    same deviation give the same network as those of all voxels.
+    same deviation give the same network as those of all voxels. Activations overwrite what they are of, as their gradients
+    follow from their signs: half the memory, and the same numbers.
     """
     from torch import nn
 
@@ -112,7 +113,7 @@ def generator(
     for name, given, out in linear_sizes(inputs, hidden, width):
         linear = nn.Linear(given, out)
         _initialise(linear, 1.0, (voxels or given) if name == "defc7" else given)
-        named |= {name: linear, f"{name}_relu": nn.LeakyReLU(SLOPE)}
+        named |= {name: linear, f"{name}_relu": nn.LeakyReLU(SLOPE, inplace=True)}
         if dropout:
             named[f"{name}_dropout"] = nn.Dropout(dropout)
     named["map"] = nn.Unflatten(1, (width, FIRST_SIDE, FIRST_SIDE))
@@ -121,7 +122,7 @@ def generator(
         _initialise(convolution, 1.8 if layer.stride == 2 else 0.9, layer.given * layer.kernel**2)
         named[layer.name] = convolution
         if layer.name != "deconv0":
-            named[f"{layer.name}_relu"] = nn.LeakyReLU(SLOPE)
+            named[f"{layer.name}_relu"] = nn.LeakyReLU(SLOPE, inplace=True)
     return _in_order(named)
 
 

@@ -26,8 +26,8 @@ FOLDED = 512
 COPIES = 4
 """Copies of weights while they learn: with gradients and both moments."""
 
-ACTIVATIONS = 3.0
-"""Numbers that are held for each number that a layer gives: it, what follows it, and gradients."""
+ACTIVATIONS = 2.0
+"""Numbers that are held for each number that a layer gives: it, and gradients. Activations overwrite what they are of."""
 
 
 MOST_HELD = 1024
@@ -63,6 +63,8 @@ class Sizes:
     """Channels of the discriminator's first layer; None: there is none."""
     batch: int
     at_once: int
+    recomputes: bool
+    """Whether the generator's activations are let go until its gradients are computed."""
     averages: bool
     reduction: str
     held: int
@@ -134,10 +136,11 @@ def training_nbytes(sizes: Sizes) -> int:
 
 def _activations(sizes: Sizes, *, discriminates: bool) -> int:
     """Bytes of the activations of an image."""
-    numbers = sum(layer.numbers for layer in generator_layers(sizes.size, sizes.width)) + 3 * sizes.hidden
+    made = sum(layer.numbers for layer in generator_layers(sizes.size, sizes.width)) + 3 * sizes.hidden
+    told = 0
     if discriminates and sizes.discriminator is not None:
-        layers = discriminator_layers(sizes.side, sizes.discriminator)
-        numbers += 2 * sum(layer.numbers for layer in layers)
+        told = 2 * sum(layer.numbers for layer in discriminator_layers(sizes.side, sizes.discriminator))
+    numbers = max(made, told) if sizes.recomputes else made + told
     return int(ACTIVATIONS * (numbers + 6 * sizes.side**2) * FLOAT)
 
 

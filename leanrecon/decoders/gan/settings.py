@@ -66,6 +66,8 @@ class GANSettings(BaseModel):
     """Rows of a batch; 64 as published."""
     at_once: Count | None = None
     """Rows of a batch that are held at once, for less memory; none: all."""
+    recompute: bool = False
+    """Whether activations of the generator are computed again on the way back, for less memory; weights are the same."""
     learning_rate: Annotated[float, Field(gt=0, lt=math.inf)] = 2e-4
     """Learning rate of Adam; 2e-4 as published."""
     schedule: Literal["halved", "cosine"] = "halved"

@@ -94,8 +94,13 @@ class Networks:
 
     def generate(self, x: "torch.Tensor", *, shown: bool = False) -> "torch.Tensor":
         """Images of some inputs by the weights that learn, or by those that are kept."""
+        from torch.utils.checkpoint import checkpoint
+
+        network: Any = self.shown if shown else self.learning
         with self.precision():
-            images: torch.Tensor = self.colours((self.shown if shown else self.learning)(x))
+            again = self.settings.recompute and not shown
+            numbers = checkpoint(network, x, use_reentrant=False) if again else network(x)
+            images: torch.Tensor = self.colours(numbers)
         return images
 
 
