@@ -27,7 +27,7 @@ from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 2
+FORMAT = 3
 """Of the arithmetic that leads from members to a group: raised whenever it changes."""
 
 _MADE_OF = "leanrecon made of"
