@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from leanrecon.alignment.grams import Gram
+from leanrecon.alignment.leading import leading, leading_nbytes
 from leanrecon.alignment.linear import Dims, Estimator, LinearAlignment, LinearSettings, Method, Solution, checked_dims
-from leanrecon.alignment.ridge import eigen, eigen_nbytes, solve
+from leanrecon.alignment.ridge import solve, solve_nbytes
 from leanrecon.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Components(Method):
         return checked_dims(self.k, rows, self.name)
 
     def work(self, rows: int, subjects: int, grams: int) -> int:
-        return eigen_nbytes(rows) + 5 * rows * self.k * 8
+        return max(leading_nbytes(rows, self.k), solve_nbytes(rows, self.k))
 
     def solve(self, grams: Sequence[Gram], seed: int) -> Solution:
         if self.of == "subject":
@@ -51,9 +52,8 @@ class Components(Method):
         """Each subject's own components: nothing of another subject is learned, so fitted scores stand as they are."""
         duals, own = [], []
         for gram in grams:
-            values, vectors = eigen(gram)
-            root = np.sqrt(np.maximum(values[: -self.k - 1 : -1], 1e-12 * values[-1]))
-            vectors = vectors[:, : -self.k - 1 : -1]
+            values, vectors = leading(gram.dense(), self.k)
+            root = np.sqrt(np.maximum(values, 1e-12 * values[0]))
             duals.append(vectors / root)
             own.append(vectors * root)
         return Solution(duals, own, np.mean(own, axis=0))
@@ -65,11 +65,8 @@ def top_scores(grams: Sequence[Gram], k: int) -> Array:
     for gram in grams[1:]:
         for rows, panel in gram.panels():
             total[rows.start : rows.stop] += panel / gram.scale**2
-    from scipy.linalg import eigh
-
-    n = len(total)
-    values, vectors = eigh(total, subset_by_index=(n - k, n - 1), overwrite_a=True, check_finite=False)
-    scores: Array = (vectors * np.sqrt(np.maximum(values, 0)))[:, ::-1]
+    values, vectors = leading(total, k)
+    scores: Array = vectors * np.sqrt(np.maximum(values, 0))
     largest = np.abs(scores).argmax(axis=0)
     return scores * np.where(scores[largest, np.arange(k)] < 0, -1.0, 1.0)
 

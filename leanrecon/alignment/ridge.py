@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from leanrecon.alignment.banded import Banded, banded_nbytes
 from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from leanrecon.memory import MemoryBudget
@@ -40,16 +41,30 @@ def solve(gram: Gram, targets: Array, alphas: tuple[float, ...] = ALPHAS) -> Dua
 
     The held-out scores are exact: each row is left out of the map and of both means (Allen 1974, the PRESS statistic).
     """
-    values, vectors = eigen(gram)
-    n = gram.rows
-    turned = vectors.T @ targets
-    unit = gram.norm / n
-    alpha, error = least_error(values, vectors, turned, targets, [share * unit for share in alphas])
-    residual = left_out(values, vectors, turned, targets, alpha)
-    dual = vectors @ (turned / (values + alpha)[:, None])
+    n, unit = gram.rows, gram.norm / gram.rows
+    banded = Banded(gram.dense())
+    turned = banded.turn @ targets
+    best: tuple[float, float, Array, Array] | None = None
+    for share in alphas:
+        try:
+            dual, diagonal = banded.solve(share * unit, turned)
+        except np.linalg.LinAlgError:  # a penalty below the rounding errors of G
+            continue
+        residual = dual / np.maximum(diagonal - 1 / (n * share * unit), 1e-9 / (share * unit))[:, None]
+        error = float(np.square(residual).sum())
+        if best is None or error < best[0]:
+            best = error, share * unit, dual, residual
+    if best is None:
+        raise InputError(f"the betas are too imprecise for penalties of {alphas}", expected="larger ones")
+    error, alpha, dual, residual = best
     total = float(np.square(targets).sum())
     # A row that is left out shifts the means: what is held out is told less the mean of all targets.
     return Dual(dual, targets - residual, alpha, error / total if total else 0.0)
+
+
+def solve_nbytes(rows: int, dims: int) -> int:
+    """Most bytes of ``solve`` beside the targets and what it returns."""
+    return banded_nbytes(rows) + 6 * rows * dims * 8
 
 
 def eigen(gram: Gram) -> tuple[Array, Array]:
@@ -143,6 +158,8 @@ class RidgeMap:
             raise InputError(f"betas have {n} rows and scores have shape {targets.shape}", expected="[rows, k]")
         if n < 3:
             raise InputError(f"{n} common rows are too few for a ridge", expected="3 or more")
+        if min(self.alphas, default=0) <= 0:
+            raise SettingsError(f"penalties {self.alphas}", expected="one or more, each above 0")
         if not np.isfinite(targets).all():
             raise InputError("scores hold NaN or infinite values", expected="finite scores")
         work = map_nbytes(n, p, targets.shape[1], matrix.dtype.itemsize) + matrix.scratch_nbytes
@@ -164,5 +181,5 @@ class RidgeMap:
 
 def map_nbytes(rows: int, voxels: int, dims: int, itemsize: int = 4) -> int:
     """Most bytes that fitting a ``RidgeMap`` takes."""
-    solving = gram_nbytes(rows, kept=True) + eigen_nbytes(rows) + 5 * rows * dims * 8
+    solving = gram_nbytes(rows, kept=True) + solve_nbytes(rows, dims)
     return max(solving, 2 * rows * dims * 8 + voxels * dims * 12) + reading_nbytes(rows, voxels, itemsize)

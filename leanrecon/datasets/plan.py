@@ -46,6 +46,11 @@ class DatasetSettings(BaseModel):
         return True
 
     @property
+    def has_areas(self) -> bool:
+        """Whether voxels.npz may say which area each voxel is in."""
+        return True
+
+    @property
     def remote(self) -> bool:
         """Whether the data are downloaded."""
         return False

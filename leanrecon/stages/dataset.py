@@ -20,7 +20,13 @@ class DatasetStage:
     name = "dataset"
 
     def check(self, run: Run) -> None:
-        """Nothing is to be checked before the dataset reads its files."""
+        """Raise SettingsError for areas of a dataset that has none."""
+        if run.settings.areas and not run.settings.dataset.has_areas:
+            raise SettingsError(
+                "[areas]: dimensions of several subjects' data are in no area",
+                expected="no [areas] for the dataset kinds group and joined",
+                todo="align some areas alone (dataset.voxels of a group), or compare areas in the members' studies",
+            )
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, budget = planning.settings, planning.budget

@@ -35,6 +35,8 @@ class GroupSettings(DatasetSettings):
     """The name of each member; absent: the names of their folders."""
     alignment: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
     """How betas are brought into a shared space: the name of an alignment, or a table with its settings."""
+    voxels: str | list[str] | None = Field(default=None, min_length=1)
+    """The area whose voxels are aligned, or several, joined, by names that every member has; absent: all voxels."""
     average: bool = False
     """Whether the mean over subjects of each test image's rows is tested as well, as a subject called average."""
     allow_shared_stimuli: bool = False
@@ -73,6 +75,15 @@ class GroupSettings(DatasetSettings):
         return self.model_copy(update={"members": [located(member, base_dir, Path.is_dir) for member in self.members]})
 
     @property
+    def chosen_areas(self) -> list[str] | None:
+        """The areas whose voxels are used; None for all."""
+        return [self.voxels] if isinstance(self.voxels, str) else self.voxels
+
+    @property
+    def has_areas(self) -> bool:
+        return False
+
+    @property
     def simulated(self) -> bool:
         from leanrecon.datasets.group.members import is_simulated
 
@@ -92,6 +103,8 @@ class Group:
     def notes(cls, settings: GroupSettings) -> Iterable[str]:
         """Sentences that a reader of the report must know."""
         yield f"Rows are those of {len(settings.members)} subjects: {', '.join(settings.names())}."
+        if areas := settings.chosen_areas:
+            yield f"Betas are those of {', '.join(areas)} alone."
         if settings.allow_shared_stimuli:
             yield "Test images of one subject may be train images of another (dataset.allow_shared_stimuli)."
         of_alignment = getattr(kinds.kind_of("alignments", settings.alignment), "notes", None)
@@ -140,7 +153,7 @@ class Group:
         work = max(
             *(averaging_nbytes(shape, chunk, free) + members.chunk_nbytes("betas") for shape in shared.values()),
             aligned.work + transform,
-            3 * image_chunk + members.chunk_nbytes("stimuli"),
+            3 * image_chunk + (len(members.each) + 2) * members.chunk_nbytes("stimuli"),
         )
         disk = sum(store_nbytes((n, aligned.dims), "float32", chunk) for n in rows.values())
         disk += sum(store_nbytes((n, height, width, channels), "uint8", chunk) for n in images.values())

@@ -12,6 +12,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.group.dataset import PANEL
 from leanrecon.datasets.group.members import Member, Members
 from leanrecon.datasets.group.shared import fill_shared
+from leanrecon.datasets.group.versions import Versions
 from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
@@ -27,7 +28,7 @@ from leanrecon.study.rows import AVERAGE, SPLITS, Rows, SplitRows
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = 2
+FORMAT = 3
 """Of the arithmetic that leads from members to a group: raised whenever it changes."""
 
 _MADE_OF = "leanrecon made of"
@@ -169,12 +170,13 @@ class Ingest:
         }
 
     def _copy_images(self, split: str, store: Store) -> None:
-        """Copy each image from the first member that has it."""
+        """Copy each image from the first member that has it; others must have the same under its id."""
         wanted = list(self.members.images[split].values())
         readers = [ImageReader(member.stimuli[split]) for member in self.members.each] if store.missing() else []
         missing = store.missing_row_groups()
         done = store.rows - sum(len(store.group_rows(i)) for i in missing)
         memory = buffer((store.chunk_rows if missing else 0, *store.shape[1:]), np.uint8)
+        versions = Versions(self.members, split)
         with self.context.named(f"stimuli, {split}").task(total=store.rows, unit="images", done=done) as advance:
             for i in missing:
                 group = store.group_rows(i)
@@ -183,6 +185,7 @@ class Ingest:
                     for run, images in reader.runs([wanted[row][1] for row in places]):
                         start = places[run.start] - group.start
                         memory[start : start + len(images)] = images
+                versions.refuse_others(group, memory[: len(group)], readers)
                 store.write_rows(i, memory[: len(group)])
                 advance(len(group))
         store.finish()

@@ -62,6 +62,10 @@ class JoinedSettings(DatasetSettings):
         )
 
     @property
+    def has_areas(self) -> bool:
+        return False
+
+    @property
     def simulated(self) -> bool:
         from leanrecon.datasets.group.members import is_simulated
 
@@ -121,7 +125,7 @@ class Joined:
         group_of_rows = plan_chunks((max(rows.values()), width), "float32", chunk)[0] * width * 4
         transform = p * k * 4 + 2 * PANEL * max(p, k) * 4 + 3 * PANEL * width * 4 + 3 * group_of_rows + betas
         stimuli = 3 * plan_chunks((max(images.values()), height, across, channels), "uint8", chunk)[0] * image
-        stimuli += max(m.chunk_nbytes("stimuli") for m in members.values())
+        stimuli += 4 * max(m.chunk_nbytes("stimuli") for m in members.values())
         fitting = 0
         if "group" in routes:
             transform += group.betas["train"].nbytes()

@@ -2,11 +2,12 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanrecon import kinds
+from leanrecon.datasets.group.areas import in_areas
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places import as_location
 from leanrecon.places.paths import find
@@ -31,7 +32,7 @@ class Member:
     study: Study
     rows: Rows
     betas: Mapping[str, Any]
-    """By split: a store, or some rows of one (see ``chosen.ChosenRows``)."""
+    """By split: a store, or some rows or voxels of one (see ``chosen.ChosenRows``, ``areas.ChosenVoxels``)."""
     stimuli: Mapping[str, Store]
     """By split."""
 
@@ -81,12 +82,15 @@ def open_members(settings: "GroupSettings", base_dir: Path | None, *, shared: bo
     """Open the members' studies; ``shared`` says that there have to be train images that all of them saw.
 
     Raises InputError for folders that are no studies, for members with folds or without images, for images of
-    different shapes, for images trained on and tested, and where no train images are shared; StoreError for
+    different shapes, for images trained on and tested, for an area that a member lacks, and where no train images are
+    shared; StoreError for
     members whose dataset stage is not complete.
     """
     each = [
         open_member(name, folder, base_dir) for name, folder in zip(settings.names(), settings.members, strict=True)
     ]
+    if areas := settings.chosen_areas:
+        each = [replace(m, betas=in_areas(m.name, m.study, m.betas, areas)) for m in each]
     shapes = {member.name: image_shape(member.stimuli["train"]) for member in each}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
