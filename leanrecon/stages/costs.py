@@ -30,7 +30,7 @@ class Cost:
     gets: int = 0
     """Requests that read."""
     uncounted: tuple[str, ...] = ()
-    """What takes time that is not counted: networks whose operations are not counted."""
+    """Names of networks whose operations, and so whose time, are not counted."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
