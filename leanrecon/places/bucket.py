@@ -151,7 +151,9 @@ class Bucket:
         """
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
         size = sum(map(len, views))
-        mode = {"e_tag": only_if.stamp, "version": only_if.version} if isinstance(only_if, Entry) else only_if
+        mode = only_if
+        if isinstance(only_if, Entry):
+            mode = {"e_tag": only_if.stamp} | ({"version": only_if.version} if only_if.version else {})
 
         def write() -> Any:
             self.traffic.add(sent=size)

@@ -58,7 +58,15 @@ def azure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Location]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    words = ["--silent", "--location", str(tmp_path), "--blobPort", str(port), "--skipApiVersionCheck"]
+    words = [
+        "--silent",
+        "--location",
+        str(tmp_path),
+        "--blobPort",
+        str(port),
+        "--skipApiVersionCheck",
+        "--disableTelemetry",
+    ]
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL)
     try:
         for _ in range(100):
