@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import buckets, gcs_server
@@ -19,7 +20,7 @@ from support import buckets, gcs_server
 import leanrecon
 from leanrecon.errors import LeanreconError, StoreError
 from leanrecon.places import Location, as_location, lease, seals
-from leanrecon.places.bucket import bucket_of
+from leanrecon.places.bucket import Bucket, TakenError, bucket_of
 from leanrecon.progress import Progress
 from leanrecon.study.verify import find_damage
 
@@ -181,3 +182,29 @@ def test_missing_and_broken_credentials_are_told_and_not_repeated(
     assert said in str(refused.value)
     for secret in ("not-base-64-!", "no-json-secret"):
         assert secret not in str(refused.value)
+
+
+def test_a_server_that_compares_stamps_without_quotes_renews_a_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ceph's does: a stamp in quotes never matches there."""
+    from obstore.exceptions import PreconditionError
+
+    asked: list[str] = []
+    call = Bucket._call
+
+    def compared(self: Bucket, name: str, key: str, *more: Any, **options: Any) -> Any:
+        if isinstance(mode := options.get("mode"), dict):
+            asked.append(mode["e_tag"])
+            if mode["e_tag"].startswith('"'):
+                raise PreconditionError("412")
+        return call(self, name, key, *more, **options)
+
+    monkeypatch.setattr(Bucket, "_call", compared)
+    with buckets.serving() as url, buckets.environment(url):
+        bucket = bucket_of(f"s3://{buckets.NAME}")
+        first = bucket.put("a", [b"one"], only_if="create")
+        second = bucket.put("a", [b"two"], only_if=first)
+        assert asked == [first.stamp, first.stamp.strip('"')]
+        assert bucket.head("a") == second
+        with pytest.raises(TakenError):
+            bucket.put("a", [b"three"], only_if=first)
+        assert b"".join(map(bytes, bucket.pieces("a", 0, 9))) == b"two"
