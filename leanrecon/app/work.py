@@ -64,7 +64,7 @@ def show_work(
     console.print(told(rates, study), markup=False)
     if sums.uncounted:
         console.print(
-            f"+: without the networks of {plain(', '.join(sums.uncounted))}, which nobody counts", markup=False
+            f"+: without the networks of {plain(', '.join(sums.uncounted))}, which are not counted", markup=False
         )
 
 

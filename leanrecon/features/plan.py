@@ -25,7 +25,7 @@ class Cost:
     batch: int
     """Batch size beyond which it gets no faster."""
     operations: float | None = None
-    """Floating-point operations an image, a multiplication and an addition each; None: nobody counts them."""
+    """Floating-point operations an image, a multiplication and an addition each; None: not counted."""
 
 
 @dataclass(frozen=True)

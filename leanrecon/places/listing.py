@@ -3,7 +3,7 @@
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,8 @@ class Entry:
 
     size: int
     stamp: str
+    version: str | None = field(default=None, compare=False)
+    """The number by which Google Cloud Storage knows a state of the file; others go by the stamp."""
 
 
 class Listing:

@@ -63,7 +63,7 @@ class RegressionPlan:
     held: int = 0
     """Bytes of libraries that stay in the process afterwards."""
     operations: float | None = None
-    """Floating-point operations of the fit, beside those that each target takes; None: nobody counts them."""
+    """Floating-point operations of the fit, beside those that each target takes; None: not counted."""
     passes: float = 2
     """How often the train betas are read for it."""
     target_passes: float = 0

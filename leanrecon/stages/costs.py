@@ -30,7 +30,7 @@ class Cost:
     gets: int = 0
     """Requests that read."""
     uncounted: tuple[str, ...] = ()
-    """What takes time that is not counted: networks whose operations nobody counts."""
+    """Names of networks whose operations, and so whose time, are not counted."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -65,9 +65,17 @@ STAGE = Cost(gets=5)
 """Of every stage: which rows there are, and study.toml that is written again."""
 
 
+AREAS = Cost(gets=5)
+"""Of every stage where there are areas: the voxels of each."""
+
+
 def piece(products: int) -> Cost:
     """Of the record in run.json of a piece of a stage that makes so many stores, folders of images or files."""
     return Cost(puts=1, gets=3 + products)
+
+
+OWN_RECORD = Cost(puts=1, gets=1)
+"""Of a piece beside that, where its variant has a run.json of its own, whose checksum the study keeps."""
 
 
 def files_made(count: int = 1) -> Cost:
@@ -90,6 +98,13 @@ def store_made(shape: Sequence[int], dtype: Any, chunk: int) -> Cost:
 def store_read(shape: Sequence[int], dtype: Any, chunk: int, times: float = 1) -> Cost:
     """Of a store whose chunks are all read, so many times; it is opened once."""
     return Cost(gets=1) + Cost(read=store_nbytes(shape, dtype, chunk), gets=chunks_of(shape, dtype, chunk)) * times
+
+
+def rows_read(rows: int, shape: Sequence[int], dtype: Any, chunk: int, times: float = 1) -> Cost:
+    """Of so many rows of a store, drawn at random: the chunks from the first to the last of them are read."""
+    tall = plan_chunks(shape, dtype, chunk)[0]
+    expected = shape[0] if rows == shape[0] else shape[0] * (rows - 1) / (rows + 1) + tall
+    return store_read(shape, dtype, chunk, times * min(expected / shape[0], 1))
 
 
 def images_made(count: int, shape: ImageShape, *, linked: bool = False) -> Cost:

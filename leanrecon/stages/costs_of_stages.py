@@ -10,6 +10,8 @@ from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.images import ImageShape
 from leanrecon.regression.regressor import RegressionPlan, RegressionShapes
 from leanrecon.stages.costs import (
+    AREAS,
+    OWN_RECORD,
     RUN,
     STAGE,
     Cost,
@@ -19,19 +21,21 @@ from leanrecon.stages.costs import (
     images_made,
     images_read,
     piece,
+    rows_read,
     store_made,
     store_read,
     total,
 )
+from leanrecon.stores.layout import plan_chunks
 
 if TYPE_CHECKING:
     from leanrecon.stages.stage import Planning
 
 
-def dataset_cost(data: DatasetPlan, chunk: int) -> Cost:
-    """Of a dataset's stores and small files; what it is read from lies elsewhere."""
+def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
+    """Of a dataset's stores and small files, for so many areas; what it is read from lies elsewhere."""
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
-    costs = [RUN, piece(1), files_made(5)]
+    costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0)]
     for rows, images in n.values():
         if rows:
             costs.append(store_made((rows, data.voxels), np.float32, chunk))
@@ -39,6 +43,17 @@ def dataset_cost(data: DatasetPlan, chunk: int) -> Cost:
             shape = (images, *data.image_shape)
             costs += [store_made(shape, np.uint8, chunk), store_read(shape, np.uint8, chunk, data.reread)]
     return total(costs)
+
+
+def pieces(products: int, planning: "Planning", variants: int) -> Cost:
+    """Of the records of a piece in so many variants, and in what joins the folds."""
+    apart = variants if planning.data.folds else variants - 1
+    return piece(products) * variants + OWN_RECORD * apart + piece(products) * planning.joins
+
+
+def begun(planning: "Planning") -> Cost:
+    """Of a stage that predicts or draws, before its first piece."""
+    return STAGE + (AREAS if planning.settings.areas else Cost())
 
 
 def encoding_cost(space: Any, planning: "Planning") -> tuple[Cost, Cost]:
@@ -55,7 +70,8 @@ def encoding_cost(space: Any, planning: "Planning") -> tuple[Cost, Cost]:
         if space.learns and k == 0:
             alone += [files_made() + Cost(written=space.fitted_nbytes(shape)), seen]
         shared += [operations * images, seen, store_made(features, np.float32, chunk)]
-    both = total(alone) * times, total(shared) * times
+    records = OWN_RECORD * times if planning.data.folds and space.learns else Cost()
+    both = total(alone) * times + records, total(shared) * times
     return both if space.inputs != "ids" else (both[0] + both[1], Cost())
 
 
@@ -69,26 +85,37 @@ def prediction_cost(
     shares: bool,
 ) -> tuple[Cost, Cost]:
     """Of the predictions of one feature space; ``fitted`` says whether an earlier space left its factor."""
-    chunk, targets, pairings = planning.chunk, (shapes.s, shapes.t), shapes.pairings
+    chunk, pairings = planning.chunk, shapes.pairings
+    folds, rows = planning.data.folds, sum(planning.split)  # with folds, a fold's rows lie scattered in one store
+    targets = (planning.images[0] if folds else shapes.s, shapes.t)
+    betas = [(n, (rows if folds else n, shapes.p)) for n in (shapes.n, shapes.m)]
     of_fit = (
         Cost()
         if fitted
         else (
             _counted(plan.operations, name)
-            + store_read((shapes.n, shapes.p), np.float32, chunk, plan.passes)
-            + store_read((shapes.m, shapes.p), np.float32, chunk, 2)
-            + store_read(targets, np.float32, chunk, plan.target_passes)
+            + rows_read(*betas[0], np.float32, chunk, plan.passes)
+            + rows_read(*betas[1], np.float32, chunk, 2)
+            + rows_read(shapes.s, targets, np.float32, chunk, plan.target_passes)
         )
     )
     streamed = (
         Cost(operations=2.0 * shapes.m * shapes.s * shapes.t)
-        + store_read(targets, np.float32, chunk)
+        + rows_read(shapes.s, targets, np.float32, chunk)
         + store_made((shapes.m, shapes.t), np.float32, chunk)
-        + Cost(puts=1)
+        + Cost(puts=2)
     )
-    alone = (piece(1 + pairings) + Cost(gets=2) + of_fit) * planning.variants
+    alone = pieces(1 + pairings, planning, planning.variants) + (Cost(gets=2) + of_fit) * planning.variants
+    alone += _joined_predictions(shapes, planning) * planning.joins
     shared = streamed * (planning.variants + pairings * planning.folds)
     return (alone, shared) if shares else (alone + shared, Cost())
+
+
+def _joined_predictions(shapes: RegressionShapes, planning: "Planning") -> Cost:
+    """Of the predictions of all folds in one store: each of its chunks reads the folds that it has rows of."""
+    whole, chunk, folds = (sum(planning.split), shapes.t), planning.chunk, planning.folds
+    found = folds * (1 - (1 - 1 / folds) ** plan_chunks(whole, np.float32, chunk)[0])  # folds with rows in a chunk
+    return store_made(whole, np.float32, chunk) + store_read(whole, np.float32, chunk, found) + Cost(gets=folds)
 
 
 def first_images_cost(space: Any, planning: "Planning", drawn: ImageShape) -> tuple[Cost, Cost]:
@@ -101,15 +128,21 @@ def first_images_cost(space: Any, planning: "Planning", drawn: ImageShape) -> tu
         + images_made(m, drawn)
     )
     learned = Cost(read=2 * space.fitted_nbytes(shape), gets=5 if space.learns else 0)
-    alone = STAGE + (piece(0) + learned) * planning.variants + Cost(gets=2 * folders)
-    return alone, each * folders
+    alone = begun(planning) + pieces(0, planning, planning.variants) + learned * planning.variants
+    return alone + Cost(gets=2 * folders) + _joined_images(drawn, planning), each * folders
+
+
+def _joined_images(drawn: ImageShape, planning: "Planning") -> Cost:
+    """Of the images of all folds in one folder."""
+    return images_made(sum(planning.split), drawn, linked=True) * planning.joins
 
 
 def final_images_cost(planning: "Planning", generator: Any, drawn: ImageShape) -> tuple[Cost, Cost]:
     """Of final images and those of the generator's baselines; without a generator first images are copied."""
     (_, m), baselines = planning.split, len(planning.settings.refine.baselines)
     folders = planning.variants + planning.folds * baselines
-    alone = STAGE + piece(1) * planning.variants + Cost(gets=folders)
+    alone = begun(planning) + pieces(1, planning, planning.variants) + Cost(gets=folders)
+    alone += _joined_images(drawn, planning)
     if not generator.refines:
         return alone + images_made(m, drawn, linked=True) * folders, Cost()
     roles = generator.roles(planning.settings.refine).values()
@@ -147,22 +180,24 @@ def comparison_cost(planning: "Planning", of: Compared) -> tuple[Cost, Cost]:
 
     shape, chunk, (_, m) = planning.image_shape, planning.chunk, planning.split
     train = (planning.images[0] if not planning.data.folds else sum(planning.split), *shape)
-    test = (m, *shape)
+    held = train[0] if planning.data.folds else m  # the store that a fold's test rows lie in, scattered
+    test = (held, *shape)
     seen = [images_read(m, drawn) for drawn in of.drawn]
     drawn_train = drawn_rows(m, train, chunk) * (2 if of.nearest else 1)
-    per_image = chunks_of(test, np.uint8, chunk) / m
+    per_image = min(chunks_of(test, np.uint8, chunk) / m, 1)
     costs = [
         store_read(train, np.uint8, chunk),
         drawn_train,
-        store_read(test, np.uint8, chunk, 2 + round(of.shifts * per_image) / chunks_of(test, np.uint8, chunk)),
+        rows_read(m, test, np.uint8, chunk, 2),
+        store_read(test, np.uint8, chunk, round(of.shifts * per_image) / chunks_of(test, np.uint8, chunk)),
         total(seen) + total(seen[: of.own]),
-        files_made(4 + len(planning.spaces)) + Cost(gets=24 + 4 * len(of.drawn)),
+        Cost(gets=10 + 4 * len(of.drawn)),
     ]
     for dims, times in of.features:
         panels = -(-m // panel_rows(m, dims))
         reads = 2 + panels + (panels if m >= 300 else 0)
         predicted = 3 + (1 if m >= 300 else 0)
-        costs.append(store_read((m, dims), np.float32, chunk, times * reads))
+        costs.append(rows_read(m, (held, dims), np.float32, chunk, times * reads))
         costs.append(store_read((m, dims), np.float32, chunk, times * predicted))
         costs.append(Cost(operations=times * 2.0 * m * m * dims))
     if of.nearest:
@@ -180,7 +215,12 @@ def comparison_cost(planning: "Planning", of: Compared) -> tuple[Cost, Cost]:
         shared.append(Cost(uncounted=(judge.name,)))
     rows = m * planning.folds
     page = Cost(written=of.page + rows * of.scores, read=of.page + 4 * rows * of.scores)
-    return STAGE + piece(1) + page + total(costs) * planning.folds, total(shared) * planning.folds
+    made = (
+        files_made(4 + len(planning.spaces))
+        + Cost(gets=14)
+        + (files_made() * planning.folds if planning.data.folds else Cost())
+    )
+    return STAGE + piece(1) + made + page + total(costs) * planning.folds, total(shared) * planning.folds
 
 
 def _counted(operations: float | None, name: str) -> Cost:

@@ -37,7 +37,7 @@ class DatasetStage:
         summary = f"{images} images, {data.voxels} voxels"
         if rows != images:
             summary = f"{rows} rows of {summary}"
-        memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk)
+        memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk, len(settings.areas))
         yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, data.download, cost)
         planning.hold(data.captions // _STAYS)
 

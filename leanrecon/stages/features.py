@@ -19,8 +19,7 @@ from leanrecon.features.extract_captions import (
 from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.places import Location
-from leanrecon.stages.costs import STAGE
-from leanrecon.stages.costs_of_stages import encoding_cost
+from leanrecon.stages.costs_of_stages import begun, encoding_cost
 from leanrecon.stages.precomputed import extract_precomputed
 from leanrecon.stages.stage import LIBRARY_NBYTES, Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.layout import plan_chunks, store_nbytes
@@ -69,7 +68,7 @@ class FeaturesStage:
             disk += store_nbytes((1, space.dims(planning.image_shape)), np.float32, planning.chunk)
         alone, shared = encoding_cost(space, planning)
         if not self._before(planning, space):
-            alone += STAGE
+            alone += begun(planning)
         memory = planning.budget.reserved + work
         return PlannedStage(f"features {space.name}", summary, memory, disk, cost=alone, shared=shared)
 

@@ -14,8 +14,8 @@ from leanrecon.regression.kept import KEPT, VARIANT, Kept
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.calibrate import needs_train_rows, too_few
-from leanrecon.stages.costs import STAGE, Cost
-from leanrecon.stages.costs_of_stages import prediction_cost
+from leanrecon.stages.costs import Cost
+from leanrecon.stages.costs_of_stages import begun, prediction_cost
 from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.fingerprint import fingerprint
@@ -43,7 +43,7 @@ class RegressionStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         first, kept = _first_name(planning.settings, planning.spaces), 0
-        factor, before = "", STAGE
+        factor, before = "", begun(planning)
         for name, space in planning.spaces.items():
             settings = planning.settings.regression[name]
             pairings = planning.settings.evaluate.permutations if name == first else 0
@@ -69,8 +69,7 @@ class RegressionStage:
             if planning.data.folds:
                 rows = sum(planning.split)
                 work = max(work, join_nbytes(rows, shapes.t, planning.chunk))
-                joins = 1 + len(planning.settings.areas)
-                disk += joins * store_nbytes((rows, shapes.t), np.float32, planning.chunk)
+                disk += planning.joins * store_nbytes((rows, shapes.t), np.float32, planning.chunk)
             summary = plan.summary + (f", {times} fits" if times > 1 else "")
             fitted, factor = bool(plan.factor) and plan.factor == factor, plan.factor
             shares = _shares(regressor)

@@ -113,6 +113,11 @@ class Planning:
         """How many variants are predicted: every fold, with all voxels and by area."""
         return self.folds * (1 + len(self.settings.areas))
 
+    @property
+    def joins(self) -> int:
+        """How many stores or folders join the folds: with all voxels and by area; 0 without folds."""
+        return 1 + len(self.settings.areas) if self.data.folds else 0
+
     def hold(self, nbytes: int) -> None:
         """Count bytes that stay in the process as held by all later stages."""
         self.budget = replace(self.budget, reserved=self.budget.reserved + nbytes)

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import buckets
 from support.nsd_server import Proxy, proxied
@@ -34,12 +35,30 @@ def counted(proxy: Proxy) -> Cost:
 
 
 @pytest.mark.slow
-def test_a_study_in_a_bucket_sends_the_requests_that_were_planned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "variants",
+    [
+        None,
+        pytest.param("areas", marks=pytest.mark.long),
+        pytest.param(3, marks=pytest.mark.long),
+        pytest.param(5, marks=pytest.mark.long),
+    ],
+)
+def test_a_study_in_a_bucket_sends_the_requests_that_were_planned(variants: Any, tmp_path: Path) -> None:
+    settings = SETTINGS
+    if variants == "areas":
+        settings = SETTINGS | {"areas": {"V1": ["V1"], "ventral": ["ventral"]}}
+    elif variants:
+        rng = np.random.default_rng(0)
+        np.save(tmp_path / "betas.npy", rng.standard_normal((60, 150)).astype(np.float32))
+        np.save(tmp_path / "images.npy", rng.integers(0, 256, (60, 16, 16, 3), np.uint8))
+        files = {"betas": str(tmp_path / "betas.npy"), "stimuli": str(tmp_path / "images.npy")}
+        settings = SETTINGS | {"dataset": {"kind": "arrays", "folds": variants, **files}}
     with buckets.serving() as url, proxied(url) as proxy, buckets.environment(proxy.url, cache=tmp_path):
         study = buckets.at("counted")
-        planned = total(stage.cost + stage.shared for stage in leanrecon.plan(SETTINGS, study=study))
+        planned = total(stage.cost + stage.shared for stage in leanrecon.plan(settings, study=study))
         assert proxy.answers == [], "a plan asks nothing"
-        leanrecon.run(SETTINGS, study=study, progress=Progress())
+        leanrecon.run(settings, study=study, progress=Progress())
         found = counted(proxy)
     assert found.puts == pytest.approx(planned.puts, rel=0.05)
     assert found.gets == pytest.approx(planned.gets, rel=0.05)
