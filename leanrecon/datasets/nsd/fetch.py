@@ -9,7 +9,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.average import Averages, average, sample, single
-from leanrecon.datasets.nsd.betas import session_trials
+from leanrecon.datasets.nsd.betas import in_blocks, masked_trials, session_trials
 from leanrecon.datasets.nsd.dataset import FORMAT, SPLITS, NSDSettings, plan_fetch
 from leanrecon.datasets.nsd.files import (
     Files,
@@ -30,6 +30,7 @@ from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer, format_bytes
+from leanrecon.net.ranges import one_ahead
 from leanrecon.places import Location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.progress import Advance, Progress
@@ -179,12 +180,24 @@ class Fetch:
             total = len(prepared.betas)
             context = self.context.named("betas")
             with context.task(total=total, unit="sessions", done=total - len(sessions)) as advance:
-                for k in sessions:
-                    name = prepared.betas[prepared.design.sessions[k]]
-                    here = files.source.local(name)
+                names = [prepared.betas[prepared.design.sessions[k]] for k in sessions]
+
+                def early(name: str) -> Array | None:
+                    """The trials of an .hdf5 file; a .nii.gz, which needs the disk, is read in its turn."""
+                    if not name.endswith(".hdf5"):
+                        return None
                     with files.need(name) as file:
-                        for first, block in session_trials(file, here, prepared.voxels, staging.own / "download"):
+                        return masked_trials(file, prepared.voxels)
+
+                for k, name, session in zip(sessions, names, one_ahead(files.source.aside, early, names), strict=True):
+                    if session is not None:
+                        for first, block in in_blocks(session):
                             staging.put(k * TRIALS + first, block)
+                    else:
+                        here = files.source.local(name)
+                        with files.need(name) as file:
+                            for first, block in session_trials(file, here, prepared.voxels, staging.own / "download"):
+                                staging.put(k * TRIALS + first, block)
                     advance(1)
         staging.finish()
         store.finish()
