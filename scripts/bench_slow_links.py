@@ -1,6 +1,6 @@
 """How close fetching NSD comes to what a slow, distant link can carry.
 
-    python scripts/bench_slow_links.py [--folder DIR] [--rate 50 500] [--latency 30 100 200] [--sessions 2] [--images 200]
+    python scripts/bench_slow_links.py [--folder DIR] [--rate 50 500] [--latency 30 100 200] [--against TREE]
 
 A server on loopback imitates the link: all connections share its rate, every request waits for one round trip, a new
 connection for another, and each connection begins as TCP does, with 14 KB in its first round trip and twice as many in
@@ -8,12 +8,14 @@ every further one (RFC 6928), again after it was idle. Packets are never lost. T
 (81x104x83 voxels, 699,192 chunks of 1,500 bytes, 15,724 of them wanted); images are of 425 pixels.
 
 Prints the seconds of so many sessions and images into their stores, and what subject 1's 37 sessions and 9,841 images
-take at that pace, over the time that the wanted voxels' and images' bytes alone take at the link's rate.
+take at that pace, over the time that the wanted voxels' and images' bytes alone take at the link's rate. ``--against``
+measures another checkout's leanrecon before each line of this one.
 """
 
 import argparse
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +32,8 @@ LATENCIES = (30.0, 100.0, 200.0)  # ms a round trip
 WHOLE = (37, 9_841)  # subject 1's sessions and images
 FIRST_WINDOW, LARGEST_WINDOW = 14_600, 4 * 2**20  # bytes in flight of a connection
 IDLE = 0.2  # seconds beyond a round trip after which a connection begins anew (RFC 6298's least, as Linux has it)
-PIECE = 16 * 1024
+PIECE = 64 * 1024
+LATE = 0.1  # seconds that the link may catch up on, as this process doesn't always run when it should
 HEADERS = 600  # bytes of an answer beside its body
 
 
@@ -72,7 +75,7 @@ class Link:
 
     def carry(self, nbytes: int) -> None:
         with self.lock:
-            begin = max(self.free, time.monotonic() - 0.005)  # a late thread may catch up on 5 ms
+            begin = max(self.free, time.monotonic() - LATE)
             self.free = begin + nbytes / self.rate
         time.sleep(max(self.free - time.monotonic(), 0))
 
@@ -209,8 +212,9 @@ def fetch(folder: Path, port: int, sessions: int, n_images: int) -> None:
     print(json.dumps(took | {"peak": memory.peak}))
 
 
-def measure(root: Path, rate: float, latency: float, sessions: int, images: int) -> dict[str, float]:
-    """Fetch in a process of its own, from a server in another."""
+def measure(root: Path, rate: float, latency: float, sessions: int, images: int, tree: str) -> dict[str, float]:
+    """Fetch with the leanrecon of a checkout in a process of its own, from a server in another."""
+    paths = os.pathsep.join(filter(None, (tree, os.environ.get("PYTHONPATH"))))
     me = [sys.executable, __file__, "--folder", str(root)]
     asked = ["--rate", str(rate), "--latency", str(latency), "--sessions", str(sessions), "--images", str(images)]
     server = subprocess.Popen([*me, *asked, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -218,7 +222,8 @@ def measure(root: Path, rate: float, latency: float, sessions: int, images: int)
         assert server.stdout is not None
         port = server.stdout.readline().strip()
         shutil.rmtree(root / "study", ignore_errors=True)
-        done = subprocess.run([*me, *asked, "--fetch", port], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([*me, *asked, "--fetch", port], check=True, stdout=subprocess.PIPE, text=True,
+                              env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found | {"open": int(server.communicate()[0])}
     finally:
@@ -226,25 +231,21 @@ def measure(root: Path, rate: float, latency: float, sessions: int, images: int)
         server.wait()
 
 
-def table(root: Path, given: argparse.Namespace) -> None:
-    wanted = {"sessions": given.sessions * VOXELS * 1500, "images": given.images * SIDE * SIDE * 3}
-    print(f"{given.sessions} sessions ({wanted['sessions'] / 1e6:.0f} MB), {given.images} images "
-          f"({wanted['images'] / 1e6:.0f} MB); memory beside what the process held at its start")  # fmt: skip
-    for rate in given.rate:
-        for latency in given.latency:
-            found = measure(root, rate, latency, given.sessions, given.images)
-            counts = dict(zip(wanted, WHOLE, strict=True))
-            pace = {what: counts[what] / getattr(given, what) for what in wanted}
-            ideal = {what: wanted[what] / (rate * 1e6 / 8) for what in wanted}
-            whole = sum(pace[what] * found[what] for what in wanted) / sum(pace[what] * ideal[what] for what in wanted)
-            parts = "; ".join(
-                f"{what} {found[what]:.1f} s ({found[what] / ideal[what]:.2f}x, {found[f'{what}_requests']:.0f} requests, "
-                f"{found[f'{what}_bytes'] / 1e6:.0f} MB, {found[f'{what}_cpu']:.1f} s of CPU)"
-                for what in wanted
-            )
-            memory = f"{(found['peak'] - found['held']) / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
-            print(f"{rate:3.0f} Mbit/s, {latency:3.0f} ms: {whole:.2f}x for subject 1; {parts}; "
-                  f"{found['open']} connections; {memory}", flush=True)  # fmt: skip
+def line(root: Path, rate: float, latency: float, given: argparse.Namespace, tree: str) -> str:
+    """Measure one link with one checkout, and say what it took."""
+    n = {"sessions": given.sessions, "images": round(given.images * max(rate / 50, 1) ** 0.5)}
+    found = measure(root, rate, latency, *n.values(), tree)
+    wanted = {"sessions": n["sessions"] * VOXELS * 1500, "images": n["images"] * SIDE * SIDE * 3}
+    pace = {what: whole / n[what] for what, whole in zip(wanted, WHOLE, strict=True)}
+    ideal = {what: nbytes / (rate * 1e6 / 8) for what, nbytes in wanted.items()}
+    whole = sum(pace[what] * found[what] for what in wanted) / sum(pace[what] * ideal[what] for what in wanted)
+    parts = "; ".join(
+        f"{n[what]} {what} {found[what]:.1f} s ({found[what] / ideal[what]:.2f}x, {found[f'{what}_requests']:.0f} "
+        f"requests, {found[f'{what}_bytes'] / 1e6:.0f} MB, {found[f'{what}_cpu']:.1f} s of CPU)"
+        for what in wanted
+    )
+    memory = f"{(found['peak'] - found['held']) / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
+    return f"{whole:.2f}x for subject 1; {parts}; {found['open']} connections; {memory}"
 
 
 def main() -> None:
@@ -253,7 +254,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, nargs="*", default=RATES, help="Mbit/s of the link")
     parser.add_argument("--latency", type=float, nargs="*", default=LATENCIES, help="milliseconds of a round trip")
     parser.add_argument("--sessions", type=int, default=2)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200, help="at 50 Mbit/s; three times as many at 500")
+    parser.add_argument("--against", metavar="TREE", help="another checkout, measured beside this one")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--fetch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -264,7 +266,12 @@ def main() -> None:
         fetch(root / "study", given.fetch, given.sessions, given.images)
     else:
         build(root)
-        table(root, given)
+        for rate in given.rate:
+            for latency in given.latency:
+                for name, tree in (("other", given.against), ("this", "")):
+                    if tree is not None:
+                        print(f"{rate:3.0f} Mbit/s, {latency:3.0f} ms, {name}: "
+                              f"{line(root, rate, latency, given, tree)}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, LeanreconError
 from leanrecon.net.flight import Flight
 
 Array = np.ndarray[Any, Any]
@@ -270,18 +270,30 @@ class Folder(Source):
         return None
 
 
-def one_ahead(pool: Executor | None, work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """Yield ``work`` of every item in order; that of the next is done in ``pool`` while one is used (None: in its turn)."""
-    if pool is None or not items:
+def one_ahead(pool: Executor | None, work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Yield ``work`` of every item in order; that of the next is done in ``pool`` while one is used (None: in its turn).
+
+    An item that can't be had ends it only after what was begun before.
+    """
+    if pool is None:
         yield from map(work, items)
         return
-    coming = pool.submit(work, items[0])
-    for item in items[1:]:
-        made = coming.result()
-        coming = pool.submit(work, item)
-        yield made
-        del made  # or it would be in memory until the next is there
-    yield coming.result()
+    coming: Future[Made] | None = None
+    try:
+        for item in items:
+            if coming is None:
+                coming = pool.submit(work, item)
+                continue
+            made = coming.result()
+            coming = pool.submit(work, item)
+            yield made
+            del made  # or it would be in memory until the next is there
+    except LeanreconError:
+        if coming is not None:
+            yield coming.result()
+        raise
+    if coming is not None:
+        yield coming.result()
 
 
 def changed(name: str) -> InputError:

@@ -47,7 +47,7 @@ class Bucket(Source):
         self.client = _client(endpoint_url, self.connections, self.timeout)
         self.session = _session(self.client.meta.endpoint_url, self.connections, self.timeout)
         self.pool = ThreadPoolExecutor(self.connections, thread_name_prefix="s3")
-        self.aside = ThreadPoolExecutor(1, thread_name_prefix="s3 file")
+        self.aside = ThreadPoolExecutor(2, thread_name_prefix="s3 file")
         self._flights: dict[int, Flight] = {}
         self._lock = threading.Lock()
 
