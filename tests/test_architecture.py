@@ -205,6 +205,7 @@ ONLY_WRITE = {
     "leanrecon/datasets/layouts/bdpy_simulate.py": "writes small BData files as bdpy does",
     "scripts/bench_layouts.py": "writes the files that it measures the reading of",
     "scripts/bench_nsd_fetch.py": "writes the files that it measures the fetching of",
+    "scripts/bench_slow_links.py": "writes the files that it measures the fetching of",
 }
 """Modules outside of datasets/files that load h5py or SciPy's MATLAB functions, each with its reason."""
 

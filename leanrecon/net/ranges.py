@@ -4,7 +4,7 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from leanrecon.errors import InputError
+from leanrecon.errors import InputError, LeanreconError
+from leanrecon.net.flight import Flight
 
 Array = np.ndarray[Any, Any]
 Bytes = bytes | bytearray
 Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 BLOCK = 64 * 1024
 """Bytes of a block in the cache of sequential reads."""
@@ -28,8 +30,10 @@ GAP = 32 * 1024
 """Largest gap in bytes between ranges that are fetched as one: 10 ms at 25 Mbit/s, less than a request takes."""
 SPAN = 2**20
 """Most bytes of ranges that are fetched as one."""
+HELD = 24 * 2**20
+"""Most bytes of ranges that are under way or wait for their turn: twice what 500 Mbit/s carry in 200 ms."""
 AHEAD = 8
-"""Fetched ranges that wait for their turn, beside those in flight."""
+"""Fetched ranges that wait for their turn, beside twice those in flight."""
 
 _SAMPLES = 64  # blocks of a large local file that its print hashes
 
@@ -62,7 +66,10 @@ class RangeFile(io.RawIOBase):
         self.print = print_
         self.pool: Executor | None = None
         """Where ranges are fetched concurrently; None: one after the other, as is best for a disk."""
-        self.at_once = 1
+        self.flight: Callable[[int], Flight] = Flight.alone
+        """How many ranges of about so many bytes are fetched at once."""
+        self.held = 0
+        """Most bytes of ranges that are in memory at once, or one range."""
         self._at = 0
         self._blocks: OrderedDict[int, Bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -74,25 +81,35 @@ class RangeFile(io.RawIOBase):
     def in_order(self, spans: Sequence[tuple[int, int]], work: Callable[[int, Bytes], Made]) -> Iterator[Made]:
         """Yield ``work(k, bytes of span k)`` for every span in order; spans are fetched and processed concurrently.
 
-        At most ``at_once + AHEAD`` of them are in memory.
+        At most ``held`` bytes of them are in memory, or one span.
         """
+        if self.pool is None or not spans:
+            yield from (work(k, self.fetch(*span)) for k, span in enumerate(spans))
+            return
+        flight = self.flight(sum(stop - start for start, stop in spans) // len(spans))
 
         def one(k: int) -> Made:
-            return work(k, self.fetch(*spans[k]))
+            with flight:
+                data = self.fetch(*spans[k])
+                flight.landed(len(data))
+            return work(k, data)
 
-        if self.pool is None:
-            yield from map(one, range(len(spans)))
-            return
-        ahead: deque[Future[Made]] = deque()
+        ahead: deque[tuple[Future[Made], int]] = deque()
+        held = 0
         try:
-            for k in range(len(spans)):
-                ahead.append(self.pool.submit(one, k))
-                if len(ahead) >= self.at_once + AHEAD:
-                    yield ahead.popleft().result()
+            for k, (start, stop) in enumerate(spans):
+                while ahead and (
+                    held + stop - start > self.held or len(ahead) >= 2 * flight.limit + AHEAD or ahead[0][0].done()
+                ):
+                    future, nbytes = ahead.popleft()
+                    held -= nbytes
+                    yield future.result()
+                ahead.append((self.pool.submit(one, k), stop - start))
+                held += stop - start
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead.popleft()[0].result()
         finally:
-            for future in ahead:
+            for future, _ in ahead:
                 future.cancel()
 
     # The methods of a file that Python and h5py call
@@ -196,6 +213,8 @@ class Source(AbstractContextManager["Source"], Protocol):
     """Files by name below a folder, or below a prefix of a bucket."""
 
     traffic: Traffic
+    aside: Executor | None = None
+    """Where a file is read while another one's contents are used; None: nowhere, as is best for a disk."""
 
     def find(self, name: str) -> Found | None:
         """The file of this name; None if it does not exist or can't be read."""
@@ -249,6 +268,32 @@ class Folder(Source):
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def one_ahead(pool: Executor | None, work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Yield ``work`` of every item in order; that of the next is done in ``pool`` while one is used (None: in its turn).
+
+    An item that can't be had ends it only after what was begun before.
+    """
+    if pool is None:
+        yield from map(work, items)
+        return
+    coming: Future[Made] | None = None
+    try:
+        for item in items:
+            if coming is None:
+                coming = pool.submit(work, item)
+                continue
+            made = coming.result()
+            coming = pool.submit(work, item)
+            yield made
+            del made  # or it would be in memory until the next is there
+    except LeanreconError:
+        if coming is not None:
+            yield coming.result()
+        raise
+    if coming is not None:
+        yield coming.result()
 
 
 def changed(name: str) -> InputError:

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("LEANRECON_KILLS", "4"))
 SPAN = 150_000  # bytes fetched as one: small, so that there are many requests to fail and to be killed in
 CONNECTIONS = 4
+HELD = 12 * SPAN  # bytes fetched ahead
 NAMES = SubjectFiles(1)
 
 
@@ -63,6 +64,7 @@ def proxy(s3_url: str, monkeypatch):
     monkeypatch.setattr(s3, "TIMEOUT", 1.0)
     monkeypatch.setattr(s3, "CONNECTIONS", CONNECTIONS)
     monkeypatch.setattr(ranges, "SPAN", SPAN)
+    monkeypatch.setattr(ranges, "HELD", HELD)
     with proxied(s3_url) as found:
         yield found
 
@@ -94,7 +96,7 @@ from leanrecon.net import s3
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.study.layout import Study
-ranges.SPAN, s3.CONNECTIONS = {SPAN}, {CONNECTIONS}
+ranges.SPAN, ranges.HELD, s3.CONNECTIONS = {SPAN}, {HELD}, {CONNECTIONS}
 settings = NSDSettings(endpoint_url=sys.argv[1], sessions=2, betas_format=sys.argv[2], accept_terms=True)
 NSD(settings).ingest(Study(Path(sys.argv[3])), base_dir=None, context=Context.of(chunk=100_000))
 """
@@ -178,7 +180,7 @@ def test_a_killed_fetch_goes_on_and_fetches_nothing_again(s3_url: str, undisturb
     # Lost: what was on its way, and of .hdf5 the session that it was on its way to.
     session = max(len(data) for name, data in whole.contents.items() if "trials.zarr/c" in name) * 16
     small = 500_000  # design, masks and headers, read before anything is kept
-    on_its_way = (CONNECTIONS + ranges.AHEAD) * (SPAN if form == "hdf5" or at > whole.requests // 2 else 2 * 2**20)
+    on_its_way = HELD if form == "hdf5" or at > whole.requests // 2 else HELD + 2 * 2**20
     assert before + after <= whole.nbytes + on_its_way + session + small, f"killed at request {at} of {whole.requests}"
 
 
@@ -194,7 +196,7 @@ def test_what_came_before_the_network_vanished_is_kept(
     assert proxy.nbytes() > 500_000
     ingest_nsd(settings_for(proxy.url, form), Study(tmp_path), chunk="100KB")
     assert contents(Study(tmp_path)) == whole.contents
-    on_its_way = (CONNECTIONS + ranges.AHEAD) * SPAN if form == "hdf5" else 3 * 2 * 2**20
+    on_its_way = HELD if form == "hdf5" else 3 * 2 * 2**20
     assert proxy.nbytes() <= whole.nbytes + on_its_way + 2 * ranges.BLOCK
 
 

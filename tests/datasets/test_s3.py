@@ -2,6 +2,7 @@
 
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
 from leanrecon.errors import InputError
 from leanrecon.net import retry, s3
-from leanrecon.net.ranges import BLOCK, LocalFile, Traffic, coalesce
+from leanrecon.net.ranges import BLOCK, Found, LocalFile, Traffic, coalesce
 from leanrecon.net.s3 import Bucket, NetworkError
 
 pytestmark = pytest.mark.slow
@@ -196,6 +197,43 @@ def test_other_errors_are_not_waited_for(proxy: Proxy):
         with pytest.raises(Exception, match="InvalidRequest"):
             file.fetch(0, 10)
     assert proxy.requests() == 2
+
+
+def test_a_bucket_in_another_region_is_followed_there() -> None:
+    pytest.importorskip("boto3")
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            return
+
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Range"]))
+            first = len(asked) == 1
+            body = b"" if first else DATA[5:9]
+            self.send_response(301 if first else 206)
+            self.send_header("Content-Length", str(len(body)))
+            if first:
+                self.send_header("x-amz-bucket-region", "eu-west-1")
+            else:
+                self.send_header("ETag", '"e"')
+                self.send_header("Content-Range", f"bytes 5-8/{len(DATA)}")
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with Bucket(ROOT, endpoint_url=f"http://127.0.0.1:{server.server_port}") as bucket:
+            assert bucket.client.meta.region_name == "us-east-2"
+            assert bytes(bucket.open("a b", Found(len(DATA), '"e"')).fetch(5, 9)) == DATA[5:9]
+            assert bucket.client.meta.region_name == "eu-west-1"
+        assert asked == [(f"/{NAME}/objects/a%20b", "bytes=5-8")] * 2
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # Joining ranges

@@ -14,8 +14,7 @@ from leanrecon.datasets.nsd.layout import BETAS_KEY, TRIALS
 from leanrecon.datasets.nsd.voxels import Voxels, check_shape, nifti_errors, nifti_header
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.net.ranges import AHEAD, SPAN, Bytes, RangeFile, coalesce
-from leanrecon.net.s3 import CONNECTIONS
+from leanrecon.net.ranges import SPAN, Bytes, RangeFile, coalesce
 from leanrecon.places.disk import explained_disk_errors
 
 Array = np.ndarray[Any, Any]
@@ -57,12 +56,18 @@ def check_trials(name: str, trials: int) -> None:
         )
 
 
-def read_hdf5(layout: Layout, voxels: Voxels, out: Array) -> None:
-    """Fill ``out``, int16 [voxels, trials], from the chunks of the voxels alone."""
+def locate_trials(file: RangeFile, voxels: Voxels) -> tuple[Layout, Array]:
+    """Find the chunks of the voxels in a session's .hdf5 file: their first bytes, in the order of the voxels."""
+    layout = betas_layout(file)
     check_shape(layout.name, layout.shape[:0:-1], voxels.shape, "the mask")
     corners = np.zeros((len(voxels.index), 4), np.int64)
     corners[:, 1:] = voxels.corners[:, ::-1]
-    addresses = locate_chunks(layout, corners)
+    return layout, locate_chunks(layout, corners)
+
+
+def read_hdf5(layout: Layout, addresses: Array) -> Array:
+    """The trials of a session, int16 [trials, voxels], from the chunks at these addresses alone."""
+    out = buffer((len(addresses), TRIALS), np.int16)
     order = np.argsort(addresses, kind="stable")
     unwritten = int(np.searchsorted(addresses[order], UNWRITTEN, side="right"))
     out[order[:unwritten]] = 0
@@ -82,6 +87,7 @@ def read_hdf5(layout: Layout, voxels: Voxels, out: Array) -> None:
         pass
     if layout.dtype.newbyteorder("=") != layout.dtype:
         out.byteswap(inplace=True)
+    return out.T
 
 
 def download(file: RangeFile, folder: Path) -> Path:
@@ -164,11 +170,7 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
     ``path`` is where a .nii.gz lies on this disk; else it is fetched into ``scratch`` first, and removed afterwards.
     """
     if file.name.endswith(".hdf5"):
-        layout = betas_layout(file)
-        session = buffer((len(voxels.index), TRIALS), np.int16)
-        read_hdf5(layout, voxels, session)
-        for first in range(0, TRIALS, ROWS):
-            yield first, np.ascontiguousarray(session[:, first : first + ROWS].T)
+        yield from in_blocks(read_hdf5(*locate_trials(file, voxels)))
         return
     fetched = download(file, scratch) if path is None else path
     session = buffer((TRIALS, len(voxels.index)), np.int16)
@@ -178,22 +180,27 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
         if path is None:  # it may be this copy alone that is damaged: the next run fetches another
             fetched.unlink()
         raise
-    for first in range(0, TRIALS, ROWS):
-        yield first, session[first : first + ROWS]
+    yield from in_blocks(session)
     if path is None:
         fetched.unlink()
 
 
-def session_nbytes(voxels: Voxels, names: Iterable[str]) -> int:
-    """Most bytes of memory that one session of files of these names takes."""
+def in_blocks(session: Array) -> Iterator[tuple[int, Array]]:
+    """Cut a session, int16 [trials, voxels], into blocks of a few trials, each with the number of its first."""
+    for first in range(0, TRIALS, ROWS):
+        yield first, np.ascontiguousarray(session[first : first + ROWS])
+
+
+def session_nbytes(voxels: Voxels, names: Iterable[str], held: int) -> int:
+    """Most bytes of memory that sessions of files of these names take; ``held``: of ranges in memory, 0 from a disk.
+
+    From afar, a session of .hdf5 files comes while the one before is written and the next one is located.
+    """
     names = list(names)
     n, volume = len(voxels.index), int(np.prod(voxels.shape)) * 2
-    surgical = (
-        n * (TRIALS * 2 + 200) + (CONNECTIONS + AHEAD) * SPAN if any(name.endswith(".hdf5") for name in names) else 0
-    )
+    session = n * (TRIALS * 2 + 200)
+    surgical = session * (2 if held else 1) + held + SPAN if any(name.endswith(".hdf5") for name in names) else 0
     streamed = (
-        2 * volume + (CONNECTIONS + AHEAD) * PIECE + n * (TRIALS * 2 + 40)
-        if any(name.endswith(".nii.gz") for name in names)
-        else 0
+        2 * volume + held + PIECE + n * (TRIALS * 2 + 40) if any(name.endswith(".nii.gz") for name in names) else 0
     )
     return max(surgical, streamed) + 2 * ROWS * n * 2

@@ -236,7 +236,7 @@ def fetch_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", 
     group = plan_chunks(trials, np.int16, chunk)[0] * voxels * 2
     image_group = plan_chunks((sum(shown.values()), *shape), np.uint8, chunk)[0] * int(np.prod(shape))
     steps = [
-        session_nbytes(prepared.voxels, prepared.betas.values()) + 3 * group,
+        session_nbytes(prepared.voxels, prepared.betas.values(), images.file.held) + 3 * group,
         trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
         reading_nbytes(images, shape) + 3 * image_group,
     ]

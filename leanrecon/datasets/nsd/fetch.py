@@ -1,6 +1,7 @@
 """From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.average import Averages, average, sample, single
-from leanrecon.datasets.nsd.betas import session_trials
+from leanrecon.datasets.nsd.betas import in_blocks, locate_trials, read_hdf5, session_trials
 from leanrecon.datasets.nsd.dataset import FORMAT, SPLITS, NSDSettings, plan_fetch
 from leanrecon.datasets.nsd.files import (
     Files,
@@ -30,6 +31,7 @@ from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import buffer, format_bytes
+from leanrecon.net.ranges import one_ahead
 from leanrecon.places import Location
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.progress import Advance, Progress
@@ -179,15 +181,34 @@ class Fetch:
             total = len(prepared.betas)
             context = self.context.named("betas")
             with context.task(total=total, unit="sessions", done=total - len(sessions)) as advance:
-                for k in sessions:
-                    name = prepared.betas[prepared.design.sessions[k]]
-                    here = files.source.local(name)
-                    with files.need(name) as file:
-                        for first, block in session_trials(file, here, prepared.voxels, staging.own / "download"):
+                names = [prepared.betas[prepared.design.sessions[k]] for k in sessions]
+                for k, name, session in zip(sessions, names, self._early(prepared, files, names), strict=True):
+                    if session is not None:
+                        for first, block in in_blocks(session):
                             staging.put(k * TRIALS + first, block)
+                    else:
+                        here = files.source.local(name)
+                        with files.need(name) as file:
+                            for first, block in session_trials(file, here, prepared.voxels, staging.own / "download"):
+                                staging.put(k * TRIALS + first, block)
                     advance(1)
         staging.finish()
         store.finish()
+
+    def _early(self, prepared: Prepared, files: Files, names: list[str]) -> Iterator[Array | None]:
+        """The trials of every .hdf5 file, one ahead; None for a .nii.gz, which needs the disk and is read in its turn."""
+
+        def locate(name: str) -> tuple[Layout, Array] | None:
+            return locate_trials(files.need(name), prepared.voxels) if name.endswith(".hdf5") else None
+
+        def read(located: tuple[Layout, Array] | None) -> Array | None:
+            if located is None:
+                return None
+            with located[0].file:
+                return read_hdf5(*located)
+
+        aside = files.source.aside
+        yield from one_ahead(aside, read, one_ahead(aside, locate, names))
 
     def _check(self, prepared: Prepared, trials: Store) -> None:
         """Show how reliable repeats are; raises InputError, or warns, where they are no better than chance."""

@@ -15,8 +15,7 @@ from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, STIMULI, TRIALS, Desi
 from leanrecon.datasets.nsd.voxels import Voxels
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.errors import LeanreconWarning, NetworkError
-from leanrecon.net.ranges import Found, RangeFile
-from leanrecon.net.s3 import CONNECTIONS
+from leanrecon.net.ranges import HELD, Found, RangeFile
 
 VOXELS = (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386)
 """Voxels in nsdgeneral of subjects 1 to 8, as MindEye2's files of betas have them (Scotti et al. 2024)."""
@@ -56,6 +55,6 @@ def published_plan(settings: NSDSettings, chunk: int, error: NetworkError) -> Da
     found = {name: Found(_SESSION, "") for name in betas.values()}
     prepared = Prepared(Design(sessions, trial, image, image % 10 == 0), voxels, betas, shape, found)
     file = RangeFile(STIMULI, int(np.prod(shape)), "")
-    file.at_once = CONNECTIONS
+    file.held = HELD
     images = Layout(file, STIMULI, shape, np.dtype(np.uint8), None, 0, 0, 0)
     return plan_fetch(settings, prepared, images, chunk)

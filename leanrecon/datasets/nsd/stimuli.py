@@ -13,7 +13,7 @@ from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, Layout, locate_chunks, 
 from leanrecon.datasets.nsd.layout import STIMULI_KEY
 from leanrecon.errors import InputError
 from leanrecon.images import ImageShape, resize
-from leanrecon.net.ranges import AHEAD, SPAN, Bytes, RangeFile, coalesce
+from leanrecon.net.ranges import SPAN, Bytes, RangeFile, coalesce
 
 Array = np.ndarray[Any, Any]
 
@@ -144,11 +144,12 @@ def _written(layout: Layout, addresses: Array, images: Array) -> Array:
 def reading_nbytes(layout: Layout, shape: ImageShape) -> int:
     """Most bytes of memory that reading images takes."""
     image, kept = int(np.prod(layout.shape[1:])), int(np.prod(shape))
-    at_once = layout.file.at_once + AHEAD + 1
+    held = layout.file.held
     if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
-        return at_once * (max(SPAN, image) + max(SPAN // image, 1) * kept + image)
+        span = max(SPAN, image)
+        return held + span + ((held + span) // image + 1) * (image + kept)
     depth = layout.chunk[0]
-    return at_once * layout.chunk_nbytes + depth * (image + 2 * kept)
+    return held + 2 * layout.chunk_nbytes + depth * (image + 2 * kept)
 
 
 def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | None) -> list[list[str]]:

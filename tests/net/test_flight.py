@@ -1,0 +1,98 @@
+"""Requests under way against Little's law: a link is full with rate times latency bytes of them, and more don't help."""
+
+import heapq
+import threading
+
+import numpy as np
+import pytest
+
+from leanrecon.net import flight
+from leanrecon.net.flight import FIRST, Flight
+
+
+class Link:
+    """A simulated link: a request waits for its latency, then its bytes come in turn at the rate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rate: float, latency: float) -> None:
+        self.rate, self.latency = rate, latency
+        self.now = self.free = 0.0
+        self.coming: list[tuple[float, int]] = []
+        monkeypatch.setattr(flight.time, "monotonic", lambda: self.now)
+
+    def carry(self, requests: Flight, sizes: np.ndarray) -> float:
+        """Send requests of these sizes, as many at once as may be; returns the bytes a second of the last half."""
+        halfway, nbytes, came = 0.0, 0, 0
+        left = iter(sizes.tolist())
+        asked = next(left, None)
+        while asked is not None or self.coming:
+            while asked is not None and len(self.coming) < requests.limit:
+                requests.__enter__()
+                self.free = max(self.free, self.now + self.latency) + asked / self.rate
+                heapq.heappush(self.coming, (self.free, asked))
+                asked = next(left, None)
+            self.now, size = heapq.heappop(self.coming)
+            requests.landed(size)
+            requests.__exit__(None, None, None)
+            came += 1
+            if came == len(sizes) // 2:
+                halfway = self.now
+            nbytes += size * (came > len(sizes) // 2)
+        return nbytes / (self.now - halfway)
+
+
+@pytest.mark.parametrize("latency", [0.001, 0.03, 0.1, 0.2])
+@pytest.mark.parametrize("rate", [5e6, 50e6])
+@pytest.mark.parametrize("size", [4_000, 30_000, 500_000])
+def test_as_many_requests_are_under_way_as_fill_the_link(
+    monkeypatch: pytest.MonkeyPatch, rate: float, latency: float, size: int
+) -> None:
+    most = 128
+    requests = Flight(most)
+    sizes = np.random.default_rng(0).integers(size // 2, size * 3 // 2, 6000)
+    found = Link(monkeypatch, rate, latency).carry(requests, sizes)
+    needed = rate * latency / size + 1
+    assert found > 0.75 * min(rate, most * size / latency)
+    assert requests.limit <= max(FIRST, 4 * needed)
+    assert requests.limit <= most
+
+
+def test_a_link_that_has_become_slower_to_answer_gets_more_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = Flight(64)
+    sizes = np.full(30_000, 20_000)
+    link = Link(monkeypatch, 5e6, 0.02)
+    link.carry(requests, sizes)
+    assert requests.limit == FIRST
+    link.latency = 0.25  # now 5e6 * 0.25 / 20_000 = 62 fill it
+    assert link.carry(requests, sizes) > 0.75 * 5e6
+    assert requests.limit == 64
+
+
+def test_never_more_than_may_be_are_under_way() -> None:
+    requests, lock = Flight(3), threading.Lock()
+    busy = most = 0
+
+    def ask() -> None:
+        nonlocal busy, most
+        for _ in range(50):
+            with requests:
+                with lock:
+                    busy += 1
+                    most = max(most, busy)
+                requests.landed(1)
+                with lock:
+                    busy -= 1
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= most <= 3
+
+
+def test_few_requests_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = Flight(128)
+    link = Link(monkeypatch, 5e6, 0.2)
+    for _ in range(100):
+        link.carry(requests, np.full(FIRST - 1, 1000))
+    assert requests.limit == FIRST
