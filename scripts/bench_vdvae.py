@@ -81,7 +81,8 @@ def loaded(arguments, only=None):
     from leanrecon.features.vdvae import VDVAE, network
 
     torch.set_num_threads(arguments.threads)
-    network.AT_ONCE_ON_CPU = network.AT_ONCE_ON_GPU = arguments.batch
+    network.AT_ONCE_ON_GPU = arguments.batch
+    network.at_once_on_cpu = lambda config: arguments.batch
     return VDVAE.from_checkpoint(arguments.weights, device=arguments.device, precision=arguments.precision, only=only)
 
 

@@ -6,16 +6,17 @@ torch = pytest.importorskip("torch")
 from support.vdvae_models import SMALL, one_thread, random_images, random_weights, recorded, recorded_config  # noqa: E402, F401
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
-from leanrecon.features.vdvae import VDVAE, network, noise, prove  # noqa: E402
+from leanrecon.features.vdvae import VDVAE, VDVAEConfig, network, noise, prove  # noqa: E402
 from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
 from leanrecon.features.vdvae.proof import drawn_picture  # noqa: E402
 
 pytestmark = pytest.mark.networks
 
 
-@pytest.fixture(scope="module")
-def narrow():
+@pytest.fixture
+def narrow(monkeypatch):
     """The blocks of imagenet64 with 16 channels and random weights, and what the published code made of two images."""
+    monkeypatch.setattr(network, "at_once_on_cpu", lambda config: 1)
     model = VDVAE.from_checkpoint(recorded("i64_narrow/i64n_model.th"), recorded_config("i64_narrow/i64n_hps.json"))
     return model, np.load(recorded("i64_narrow/i64n_arrays.npz"))
 
@@ -55,13 +56,30 @@ def test_rows_do_not_depend_on_their_batch(model, latents):
         np.testing.assert_array_equal(model.encode(images[part], 5, latents=latents, seed=3, rows=rows), whole[part])
 
 
+@pytest.mark.parametrize("rows", [[10, 11, 12, 16, 17, 31], [40, 3, 40, 39, 16, 0], [15, 14, 13, 12, 11, 10]])
+def test_rows_depend_neither_on_their_order_nor_on_what_is_asked_for_beside_them(model, rows):
+    images = random_images(41)
+    every = {"latents": "sample", "seed": 2}
+    whole = model.encode(images, 6, **every)
+    pixels = model.decode(whole, temperature=1, sample_pixels=True)
+    assert network.at_once_on_cpu(SMALL) == network.PANEL
+    np.testing.assert_array_equal(model.encode(images[rows], 6, rows=rows, **every), whole[rows])
+    decoded = model.decode(whole[rows], temperature=1, sample_pixels=True, rows=rows)
+    np.testing.assert_array_equal(decoded, pixels[rows])
+
+
+def test_images_of_a_large_network_go_alone():
+    assert network.at_once_on_cpu(VDVAEConfig.imagenet64()) == 1
+
+
 @pytest.mark.parametrize("together", [7, 64])
 def test_images_that_go_through_the_network_together_give_the_same_rows(model, monkeypatch, together):
     images = random_images(70)
-    options = {"latents": "sample", "seed": 1, "rows": np.arange(70) * 3}
+    options = {"latents": "sample", "seed": 1, "rows": np.arange(100, 170)}
+    monkeypatch.setattr(network, "at_once_on_cpu", lambda config: 1)
     alone = model.encode(images, 6, **options)
     drawn = model.decode(alone, temperature=1, sample_pixels=True)
-    monkeypatch.setattr(network, "AT_ONCE_ON_CPU", together)
+    monkeypatch.setattr(network, "at_once_on_cpu", lambda config: together)
     np.testing.assert_allclose(model.encode(images, 6, **options), alone, rtol=0, atol=1e-5)
     assert_nearly_the_same_pixels(model.decode(alone, temperature=1, sample_pixels=True), drawn, 0.01)
 

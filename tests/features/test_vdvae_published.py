@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from support.vdvae_models import one_thread, recorded, recorded_config  # noqa: E402, F401
 
-from leanrecon.features.vdvae import VDVAE, VDVAESettings, VDVAESpace, mixture, noise  # noqa: E402
+from leanrecon.features.vdvae import VDVAE, VDVAESettings, VDVAESpace, mixture, network, noise  # noqa: E402
 from leanrecon.images import resize  # noqa: E402
 
 pytestmark = pytest.mark.networks
@@ -43,6 +43,7 @@ def seen(monkeypatch):
     for name in ("_convolution", "_activations", "_posterior", "_prior", "_with_latent", "_state"):
         watch(VDVAE, name)
     watch(mixture, "pixel_values")
+    monkeypatch.setattr(network, "at_once_on_cpu", lambda config: 1)
     return kept
 
 

@@ -66,7 +66,7 @@ def test_images_are_resized_by_pillow_and_grey_ones_repeated(make, checkpoint, s
 
 def test_batches_and_chunks_change_no_byte(make, images, tmp_path):
     reference = extract(make(), images, tmp_path / "a.zarr", Context.of(chunk=10_000))
-    assert reference.notes == {"batch": space_module.BATCH}
+    assert reference.notes == {"batch": min(space_module.BATCH, reference.chunk_rows)}
     np.testing.assert_array_equal(reference[:], make().encode(images[:], range(60)))
     for batch in (1, 7, 64):
         other = extract(make(), images, tmp_path / f"{batch}.zarr", Context.of(chunk=10_000), batch=batch)

@@ -287,6 +287,11 @@ def _parsed(item: str, where: str, kinds: str) -> tuple[int, str, int]:
     raise SettingsError(f"{where} has {item!r}", expected=" or ".join(known[kind] for kind in kinds))
 
 
+def state_nbytes(config: VDVAEConfig) -> int:
+    """Bytes of the largest state of an image, in float32."""
+    return max(config.width_at(resolution) * resolution**2 for resolution in config.resolutions) * 4
+
+
 def _check_encoder(config: VDVAEConfig) -> None:
     resolution = config.image_size
     for i, block in enumerate(config.encoder):

@@ -20,8 +20,9 @@ from leanrecon.features.vdvae.config import (
     gradient_numbers,
     latent_groups,
     operations,
+    state_nbytes,
 )
-from leanrecon.features.vdvae.network import AT_ONCE_ON_CPU, AT_ONCE_ON_GPU, VDVAE
+from leanrecon.features.vdvae.network import AT_ONCE_ON_GPU, VDVAE, at_once_on_cpu
 from leanrecon.images import Sees, resize, with_channels
 from leanrecon.places.paths import expanded
 from leanrecon.stores.fingerprint import file_content
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
 
-BATCH = 8
-"""Images between two steps of progress; on a CPU they are encoded one by one."""
+BATCH = 16
+"""Images between two steps of progress on a CPU."""
 
 STATES = 6
 """Memory at the peak in states of the largest size, buffers of convolutions included."""
@@ -222,15 +223,10 @@ class VDVAESpace(PretrainedSpace):
             dropped = self._weights_nbytes(self._loaded[0]) if self._loaded and on_cpu else 0
             held += max(weights - dropped, 0)
         if on_cpu:
-            held += AT_ONCE_ON_CPU * state_nbytes(config) * STATES
+            held += at_once_on_cpu(config) * state_nbytes(config) * STATES
         image = config.image_size**2 * 3
         counted = operations(config, self._names(use))
         return Cost(held=held, per_image=image, batch=BATCH if on_cpu else AT_ONCE_ON_GPU, operations=counted)
-
-
-def state_nbytes(config: VDVAEConfig) -> int:
-    """Bytes of the largest state of an image, in float32."""
-    return max(config.width_at(resolution) * resolution**2 for resolution in config.resolutions) * FLOAT
 
 
 def _content(path: Path) -> str:
