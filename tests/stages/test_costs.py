@@ -55,7 +55,7 @@ def test_a_study_in_a_bucket_sends_the_requests_that_were_planned(variants: Any,
         files = {"betas": str(tmp_path / "betas.npy"), "stimuli": str(tmp_path / "images.npy")}
         settings = SETTINGS | {"dataset": {"kind": "arrays", "folds": variants, **files}}
     with buckets.serving() as url, proxied(url) as proxy, buckets.environment(proxy.url, cache=tmp_path):
-        study = buckets.at("counted")
+        study = buckets.at(f"counted-{variants}")  # servers in one process share their files
         planned = total(stage.cost + stage.shared for stage in leanrecon.plan(settings, study=study))
         assert proxy.answers == [], "a plan asks nothing"
         leanrecon.run(settings, study=study, progress=Progress())
