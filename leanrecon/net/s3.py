@@ -71,7 +71,8 @@ class Bucket(Source):
     def move(self, region: str) -> None:
         """Go on in the region where the bucket is."""
         with self._lock:
-            self.client = _client(self.endpoint_url, self.connections, self.timeout, region)
+            if region != self.client.meta.region_name:
+                self.client = _client(self.endpoint_url, self.connections, self.timeout, region)
 
     def where(self, name: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{name}"
@@ -167,7 +168,7 @@ class S3File(RangeFile):
     def _refused(self, answer: Any) -> None:
         """Follow the bucket to its region, or raise _RefusedError."""
         region = answer.headers.get("x-amz-bucket-region")
-        if answer.status_code in (301, 307) and region and region != self.bucket.client.meta.region_name:
+        if answer.status_code in (301, 307) and region:
             self.bucket.move(region)
             self.url = self.bucket.address(self.key)
             return
