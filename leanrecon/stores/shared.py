@@ -17,8 +17,8 @@ VISIBLE_WITHIN = 60.0
 
 _LOOK_EVERY = 0.05  # seconds
 
-ALIGNED = 4
-"""Images of a task are a multiple of it where there are more: a GPU draws them together."""
+ALIGNED = 8
+"""Images of a task are a multiple of it where there are more: four on a GPU, or eight by a small network, are drawn together."""
 
 MOST_IMAGES = 32
 """Images of a task at most, so that a worker that dies costs little."""

@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 from support.vdvae_models import SMALL, one_thread, random_images, random_weights, recorded, recorded_config  # noqa: E402, F401
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
+from leanrecon.features.panels import PANEL  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig, network, noise, prove  # noqa: E402
 from leanrecon.features.vdvae.config import decoding_weights, encoding_weights  # noqa: E402
 from leanrecon.features.vdvae.proof import drawn_picture  # noqa: E402
@@ -62,7 +63,7 @@ def test_rows_depend_neither_on_their_order_nor_on_what_is_asked_for_beside_them
     every = {"latents": "sample", "seed": 2}
     whole = model.encode(images, 6, **every)
     pixels = model.decode(whole, temperature=1, sample_pixels=True)
-    assert network.at_once_on_cpu(SMALL) == network.PANEL
+    assert network.at_once_on_cpu(SMALL) == PANEL
     np.testing.assert_array_equal(model.encode(images[rows], 6, rows=rows, **every), whole[rows])
     decoded = model.decode(whole[rows], temperature=1, sample_pixels=True, rows=rows)
     np.testing.assert_array_equal(decoded, pixels[rows])

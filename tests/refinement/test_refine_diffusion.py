@@ -159,7 +159,7 @@ def test_a_lora_is_added_as_peft_adds_it(make, base, tmp_path):
 @pytest.mark.parametrize("kind", ["lcm", "ddim", "ddpm"])
 @pytest.mark.parametrize(("steps", "strength"), [(1, 0.1), (4, 0.5), (3, 0.75), (7, 1.0)])
 def test_the_steps_asked_for_are_the_evaluations_that_run(kind, steps, strength, make, drawn, monkeypatch):
-    generator = make(kind=kind, steps=steps, strength=strength)
+    generator = make(kind=kind, steps=steps, strength=strength, batch=1)
     levels = []
     original = generator._networks
 

@@ -93,6 +93,14 @@ def test_a_plan_that_exceeds_what_is_free_is_the_least_there_is(free, offload, g
         assert planned(plan.work, offload=offload, guided=guided).work <= plan.work
 
 
+@pytest.mark.parametrize("free", [0, 10**9, 10**12])
+def test_a_cpu_draws_several_images_of_a_small_network_at_once_whatever_is_free(free):
+    small = Sizes(unet=5_000_000, vae=500_000, largest=500_000, unet_state=8 * 64 * 16**2, vae_state=32 * 64**2)
+    batches = [plan_diffusion(small, Work(rows, "float32"), Machine("cpu", free)).batch for rows in (60, 3)]
+    assert batches == [8, 3]
+    assert planned(free).batch == 1  # Stable Diffusion 1.5
+
+
 def test_what_is_set_is_kept():
     plan = planned(0, offload="disk", batch=8, rows=100)
     assert (plan.mode, plan.batch) == ("disk", 8)

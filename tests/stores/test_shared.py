@@ -136,7 +136,7 @@ def test_images_that_others_draw_are_finished_here_by_their_receipts(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("images", "workers", "each"), [(982, 2, 32), (12, 2, 2), (60, 2, 8), (100, 1, 28), (3, 8, 1), (0, 2, 1), (5, 0, 2)]
+    ("images", "workers", "each"), [(982, 2, 32), (12, 2, 2), (60, 2, 8), (100, 1, 32), (3, 8, 1), (0, 2, 1), (5, 0, 2)]
 )
 def test_every_worker_has_several_tasks_of_images(images: int, workers: int, each: int) -> None:
     assert images_of_task(images, workers) == each <= MOST_IMAGES

@@ -6,7 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.inference import PretrainedSpace, runs_in
+from leanrecon.features.panels import panel_of
 from leanrecon.weights.folders import find_model
 from leanrecon.weights.names import WeightsName
 from leanrecon.weights.safetensors import Precision
@@ -24,7 +26,10 @@ class CLIPSettings(BaseModel):
 
 
 class CLIPSpace(PretrainedSpace):
-    """One half of CLIP as a feature space: loaded when it is needed, one item at a time on a CPU."""
+    """One half of CLIP as a feature space, loaded when it is needed.
+
+    On a CPU, items go through it one at a time, or in panels where it is small.
+    """
 
     library: str | None = "transformers"
     conditions = True
@@ -42,7 +47,15 @@ class CLIPSpace(PretrainedSpace):
 
     @property
     def _at_once(self) -> int:
-        return 1 if self.device == "cpu" else self.at_once_on_gpu
+        if self.device != "cpu":
+            return self.at_once_on_gpu
+        encoder: Encoder = self._encoder
+        return panel_of(encoder.state_nbytes(self.precision))
+
+    @property
+    def _encoder(self) -> Encoder:
+        """The half that it is."""
+        raise NotImplementedError
 
     @functools.cached_property
     def _root(self) -> Path:

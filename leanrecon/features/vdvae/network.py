@@ -6,13 +6,13 @@ Everything that adds up from block to block stays in float32, whatever the preci
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
+from leanrecon.features.panels import Panel, panel_of, panels
 from leanrecon.features.space import Array, Rows
 from leanrecon.features.vdvae import mixture, noise
 from leanrecon.features.vdvae.checkpoint import read_weights
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 MEAN, SCALE = 115.92961967, 69.37404
 """Mean and standard deviation of ImageNet's pixels (0 to 255) at 64×64, as published for models of all sizes."""
-
-PANEL = 16
-"""Images that go through a small network together on a CPU: row r is always at r mod 16, and rows that are not asked for
-are zeros, so that a row's sums are added up in the same order whatever else is asked for. Alone, they take twice the time."""
-
-PANEL_NBYTES = 16_000_000
-"""Largest states of all images of a panel, at most. Images of larger networks go alone: one is as fast as more (imagenet64,
-31 latents, float32, two cores: 0.60 s an image, 0.54 to 0.66 s with 2, 4 or 8), and takes the least memory."""
 
 AT_ONCE_ON_GPU = 32
 
@@ -285,22 +277,17 @@ class VDVAE:
 
     # Rows
 
-    def _panels(self, n: int, rows: Rows | None) -> "Iterator[_Panel]":
+    def _panels(self, n: int, rows: Rows | None) -> Iterator[Panel]:
         """What goes through the network together, of ``n`` images with these row numbers."""
         numbers = np.arange(n) if rows is None else np.asarray(rows, np.int64)
         if len(numbers) != n:
             raise InputError(f"{len(numbers)} row numbers for {n} rows")
-        if self.device != "cpu":
-            for start in range(0, n, AT_ONCE_ON_GPU):
-                asked = slice(start, start + AT_ONCE_ON_GPU)
-                yield _Panel(asked, numbers[asked], slice(None))
+        if self.device == "cpu":
+            yield from panels(numbers, at_once_on_cpu(self.config))
             return
-        size, start = at_once_on_cpu(self.config), 0
-        for end in range(1, n + 1):
-            last, first = numbers[end - 1], numbers[start] // size * size
-            if end == n or not last < numbers[end] < first + size:
-                yield _Panel(slice(start, end), np.arange(first, first + size), numbers[start:end] - first)
-                start = end
+        for start in range(0, n, AT_ONCE_ON_GPU):
+            some = numbers[start : start + AT_ONCE_ON_GPU]
+            yield Panel(slice(start, start + len(some)), some, np.arange(len(some)))
 
     def _normals(self, seed: int, rows: Array, block: int, stream: int) -> "Tensor":
         return self._tensor(noise.normals(seed, rows, block, self.config.latent_shape(block), stream))
@@ -321,30 +308,12 @@ class VDVAE:
             )
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Images that go through the network together."""
-
-    asked: slice
-    """Which of the images that are asked for."""
-    rows: Array
-    """The row number at each place."""
-    places: "slice | Array"
-    """Where those that are asked for lie."""
-
-    def filled(self, images: Array) -> Array:
-        """Its images, or rows of latents, with zeros where none is asked for."""
-        asked = images[self.asked]
-        if len(asked) == len(self.rows):
-            return asked
-        filled = np.zeros((len(self.rows), *images.shape[1:]), images.dtype)
-        filled[self.places] = asked
-        return filled
-
-
 def at_once_on_cpu(config: VDVAEConfig) -> int:
-    """How many images go through a network together on a CPU, which follows from its sizes alone."""
-    return PANEL if PANEL * state_nbytes(config) <= PANEL_NBYTES else 1
+    """How many images go through a network together on a CPU, which follows from its sizes alone.
+
+    One of imagenet64 is as fast as more (31 latents, float32, two cores: 0.60 s an image, 0.54 to 0.66 s with 2, 4 or 8).
+    """
+    return panel_of(state_nbytes(config))
 
 
 @contextlib.contextmanager

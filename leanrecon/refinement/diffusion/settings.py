@@ -39,7 +39,7 @@ class DiffusionSettings(GeneratorSettings):
     size: Annotated[int, Field(strict=True, ge=16, le=2048, multiple_of=8)] = 512
     """Height and width of final images in pixels; Stable Diffusion 1.5 needs a multiple of 64."""
     batch: Annotated[int, Field(strict=True, ge=1)] | Literal["auto"] = "auto"
-    """Images that are denoised together; auto: 1 on a CPU, 4 on a GPU or what fits."""
+    """Images that are denoised together; auto: 1 on a CPU, 8 of a small network; 4 on a GPU, or what fits."""
 
     @model_validator(mode="before")
     @classmethod
