@@ -99,6 +99,20 @@ class RichProgress(Progress):
         self.console.print(plain(text), highlight=False, markup=False)
 
 
+def format_seconds(seconds: float) -> str:
+    """A time as text: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``, ``12 days``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 100 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{seconds / 86400:.3g} days"
+
+
 def _clock(seconds: float) -> str:
     if seconds == float("inf"):
         return "?"

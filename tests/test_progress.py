@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from leanrecon import progress
-from leanrecon.progress import PlainProgress, Progress, RichProgress
+from leanrecon.progress import PlainProgress, Progress, RichProgress, format_seconds
 
 
 @pytest.fixture
@@ -108,3 +108,11 @@ def test_lines_can_be_said_while_a_bar_runs():
         bar.say("2 voxels are left out")
         advance(1)
     assert "2 voxels are left out" in shown(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.04 s"), (9.96, "10 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (1e6, "11.6 days")],
+)
+def test_times_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import typer
 
 from leanrecon.errors import plain
+from leanrecon.progress import format_seconds
 
 if TYPE_CHECKING:
     from leanrecon.places import LocationLike
@@ -70,8 +71,7 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def tell_end(folder: "LocationLike", last: str, seconds: float) -> None:
     """Say how long a run took and, once it was evaluated, the main scores and whether the decoding worked."""
-    minutes, rest = divmod(round(seconds), 60)
-    say(f"{minutes} min {rest} s in total" if minutes else f"{seconds:.1f} s in total")
+    say(f"{format_seconds(seconds)} in total")
     if last != "evaluate":
         return
     from leanrecon.evaluation.report.summary import main_scores

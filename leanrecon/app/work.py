@@ -7,6 +7,7 @@ from leanrecon.app.rates import Rates, rates_of
 from leanrecon.errors import SettingsError, plain, shown
 from leanrecon.memory import format_bytes
 from leanrecon.places import Location
+from leanrecon.progress import format_seconds
 from leanrecon.stages.costs import Cost, total
 from leanrecon.stages.stage import PlannedStage
 
@@ -83,11 +84,3 @@ def _cells(took: float, cost: Cost, away: bool) -> list[str]:
     time = format_seconds(took) + (" +" if cost.uncounted else "")
     requests = [f"{cost.puts:,}", f"{cost.gets:,}"] if away else []
     return [time, format_bytes(cost.read), format_bytes(cost.written), *requests]
-
-
-def format_seconds(seconds: float) -> str:
-    """A time with two or three digits, as in ``12 s``, ``3.4 min`` or ``5.2 h``."""
-    for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 99.5 * length:
-            return f"{seconds / length:.{0 if seconds >= 9.95 * length else 1}f} {unit}"
-    return f"{seconds / 86400:.3g} days"

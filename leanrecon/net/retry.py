@@ -12,6 +12,9 @@ TIMEOUT = 20.0
 ATTEMPTS = 8
 """Failed requests in a row after which the network counts as down: about a minute of waiting."""
 
+TO_PLAN = 4
+"""Failed requests in a row after which a plan does without the network: about two seconds of waiting."""
+
 FIRST_WAIT = 0.25
 """Seconds of waiting after the first failure; each further one doubles it, up to ``LONGEST_WAIT``."""
 LONGEST_WAIT = 16.0
@@ -23,13 +26,17 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 class Retry:
     """Waits after each failed request, longer each time, until there were too many failures in a row.
 
-    ``name`` is what is read, ``check`` what a user should check if that fails; ``wait`` sleeps for some seconds.
+    ``name`` is what is read, ``check`` what a user should check if that fails; ``wait`` sleeps for some seconds;
+    ``attempts`` is how many failures in a row are too many.
     """
 
-    def __init__(self, name: str, check: str, wait: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, name: str, check: str, wait: Callable[[float], None] = time.sleep, attempts: int = ATTEMPTS
+    ) -> None:
         self.name = name
         self.check = check
         self.wait = wait
+        self.attempts = attempts
         self.failures = 0
 
     def after(self, error: Exception, *, progress: bool = False) -> None:
@@ -40,9 +47,9 @@ class Retry:
         if isinstance(error, LeanreconError):
             raise error
         self.failures = 1 if progress else self.failures + 1
-        if self.failures >= ATTEMPTS:
+        if self.failures >= self.attempts:
             raise NetworkError(
-                f"{self.name} could not be read in {ATTEMPTS} attempts ({_first_line(error)})",
+                f"{self.name} could not be read in {self.attempts} attempts ({_first_line(error)})",
                 todo=f"check {self.check} and run the same command again; everything fetched so far is kept",
             ) from error
         # Waits are random, so that requests that failed together are not sent again together.

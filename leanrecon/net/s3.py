@@ -16,7 +16,7 @@ from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsE
 from leanrecon.net import ranges
 from leanrecon.net.flight import Flight
 from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
-from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
+from leanrecon.net.retry import ATTEMPTS, RETRIED, TIMEOUT, Retry
 
 CONNECTIONS = 128
 """Most concurrent requests; there are fewer where more don't help."""
@@ -36,7 +36,9 @@ class Bucket(Source):
         endpoint_url: str | None = None,
         connections: int | None = None,
         timeout: float | None = None,
+        attempts: int = ATTEMPTS,
     ) -> None:
+        self.attempts = attempts
         self.bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         self.endpoint_url = endpoint_url
@@ -79,7 +81,7 @@ class Bucket(Source):
 
     def find(self, name: str) -> Found | None:
         """Size and ETag of an object; None if there is none, or no permission to read it."""
-        retry = _Retry(self.where(name), self.closed)
+        retry = _Retry(self.where(name), self)
         while True:
             try:
                 self.traffic.add(1, 0)
@@ -118,7 +120,7 @@ class S3File(RangeFile):
             )
         data = bytearray(stop - start)
         done = 0
-        retry = _Retry(self.name, self.bucket.closed)
+        retry = _Retry(self.name, self.bucket)
         while done < len(data):
             before = done
             try:
@@ -188,9 +190,9 @@ class _RefusedError(Exception):
 class _Retry(Retry):
     """The retry policy of S3: raises permanent errors at once, and stops waiting when the bucket is closed."""
 
-    def __init__(self, name: str, closed: threading.Event) -> None:
-        super().__init__(name, "the connection", self._wait)
-        self.closed = closed
+    def __init__(self, name: str, bucket: Bucket) -> None:
+        super().__init__(name, "the connection", self._wait, bucket.attempts)
+        self.closed = bucket.closed
 
     def _wait(self, seconds: float) -> None:
         if self.closed.wait(seconds):

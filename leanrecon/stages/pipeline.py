@@ -14,7 +14,7 @@ from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import LocationLike, as_location
 from leanrecon.places.files import write_text
-from leanrecon.progress import Progress
+from leanrecon.progress import Progress, format_seconds
 from leanrecon.stages.dataset import DatasetStage
 from leanrecon.stages.decode import DecodeStage
 from leanrecon.stages.evaluate import EvaluateStage
@@ -176,7 +176,7 @@ class Pipeline:
 
 def _where(stages: Sequence[Stage], k: int, place: str, seconds: float) -> str:
     """Which stage begins and where, how long the run has taken, and the stages that are left after it."""
-    since = f", {seconds / 60:.1f} min so far" if seconds >= 60 else ""
+    since = f", {format_seconds(seconds)} so far" if seconds >= 60 else ""
     left = ", ".join(stage.name for stage in stages[k + 1 :])
     return f"stage {k + 1} of {len(stages)}: {stages[k].name}{place}{since}" + (f"; left: {left}" if left else "")
 

@@ -8,7 +8,7 @@ import pytest
 
 from leanrecon.app import bench, rates
 from leanrecon.app.rates import BUCKET, Rates, rates_of
-from leanrecon.app.work import format_seconds, parse_bandwidth, seconds, seconds_of, told
+from leanrecon.app.work import parse_bandwidth, seconds, seconds_of, told
 from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.places import as_location
 from leanrecon.stages.costs import Cost, chunks_of, store_made, store_read
@@ -50,13 +50,6 @@ def test_workers_share_what_they_can_and_one_line_to_the_study(
     stage = PlannedStage("x", "", 0, 0, cost=Cost(10e9), shared=Cost(80e9, read=100_000_000))
     at = Rates(gemm=10e9, store_read=100e6)
     assert seconds_of(stage, at, workers, bandwidth) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("time", "text"), [(0.04, "0.0 s"), (12.3, "12 s"), (200, "3.3 min"), (18_000, "5.0 h"), (1e6, "11.6 days")]
-)
-def test_times_have_two_or_three_digits(time: float, text: str) -> None:
-    assert format_seconds(time) == text
 
 
 def test_a_store_costs_its_chunks() -> None:

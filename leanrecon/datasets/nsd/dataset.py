@@ -152,9 +152,10 @@ class NSD:
         """
         from leanrecon.datasets.nsd.files import Files, open_source, prepare
         from leanrecon.datasets.nsd.stimuli import stimuli_layout
+        from leanrecon.net.retry import TO_PLAN
 
         try:
-            with open_source(self.settings.root, self.settings.endpoint_url, base_dir) as source:
+            with open_source(self.settings.root, self.settings.endpoint_url, base_dir, TO_PLAN) as source:
                 files = Files(source)
                 prepared = prepare(self.settings, files, base_dir)
                 with files.need(STIMULI) as file:

@@ -8,6 +8,7 @@ from typing import Any
 
 from leanrecon.evaluation.report.names import Figures, Label, Metric, figure, in_order, label, metric, number
 from leanrecon.memory import format_bytes
+from leanrecon.progress import format_seconds
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,9 @@ def record(name: str, run: Mapping[str, Any], *, scale: float) -> Record:
     rows = [_stage(stage, entry or {}, scale) for stage, entry in stages.items()]
     seconds = [number((entry or {}).get("seconds")) for entry in stages.values()]
     peaks = [number((entry or {}).get("peak_bytes")) for entry in stages.values()]
-    return Record(name, rows, duration(sum(s or 0 for s in seconds)), _bytes(max((p or 0 for p in peaks), default=0)))
+    return Record(
+        name, rows, format_seconds(sum(s or 0 for s in seconds)), _bytes(max((p or 0 for p in peaks), default=0))
+    )
 
 
 def memory_scale(runs: Mapping[str, Mapping[str, Any]]) -> float:
@@ -164,7 +167,7 @@ def _stage(name: str, entry: Mapping[str, Any], scale: float) -> StageRow:
     seconds = number(entry.get("seconds"))
     return StageRow(
         name,
-        "" if seconds is None else duration(seconds),
+        "" if seconds is None else format_seconds(seconds),
         _bytes(peak),
         _bytes(planned),
         _bytes(budget),
@@ -186,7 +189,7 @@ def _notes(entry: Mapping[str, Any]) -> str:
             if value:
                 notes.append(f"{value} {'voxel' if value == 1 else 'voxels'} left out")
         elif key == "seconds_per_image":
-            notes.append(f"{duration(float(value))} an image")
+            notes.append(f"{format_seconds(float(value))} an image")
         elif key == "retried":
             notes += [f"{len(value)} drawn again in float32"] if value else []
         elif key == "black":
@@ -217,23 +220,11 @@ def per_image(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """The time that refining takes an image: the median over runs; empty where none was timed."""
     stages = [(run.get("stages") or {}).get("refine") or {} for run in runs.values()]
     times = [seconds for stage in stages if (seconds := number(stage.get("seconds_per_image"))) is not None]
-    return duration(statistics.median(times)) if times else ""
+    return format_seconds(statistics.median(times)) if times else ""
 
 
 def _plain(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """A time as text: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _bytes(n: float | None) -> str:
