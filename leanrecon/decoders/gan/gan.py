@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from leanrecon.stores.matrix import Matrix
     from leanrecon.stores.pictures import Pictures
 
-FORMAT = 1
+FORMAT = 2
 """Version of the arithmetic from betas to images."""
 
 WHILE_LEARNING = ("checkpoint", "best")

@@ -13,7 +13,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.decoders.gan.batches import TrainRows
-from leanrecon.decoders.gan.losses import DISCRIMINATOR_WEIGHT, GENERATED, REAL, Losses, Pausing, cross_entropy
+from leanrecon.decoders.gan.losses import DISCRIMINATOR_WEIGHT, GENERATED, LEVELS, REAL, Losses, Pausing, cross_entropy
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.errors import InputError
 from leanrecon.weights.averages import averaged
@@ -48,6 +48,10 @@ class Colours:
         corner = (numbers.shape[2] - self.side) // 2
         centre = numbers[:, :, corner : corner + self.side, corner : corner + self.side]
         return centre.to(torch.promote_types(centre.dtype, torch.float32)) * self.unit + self.mean
+
+    def levels(self, images: "torch.Tensor") -> "torch.Tensor":
+        """Images as the discriminator sees them: less the mean colour, 255 levels from black to white, as published."""
+        return (images - self.mean) * LEVELS
 
 
 class Networks:
@@ -102,6 +106,12 @@ class Networks:
             numbers = checkpoint(network, x, use_reentrant=False) if again else network(x)
             images: torch.Tensor = self.colours(numbers)
         return images
+
+    def tell(self, images: "torch.Tensor", label: int) -> Any:
+        """The loss of the discriminator's answers for images of one label."""
+        assert self.discriminator is not None
+        with self.precision():
+            return cross_entropy(self.discriminator(self.colours.levels(images)), label)
 
 
 def learning_rate(settings: GANSettings, step: int, steps: int) -> float:
@@ -210,10 +220,10 @@ def one_step(
         generated = networks.generate(x) if images is None else images
         with networks.precision():
             found = networks.losses.of_images(generated, true)
-            if discriminator is not None:
-                answer = cross_entropy(discriminator(generated), REAL)
-                found["adversarial"] = networks.losses.adversarial * answer
-                fooled += share * answer.item()
+        if discriminator is not None:
+            answer = networks.tell(generated, REAL)
+            found["adversarial"] = networks.losses.adversarial * answer
+            fooled += share * answer.item()
         whole: Any = share * sum(found.values())
         if pausing.generator:
             whole.backward()
@@ -250,10 +260,8 @@ def _tell_apart(
     seen: dict[str, float],
 ) -> None:
     """Add the discriminator's two losses of some images to those seen, and their gradients if it learns."""
-    assert networks.discriminator is not None
     for name, images, label in (("real", true, REAL), ("generated", generated, GENERATED)):
-        with networks.precision():
-            loss = cross_entropy(networks.discriminator(images), label)
+        loss = networks.tell(images, label)
         seen[name] += share * loss.item()
         if learns:
             (DISCRIMINATOR_WEIGHT * share * loss).backward()
