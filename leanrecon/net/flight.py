@@ -33,7 +33,8 @@ class Flight:
         self._before: float | None = None
         """The pace with half as many requests; None where it is not known."""
         self._rests = 0
-        self._begin(time.monotonic())
+        self._requests = self._counted = 0
+        self._since = time.monotonic()
 
     @classmethod
     def alone(cls, nbytes: int) -> "Flight":
