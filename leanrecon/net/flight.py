@@ -4,13 +4,13 @@ import threading
 import time
 from types import TracebackType
 
-FIRST = 16
+FIRST = 32
 """Requests under way at the beginning."""
 
-HELPS = 1.4
+HELPS = 1.2
 """What twice the requests must bring, as a factor, to be kept: 2 where latency decides, 1 where the link is full."""
 
-AGAIN = 64
+AGAIN = 16
 """Measurements after which more requests are tried again: networks change."""
 
 _LEAST = 0.1  # seconds of a measurement
@@ -33,7 +33,8 @@ class Flight:
         self._before: float | None = None
         """The pace with half as many requests; None where it is not known."""
         self._rests = 0
-        self._begin(time.monotonic())
+        self._requests = self._counted = 0
+        self._since = time.monotonic()
 
     @classmethod
     def alone(cls, nbytes: int) -> "Flight":

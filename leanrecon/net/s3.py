@@ -49,14 +49,14 @@ class Bucket(Source):
         self.client = _client(endpoint_url, self.connections, self.timeout)
         self.session = _session(self.client.meta.endpoint_url, self.connections, self.timeout)
         self.pool = ThreadPoolExecutor(self.connections, thread_name_prefix="s3")
-        self.aside = ThreadPoolExecutor(2, thread_name_prefix="s3 file")
+        self.aside = self._files = ThreadPoolExecutor(2, thread_name_prefix="s3 file")
         self._flights: dict[int, Flight] = {}
         self._lock = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
         self.closed.set()  # ends all retries
         self.pool.shutdown(wait=True, cancel_futures=True)
-        self.aside.shutdown(wait=True, cancel_futures=True)
+        self._files.shutdown(wait=True, cancel_futures=True)
         self.session.close()
         self.client.close()
 
@@ -211,7 +211,7 @@ class _Retry(Retry):
         if status in (403, 404):
             raise InputError(f"{self.name} is not there or can't be read ({error})") from error
         refused = isinstance(error, ClientError | _RefusedError)
-        code = error.response.get("Error", {}).get("Code") if refused else None
+        code = getattr(error, "response", {}).get("Error", {}).get("Code") if refused else None
         lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)
         if not (lost or status in RETRIED or code in _RETRIED_CODES):
             raise error

@@ -17,6 +17,7 @@ class Link:
         self.rate, self.latency = rate, latency
         self.now = self.free = 0.0
         self.coming: list[tuple[float, int]] = []
+        self.limits: list[int] = []
         monkeypatch.setattr(flight.time, "monotonic", lambda: self.now)
 
     def carry(self, requests: Flight, sizes: np.ndarray) -> float:
@@ -31,6 +32,7 @@ class Link:
                 heapq.heappush(self.coming, (self.free, asked))
                 asked = next(left, None)
             self.now, size = heapq.heappop(self.coming)
+            self.limits.append(requests.limit)
             requests.landed(size)
             requests.__exit__(None, None, None)
             came += 1
@@ -49,11 +51,12 @@ def test_as_many_requests_are_under_way_as_fill_the_link(
     most = 128
     requests = Flight(most)
     sizes = np.random.default_rng(0).integers(size // 2, size * 3 // 2, 6000)
-    found = Link(monkeypatch, rate, latency).carry(requests, sizes)
+    link = Link(monkeypatch, rate, latency)
+    found = link.carry(requests, sizes)
     needed = rate * latency / size + 1
-    assert found > 0.75 * min(rate, most * size / latency)
-    assert requests.limit <= max(FIRST, 4 * needed)
-    assert requests.limit <= most
+    assert found > 0.8 * min(rate, most * size / latency)
+    assert np.median(link.limits[3000:]) <= max(FIRST, 4 * needed)  # more are tried now and then
+    assert max(link.limits) <= most
 
 
 def test_a_link_that_has_become_slower_to_answer_gets_more_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +64,7 @@ def test_a_link_that_has_become_slower_to_answer_gets_more_requests(monkeypatch:
     sizes = np.full(30_000, 20_000)
     link = Link(monkeypatch, 5e6, 0.02)
     link.carry(requests, sizes)
-    assert requests.limit == FIRST
+    assert np.median(link.limits) == FIRST
     link.latency = 0.25  # now 5e6 * 0.25 / 20_000 = 62 fill it
     assert link.carry(requests, sizes) > 0.75 * 5e6
     assert requests.limit == 64
