@@ -228,6 +228,12 @@ def test_captions_that_were_not_fetched_are_named_with_the_command_that_does(tmp
         locate("COCO_73k_annots_curated.npy", None, tmp_path)
 
 
+@pytest.mark.parametrize("spec", ["s3://bucket/x.npy", "gs://bucket/x.npz:betas", "https://host/x.h5:/a"])
+def test_an_array_at_a_url_is_to_be_downloaded(spec: str) -> None:
+    with pytest.raises(InputError, match=r"\w+://\w+/x\.\w+ is a URL.*Download it"):
+        open_array(spec)
+
+
 @pytest.mark.parametrize("spec", ["bteas.npy", "bteas.npy:key", r"C:\bteas.npy"])
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path, monkeypatch, spec):
     (tmp_path / "betas.npy").touch()

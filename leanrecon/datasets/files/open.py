@@ -57,6 +57,10 @@ def located_array(spec: str, base_dir: Path | None) -> str:
 
 
 def _missing_file(text: str, base_dir: Path | None) -> InputError:
+    if "://" in text:
+        return InputError(
+            f"{text} is a URL", expected="a file on a disk of this machine", todo="download it, and give its path"
+        )
     folders = [Path.cwd(), *([base_dir.absolute()] if base_dir else [])]
     places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
     for place in places:
