@@ -118,7 +118,7 @@ class CLIPText(CLIPSpace):
         out /= np.array([len(texts) for texts in captions], np.float32)[:, None]
         return out
 
-    def _together(self, captions: Sequence[Sequence[str]], rows: Rows) -> Iterator[list[tuple[int | None, str]]]:
+    def _together(self, captions: Sequence[Sequence[str]], rows: Rows) -> Iterator[Sequence[tuple[int | None, str]]]:
         """Captions that go through the network together, each with the place of its row; None where one fills up a panel."""
         if self.device != "cpu":
             every = [(place, text) for place, texts in enumerate(captions) for text in texts]
