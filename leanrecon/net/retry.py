@@ -27,16 +27,16 @@ class Retry:
     """Waits after each failed request, longer each time, until there were too many failures in a row.
 
     ``name`` is what is read, ``check`` what a user should check if that fails; ``wait`` sleeps for some seconds;
-    ``attempts`` is how many failures in a row are too many.
+    ``attempts`` is how many failures in a row are too many, where they are not ``ATTEMPTS``.
     """
 
     def __init__(
-        self, name: str, check: str, wait: Callable[[float], None] = time.sleep, attempts: int = ATTEMPTS
+        self, name: str, check: str, wait: Callable[[float], None] = time.sleep, attempts: int | None = None
     ) -> None:
         self.name = name
         self.check = check
         self.wait = wait
-        self.attempts = attempts
+        self.attempts = ATTEMPTS if attempts is None else attempts
         self.failures = 0
 
     def after(self, error: Exception, *, progress: bool = False) -> None:

@@ -16,7 +16,7 @@ from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsE
 from leanrecon.net import ranges
 from leanrecon.net.flight import Flight
 from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
-from leanrecon.net.retry import ATTEMPTS, RETRIED, TIMEOUT, Retry
+from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 
 CONNECTIONS = 128
 """Most concurrent requests; there are fewer where more don't help."""
@@ -36,7 +36,7 @@ class Bucket(Source):
         endpoint_url: str | None = None,
         connections: int | None = None,
         timeout: float | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> None:
         self.attempts = attempts
         self.bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")

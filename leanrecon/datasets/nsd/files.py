@@ -24,7 +24,6 @@ from leanrecon.datasets.nsd.voxels import Voxels, check_shape, mask_files, read_
 from leanrecon.datasets.sidecars import sources_path
 from leanrecon.errors import InputError, StoreError
 from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed
-from leanrecon.net.retry import ATTEMPTS
 from leanrecon.places import Location
 from leanrecon.places.paths import find
 from leanrecon.study.layout import Study
@@ -38,10 +37,10 @@ LISTED = 8
 """Missing sessions that an error names at most."""
 
 
-def open_source(root: str, endpoint_url: str | None, base_dir: Path | None, attempts: int = ATTEMPTS) -> Source:
+def open_source(root: str, endpoint_url: str | None, base_dir: Path | None, attempts: int | None = None) -> Source:
     """The files of ``s3://BUCKET``, or of a folder (in the current folder or, failing that, in ``base_dir``).
 
-    ``attempts`` is how many failed requests in a row are too many.
+    ``attempts`` is how many failed requests in a row are too many, where they are not the usual ones.
     Raises InputError where there is no such folder, and for one that an earlier version simulated.
     """
     if root.startswith("s3://"):
