@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.io import loadmat, savemat
 from support.arrays import open_array
+from support.damage import flipped
 
 from leanrecon.context import Context
 from leanrecon.datasets.ceiling import area_ceilings
@@ -674,7 +675,7 @@ def test_a_study_is_not_continued_from_other_files(small_nsd: Path, study: Study
     shutil.copytree(study.root, mine.root)
     run(copied, mine.root, betas_format="hdf5")  # the same files elsewhere
     path = copied / NAMES.betas(1, "hdf5")
-    replace(path, path.read_bytes()[:-1] + b"?")
+    replace(path, flipped(path.read_bytes()))
     shutil.rmtree(mine.root)
     shutil.copytree(study.root, mine.root)
     with pytest.raises(StoreError, match=r"was begun from other files, those of .*--overwrite"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.damage import flipped
 from support.nsd_server import FAULTS, NAME, PUBLIC, Proxy, proxied, writer
 
 from leanrecon.context import Context
@@ -312,7 +313,7 @@ def test_a_session_that_changes_between_two_runs_is_an_error(
     Store.open(tmp_path / "betas" / "trials.zarr").discard([(5, 0)])  # session 2 is needed again
     data = (small_nsd / key).read_bytes()
     try:
-        writer(s3_url).put_object(Bucket=NAME, Key=key, Body=data[:-1] + b"x", **PUBLIC)
+        writer(s3_url).put_object(Bucket=NAME, Key=key, Body=flipped(data), **PUBLIC)
         with pytest.raises(
             InputError, match=r"session02\.hdf5 has changed since its first bytes were read.*--overwrite"
         ):

@@ -13,6 +13,7 @@ pytest.importorskip("safetensors")
 constants = pytest.importorskip("huggingface_hub.constants")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.damage import flipped  # noqa: E402
 from support.hub_server import LARGE  # noqa: E402
 
 from leanrecon.errors import InputError, NetworkError, StoreError  # noqa: E402
@@ -175,7 +176,7 @@ def test_a_damaged_file_is_fetched_again_and_only_that(name, hub, base, said):
     fetch_all([BASE], said)
     hub.asked.clear()
     file = where(BASE) / name
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    file.write_bytes(flipped(file.read_bytes()))
     fetch_all([BASE], said)
     assert "is damaged and will be downloaded again" in said.text
     assert contents(where(BASE), NEEDED) == contents(base, NEEDED)
@@ -245,7 +246,7 @@ def test_pickles_are_converted_once_and_not_kept(hub, base, said, tmp_path):
     # A converted file that is damaged is made again.
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + b"?")
+    file.write_bytes(flipped(whole))
     fetch_all([BASE], said)
     assert file.read_bytes() == whole
     assert hub.nbytes("vae") == 0
@@ -272,7 +273,7 @@ def test_a_published_file_is_fetched_and_remembered(md5, hub, said, tmp_path):
     assert file.read_bytes() == BYTES
     seen = json.loads((tmp_path / "cache" / RECORD).read_text())
     assert seen == {"model.th": {"bytes": len(BYTES), "sha256": hashlib.sha256(BYTES).hexdigest()}}
-    file.write_bytes(BYTES[:-1] + b"?")
+    file.write_bytes(flipped(BYTES))
     hub.asked.clear()
     fetch_all([VDVAE], said)
     assert file.read_bytes() == BYTES
