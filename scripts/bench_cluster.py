@@ -70,7 +70,7 @@ def demo(images: int, test: int, **tables: Any) -> dict[str, Any]:
 
 def features(work: Path, size: float, tiny: bool) -> dict[str, Any]:
     """Images through VDVAE alone."""
-    settings = demo(max(round(96 * size), 8), 8)
+    settings = demo(max(round(64 * size), 4), 2)
     settings["features"] = {"vdvae": settings["features"]["vdvae"]}
     if not tiny:
         write_weights(work / "imagenet64.safetensors")
