@@ -84,7 +84,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        time.sleep(self.latency)
+        self._arrive()
         name = self.path.partition("?")[0].removeprefix(f"/{BUCKET}/")
         path = self.root / re.sub(r"betas_session\d\d", "betas_session01", name)
         if not path.is_file():
@@ -100,10 +100,17 @@ class Server(http.server.BaseHTTPRequestHandler):
         else:
             self._head(200, size, ("ETag", tag))
         if self.command == "GET":
-            with path.open("rb") as file:
-                while start < stop:
-                    start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
+            self._send(path, start, stop)
         return None
+
+    def _arrive(self) -> None:
+        """Wait as long as a request is under way."""
+        time.sleep(self.latency)
+
+    def _send(self, path: Path, start: int, stop: int) -> None:
+        with path.open("rb") as file:
+            while start < stop:
+                start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
 
     def _head(self, status: int, length: int, *headers: tuple[str, str]) -> None:
         self.send_response(status)

@@ -16,7 +16,6 @@ import argparse
 import http.server
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+import bench_nsd_fetch
 import numpy as np
 from bench_nsd_fetch import IMAGES, SHAPE, SIDE, VOXELS, mask
 
@@ -80,14 +80,10 @@ class Link:
         time.sleep(max(self.free - time.monotonic(), 0))
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(bench_nsd_fetch.Server):
     """HEAD and GET of objects with ranges and If-Match; every session is the first one's file."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     wbufsize = 0
-    root = Path()
-    latency = 0.0
     link = Link(1.0)
     open_now = most_open = 0
     lock = threading.Lock()
@@ -104,31 +100,14 @@ class Server(http.server.BaseHTTPRequestHandler):
             Server.open_now -= 1
         super().finish()
 
-    def log_message(self, *_: object) -> None:
-        return
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        self.last = time.monotonic()
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
+    def _arrive(self) -> None:
         time.sleep(self.latency * (1 if self.window else 2))
         if not self.window or time.monotonic() - self.last > self.latency + IDLE:
             self.window = FIRST_WINDOW
-        path = self.root / re.sub(r"betas_session\d\d", "betas_session01", self.path.partition("?")[0].split("/", 2)[2])
-        if not path.is_file():
-            return self._head(404, 0)
-        size = path.stat().st_size
-        tag = f'"{size:032x}"'
-        start, stop = 0, size
-        if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            start, stop = int(found[1]), min(int(found[2]) + 1, size)
-            self._head(206, stop - start, ("ETag", tag), ("Content-Range", f"bytes {start}-{stop - 1}/{size}"))
-        else:
-            self._head(200, size, ("ETag", tag))
-        if self.command == "GET":
-            self._send(path, start, stop)
-        self.last = time.monotonic()
-        return None
 
     def _send(self, path: Path, start: int, stop: int) -> None:
         """Send a window a round trip, and twice as much in the next."""
@@ -147,10 +126,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, *headers: tuple[str, str]) -> None:
         self.link.carry(HEADERS)
-        self.send_response(status)
-        for name, value in (*headers, ("Content-Length", str(length))):
-            self.send_header(name, value)
-        self.end_headers()
+        super()._head(status, length, *headers)
 
 
 def serve(root: Path, rate: float, latency: float) -> None:

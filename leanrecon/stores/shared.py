@@ -18,7 +18,7 @@ VISIBLE_WITHIN = 60.0
 _LOOK_EVERY = 0.05  # seconds
 
 ALIGNED = 8
-"""Images of a task are a multiple of it where there are more: four on a GPU, or eight by a small network, are drawn together."""
+"""Images of a task are a multiple of it where there are more: a GPU draws four together, a small network on a CPU eight."""
 
 MOST_IMAGES = 32
 """Images of a task at most, so that a worker that dies costs little."""

@@ -50,7 +50,8 @@ class CLIPText(CLIPSpace):
     ``form = "sd15"``: the last hidden states after the final layer norm, which are Stable Diffusion 1.5's prompt
     embeddings (Rombach et al. 2022). ``form = "versatile"``: these times the text projection, divided by the norm
     of the projected end token (Ozcelik & VanRullen 2023). Captions are truncated to 77 tokens, and the embeddings of
-    one image's captions averaged. On a CPU a row has the same bytes in every batch. On a GPU it may differ by rounding, some 1e-6 of its largest number in float32.
+    one image's captions averaged. On a CPU a row has the same bytes in every batch. On a GPU it may differ by rounding,
+    some 1e-6 of its largest number in float32.
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPTextSettings
@@ -119,7 +120,7 @@ class CLIPText(CLIPSpace):
         return out
 
     def _together(self, captions: Sequence[Sequence[str]], rows: Rows) -> Iterator[Sequence[tuple[int | None, str]]]:
-        """Captions that go through the network together, each with the place of its row; None where one fills up a panel."""
+        """Captions that go through the network together, each with its row's place; None where one fills up a panel."""
         if self.device != "cpu":
             every = [(place, text) for place, texts in enumerate(captions) for text in texts]
             yield from (every[start : start + self._at_once] for start in range(0, len(every), self._at_once))
