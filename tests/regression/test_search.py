@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from leanrecon.memory import PeakMemory, process_memory
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.ridge.hat import gram
-from leanrecon.regression.ridge.kernel import Panels, inverse_rows, part_of
+from leanrecon.regression.ridge.kernel import Panels, inverse_rows, part_of, solve_half
 from leanrecon.regression.ridge.loo import default_alphas, loo_errors
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.ridge import StreamingRidge
@@ -80,7 +80,7 @@ def reference(X, Y, stimulus, alphas):
 @pytest.fixture
 def searched(constants):
     """Kernels of more than forty rows are searched, over several panels."""
-    constants(SEARCH_ROWS=40, WIDTH=64, DEPTH=32, PAIRS=100)
+    constants(SEARCH_ROWS=40, WIDTH=64, DEPTH=32, PAIRS=100, SAMPLED=30)
 
 
 @pytest.mark.slow
@@ -156,6 +156,7 @@ def test_errors_and_slopes_are_those_that_eigenvectors_tell(study, dtype, off, r
     told = 0
     for alpha in (1.0, 100.0, 3000.0, 30_000.0, 1e6):
         exact = errors([alpha, alpha * 0.99, alpha * 1.01])
+        left_out.least = None  # else an estimate might do
         found = left_out.error(alpha)
         assert found == pytest.approx(exact[0], rel=off)
         slope, expected = left_out.slope(), (exact[2] - exact[1]) / 0.02
@@ -163,6 +164,45 @@ def test_errors_and_slopes_are_those_that_eigenvectors_tell(study, dtype, off, r
         assert slope * expected >= 0
         told += slope != 0
     assert told >= 3
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_an_estimate_is_as_sure_as_it_says(study, constants, uneven):
+    """Over many samples its errors have no bias and its own standard error, also where half of the rows are much noisier."""
+    constants(SAMPLED=40)
+    X, Y, _ = study(160, 200)
+    if uneven:
+        X = X + np.random.default_rng(1).standard_normal(X.shape) * np.where(np.arange(160) < 80, 0, 4)[:, None]
+    left_out, errors = left_out_of(X, Y, None)
+    left_out.error(1000.0)
+    before = left_out.kept
+    assert left_out._kept_of(np.arange(0, 160, 7), left_out.factor) == pytest.approx(before[::7], rel=1e-12)
+    for alpha in (500.0, 2000.0):
+        left_out.least = None
+        exact = errors([alpha])[0]
+        assert left_out.error(alpha) == pytest.approx(exact, rel=1e-12)
+        z = []
+        for left_out.seed in range(200):
+            found, off = left_out._estimate(left_out.factor, before)
+            z.append((found - exact) / off)
+        assert abs(np.mean(z)) < 0.35
+        assert 0.8 < np.std(z) < 1.4
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_the_inverse_is_formed_unless_an_alpha_is_surely_worse(study, constants, monkeypatch, worse):
+    constants(SAMPLED=40)
+    X, Y, _ = study(160, 200)
+    left_out, errors = left_out_of(X, Y, None)
+    grid = np.logspace(0, 6, 13)
+    best = int(np.argmin(errors(grid)))
+    left_out.error(grid[best] if worse else grid[best - 3])
+    left_out.slope()
+    formed = []
+    monkeypatch.setattr(left_out, "_kept", lambda factor, kept=left_out._kept: formed.append(1) or kept(factor))
+    alpha = grid[best - 3] if worse else grid[best]
+    assert left_out.error(alpha) == pytest.approx(errors([alpha])[0], rel=0.05 if worse else 1e-12)
+    assert len(formed) == (0 if worse else 1)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -189,6 +229,10 @@ def test_rows_of_the_inverse_and_parts_of_a_kernel(tmp_path, constants, director
         panels.save(j, np.ascontiguousarray(factor[columns.start :, columns.start : columns.stop]))
     inverse = np.vstack([part.copy() for _, part in inverse_rows(panels)])
     np.testing.assert_allclose(inverse, np.linalg.inv(factor), atol=1e-12)
+    some = rng.standard_normal((5, 70))
+    solved = some.copy()
+    solve_half(panels, solved)
+    np.testing.assert_allclose(solved, np.linalg.solve(factor, some.T).T, atol=1e-12)
 
 
 def _lower(panels):

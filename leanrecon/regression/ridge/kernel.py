@@ -226,14 +226,25 @@ def deflation(first_panel: Array) -> float:
 def solve(factor: Panels, rows: Array, arithmetic: Arithmetic = ON_CPU) -> None:
     """Replace each row b of ``rows`` [m, order] by (L Lᵀ)⁻¹ b, in place."""
     memories, found = arithmetic.memories(factor, 2), arithmetic.put(rows)
-    for j, panel in arithmetic.ahead(factor, range(len(factor.columns)), memories):
-        start, width = factor.columns[j].start, len(factor.columns[j])
-        here = found[:, start : start + width]
-        arithmetic.trsm(panel[:width], here, transpose=True)
-        arithmetic.gemm(here, panel[width:], found[:, start + width :], alpha=-1, tb=True)
+    _solve_half(factor, found, memories, arithmetic)
     for j, panel in arithmetic.ahead(factor, reversed(range(len(factor.columns))), memories):
         start, width = factor.columns[j].start, len(factor.columns[j])
         here = found[:, start : start + width]
         arithmetic.gemm(found[:, start + width :], panel[width:], here, alpha=-1)
         arithmetic.trsm(panel[:width], here, transpose=False)
     arithmetic.take(found, rows)
+
+
+def solve_half(factor: Panels, rows: Array, arithmetic: Arithmetic = ON_CPU) -> None:
+    """Replace each row b of ``rows`` [m, order] by L⁻¹ b, in place."""
+    found = arithmetic.put(rows)
+    _solve_half(factor, found, arithmetic.memories(factor, 2), arithmetic)
+    arithmetic.take(found, rows)
+
+
+def _solve_half(factor: Panels, found: Any, memories: list[Array | None], arithmetic: Arithmetic) -> None:
+    for j, panel in arithmetic.ahead(factor, range(len(factor.columns)), memories):
+        start, width = factor.columns[j].start, len(factor.columns[j])
+        here = found[:, start : start + width]
+        arithmetic.trsm(panel[:width], here, transpose=True)
+        arithmetic.gemm(here, panel[width:], found[:, start + width :], alpha=-1, tb=True)

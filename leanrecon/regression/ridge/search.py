@@ -9,6 +9,10 @@ which way to go, and ends the search where the least error lies between two alph
 
 The latter's entries are those of w (z − w)ᵀ on average, with w = αG z of random signs z (Hutchinson 1990, "A stochastic
 estimator of the trace of the influence matrix").
+
+Where every image is shown once, an alpha beside the best so far is tried on random rows first. Their entries of I − S are
+exact, and those of the other rows lie on the line through the entries under the best alpha. That is the regression estimator
+of a total (Cochran 1977, "Sampling techniques", chapter 7). L⁻¹ is formed unless the errors are surely larger.
 """
 
 from collections.abc import Callable
@@ -21,7 +25,16 @@ from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.group_errors import dual_group_errors, left_out_squares
-from leanrecon.regression.ridge.kernel import Panels, cholesky, copied, deflation, inverse_rows, part_of, solve
+from leanrecon.regression.ridge.kernel import (
+    Panels,
+    cholesky,
+    copied,
+    deflation,
+    inverse_rows,
+    part_of,
+    solve,
+    solve_half,
+)
 from leanrecon.regression.ridge.loo import dual_errors, random_signs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
@@ -40,10 +53,13 @@ DRIFT = 1 / 3
 PARTS = 4
 """Parts that the random vectors of a slope are cut into, to tell how sure it is."""
 
-SURE = 3.0
-"""Standard errors by which a slope differs from none."""
+SAMPLED = 256
+"""Random rows that tell first whether an alpha is surely worse."""
 
-_STREAM = 43  # of random numbers, and the next one
+SURE = 3.0
+"""Standard errors by which a slope differs from none, and an estimate from the least error."""
+
+_STREAM = 43  # of random numbers, and the next two
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,8 @@ class Search:
     first: int
     """Where it began, by its place in the grid."""
     errors: Array
-    """Sums of squared leave-one-out errors, float64 [alphas]; infinite for alphas that were passed by."""
+    """Sums of squared leave-one-out errors, float64 [alphas]: estimates where they are surely larger than the least, and
+    infinite for alphas that were passed by."""
 
     def as_dict(self) -> dict[str, Any]:
         """What run.json keeps of it."""
@@ -167,13 +184,17 @@ class _LeftOut:
         self.targets[:] = targets.T
         self.residual = buffer(self.targets.shape, kernel.dtype)
         self.alpha, self.kept, self.found = np.nan, np.empty(0), np.inf
+        self.least: tuple[float, Array] | None = None
 
     def descend(self, alphas: Array, first: int) -> Array:
         """Errors of alphas on the way from the ``first`` to the best; infinite for those that were passed by."""
         return descend(lambda i: self.error(float(alphas[i])), self.slope, len(alphas), first)
 
     def error(self, alpha: float) -> float:
-        """The sum of squared errors; infinite where K + αI is singular in the kernel's precision."""
+        """The sum of squared errors, or an estimate where that is surely larger than where the slope was told last.
+
+        Infinite where K + αI is singular in the kernel's precision.
+        """
         self.alpha = alpha
         self.factor = copied(self.kernel, self.factor)
         try:
@@ -181,11 +202,34 @@ class _LeftOut:
         except InputError:  # the search goes on with a larger alpha
             self.found = np.inf
             return np.inf
-        self.kept = self._kept(self.factor)
         self.residual[:] = self.targets
         self._shrink(self.residual, self.factor)
+        if self.least is not None and len(self.groups.pairs[0]) == self.kernel.order:
+            least, before = self.least
+            self.found, off = self._estimate(self.factor, before)
+            if self.found - SURE * off > least:
+                return self.found
+        self.kept = self._kept(self.factor)
         self.found = self._squares(self.residual.copy(), self.kept)
         return self.found
+
+    def _estimate(self, factor: Panels, before: Array) -> tuple[float, float]:
+        """The sum of squared errors of rows that are left out alone, and its standard error.
+
+        ``before`` is the diagonal of I − S under another alpha.
+        """
+        n = factor.order
+        rng = np.random.default_rng([self.seed, _STREAM + 2])
+        rows = np.sort(rng.choice(n, min(SAMPLED, n), replace=False))
+        known = self._kept_of(rows, factor)
+        line = _line(before[rows], known)
+        kept = line(before)
+        if min(kept.min(), known.min()) <= 0:
+            return np.inf, np.inf
+        squares = np.square(self.residual).sum(axis=0, dtype=np.float64)
+        missed = squares[rows] / np.square(known) - squares[rows] / np.square(kept[rows])
+        off = float(np.std(missed, ddof=1)) * n * np.sqrt((1 - len(rows) / n) / len(rows))
+        return float((squares / np.square(kept)).sum() + n * missed.mean()), off
 
     def slope(self) -> float:
         """How the sum of squared errors changes along log α where it was told last; 0 where random signs disagree on it."""
@@ -202,6 +246,7 @@ class _LeftOut:
         w = z.copy()
         self._shrink(w, self.factor)
         z -= w
+        self.least = self.found, self.kept
         left, right = self.groups.pairs
         slopes = []
         for some in panels(PROBES, PROBES // PARTS):
@@ -213,13 +258,24 @@ class _LeftOut:
 
     def _kept(self, factor: Panels) -> Array:
         """The entries of I − S for the pairs of all groups."""
-        n, (left, right) = factor.order, self.groups.pairs
+        left, right = self.groups.pairs
         kept = np.zeros(len(left))
         for rows, part in inverse_rows(factor, self.arithmetic):
             at = np.flatnonzero(np.maximum(left, right) < rows.stop)
             kept[at] += self.arithmetic.products(part, part, left[at], right[at])
-        kept *= self.alpha
-        kept -= self.alpha / (n * (self.alpha + n * self.constant))
+        return self._less_ones(kept)
+
+    def _kept_of(self, rows: Array, factor: Panels) -> Array:
+        """The diagonal of I − S at some rows."""
+        columns = buffer((len(rows), factor.order), factor.dtype)  # of L⁻¹
+        columns[np.arange(len(rows)), rows] = 1
+        solve_half(factor, columns, self.arithmetic)
+        return self._less_ones(np.square(columns).sum(axis=1, dtype=np.float64))
+
+    def _less_ones(self, inverse: Array) -> Array:
+        """Entries of I − S from those of (L Lᵀ)⁻¹: α times those, less their part along the ones."""
+        n = self.kernel.order
+        kept: Array = inverse * self.alpha - self.alpha / (n * (self.alpha + n * self.constant))
         return kept
 
     def _shrink(self, rows: Array, factor: Panels) -> None:
@@ -229,3 +285,10 @@ class _LeftOut:
 
     def _squares(self, residual: Array, kept: Array) -> float:
         return float(left_out_squares(residual.T, kept, self.groups).sum())
+
+
+def _line(x: Array, y: Array) -> Callable[[Array], Array]:
+    """The line of least squares through points, a level one where all have the same ``x``."""
+    spread = float(np.var(x))
+    slope = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread > 0 else 0.0
+    return lambda at: slope * (at - x.mean()) + y.mean()
