@@ -96,7 +96,7 @@ class StreamingRidge(Together):
     ----------
     alpha_ : float, or array of float [targets] with ``per_target``
     loo_errors_ : array of float [alphas]
-        With ``"loo"``, mean squared errors of ``alphas_``; NaN for those that a search passed by (see ``ridge.search``).
+        With ``"loo"``, mean squared errors of ``alphas_``; estimates or NaN where a search gave up (see ``ridge.search``).
     left_out_ : int
         Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
     unreasonable_ : list of str
