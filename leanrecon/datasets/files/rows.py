@@ -6,13 +6,15 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.disk import advice
+from leanrecon.places.inputs import NEAR as FAR
+from leanrecon.places.inputs import HiddenError, InputFile
+from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
 Convert = Callable[[Array], Array]
@@ -25,6 +27,11 @@ NEAR = 128 * 1024
 """Bytes between two rows up to which reading through the gap beats a read for each."""
 
 _NEAR_COLUMNS = 16 * 1024  # bytes between two columns below which reading through the gap beats a read for each
+
+
+def near(file: InputFile) -> int:
+    """Bytes between two rows of a file up to which reading through the gap beats a read for each."""
+    return FAR if isinstance(file, Location) else NEAR
 
 
 class Rows:
@@ -41,13 +48,20 @@ class Rows:
     sequential = False
     """Whether the file can only be read from its start: rows out of order cost a pass each."""
 
-    def __init__(self, path: Path, key: str | None, shape: Sequence[int], dtype: Any, kind: str | None = None) -> None:
+    def __init__(
+        self, path: InputFile, key: str | None, shape: Sequence[int], dtype: Any, kind: str | None = None
+    ) -> None:
         self.path = path
         self.key = key
         self.name = f"{path}:{key}" if key else str(path)
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self.kind = kind or str(self.dtype)
+
+    @property
+    def away(self) -> bool:
+        """Whether the file is in a bucket, where every piece is a request."""
+        return isinstance(self.path, Location)
 
     @property
     def row_nbytes(self) -> int:
@@ -189,7 +203,13 @@ class NpyRows(Rows):
     """
 
     def __init__(
-        self, path: Path, key: str | None, source: Bytes, header: "Header", dtype: Any = None, kind: str | None = None
+        self,
+        path: InputFile,
+        key: str | None,
+        source: Bytes,
+        header: "Header",
+        dtype: Any = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(path, key, header.shape, header.dtype if dtype is None else dtype, kind)
         self.source = source
@@ -211,7 +231,7 @@ class NpyRows(Rows):
     def _row_blocks(self, index: Array) -> Iterator[Block]:
         nbytes = max(self.stored_nbytes, 1)
         memory = np.empty(max(BLOCK, nbytes), np.uint8)
-        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, NEAR // nbytes):
+        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, near(self.path) // nbytes):
             raw = memory[: (last - first) * self.stored_nbytes]
             self.source.read_at(self.offset + first * self.stored_nbytes, raw)
             yield rows, (), raw.view(self.stored).reshape(-1, *self.shape[1:])[picks]
@@ -222,7 +242,7 @@ class NpyRows(Rows):
             return
         column = len(self) * self.stored.itemsize
         first, last = int(index[0]), int(index[-1]) + 1
-        whole = column <= _NEAR_COLUMNS or 2 * (last - first) >= len(self)
+        whole = column <= (FAR if self.away else _NEAR_COLUMNS) or 2 * (last - first) >= len(self)
         span = range(len(self)) if whole else range(first, last)
         picks = slice(first, last) if last - first == len(index) else index
         picks = picks if whole else (slice(None) if isinstance(picks, slice) else index - first)
@@ -303,6 +323,8 @@ def explained_damage(name: str) -> Iterator[None]:
         yield
     except LeanreconError:
         raise
+    except HiddenError as error:
+        raise error.problem from None
     except OSError as error:
         raise refused_by_system(name, error) or unreadable(name, error) from error
     except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, SystemError, OverflowError
