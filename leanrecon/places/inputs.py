@@ -133,6 +133,26 @@ def missing(file: Location) -> InputError:
     )
 
 
+def streamed(nbytes: int) -> int:
+    """Requests of so many bytes that are read on and on in small pieces."""
+    requests, ahead = 1, PAGE
+    nbytes -= PAGE
+    while nbytes > 0 and ahead < MOST:
+        ahead *= 2
+        nbytes -= ahead
+        requests += 1
+    return requests + max(-(-nbytes // MOST), 0)
+
+
+def in_spans(rows: int, nbytes: int, at_once: int, block: int) -> int:
+    """Requests of ``rows`` rows of so many bytes in C order, ``at_once`` together, in spans of up to ``block`` bytes."""
+    span = max(block // max(nbytes, 1), 1)
+    if min(span, at_once) * nbytes <= DIRECT:
+        return streamed(rows * nbytes)
+    bands, rest = divmod(rows, at_once)
+    return bands * -(-at_once // span) + -(-rest // span)
+
+
 class RangedFile(io.RawIOBase):
     """A file in a bucket, read by ranges: long pieces by themselves, short ones with what follows them.
 

@@ -15,7 +15,7 @@ from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location, LocationLike, as_location
-from leanrecon.places.inputs import requests_nbytes
+from leanrecon.places.inputs import names_bucket, requests_nbytes
 from leanrecon.progress import Progress
 from leanrecon.stages.costs import Cost
 from leanrecon.stores.images import image_shape as shape_of
@@ -127,7 +127,8 @@ class Planning:
 def budget_of(settings: Settings, study: LocationLike) -> MemoryBudget:
     """A fresh budget, less what requests hold: those of the study, and those of inputs in buckets."""
     held = as_location(study).place.held_nbytes
-    return MemoryBudget.of(settings.general.memory, requests_nbytes(held, settings.reads_buckets))
+    tables = [of.model_dump() for of in (settings.dataset, *settings.features.values())]
+    return MemoryBudget.of(settings.general.memory, requests_nbytes(held, names_bucket(tables)))
 
 
 @dataclass

@@ -12,7 +12,6 @@ from leanrecon import kinds
 from leanrecon.devices import Device
 from leanrecon.errors import SettingsError, shown
 from leanrecon.memory import parse_budget, parse_bytes
-from leanrecon.places.inputs import names_bucket
 from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.layout import GENERATOR
 from leanrecon.study.protocols import PROTOCOLS
@@ -123,11 +122,6 @@ class Settings:
         """The feature space whose predictions the end-to-end decoder takes in place of betas, if it does."""
         found: str | None = getattr(self.decode, "space", None)
         return found
-
-    @property
-    def reads_buckets(self) -> bool:
-        """Whether the dataset or feature spaces name files by URLs."""
-        return names_bucket([_dump(self.dataset), *map(_dump, self.features.values())])
 
     def located(self, base_dir: Path | None) -> "Settings":
         """The same settings with absolute paths to the files of the dataset and of feature spaces.

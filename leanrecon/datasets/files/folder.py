@@ -74,12 +74,22 @@ class FolderRows(Rows):
         self.paths = list(paths)
         self.name = str(paths[0].parent)
         self.scratch = 8 * max(4_000_000, *(n * n for n in shape[:2]))
+        self._nbytes = 0
         self._listing = contextlib.ExitStack()
         weakref.finalize(self, self._listing.close)
         if self.away:
             self._listing.enter_context(listed(self.path))
-            self.held = _LISTED_NBYTES * len(paths)
-            self.scratch += 2 * max(size_of(path) for path in paths)
+            sizes = [size_of(path) for path in paths]
+            self.held, self.pieces, self._nbytes = _LISTED_NBYTES * len(paths), len(paths), sum(sizes)
+            self.scratch += 2 * max(sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files, where they are in a bucket."""
+        return self._nbytes
+
+    def asked(self, at_once: int) -> int:
+        return len(self)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         for k, row in enumerate(index.tolist()):

@@ -4,13 +4,14 @@ import gzip
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage, row_blocks, unreadable
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.places.inputs import InputFile, open_buffered, open_raw
+from leanrecon.places.inputs import DIRECT, InputFile, open_buffered, open_raw, size_of, streamed
 from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
@@ -116,6 +117,15 @@ class NiftiRows(Rows):
         self.scratch = 3 * max(BLOCK, self.row_nbytes) + 16 * len(index)
         self._file: Any = None
         self._volume: Array | None = None
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return size_of(self.path)
+
+    def asked(self, at_once: int) -> int:
+        together = self.sequential or self.span * self.header.dtype.itemsize <= DIRECT
+        return streamed(self.nbytes) if together else len(self)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         at_once = max(BLOCK // max(self.row_nbytes, 1), 1)

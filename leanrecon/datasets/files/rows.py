@@ -12,8 +12,8 @@ import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.disk import advice
+from leanrecon.places.inputs import MOST, HiddenError, InputFile, in_spans
 from leanrecon.places.inputs import NEAR as FAR
-from leanrecon.places.inputs import HiddenError, InputFile
 from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +45,8 @@ class Rows:
     together = 1
     held = 0
     scratch = 4 * BLOCK
+    pieces: int | None = None
+    """How many files a folder has that counts as a file; None for files."""
     sequential = False
     """Whether the file can only be read from its start: rows out of order cost a pass each."""
 
@@ -88,6 +90,19 @@ class Rows:
         self.read(np.arange(start, stop), out)
         return out
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return len(self) * self.row_nbytes
+
+    def sources(self) -> "list[Rows]":
+        """The arrays in files that the rows are made of."""
+        return [self]
+
+    def asked(self, at_once: int) -> int:
+        """Requests that reading all rows takes, ``at_once`` at a time, where the file is in a bucket; about."""
+        return -(-self.nbytes // MOST)
+
     def locate(self, row: int) -> str:
         """Name one row in words, for messages."""
         return f"row {row} of {self.name}"
@@ -118,6 +133,16 @@ class Derived(Rows):
         self.sequential = base.sequential
         self.scratch = base.scratch + scratch
 
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    def sources(self) -> list[Rows]:
+        return self.base.sources()
+
+    def asked(self, at_once: int) -> int:
+        return self.base.asked(at_once)
+
     def locate(self, row: int) -> str:
         return self.base.locate(row)
 
@@ -139,6 +164,20 @@ class Several(Rows):
         self.held = sum(part.held for part in parts)
         self.sequential = any(part.sequential for part in parts)
         self.scratch = max(part.scratch for part in parts)
+
+    @property
+    def away(self) -> bool:
+        return any(part.away for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def sources(self) -> list[Rows]:
+        return [one for part in self.parts for one in part.sources()]
+
+    def asked(self, at_once: int) -> int:
+        return sum(part.asked(at_once) for part in self.parts if part.away)
 
     def release(self) -> None:
         for part in self.parts:
@@ -223,6 +262,15 @@ class NpyRows(Rows):
             self.scratch = (3 + widened) * max(BLOCK, len(self) * self.stored.itemsize) + BLOCK
         else:
             self.scratch = (3 + widened) * max(BLOCK, self.stored_nbytes) + BLOCK
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self.stored_nbytes
+
+    def asked(self, at_once: int) -> int:
+        if self.fortran:
+            return -(-len(self) // at_once) * -(-self.nbytes // BLOCK)
+        return in_spans(len(self), self.stored_nbytes, at_once, BLOCK)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         for rows, rest, block in self._column_blocks(index) if self.fortran else self._row_blocks(index):

@@ -43,7 +43,12 @@ class ZarrRows(Rows):
         self.together = self.grid[0]
         self.held = max(BLOCK, side_by_side) if self.kept else 0
         self.scratch = 3 * self.held + BLOCK if self.kept else 4 * self.chunk_nbytes
+        self.pieces = math.prod(math.ceil(n / c) for n, c in zip(self.shape, self.grid, strict=True))
         self._last: tuple[int, Array] | None = None
+
+    def asked(self, at_once: int) -> int:
+        assert self.pieces is not None
+        return self.pieces
 
     def blocks(self, index: Array) -> Iterator[Block]:
         if self.dtype.kind not in "biufSU":
