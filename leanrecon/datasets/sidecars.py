@@ -87,7 +87,7 @@ def _hash(path: InputFile) -> str:
         return _hash_of_folder(path)
     if isinstance(path, Location):
         with open_buffered(path, MOST) as away:
-            return _sha256_of(stamp_of(path)) if away.raw.size > LARGE else hash_of(away)
+            return hash_of(away) if away.raw.size <= LARGE else _sha256_of(str(away.raw.stamp).strip('"'))
     found = path.stat()
     size = found.st_size
     if size <= LARGE:

@@ -161,8 +161,11 @@ class RangedFile(io.RawIOBase):
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self.size = size_of(location)
-        self._stamp = f"{location} {self.size}"
+        found = location.look()
+        if found is None:
+            raise missing(location)
+        self.size, self.stamp = found
+        self._state = f"{location.address()} {self.stamp}"
         self._at, self._next, self._ahead = 0, -1, PAGE
 
     @property
@@ -208,7 +211,7 @@ class RangedFile(io.RawIOBase):
 
     def _kept(self, view: Any) -> int:
         """Fill a short view, as far as the page of its first byte goes."""
-        found = _PAGES.find(self._stamp, self._at)
+        found = _PAGES.find(self._state, self._at)
         if found is None:
             follows = self._at == self._next
             self._ahead = min(2 * self._ahead, MOST) if follows else PAGE
@@ -216,7 +219,7 @@ class RangedFile(io.RawIOBase):
             page = np.empty(min(max(self._ahead, len(view)), self.size - start), np.uint8)
             self._fetch(start, page)
             self._next = start + len(page)
-            _PAGES.keep(self._stamp, start, page)
+            _PAGES.keep(self._state, start, page)
             found = page[self._at - start :]
         n = min(len(view), len(found))
         view[:n] = found[:n]
