@@ -313,7 +313,8 @@ def _folders_in(path: InputFile) -> Iterator[InputFile]:
 
 def _names_in(folder: InputFile) -> Iterator[str]:
     """Names in a folder, the first of many."""
-    return (file.name for file in itertools.islice(folder.iterdir(), 50))
+    names = (file.name for file in folder.iterdir()) if isinstance(folder, Path) else folder.place.children(folder.key)
+    return itertools.islice(iter(names), 50)
 
 
 def _missing(path: Path, names: tuple[str, ...]) -> list[str]:
