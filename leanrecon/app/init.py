@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from leanrecon import kinds
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
+from leanrecon.places import elsewhere
 from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.settings import GeneralSettings, StageOneSettings
 
@@ -32,15 +33,17 @@ CHAIN = (
 
 def study_text(path: Path) -> str:
     """The text of a study.toml for a file or folder; raises InputError for data whose layout is not known."""
-    path = path.expanduser().absolute()
+    away = elsewhere(path)
+    path = path.expanduser().absolute() if away is None else path
     found = inspect(path)
+    where = str(path if away is None else away)
     if not found.settings:
         raise InputError(
-            f"{path} is {found.layout}: {'; '.join(line.strip() for line in found.lines)}",
+            f"{where} is {found.layout}: {'; '.join(line.strip() for line in found.lines)}",
             expected="data in a layout that a kind of dataset reads",
             todo="docs/datasets.md shows the layouts; `leanrecon kinds datasets` lists the kinds",
         )
-    parts = [_head(path, found.lines), _general(), _dataset(found.settings)]
+    parts = [_head(where, found.lines), _general(), _dataset(found.settings)]
     parts += [_table(name, kinds.get(group, kind).Settings, why) for name, group, kind, why in CHAIN]
     parts += [
         _table("stage1", StageOneSettings, "First images."),
@@ -49,7 +52,7 @@ def study_text(path: Path) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
-def _head(path: Path, lines: list[str]) -> Iterator[str]:
+def _head(path: str, lines: list[str]) -> Iterator[str]:
     yield f"# A study of {path}. inspect found:"
     yield from (f"#   {line.strip()}" for line in lines)
     yield "# Settings in comments have the value that is shown, unless they are set. Then:"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from leanrecon.errors import plain
 from leanrecon.memory import SPARE, MemoryBudget, format_bytes
+from leanrecon.stages.costs import total
 from leanrecon.stages.stage import PlannedStage
 from leanrecon.weights.needs import FETCH, Need, describe, is_published
 
@@ -35,6 +36,13 @@ def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[N
         highlight=False,
         markup=False,
     )
+    read = total(stage.cost for stage in stages)
+    if read.asked:
+        console.print(
+            f"inputs in buckets: about {read.asked:,} requests, {format_bytes(read.received)} received",
+            highlight=False,
+            markup=False,
+        )
     if largest.memory > allowed:
         enough = -(-(largest.memory + SPARE) // 1_000_000)
         console.print(f'the budget is too small; "{enough}MB" is enough', highlight=False)

@@ -7,6 +7,7 @@ import numpy as np
 
 from leanrecon.datasets.files.captions import captions_nbytes
 from leanrecon.datasets.files.open import find_file, locate, open_array
+from leanrecon.places.inputs import InputFile, open_buffered, size_of
 
 TEXT = 2.8
 """Bytes for each byte of the strings: the text, what is parsed of it, and the same again while it is written. Measured
@@ -52,15 +53,15 @@ def caption_size(spec: str, default_path: str | None, base_dir: Path | None) -> 
     return CaptionSize(sizes.held + int(sizes.scratch / TEXT), count)
 
 
-def _size_of_text(path: Path) -> CaptionSize:
+def _size_of_text(path: InputFile) -> CaptionSize:
     """Characters are as wide in memory as the widest of a string; quotes tell the strings of a JSON."""
     separators = b'"' if path.suffix.lower() == ".json" else b"\t\n"
     found, width = 0, 1
-    with path.open("rb") as file:
+    with open_buffered(path) as file:
         while block := file.read(_BLOCK):
             found += sum(block.count(bytes([separator])) for separator in separators)
             if width < 4 and (not block.isascii() or b"\\u" in block):
                 widest = int(np.frombuffer(block, np.uint8).max())
                 width = max(width, 4 if widest >= 0xF0 or b"\\ud" in block.lower() else 2)
     count = found // 2 if separators == b'"' else found + 1
-    return CaptionSize(width * path.stat().st_size, count)
+    return CaptionSize(width * size_of(path), count)

@@ -110,3 +110,7 @@ class DatasetPlan:
     """Bytes on disk that are needed for a while only."""
     reread: int = 0
     """How often images are read again once they are written."""
+    asked: int = 0
+    """Requests that reading files in buckets takes, about."""
+    received: int = 0
+    """Bytes of files in buckets that are read, about."""

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.places import Location, LocationLike, files
+from leanrecon.places import Location, LocationLike, as_location, files
+from leanrecon.places.inputs import MOST, InputFile, input_file, listed, open_buffered, size_of
 from leanrecon.stores import Store
-from leanrecon.stores.fingerprint import file_fingerprint
+from leanrecon.stores.fingerprint import file_fingerprint, hash_of
 from leanrecon.stores.store import remove
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import SPLITS
@@ -34,6 +35,10 @@ class SourceFiles:
     A file counts as the same while its path, size, times of change, inode and device stay as they were. Otherwise its
     bytes are hashed again: all of them, or of files beyond ``LARGE`` bytes evenly spread samples, with the size and the
     time of the last change, so that a row which is written anew between two samples is noticed.
+
+    Of a file in a bucket, what tells that it stayed the same is its ETag. It is asked for once, and again when stores are
+    finished. Its bytes are read through once for their SHA-256, which is that of the same file on
+    a disk; beyond ``LARGE`` bytes the ETag stands for them. A folder (Zarr) is known by the names and contents of its files.
     """
 
     def __init__(self, known: Any = None) -> None:
@@ -44,16 +49,19 @@ class SourceFiles:
         self.seen: dict[str, list[Any]] = {}
         """What this run has asked for: the stamp and the SHA-256 of each file, by its path."""
 
-    def content(self, path: Path) -> str:
+    def content(self, path: InputFile) -> str:
         """SHA-256 of a file; raises InputError for one that changes while it is read."""
-        path = path.resolve()
+        if isinstance(path, Path):
+            path = path.resolve()
+        elif str(path) in self.seen:  # each look is a request
+            return str(self.seen[str(path)][1])
         stamp = stamp_of(path)
         of = self.seen.get(str(path)) or self.known.get(str(path))
         if of is None or of[0] != stamp:
             if str(path) in self.seen:
                 raise changing(path)
             of = [stamp, _hash(path)]
-            if stamp_of(path) != stamp:
+            if isinstance(path, Path) and stamp_of(path) != stamp:  # others are looked at again in the end
                 raise changing(path)
         self.seen[str(path)] = of
         return str(of[1])
@@ -63,14 +71,23 @@ class SourceFiles:
 
         Removes ``stores``, which were made of both states of it.
         """
-        changed = next((path for path, (stamp, _) in self.seen.items() if stamp_of(Path(path)) != stamp), None)
+        given = {input_file(path): stamp for path, (stamp, _) in self.seen.items()}
+        away = [path for path in given if isinstance(path, Location)]
+        for folder in {path if path.suffix.lower() == ".zarr" else path.parent for path in away}:
+            folder.place.refresh(folder.key)
+        changed = next((path for path, stamp in given.items() if stamp_of(path) != stamp), None)
         if changed is not None:
             for store in stores:
                 remove(store.path)
-            raise changing(Path(changed))
+            raise changing(changed)
 
 
-def _hash(path: Path) -> str:
+def _hash(path: InputFile) -> str:
+    if _is_folder(path):
+        return _hash_of_folder(path)
+    if isinstance(path, Location):
+        with open_buffered(path, MOST) as away:
+            return hash_of(away) if away.raw.size <= LARGE else _sha256_of(str(away.raw.stamp).strip('"'))
     found = path.stat()
     size = found.st_size
     if size <= LARGE:
@@ -83,8 +100,42 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def stamp_of(path: Path) -> str:
-    """Size, times of change, inode and device of a file: at least one changes whenever the file is written again."""
+def _is_folder(path: InputFile) -> bool:
+    """Whether it is a folder that counts as a file, as of Zarr."""
+    return path.name.lower().endswith(".zarr") and path.is_dir()
+
+
+def _hash_of_folder(folder: InputFile) -> str:
+    """SHA-256 of the names and contents of all files in a folder; of many bytes, of the stamps of the files."""
+    with listed(folder):
+        names = _files_in(folder)
+        if sum(size_of(folder / name) for name in names) > LARGE:
+            return _sha256_of(stamp_of(folder))
+        return _sha256_of("\n".join(f"{name} {_hash(folder / name)}" for name in names))
+
+
+def _files_in(folder: InputFile) -> list[str]:
+    location = as_location(folder)
+    return sorted(file.relative_to(location) for file in location.files())
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamp_of(path: InputFile) -> str:
+    """What changes whenever a file is written again: its ETag, or on a disk its size, times of change, inode and device.
+
+    Raises InputError for a file that is gone.
+    """
+    if _is_folder(path):
+        with listed(path):
+            return _sha256_of("\n".join(f"{name} {stamp_of(path / name)}" for name in _files_in(path)))
+    if isinstance(path, Location):
+        stamp = path.stamp()
+        if stamp is None:
+            raise changing(path)
+        return str(stamp).strip('"')  # a listing of Azure has it without quotes
     try:
         found = path.stat()
     except OSError:
@@ -92,7 +143,7 @@ def stamp_of(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino} {found.st_dev}"
 
 
-def changing(path: Path) -> InputError:
+def changing(path: InputFile) -> InputError:
     """The error of a file that was written to while it was read."""
     return InputError(
         f"{path} changed while it was read",

@@ -133,7 +133,9 @@ class Bucket:
                     yield view
                 if at < stop:
                     raise _BrokenError
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _code(error) in _NO_BUCKET:
+                    self._refuse(key, "read", None, _code(error))
                 raise FileNotFoundError(f"{self.url}/{key}") from None
             except Exception as error:
                 if _status(error) == 416:  # it begins at the end of the file, or behind

@@ -57,6 +57,10 @@ class LocalPlace:
         found = self._stat(key)
         return None if found is None else f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
+    def look(self, key: str) -> tuple[int, str] | None:
+        size, stamp = self.size(key), self.stamp(key)
+        return None if size is None or stamp is None else (size, stamp)
+
     def _stat(self, key: str) -> os.stat_result | None:
         try:
             found = os.stat(self._path(key))

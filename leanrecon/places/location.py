@@ -142,6 +142,10 @@ class Location:
         """A value that changes whenever the file is written again; None where there is none."""
         return self.place.stamp(self.key)
 
+    def look(self) -> tuple[int, int | str] | None:
+        """Size and stamp of the file, at one look; None where there is none."""
+        return self.place.look(self.key)
+
     def iterdir(self) -> Iterator["Location"]:
         """The files and subfolders of a folder, sorted by name."""
         for name in self.place.children(self.key):

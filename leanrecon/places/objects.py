@@ -67,6 +67,10 @@ class ObjectPlace:
         found = self._entry(key)
         return None if found is None else found.stamp
 
+    def look(self, key: str) -> tuple[int, str] | None:
+        found = self._entry(key)
+        return None if found is None else (found.size, found.stamp)
+
     def _entry(self, key: str) -> Entry | None:
         key = _key(key)
         if not key:

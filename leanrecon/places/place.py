@@ -43,6 +43,9 @@ class Place(Hashable, Protocol):
     def stamp(self, key: str) -> int | str | None:
         """A value that changes whenever the file is written again; None where there is no such file."""
 
+    def look(self, key: str) -> tuple[int, int | str] | None:
+        """Size and stamp of a file, at one look; None where there is no such file."""
+
     def files(self, prefix: str) -> Iterator[str]:
         """The keys of all files in a folder and its subfolders, sorted."""
 

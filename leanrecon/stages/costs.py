@@ -29,6 +29,10 @@ class Cost:
     """Requests that write, copy or list: the dearer ones."""
     gets: int = 0
     """Requests that read."""
+    asked: int = 0
+    """Of the requests that read, those for inputs in buckets: they are sent wherever the study lies."""
+    received: int = 0
+    """Of the bytes that are read, those of inputs in buckets."""
     uncounted: tuple[str, ...] = ()
     """Names of networks whose operations, and so whose time, are not counted."""
 
@@ -39,6 +43,8 @@ class Cost:
             self.written + other.written,
             self.puts + other.puts,
             self.gets + other.gets,
+            self.asked + other.asked,
+            self.received + other.received,
             tuple(dict.fromkeys((*self.uncounted, *other.uncounted))),
         )
 
@@ -49,6 +55,8 @@ class Cost:
             round(self.written * times),
             round(self.puts * times),
             round(self.gets * times),
+            round(self.asked * times),
+            round(self.received * times),
             self.uncounted if times else (),
         )
 
@@ -81,6 +89,11 @@ OWN_RECORD = Cost(puts=1, gets=1)
 def files_made(count: int = 1) -> Cost:
     """Of small files: each has its checksum written to run.json before it."""
     return Cost(puts=2 * count, gets=count)
+
+
+def inputs_read(requests: int, nbytes: int) -> Cost:
+    """Of inputs in buckets."""
+    return Cost(read=nbytes, gets=requests, asked=requests, received=nbytes)
 
 
 def chunks_of(shape: Sequence[int], dtype: Any, chunk: int) -> int:

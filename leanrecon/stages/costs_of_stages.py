@@ -20,6 +20,7 @@ from leanrecon.stages.costs import (
     files_made,
     images_made,
     images_read,
+    inputs_read,
     piece,
     rows_read,
     store_made,
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 
 
 def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
-    """Of a dataset's stores and small files, for so many areas; what it is read from lies elsewhere."""
+    """Of a dataset's stores and small files, for so many areas, and of reading it from buckets."""
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
-    costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0)]
+    costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0), inputs_read(data.asked, data.received)]
     for rows, images in n.values():
         if rows:
             costs.append(store_made((rows, data.voxels), np.float32, chunk))
@@ -72,7 +73,10 @@ def encoding_cost(space: Any, planning: "Planning") -> tuple[Cost, Cost]:
         shared += [operations * images, seen, store_made(features, np.float32, chunk)]
     records = OWN_RECORD * times if planning.data.folds and space.learns else Cost()
     both = total(alone) * times + records, total(shared) * times
-    return both if space.inputs != "ids" else (both[0] + both[1], Cost())
+    if space.inputs != "ids":
+        return both
+    asked = space.asked(folds=bool(planning.data.folds), chunk=chunk)
+    return both[0] + both[1] + inputs_read(asked.requests, asked.nbytes), Cost()
 
 
 def prediction_cost(

@@ -11,8 +11,7 @@ from typing import Any
 import tomli_w
 
 from leanrecon.errors import InputError, SettingsError, StoreError
-from leanrecon.memory import MemoryBudget
-from leanrecon.places import LocationLike, as_location
+from leanrecon.places import LocationLike
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress, format_seconds
 from leanrecon.stages.dataset import DatasetStage
@@ -22,7 +21,7 @@ from leanrecon.stages.evaluate_features import EvaluateFeaturesStage
 from leanrecon.stages.features import FeaturesStage
 from leanrecon.stages.refine import RefineStage
 from leanrecon.stages.regression import RegressionStage
-from leanrecon.stages.stage import PlannedStage, Planning, Run, Stage
+from leanrecon.stages.stage import PlannedStage, Planning, Run, Stage, budget_of
 from leanrecon.stages.stage1 import StageOneStage
 from leanrecon.stages.without_images import GIVE_IMAGES, check_images
 from leanrecon.stores.metadata import load_library
@@ -83,7 +82,7 @@ def plan_study(
     ``study`` says where the study is to lie: requests to a bucket take memory too.
     """
     stages = stages_until(settings, until)
-    budget = MemoryBudget.of(settings.general.memory, as_location(study).place.held_nbytes)
+    budget = budget_of(settings, study)
     budget = replace(budget, reserved=budget.reserved + GATHERED_NBYTES)
     planning = Planning(settings, base_dir, budget)
     lines: list[PlannedStage] = []

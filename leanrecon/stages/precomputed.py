@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from leanrecon.context import Context
 from leanrecon.datasets.captions import caption_size
+from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, small_files
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import SUFFIXES, locate, located_array, open_array
 from leanrecon.datasets.files.picked import Picked
@@ -38,6 +39,7 @@ OVERHEAD = 32 * 10**6
 _COMPARED = 64
 """Images that were shown twice whose rows are compared, at most."""
 
+_OPENED = 2  # requests of looking at an array before it is read
 _LISTED = 5  # ids that a message names
 
 
@@ -176,6 +178,17 @@ class Precomputed(FixedSpace):
         return plan_store(
             (n, self._dims), np.float32, chunk, free=free, together=rows.together, held=rows.held + ids, scratch=scratch
         )
+
+    def asked(self, *, folds: bool, chunk: int) -> Asked:
+        """What reading the arrays of all splits asks of buckets."""
+        settings, asked = self.settings, Asked()
+        for split in ("train",) if folds else ("train", "test"):
+            with ExitStack() as opened:
+                rows = self.rows(split, folds=folds, opened=opened)
+                if rows.away:
+                    asked += known_by_content([rows], 1) + read_once(rows, len(rows)) + Asked(_OPENED)
+            asked += small_files([getattr(settings, of) for _, of in settings.parts(split, folds)], settings.path)
+        return asked
 
     def _ids_nbytes(self, name: str) -> int:
         spec = getattr(self.settings, name)

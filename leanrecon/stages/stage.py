@@ -14,7 +14,8 @@ from leanrecon.features.extract_captions import NO_IMAGE
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.images import ImageShape
 from leanrecon.memory import MemoryBudget
-from leanrecon.places import Location
+from leanrecon.places import Location, LocationLike, as_location
+from leanrecon.places.inputs import names_bucket, requests_nbytes
 from leanrecon.progress import Progress
 from leanrecon.stages.costs import Cost
 from leanrecon.stores.images import image_shape as shape_of
@@ -123,6 +124,13 @@ class Planning:
         self.budget = replace(self.budget, reserved=self.budget.reserved + nbytes)
 
 
+def budget_of(settings: Settings, study: LocationLike) -> MemoryBudget:
+    """A fresh budget, less what requests hold: those of the study, and those of inputs in buckets."""
+    held = as_location(study).place.held_nbytes
+    tables = [of.model_dump() for of in (settings.dataset, *settings.features.values())]
+    return MemoryBudget.of(settings.general.memory, requests_nbytes(held, names_bucket(tables)))
+
+
 @dataclass
 class Run:
     """What the stages of one run share."""
@@ -160,7 +168,7 @@ class Run:
         """A context with a fresh budget: what the process holds now counts as reserved."""
         general = self.settings.general
         return Context(
-            MemoryBudget.of(general.memory, self.study.root.place.held_nbytes),
+            budget_of(self.settings, self.study.root),
             seed=general.seed,
             device=general.device,
             chunk=self.settings.stores.chunk_bytes,

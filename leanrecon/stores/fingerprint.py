@@ -18,7 +18,12 @@ def fingerprint(made_of: Mapping[str, Any]) -> str:
 def file_fingerprint(path: LocationLike) -> str:
     """SHA-256 of a file's bytes."""
     with as_location(path).open() as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hash_of(file)
+
+
+def hash_of(file: Any) -> str:
+    """SHA-256 of the bytes of an open file."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_content(path: LocationLike) -> str:

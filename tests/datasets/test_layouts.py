@@ -65,7 +65,7 @@ def test_mindeyes_images_are_read_once_in_the_order_of_their_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_mindeye(tmp_path / "me")
-    monkeypatch.setattr("leanrecon.datasets.files.hdf5.NEAR", 0)  # these images are small
+    monkeypatch.setattr("leanrecon.datasets.files.rows.NEAR", 0)  # these images are small
     spans: list[tuple[int, int]] = []
     read = H5Rows._read
 

@@ -56,6 +56,9 @@ class MemoryPlace:
     def size(self, key: str) -> int | None:
         return len(self.data[key]) if key in self.data else None
 
+    def look(self, key: str) -> tuple[int, int] | None:
+        return (len(self.data[key]), self.stamps[key]) if key in self.data else None
+
     def stamp(self, key: str) -> int | None:
         return self.stamps[key] if key in self.data else None
 

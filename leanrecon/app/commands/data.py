@@ -10,7 +10,7 @@ from leanrecon.app.terminal import say
 
 
 @app.command("inspect")
-def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data.")]) -> None:
+def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data, or the URL of one.")]) -> None:
     """Say what a file or folder is, and print the settings that would read it.
 
     Examples: leanrecon inspect my_data; leanrecon inspect betas.h5

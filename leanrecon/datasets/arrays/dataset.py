@@ -200,11 +200,13 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
     """The plan of arrays whose headers are known, as if no image were repeated."""
     n = inputs.n_rows
     n_test = inputs.expected_test_rows()
-    plans = [
-        inputs.plan_store(role, split, len(split.index), chunk, free)
+    parts = [
+        (role, split, inputs.plan_store(role, split, len(split.index), chunk, free))
         for split in inputs.splits(np.arange(n_test))
         for role in inputs.roles
     ]
+    plans = [plan for _, _, plan in parts]
+    asked = inputs.asked(parts, chunk)
     return DatasetPlan(
         n_train=n - n_test,
         n_test=n_test,
@@ -216,4 +218,6 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         work=max(*(plan.work for plan in plans), inputs.noise_nbytes()),
         disk=sum(plan.disk for plan in plans),
         captions=inputs.captions_nbytes,
+        asked=asked.requests,
+        received=asked.nbytes,
     )

@@ -1,7 +1,7 @@
 """The arrays that a study's settings name, opened and found to fit together; only their headers are read."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.arrays.voxels import choose_voxels
 from leanrecon.datasets.builder.columns import Columns
 from leanrecon.datasets.captions import caption_size
+from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, small_files
 from leanrecon.datasets.files.captions import read_captions
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
@@ -273,6 +274,22 @@ class Inputs:
             prints = [self._print(rows) for rows in (*self.arrays["betas"], *self.arrays["stimuli"])]
             made["min_reliability"] = {"least": settings.min_reliability, "arrays": prints}
         return made
+
+    def asked(self, plans: "Sequence[tuple[str, Split, StorePlan]]", chunk: int) -> Asked:
+        """What reading the arrays asks of buckets, where no image is repeated: for their content, for ids and rows."""
+        every = [rows for role in self.roles for rows in self.arrays[role]]
+        asked = known_by_content(every, 1 + len({split.name for role, split, _ in plans if role == "stimuli"}))
+        for role, split, plan in plans:
+            at_once = plan.at_once * self.group_rows(role, len(split.index), chunk)
+            share = len(split.index) / max(len(split.rows(role)), 1)
+            asked += read_once(split.rows(role), at_once).part(share)
+            if role == "stimuli":
+                asked += read_once(split.rows(role), at_once).part(share)
+                floats = split.rows(role).dtype.kind == "f"
+                asked += read_once(split.rows(role), len(split.rows(role))).part(share * floats)
+        settings = self.settings
+        small = [getattr(settings, name) for role in ("captions", "runs") for name in self.names(role)]
+        return asked + small_files([*small, settings.test_index, settings.mask, settings.areas], settings.path)
 
     def noise_nbytes(self) -> int:
         """Bytes that telling voxels' noise and reliability from repeats takes, beside what reading rows takes."""

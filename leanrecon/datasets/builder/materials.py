@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import Convert, Rows
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
 
@@ -55,7 +55,7 @@ class Images:
     """Row of the image by its id."""
     shape: tuple[int, int, int]
     """Height, width and channels as they are stored in the study."""
-    files: Sequence[Path]
+    files: Sequence[InputFile]
     """The files that decide them."""
     convert: Convert | None = None
     """Turns blocks of numbers as they come into uint8 [images, height, width, channels]."""
@@ -98,7 +98,7 @@ class Materials:
     trials: Trials
     voxels: VoxelTable
     images: Images | None
-    files: Sequence[Path]
+    files: Sequence[InputFile]
     """The files that decide responses, trials and voxels."""
     made_of: Mapping[str, Any] = field(default_factory=dict)
     """What else decides them: the settings of their reader, as plain values."""

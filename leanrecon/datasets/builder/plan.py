@@ -9,6 +9,7 @@ from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.builder.materials import Materials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
+from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, volumes
 from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
 from leanrecon.datasets.plan import DatasetPlan
@@ -18,6 +19,9 @@ from leanrecon.stores.layout import plan_chunks
 
 ROWS = 64
 """Rows that are read together for sums over trials."""
+
+_REPEATED = 4
+"""Times that responses are read through for how alike repeats are, and for the noise of each voxel."""
 
 OVERHEAD = 40 * 10**6
 """Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
@@ -114,6 +118,7 @@ def plan_build(
         groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
     levels = 40 * groups * voxels + materials.held + ROWS * 12 * voxels
     levels += 0 if settings.min_reliability is None else select_nbytes(voxels)
+    asked = _asked(materials, settings, plans[0].at_once * plan_chunks((1, voxels), np.float32, chunk)[0], most > 1)
     return DatasetPlan(
         n_train=n["train"],
         n_test=n.get("test", 0),
@@ -125,4 +130,21 @@ def plan_build(
         folds=settings.folds,
         work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
         disk=sum(plan.disk for plan in plans),
+        asked=asked.requests,
+        received=asked.nbytes,
     )
+
+
+def _asked(materials: Materials, settings: BuilderSettings, at_once: int, repeated: bool) -> Asked:
+    """What reading the materials asks of buckets: for their content, and for responses and images."""
+    responses, images = materials.responses, materials.images
+    staged = is_staged(materials)
+    looks = 1 + staged + (0 if images is None else 2 - bool(settings.folds))
+    asked = known_by_content([responses, *([images.rows] if images else [])], looks)
+    passes = 1 if staged else 1 + (settings.zscore != "none") + _REPEATED * repeated
+    for _ in range(passes):
+        asked += read_once(responses, at_once)
+    if images is not None:
+        asked += read_once(images.rows, len(images.rows))
+    known = {str(one.path) for one in responses.sources()}
+    return asked + volumes([file for file in materials.files if str(file) not in known], looks)

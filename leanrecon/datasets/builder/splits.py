@@ -11,6 +11,7 @@ from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.splits import check_split, fraction_rows
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import open_text
 from leanrecon.study.rows import joined_groups
 
 Array = np.ndarray[Any, Any]
@@ -104,7 +105,8 @@ def _listed(trials: Trials, spec: str, base_dir: Path | None) -> Array:
     if path is None:
         raise InputError(f"dataset.test_ids: there is no file {spec}", expected="a text file of stimuli, one a line")
     try:
-        wanted = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        with open_text(path) as file:
+            wanted = {line.strip() for line in file.read().splitlines() if line.strip()}
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text: {error}", expected="stimuli, one a line, in UTF-8") from error
     if unknown := sorted(wanted - set(trials.stimulus)):

@@ -1,13 +1,18 @@
 """Images in a folder, found by name and brought to one shape: upright, RGB, 8 bits."""
 
+import contextlib
+import io
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import Block, Rows, refused_by_system
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, folder_files, listed, missing, size_of
+from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
 
@@ -16,20 +21,23 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".
 MOST_PIXELS = 100_000_000
 """Pixels of one image beyond which it is taken for a mistake: decoded, they take 300 MB."""
 
+_LISTED_NBYTES = 800
+"""Bytes that a listing takes for each file."""
+
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 
 
-def find_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+def find_images(folder: InputFile, names: Iterable[str]) -> dict[str, InputFile]:
     """The file of each name, given with or without its ending; raises InputError for missing and for ambiguous names."""
-    if not folder.is_dir():
+    within = sorted(name for name in folder_files(folder) if PurePosixPath(name).suffix.lower() in ENDINGS)
+    if not within and not folder.is_dir():
         raise InputError(f"there is no folder {folder}", expected="the folder of the images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    by_name: dict[str, list[Path]] = {}
-    for path in files:
-        relative = path.relative_to(folder)
+    files = [folder / name for name in within]
+    by_name: dict[str, list[InputFile]] = {}
+    for path, relative in zip(files, map(PurePosixPath, within), strict=True):
         for name in dict.fromkeys((path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix())):
             by_name.setdefault(name, []).append(path)
-    found, missing = {}, []
+    found, lacking = {}, []
     for name in names:
         candidates = by_name.get(name, [])
         if len(candidates) > 1:
@@ -41,10 +49,10 @@ def find_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
         if candidates:
             found[name] = candidates[0]
         else:
-            missing.append(name)
-    if missing:
+            lacking.append(name)
+    if lacking:
         raise InputError(
-            f"{len(missing)} images of the table are not in {folder}; the first is {missing[0]!r}",
+            f"{len(lacking)} images of the table are not in {folder}; the first is {lacking[0]!r}",
             expected=f"a file of that name, with or without its ending ({', '.join(ENDINGS[:4])} …)",
             todo=f"the folder holds {len(files)} images, such as {files[0].name}" if files else "check the path",
         )
@@ -55,14 +63,33 @@ class FolderRows(Rows):
     """Image files as rows: uint8 [images, height, width, channels].
 
     Images of another size are scaled to cover ``shape`` and cropped at their centre. EXIF orientation is applied,
-    transparency is laid on white. Raises InputError for images that can't be read, are animated or have 16 bits.
+    transparency is laid on white. Those of a bucket lie below ``folder``, which is listed once. Raises InputError for
+    images that can't be read, are animated or have 16 bits.
     """
 
-    def __init__(self, paths: Sequence[Path], shape: tuple[int, int, int]) -> None:
-        super().__init__(paths[0].parent, None, (len(paths), *shape), np.uint8)
+    def __init__(
+        self, paths: Sequence[InputFile], shape: tuple[int, int, int], folder: InputFile | None = None
+    ) -> None:
+        super().__init__(folder or paths[0].parent, None, (len(paths), *shape), np.uint8)
         self.paths = list(paths)
         self.name = str(paths[0].parent)
         self.scratch = 8 * max(4_000_000, *(n * n for n in shape[:2]))
+        self._nbytes = 0
+        self._listing = contextlib.ExitStack()
+        weakref.finalize(self, self._listing.close)
+        if self.away:
+            self._listing.enter_context(listed(self.path))
+            sizes = [size_of(path) for path in paths]
+            self.held, self.pieces, self._nbytes = _LISTED_NBYTES * len(paths), len(paths), sum(sizes)
+            self.scratch += 2 * max(sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files, where they are in a bucket."""
+        return self._nbytes
+
+    def asked(self, at_once: int) -> int:
+        return len(self)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         for k, row in enumerate(index.tolist()):
@@ -75,8 +102,11 @@ class FolderRows(Rows):
     def locate(self, row: int) -> str:
         return str(self.paths[row])
 
+    def close(self) -> None:
+        self._listing.close()
 
-def image_size(path: Path) -> tuple[int, int, int]:
+
+def image_size(path: InputFile) -> tuple[int, int, int]:
     """Height, width and channels of an image as it is shown, from its header."""
     image = _opened(path)
     with image:
@@ -90,7 +120,7 @@ def image_size(path: Path) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in ("1", "L") else 3
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
+def read_image(path: InputFile, shape: tuple[int, int, int]) -> Array:
     """Read an image file as uint8 of ``shape`` (height, width, channels)."""
     from PIL import Image, ImageOps
 
@@ -112,17 +142,25 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Array:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: object) -> InputError:
+def _fetched(file: Location) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise missing(file) from None
+
+
+def _unreadable(path: InputFile, error: object) -> InputError:
     return refused_by_system(str(path), error) or InputError(
         f"{path} can't be read as an image: {error}", todo="copy it again"
     )
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: InputFile) -> Any:
     from PIL import Image
 
+    source = path if isinstance(path, Path) else io.BytesIO(_fetched(path))
     try:
-        image = Image.open(path)
+        image = Image.open(source)
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow's readers raise anything on damaged files
         raise _unreadable(path, error) from error

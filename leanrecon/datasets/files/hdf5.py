@@ -4,15 +4,16 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.hdf5_checks import check_heaps, check_storage, kind_of, type_of
 from leanrecon.datasets.files.keys import choose_key
-from leanrecon.datasets.files.rows import BLOCK, NEAR, Block, Rows, block_shape, explained_damage, row_blocks
+from leanrecon.datasets.files.rows import BLOCK, Block, Rows, block_shape, explained_damage, near, row_blocks
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, RangedFile, for_library, problems_told
+from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
 
@@ -25,6 +26,8 @@ _NUMBERS = {"double", "single", "logical", *(f"{sign}int{n}" for sign in ("", "u
 _HDF5_CACHE = 2**20
 """Bytes of chunks that HDF5 keeps for a dataset unless told otherwise; a larger plain chunk is read in parts."""
 
+_SIGNATURE, _MOST_USER = b"\x89HDF\r\n\x1a\n", 2**20
+
 _UNPACKING = 3
 """Chunks in memory while one is unpacked: as it was stored, and a buffer that is doubled until it holds it."""
 
@@ -32,7 +35,7 @@ _UNPACKING = 3
 class H5Rows(Rows):
     """A dataset of an HDF5 file; one that MATLAB 7.3 wrote is presented in MATLAB's own order of dimensions."""
 
-    def __init__(self, path: Path, key: str, file: Any) -> None:
+    def __init__(self, path: InputFile, key: str, file: Any) -> None:
         dataset = file[key]
         matlab = dataset.attrs.get("MATLAB_class")
         self.transposed = matlab is not None or path.suffix.lower() == ".mat"
@@ -81,7 +84,11 @@ class H5Rows(Rows):
             yield from self._parts_of_chunks(index)
             return
         n_rows, n_columns = self._block_shape(int(index[-1]) + 1 - int(index[0]))
-        gap = None if self.transposed else max(NEAR // max(self.row_nbytes, 1), self.chunks[0] if self.chunks else 0)
+        gap = (
+            None
+            if self.transposed
+            else max(near(self.path) // max(self.row_nbytes, 1), self.chunks[0] if self.chunks else 0)
+        )
         for rows, first, last, picks in row_blocks(index, n_rows, gap):
             if len(self.shape) == 1:
                 yield rows, (), self._read((slice(first, last),))[picks]
@@ -121,14 +128,38 @@ class H5Rows(Rows):
         self.file.close()
 
 
-def is_hdf5(path: Path) -> bool:
+def is_hdf5(path: InputFile) -> bool:
+    if isinstance(path, Location):
+        return _has_signature(path)
     import h5py
 
     with explained_damage(str(path)):
         return bool(h5py.is_hdf5(str(path)))
 
 
-def open_h5(path: Path, key: str | None) -> H5Rows:
+def _has_signature(path: Location) -> bool:
+    """Whether HDF5's signature is at the start of a file, or behind a block of the user's (512 bytes, 1 KB, 2 KB …)."""
+    file, at = RangedFile(path), 0
+    while at < min(file.size, _MOST_USER):
+        file.seek(at)
+        if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            return True
+        at = max(512, 2 * at)
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: InputFile) -> Iterator[Any]:
+    """A file of HDF5, open; raises InputError for damage."""
+    import h5py
+
+    with explained_damage(str(path)):
+        source = for_library(path)
+        with problems_told(source), h5py.File(source, "r") as file:
+            yield file
+
+
+def open_h5(path: InputFile, key: str | None) -> H5Rows:
     """Open a dataset; only the wanted one is looked at.
 
     Raises InputError for damage, for links that lead nowhere, and for rows that HDF5 would make up.
@@ -136,7 +167,9 @@ def open_h5(path: Path, key: str | None) -> H5Rows:
     import h5py
 
     with contextlib.ExitStack() as stack, explained_damage(str(path)):
-        file = stack.enter_context(h5py.File(path, "r"))
+        source = for_library(path)
+        stack.enter_context(problems_told(source))
+        file = stack.enter_context(h5py.File(source, "r"))
         wanted = key.strip("/") if key else None
         if not wanted or not _is_dataset(path, file, wanted):
             if wanted:
@@ -150,27 +183,24 @@ def open_h5(path: Path, key: str | None) -> H5Rows:
             access.set_chunk_cache(521, rows.cache + BLOCK, 0.75)
             rows.dataset = None  # a dataset that is open keeps the cache that it has
             rows.dataset = h5py.Dataset(h5py.h5d.open(file.id, wanted.encode(), access))
-        stack.pop_all()
+        with problems_told(source):
+            stack.pop_all()
         return rows
 
 
-def names_in(path: Path) -> list[str]:
+def names_in(path: InputFile) -> list[str]:
     """The names of the datasets of a file; raises InputError for damage."""
-    import h5py
-
-    with explained_damage(str(path)), h5py.File(path, "r") as file:
+    with _opened(path) as file:
         return _names(file)[0]
 
 
-def top_names(path: Path) -> list[str]:
+def top_names(path: InputFile) -> list[str]:
     """The names at the top of a file, whatever they name; raises InputError for damage."""
-    import h5py
-
-    with explained_damage(str(path)), h5py.File(path, "r") as file:
+    with _opened(path) as file:
         return list(file)
 
 
-def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
+def texts_below(path: InputFile, group: str) -> dict[str, dict[str, str]]:
     """The strings two levels below a group, by both names; what is no string is left out.
 
     Raises InputError for damage.
@@ -178,7 +208,7 @@ def texts_below(path: Path, group: str) -> dict[str, dict[str, str]]:
     import h5py
 
     found: dict[str, dict[str, str]] = {}
-    with explained_damage(str(path)), h5py.File(path, "r") as file:
+    with _opened(path) as file:
         check_heaps(f"{path}:{group}", path)
         groups = {name: of for name, of in file[group].items() if isinstance(of, h5py.Group)}
         for name, of in groups.items():
@@ -193,7 +223,7 @@ def _is_text(item: Any) -> bool:
     return isinstance(item, h5py.Dataset) and item.shape == () and bool(h5py.check_string_dtype(item.dtype))
 
 
-def _is_dataset(path: Path, file: Any, key: str) -> bool:
+def _is_dataset(path: InputFile, file: Any, key: str) -> bool:
     """Whether a key names a dataset; raises InputError for a link that leads nowhere."""
     import h5py
 
@@ -215,7 +245,7 @@ def _is_dataset(path: Path, file: Any, key: str) -> bool:
         return False
 
 
-def _refuse_group(path: Path, file: Any, key: str) -> None:
+def _refuse_group(path: InputFile, file: Any, key: str) -> None:
     """Raise InputError for a group that is a variable of MATLAB: a sparse matrix, a struct, an object."""
     import h5py
 
@@ -251,6 +281,6 @@ def _names(file: Any) -> tuple[list[str], int]:
     return names, more
 
 
-def _described(path: Path, file: Any, name: str) -> str:
+def _described(path: InputFile, file: Any, name: str) -> str:
     rows = H5Rows(path, name, file)
     return f"{'x'.join(map(str, rows.shape))} {rows.kind}"

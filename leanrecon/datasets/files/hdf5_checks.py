@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, open_buffered, size_of
+from leanrecon.places.location import Location
 
 _LISTED = 3  # missing files that an error names at most
 _SCAN = 2**20  # bytes that are looked through together
+_MOST_SCANNED = 256 * 10**6  # bytes of a file in a bucket whose strings are looked for
 _DEEPEST = 4  # virtual datasets made of virtual datasets
 
 
@@ -48,7 +51,7 @@ def kind_of(dataset: Any) -> str | None:
     return found
 
 
-def check_storage(name: str, path: Path, dataset: Any, depth: int = 0) -> None:
+def check_storage(name: str, path: InputFile, dataset: Any, depth: int = 0) -> None:
     """Refuse a dataset in whose place HDF5 would give zeros, and one whose filters are not there; raises InputError."""
     import h5py
 
@@ -70,8 +73,9 @@ def check_storage(name: str, path: Path, dataset: Any, depth: int = 0) -> None:
     if dataset.id.get_type().detect_class(h5py.h5t.STRING) and type_of(dataset).kind == "O":
         check_heaps(name, path)
     if dataset.is_virtual:
-        _check_virtual(name, path, dataset, depth)
+        _check_virtual(name, _here(name, path), dataset, depth)
     elif plist.get_external_count():
+        _here(name, path)
         _check_external(name, dataset, plist)
     elif dataset.chunks:
         _check_chunks(name, dataset)
@@ -80,10 +84,21 @@ def check_storage(name: str, path: Path, dataset: Any, depth: int = 0) -> None:
             raise _unwritten(name, "its numbers were never written")
         end = dataset.id.get_offset() + dataset.id.get_storage_size()
         if (
-            end > path.stat().st_size
+            end > size_of(path)
             or dataset.id.get_storage_size() < math.prod(dataset.shape) * dataset.id.get_type().get_size()
         ):
             raise InputError(f"{name} is cut short: its numbers end at byte {end}", todo="copy the file again")
+
+
+def _here(name: str, path: InputFile) -> Path:
+    """The path of a file that is on this machine, as the files must be that it leads to; raises InputError."""
+    if isinstance(path, Location):
+        raise InputError(
+            f"{name} keeps its numbers in other files, which are not looked for in a bucket",
+            expected="numbers in the file itself",
+            todo="save them in one file, or download all of these files and give the path",
+        )
+    return path
 
 
 def _unwritten(name: str, what: str) -> InputError:
@@ -175,12 +190,18 @@ def _source_path(path: Path, name: str) -> Path | None:
     return next((p for p in (path.absolute().parent / name, Path(name)) if p.is_file()), None)
 
 
-def check_heaps(name: str, path: Path) -> None:
+def check_heaps(name: str, path: InputFile) -> None:
     """Refuse strings in a heap with an object of no size, over which HDF5 would stand still for ever; raises InputError.
 
     Global heaps as in the HDF5 File Format Specification 3.0, III.E.
     """
-    with path.open("rb") as file:
+    if isinstance(path, Location) and size_of(path) > _MOST_SCANNED:
+        raise InputError(
+            f"{name} holds strings in an HDF5 file of {size_of(path) / 1e9:.1f} GB, all of which would be fetched for them",
+            expected=f"at most {_MOST_SCANNED // 10**6} MB in a bucket",
+            todo="save the strings as .json or .npy, or download the file and give its path",
+        )
+    with open_buffered(path) as file:
         tail, at = b"", 0
         while block := file.read(_SCAN):
             block = tail + block

@@ -2,16 +2,16 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 LISTED = 20
 """Keys that an error message lists at most."""
 
 
 def choose_key(
-    path: Path | str, key: str | None, names: Sequence[str], describe: Callable[[str], str], more: int = 0
+    path: InputFile | str, key: str | None, names: Sequence[str], describe: Callable[[str], str], more: int = 0
 ) -> str:
     """The wanted key, or the only one; else an InputError lists those there, described, with the nearest name.
 

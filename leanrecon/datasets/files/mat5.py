@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from leanrecon.datasets.files.keys import choose_key
 from leanrecon.datasets.files.rows import Block, Bytes, NpyRows, Rows, explained_damage, unreadable
 from leanrecon.datasets.files.sources import FileBytes, InflatedBytes
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, input_file
 
 Array = np.ndarray[Any, Any]
 
@@ -246,7 +246,7 @@ def numbers_of(variable: Variable) -> Numbers:
 class Mat5Rows(NpyRows):
     """A variable of numbers, which MATLAB keeps by columns and often in fewer bytes than its class has."""
 
-    def __init__(self, path: Path, variable: Variable) -> None:
+    def __init__(self, path: InputFile, variable: Variable) -> None:
         self.variable = variable
         key = variable.name
         if variable.dtype is None:  # refused by whoever wanted numbers, in words that name the class
@@ -265,14 +265,14 @@ class Mat5Rows(NpyRows):
         yield from super().blocks(index)
 
 
-def open_mat5(path: Path, key: str | None) -> Mat5Rows:
+def open_mat5(path: InputFile, key: str | None) -> Mat5Rows:
     """Open a variable; raises InputError for a damaged file, and where two variables have the name."""
     source = FileBytes(path)
     with explained_damage(str(path)):
         return Mat5Rows(path, find_variable(str(path), source, source.size, key))
 
 
-def names_in(path: Path) -> list[str]:
+def names_in(path: InputFile) -> list[str]:
     """The names of the variables of a file; raises InputError for damage."""
     source = FileBytes(path)
     try:
@@ -326,5 +326,5 @@ def read_numbers(name: str, data: bytes, key: str) -> Array:
     """A variable of numbers out of the bytes of a file, in whole; raises InputError for anything else."""
     with explained_damage(name):
         source = FileBytes(name, io.BytesIO(data))
-        rows = Mat5Rows(Path(name), find_variable(name, source, source.size, key))
+        rows = Mat5Rows(input_file(name), find_variable(name, source, source.size, key))
         return rows[:]

@@ -4,13 +4,15 @@ import gzip
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage, row_blocks, unreadable
 from leanrecon.errors import InputError, SettingsError
+from leanrecon.places.inputs import DIRECT, InputFile, open_buffered, open_raw, size_of, streamed
+from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
 
@@ -19,6 +21,9 @@ SUFFIXES = (".nii", ".nii.gz")
 NEAR = 1e-3
 """Largest difference between two affines, in millimetres a voxel, that rounding explains."""
 
+_NIFTI2 = 540
+"""The number that a header of NIfTI-2 begins with: its size."""
+
 _PIECE = 2**20  # bytes of a compressed file that are unpacked together where nothing of them is wanted
 
 
@@ -26,7 +31,7 @@ _PIECE = 2**20  # bytes of a compressed file that are unpacked together where no
 class NiftiHeader:
     """What the header of a NIfTI file (1 or 2, either byte order) says; its numbers are not read."""
 
-    path: Path
+    path: InputFile
     shape: tuple[int, ...]
     """[x, y, z] or [x, y, z, volumes]."""
     dtype: Any
@@ -52,13 +57,11 @@ class NiftiHeader:
         return self.slope != 1 or self.inter != 0
 
     @classmethod
-    def read(cls, path: Path) -> "NiftiHeader":
+    def read(cls, path: InputFile) -> "NiftiHeader":
         """Read a header; raises InputError for damaged files, and for numbers that are not real."""
         nibabel = nibabel_library()
         with explained_damage(str(path)):
-            with path.open("rb"):  # nibabel does not say why a file can't be opened
-                pass
-            image = nibabel.load(path)
+            image = _loaded(nibabel, path)
             if type(image) not in (nibabel.Nifti1Image, nibabel.Nifti2Image):
                 raise InputError(
                     f"{path} is of another kind of file ({type(image).__name__.removesuffix('Image')})",
@@ -76,6 +79,21 @@ class NiftiHeader:
         if dtype.kind not in "biuf":
             raise InputError(f"{path} holds {dtype} values", expected="real numbers")
         return cls(path, shape, dtype, slope, inter, offset, affine)
+
+
+def _loaded(nibabel: Any, path: InputFile) -> Any:
+    """The image of a file, of which only the header has been read."""
+    if not isinstance(path, Location):
+        with path.open("rb"):  # nibabel does not say why a file can't be opened
+            pass
+        return nibabel.load(path)
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path} is of an unknown kind", expected="volumes in one NIfTI file, .nii or .nii.gz")
+    packed = path.name.endswith(".gz")
+    file = gzip.GzipFile(fileobj=open_buffered(path)) if packed else open_buffered(path)
+    size = {int.from_bytes(file.peek(4)[:4], order) for order in ("little", "big")}
+    kind = nibabel.Nifti2Image if _NIFTI2 in size else nibabel.Nifti1Image
+    return kind.from_file_map({"image": nibabel.FileHolder(str(path), file)})
 
 
 class NiftiRows(Rows):
@@ -99,6 +117,15 @@ class NiftiRows(Rows):
         self.scratch = 3 * max(BLOCK, self.row_nbytes) + 16 * len(index)
         self._file: Any = None
         self._volume: Array | None = None
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return size_of(self.path)
+
+    def asked(self, at_once: int) -> int:
+        together = self.sequential or self.span * self.header.dtype.itemsize <= DIRECT
+        return streamed(self.nbytes) if together else len(self)
 
     def blocks(self, index: Array) -> Iterator[Block]:
         at_once = max(BLOCK // max(self.row_nbytes, 1), 1)
@@ -133,7 +160,7 @@ class NiftiRows(Rows):
     def _read(self, offset: int, memory: Array) -> None:
         with explained_damage(self.name):
             if self._file is None:
-                self._file = gzip.GzipFile(self.path) if self.sequential else self.path.open("rb", buffering=0)
+                self._file = self._opened()
             if not self.sequential:
                 self._file.seek(offset)
             else:
@@ -147,6 +174,11 @@ class NiftiRows(Rows):
                 if not n:
                     raise unreadable(self.name, "it ends within a volume")
                 view = view[n:]
+
+    def _opened(self) -> Any:
+        if not self.sequential:
+            return open_raw(self.path)
+        return gzip.GzipFile(fileobj=open_buffered(self.path)) if self.away else gzip.GzipFile(self.path)
 
     def locate(self, row: int) -> str:
         return f"volume {row} of {self.name}"
@@ -165,7 +197,7 @@ class NiftiRows(Rows):
             file.close()
 
 
-def read_volume(path: Path) -> tuple[NiftiHeader, Array]:
+def read_volume(path: InputFile) -> tuple[NiftiHeader, Array]:
     """A NIfTI volume of three dimensions as it is stored, [x, y, z], with its header."""
     header = NiftiHeader.read(path)
     if header.volumes != 1:

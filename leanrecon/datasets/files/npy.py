@@ -1,8 +1,8 @@
 """Opening .npy files and the members of .npz files; only headers are read."""
 
+import contextlib
 import math
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from leanrecon.datasets.files.keys import choose_key
 from leanrecon.datasets.files.rows import NpyRows, explained_damage
 from leanrecon.datasets.files.sources import FileBytes, MemberBytes
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, for_library
 
 _MOST_DIMENSIONS = 32
 
@@ -33,17 +34,22 @@ class NpyHeader:
         return math.prod(self.shape) * int(self.dtype.itemsize)
 
 
-def open_npy(path: Path) -> NpyRows:
+def open_npy(path: InputFile) -> NpyRows:
     """Open an .npy file; raises InputError for damage, Python objects, records, and bytes behind the array."""
-    with explained_damage(str(path)), path.open("rb") as file:
-        header = NpyHeader(file)
-    _check(str(path), header, path.stat().st_size)
-    return NpyRows(path, None, FileBytes(path), header)
+    source = FileBytes(path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        with explained_damage(str(path)):
+            source.file.seek(0)
+            header = NpyHeader(source.file)
+        _check(str(path), header, source.size)
+        stack.pop_all()
+        return NpyRows(path, None, source, header)
 
 
-def open_npz(path: Path, key: str | None) -> NpyRows:
+def open_npz(path: InputFile, key: str | None) -> NpyRows:
     """Open a member of an .npz file; raises InputError as ``open_npy`` does, and where two members have one name."""
-    with explained_damage(str(path)), zipfile.ZipFile(path) as archive:
+    with explained_damage(str(path)), zipfile.ZipFile(for_library(path)) as archive:
         members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
 
         def describe(name: str) -> str:
@@ -59,9 +65,9 @@ def open_npz(path: Path, key: str | None) -> NpyRows:
     return NpyRows(path, key, MemberBytes(path, key), header)
 
 
-def names_in(path: Path) -> list[str]:
+def names_in(path: InputFile) -> list[str]:
     """The names of the arrays of an .npz file; raises InputError for damage."""
-    with explained_damage(str(path)), zipfile.ZipFile(path) as archive:
+    with explained_damage(str(path)), zipfile.ZipFile(for_library(path)) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 

@@ -6,13 +6,15 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.disk import advice
+from leanrecon.places.inputs import MOST, HiddenError, InputFile, in_spans
+from leanrecon.places.inputs import NEAR as FAR
+from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
 Convert = Callable[[Array], Array]
@@ -27,6 +29,11 @@ NEAR = 128 * 1024
 _NEAR_COLUMNS = 16 * 1024  # bytes between two columns below which reading through the gap beats a read for each
 
 
+def near(file: InputFile) -> int:
+    """Bytes between two rows of a file up to which reading through the gap beats a read for each."""
+    return FAR if isinstance(file, Location) else NEAR
+
+
 class Rows:
     """An array in a file whose first axis is rows; only its header is read until rows are asked for.
 
@@ -38,16 +45,25 @@ class Rows:
     together = 1
     held = 0
     scratch = 4 * BLOCK
+    pieces: int | None = None
+    """How many files a folder has that counts as a file; None for files."""
     sequential = False
     """Whether the file can only be read from its start: rows out of order cost a pass each."""
 
-    def __init__(self, path: Path, key: str | None, shape: Sequence[int], dtype: Any, kind: str | None = None) -> None:
+    def __init__(
+        self, path: InputFile, key: str | None, shape: Sequence[int], dtype: Any, kind: str | None = None
+    ) -> None:
         self.path = path
         self.key = key
         self.name = f"{path}:{key}" if key else str(path)
         self.shape = tuple(int(n) for n in shape)
         self.dtype = np.dtype(dtype)
         self.kind = kind or str(self.dtype)
+
+    @property
+    def away(self) -> bool:
+        """Whether the file is in a bucket, where every piece is a request."""
+        return isinstance(self.path, Location)
 
     @property
     def row_nbytes(self) -> int:
@@ -73,6 +89,19 @@ class Rows:
         out = np.empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
         self.read(np.arange(start, stop), out)
         return out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return len(self) * self.row_nbytes
+
+    def sources(self) -> "list[Rows]":
+        """The arrays in files that the rows are made of."""
+        return [self]
+
+    def asked(self, at_once: int) -> int:
+        """Requests that reading all rows takes, ``at_once`` at a time, where the file is in a bucket; about."""
+        return -(-self.nbytes // MOST)
 
     def locate(self, row: int) -> str:
         """Name one row in words, for messages."""
@@ -104,6 +133,16 @@ class Derived(Rows):
         self.sequential = base.sequential
         self.scratch = base.scratch + scratch
 
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    def sources(self) -> list[Rows]:
+        return self.base.sources()
+
+    def asked(self, at_once: int) -> int:
+        return self.base.asked(at_once)
+
     def locate(self, row: int) -> str:
         return self.base.locate(row)
 
@@ -125,6 +164,20 @@ class Several(Rows):
         self.held = sum(part.held for part in parts)
         self.sequential = any(part.sequential for part in parts)
         self.scratch = max(part.scratch for part in parts)
+
+    @property
+    def away(self) -> bool:
+        return any(part.away for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def sources(self) -> list[Rows]:
+        return [one for part in self.parts for one in part.sources()]
+
+    def asked(self, at_once: int) -> int:
+        return sum(part.asked(at_once) for part in self.parts if part.away)
 
     def release(self) -> None:
         for part in self.parts:
@@ -189,7 +242,13 @@ class NpyRows(Rows):
     """
 
     def __init__(
-        self, path: Path, key: str | None, source: Bytes, header: "Header", dtype: Any = None, kind: str | None = None
+        self,
+        path: InputFile,
+        key: str | None,
+        source: Bytes,
+        header: "Header",
+        dtype: Any = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(path, key, header.shape, header.dtype if dtype is None else dtype, kind)
         self.source = source
@@ -204,6 +263,15 @@ class NpyRows(Rows):
         else:
             self.scratch = (3 + widened) * max(BLOCK, self.stored_nbytes) + BLOCK
 
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self.stored_nbytes
+
+    def asked(self, at_once: int) -> int:
+        if self.fortran:
+            return -(-len(self) // at_once) * -(-self.nbytes // BLOCK)
+        return in_spans(len(self), self.stored_nbytes, at_once, BLOCK)
+
     def blocks(self, index: Array) -> Iterator[Block]:
         for rows, rest, block in self._column_blocks(index) if self.fortran else self._row_blocks(index):
             yield rows, rest, block.astype(self.dtype, copy=False)
@@ -211,7 +279,7 @@ class NpyRows(Rows):
     def _row_blocks(self, index: Array) -> Iterator[Block]:
         nbytes = max(self.stored_nbytes, 1)
         memory = np.empty(max(BLOCK, nbytes), np.uint8)
-        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, NEAR // nbytes):
+        for rows, first, last, picks in row_blocks(index, BLOCK // nbytes, near(self.path) // nbytes):
             raw = memory[: (last - first) * self.stored_nbytes]
             self.source.read_at(self.offset + first * self.stored_nbytes, raw)
             yield rows, (), raw.view(self.stored).reshape(-1, *self.shape[1:])[picks]
@@ -222,7 +290,7 @@ class NpyRows(Rows):
             return
         column = len(self) * self.stored.itemsize
         first, last = int(index[0]), int(index[-1]) + 1
-        whole = column <= _NEAR_COLUMNS or 2 * (last - first) >= len(self)
+        whole = column <= (FAR if self.away else _NEAR_COLUMNS) or 2 * (last - first) >= len(self)
         span = range(len(self)) if whole else range(first, last)
         picks = slice(first, last) if last - first == len(index) else index
         picks = picks if whole else (slice(None) if isinstance(picks, slice) else index - first)
@@ -303,6 +371,8 @@ def explained_damage(name: str) -> Iterator[None]:
         yield
     except LeanreconError:
         raise
+    except HiddenError as error:
+        raise error.problem from None
     except OSError as error:
         raise refused_by_system(name, error) or unreadable(name, error) from error
     except Exception as error:  # damaged bytes surface as anything: TokenError, KeyError, SystemError, OverflowError

@@ -2,12 +2,12 @@
 
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import BLOCK, Bytes, explained_damage, refused_by_system, unreadable
+from leanrecon.places.inputs import InputFile, for_library, input_file, open_raw
 
 Array = np.ndarray[Any, Any]
 
@@ -17,10 +17,10 @@ _PIECE = 64 * 1024  # bytes that are inflated together, at least
 class FileBytes:
     """The bytes of a file; ``opened`` stands in for the file of that name."""
 
-    def __init__(self, path: Path | str, opened: Any = None) -> None:
+    def __init__(self, path: InputFile | str, opened: Any = None) -> None:
         self.name = str(path)
         with explained_damage(self.name):
-            self.file = Path(path).open("rb", buffering=0) if opened is None else opened  # noqa: SIM115
+            self.file = open_raw(input_file(path) if isinstance(path, str) else path) if opened is None else opened
             self.size = int(self.file.seek(0, 2))
 
     def read_at(self, offset: int, memory: Array) -> None:
@@ -42,9 +42,9 @@ class FileBytes:
 class MemberBytes:
     """A member of an .npz file: compressed, so read forwards, and from the start again to go back."""
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: InputFile, key: str) -> None:
         self.name = f"{path}:{key}"
-        self.archive = zipfile.ZipFile(path)
+        self.archive = zipfile.ZipFile(for_library(path))
         self.info = self.archive.getinfo(f"{key}.npy")
         self.stream: Any = None
 

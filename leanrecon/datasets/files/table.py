@@ -3,10 +3,10 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from leanrecon.datasets.files.rows import refused_by_system, unreadable
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, open_text, size_of
 
 MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")
 """What stands for a value that is not known; BIDS writes n/a."""
@@ -18,7 +18,7 @@ _LONGEST = 2**20  # characters of one field
 class Table:
     """The columns of a table by name, as text."""
 
-    path: Path
+    path: InputFile
     columns: dict[str, list[str]]
 
     def __len__(self) -> int:
@@ -51,13 +51,13 @@ class Table:
         return values
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: InputFile) -> Table:
     """Read a .tsv, .csv or .txt table; raises InputError where it is no table, or its lines differ in length.
 
     The delimiter is a tab, a comma or a semicolon: the one that splits the header line most often.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path, newline="") as file:
             header_line = file.readline(_LONGEST)
             delimiter = max("\t,;", key=header_line.count)
             file.seek(0)
@@ -84,7 +84,7 @@ def _lines(file: Iterator[str], delimiter: str) -> Iterator[list[str]]:
     return (line for line in csv.reader(file, delimiter=delimiter) if line)
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def _check_names(path: InputFile, names: list[str]) -> None:
     if not names or not all(names):
         raise InputError(
             f"{path} has no header line with the names of its columns", expected="stimulus, run, session …"
@@ -93,6 +93,6 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise InputError(f"{path} has columns of the same name: {', '.join(sorted(repeated))}", expected="one of each")
 
 
-def table_nbytes(path: Path) -> int:
+def table_nbytes(path: InputFile) -> int:
     """Most bytes of memory that a table takes: a Python string a field."""
-    return 12 * path.stat().st_size
+    return 12 * size_of(path)

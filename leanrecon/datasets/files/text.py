@@ -3,13 +3,13 @@
 import codecs
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.files.rows import explained_damage
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, open_buffered, open_text
 
 Array = np.ndarray[Any, Any]
 
@@ -111,7 +111,7 @@ class JsonText:
                 return
 
 
-def json_rows(path: Path, key: str | None) -> Iterator[tuple[int, str]]:
+def json_rows(path: InputFile, key: str | None) -> Iterator[tuple[int, str]]:
     """Each string of a list of strings, or of lists of strings, with the number of its row; raises InputError."""
     expected = "a string, or a list of strings, for each row"
 
@@ -126,7 +126,7 @@ def json_rows(path: Path, key: str | None) -> Iterator[tuple[int, str]]:
                 yield row, text.string()
             yield row, ""  # an empty list is a row, too
 
-    with explained_damage(str(path)), path.open("rb") as file:
+    with explained_damage(str(path)), open_buffered(path) as file:
         text = JsonText(file)
         if key is None:
             yield from rows(text)
@@ -136,7 +136,7 @@ def json_rows(path: Path, key: str | None) -> Iterator[tuple[int, str]]:
             raise ValueError(f"more behind its end, at character {text.before + text.at}")
 
 
-def _under_key(path: Path, key: str, text: JsonText, rows: Any) -> Iterator[tuple[int, str]]:
+def _under_key(path: InputFile, key: str, text: JsonText, rows: Any) -> Iterator[tuple[int, str]]:
     found = 0
     if text.peek() == "{":
         text.take("{")
@@ -158,10 +158,10 @@ def _under_key(path: Path, key: str, text: JsonText, rows: Any) -> Iterator[tupl
         raise InputError(f"{path} has no entry {key!r}", expected="an object with that key")
 
 
-def text_rows(path: Path) -> Iterator[tuple[int, str]]:
+def text_rows(path: InputFile) -> Iterator[tuple[int, str]]:
     """Each caption of a text file with a row a line and tabs between captions, with the number of its row."""
     row = -1
-    with explained_damage(str(path)), path.open(encoding="utf-8-sig") as file:
+    with explained_damage(str(path)), open_text(path) as file:
         for row, line in enumerate(file):
             for caption in line.removesuffix("\n").split("\t"):
                 yield row, caption
@@ -169,9 +169,9 @@ def text_rows(path: Path) -> Iterator[tuple[int, str]]:
         yield 0, ""
 
 
-def _words(path: Path) -> Iterator[list[str]]:
+def _words(path: InputFile) -> Iterator[list[str]]:
     """The words of a text file, some lines at a time; what follows # in a line is left out, as NumPy does."""
-    with explained_damage(str(path)), path.open(encoding="utf-8-sig") as file:
+    with explained_damage(str(path)), open_text(path) as file:
         rest, comment = "", False
         while piece := file.read(PIECE):
             lines = (rest + piece).splitlines(keepends=True)
@@ -188,7 +188,7 @@ def _words(path: Path) -> Iterator[list[str]]:
         yield rest.replace(",", " ").replace(";", " ").split()
 
 
-def read_numbers(path: Path, most: int) -> Array:
+def read_numbers(path: InputFile, most: int) -> Array:
     """Whole numbers, int64, or true and false, bool; raises InputError for anything else, and for more than ``most``.
 
     Whole numbers may be written as ``numpy.savetxt`` does: 3.000000000000000000e+00.
@@ -210,7 +210,7 @@ def read_numbers(path: Path, most: int) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _parse(path: Path, words: list[str]) -> Array:
+def _parse(path: InputFile, words: list[str]) -> Array:
     if words[0].lower() in ("true", "false"):
         bad = next((word for word in words if word.lower() not in ("true", "false")), None)
         if bad is not None:
@@ -232,6 +232,6 @@ def _parse(path: Path, words: list[str]) -> Array:
     return numbers
 
 
-def _no_numbers(path: Path, word: str) -> InputError:
+def _no_numbers(path: InputFile, word: str) -> InputError:
     shown = word if len(word) <= 40 else f"{word[:40]}…"
     return InputError(f"{path} holds {shown!r}", expected="only row numbers, or a mask of true and false")

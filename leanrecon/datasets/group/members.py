@@ -10,6 +10,7 @@ from leanrecon import kinds
 from leanrecon.datasets.group.areas import in_areas
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places import as_location
+from leanrecon.places.inputs import is_url
 from leanrecon.places.paths import find
 from leanrecon.stores.images import image_shape
 from leanrecon.stores.store import Store
@@ -132,6 +133,12 @@ def is_simulated(folder: str) -> bool:
 
 def open_member(name: str, folder: str, base_dir: Path | None, *, role: str = "dataset.members") -> Member:
     """Open one study; ``role`` is the setting that names it in messages."""
+    if is_url(folder):
+        raise InputError(
+            f"{role}: {folder} is a URL",
+            expected="the folder of a study on this machine",
+            todo="copy that study here, as by `aws s3 sync`, and name its folder",
+        )
     path = find(folder, base_dir, Path.is_dir)
     if path is None:
         raise InputError(f"{role}: there is no folder {folder}", expected="the folder of a study")

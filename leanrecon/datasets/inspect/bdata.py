@@ -6,13 +6,14 @@ from typing import Any
 
 from leanrecon.datasets.layouts.bdata import BData
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 ENDINGS = (".h5", ".hdf5", ".mat")
 LABELS = ("stimulus_name", "stimulus_id", "Label")
 _MOST = 50  # files of a folder that are looked into
 
 
-def open_bdata(path: Path) -> BData | None:
+def open_bdata(path: InputFile) -> BData | None:
     """The file as BData; None where it is something else, or damaged."""
     try:
         return BData(path)

@@ -3,17 +3,19 @@
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leanrecon.datasets.files.folder import ENDINGS
-from leanrecon.datasets.files.open import SUFFIXES, array_keys, open_array
+from leanrecon.datasets.files.open import SUFFIXES, ZARR, array_keys, open_array
 from leanrecon.datasets.files.table import read_table
 from leanrecon.datasets.inspect.arrays import Look, look_at
 from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, settings_for
 from leanrecon.errors import InputError, LeanreconError
+from leanrecon.places.inputs import InputFile, matching_in
+from leanrecon.places.location import elsewhere
 
 LISTED = 20
 """Most files or keys that are shown."""
@@ -42,11 +44,17 @@ class Inspection:
 
 def inspect(path: Path) -> Inspection:
     """Look at a file or folder: headers, and samples of arrays. Raises InputError where there is nothing."""
+    if (away := elsewhere(path)) is not None:
+        from leanrecon.datasets.inspect.away import inspect_away
+
+        return inspect_away(away)
     path = path.expanduser()
+    if path.suffix.lower() == ZARR and path.is_dir():
+        return arrays_of([path])
     if path.is_dir():
         return _folder(path)
     if path.is_file():
-        return _file(path)
+        return of_file(path)
     raise InputError(f"there is nothing at {path}", todo="check the path")
 
 
@@ -198,14 +206,20 @@ def _folder(path: Path) -> Inspection:
     if not arrays:
         there = ", ".join(sorted(file.name for file in path.iterdir())[:LISTED]) or "nothing"
         return Inspection("unknown", [f"none of the known layouts; the folder holds {there}"])
-    looks = [look for file in arrays[:LISTED] for look in _looks(file)]
-    return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
+    return arrays_of(arrays)
 
 
 # Files
 
 
-def _file(path: Path) -> Inspection:
+def arrays_of(files: Sequence[InputFile]) -> Inspection:
+    """What the arrays of some files are, and the settings that read them."""
+    looks = [look for file in files[:LISTED] for look in _looks(file)]
+    return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
+
+
+def of_file(path: InputFile) -> Inspection:
+    """What a file is; raises InputError for an unknown kind."""
     name, suffix = path.name.lower(), path.suffix.lower()
     if name.endswith((".nii", ".nii.gz")):
         return _one_nifti(path)
@@ -227,14 +241,13 @@ def _file(path: Path) -> Inspection:
     if suffix in SUFFIXES:
         if (data := open_bdata(path)) is not None:
             return Inspection("bdpy", describe(data), settings_for([data]) | _image_folder(path.parent))
-        looks = list(_looks(path))
-        return Inspection("arrays", [line for look in looks for line in look.lines()], _arrays(looks))
+        return arrays_of([path])
     raise InputError(
         f"{path} is of an unknown kind", expected=f"{', '.join((*SUFFIXES, *TABLES))}, NIfTI, an image or a folder"
     )
 
 
-def _one_nifti(path: Path) -> Inspection:
+def _one_nifti(path: InputFile) -> Inspection:
     from leanrecon.datasets.files.nifti import NiftiHeader
 
     header = NiftiHeader.read(path)
@@ -244,7 +257,7 @@ def _one_nifti(path: Path) -> Inspection:
     return Inspection("nifti", lines, {"kind": "nifti", "betas": str(path), **_trials_and_images(path.parent)})
 
 
-def _looks(path: Path) -> Iterator[Look]:
+def _looks(path: InputFile) -> Iterator[Look]:
     for key in array_keys(path)[:LISTED]:
         spec = str(path) if key is None else f"{path}:{key}"
         try:
@@ -271,13 +284,13 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
     return settings if any(key.endswith("_train") for key in settings) else settings | {"test_fraction": 0.1}
 
 
-def _trials_and_images(path: Path) -> dict[str, Any]:
-    tables = sorted(file for file in path.glob("*") if file.suffix.lower() in TABLES)
+def _trials_and_images(path: InputFile) -> dict[str, Any]:
+    tables = [file for file in matching_in(path, "*") if file.suffix.lower() in TABLES]
     settings: dict[str, Any] = {"trials": str(tables[0] if tables else path / "trials.tsv")} | _image_folder(path)
     return settings | ({"test_fraction": 0.1} if tables and not _tells_split(tables[0]) else {})
 
 
-def _tells_split(table: Path) -> bool:
+def _tells_split(table: InputFile) -> bool:
     """Whether a table of trials tells which are tested; a run says what is wrong with one that can't be read."""
     try:
         return "split" in read_table(table)
@@ -285,12 +298,23 @@ def _tells_split(table: Path) -> bool:
         return True
 
 
-def _image_folder(path: Path) -> dict[str, Any]:
-    folders = (folder for folder in sorted(path.glob("*")) if folder.is_dir())
-    images = next(
-        (f for f in folders if any(file.suffix.lower() in ENDINGS for file in itertools.islice(f.iterdir(), 50))), None
-    )
+def _image_folder(path: InputFile) -> dict[str, Any]:
+    folders = _folders_in(path)
+    images = next((f for f in folders if any(name.lower().endswith(ENDINGS) for name in _names_in(f))), None)
     return {"images": str(images)} if images else {}
+
+
+def _folders_in(path: InputFile) -> Iterator[InputFile]:
+    if isinstance(path, Path):
+        yield from (folder for folder in sorted(path.glob("*")) if folder.is_dir())
+    else:
+        yield from (path / name.rstrip("/") for name in path.place.children(path.key) if name.endswith("/"))
+
+
+def _names_in(folder: InputFile) -> Iterator[str]:
+    """Names in a folder, the first of many."""
+    names = (file.name for file in folder.iterdir()) if isinstance(folder, Path) else folder.place.children(folder.key)
+    return itertools.islice(iter(names), 50)
 
 
 def _missing(path: Path, names: tuple[str, ...]) -> list[str]:

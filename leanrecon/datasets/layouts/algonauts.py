@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, matching_in
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -61,7 +62,7 @@ class Algonauts(Builder):
         hemispheres = self.settings.hemispheres
         files = [one_of(fmri, [f"{side}_training_fmri.npy"], "responses") for side in hemispheres]
         parts: list[Rows] = [opened(path, shape=(None, None)) for path in files]
-        paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
+        paths = matching_in(folder, "*.png")
         if not paths:
             raise InputError(f"there are no images in {folder}", expected="train-0001_nsd-00013.png …")
         if len(paths) != len(parts[0]):
@@ -75,7 +76,7 @@ class Algonauts(Builder):
         names = [image_name(path) for path in paths]
         vertices = [part.shape[1] for part in parts]
         about = {"hemisphere": _sides(parts), "hemispheres": np.array(hemispheres), "vertices": np.array(vertices)}
-        rows = FolderRows(paths, shape)
+        rows = FolderRows(paths, shape, folder)
         return Materials(
             responses=Joined(parts),
             trials=Trials(names),
@@ -86,7 +87,7 @@ class Algonauts(Builder):
         )
 
 
-def image_name(path: Path) -> str:
+def image_name(path: InputFile) -> str:
     """``nsd-00013`` of ``train-0001_nsd-00013.png``: the id that all subjects share."""
     found = re.search(r"nsd-?\d+", path.stem)
     return found[0] if found else path.stem
@@ -96,12 +97,14 @@ def _sides(parts: "list[Rows]") -> Array:
     return np.concatenate([np.full(part.shape[1], number, np.int8) for number, part in enumerate(parts)])
 
 
-def read_areas(folder: Path, hemispheres: list[Any], vertices: list[int]) -> tuple[dict[str, Array], list[Path]]:
+def read_areas(
+    folder: InputFile, hemispheres: list[Any], vertices: list[int]
+) -> tuple[dict[str, Array], list[InputFile]]:
     """The areas of the vertices of the challenge, bool [vertices] by name, and the files that tell them."""
     from leanrecon.datasets.layouts.files import whole_array
 
     areas: dict[str, Array] = {}
-    files = []
+    files: list[InputFile] = []
     for map_name, names in AREAS.items():
         paths = [folder / f"{side}.{map_name}_challenge_space.npy" for side in hemispheres]
         if not any(path.is_file() for path in paths):

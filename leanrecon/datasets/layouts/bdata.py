@@ -1,6 +1,5 @@
 """One BData file (bdpy 0.26): a matrix of voxels and labels side by side, and a table that says which is which."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from leanrecon.datasets.files.open import open_array, texts_below, top_names
 from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.layouts.files import opened, whole_array
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
 
@@ -24,7 +24,7 @@ class BData:
     ``metaData`` with the fields ``key`` and ``value``; each spelling is read from either.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: InputFile) -> None:
         self.path = path
         top = top_names(path)
         data, meta = (next((name for name in of if name in top), None) for of in _SPELLINGS)

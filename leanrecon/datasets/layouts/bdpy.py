@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, input_file, is_there
 from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class BdpySettings(BuilderSettings):
 
     @property
     def simulated(self) -> bool:
-        given = [Path(path).expanduser() for path in (self.path, self.train, self.test) if path]
-        return any((path.parent / SIMULATED).exists() for path in given)
+        given = [input_file(path) for path in (self.path, self.train, self.test) if path]
+        return any(is_there(path.parent / SIMULATED) for path in given)
 
     def located(self, base_dir: Path | None) -> Self:
         own = super().located(base_dir)
@@ -179,15 +180,16 @@ class Bdpy(Builder):
 
         if self.settings.images is None:
             return None
-        paths = find_images(below(self.settings.images, base_dir), names)
+        folder = below(self.settings.images, base_dir)
+        paths = find_images(folder, names)
         height, width, channels = image_size(paths[names[0]])
         side = self.settings.image_size
         shape = (side, side, channels) if side else (height, width, channels)
-        rows = FolderRows([paths[name] for name in names], shape)
+        rows = FolderRows([paths[name] for name in names], shape, folder)
         return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)
 
 
-def _file(spec: str, base_dir: Path | None) -> Path:
+def _file(spec: str, base_dir: Path | None) -> InputFile:
     from leanrecon.datasets.files.open import find_file
 
     path = find_file(spec, base_dir)

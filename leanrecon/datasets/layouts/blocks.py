@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from leanrecon.datasets.files.nifti import NiftiRows
 from leanrecon.datasets.files.rows import Block, Rows
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
 
@@ -105,7 +105,7 @@ def percent_change(volumes: Array, blocks: Blocks) -> Array:
 class InMemory(Rows):
     """A small array as rows."""
 
-    def __init__(self, path: Path, array: Array) -> None:
+    def __init__(self, path: InputFile, array: Array) -> None:
         super().__init__(path, None, array.shape, array.dtype)
         self.array = array
         self.held = array.nbytes

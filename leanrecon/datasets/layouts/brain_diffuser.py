@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Images, Materials
@@ -49,7 +50,7 @@ class BrainDiffuser(Builder):
         subject = self.settings.subject
         root = below(self.settings.root, base_dir)
         root = next((f for name in (f"subj{subject:02}", f"subj0{subject}") if (f := root / name).is_dir()), root)
-        files: dict[str, list[Path]] = {
+        files: dict[str, list[InputFile]] = {
             what: [one_of(root, [f"nsd_{split}_{name}_sub{subject}.npy"], what) for split in SPLITS]
             for what, name in (("betas", "fmriavg_nsdgeneral"), ("images", "stim"))
         }
@@ -73,7 +74,7 @@ class BrainDiffuser(Builder):
             held=600 * len(every),
         )
 
-    def _images(self, files: list[Path], names: list[list[str]]) -> "Images":
+    def _images(self, files: list[InputFile], names: list[list[str]]) -> "Images":
         from leanrecon.datasets.builder.materials import Images
         from leanrecon.datasets.files.rows import Pooled
         from leanrecon.datasets.layouts.files import opened
@@ -97,7 +98,7 @@ class BrainDiffuser(Builder):
 class _Captions:
     """Up to five captions of each row, read when they are asked for."""
 
-    def __init__(self, files: list[Path], names: list[list[str]]) -> None:
+    def __init__(self, files: list[InputFile], names: list[list[str]]) -> None:
         self.files, self.names = files, names
 
     def __call__(self, wanted: Any) -> list[list[str]]:

@@ -9,21 +9,23 @@ import numpy as np
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import BLOCK, Block, Derived, Rows, Several
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, is_url
+from leanrecon.places.location import elsewhere
 
 Array = np.ndarray[Any, Any]
 
 
-def below(root: str, base_dir: Path | None) -> Path:
+def below(root: str, base_dir: Path | None) -> InputFile:
     """The folder of a dataset; raises InputError where there is none."""
     from leanrecon.places.paths import find
 
-    path = find(root, base_dir, Path.is_dir)
+    path = elsewhere(root) if is_url(root) else find(root, base_dir, Path.is_dir)
     if path is None:
         raise InputError(f"dataset.root: there is no folder {root}", todo="check the path")
     return path
 
 
-def one_of(folder: Path, names: Sequence[str], what: str) -> Path:
+def one_of(folder: InputFile, names: Sequence[str], what: str) -> InputFile:
     """The first of these files that is in a folder; raises InputError with what the folder has."""
     for name in names:
         if (folder / name).is_file():
@@ -36,7 +38,7 @@ def one_of(folder: Path, names: Sequence[str], what: str) -> Path:
     )
 
 
-def opened(path: Path, key: str | None = None, *, shape: Sequence[int | None] | None = None) -> Rows:
+def opened(path: InputFile, key: str | None = None, *, shape: Sequence[int | None] | None = None) -> Rows:
     """Open an array and check its shape, in which None stands for any length."""
     rows = open_array(str(path) if key is None else f"{path}:{key}")
     if shape is not None and (
@@ -80,7 +82,7 @@ class Divided(Derived):
             yield rows, rest, (block / self.by).astype(np.float32)
 
 
-def whole_array(path: Path, key: str | None = None) -> Array:
+def whole_array(path: InputFile, key: str | None = None) -> Array:
     """A small array, read whole: indices, masks and labels."""
     with open_array(str(path) if key is None else f"{path}:{key}") as rows:
         if rows.dtype.kind not in "biuf":

@@ -12,6 +12,8 @@ from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import FolderSettings, TrialsSettings
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, is_url
+from leanrecon.places.location import elsewhere
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -64,7 +66,7 @@ class GLMsingle(Builder):
         else:
             index = np.flatnonzero(np.isfinite(betas[0:1][0]))
         areas: dict[str, Array] = {}
-        area_files: list[Path] = []
+        area_files: list[InputFile] = []
         if settings.areas is not None:
             if reference is None:
                 raise InputError(
@@ -84,11 +86,11 @@ class GLMsingle(Builder):
         )
 
 
-def _model_file(root: str, base_dir: Path | None) -> Path:
+def _model_file(root: str, base_dir: Path | None) -> InputFile:
     from leanrecon.datasets.layouts.files import one_of
     from leanrecon.places.paths import find
 
-    path = find(root, base_dir)
+    path: InputFile | None = elsewhere(root) if is_url(root) else find(root, base_dir)
     if path is None:
         raise InputError(f"dataset.root: there is nothing at {root}", todo="check the path")
     if path.is_dir():
@@ -110,7 +112,7 @@ def _model_file(root: str, base_dir: Path | None) -> Path:
 class LastAxis(Rows):
     """``betasmd`` with trials on its last axis, as rows of voxels in C order over the volume: float32 [trials, voxels]."""
 
-    def __init__(self, path: Path, index: Array | None = None) -> None:
+    def __init__(self, path: InputFile, index: Array | None = None) -> None:
         from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 
         if not is_hdf5(path):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Images, Materials
@@ -87,7 +88,7 @@ class MindEye(Builder):
             held=400 * len(image_of),
         )
 
-    def _images(self, root: Path, image_of: Array) -> "Images":
+    def _images(self, root: InputFile, image_of: Array) -> "Images":
         from leanrecon.datasets.builder.materials import Images
         from leanrecon.datasets.layouts.files import one_of, opened
 

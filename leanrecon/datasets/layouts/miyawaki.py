@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import FolderSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, input_file, is_there, matching_in, open_text
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -53,7 +54,7 @@ class MiyawakiSettings(FolderSettings):
 
     @property
     def simulated(self) -> bool:
-        return (Path(self.root) / SIMULATED).is_file()
+        return is_there(input_file(self.root) / SIMULATED)
 
 
 class Miyawaki(Builder):
@@ -76,7 +77,7 @@ class Miyawaki(Builder):
         patterns: dict[str, Array] = {}
         runs, names, split, run = [], [], [], []
         for session in settings.sessions:
-            paths = sorted((root / "func").glob(f"data_{session}_run*.nii.gz"))
+            paths = matching_in(root / "func", f"data_{session}_run*.nii.gz")
             if not paths:
                 raise InputError(
                     f"there are no runs data_{session}_run*.nii.gz in {root / 'func'}", todo="check dataset.root"
@@ -112,16 +113,17 @@ class Miyawaki(Builder):
         )
 
 
-def _need(path: Path) -> Path:
+def _need(path: InputFile) -> InputFile:
     if not path.is_file():
         raise InputError(f"there is no file {path}", expected="the folder that nilearn's fetch_miyawaki2008 leaves")
     return path
 
 
-def read_labels(path: Path, volumes: int) -> Array:
+def read_labels(path: InputFile, volumes: int) -> Array:
     """The pattern at each volume, int [volumes, 100]; rest is -1. Raises InputError where the table does not fit."""
     try:
-        labels = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
+        with open_text(path) as file:
+            labels = np.loadtxt(file, delimiter=",", dtype=np.float64, ndmin=2)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no table of patterns: {error}", expected="100 numbers for each volume") from error
     if labels.shape != (volumes, SIDE * SIDE) or not np.isin(labels, (-1, 0, 1)).all():
@@ -133,7 +135,7 @@ def read_labels(path: Path, volumes: int) -> Array:
     return whole
 
 
-def read_masks(folder: Path, index: Array, reference: Any) -> dict[str, Array]:
+def read_masks(folder: InputFile, index: Array, reference: Any) -> dict[str, Array]:
     """Areas and rings of eccentricity of both hemispheres: bool [voxels] by name."""
     from leanrecon.datasets.files.nifti import check_grid, is_inside, read_volume
 

@@ -1,5 +1,6 @@
 """The materials of a study from NIfTI files: headers, the mask, areas, the table and the names of images."""
 
+import fnmatch
 import glob
 import itertools
 import re
@@ -17,6 +18,8 @@ from leanrecon.datasets.files.rows import Pooled, Rows
 from leanrecon.datasets.files.table import Table, read_table, table_nbytes
 from leanrecon.datasets.nifti.dataset import NiftiSettings
 from leanrecon.errors import InputError
+from leanrecon.places.inputs import InputFile, is_url
+from leanrecon.places.location import Location, elsewhere
 from leanrecon.places.paths import find
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +43,7 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
     if settings.mask:
         files.append(needed_file(settings.mask, base_dir, "mask"))
     areas: dict[str, Array] = {}
-    area_files: list[Path] = []
+    area_files: list[InputFile] = []
     if settings.areas is not None:
         areas, area_files = area_masks(settings.areas, settings.area_names, betas[0], index, base_dir)
     images = folder_images(settings.images, trials, settings.image_size, base_dir)
@@ -82,10 +85,12 @@ def check_files(betas: Sequence[NiftiHeader], trials: Trials) -> None:
             )
 
 
-def matching(pattern: str, base_dir: Path | None, setting: str) -> list[Path]:
+def matching(pattern: str, base_dir: Path | None, setting: str) -> list[InputFile]:
     """The files that a path or pattern names, sorted by name with numbers in order; relative ones as everywhere."""
     if not glob.has_magic(pattern):
         return [needed_file(pattern, base_dir, setting)]
+    if is_url(pattern):
+        return [*_matching_in_bucket(pattern, setting)]
     for folder in (Path.cwd(), *([base_dir] if base_dir else [])):
         paths = [Path(path) for path in glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)]
         if paths := [path for path in paths if path.is_file()]:
@@ -95,11 +100,31 @@ def matching(pattern: str, base_dir: Path | None, setting: str) -> list[Path]:
     )
 
 
-def _natural(path: Path) -> list[Any]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]
+def _matching_in_bucket(pattern: str, setting: str) -> list[Location]:
+    """The files of a bucket that match a pattern in its last part."""
+    above, _, last = pattern.rpartition("/")
+    folder = None if glob.has_magic(above) else elsewhere(above)
+    if folder is None:
+        raise InputError(
+            f"dataset.{setting} = {pattern} can't be looked for",
+            expected="a URL (s3://, gs://, az://) with * or ? behind its last / alone",
+            todo="put the files into one folder, and write the pattern of their names",
+        )
+    names = [name for name in folder.place.children(folder.key) if not name.endswith("/")]
+    if found := [folder / name for name in names if fnmatch.fnmatchcase(name, last)]:
+        return sorted(found, key=_natural)
+    raise InputError(
+        f"dataset.{setting}: no file matches {pattern}",
+        expected="at least one file",
+        todo=f"the folder holds {', '.join(names[:5]) or 'no files'}",
+    )
 
 
-def needed_file(text: str, base_dir: Path | None, setting: str) -> Path:
+def _natural(path: InputFile) -> list[Any]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def needed_file(text: str, base_dir: Path | None, setting: str) -> InputFile:
     """The file that a setting names; raises InputError where there is none."""
     path = find_file(text, base_dir)
     if path is None:
@@ -131,7 +156,7 @@ def _mask(settings: NiftiSettings, betas: NiftiHeader, base_dir: Path | None) ->
 
 def area_masks(
     areas: str, names: str | None, reference: NiftiHeader, index: Array, base_dir: Path | None
-) -> tuple[dict[str, Array], list[Path]]:
+) -> tuple[dict[str, Array], list[InputFile]]:
     """Areas by name, bool [voxels]: a mask a file, or the labels of one image; and the files they are from."""
     paths = matching(areas, base_dir, "areas")
     if len(paths) > 1 or names is None:
@@ -156,12 +181,12 @@ def folder_images(
     """The images of trials in a folder, by name; their shape is ``size``, or that of the first."""
     if folder is None:
         return None
-    where = find(folder, base_dir, Path.is_dir)
+    where = elsewhere(folder) if is_url(folder) else find(folder, base_dir, Path.is_dir)
     if where is None:
         raise InputError(f"dataset.images: there is no folder {folder}", todo="check the path")
     names = list(dict.fromkeys(trials.stimulus))
     paths = find_images(where, names)
     height, width, channels = image_size(paths[names[0]])
     shape = (size[0], size[1], channels) if size else (height, width, channels)
-    rows = FolderRows([paths[name] for name in names], shape)
+    rows = FolderRows([paths[name] for name in names], shape, where)
     return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)

@@ -19,6 +19,7 @@ from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import RangeFile
 from leanrecon.places import LocationLike
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
 Open = Callable[[str], RangeFile | None]
@@ -177,7 +178,7 @@ def names_of(roi: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, Path]:
+def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, InputFile]:
     """The NIfTI files among the names of a region."""
     found = {}
     for name in names_of(roi):
