@@ -124,14 +124,19 @@ class RegressionStage:
                 record |= regressor.predict(data, outputs, context, shared)
 
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Predicts blocks of one feature space, on a worker, from what the fit in the driver left."""
+        """Makes parts of a fit, or predicts blocks of one feature space from what the fit in the driver left, on a worker."""
         variant, space = variant_named(run, named["variant"]), run.spaces[named["space"]]
         settings = run.settings.regression[space.name]
+        labelled = context.named(f"{variant.label}regression {space.name}")
+        kind = kinds.kind_of("regressors", settings)
+        if "fit" in named:
+            data = regression_data(variant, space, kind(settings))
+            made: Piece = kind.part(data, variant.study.predictions(space.name).parent, named, labelled)
+            return made
         paired = replace(variant, pairing=named["pairing"])
         store = open_begun(paired.study.predictions(space.name), named["of"])
         targets = variant.train_features(space.name, space.learns)
-        labelled = context.named(f"regression {space.name}")
-        predict = kinds.kind_of("regressors", settings)(settings).piece(targets, store, named, labelled)
+        predict = kind(settings).piece(targets, store, named, labelled)
 
         def work(blocks: Sequence[int]) -> Any:
             predict(blocks)

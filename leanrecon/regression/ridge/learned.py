@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from leanrecon.regression.ridge.form import Form, Kernel
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.voxel_weights import carried, weights_of
 from leanrecon.stores.matrix import Matrix, as_matrix
+
+if TYPE_CHECKING:
+    from leanrecon.regression.ridge.on_workers import FitOnWorkers
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +44,9 @@ class Formed(Regressor):
     seed: int
     kept: Kept | None = None
     """What fits of the same betas or targets left, and take from one another; None: nothing."""
+
+    workers: "FitOnWorkers | None" = None
+    """Those that make parts of the fit; None: it is made in this process."""
 
     # Learned
     learned_: Learned
