@@ -179,6 +179,8 @@ class RegressionStage:
                 overwrite=context.overwrite,
             )
             if closed and not store.complete:
+                named = {"variant": variant.name, "space": name}
+                context = run.shared(context, self.name, named, shares=_shares(regressor))
                 record |= regressor.predict_left_out(data, store, context, shared)
             elif not store.complete:
                 record |= out_of_fold(regressor, data, store, FOLDS, context)

@@ -15,7 +15,7 @@ from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
 from leanrecon.places import as_location
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.regressor import Output, RegressionData
-from leanrecon.regression.ridge import on_workers, part_plan
+from leanrecon.regression.ridge import on_workers, part_plan, projection_parts
 from leanrecon.regression.ridge.gram_parts import GramParts
 from leanrecon.regression.ridge.hat import gram
 from leanrecon.regression.ridge.on_workers import FOLDER, part_of_fit
@@ -144,12 +144,14 @@ class Helpers:
     dies_after: int | None = None
     harm: Callable[[Path], None] | None = None
     made: list[int] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
 
     def share(self, tasks: Sequence[Sequence[int]], given: Mapping[str, Any], arrived: Arrived) -> None:
         if "fit" not in given:
             self._stream(tasks, given, arrived)
             return
         work = None
+        self.kinds.add(given["fit"])
         for done, task in enumerate(tasks):
             if self.dies_after is not None and done == self.dies_after:
                 raise DriverKilledError
@@ -205,6 +207,32 @@ def test_predictions_have_the_bytes_of_one_process_and_nothing_is_left(
     assert helpers.made, "workers made parts"
     assert shared == predicted(tmp_path / "alone", data, alpha=alpha)
     assert not (tmp_path / "shared" / FOLDER).exists()
+
+
+@pytest.mark.parametrize("far", [0.0, 50.0])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_projections_of_targets_are_those_of_one_process(
+    far: float, repeated: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection_parts, "PROJECTION_ROWS", 256)
+    data = study(n=700, p=650, t=600)
+    wide = np.concatenate([np.asarray(data.targets.array) + far] * 3, axis=1)[: 350 if repeated else 700]
+    stimulus = np.arange(700) // 2 if repeated else None
+    data = replace(data, targets=as_matrix(wide), stimulus=stimulus)
+    helpers = Helpers(data, tmp_path / "shared")
+    shared = predicted(tmp_path / "shared", data, helpers, alpha="loo")
+    assert shared == predicted(tmp_path / "alone", data, alpha="loo")
+    assert helpers.kinds == {"gram", "projected"}
+    assert not (tmp_path / "shared" / FOLDER).exists()
+
+
+def test_the_work_of_projecting_is_what_the_arrays_take() -> None:
+    """By hand: 1024 rows of 512 projections; two tiles; signs, their bits and those of the last block; differences."""
+    targets = as_matrix(np.zeros((2000, 4096), np.float32))
+    parts = projection_parts.ProjectionParts(targets, 0, np.dtype(np.float32), np.zeros(4096))
+    tiles, signs = 2 * 256 * 4096 * 4, 4096 * 512 * (2 * 4 + 3)
+    assert parts.work([0]) == 28_000_000 + 1024 * 512 * 4 + tiles + signs + 256 * 4096 * 8
+    assert sum(parts.costs) == 2.0 * 2000 * 4096 * 512
 
 
 def test_areas_and_folds_are_read_as_the_driver_reads_them(tmp_path: Path, small: None) -> None:

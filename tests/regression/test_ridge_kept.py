@@ -8,7 +8,7 @@ import pytest
 from leanrecon.context import Context
 from leanrecon.regression.kept import KEPT, Kept, KeptArray
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
-from leanrecon.regression.ridge import kept_parts
+from leanrecon.regression.ridge import learned
 from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.regressor import RidgeRegressor
 from leanrecon.regression.ridge.settings import RidgeSettings
@@ -53,7 +53,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, counting)
 
-    for owner, name in ((module, "gram"), (module, "eigenvectors"), (kept_parts, "project")):
+    for owner, name in ((module, "gram"), (module, "eigenvectors"), (learned, "project")):
         count(owner, name)
     return counts
 

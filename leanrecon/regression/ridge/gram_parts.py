@@ -33,6 +33,19 @@ class GramParts:
         scratch = self.betas.matrix.scratch_nbytes + (0 if self.test is None else self.test.matrix.scratch_nbytes)
         return GramShapes(n, p, m, self.betas.dual, self.dtype.itemsize, scratch)
 
+    @property
+    def costs(self) -> list[float]:
+        """Operations of each part."""
+        return [self.shapes.cost_of(part) for part in self.shapes.parts]
+
+    def work(self, numbers: Sequence[int]) -> int:
+        """Bytes of work of making some parts."""
+        return self.shapes.work([self.shapes.parts[k] for k in numbers])
+
+    def make(self, numbers: Sequence[int]) -> list[Array]:
+        """Some parts, by their numbers."""
+        return self.form([self.shapes.parts[k] for k in numbers])
+
     def form(self, parts: Sequence[Part]) -> list[Array]:
         """Some parts in one pass over the betas that they are made of."""
         shapes, dual = self.shapes, self.betas.dual

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from leanrecon.regression.regressor import Output, RegressionData
 from leanrecon.regression.ridge.arrays_file import AGAIN, checksum_of, read_arrays, write_arrays
 from leanrecon.regression.ridge.gram_parts import GramParts
 from leanrecon.regression.ridge.kernel import Panels
-from leanrecon.regression.ridge.part_plan import SHARED_OPERATIONS, tasks_of
+from leanrecon.regression.ridge.loo import centre, first_means
+from leanrecon.regression.ridge.part_plan import PROJECTION_TASKS, SHARED_OPERATIONS, TASKS_EACH, tasks_of
+from leanrecon.regression.ridge.plan import PROJECTIONS
+from leanrecon.regression.ridge.projection_parts import ProjectionParts
+from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.shared import identity, share_columns, wait_for
 
 if TYPE_CHECKING:
@@ -28,11 +32,26 @@ Array = np.ndarray[Any, Any]
 FOLDER = "fit"
 """The folder beside the predictions of a space that holds parts of its fit, for a while."""
 
-GRAM = "gram"
+GRAM, PROJECTED = "gram", "projected"
+"""The kinds of parts."""
 
 _NOT_SHARED = "workers take hat matrices of at most 1,024 test rows, and one alpha for all targets"
 
 Work = Callable[[Sequence[int]], Any]
+
+
+class Parts(Protocol):
+    """Parts that are made apart, by their numbers."""
+
+    @property
+    def costs(self) -> list[float]:
+        """Operations of each part."""
+
+    def work(self, numbers: Sequence[int]) -> int:
+        """Bytes of work of making some neighbouring parts."""
+
+    def make(self, numbers: Sequence[int]) -> list[Array]:
+        """Some neighbouring parts."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,12 @@ class FitOnWorkers:
         self, betas: Centred, dtype: np.dtype[Any], test: Centred | None, directory: Path | None
     ) -> tuple[Panels, Array | None]:
         """The Gram matrix, and products with test betas beside, as ``hat.gram`` makes them."""
-        shapes = GramParts(betas, test, dtype).shapes
-        mean, factor, left_out = betas.numbers
-        about = {"of": self.of, "dtype": dtype.str, "dual": betas.dual, "tested": shapes.m > 0}
+        parts = GramParts(betas, test, dtype)
+        shapes, (mean, factor, left_out) = parts.shapes, betas.numbers
+        about = {"dtype": dtype.str, "dual": betas.dual, "tested": shapes.m > 0}
         arrays = [mean, left_out.view(np.uint8), *([] if factor is None else [factor])]
-        made_of = self._describe(GRAM, about, arrays)
-        self._share(GRAM, made_of, [shapes.cost_of(part) for part in shapes.parts], "Gram matrix")
-        files = {part: _part_file(self.folder, GRAM, made_of, k) for k, part in enumerate(shapes.parts)}
+        made = self._made(GRAM, "Gram matrix", about, arrays, parts)
+        files = dict(zip(shapes.parts, made, strict=True))
         result = Panels(shapes.order, dtype, directory=directory)
         for j, columns in enumerate(result.columns):
             panel = buffer((shapes.order - columns.start, len(columns)), dtype)
@@ -83,12 +101,30 @@ class FitOnWorkers:
                 cross[:, part.rows.start : part.rows.stop] = read_arrays(file, "products with test betas")[1][0]
         return result, cross
 
-    def _describe(self, kind: str, about: Mapping[str, Any], arrays: Sequence[Array]) -> str:
-        """Write what workers need to know; returns its checksum, which parts are named by."""
-        return write_arrays(_description(self.folder, kind), about, arrays)
+    def takes_projections(self, targets: Matrix) -> bool:
+        """Whether projections of targets are worth the files: by their operations alone."""
+        s, t = targets.shape
+        return t > PROJECTIONS and 2.0 * s * t * PROJECTIONS >= SHARED_OPERATIONS
 
-    def _share(self, kind: str, made_of: str, costs: Sequence[float], what: str) -> None:
-        """Have the parts made that are not there whole; those of other fits are deleted."""
+    def projections(self, targets: Matrix, seed: int, dtype: np.dtype[Any], weights: Array | None) -> Array:
+        """Random projections of targets, as ``loo.project`` makes them."""
+        means = first_means(targets)
+        parts = ProjectionParts(targets, seed, dtype, means)
+        made = self._made(PROJECTED, "projections of targets", {"dtype": dtype.str, "seed": seed}, [means], parts)
+        result = buffer((targets.shape[0], PROJECTIONS), dtype)
+        for rows, file in zip(parts.rows, made, strict=True):
+            read_arrays(file, "projections of targets", [result[rows.start : rows.stop]])
+        return centre(result, targets, weights)
+
+    def _made(
+        self, kind: str, what: str, about: Mapping[str, Any], arrays: Sequence[Array], parts: Parts
+    ) -> list[Location]:
+        """The files of all parts: those that are not there whole are made, and those of other fits deleted.
+
+        ``about`` and ``arrays`` are what workers need to know.
+        """
+        made_of = write_arrays(_description(self.folder, kind), {"of": self.of, **about}, arrays)
+        costs, each = parts.costs, PROJECTION_TASKS if kind == PROJECTED else TASKS_EACH
         there = set(self._whole(kind, made_of, len(costs)))
         missing = [k for k in range(len(costs)) if k not in there]
         labelled = self.context.named(f"{self.context.label}, {what}")
@@ -100,8 +136,9 @@ class FitOnWorkers:
                     wait_for(lambda: checksum_of(file) == checksum, self.folder, str(file))  # noqa: B023
                 advance(len(numbers))
 
-            tasks = tasks_of(costs, missing, self.executor.workers)
+            tasks = tasks_of(costs, missing, self.executor.workers, each)
             self.executor.share(tasks, {"fit": kind, "made_of": made_of, "what": what}, arrived)
+        return [_part_file(self.folder, kind, made_of, k) for k in range(len(costs))]
 
     def _whole(self, kind: str, made_of: str, count: int) -> Iterator[int]:
         """The parts that an earlier run left whole."""
@@ -145,22 +182,15 @@ def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any]
     """What a worker does: it makes parts of the fit that the driver described, and returns their checksums."""
     description = _description(folder, given["fit"])
     about, arrays = read_arrays(description, "numbers of a fit")
-    mean, left_out, *factor = arrays
-    numbers = (mean, factor[0] if factor else None, left_out.view(np.bool_))
-    betas = Centred.given(data.betas, *numbers, dual=about["dual"])
-    test = Centred.given(data.test, *numbers, dual=about["dual"]) if about["tested"] else None
-    parts = GramParts(betas, test, np.dtype(about["dtype"]))
+    parts = _parts(given["fit"], data, about, arrays)
     labelled = context.named(f"{context.label}, {given['what']}")
 
     def work(numbers: Sequence[int]) -> list[tuple[int, str]]:
         made: list[tuple[int, str]] = []
-        shapes, at_once = parts.shapes, [list(numbers)]
-        if shapes.work([shapes.parts[k] for k in numbers]) > context.budget.free:
-            at_once = [[k] for k in numbers]
-        for some in at_once:
-            wanted = [shapes.parts[k] for k in some]
-            labelled.require(labelled.label, shapes.work(wanted))
-            for k, part in zip(some, parts.form(wanted), strict=True):
+        together = parts.work(numbers) <= context.budget.free
+        for some in [numbers] if together else [[k] for k in numbers]:
+            labelled.require(labelled.label, parts.work(some))
+            for k, part in zip(some, parts.make(some), strict=True):
                 _check_described(description, given["made_of"])
                 file = _part_file(folder, given["fit"], given["made_of"], k)
                 made.append((k, write_arrays(file, {"part": k}, [part])))
@@ -168,6 +198,18 @@ def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any]
 
     _check_described(description, given["made_of"])
     return work
+
+
+def _parts(kind: str, data: RegressionData, about: Mapping[str, Any], arrays: Sequence[Array]) -> Parts:
+    """The parts of a fit that the driver described."""
+    dtype = np.dtype(about["dtype"])
+    if kind == PROJECTED:
+        return ProjectionParts(data.targets, about["seed"], dtype, arrays[0])
+    mean, left_out, *factor = arrays
+    numbers = (mean, factor[0] if factor else None, left_out.view(np.bool_))
+    betas = Centred.given(data.betas, *numbers, dual=about["dual"])
+    test = Centred.given(data.test, *numbers, dual=about["dual"]) if about["tested"] else None
+    return GramParts(betas, test, dtype)
 
 
 def _check_described(description: Location, made_of: str) -> None:

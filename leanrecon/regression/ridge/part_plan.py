@@ -6,12 +6,19 @@ from functools import cached_property
 
 from leanrecon.regression.ridge.plan import WORKSPACE
 from leanrecon.regression.ridge.triangle import DEPTH, ROWS, WIDTH, panel_parts
+from leanrecon.stores.layout import PANEL
 
 SHARED_OPERATIONS = 1e11
 """Operations from which parts are given to workers: one to four seconds of a core. Below, files and messages cost more."""
 
 TASKS_EACH = 6
 """Tasks for each worker, about, where parts are small enough: so that none waits long for the last one."""
+
+PROJECTION_TASKS = 2
+"""The same for projections of targets, since each task draws all of their signs."""
+
+PROJECTION_ROWS = 4 * PANEL
+"""Rows of targets that are projected apart."""
 
 CROSS = -1
 """The number that stands for a panel in parts of products with test betas."""
@@ -106,12 +113,12 @@ def joined(spans: Iterable[range]) -> list[range]:
     return found
 
 
-def tasks_of(costs: Sequence[float], numbers: Sequence[int], workers: int) -> list[list[int]]:
-    """Tasks of neighbouring parts, the costliest first.
+def tasks_of(costs: Sequence[float], numbers: Sequence[int], workers: int, each: int = TASKS_EACH) -> list[list[int]]:
+    """Tasks of neighbouring parts, the costliest first, about so many for ``each`` worker.
 
     ``costs`` are those of all parts, ``numbers`` the parts that are wanted.
     """
-    most = sum(costs[k] for k in numbers) / (TASKS_EACH * max(workers, 1))
+    most = sum(costs[k] for k in numbers) / (each * max(workers, 1))
     tasks: list[list[int]] = []
     for k in numbers:
         if tasks and tasks[-1][-1] == k - 1 and sum(costs[i] for i in tasks[-1]) + costs[k] <= most:

@@ -270,6 +270,7 @@ class RidgeRegressor:
         self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
     ) -> dict[str, Any]:
         """Fill a store [n, t] with predictions of the train rows, each without its image; returns what run.json keeps."""
+        from leanrecon.regression.ridge.on_workers import clear_fit
         from leanrecon.stores.matrix import same_matrix
 
         last: _Shared | None = shared.get(_SHARED)
@@ -287,6 +288,7 @@ class RidgeRegressor:
         with context.task(total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_train_into(store, advance=advance)
         store.finish()
+        clear_fit(store)
         found = {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
         return found | device_record(ridge)
 
