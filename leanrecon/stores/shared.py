@@ -43,6 +43,19 @@ def open_begun(path: LocationLike, made_of: str) -> Store:
     return store
 
 
+class StorePart(Store):
+    """A store that another process began and will finish."""
+
+    @classmethod
+    def begun(cls, path: LocationLike, made_of: str) -> "StorePart":
+        """As ``open_begun``."""
+        whole = open_begun(path, made_of)
+        return cls(whole.path, whole._metadata)
+
+    def finish(self) -> None:
+        """Whoever began the store finishes it."""
+
+
 def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int, str]]:
     """The checksums of chunks that were written."""
     return [(i, j, store.checksum(i, j).hex()) for i, j in chunks]

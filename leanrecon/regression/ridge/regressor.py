@@ -1,5 +1,6 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -10,7 +11,6 @@ from pydantic import BaseModel
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError
-from leanrecon.places.files import write_whole
 from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
@@ -62,6 +62,9 @@ class RidgeRegressor:
 
     shares: ClassVar = True
     """Whether workers may stream its targets (``piece``)."""
+
+    alone: ClassVar = True
+    """Whether ``predict`` writes nothing but chunks of its stores, and small files by the context: a task for a worker."""
 
     def __init__(self, settings: RidgeSettings) -> None:
         self.settings = settings
@@ -170,7 +173,7 @@ class RidgeRegressor:
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
             context.progress.say(f"{context.label}: leave-one-out chose alpha = {chosen}")
         for path in self.keeps(outputs[0].store.path):
-            _write_weights(path, ridge)
+            context.small(path, _weights_file(ridge))
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
@@ -369,10 +372,12 @@ class RidgeRegressor:
         return ridge
 
 
-def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
-    """Keep the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
+def _weights_file(ridge: "StreamingRidge") -> bytes:
+    """A file of the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
     learned, p = ridge.learned_, ridge.n_features_in_
     weights = np.where(ridge.moments_.usable, 1.0, 0.0) if learned.weights is None else learned.weights
     share = np.full(p, np.nan) if learned.share is None else learned.share
     arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
