@@ -128,7 +128,7 @@ def test_variants_that_workers_fit_whole_have_the_files_and_records_of_one_proce
     one = json.loads((tmp_path / "shared/variants/fold03-early/run.json").read_text())["stages"]["regression pca"]
     assert one["seconds"] > 0
     assert one["worker_peak_bytes"] > 50_000_000
-    assert one["planned_bytes"] >= one["worker_peak_bytes"] - 60_000_000
+    assert one["planned_bytes"] >= one["worker_peak_bytes"]
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").rglob("*") if file.is_file()}
     progress = Deadly(after=None)
     leanrecon.run(settings, study=tmp_path / "shared", progress=progress, cluster="local:1", **options)
