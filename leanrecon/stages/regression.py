@@ -147,7 +147,7 @@ class RegressionStage:
         return data, [self._output(one, data, fit.space.name, made_of, context) for one in fit.every]
 
     def _share_whole(self, run: Run, every: Sequence[Variant], first: str | None) -> None:
-        """Have workers do whole variants, where that keeps them busier than blocks of targets do."""
+        """Have workers do whole variants, where blocks of targets would take no less."""
         if run.workers is None or len(every) < 2 or run.settings.general.device not in ("auto", "cpu"):
             return
         executor, wanted, costs = run.workers.piece(self.name, {}), dict[int, list[Fit]](), dict[int, Operations]()

@@ -76,7 +76,7 @@ class Made:
 
 
 def worth_it(costs: Sequence[Operations], workers: int) -> bool:
-    """Whether whole variants keep workers busier than blocks of targets do, by operations alone.
+    """Whether whole variants take workers no longer than blocks of targets do, by operations alone.
 
     Blocks leave the fits to the driver, one after the other.
     """
@@ -84,7 +84,7 @@ def worth_it(costs: Sequence[Operations], workers: int) -> bool:
     for operations in sorted(map(sum, costs), reverse=True):
         busy[int(np.argmin(busy))] += operations
     blocks = sum(one.fits for one in costs) + sum(one.streams for one in costs) / len(busy)
-    return len(costs) > 1 and max(busy) < blocks
+    return len(costs) > 1 and max(busy) <= blocks
 
 
 def operations_of(fits: Sequence[Fit], run: Run, free: int) -> Operations | None:

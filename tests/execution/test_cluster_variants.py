@@ -39,12 +39,12 @@ OWN = {"seconds", "peak_bytes", "peak_resident_bytes", "planned_bytes", "budget_
         ([1, 1], [9, 9], 8, False),  # 10 against 2 + 2.25
         ([8, 8], [1, 1], 8, True),  # 9 against 16 + 0.25
         ([1], [1], 8, False),  # there is nothing to share but blocks
-        ([1, 1, 1], [2, 2, 2], 1, False),  # 9 either way
-        ([100, 1, 1, 1], [50, 5, 5, 5], 2, False),  # one variant outweighs the others: 150 against 103 + 32.5
+        ([1, 1, 1], [2, 2, 2], 1, True),  # 9 either way
+        ([100, 1, 1, 1], [90, 5, 5, 5], 2, False),  # one variant outweighs the others: 190 against 103 + 52.5
         ([], [], 2, False),
     ],
 )
-def test_whole_variants_are_tasks_where_they_keep_workers_busier(
+def test_whole_variants_are_tasks_where_blocks_would_take_no_less(
     fits: list[float], streams: list[float], workers: int, whole: bool
 ) -> None:
     costs = [Operations(fit, stream) for fit, stream in zip(fits, streams, strict=True)]
