@@ -1,14 +1,17 @@
-"""How much faster two workers of one core are than one, for features, the streaming of a regression, and refinement.
+"""How much faster two workers of one core are than one, for features, parts of a regression, and refinement.
 
-    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--only features regression refine] [--repeat 1]
+    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--only gram regression loo folds] [--repeat 1]
     OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench --tiny       a few minutes: whether it runs
 
 features: VDVAE at its published size (imagenet64, 31 latents) with random weights, 256 images: four chunks, which are
-what workers share, in some twenty minutes. regression: 982 test rows of 91,168 targets through the hat matrix of 8,859
-images, as of NSD's subject 1. refine: the demo's latent diffusion. Every number of workers runs studies of its own from
-the same seed; the stores and images of all must have the same bytes. Seconds are those of the shared work alone, from the
-moment that it is given out until the last receipt; a smaller study is run first on the same workers, so that libraries
-are loaded. It needs two cores that nothing else uses; the load of the machine is printed beside.
+what workers share, in some twenty minutes. gram: the Gram matrix of 8,859 train rows of 15,724 voxels, and products with
+982 test rows, as of NSD's subject 1. regression: 982 test rows of 91,168 targets through the hat matrix of as many images.
+loo: 512 projections of these targets. folds: ten folds of 1,500 rows, 4,000 voxels and 2,000 targets, which workers fit
+whole. refine: the demo's latent diffusion. Every number of workers runs studies of its own from the same seed; the stores
+and images of all must have the same bytes. Seconds are those of the shared work alone, from the moment that it is given
+out until the last receipt; a smaller study is run first on the same workers, so that libraries are loaded. It needs two
+cores that nothing else uses; the load of the machine is printed beside, and the CPU seconds that each worker and the
+driver took meanwhile, which others disturb less.
 """
 
 import argparse
@@ -26,31 +29,49 @@ from bench_vdvae import write_weights
 
 import leanrecon
 from leanrecon.progress import PlainProgress
+from leanrecon.regression.ridge import on_workers
 from leanrecon.stores import Store
 from leanrecon.stores.pictures import Pictures
 from leanrecon.study.recipes import recipes
 
-PARTS = {"features": "vdvae, ", "regression": "regression big", "refine": "refine"}
+PARTS = {
+    "features": "vdvae, ",
+    "gram": "regression nsd, Gram matrix",
+    "regression": "regression big",
+    "loo": "regression loo, projections of targets",
+    "folds": "regression of whole variants",
+    "refine": "refine",
+}
 """What is measured, and how the tasks of its progress begin."""
 
-VOXELS, TEST, TARGETS, IMAGES = 2000, 982, 91_168, 8859
-"""Of the regression: its targets are those of 31 latents."""
+TEST, TARGETS, IMAGES, VOXELS = 982, 91_168, 8859, 15_724
+"""Of NSD's subject 1; targets are those of 31 latents."""
+
+FEW_VOXELS, FEW_TARGETS = 2000, 2000
+"""Where the other is measured."""
 
 
 class Timed(PlainProgress):
-    """Adds up the seconds of tasks by how their names begin."""
+    """Adds up the seconds of tasks by how their names begin, and the CPU seconds of the driver and of each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Any) -> None:
+        self.client = client
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.cpu: dict[str, list[float]] = {part: [] for part in PARTS}
+
+    def _cpu(self) -> list[float]:
+        return [time.process_time(), *self.client.run(time.process_time).values()]
 
     @contextmanager
     def task(self, name: str, **options: Any) -> Iterator[Any]:
-        began = time.perf_counter()
+        before, began = self._cpu(), time.perf_counter()
         with super().task(name, **options) as advance:
             yield advance
+        took = time.perf_counter() - began
         for part, start in PARTS.items():
-            if name.startswith(start):
-                self.seconds[part] += time.perf_counter() - began
+            if name.startswith(start) and (start == name or not start.startswith("regression")):
+                self.seconds[part] += took
+                self.cpu[part] = [round(now - then, 1) for now, then in zip(self._cpu(), before, strict=True)]
 
 
 def demo(images: int, test: int, **tables: Any) -> dict[str, Any]:
@@ -78,28 +99,59 @@ def features(work: Path, size: float, tiny: bool) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("refine", "judges")}
 
 
-def regression(work: Path, size: float, tiny: bool) -> dict[str, Any]:
-    """Precomputed features of random numbers."""
-    shrink = 20 if tiny else 1
-    images, targets = max(round(IMAGES * size), 300) // shrink, TARGETS // shrink
-    folder = work / f"arrays-{images}"
+def arrays(work: Path, rows: Mapping[str, int], voxels: int, targets: int, name: str, alpha: Any) -> dict[str, Any]:
+    """Precomputed features of random numbers, the first of which some voxels carry."""
+    folder = work / "-".join(map(str, ("arrays", *rows.values(), voxels, targets)))
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {"train": images, "test": TEST // shrink}
-    rng = np.random.default_rng(0)
-    for name, width in (("betas", VOXELS // shrink), ("targets", targets)):
-        for split, n in rows.items():
-            path = folder / f"{name}_{split}.npy"
-            if not path.exists():
-                array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, width))
-                for start in range(0, n, 256):
-                    array[start : start + 256] = rng.standard_normal((min(256, n - start), width), np.float32)
-                array.flush()
-    found = {split: str(folder / f"targets_{split}.npy") for split in rows}
+    for split, n in rows.items():
+        rng = np.random.default_rng(n)
+        betas = rng.standard_normal((n, voxels), np.float32)
+        np.save(folder / f"betas_{split}.npy", betas)
+        path = folder / f"targets_{split}.npy"
+        if not path.exists():
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, targets))
+            for start in range(0, n, 256):
+                some = slice(start, min(start + 256, n))
+                array[some] = rng.standard_normal((some.stop - start, targets), np.float32) + betas[some, :1]
+            array.flush()
+    betas, found = ({split: str(folder / f"{one}_{split}.npy") for split in rows} for one in ("betas", "targets"))
     return {
-        "dataset": {f"betas_{split}": str(folder / f"betas_{split}.npy") for split in rows},
-        "features": {"big": {"kind": "precomputed", **found}},
-        "regression": {"alpha": 1000.0},
+        "dataset": {f"betas_{split}" if len(rows) > 1 else "betas": path for split, path in betas.items()},
+        "features": {name: {"kind": "precomputed", **(found if len(rows) > 1 else {"array": found["train"]})}},
+        "regression": {"alpha": alpha},
     }
+
+
+def rows_of(size: float, tiny: bool) -> tuple[dict[str, int], int]:
+    """Train and test rows of a study, and by what widths are divided."""
+    shrink = 20 if tiny else 1
+    return {"train": max(round(IMAGES * size), 300) // shrink, "test": TEST // shrink}, shrink
+
+
+def gram(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Many voxels, few targets."""
+    rows, shrink = rows_of(size, tiny)
+    return arrays(work, rows, VOXELS // shrink, FEW_TARGETS // shrink, "nsd", 1000.0)
+
+
+def regression(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Many targets, few voxels."""
+    rows, shrink = rows_of(size, tiny)
+    return arrays(work, rows, FEW_VOXELS // shrink, TARGETS // shrink, "big", 1000.0)
+
+
+def loo(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Many targets, few voxels, and an alpha by leave-one-out."""
+    rows, shrink = rows_of(size, tiny)
+    return arrays(work, rows, FEW_VOXELS // shrink, TARGETS // shrink, "loo", "loo")
+
+
+def folds(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Ten folds of a small study."""
+    rows = {"train": max(round(1500 * size), 100)}
+    shrink = 20 if tiny else 1
+    settings = arrays(work, rows, 4000 // shrink, 2000 // shrink, "small", 1000.0)
+    return settings | {"dataset": settings["dataset"] | {"folds": 10}}
 
 
 def refine(work: Path, size: float, tiny: bool) -> dict[str, Any]:
@@ -107,7 +159,13 @@ def refine(work: Path, size: float, tiny: bool) -> dict[str, Any]:
     return demo(64, max(round(160 * size), 4))
 
 
-SETTINGS = {"features": features, "regression": regression, "refine": refine}
+SETTINGS = {
+    "features": features, "gram": gram, "regression": regression, "loo": loo, "folds": folds, "refine": refine
+}  # fmt: skip
+
+
+UNTIL = ("features", "refine")
+"""The parts that are stages of their own."""
 
 
 def contents(study: Path) -> dict[str, str]:
@@ -132,11 +190,17 @@ def measure(
     ):
         for part in parts:
             for name, size in (("warm", 1 / 16), ("timed", 1 / 8 if tiny else 1.0)):
-                study, progress = work / f"{part}-{name}-{workers}", Timed()
+                study, progress = work / f"{part}-{name}-{workers}", Timed(client)
                 shutil.rmtree(study, ignore_errors=True)
                 settings = SETTINGS[part](work, size, tiny)
-                options: dict[str, Any] = {"until": part, "memory": "4GB", "cluster": client, "progress": progress}
+                options: dict[str, Any] = {
+                    "until": part if part in UNTIL else "regression",
+                    "memory": "4GB",
+                    "cluster": client,
+                    "progress": progress,
+                }
                 leanrecon.run(settings, study=study, **options)
+            print(f"{part}, {workers} workers: CPU seconds of driver and workers {progress.cpu[part]}", flush=True)
             took[part], made[part] = progress.seconds[part], contents(study)
             for name in ("warm", "timed"):
                 shutil.rmtree(work / f"{part}-{name}-{workers}")
@@ -152,6 +216,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="Small networks and arrays: whether it runs.")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
+    on_workers.SHARED_OPERATIONS = 0  # the smaller studies share their parts, too
     best: dict[int, dict[str, float]] = {}
     made: list[dict[str, Mapping[str, str]]] = []
     for _ in range(given.repeat):

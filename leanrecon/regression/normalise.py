@@ -146,6 +146,19 @@ class Centred:
         if weights is not None:
             self._factor = weights if self._factor is None else self._factor * weights
 
+    @classmethod
+    def given(cls, matrix: Matrix, mean: Array, factor: Array | None, left_out: Array, *, dual: bool) -> "Centred":
+        """A matrix that is centred by numbers that another process found, float64 [p]; ``left_out`` is bool [p]."""
+        centred = cls.__new__(cls)
+        centred.matrix, centred.shape, centred.dual = matrix, matrix.shape, dual
+        centred._mean, centred._factor, centred._left_out = mean, factor, left_out
+        return centred
+
+    @property
+    def numbers(self) -> tuple[Array, Array | None, Array]:
+        """What ``given`` takes: the mean, the factor and the columns that are left out."""
+        return self._mean, self._factor, self._left_out
+
     @property
     def mean(self) -> Array:
         """What is subtracted from each voxel, float64 [p]."""

@@ -18,12 +18,22 @@ from leanrecon.stages.costs import Cost
 from leanrecon.stages.costs_of_stages import begun, prediction_cost
 from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
+from leanrecon.stages.whole_variants import (
+    Fit,
+    Made,
+    Operations,
+    operations_of,
+    share_whole,
+    take_made,
+    whole_variant,
+    worth_it,
+)
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.shared import open_begun, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.network_copies import brought
-from leanrecon.study.record import tells
+from leanrecon.study.record import is_complete, tells
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
 
@@ -84,58 +94,112 @@ class RegressionStage:
         first = _first_name(run.settings, run.spaces)
         every = variants(run.study, run.settings)
         kept = Kept(run.study.root.workplace())
+        self._share_whole(run, every, first)
         for before, variant in zip([None, *every], every, strict=False):
             kept.forget(*(VARIANT if before is not None and before.fold == variant.fold else ()))
             if first is not None and (sentence := too_few(run.settings, len(variant.train_images))):
                 run.progress.say(variant.label + sentence)
             shared: dict[str, Any] = {}
-            for number, (name, space) in enumerate(run.spaces.items(), 1):
-                # An area is compared with the other areas; chance is taken from all voxels.
-                pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
-                calibrates = needs_train_rows(run.settings, space, first, len(variant.train_images))
-                kept.to_come = len(run.spaces) - number + calibrates
+            fits = self._fits(run, variant, first)
+            for number, fit in enumerate(fits, 1):
+                calibrates = needs_train_rows(run.settings, fit.space, first, len(variant.train_images))
+                kept.to_come = len(fits) - number + calibrates
                 shared[KEPT] = kept
-                self._predict(run, variant, space, pairings, shared)
+                self._predict(run, fit, shared)
                 if calibrates:
                     kept.to_come -= 1
                     shared[KEPT] = kept
-                    self._predict_train_rows(run, variant, space, shared)
+                    self._predict_train_rows(run, variant, fit.space, shared)
         for name in run.spaces:
             join_predictions(run, every, name)
 
-    def _predict(self, run: Run, variant: Variant, space: Any, pairings: int, shared: dict[str, Any]) -> None:
-        name, settings = space.name, run.settings.regression[space.name]
-        every = [variant, *variant.shuffled(pairings)]
-        paths = [one.study.predictions(name) for one in every]
-        networks = [one.study.network(name) for one in every]
-        label = f"{variant.label}regression {name}"
-        regressor = kinds.kind_of("regressors", settings)(settings)
-        kept = kinds.optional(type(regressor), "keeps", regressor, paths[0])
-        stage, made = f"regression {name}", [*paths, *kept]
-        with run.recorded(stage, variant.study, made, label, networks) as (record, context):
-            data = regression_data(variant, space, regressor)
-            made_of = self._made_of(run, variant, space, regressor)
-            outputs = [self._output(one, data, name, made_of, context) for one in every]
-            done = all(output.store.complete for output in outputs) and all(path.is_file() for path in kept)
-            if not done or not tells(variant.study, stage, made):
-                record["settings"] = settings.model_dump(exclude_none=True)
+    @staticmethod
+    def _fits(run: Run, variant: Variant, first: str | None) -> list[Fit]:
+        """The feature spaces of a variant; ``first`` is the one that first images are decoded from."""
+        fits = []
+        for name, space in run.spaces.items():
+            settings = run.settings.regression[name]
+            # An area is compared with the other areas; chance is taken from all voxels.
+            pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
+            fits.append(Fit(variant, space, kinds.kind_of("regressors", settings)(settings), pairings))
+        return fits
+
+    def _predict(self, run: Run, fit: Fit, shared: dict[str, Any], made: Made | None = None) -> None:
+        """Predict one feature space of one variant, or take what a worker ``made`` of it."""
+        variant, name, regressor = fit.variant, fit.space.name, fit.regressor
+        networks = [one.study.network(name) for one in fit.every]
+        with run.recorded(fit.stage, variant.study, fit.products, fit.label, networks) as (record, context):
+            data, outputs = self._begun(run, fit, context)
+            done = all(output.store.complete for output in outputs) and all(path.is_file() for path in fit.kept)
+            if not done or not tells(variant.study, fit.stage, fit.products):
+                record["settings"] = run.settings.regression[name].model_dump(exclude_none=True)
+                if made is not None:
+                    record |= take_made(fit, outputs, made)
+                    return
                 named = {"variant": variant.name, "space": name}
                 context = run.shared(context, self.name, named, shares=_shares(regressor))
                 record |= regressor.predict(data, outputs, context, shared)
 
+    def _begun(self, run: Run, fit: Fit, context: Context) -> tuple[RegressionData, list[Output]]:
+        """The data of a fit, and the stores of all pairings, begun or continued."""
+        data = regression_data(fit.variant, fit.space, fit.regressor)
+        made_of = self._made_of(run, fit.variant, fit.space, fit.regressor)
+        return data, [self._output(one, data, fit.space.name, made_of, context) for one in fit.every]
+
+    def _share_whole(self, run: Run, every: Sequence[Variant], first: str | None) -> None:
+        """Have workers do whole variants, where blocks of targets would take no less."""
+        if run.workers is None or len(every) < 2 or run.settings.general.device not in ("auto", "cpu"):
+            return
+        executor, wanted, costs = run.workers.piece(self.name, {}), dict[int, list[Fit]](), dict[int, Operations]()
+        for number, variant in enumerate(every):
+            fits = self._fits(run, variant, first)
+            calibrates = [needs_train_rows(run.settings, fit.space, first, len(variant.train_images)) for fit in fits]
+            if any(calibrates) or all(is_complete(path) for fit in fits for path in fit.products):
+                continue
+            if (found := operations_of(fits, run, executor.free)) is not None:
+                wanted[number], costs[number] = fits, found
+        if not worth_it(list(costs.values()), executor.workers):
+            return
+        run.progress.say(f"regression: {len(wanted)} of {len(every)} variants are tasks of their own")
+        context = run.context()
+        begun = {number: [self._begun(run, fit, context)[1] for fit in fits] for number, fits in wanted.items()}
+        with run.progress.task("regression of whole variants", total=len(wanted), unit="variants") as advance:
+            share_whole(executor, wanted, begun, costs, lambda fit, made: self._predict(run, fit, {}, made), advance)
+
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Predicts blocks of one feature space, on a worker, from what the fit in the driver left."""
+        """Makes parts of a fit, or predicts blocks of one feature space from what the fit in the driver left, on a worker.
+
+        Or it fits whole variants, by their numbers.
+        """
+        if "whole" in named:
+            return self._whole_piece(run, named["whole"], context)
         variant, space = variant_named(run, named["variant"]), run.spaces[named["space"]]
         settings = run.settings.regression[space.name]
+        labelled = context.named(f"{variant.label}regression {space.name}")
+        kind = kinds.kind_of("regressors", settings)
+        if "fit" in named:
+            data = regression_data(variant, space, kind(settings))
+            made: Piece = kind.part(data, variant.study.predictions(space.name).parent, named, labelled)
+            return made
         paired = replace(variant, pairing=named["pairing"])
         store = open_begun(paired.study.predictions(space.name), named["of"])
         targets = variant.train_features(space.name, space.learns)
-        labelled = context.named(f"regression {space.name}")
-        predict = kinds.kind_of("regressors", settings)(settings).piece(targets, store, named, labelled)
+        predict = kind(settings).piece(targets, store, named, labelled)
 
         def work(blocks: Sequence[int]) -> Any:
             predict(blocks)
             return receipts_of(store, [(i, j) for j in blocks for i in range(store.row_groups)])
+
+        return work
+
+    def _whole_piece(self, run: Run, of: Mapping[str, Any], context: Context) -> Piece:
+        every, first = variants(run.study, run.settings), _first_name(run.settings, run.spaces)
+
+        def data_of(fit: Fit) -> RegressionData:
+            return regression_data(fit.variant, fit.space, fit.regressor)
+
+        def work(numbers: Sequence[int]) -> Any:
+            return [whole_variant(self._fits(run, every[k], first), context, data_of, of[str(k)]) for k in numbers]
 
         return work
 
@@ -174,6 +238,8 @@ class RegressionStage:
                 overwrite=context.overwrite,
             )
             if closed and not store.complete:
+                named = {"variant": variant.name, "space": name}
+                context = run.shared(context, self.name, named, shares=_shares(regressor))
                 record |= regressor.predict_left_out(data, store, context, shared)
             elif not store.complete:
                 record |= out_of_fold(regressor, data, store, FOLDS, context)

@@ -43,6 +43,19 @@ def open_begun(path: LocationLike, made_of: str) -> Store:
     return store
 
 
+class StorePart(Store):
+    """A store that another process began and will finish."""
+
+    @classmethod
+    def begun(cls, path: LocationLike, made_of: str) -> "StorePart":
+        """As ``open_begun``."""
+        whole = open_begun(path, made_of)
+        return cls(whole.path, whole._metadata)
+
+    def finish(self) -> None:
+        """Whoever began the store finishes it."""
+
+
 def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int, str]]:
     """The checksums of chunks that were written."""
     return [(i, j, store.checksum(i, j).hex()) for i, j in chunks]
@@ -51,7 +64,7 @@ def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[i
 def confirm(store: Store, receipts: Receipts) -> None:
     """Wait until the chunks that a worker wrote are seen here; raises StoreError where they stay away or differ."""
     for i, j, checksum in receipts:
-        _wait(partial(store.has, i, j), store.path, f"chunk {store.name_of(i, j)} of {store.path}")
+        wait_for(partial(store.has, i, j), store.path, f"chunk {store.name_of(i, j)} of {store.path}")
         if store.checksum(i, j).hex() != checksum:
             raise StoreError(
                 f"chunk {store.name_of(i, j)} of {store.path} is not what a worker wrote",
@@ -109,7 +122,7 @@ def share_pictures(pictures: Pictures, executor: Executor, given: Mapping[str, A
     def arrived(rows: Sequence[int], returned: Any, worker: str) -> None:
         receipts, about = returned
         for row, file, pixels in receipts:
-            _wait(partial(pictures.is_as, row, file), pictures.path, f"image {pictures.file(row)}")
+            wait_for(partial(pictures.is_as, row, file), pictures.path, f"image {pictures.file(row)}")
             pictures.believe(row, file, pixels)
         told[worker] = about
         advance(len(rows))
@@ -137,7 +150,7 @@ def _check(path: LocationLike, found: str, expected: str) -> None:
         )
 
 
-def _wait(seen: Callable[[], bool], folder: Location, what: str) -> None:
+def wait_for(seen: Callable[[], bool], folder: Location, what: str) -> None:
     """Wait until a file of a folder is seen as a worker wrote it."""
     until = time.monotonic() + VISIBLE_WITHIN
     while not seen():

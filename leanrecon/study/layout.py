@@ -84,6 +84,7 @@ LAYOUT = _items(
     Item("predictions/*/out_of_fold/**", Role.SCRATCH, ("regression",), "predictions of folds, until those of all are merged"),
     Item("predictions/*/blocks/**", Role.SCRATCH, ("regression",), "predictions of blocks of targets, until all are there"),
     Item("predictions/*/hats/**", Role.SCRATCH, ("regression",), "hat matrices that workers stream targets through, for a while"),
+    Item("predictions/*/fit/**", Role.SCRATCH, ("regression",), "parts of a fit that workers make, until it is used"),
     Item("predictions/*/test-members/**", Role.SCRATCH, ("regression",), "predictions of the members of a stack, until they are combined"),
     Item("predictions/*/voxel_weights.npz", Role.FITTED, ("regression",), "how well voxels carry the images, and their weights"),
     Item("predictions/*/calibration.npz", Role.FITTED, ("stage1",), "what a feature space learned from predicted train rows"),

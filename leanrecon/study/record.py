@@ -56,8 +56,8 @@ def recorded(
     """Measure a stage and keep its record in ``run.json``, unless all that it makes was there, told of, and stays.
 
     ``made`` are the stores, folders of images and files that the stage writes, ``networks`` the folders of networks
-    that it may train: their checksums are fixed when it ends. Yields the record, for the stage to add to. The largest
-    peak that was planned is the largest that ``context.require`` was asked for.
+    that it may train: their checksums are fixed when it ends. Yields the record, for the stage to add to; its seconds, as of
+    a worker, count besides. The largest peak that was planned is the largest that ``context.require`` was asked for.
     """
     record: dict[str, Any] = {}
     before = [_stamp(path) for path in made]
@@ -72,7 +72,7 @@ def recorded(
     if [_stamp(path) for path in made] == before and (not record or tells(study, stage, made)):
         return
     record |= {
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(time.monotonic() - started + record.get("seconds", 0), 3),
         "budget_bytes": context.budget.allowed,
         "planned_bytes": max(context.peaks.largest, record.get("planned_bytes", 0)),
         "peak_bytes": peak.peak,

@@ -8,7 +8,7 @@ import pytest
 from leanrecon.context import Context
 from leanrecon.regression.kept import KEPT, Kept, KeptArray
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
-from leanrecon.regression.ridge import kept_parts
+from leanrecon.regression.ridge import kept_parts, learned
 from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.regressor import RidgeRegressor
 from leanrecon.regression.ridge.settings import RidgeSettings
@@ -53,7 +53,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, counting)
 
-    for owner, name in ((module, "gram"), (module, "eigenvectors"), (kept_parts, "project")):
+    for owner, name in ((module, "gram"), (module, "eigenvectors"), (learned, "project")):
         count(owner, name)
     return counts
 
@@ -150,13 +150,18 @@ def test_areas_share_projections_of_their_targets(study, context, kept, counted)
     assert predicted(context, X[:, :70].copy(), Y, T[:, :70].copy(), table, "area", kept) == alone
     assert counted["project"] == 2
     y = as_matrix(Y)
-    one, two = (kept_parts.projections(kept, y, 3, np.float64, None) for _ in range(2))
+
+    def projections(seed, dtype, weights):
+        make = lambda: learned.project(y, seed, dtype, weights)  # noqa: E731
+        return kept_parts.projections(kept, y, seed, dtype, weights, make)
+
+    one, two = (projections(3, np.float64, None) for _ in range(2))
     assert np.array_equal(one, two)
     assert counted["project"] == 2
     two += 1  # it may be used up
-    assert np.array_equal(kept_parts.projections(kept, y, 3, np.float64, None), one)
+    assert np.array_equal(projections(3, np.float64, None), one)
     for seed, dtype, weights in ((4, np.float64, None), (3, np.float32, None), (3, np.float64, np.full(60, 2.0))):
-        kept_parts.projections(kept, y, seed, dtype, weights)
+        projections(seed, dtype, weights)
     assert counted["project"] == 5
 
 

@@ -14,7 +14,8 @@ from leanrecon.progress import Progress
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.regression.ridge import ridge as module
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.regressor import RidgeRegressor, shapes_of_regression
+from leanrecon.regression.ridge.plan_form import shapes_of_regression
+from leanrecon.regression.ridge.regressor import RidgeRegressor
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.stores import ColumnSubset, RowSubset, Store, as_matrix

@@ -13,7 +13,7 @@ from leanrecon.regression.regressor import (
     RegressionShapes,
     check_test_rows,
 )
-from leanrecon.regression.ridge.regressor import shapes_of_regression
+from leanrecon.regression.ridge.plan_form import shapes_of_regression
 from leanrecon.regression.unreasonable import of_test
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.kernel import Panels, add_product, solve
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.rbf import Rbf, squared_norms
-from leanrecon.regression.ridge.triangle import DEPTH, WIDTH, pass_groups
+from leanrecon.regression.ridge.triangle import DEPTH, ROWS, WIDTH, pass_groups
 from leanrecon.stores.matrix import Matrix, column_blocks, panels, read_ahead, tile_memories
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +62,7 @@ def gram(
             for slab, test_slab in voxel_slabs(betas, dtype, test=beside, arithmetic=arithmetic):
                 add_product(held, slab, result.columns, transpose=False, arithmetic=arithmetic)
                 if test_slab is not None and cross is not None:
-                    arithmetic.gemm(test_slab, slab, cross, tb=True)
+                    add_cross(cross, test_slab, slab, arithmetic)
         for j in group:
             result.save(j, arithmetic.host(held.pop(j)))
     return result, None if cross is None else arithmetic.host(cross)
@@ -72,8 +72,15 @@ def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any, arithme
     """T Xᵀ [len(rows), n] of some test rows, over panels of voxels."""
     result = arithmetic.zeros((len(rows), betas.shape[0]), dtype)
     for slab, test_slab in voxel_slabs(betas, dtype, test=test, rows=rows, arithmetic=arithmetic):
-        arithmetic.gemm(test_slab, slab, result, tb=True)
+        add_cross(result, test_slab, slab, arithmetic)
     return arithmetic.host(result)
+
+
+def add_cross(cross: Any, test_slab: Any, slab: Any, arithmetic: Arithmetic = ON_CPU) -> None:
+    """Add products of test betas with train betas, both of some voxels: as many train rows at once as a worker forms."""
+    for rows in panels(len(slab), ROWS):
+        some = slice(rows.start, rows.stop)
+        arithmetic.gemm(test_slab, slab[some], cross[:, some], tb=True)
 
 
 def hat_matrix(

@@ -14,7 +14,6 @@ import numpy as np
 from leanrecon.regression.kept import Kept, KeptArray
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.kernel import Panels
-from leanrecon.regression.ridge.loo import project
 from leanrecon.regression.ridge.rbf import Rbf
 from leanrecon.regression.ridge.spectrum import Spectrum
 from leanrecon.stores.matrix import Matrix, same_matrix
@@ -127,10 +126,12 @@ def spectrum_of(
     return made
 
 
-def projections(kept: Kept | None, targets: Matrix, seed: int, dtype: Any, weights: Array | None) -> Array:
-    """``project`` of targets that other fits may have projected; in memory that may be used up."""
+def projections(
+    kept: Kept | None, targets: Matrix, seed: int, dtype: Any, weights: Array | None, make: Callable[[], Array]
+) -> Array:
+    """What ``make`` would find by ``project``, of targets that other fits may have projected; in memory that may be used up."""
     if kept is None:
-        return project(targets, seed, dtype, weights)
+        return make()
 
     def same(one: _Projections) -> bool:
         here = one.values.dtype == np.dtype(dtype) and one.seed == seed and same_matrix(one.targets, targets)
@@ -141,7 +142,7 @@ def projections(kept: Kept | None, targets: Matrix, seed: int, dtype: Any, weigh
     found: _Projections | None = kept.find("projections", same)
     if found is not None:
         return found.values.load()
-    values = project(targets, seed, dtype, weights)
+    values = make()
     kept.add("projections", _Projections(targets, seed, weights, KeptArray(values, kept.folder)))
     return values
 

@@ -15,7 +15,7 @@ from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.places.disk import explained_disk_errors, write_array
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
-from leanrecon.regression.ridge.triangle import WIDTH, panel_nbytes
+from leanrecon.regression.ridge.triangle import WIDTH, panel_nbytes, panel_parts
 from leanrecon.stores.matrix import panels, read_ahead
 
 Array = np.ndarray[Any, Any]
@@ -113,12 +113,33 @@ def add_product(
     """Add slab·slabᵀ (slabᵀ·slab with ``transpose``) to some panels, {j: panel}."""
     for j, panel in held.items():
         start, width = columns[j].start, len(columns[j])
-        if transpose:
-            head, below = slab[:, start : start + width], slab[:, start + width :]
-        else:
-            head, below = slab[start : start + width], slab[start + width :]
-        arithmetic.syrk(head, panel[:width], ta=transpose)
-        arithmetic.gemm(below, head, panel[width:], ta=transpose, tb=not transpose)
+        head = _taken(slab, range(start, start + width), transpose)
+        for part in panel_parts(columns[-1].stop, j):
+            rows = _taken(slab, range(start + part.start, start + part.stop), transpose)
+            add_part(
+                panel[part.start : part.stop],
+                head,
+                rows,
+                diagonal=part.start == 0,
+                transpose=transpose,
+                arithmetic=arithmetic,
+            )
+
+
+def add_part(
+    part: Any, head: Any, rows: Any, *, diagonal: bool, transpose: bool, arithmetic: Arithmetic = ON_CPU
+) -> None:
+    """Add rows·headᵀ (rowsᵀ·head with ``transpose``) to some rows of a panel; with ``diagonal`` the first of them are the head."""
+    first = len(part[0]) if diagonal else 0
+    if diagonal:
+        arithmetic.syrk(head, part[:first], ta=transpose)
+    below = _taken(rows, range(first, len(part)), transpose)
+    arithmetic.gemm(below, head, part[first:], ta=transpose, tb=not transpose)
+
+
+def _taken(slab: Any, some: range, transpose: bool) -> Any:
+    """Some rows of a slab, or some of its columns with ``transpose``."""
+    return slab[:, some.start : some.stop] if transpose else slab[some.start : some.stop]
 
 
 def cholesky(gram: Panels, alpha: float, *, deflate: bool, arithmetic: Arithmetic = ON_CPU) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,13 @@ from leanrecon.regression.normalise import Moments
 from leanrecon.regression.ridge import kept_parts
 from leanrecon.regression.ridge.choice import Choice, choose
 from leanrecon.regression.ridge.form import Form, Kernel
+from leanrecon.regression.ridge.loo import project
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.voxel_weights import carried, weights_of
 from leanrecon.stores.matrix import Matrix, as_matrix
+
+if TYPE_CHECKING:
+    from leanrecon.regression.ridge.on_workers import FitOnWorkers
 
 Array = np.ndarray[Any, Any]
 
@@ -42,6 +46,9 @@ class Formed(Regressor):
     kept: Kept | None = None
     """What fits of the same betas or targets left, and take from one another; None: nothing."""
 
+    workers: "FitOnWorkers | None" = None
+    """Those that make parts of the fit; None: it is made in this process."""
+
     # Learned
     learned_: Learned
     betas_: Matrix
@@ -68,7 +75,14 @@ class Formed(Regressor):
 
     def _projected(self, dtype: Any) -> Array:
         """Centred targets [s, t], or random projections of them, in memory that may be used up."""
-        return kept_parts.projections(self.kept, self.targets_, self.seed, dtype, self._pairing.weights)
+        targets, weights = self.targets_, self._pairing.weights
+
+        def make() -> Array:
+            if self.workers is not None and self.workers.takes_projections(targets):
+                return self.workers.projections(targets, self.seed, np.dtype(dtype), weights)
+            return project(targets, self.seed, dtype, weights)
+
+        return kept_parts.projections(self.kept, targets, self.seed, dtype, weights, make)
 
     @property
     def _alike(self) -> bool:

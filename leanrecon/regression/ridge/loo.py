@@ -52,34 +52,58 @@ def project(targets: Matrix, seed: int, dtype: Any, weights: Array | None = None
     Each row counts in the means as often as ``weights`` [n] say. NaN or infinite targets raise InputError with their
     column.
     """
-    n, t = targets.shape
+    return centre(projected_rows(targets, range(targets.shape[0]), seed, dtype), targets, weights)
+
+
+def centre(projections: Array, targets: Matrix, weights: Array | None) -> Array:
+    """Projections of targets less their means, in place; InputError where the targets are NaN."""
+    mean = column_means(projections, weights)
+    if not np.isfinite(mean).all():
+        _refuse_nan(targets)
+    projections -= mean.astype(projections.dtype)
+    return projections
+
+
+def first_means(targets: Matrix) -> Array:
+    """The rough mean of each target, by its first rows, where ``projected_rows`` takes it off; else 0. Float64 [t]."""
+    found, (memory,) = np.zeros(targets.shape[1]), tile_memories(targets, count=1)
+    for j, columns in enumerate(column_blocks(targets)):
+        tile = targets.read_tile(panels(targets.shape[0])[0], j, memory)
+        found[columns.start : columns.stop] = far_means(tile[:, : len(columns)])
+    return found
+
+
+def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: Array | None = None) -> Array:
+    """Some rows of the targets, whole panels of them, or their projections [rows, 512], before they are centred.
+
+    ``means`` are the ``first_means``, which rows that don't begin with the first one need.
+    """
+    t = targets.shape[1]
     k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
-    result = buffer((n, k), dtype)
+    result = buffer((len(rows), k), dtype)
     blocks = column_blocks(targets)
-    items = [(j, rows) for j in range(len(blocks)) for rows in panels(n)]
+    parts = [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows))]
+    items = [(j, part) for j in range(len(blocks)) for part in parts]
     signs = np.empty((0, k), dtype)
     shift = np.empty(0, dtype)
 
     def read(item: tuple[int, range], memory: Array) -> Array:
         return targets.read_tile(item[1], item[0], memory)
 
-    for (j, rows), tile in read_ahead(items, read, tile_memories(targets)):
+    for (j, some), tile in read_ahead(items, read, tile_memories(targets)):
         columns = blocks[j]
-        part = tile[:, : len(columns)]
+        part, out = tile[:, : len(columns)], result[some.start - rows.start : some.stop - rows.start]
         if t <= PROJECTIONS:
-            result[rows.start : rows.stop, columns.start : columns.stop] = part
+            out[:, columns.start : columns.stop] = part
             continue
-        if rows.start == 0:
+        if some.start == rows.start:
             signs = random_signs(columns, k, seed).astype(dtype)
             signs /= dtype.type(np.sqrt(k))
-            shift = far_means(part).astype(dtype)
-        # Less a rough mean where that is large, so that it costs no precision; the exact one goes below.
+            far = far_means(part) if means is None else means[columns.start : columns.stop]
+            shift = far.astype(dtype)
+        # Less a rough mean where that is large, so that it costs no precision; the exact one goes in the end.
         less = part - shift if shift.any() else part
-        blas.gemm(less.astype(dtype, copy=False), signs, result[rows.start : rows.stop])
-    mean = column_means(result, weights)
-    if not np.isfinite(mean).all():
-        _refuse_nan(targets)
-    result -= mean.astype(dtype)
+        blas.gemm(less.astype(dtype, copy=False), signs, out)
     return result
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from leanrecon.regression.regressor import RegressionShapes
 from leanrecon.regression.ridge.form import Form, Source
 from leanrecon.regression.ridge.plan import (
     COMPONENTS,
@@ -18,7 +19,7 @@ from leanrecon.regression.ridge.plan import (
     plan_stream,
 )
 from leanrecon.regression.ridge.triangle import DEPTH
-from leanrecon.stores.layout import BLOCK, PANEL
+from leanrecon.stores.layout import BLOCK, PANEL, subset_block
 
 VOXELS = 128
 """Voxels that are encoded, or averaged over repeats, at once."""
@@ -27,6 +28,10 @@ MOST_SETS = 8
 """Most pairings of betas and images whose predictions share a pass over the targets."""
 
 _FLOAT = 8  # bytes of float64
+
+_FLOAT32 = 4  # bytes
+
+_PAGE = 4096  # bytes that a tile may take beside its numbers
 
 SEARCHED = 4
 """Alphas that a search looks at, about: each takes a factor and an inverse, order³ operations."""
@@ -133,3 +138,16 @@ def operations_of_fit(order: int, n: int, p: int, m: int, *, searched: bool, loo
     factor = times * float(order) ** 3
     other = p if order == n else n
     return float(order) ** 2 * other + factor + 2.0 * m * order * (order + other)
+
+
+def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:
+    """The shapes of a ridge between stores of float32, or parts of them."""
+    chunk, y_tile = (PANEL * block * _FLOAT32 + _PAGE for block in (shapes.x_block, shapes.y_block))
+    x_tile = PANEL * subset_block(shapes.x_block, shapes.p) * _FLOAT32 + _PAGE if shapes.subset else chunk
+    repeats = shapes.s != shapes.n
+    return Shapes(
+        shapes.n, shapes.p, shapes.m, shapes.t, shapes.y_block, x_tile, y_tile,
+        scratch=chunk + (chunk + x_tile if shapes.subset else 0), y_scratch=2 * y_tile if shapes.subset else 0,
+        restandardized=restandardized, shuffled=shapes.pairings > 0, s=shapes.s if repeats else None,
+        largest=-(-shapes.n // max(shapes.s, 1)) if repeats else 1,
+    )  # fmt: skip

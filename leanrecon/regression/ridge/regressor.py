@@ -1,5 +1,6 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -10,7 +11,6 @@ from pydantic import BaseModel
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError
-from leanrecon.places.files import write_whole
 from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
@@ -28,11 +28,11 @@ from leanrecon.regression.ridge.plan_form import (
     plan_formed,
     plan_sets,
     projections_nbytes,
+    shapes_of_regression,
 )
 from leanrecon.regression.ridge.records import device_record, form_record, form_sentences, how_chosen
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.regression.ridge.vram import aside, place
-from leanrecon.stores.layout import PANEL, subset_block
 
 if TYPE_CHECKING:
     from leanrecon.places import Location
@@ -43,12 +43,6 @@ if TYPE_CHECKING:
 
 VOXEL_WEIGHTS = "voxel_weights.npz"
 """How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
-
-_FLOAT = 4  # bytes of float32
-
-_PAGE = 4096  # bytes that a tile may take beside its numbers
-
-_NOT_SHARED = "workers take hat matrices of at most 1,024 test rows, and one alpha for all targets"
 
 _SHARED = "ridge"  # the key of the ridge that was fitted last
 
@@ -68,6 +62,9 @@ class RidgeRegressor:
 
     shares: ClassVar = True
     """Whether workers may stream its targets (``piece``)."""
+
+    alone: ClassVar = True
+    """Whether ``predict`` writes nothing but chunks of its stores, and small files by the context: a task for a worker."""
 
     def __init__(self, settings: RidgeSettings) -> None:
         self.settings = settings
@@ -156,8 +153,10 @@ class RidgeRegressor:
 
         Spaces with the same settings share a factor in ``shared``, unless alpha was chosen for each of them.
         """
+        from leanrecon.regression.ridge.on_workers import clear_fit, stream
+
         check_test_rows(self.settings.restandardize, data.test.shape[0])
-        ridge = self._fitted(data, context, shared, shuffled=any(out.pairing is not None for out in outputs))
+        ridge = self._fitted(data, outputs, context, shared)
         if ridge.left_out_:
             voxels = data.betas.shape[1]
             context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
@@ -174,7 +173,7 @@ class RidgeRegressor:
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
             context.progress.say(f"{context.label}: leave-one-out chose alpha = {chosen}")
         for path in self.keeps(outputs[0].store.path):
-            _write_weights(path, ridge)
+            context.small(path, _weights_file(ridge))
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
@@ -182,8 +181,9 @@ class RidgeRegressor:
             if context.executor is None:
                 paired[0].predict_together(paired[1:], data.test, [out.store for out in outputs], advance)
             for each, out in zip(paired, outputs, strict=True):
-                _stream(each, data, out, context, advance)
+                stream(each, data, out, context, advance)
                 out.store.finish()
+        clear_fit(outputs[0].store)
         return {
             "settings": self._used(),
             "alpha": float(alpha) if alpha.ndim == 0 else {"median": float(np.median(alpha)), "per_target": True},
@@ -204,6 +204,15 @@ class RidgeRegressor:
         hats = Hats.read(store.path.parent / "hats" / given["hats"])
         context.require(context.label, hats.work + hats.nbytes)
         return lambda blocks: hats.stream_into(store, targets, blocks)
+
+    @staticmethod
+    def part(
+        data: RegressionData, folder: "Location", given: Mapping[str, Any], context: Context
+    ) -> "Callable[[Sequence[int]], Any]":
+        """What a worker does of a fit: parts that ``predict`` takes from files in the ``folder`` of the predictions."""
+        from leanrecon.regression.ridge.on_workers import FOLDER, part_of_fit
+
+        return part_of_fit(data, folder / FOLDER, given, context)
 
     def linear(self, record: Mapping[str, Any] | None, predictions: "Location") -> "Linear":
         """The linear ridge of one feature space, from what run.json keeps of it and what lies beside its predictions.
@@ -264,6 +273,7 @@ class RidgeRegressor:
         self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
     ) -> dict[str, Any]:
         """Fill a store [n, t] with predictions of the train rows, each without its image; returns what run.json keeps."""
+        from leanrecon.regression.ridge.on_workers import clear_fit
         from leanrecon.stores.matrix import same_matrix
 
         last: _Shared | None = shared.get(_SHARED)
@@ -275,12 +285,13 @@ class RidgeRegressor:
         last = None
         shared.pop(_SHARED, None)
         decided = type(self)(settings.model_copy(update=chosen))
-        ridge = decided._fit(data, context, test=None, shuffled=False, kept=shared.get(KEPT))
+        ridge = decided._fit(data, store, context, test=None, shuffled=False, kept=shared.get(KEPT))
         of_one_device(store, ridge.device_, context)
         done = store.column_groups - len(store.missing_column_groups())
         with context.task(total=store.column_groups, unit="blocks", done=done) as advance:
             ridge.predict_train_into(store, advance=advance)
         store.finish()
+        clear_fit(store)
         found = {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
         return found | device_record(ridge)
 
@@ -316,9 +327,10 @@ class RidgeRegressor:
         return json.dumps(self.made_of(), sort_keys=True)
 
     def _fitted(
-        self, data: RegressionData, context: Context, shared: dict[str, Any], *, shuffled: bool
+        self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
     ) -> "StreamingRidge":
         """A ridge of these data: with the factor of another space, or fitted now."""
+        shuffled = any(out.pairing is not None for out in outputs)
         last: _Shared | None = shared.get(_SHARED)
         learns = self.settings.alpha == "loo" or self._learns_form
         if last and last.key == self._key and not learns and (last.ridge.shuffles or not shuffled):
@@ -327,13 +339,16 @@ class RidgeRegressor:
             return other
         last = None
         shared.pop(_SHARED, None)  # one factor at a time
-        ridge = self._fit(data, context, test=data.test, shuffled=shuffled, kept=shared.get(KEPT))
+        ridge = self._fit(data, outputs[0].store, context, test=data.test, shuffled=shuffled, kept=shared.get(KEPT))
         shared[_SHARED] = _Shared(self._key, ridge)
         return ridge
 
     def _fit(
-        self, data: RegressionData, context: Context, *, test: "Matrix | None", shuffled: bool, kept: Kept | None
-    ) -> "StreamingRidge":
+        self, data: RegressionData, store: "Store", context: Context,
+        *, test: "Matrix | None", shuffled: bool, kept: Kept | None,
+    ) -> "StreamingRidge":  # fmt: skip
+        """Fit a ridge for the predictions in a store: here, or with parts that workers leave beside it."""
+        from leanrecon.regression.ridge.on_workers import FitOnWorkers
         from leanrecon.regression.ridge.ridge import StreamingRidge
 
         how = self.settings.model_dump(exclude={"kind"})
@@ -341,7 +356,7 @@ class RidgeRegressor:
         alone = context.executor is None
         ridge = StreamingRidge(**how, device=context.device if alone else "cpu")
         ridge.warns = False  # what is odd is said beside the label
-        ridge.kept = kept
+        ridge.kept, ridge.workers = kept, FitOnWorkers.beside(store, context)
         ridge.fit(
             data.betas,
             data.targets,
@@ -357,43 +372,12 @@ class RidgeRegressor:
         return ridge
 
 
-def _stream(
-    ridge: "StreamingRidge", data: RegressionData, out: Output, context: Context, advance: Callable[[int], None]
-) -> None:
-    """Stream the targets into a store of predictions: here, or on workers that read the hat matrices from a file."""
-    from leanrecon.stores.shared import share_columns
-
-    path = out.store.path.parent / "hats" / f"{out.store.path.name}.hats"
-    hats = None
-    if context.executor is not None and out.store.missing_column_groups():
-        hats = ridge.known_hats(out.store.chunk_columns)
-        if hats is None:
-            context.progress.say(f"{context.label}: streamed in this process, as {_NOT_SHARED}")
-    if hats is None or context.executor is None:
-        ridge.predict_into(data.test, out.store, advance=advance)
-    else:
-        hats.write(path)
-        share_columns(out.store, context.executor, {"pairing": out.pairing, "hats": path.name}, advance)
-    path.parent.delete_tree()  # what a killed run left, too
-
-
-def _write_weights(path: "Location", ridge: "StreamingRidge") -> None:
-    """Keep the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
+def _weights_file(ridge: "StreamingRidge") -> bytes:
+    """A file of the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
     learned, p = ridge.learned_, ridge.n_features_in_
     weights = np.where(ridge.moments_.usable, 1.0, 0.0) if learned.weights is None else learned.weights
     share = np.full(p, np.nan) if learned.share is None else learned.share
     arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-
-
-def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:
-    """The shapes of a ridge between stores of float32, or parts of them."""
-    chunk, y_tile = (PANEL * block * _FLOAT + _PAGE for block in (shapes.x_block, shapes.y_block))
-    x_tile = PANEL * subset_block(shapes.x_block, shapes.p) * _FLOAT + _PAGE if shapes.subset else chunk
-    repeats = shapes.s != shapes.n
-    return Shapes(
-        shapes.n, shapes.p, shapes.m, shapes.t, shapes.y_block, x_tile, y_tile,
-        scratch=chunk + (chunk + x_tile if shapes.subset else 0), y_scratch=2 * y_tile if shapes.subset else 0,
-        restandardized=restandardized, shuffled=shapes.pairings > 0, s=shapes.s if repeats else None,
-        largest=-(-shapes.n // max(shapes.s, 1)) if repeats else 1,
-    )  # fmt: skip
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()

@@ -202,6 +202,8 @@ class StreamingRidge(Together):
         how: Any = {"pass_nbytes": plan.pass_nbytes, "arithmetic": self._arithmetic}
 
         def make() -> tuple[Panels, Array | None]:
+            if self.workers is not None and self.workers.takes_gram(self._train, dtype, test):
+                return self.workers.gram(self._train, dtype, test, folder)
             return gram(self._train, dtype, test=test, directory=folder, **how)
 
         kernel, cross = kept_parts.gram_matrix(self._kept, self._train, dtype, test, folder, make, alike=self._alike)

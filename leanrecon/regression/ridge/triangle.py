@@ -8,6 +8,9 @@ WIDTH = 1024
 DEPTH = 512
 """Voxels (or rows) of betas that are multiplied at once."""
 
+ROWS = 4096
+"""Rows of a panel below its diagonal block that one product makes: what a worker forms at least."""
+
 PAIRS = 4096
 """Pairs of rows of the same image whose products are taken at once."""
 
@@ -21,6 +24,13 @@ def panel_nbytes(order: int, itemsize: int, j: int = 0) -> int:
 def triangle_nbytes(order: int, itemsize: int) -> int:
     """Bytes of all panels: half of the square and the upper halves of the diagonal blocks."""
     return sum(panel_nbytes(order, itemsize, j) for j in range(-(-order // WIDTH)))
+
+
+def panel_parts(order: int, j: int) -> list[range]:
+    """The rows of panel ``j``, from its first, that are formed apart: the diagonal block with the rows below, and further rows."""
+    height = order - j * WIDTH
+    stops = [*range(min(WIDTH, height) + ROWS, height, ROWS), height]
+    return [range(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def pass_groups(order: int, itemsize: int, nbytes: int | None) -> Iterator[list[int]]:

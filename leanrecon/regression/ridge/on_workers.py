@@ -1,0 +1,226 @@
+"""What workers do of a fit, and leave in files beside the predictions for the driver to take."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from leanrecon.context import Context, Executor
+from leanrecon.errors import StoreError
+from leanrecon.memory import buffer
+from leanrecon.places import Location
+from leanrecon.regression.normalise import Centred
+from leanrecon.regression.regressor import Output, RegressionData
+from leanrecon.regression.ridge.arrays_file import AGAIN, checksum_of, read_arrays, write_arrays
+from leanrecon.regression.ridge.gram_parts import GramParts
+from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.loo import centre, first_means
+from leanrecon.regression.ridge.part_plan import PROJECTION_TASKS, SHARED_OPERATIONS, TASKS_EACH, tasks_of
+from leanrecon.regression.ridge.plan import PROJECTIONS
+from leanrecon.regression.ridge.projection_parts import ProjectionParts
+from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.shared import identity, share_columns, wait_for
+
+if TYPE_CHECKING:
+    from leanrecon.regression.ridge.ridge import StreamingRidge
+    from leanrecon.stores.store import Store
+
+Array = np.ndarray[Any, Any]
+
+FOLDER = "fit"
+"""The folder beside the predictions of a space that holds parts of its fit, for a while."""
+
+GRAM, PROJECTED = "gram", "projected"
+"""The kinds of parts."""
+
+_NOT_SHARED = "workers take hat matrices of at most 1,024 test rows, and one alpha for all targets"
+
+Work = Callable[[Sequence[int]], Any]
+
+
+class Parts(Protocol):
+    """Parts that are made apart, by their numbers."""
+
+    @property
+    def costs(self) -> list[float]:
+        """Operations of each part."""
+
+    def work(self, numbers: Sequence[int]) -> int:
+        """Bytes of work of making some neighbouring parts."""
+
+    def make(self, numbers: Sequence[int]) -> list[Array]:
+        """Some neighbouring parts."""
+
+
+@dataclass(frozen=True)
+class FitOnWorkers:
+    """Parts of one fit that workers make; those that a killed run left whole are taken as they are."""
+
+    folder: Location
+    of: str
+    """What the predictions are made of."""
+    executor: Executor
+    context: Context
+
+    @classmethod
+    def beside(cls, store: "Store", context: Context) -> "FitOnWorkers | None":
+        """That of the predictions in a store; None where there are no workers."""
+        if context.executor is None:
+            return None
+        return cls(store.path.parent / FOLDER, identity(store.made_of), context.executor, context)
+
+    def takes_gram(self, betas: Centred, dtype: np.dtype[Any], test: Centred | None) -> bool:
+        """Whether a Gram matrix is worth the files: by its operations alone."""
+        return GramParts(betas, test, dtype).shapes.operations >= SHARED_OPERATIONS
+
+    def gram(
+        self, betas: Centred, dtype: np.dtype[Any], test: Centred | None, directory: Path | None
+    ) -> tuple[Panels, Array | None]:
+        """The Gram matrix, and products with test betas beside, as ``hat.gram`` makes them."""
+        parts = GramParts(betas, test, dtype)
+        shapes, (mean, factor, left_out) = parts.shapes, betas.numbers
+        about = {"dtype": dtype.str, "dual": betas.dual, "tested": shapes.m > 0}
+        arrays = [mean, left_out.view(np.uint8), *([] if factor is None else [factor])]
+        made = self._made(GRAM, "Gram matrix", about, arrays, parts)
+        files = dict(zip(shapes.parts, made, strict=True))
+        result = Panels(shapes.order, dtype, directory=directory)
+        for j, columns in enumerate(result.columns):
+            panel = buffer((shapes.order - columns.start, len(columns)), dtype)
+            for part, file in files.items():
+                if part.panel == j:
+                    read_arrays(file, "parts of a Gram matrix", [panel[part.rows.start : part.rows.stop]])
+            result.save(j, panel)
+            del panel
+        if not shapes.m:
+            return result, None
+        cross = buffer((shapes.m, shapes.n), dtype)
+        for part, file in files.items():
+            if part.crosses:
+                cross[:, part.rows.start : part.rows.stop] = read_arrays(file, "products with test betas")[1][0]
+        return result, cross
+
+    def takes_projections(self, targets: Matrix) -> bool:
+        """Whether projections of targets are worth the files: by their operations alone."""
+        s, t = targets.shape
+        return t > PROJECTIONS and 2.0 * s * t * PROJECTIONS >= SHARED_OPERATIONS
+
+    def projections(self, targets: Matrix, seed: int, dtype: np.dtype[Any], weights: Array | None) -> Array:
+        """Random projections of targets, as ``loo.project`` makes them."""
+        means = first_means(targets)
+        parts = ProjectionParts(targets, seed, dtype, means)
+        made = self._made(PROJECTED, "projections of targets", {"dtype": dtype.str, "seed": seed}, [means], parts)
+        result = buffer((targets.shape[0], PROJECTIONS), dtype)
+        for rows, file in zip(parts.rows, made, strict=True):
+            read_arrays(file, "projections of targets", [result[rows.start : rows.stop]])
+        return centre(result, targets, weights)
+
+    def _made(
+        self, kind: str, what: str, about: Mapping[str, Any], arrays: Sequence[Array], parts: Parts
+    ) -> list[Location]:
+        """The files of all parts: those that are not there whole are made, and those of other fits deleted.
+
+        ``about`` and ``arrays`` are what workers need to know.
+        """
+        made_of = write_arrays(_description(self.folder, kind), {"of": self.of, **about}, arrays)
+        costs, each = parts.costs, PROJECTION_TASKS if kind == PROJECTED else TASKS_EACH
+        there = set(self._whole(kind, made_of, len(costs)))
+        missing = [k for k in range(len(costs)) if k not in there]
+        labelled = self.context.named(f"{self.context.label}, {what}")
+        with labelled.task(total=len(costs), unit="parts", done=len(there)) as advance:
+
+            def arrived(numbers: Sequence[int], receipts: Any, worker: str) -> None:
+                for k, checksum in receipts:
+                    file = _part_file(self.folder, kind, made_of, k)
+                    wait_for(lambda: checksum_of(file) == checksum, self.folder, str(file))  # noqa: B023
+                advance(len(numbers))
+
+            tasks = tasks_of(costs, missing, self.executor.workers, each)
+            self.executor.share(tasks, {"fit": kind, "made_of": made_of, "what": what}, arrived)
+        return [_part_file(self.folder, kind, made_of, k) for k in range(len(costs))]
+
+    def _whole(self, kind: str, made_of: str, count: int) -> Iterator[int]:
+        """The parts that an earlier run left whole."""
+        wanted = {_part_file(self.folder, kind, made_of, k).name: k for k in range(count)}
+        for file in list(self.folder.glob(f"{kind}-*")):
+            if file.name in wanted:
+                try:
+                    read_arrays(file, "parts")
+                except StoreError:
+                    pass
+                else:
+                    yield wanted[file.name]
+                    continue
+            file.unlink(missing_ok=True)
+
+
+def stream(
+    ridge: "StreamingRidge", data: RegressionData, out: Output, context: Context, advance: Callable[[int], None]
+) -> None:
+    """Stream the targets into a store of predictions: here, or on workers that read the hat matrices from a file."""
+    path = out.store.path.parent / "hats" / f"{out.store.path.name}.hats"
+    hats = None
+    if context.executor is not None and out.store.missing_column_groups():
+        hats = ridge.known_hats(out.store.chunk_columns)
+        if hats is None:
+            context.progress.say(f"{context.label}: streamed in this process, as {_NOT_SHARED}")
+    if hats is None or context.executor is None:
+        ridge.predict_into(data.test, out.store, advance=advance)
+    else:
+        hats.write(path)
+        share_columns(out.store, context.executor, {"pairing": out.pairing, "hats": path.name}, advance)
+    path.parent.delete_tree()  # what a killed run left, too
+
+
+def clear_fit(store: "Store") -> None:
+    """Delete the parts of the fit beside the predictions in a store, those that a killed run left, too."""
+    (store.path.parent / FOLDER).delete_tree()
+
+
+def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any], context: Context) -> Work:
+    """What a worker does: it makes parts of the fit that the driver described, and returns their checksums."""
+    description = _description(folder, given["fit"])
+    about, arrays = read_arrays(description, "numbers of a fit")
+    parts = _parts(given["fit"], data, about, arrays)
+    labelled = context.named(f"{context.label}, {given['what']}")
+
+    def work(numbers: Sequence[int]) -> list[tuple[int, str]]:
+        made: list[tuple[int, str]] = []
+        together = parts.work(numbers) <= context.budget.free
+        for some in [numbers] if together else [[k] for k in numbers]:
+            labelled.require(labelled.label, parts.work(some))
+            for k, part in zip(some, parts.make(some), strict=True):
+                _check_described(description, given["made_of"])
+                file = _part_file(folder, given["fit"], given["made_of"], k)
+                made.append((k, write_arrays(file, {"part": k}, [part])))
+        return made
+
+    _check_described(description, given["made_of"])
+    return work
+
+
+def _parts(kind: str, data: RegressionData, about: Mapping[str, Any], arrays: Sequence[Array]) -> Parts:
+    """The parts of a fit that the driver described."""
+    dtype = np.dtype(about["dtype"])
+    if kind == PROJECTED:
+        return ProjectionParts(data.targets, about["seed"], dtype, arrays[0])
+    mean, left_out, *factor = arrays
+    numbers = (mean, factor[0] if factor else None, left_out.view(np.bool_))
+    betas = Centred.given(data.betas, *numbers, dual=about["dual"])
+    test = Centred.given(data.test, *numbers, dual=about["dual"]) if about["tested"] else None
+    return GramParts(betas, test, dtype)
+
+
+def _check_described(description: Location, made_of: str) -> None:
+    """Raise StoreError where the driver has begun another fit, or ended, since: nothing may be left behind then."""
+    if checksum_of(description) != made_of:
+        raise StoreError(f"{description} is not what this task was made for: another run began it since", todo=AGAIN)
+
+
+def _description(folder: Location, kind: str) -> Location:
+    return folder / f"{kind}.of"
+
+
+def _part_file(folder: Location, kind: str, made_of: str, k: int) -> Location:
+    return folder / f"{kind}-{made_of[:16]}-{k:05d}.part"
