@@ -266,6 +266,34 @@ def write_small(folder: Path) -> dict[str, str]:
     return {"kind": "arrays"} | {name: f"@/{name}.npy" for name in arrays} | {n: f"@/{of}" for n, of in small.items()}
 
 
+def test_features_ask_for_what_was_planned(proxy: Proxy, tmp_path: Path) -> None:
+    files, rng = tmp_path / "in", np.random.default_rng(0)
+    files.mkdir()
+    arrays = {
+        "betas_train": (1600, 20),
+        "betas_test": (300, 20),
+        "stimuli_train": (1600, 8, 8, 3),
+        "stimuli_test": (300, 8, 8, 3),
+    }
+    for name, shape in arrays.items():
+        values = rng.integers(0, 256, shape)
+        np.save(files / f"{name}.npy", values.astype(np.uint8 if name.startswith("stimuli") else np.float32))
+    for split, n in (("train", 1600), ("test", 300)):
+        np.save(files / f"{split}.npy", rng.standard_normal((n, 6000)).astype(np.float32))
+    root = buckets.at(f"{tmp_path.name}/in")
+    put(files, root)
+    dataset = {"kind": "arrays"} | {name: str(files / f"{name}.npy") for name in arrays}
+    features = {"mine": at({"kind": "precomputed", "train": "@/train.npy", "test": "@/test.npy"}, root)}
+    run(dataset, tmp_path / "study", features=features)
+    settings = {"dataset": dataset, "features": features}
+    planned = total(stage.cost for stage in leanrecon.plan(settings, study=tmp_path / "study", until="features"))
+    inputs._PAGES._of.clear()
+    proxy.answers.clear()
+    leanrecon.run(settings, study=tmp_path / "study", until="features", progress=Progress())
+    assert len(proxy.answers) == pytest.approx(planned.asked, rel=0.05)
+    assert proxy.nbytes() == pytest.approx(planned.received, rel=0.02)
+
+
 def test_images_that_were_added_later_are_found(proxy: Proxy, tmp_path: Path) -> None:
     dataset = bdata(tmp_path / "in")
     root = buckets.at(f"{tmp_path.name}/in")
