@@ -258,9 +258,10 @@ class Bucket:
             known = f"the {SCHEMES[self.scheme]} server refused it"
             if status == 401 or not _has_credentials(self.scheme):
                 known = "there are no credentials in the environment"
+            may = "read" if what in ("read", "listed") else "write"
             raise StoreError(
                 f"{where} can't be {what}: {known}" + (f" ({code})" if code else ""),
-                todo=f"{_CREDENTIALS[self.scheme]}, of somebody who may read and write there",
+                todo=f"{_CREDENTIALS[self.scheme]}, of somebody who may {may} there",
             )
         reason = _reason(error) if error is not None else code
         raise StoreError(f"{where} can't be {what}: {reason}", todo="check its name and the server")

@@ -29,6 +29,7 @@ from leanrecon.features.space import Rows as Numbers
 from leanrecon.places import Location
 from leanrecon.places.files import read_json, write_json
 from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows as StudyRows
@@ -186,7 +187,8 @@ class Precomputed(FixedSpace):
             with ExitStack() as opened:
                 rows = self.rows(split, folds=folds, opened=opened)
                 if rows.away:
-                    asked += known_by_content([rows], 1) + read_once(rows, len(rows)) + Asked(_OPENED)
+                    at_once = plan_chunks((len(rows), self._dims), np.float32, chunk)[0]
+                    asked += known_by_content([rows], 1) + read_once(rows, at_once) + Asked(_OPENED)
             asked += small_files([getattr(settings, of) for _, of in settings.parts(split, folds)], settings.path)
         return asked
 

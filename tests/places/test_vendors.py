@@ -14,7 +14,9 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 from support import buckets, gcs_server
 
 import leanrecon
@@ -157,6 +159,30 @@ def test_a_study_has_the_same_bytes_with_every_vendor(
     ]
     assert found[0] == found[1]
     assert find_damage(there) == {}
+
+
+@pytest.mark.parametrize("vendor", ["google", "azure"])
+def test_inputs_are_read_from_every_vendor(vendor: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    there, here = request.getfixturevalue(vendor), tmp_path / "in"
+    rng = np.random.default_rng(0)
+    arrays = {"betas": rng.standard_normal((40, 30)).astype("f4"), "stimuli": rng.integers(0, 256, (40, 8, 8, 3), "u1")}
+    here.mkdir()
+    np.save(here / "betas.npy", arrays["betas"])
+    zarr.create_array(str(here / "stimuli.zarr"), shape=(40, 8, 8, 3), dtype="u1", chunks=(9, 8, 8, 3))[:] = arrays[
+        "stimuli"
+    ]
+    for file in here.rglob("*"):
+        if file.is_file():
+            (there / file.relative_to(here).as_posix()).write_bytes(file.read_bytes())
+    found = []
+    for name, folder in (("here", here), ("there", there)):
+        dataset = {"kind": "arrays", "betas": f"{folder}/betas.npy", "stimuli": f"{folder}/stimuli.zarr"}
+        settings = {"dataset": dataset | {"test_fraction": 0.25}, "features": {"pca": {"components": 4}}}
+        for _ in range(2):  # the second run finds that nothing has changed
+            leanrecon.run(settings, study=tmp_path / name, until="dataset", progress=Progress())
+        stores = (tmp_path / name).rglob("*.zarr/**/*")
+        found.append({file.relative_to(tmp_path / name): file.read_bytes() for file in stores if file.is_file()})
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,16 @@ from support.layouts import (
     write_miyawaki,
 )
 from support.nsd_server import Proxy, proxied
+from support.small_study import Said
 
 import leanrecon
 from leanrecon.errors import InputError
-from leanrecon.places import Location, bucket, inputs
+from leanrecon.places import Location, as_location, bucket, inputs
 from leanrecon.progress import Progress
 from leanrecon.stages.costs import total
+from leanrecon.stages.repair import mend
+from leanrecon.stores import Store
+from leanrecon.study.verify import find_damage
 
 pytestmark = pytest.mark.slow
 
@@ -262,6 +266,34 @@ def write_small(folder: Path) -> dict[str, str]:
     return {"kind": "arrays"} | {name: f"@/{name}.npy" for name in arrays} | {n: f"@/{of}" for n, of in small.items()}
 
 
+def test_features_ask_for_what_was_planned(proxy: Proxy, tmp_path: Path) -> None:
+    files, rng = tmp_path / "in", np.random.default_rng(0)
+    files.mkdir()
+    arrays = {
+        "betas_train": (1600, 20),
+        "betas_test": (300, 20),
+        "stimuli_train": (1600, 8, 8, 3),
+        "stimuli_test": (300, 8, 8, 3),
+    }
+    for name, shape in arrays.items():
+        values = rng.integers(0, 256, shape)
+        np.save(files / f"{name}.npy", values.astype(np.uint8 if name.startswith("stimuli") else np.float32))
+    for split, n in (("train", 1600), ("test", 300)):
+        np.save(files / f"{split}.npy", rng.standard_normal((n, 6000)).astype(np.float32))
+    root = buckets.at(f"{tmp_path.name}/in")
+    put(files, root)
+    dataset = {"kind": "arrays"} | {name: str(files / f"{name}.npy") for name in arrays}
+    features = {"mine": at({"kind": "precomputed", "train": "@/train.npy", "test": "@/test.npy"}, root)}
+    run(dataset, tmp_path / "study", features=features)
+    settings = {"dataset": dataset, "features": features}
+    planned = total(stage.cost for stage in leanrecon.plan(settings, study=tmp_path / "study", until="features"))
+    inputs._PAGES._of.clear()
+    proxy.answers.clear()
+    leanrecon.run(settings, study=tmp_path / "study", until="features", progress=Progress())
+    assert len(proxy.answers) == pytest.approx(planned.asked, rel=0.05)
+    assert proxy.nbytes() == pytest.approx(planned.received, rel=0.02)
+
+
 def test_images_that_were_added_later_are_found(proxy: Proxy, tmp_path: Path) -> None:
     dataset = bdata(tmp_path / "in")
     root = buckets.at(f"{tmp_path.name}/in")
@@ -273,3 +305,36 @@ def test_images_that_were_added_later_are_found(proxy: Proxy, tmp_path: Path) ->
         run(at(dataset, root), tmp_path / "study")
     file.write_bytes(data)
     run(at(dataset, root), tmp_path / "study")
+
+
+def test_repeats_are_averaged_and_what_that_costs_is_said(proxy: Proxy, tmp_path: Path) -> None:
+    files, rng = tmp_path / "in", np.random.default_rng(3)
+    files.mkdir()
+    order = rng.permutation(np.repeat(np.arange(30), 3))
+    np.save(files / "betas.npy", rng.standard_normal((90, 50)).astype(np.float32))
+    np.save(files / "images.npy", rng.integers(0, 256, (30, 16, 16, 3), np.uint8)[order])
+    root = buckets.at(f"{tmp_path.name}/in")
+    put(files, root)
+    dataset = {"kind": "arrays", "betas": "@/betas.npy", "stimuli": "@/images.npy", "test_fraction": 0.2}
+    dataset |= {"repeats": "average", "test_repeats": "average"}
+    run(at(dataset, files), tmp_path / "here")
+    said = Said()
+    leanrecon.run({"dataset": at(dataset, root), **REST}, study=tmp_path / "there", until="dataset", progress=said)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert [line for line in said.lines if f"the rows of one lie all over {root}/betas.npy" in line]
+
+
+def test_a_damaged_chunk_is_made_again_from_the_bucket(proxy: Proxy, tmp_path: Path) -> None:
+    files = tmp_path / "in"
+    files.mkdir()
+    dataset = write_small(files)
+    root = buckets.at(f"{tmp_path.name}/in")
+    put(files, root)
+    run(at(dataset, root), tmp_path / "study")
+    before = contents(tmp_path / "study")
+    study = as_location(tmp_path / "study")
+    Store.open(study / "betas/train.zarr").chunk_path(0).write_bytes(b"harm")
+    damaged = find_damage(study)
+    assert [one.path.relative_to(study) for one in damaged] == ["betas/train.zarr"]
+    mend(study, damaged)
+    assert contents(tmp_path / "study") == before

@@ -13,6 +13,7 @@ from leanrecon.datasets.arrays.inputs import Inputs, Split
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns
 from leanrecon.datasets.builder.noise import noise_of
+from leanrecon.datasets.files.asked import told_of_repeats
 from leanrecon.datasets.files.rows import Convert, Pooled
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
@@ -60,6 +61,9 @@ class Ingest:
             forget_other_kind(self.study, "arrays")
         self._recall_sources()
         splits, repeats = self._splits()
+        repeated = any(len(rows) > 1 for of in repeats.values() for rows in of.rows.values())
+        if told_apart := told_of_repeats(splits[0].betas, repeated):
+            self.context.progress.say(told_apart)
         splits, told = self._select(splits, repeats)
         stores = self._create(splits, repeats)
         if self.context.overwrite:

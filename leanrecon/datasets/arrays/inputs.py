@@ -176,7 +176,7 @@ class Inputs:
             np.float32 if role == "betas" else np.uint8,
             chunk,
             free=free,
-            together=rows.together,
+            together=n if averaged and rows.away else rows.together,  # a band of means goes through the file
             held=rows.held + self.captions_nbytes + ROW_NBYTES * self.n_rows,
             scratch=rows.scratch + OVERHEAD + averaged * self.voxels * 8,
             working=Averaged.working if averaged else 1,

@@ -13,6 +13,7 @@ from leanrecon.datasets.builder.noise import noise_of
 from leanrecon.datasets.builder.plan import ROWS, is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
+from leanrecon.datasets.files.asked import told_of_repeats
 from leanrecon.datasets.files.picked import Picked
 from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
@@ -179,6 +180,9 @@ class Build:
         """The responses of the chosen voxels, to be read in any order."""
         chosen = Columns(self.materials.responses, self.of_areas)
         if not is_staged(self.materials):
+            repeated = any(len(rows) > 1 for of in self.repeats.values() for rows in of.rows.values())
+            if told := told_of_repeats(self.materials.responses, repeated):
+                self.context.progress.say(told)
             return chosen
         made = {**self.source, "voxels": self.settings.chosen_areas}
         store = self._create(self.study.betas("trials"), chosen.shape, np.float32, {"dataset": made})

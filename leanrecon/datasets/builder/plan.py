@@ -1,15 +1,17 @@
 """Memory and disk that building a study takes: arithmetic on shapes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from leanrecon.datasets.arrays.repeats import Averaged
+from leanrecon.datasets.arrays.repeats import Averaged, Repeats
 from leanrecon.datasets.builder.materials import Materials
+from leanrecon.datasets.builder.noise import FEWEST
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
-from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, volumes
+from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, scattered, volumes
 from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
 from leanrecon.datasets.plan import DatasetPlan
@@ -19,9 +21,6 @@ from leanrecon.stores.layout import plan_chunks
 
 ROWS = 64
 """Rows that are read together for sums over trials."""
-
-_REPEATED = 4
-"""Times that responses are read through for how alike repeats are, and for the noise of each voxel."""
 
 OVERHEAD = 40 * 10**6
 """Bytes that nibabel, h5py, Pillow and Zarr take when they are loaded."""
@@ -70,7 +69,7 @@ def plan_betas(materials: Materials, n: int, voxels: int, chunk: int, free: int,
         np.float32,
         chunk,
         free=free,
-        together=1 if staged else rows.together,
+        together=1 if staged else n if averaged and rows.away else rows.together,  # a band goes through the file
         held=0 if staged else rows.held,
         scratch=(4 * chunk + 4 * group * voxels if staged else rows.scratch) + OVERHEAD + 40 * voxels,
         working=Averaged.working if averaged else 1,
@@ -118,7 +117,11 @@ def plan_build(
         groups = 1 if settings.zscore == "train" else int(materials.trials.groups(settings.zscore).max()) + 1
     levels = 40 * groups * voxels + materials.held + ROWS * 12 * voxels
     levels += 0 if settings.min_reliability is None else select_nbytes(voxels)
-    asked = _asked(materials, settings, plans[0].at_once * plan_chunks((1, voxels), np.float32, chunk)[0], most > 1)
+    at_once = {
+        split: plan.at_once * plan_chunks((n[split], voxels), np.float32, chunk)[0]
+        for split, plan in zip(repeats, plans, strict=False)
+    }
+    asked = _asked(materials, settings, repeats, at_once)
     return DatasetPlan(
         n_train=n["train"],
         n_test=n.get("test", 0),
@@ -135,15 +138,31 @@ def plan_build(
     )
 
 
-def _asked(materials: Materials, settings: BuilderSettings, at_once: int, repeated: bool) -> Asked:
-    """What reading the materials asks of buckets: for their content, and for responses and images."""
+def _asked(
+    materials: Materials, settings: BuilderSettings, repeats: Mapping[str, Repeats], at_once: Mapping[str, int]
+) -> Asked:
+    """What reading the materials asks of buckets: for their content, and for responses and images.
+
+    ``at_once`` is how many rows of the betas of each split are read together.
+    """
     responses, images = materials.responses, materials.images
     staged = is_staged(materials)
     looks = 1 + staged + (0 if images is None else 2 - bool(settings.folds))
     asked = known_by_content([responses, *([images.rows] if images else [])], looks)
-    passes = 1 if staged else 1 + (settings.zscore != "none") + _REPEATED * repeated
-    for _ in range(passes):
-        asked += read_once(responses, at_once)
+    single = any(not of.averaged for of in repeats.values())
+    again = {split: [len(rows) for rows in of.rows.values() if len(rows) > 1] for split, of in repeats.items()}
+    # The z-scores; how alike repeats are; and rows that are stored as they are.
+    for _ in range(1 if staged else (settings.zscore != "none") + any(again.values()) + single):
+        asked += read_once(responses, ROWS)
+    if not staged:
+        every = [rows for of in again.values() for rows in of]
+        for shown in (every, [] if settings.folds else again["train"]):  # the noise of each voxel
+            if len(shown) >= FEWEST:
+                asked += read_once(responses, ROWS).part(sum(shown) / len(responses))
+                asked += scattered(responses, sum(shown), -(-len(shown) // ROWS))
+        for split, of in repeats.items():
+            if of.averaged:
+                asked += scattered(responses, len(of.index), -(-len(of.images) // max(at_once[split], 1)))
     if images is not None:
         asked += read_once(images.rows, len(images.rows))
     known = {str(one.path) for one in responses.sources()}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from leanrecon.datasets.files.rows import Rows
-from leanrecon.places.inputs import DIRECT, MOST, PAGE, InputFile, is_url
+from leanrecon.places.inputs import DIRECT, MOST, NEAR, PAGE, InputFile, is_url
 from leanrecon.places.location import Location
 
 _SMALL = 4
@@ -39,6 +39,31 @@ def read_once(rows: Rows, at_once: int) -> Asked:
     return Asked(rows.asked(max(at_once, 1)), rows.nbytes)
 
 
+def scattered(rows: Rows, wanted: int, bands: int) -> Asked:
+    """Of ``wanted`` rows that lie all over an array, as many in each of so many bands; each band goes through the file."""
+    if not rows.away or not wanted:
+        return Asked()
+    each, nbytes = wanted / bands, rows.nbytes / len(rows)
+    pieces = [one.pieces for one in rows.sources() if one.pieces is not None]
+    if pieces:
+        read = bands * min(sum(pieces), each)
+        return Asked(round(read), round(read * rows.nbytes / sum(pieces)))
+    if all(one.spans for one in rows.sources()) and (len(rows) / each - 1) * nbytes <= NEAR:
+        return Asked(bands * -(-rows.nbytes // MOST), bands * rows.nbytes)
+    opened = bands * sum(not one.spans for one in rows.sources())  # such files are opened again for each band
+    return Asked(wanted + opened, round(wanted * nbytes))
+
+
+def told_of_repeats(rows: Rows, repeated: bool) -> str:
+    """A sentence on rows in a bucket that are averaged, or compared, out of their order; empty where there are none."""
+    if not repeated or not rows.away:
+        return ""
+    return (
+        f"images are repeated, and the rows of one lie all over {rows.name}: it is read several times; with a copy on a "
+        "disk of this machine the stage is faster"
+    )
+
+
 def known_by_content(arrays: Iterable[Rows], looks: int) -> Asked:
     """Of opening these arrays, reading their files through for their SHA-256, and looking so often whether they changed."""
     files: dict[str, dict[str | None, Rows]] = {}
@@ -51,7 +76,7 @@ def known_by_content(arrays: Iterable[Rows], looks: int) -> Asked:
         if pieces:
             asked += Asked(_ZARR_OPENED * len(of) + 3 + sum(pieces) + _ZARR_LOOKED * looks, nbytes)
         else:
-            asked += Asked(2 * len(of) + 2 + -(-nbytes // MOST) + looks, nbytes + PAGE * len(of))
+            asked += Asked(2 * len(of) + 2 + -(-nbytes // MOST) + looks, nbytes + min(PAGE * len(of), nbytes))
     return asked
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage, row_blocks, unreadable
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.places.inputs import DIRECT, InputFile, open_buffered, open_raw, size_of, streamed
+from leanrecon.places.inputs import PAGE, InputFile, open_buffered, open_raw, size_of, streamed
 from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
@@ -103,6 +103,8 @@ class NiftiRows(Rows):
     volume is held, and rows are best read in ascending order. Its checksum is compared once all has been read.
     """
 
+    spans = False
+
     def __init__(self, header: NiftiHeader, index: Array) -> None:
         super().__init__(header.path, None, (header.volumes, len(index)), np.float32)
         self.header = header
@@ -124,8 +126,8 @@ class NiftiRows(Rows):
         return size_of(self.path)
 
     def asked(self, at_once: int) -> int:
-        together = self.sequential or self.span * self.header.dtype.itemsize <= DIRECT
-        return streamed(self.nbytes) if together else len(self)
+        together = self.sequential or self.span * self.header.dtype.itemsize <= PAGE
+        return 1 + (streamed(self.nbytes) if together else len(self))
 
     def blocks(self, index: Array) -> Iterator[Block]:
         at_once = max(BLOCK // max(self.row_nbytes, 1), 1)

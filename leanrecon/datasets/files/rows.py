@@ -47,6 +47,8 @@ class Rows:
     scratch = 4 * BLOCK
     pieces: int | None = None
     """How many files a folder has that counts as a file; None for files."""
+    spans = True
+    """Whether rows near each other are read together, with what lies between them."""
     sequential = False
     """Whether the file can only be read from its start: rows out of order cost a pass each."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,7 @@ def open_zarr(path: InputFile, key: str | None) -> ZarrRows:
         folder = path if key is None else path / key.strip("/")
         if not _is_array(folder):
             names = [name for name in names_in(path) if name is not None]
-            key = choose_key(path, key, names, lambda name: "")
+            key = choose_key(path, key, names, lambda name: _described(path / name))
             folder = path / key
         name = f"{path}:{key}" if key else str(path)
         with explained_damage(name):
@@ -144,14 +145,20 @@ def _checked(
 
 def _is_array(folder: InputFile) -> bool:
     """Whether a folder is an array: a group has a zarr.json too."""
-    import json
-
     if (folder / ".zarray").is_file():
         return True
-    if not (folder / "zarr.json").is_file():
-        return False
-    with explained_damage(str(folder)):
-        return bool(json.loads(as_location(folder / "zarr.json").read_bytes()).get("node_type") == "array")
+    return (folder / "zarr.json").is_file() and _metadata(folder / "zarr.json").get("node_type") == "array"
+
+
+def _metadata(file: InputFile) -> dict[str, Any]:
+    with explained_damage(str(file)):
+        found: dict[str, Any] = json.loads(as_location(file).read_bytes())
+        return found
+
+
+def _described(folder: InputFile) -> str:
+    found = _metadata(next(folder / name for name in _METADATA if (folder / name).is_file()))
+    return f"{'x'.join(map(str, found['shape']))} {found.get('data_type') or np.dtype(found['dtype'])}"
 
 
 def names_in(path: InputFile) -> list[str | None]:
