@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leanrecon.memory import MemoryBudget
-from leanrecon.places import Location
-from leanrecon.places.files import write_bytes
 from leanrecon.progress import Advance, Note, Progress
 
 DEFAULT_CHUNK_BYTES = 8_000_000
@@ -68,8 +66,8 @@ class Context:
     """Where the tasks of this piece run; None: in this process, one after the other."""
     keeps: bool = False
     """Whether networks stay loaded for the next call, as on a worker."""
-    small: Callable[[Location, bytes], None] = write_bytes
-    """Writes a small file of a study whole: a worker leaves that to the driver, which keeps checksums."""
+    small: Callable[[Any, bytes], None] | None = None
+    """Takes the location and bytes of a small file of a study, which a worker leaves to the driver; None: it is written."""
     peaks: Peaks = field(default_factory=Peaks, compare=False)
     """The projected peaks of this stage, for its record."""
 

@@ -11,7 +11,7 @@ from leanrecon.stores.layout import PANEL
 SHARED_OPERATIONS = 1e11
 """Operations from which parts are given to workers: one to four seconds of a core. Below, files and messages cost more."""
 
-TASKS_EACH = 6
+TASKS_EACH = 4
 """Tasks for each worker, about, where parts are small enough: so that none waits long for the last one."""
 
 PROJECTION_TASKS = 2

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError
+from leanrecon.places.files import write_bytes
 from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
@@ -173,7 +174,7 @@ class RidgeRegressor:
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
             context.progress.say(f"{context.label}: leave-one-out chose alpha = {chosen}")
         for path in self.keeps(outputs[0].store.path):
-            context.small(path, _weights_file(ridge))
+            (context.small or write_bytes)(path, _weights_file(ridge))
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
