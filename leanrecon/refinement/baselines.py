@@ -5,7 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from leanrecon.images import Array
-from leanrecon.refinement.inputs import Images, Rows
+from leanrecon.refinement.inputs import Images, Rows, read_rows
+from leanrecon.stores.matrix import panels
+
+AT_ONCE = 8
+"""Rows of predictions that are read together for their mean."""
 
 
 class MeanRow:
@@ -14,10 +18,10 @@ class MeanRow:
     def __init__(self, base: Rows) -> None:
         self.shape = base.shape
         n, width = base.shape
-        total, row = np.zeros(width), np.empty((1, width), np.float32)
-        for k in range(n):
-            base.read(range(k, k + 1), range(width), row)
-            total += row[0]
+        total = np.zeros(width)
+        for rows in panels(n, AT_ONCE):
+            for row in read_rows(base, rows):
+                total += row
         self._mean = (total / n).astype(np.float32)
 
     def read(self, rows: range, columns: range, out: Array) -> None:

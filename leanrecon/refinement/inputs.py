@@ -1,5 +1,6 @@
 """The inputs of a generator: first images and predictions of the same rows, and nothing else."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,13 +41,15 @@ class Inputs:
     first: Images
     predicted: dict[str, Rows]
 
-    def check_finite(self, rows: list[int]) -> None:
-        """Raise InputError for a prediction with NaN or infinite numbers."""
+    def check_finite(self, batches: Iterable[range]) -> None:
+        """Raise InputError for a prediction with NaN or infinite numbers in batches of rows, which are read together."""
         for role, matrix in self.predicted.items():
-            for row in rows:
-                if not np.isfinite(read_rows(matrix, range(row, row + 1))).all():
+            for rows in batches:
+                finite = np.isfinite(read_rows(matrix, rows)).all(axis=1)
+                if not finite.all():
                     raise InputError(
-                        f"row {row} of the predicted {role} is not finite", todo="run the regression again"
+                        f"row {rows[int(finite.argmin())]} of the predicted {role} is not finite",
+                        todo="run the regression again",
                     )
 
     def check_counts(self, images: int) -> None:

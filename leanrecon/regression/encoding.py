@@ -121,18 +121,21 @@ class _Images:
         for _, means, inside, _ in self.rows.blocks(betas):
             c = loadings[:, : means.shape[1]]
             blas.gemm(self.scores, means, c, beta=0, ta=True)
-            blas.gemm(c, c, product, tb=True)
+            blas.syrk(c, product)
             blas.gemm(means, c, cross, tb=True)
             norms += np.einsum("ij,ij->i", means, means)
             within += float(inside.sum())
         cross *= self.scores
+        np.fill_diagonal(product, product.diagonal() / 2)  # x CCᵀ xᵀ is twice x L xᵀ of this lower half L
         errors = np.full(len(alphas), within)
         for rows in panels(s):
             part = slice(rows.start, rows.stop)
             for a, alpha in enumerate(alphas):
                 shrink = self._shrink(alpha)
                 fitted = self.scores[part] * shrink
-                squares = norms[part] - 2 * (cross[part] @ shrink) + np.einsum("ij,ij->i", fitted @ product, fitted)
+                halves = fitted.copy()
+                blas.trmm(product, halves)
+                squares = norms[part] - 2 * (cross[part] @ shrink - np.einsum("ij,ij->i", halves, fitted))
                 errors[a] += float((np.maximum(squares, 0) / self._kept(alpha, part) ** 2).sum())
         return errors
 

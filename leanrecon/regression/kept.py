@@ -19,7 +19,10 @@ Array = np.ndarray[Any, Any]
 KEPT = "kept"
 """The key under which regressors find a ``Kept`` in what their fits share."""
 
-VARIANT = ("moments", "gram matrix", "eigenvectors")
+KERNELS = "kernels of folds"
+"""The name of the kernels that forms of decoders are compared by."""
+
+VARIANT = ("moments", "gram matrix", "eigenvectors", KERNELS)
 """What holds for the betas of one variant alone."""
 
 
@@ -54,6 +57,11 @@ class KeptArray:
         with explained_disk_errors(folder):
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
             write_array(self._file, array)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its file."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def load(self) -> Array:
         """The array, in memory of its own."""

@@ -81,10 +81,13 @@ class StoreMatrix:
                 wanted = store.group_columns(j)
                 c, d = max(columns.start, wanted.start), min(columns.stop, wanted.stop)
                 target = out[a - rows.start : b - rows.start, c - columns.start : d - columns.start]
-                rows_in_place = out.dtype == self.dtype and target.strides[1] == self.dtype.itemsize
-                narrow = a == group.start and 4 * (d - c) < self.block and rows_in_place
+                narrow = a == group.start and 4 * (d - c) < self.block
                 if narrow and (i, j) in store.checked:  # the first read of a chunk is of all of it
-                    store.read_columns(i, j, range(c - wanted.start, d - wanted.start), target)
+                    rows_in_place = out.dtype == self.dtype and target.strides[1] == self.dtype.itemsize
+                    some = target if rows_in_place else scratch(target.shape, self.dtype)
+                    store.read_columns(i, j, range(c - wanted.start, d - wanted.start), some)
+                    if not rows_in_place:
+                        target[...] = some
                 else:
                     chunk = store.read_chunk(i, j, scratch((store.buffer_nbytes(),), np.uint8))
                     target[...] = chunk[a - group.start : b - group.start, c - wanted.start : d - wanted.start]

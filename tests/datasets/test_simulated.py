@@ -14,6 +14,7 @@ from support.kills import stopping
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.images import stimulus_ids
+from leanrecon.datasets.simulated import scenes
 from leanrecon.datasets.simulated.cortex import AREAS, CALIBRATION, PANEL, Cortex, trial_numbers, word_rows
 from leanrecon.datasets.simulated.dataset import FIRST, Simulated, SimulatedSettings
 from leanrecon.datasets.simulated.scenes import draw_scene
@@ -52,6 +53,17 @@ def betas_of(study: Study, split: str = "train") -> np.ndarray:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return run(tmp_path_factory.mktemp("simulated") / "study")
+
+
+def test_every_scene_is_composed_once_and_none_is_kept(tmp_path, monkeypatch):
+    Cortex(0, 16, 10, 1.0, 10)  # its scenes of calibration are known to later ones
+    scenes.compose.cache_clear()
+    composed = []
+    place = scenes._place
+    monkeypatch.setattr(scenes, "_place", lambda *args, **how: composed.append(args) or place(*args, **how))
+    run(tmp_path / "study")
+    assert len(composed) == SMALL["n_train"] + SMALL["n_test"]  # painted, told in words, and answered to
+    assert scenes.compose.cache_info().currsize == 0
 
 
 # What is written

@@ -21,6 +21,7 @@ from leanrecon.errors import BudgetError, InputError, SettingsError  # noqa: E40
 from leanrecon.progress import Progress  # noqa: E402
 from leanrecon.refinement.baselines import derangement, without_brain  # noqa: E402
 from leanrecon.refinement.diffusion import sampling  # noqa: E402
+from leanrecon.refinement.diffusion.codes import Codes  # noqa: E402
 from leanrecon.stores.matrix import ArrayMatrix  # noqa: E402
 from leanrecon.stores.pictures import Pictures  # noqa: E402
 
@@ -345,6 +346,51 @@ def test_no_row_is_shuffled_into_its_own_place(n):
 def test_baselines_are_drawn_like_images(make, drawn, first, text):
     images, predicted = without_brain("shuffled", first, {"text": text}, seed=0)
     assert drawn(make(), first=images, **predicted).shape == (5, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("tiny", [False, True], ids=["vae", "tiny"])
+def test_an_image_is_encoded_once_however_often_it_is_drawn_from(make, drawn, first, text, taesd, monkeypatch, tiny):
+    """The prior starts every row from one image, and shuffled rows start from those of others."""
+    table = {"tiny_autoencoder": str(taesd)} if tiny else {}
+    inputs = {name: without_brain(name, first, {"text": text}, seed=0) for name in ("prior", "shuffled")}
+    alone = [drawn(make(**table), first=images, **rows) for images, rows in inputs.values()]
+    whole, seen = sampling._code, []
+    monkeypatch.setattr(sampling, "_code", lambda networks, image: seen.append(image) or whole(networks, image))
+    generator = make(**table)
+    drawn(generator)
+    counts, together = [len(seen)], []
+    for images, rows in inputs.values():
+        together.append(drawn(generator, first=images, **rows))
+        counts.append(len(seen))
+    assert counts == [5, 6, 6]
+    np.testing.assert_array_equal(together, alone)
+    assert tiny or len({image.tobytes() for image in together[0]}) == 5  # each row has noise of its own
+
+
+def test_codes_take_no_more_than_is_said_and_belong_to_a_precision():
+    codes = Codes(nbytes=3 * 2 * 16)
+    images = [np.full((2, 2, 3), k, np.uint8) for k in range(5)]
+    for k, image in enumerate(images):
+        codes.keep(codes.key(image, "float32"), (torch.full((4,), k), torch.full((2,), k, dtype=torch.float64)))
+        codes.find(codes.key(images[0], "float32"))
+    held = [k for k, image in enumerate(images) if codes.find(codes.key(image, "float32")) is not None]
+    assert held == [0, 4]  # of 48 bytes each; the first was asked for again and again
+    assert codes.find(codes.key(images[4], "bfloat16")) is None
+    assert codes.find(codes.key(images[4].reshape(1, 4, 3), "float32")) is None
+
+
+def test_a_schedule_is_made_once_and_counts_the_steps_of_each_batch_anew(make, monkeypatch):
+    made, whole = [], sampling.schedule
+    monkeypatch.setattr(sampling, "schedule", lambda *args, **how: made.append(args) or whole(*args, **how))
+    model = make(steps=4).model
+    one, two = model.schedule(), model.schedule()
+    one.scheduler.step(torch.zeros(1, 4, 2, 2), one.levels[0], torch.zeros(1, 4, 2, 2))
+    assert (one.scheduler.step_index, two.scheduler.step_index, model.schedule().scheduler.step_index) == (
+        1,
+        None,
+        None,
+    )
+    assert len(made) == 1
 
 
 # Import

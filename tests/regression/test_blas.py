@@ -222,3 +222,41 @@ def test_an_integer_that_would_overflow_is_refused():
     with pytest.raises(LeanreconError, match="4294967296, more than an integer of 32 bits holds"):
         blas._refuse_overflow("syevd", 2**32, np.dtype(np.int32))
     blas._refuse_overflow("syevd", 2**32, np.dtype(np.int64))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize(("rows", "order"), [(7, 33), (1, 90), (5, 1), (0, 4)])
+def test_rows_times_a_lower_triangle(draw, dtype, tolerance, rows, order):
+    lower, b = draw(order, order, dtype), draw(rows, order, dtype)
+    expected = b.astype(np.float64) @ np.tril(lower.astype(np.float64))
+    blas.trmm(lower, b)
+    np.testing.assert_allclose(b, expected, atol=10 * tolerance * np.sqrt(order))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("order", [1, 2, 33, 90])
+def test_a_tridiagonal_form_has_the_eigenvalues_of_the_matrix_and_turns_rows_into_it(draw, dtype, tolerance, order):
+    matrix = positive(draw(order, order, dtype)).astype(dtype)
+    exact = matrix.astype(np.float64)
+    square = np.tril(matrix)  # the upper triangle is not read
+    diagonal, other, tau = blas.sytrd(square)
+    whole = np.diag(diagonal.astype(np.float64)) + np.diag(other, 1) + np.diag(other, -1)
+    scale = np.linalg.norm(exact, 2)
+    np.testing.assert_allclose(np.linalg.eigvalsh(whole), np.linalg.eigvalsh(exact), atol=20 * tolerance * scale)
+    turned = np.eye(order, dtype=dtype)
+    blas.ormtr(square, tau, turned)
+    np.testing.assert_allclose(turned @ whole @ turned.T, exact, atol=40 * tolerance * scale)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("order", [1, 2, 33])
+def test_rows_over_a_tridiagonal_matrix(draw, dtype, tolerance, order):
+    diagonal, other, b = np.arange(3, order + 3, dtype=dtype), np.full(order - 1, -1, dtype), draw(4, order, dtype)
+    whole = np.diag(diagonal.astype(np.float64)) + np.diag(other, 1) + np.diag(other, -1)
+    expected = np.linalg.solve(whole, b.T.astype(np.float64)).T
+    assert blas.ptsv(diagonal, other, b) == 0
+    np.testing.assert_allclose(b, expected, atol=4 * tolerance)
+
+
+def test_a_tridiagonal_matrix_that_is_not_positive_is_told():
+    assert blas.ptsv(np.array([1.0, 0.5, 1.0]), np.array([1.0, 0.0]), np.ones((2, 3))) == 2

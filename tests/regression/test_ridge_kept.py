@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from leanrecon.context import Context
-from leanrecon.regression.kept import KEPT, Kept, KeptArray
+from leanrecon.regression.kept import KEPT, KERNELS, Kept, KeptArray
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
-from leanrecon.regression.ridge import kept_parts, learned
+from leanrecon.regression.ridge import choice, kept_parts, learned
 from leanrecon.regression.ridge import ridge as module
+from leanrecon.regression.ridge.form import forms
+from leanrecon.regression.ridge.plan import Shapes
+from leanrecon.regression.ridge.plan_form import kernels_nbytes
 from leanrecon.regression.ridge.regressor import RidgeRegressor
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.stores import ColumnSubset, Store, as_matrix
@@ -117,6 +120,39 @@ def test_a_gram_matrix_on_disk_is_kept_and_found_there(study, context, kept, cou
     predicted(context, X, Y, T, {}, "first", kept)
     assert predicted(context, X, Y, T, {"alpha": 50.0}, "second", kept) == alone
     assert counted["gram"] == 2
+
+
+AUTO = {"alpha": "loo", "alphas": GRID, "kernel": "auto", "gamma": 1.0, "voxel_weights": "auto", "voxel_power": 1.0}
+
+
+@pytest.mark.parametrize("how", [{}, {"standardize": False}, {"gamma": "loo"}], ids=["same", "scale", "gamma"])
+def test_targets_share_the_kernels_that_their_forms_are_compared_by(study, context, kept, monkeypatch, how):
+    """Of five folds each with equal voxels, and each weighed by how well they carry these targets."""
+    X, Y, T = study(60, 90, m=5)
+    formed, whole = [], choice.Centred
+
+    def centred(matrix, train, *, weights, **how):
+        formed.append(weights is None)
+        return whole(matrix, train, weights=weights, **how)
+
+    monkeypatch.setattr(choice, "Centred", centred)
+    alone = [predicted(context, X, y, T, AUTO | how, f"alone{k}") for k, y in enumerate((Y, Y[:, ::-1] ** 2))]
+    assert (formed.count(True), formed.count(False)) == (
+        20,
+        20,
+    )  # train and held-out rows of five folds, of two targets
+    formed.clear()
+    kept.to_come = 2
+    predicted(context, X, Y, T, AUTO, "first", kept)
+    assert (formed.count(True), formed.count(False)) == (10, 10)
+    nbytes = sum(array.nbytes for one in kept._found[KERNELS] for pair in one.arrays for array in pair)
+    shapes = Shapes(60, 90, 5, 23, 23)
+    assert nbytes == 5 * 2 * (48 * 48 + 12 * 48) * 8 <= kernels_nbytes(shapes, forms("auto", 1.0, "auto", 1.0), 2)
+    assert kernels_nbytes(shapes, forms("auto", 1.0, "auto", 1.0), 1) == 0  # nothing is kept for a single space
+    formed.clear()
+    again = [predicted(context, X, y, T, AUTO | how, f"shared{k}", kept) for k, y in enumerate((Y, Y[:, ::-1] ** 2))]
+    assert again == alone
+    assert (formed.count(True), formed.count(False)) == (0 if how == {} else 10, 20)
 
 
 def test_other_voxels_rows_scales_and_types_have_their_own(study, context, kept, counted):

@@ -229,6 +229,20 @@ def test_columns_of_an_area_are_read_from_the_blocks_that_hold_them(tmp_path, mo
     assert seen == {0, 2}
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_few_columns_in_another_type_are_read_without_the_rest_of_their_chunks(tmp_path, monkeypatch, dtype):
+    read = as_matrix(complete(tmp_path / "s.zarr", ROWS, "150kB"))  # 32 rows by 848 columns
+    whole, chunks = Store.read_chunk, []
+    monkeypatch.setattr(
+        Store, "read_chunk", lambda self, i, j, *rest: chunks.append((i, j)) or whole(self, i, j, *rest)
+    )
+    for columns in (range(10, 30), range(40, 60), range(5, 25)):
+        out = np.empty((600, 20), dtype)
+        read.read(range(600), columns, out)
+        np.testing.assert_array_equal(out, ROWS[:, columns.start : columns.stop])
+    assert sorted(chunks) == [(i, 0) for i in range(19)]  # once each, to check them
+
+
 def test_a_large_area_is_read_in_tiles_no_wider_than_those_of_arrays():
     base = as_matrix(np.zeros((2, 10_000), np.float32))
     assert ColumnSubset(base, np.arange(0, 10_000, 2)).block == 4096

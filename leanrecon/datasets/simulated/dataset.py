@@ -12,8 +12,16 @@ from pydantic import BaseModel, Field, field_validator
 from leanrecon.context import Context
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
-from leanrecon.datasets.simulated.cortex import PANEL, Cortex, cortex_nbytes, draw_voxels, trial_numbers, word_rows
-from leanrecon.datasets.simulated.scenes import TEST, compose, describe, paint
+from leanrecon.datasets.simulated.cortex import (
+    CALIBRATION,
+    PANEL,
+    Cortex,
+    cortex_nbytes,
+    draw_voxels,
+    trial_numbers,
+    word_rows,
+)
+from leanrecon.datasets.simulated.scenes import KEPT, SCENE_NBYTES, TEST, compose, describe, paint
 from leanrecon.datasets.splits import check_shared
 from leanrecon.errors import StoreError
 from leanrecon.memory import buffer
@@ -133,6 +141,7 @@ class Simulated:
         )
         n = {split: settings.shape("betas", split)[0] for split in _SPLITS}
         texts = 600 * sum(n.values())  # of captions, ids and trials
+        texts += SCENE_NBYTES * min(KEPT, settings.n_train + settings.n_test + len(CALIBRATION))
         work = OVERHEAD + texts + cortex_nbytes(settings.size, settings.voxels) + filling
         return DatasetPlan(
             n_train=n["train"],
@@ -177,6 +186,7 @@ class Simulated:
             scenes = range(FIRST[split], FIRST[split] + settings.images(split))
             captions = [[describe(compose(seed, i))] for i in scenes]
             keep_json(study.captions(split), captions, "captions", overwrite=context.overwrite)
+        compose.cache_clear()  # no later stage asks for a scene
         if not (done and n_voxels(study, "ncsnr") == settings.voxels):  # else what others added is kept
             _write_voxels(settings, study, settings.brain(seed))
         if not done:

@@ -15,6 +15,7 @@ from leanrecon.errors import BudgetError, InputError, SettingsError
 from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import format_bytes
 from leanrecon.refinement.diffusion import sampling
+from leanrecon.refinement.diffusion.codes import Codes
 from leanrecon.refinement.diffusion.model import DiffusionModel
 from leanrecon.refinement.diffusion.offload import place
 from leanrecon.refinement.diffusion.plan import DiffusionPlan, Machine, Work, plan_diffusion
@@ -81,6 +82,7 @@ class DiffusionGenerator:
         """Rows that are black in float32 too."""
         self.mode: str | None = None
         self._loaded: tuple[tuple[str, str], sampling.Networks] | None = None
+        self._codes = Codes()
         if settings.offload == "stream" and self.device != "cpu":
             raise SettingsError(f'refine.offload = "stream" on {self.device}', expected='"disk", or device = "cpu"')
         if self.device == "mps" and settings.offload not in ("auto", "none"):
@@ -208,7 +210,7 @@ class DiffusionGenerator:
             self.model.schedule()  # raises now for steps that the model's own scheduler can't run
             batches = [range(k, min(k + plan.batch, out.rows)) for k in range(0, out.rows, plan.batch)]
             batches = [rows for rows in batches if missing.intersection(rows)]
-            inputs.check_finite([row for rows in batches for row in rows])
+            inputs.check_finite(batches)
             job = _Job(inputs, out, plan, context)
             try:
                 self._networks(plan)
@@ -249,7 +251,7 @@ class DiffusionGenerator:
         generators = sampling.generators(self.seed, rows)
         if (latents := inputs.predicted.get("latents")) is None:
             images = [resize(with_channels(inputs.first.read(row), 3), self.shape, bicubic=True) for row in rows]
-            start = sampling.encoded(networks, np.stack(images), generators)
+            start = sampling.encoded(networks, np.stack(images), generators, self._codes)
         else:
             start = torch.from_numpy(read_rows(latents, rows).reshape(len(rows), *model.shapes["latents"]))
         conditions = sampling.Conditions(

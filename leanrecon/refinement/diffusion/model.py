@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -77,6 +78,10 @@ class DiffusionModel(ABC):
 
     def schedule(self) -> sampling.Schedule:
         """The scheduler and its noise levels; raises SettingsError for steps that the model's schedule can't run."""
+        return deepcopy(self._schedule)  # a scheduler counts the steps of its batch
+
+    @cached_property
+    def _schedule(self) -> sampling.Schedule:
         settings = self.settings
         return sampling.schedule(settings.sampler, self.scheduler, settings.steps, settings.strength)
 

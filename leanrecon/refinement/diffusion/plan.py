@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from leanrecon.refinement.diffusion.codes import CODES_NBYTES
 from leanrecon.refinement.generator import GeneratorPlan
 from leanrecon.weights.safetensors import itemsize
 
@@ -146,6 +147,6 @@ def _memory(sizes: Sizes, work: Work, device: str, mode: Mode, batch: int) -> tu
     hooked = _HOOKED * one_layer
     held = {"none": weights, "model": weights, "sequential": weights + hooked, "disk": hooked, "stream": 0}[mode]
     if device != "cuda":  # Apple's GPU shares the memory
-        return _LIBRARY_NBYTES + held + max(states, merging), 0
+        return _LIBRARY_NBYTES + CODES_NBYTES + held + max(states, merging), 0
     on_gpu = {"none": weights, "model": max(sizes.unet, sizes.vae) * item}.get(mode, one_layer) + states
-    return _CUDA_NBYTES + (0 if mode == "none" else held) + merging, on_gpu
+    return _CUDA_NBYTES + CODES_NBYTES + (0 if mode == "none" else held) + merging, on_gpu

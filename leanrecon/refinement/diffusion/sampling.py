@@ -13,6 +13,7 @@ import numpy as np
 
 from leanrecon.errors import SettingsError
 from leanrecon.images import Array
+from leanrecon.refinement.diffusion.codes import Codes
 from leanrecon.refinement.diffusion.offload import Placed
 from leanrecon.refinement.diffusion.schedule import DISTILLED, TRAINED, Sampler
 
@@ -85,27 +86,41 @@ def schedule(sampler: Sampler, config: dict[str, Any], steps: int, strength: flo
     return Schedule(scheduler, scheduler.timesteps[-steps:], sampler.stochastic)
 
 
-def encoded(networks: Networks, images: Array, generators: "list[torch.Generator]") -> "torch.Tensor":
-    """Latents float32 [images, channels, height, width] of uint8 images, each drawn from its posterior and scaled."""
+def encoded(
+    networks: Networks, images: Array, generators: "list[torch.Generator]", codes: Codes | None = None
+) -> "torch.Tensor":
+    """Latents float32 [images, channels, height, width] of uint8 images, each drawn from its posterior and scaled.
+
+    An image whose code is among ``codes`` is not encoded again; new codes are kept there.
+    """
     import torch
 
-    latents = []
-    for image, generator in zip(
-        images, generators, strict=True
-    ):  # one by one: the autoencoder's states are the largest
-        pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
-        # Channels last, as diffusers lays images out: another layout is another order of sums, and slower.
-        pixels = pixels.clone(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            code = networks.vae.network.encode(pixels.to(networks.device, networks.dtype))
-        if hasattr(code, "latent_dist"):
-            mean, std = code.latent_dist.mean.float().cpu(), code.latent_dist.std.float().cpu()
-            latent = mean + std * torch.randn(mean.shape, generator=generator)
-        else:  # a tiny autoencoder is deterministic
-            latent = code.latents.float().cpu()
+    codes, latents = codes or Codes(), []
+    for image, generator in zip(images, generators, strict=True):
+        key = codes.key(image, networks.precision)
+        if (code := codes.find(key)) is None:  # one by one: the autoencoder's states are the largest
+            codes.keep(key, code := _code(networks, image))
+        latent = code[0]
+        if len(code) > 1:  # a tiny autoencoder is deterministic
+            latent = latent + code[1] * torch.randn(latent.shape, generator=generator)
         latents.append(latent * networks.scaling)
     networks.vae.release()
     return torch.cat(latents)
+
+
+def _code(networks: Networks, image: Array) -> "tuple[torch.Tensor, ...]":
+    """Mean and standard deviation of an image's posterior, or its latents by a tiny autoencoder; float32 on the CPU."""
+    import torch
+
+    pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
+    # Channels last, as diffusers lays images out: another layout is another order of sums, and slower.
+    pixels = pixels.clone(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        code = networks.vae.network.encode(pixels.to(networks.device, networks.dtype))
+    if not hasattr(code, "latent_dist"):
+        return (code.latents.float().cpu(),)
+    mean, std = code.latent_dist.mean, code.latent_dist.std
+    return mean.float().cpu().clone(), std.float().cpu()  # the mean alone: it is a part of what else the encoder told
 
 
 def denoised(

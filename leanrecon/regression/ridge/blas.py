@@ -39,6 +39,12 @@ _INTEGERS = {
 _TYPEDEF = "blas_int"
 """The end of the name of SciPy's own integer type, whose width the name does not tell (SciPy 1.18)."""
 
+_BLOCK = 64
+"""Columns that LAPACK's blocked routines take at once, at most."""
+
+_REFLECTORS = 65 * _BLOCK
+"""Numbers that LAPACK keeps of a block of reflections."""
+
 _REAL = re.compile(r"(float|double|__pyx_t_\w*_[sd])")
 
 
@@ -176,6 +182,15 @@ def syrk(a: Array, c: Array, *, alpha: float = 1.0, beta: float = 1.0, ta: bool 
         )  # fmt: skip
 
 
+def trmm(lower: Array, b: Array) -> None:
+    """b ← b L, in place; ``lower`` holds L in its lower triangle."""
+    if b.size:
+        _call(
+            cython_blas, "trmm", b.dtype, "L", "U", "N", "N", b.shape[1], b.shape[0],
+            1.0, lower, _stride(lower), b, _stride(b),
+        )  # fmt: skip
+
+
 def trsm(lower: Array, b: Array, *, transpose: bool) -> None:
     """b ← b L⁻¹, or b L⁻ᵀ with ``transpose``, in place; ``lower`` holds L in its lower triangle."""
     if b.size:
@@ -210,3 +225,45 @@ def syevd(a: Array) -> Array:
     if info[0]:
         raise ArithmeticError(f"LAPACK's syevd gave up with {int(info[0])}")
     return values
+
+
+def sytrd(a: Array) -> tuple[Array, Array, Array]:
+    """Diagonal, other diagonal and factors τ of Q T Qᵀ = a, tridiagonal T, from the lower triangle of a symmetric matrix.
+
+    ``a`` is overwritten by the reflections that Q is a product of, as ``ormtr`` takes them.
+    """
+    order = a.shape[0]
+    diagonal, other, tau = np.empty(order, a.dtype), np.empty(max(order - 1, 1), a.dtype), np.empty(order, a.dtype)
+    work = buffer((max(order, 1) * _BLOCK,), a.dtype)
+    info = np.zeros(1, integer_dtype(cython_lapack, "sytrd", a.dtype))
+    _call(
+        cython_lapack, "sytrd", a.dtype, "U", order, a, _stride(a), diagonal, other, tau, work, len(work), info
+    )  # fmt: skip
+    return diagonal, other[: order - 1], tau
+
+
+def ormtr(a: Array, tau: Array, rows: Array) -> None:
+    """Each of ``rows`` [m, order] times Q, in place: Qᵀ of each as a vector; ``a`` and ``tau`` come from ``sytrd``."""
+    count, order = rows.shape
+    if rows.size:
+        work = buffer((max(order, count) * _BLOCK + _REFLECTORS,), a.dtype)
+        info = np.zeros(1, integer_dtype(cython_lapack, "ormtr", a.dtype))
+        _call(
+            cython_lapack, "ormtr", a.dtype, "L", "U", "T", order, count, a, _stride(a), tau, rows, _stride(rows),
+            work, len(work), info,
+        )  # fmt: skip
+
+
+def ptsv(diagonal: Array, other: Array, rows: Array) -> int:
+    """Each of ``rows`` [m, order] over a positive definite tridiagonal matrix, in place; returns 0, or the first bad row + 1.
+
+    ``diagonal`` and ``other`` are overwritten by its factors.
+    """
+    info = np.zeros(1, integer_dtype(cython_lapack, "ptsv", rows.dtype))
+    if rows.size:
+        count, order = rows.shape
+        below = other if len(other) else np.zeros(1, rows.dtype)
+        _call(
+            cython_lapack, "ptsv", rows.dtype, order, count, diagonal, below, rows, _stride(rows), info
+        )  # fmt: skip
+    return int(info[0])

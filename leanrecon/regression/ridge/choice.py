@@ -6,23 +6,24 @@ Every form is tried with every alpha, on up to 100 principal components of the t
 the best one gains more than one standard error over the folds (Breiman et al. 1984, "Classification and regression trees").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from leanrecon.memory import buffer
-from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.kept import Kept
+from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge.form import Form, Source
 from leanrecon.regression.ridge.hat import gram
-from leanrecon.regression.ridge.kernel import Panels
-from leanrecon.regression.ridge.loo import default_alphas, mean_eigenvalue
+from leanrecon.regression.ridge.kept_parts import kernels_of, placed
+from leanrecon.regression.ridge.loo import default_alphas
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import COMPONENTS, FEWEST_IMAGES, FOLDS, ONE_EACH, choice_rows
 from leanrecon.regression.ridge.rbf import into_rbf, median_distance, squared_norms
 from leanrecon.regression.ridge.restandardise import group_rows
-from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.ridge.tridiagonal import Turned
 from leanrecon.regression.voxel_weights import carried, weights_of
 from leanrecon.stores.matrix import Matrix, RowSubset, as_matrix, column_blocks, panels
 
@@ -69,6 +70,9 @@ class Choice:
 class _Rows:
     """Some train rows in memory: betas [r, p], components of the targets [s, k], and which of them each row shows."""
 
+    source: Matrix
+    """The betas of all train rows, and which of them are ``picked``."""
+    picked: Array
     betas: Matrix
     targets: Array
     stimulus: Array
@@ -87,10 +91,12 @@ def choose(
     alphas: Sequence[float] | None,
     reliability: Array | None,
     seed: int,
+    kept: Kept | None = None,
 ) -> Choice:
     """Try ``forms`` on train rows of ``betas`` [n, p] and projected targets [s, k]; see the module.
 
     ``reliability`` is the share of each voxel's variance that all train rows say is signal: it knows no targets.
+    ``kept`` holds what fits of the same betas to other targets left.
     With fewer than five images there is nothing to choose by, and the plainest form is taken.
     """
     rows = _some_rows(betas, targets, pairing, seed)
@@ -109,7 +115,7 @@ def choose(
         for by in dict.fromkeys((form.source, form.power) for form in forms):
             chosen = [i for i, form in enumerate(forms) if (form.source, form.power) == by]
             weights = None if by[0] is None or by[1] is None else weights_of(shares[by[0]], by[1])
-            by_fold[k, chosen] = fold.errors([forms[i] for i in chosen], rows, scale, weights)
+            by_fold[k, chosen] = fold.errors([forms[i] for i in chosen], rows, scale, weights, kept)
     errors = by_fold.sum(axis=0)
     errors = np.where(np.isfinite(errors), errors, np.inf)
     r2 = 1 - errors.min(axis=1) / max(total, 1e-300)
@@ -139,7 +145,7 @@ def _some_rows(betas: Matrix, targets: Array, pairing: Pairing, seed: int) -> _R
     folds = min(len(images), FOLDS if len(images) > ONE_EACH else ONE_EACH)
     fold = np.empty(len(images), np.int64)
     fold[np.random.default_rng([seed, _STREAM]).permutation(len(images))] = np.arange(len(images)) % folds
-    return _Rows(as_matrix(held), z, stimulus, fold)
+    return _Rows(betas, picked, as_matrix(held), z, stimulus, fold)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,8 @@ class _Fold:
     """One fold: the rows that are learned from, those that are held out, and the targets of both."""
 
     learned: Array
+    moments: Moments
+    """Of the learned rows."""
     held: Array
     pairing: Pairing
     images: Array
@@ -165,8 +173,9 @@ class _Fold:
         targets = rows.targets[rows.stimulus[learned]]
         mean = targets.mean(axis=0)
         expected = rows.targets[rows.stimulus[held]] - mean
-        pairing = Pairing.of(stimulus, len(learned), len(images))
-        return cls(learned, np.flatnonzero(held), pairing, images, targets - mean, mean, expected, alpha, alphas)
+        pairing, found = Pairing.of(stimulus, len(learned), len(images)), moments(RowSubset(rows.betas, learned))
+        parts = (learned, found, np.flatnonzero(held), pairing, images, targets - mean, mean, expected)
+        return cls(*parts, alpha, alphas)
 
     @property
     def error_of_mean(self) -> float:
@@ -174,35 +183,42 @@ class _Fold:
 
     def accuracy(self, rows: _Rows) -> Array:
         """How much of each voxel's variance the learned images explain."""
-        train = RowSubset(rows.betas, self.learned)
         targets = as_matrix(rows.targets[self.images])
-        return carried("accuracy", targets, train, self.pairing, moments(train))
+        return carried("accuracy", targets, RowSubset(rows.betas, self.learned), self.pairing, self.moments)
 
-    def errors(self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None) -> Array:
-        """Squared errors [forms, alphas] of forms that weigh voxels by these weights."""
-        train, test = RowSubset(rows.betas, self.learned), RowSubset(rows.betas, self.held)
-        found = moments(train)
-        x, t = (Centred(a, found, scale=scale, weights=weights, dual=True) for a in (train, test))
+    def errors(
+        self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None, kept: Kept | None
+    ) -> Array:
+        """Squared errors [forms, alphas] of forms that weigh voxels by these weights.
+
+        Without any, the kernels are those of other targets too, which find them in ``kept``.
+        """
+
+        def make() -> list[Turned]:
+            return list(self._kernels(forms, rows, scale, weights))
+
+        if weights is not None or kept is None:
+            kernels = make()
+        else:
+            kernels = kernels_of(kept, rows.source, [rows.picked, self.learned], [*forms, scale], make)
+        return np.stack([one.errors(self.targets, self.expected, self._grid(one)) for one in kernels])
+
+    def _kernels(self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None) -> Iterator[Turned]:
+        betas, test = RowSubset(rows.betas, self.learned), RowSubset(rows.betas, self.held)
+        x, t = (Centred(a, self.moments, scale=scale, weights=weights, dual=True) for a in (betas, test))
         kernel, cross = gram(x, np.float64, test=t)
         assert cross is not None
         squares = squared_norms(t, range(len(self.held)), np.float64)
         median = median_distance(kernel) if any(form.gamma is not None for form in forms) else 0.0
-        return np.stack([self._errors(form, kernel, cross, squares, median) for form in forms])
+        for form in forms:
+            if form.gamma is None:
+                yield Turned.of(kernel, cross)
+                continue
+            copy, products = placed(kernel, None), cross.copy()
+            into_rbf(copy, form.gamma, median).of_test(products, squares)
+            yield Turned.of(copy, products)
 
-    def _errors(self, form: Form, kernel: Panels, cross: Array, squares: Array, median: float) -> Array:
-        if form.gamma is not None:
-            copy = Panels(kernel.order, kernel.dtype)
-            for j in range(len(kernel.columns)):
-                copy.save(j, kernel.load(j).copy())
-            rbf = into_rbf(copy, form.gamma, median)
-            kernel, cross = copy, cross.copy()
-            rbf.of_test(cross, squares)
-        grid = default_alphas(mean_eigenvalue(kernel)) if self.alphas is None else np.sort(np.asarray(self.alphas))
-        grid = grid if self.alpha is None else np.array([self.alpha])
-        spectrum = eigenvectors(kernel, deflate=True)
-        scores, loadings = cross @ spectrum.vectors.T, spectrum.vectors @ self.targets
-        errors = np.empty(len(grid))
-        for a, alpha in enumerate(grid):
-            shrink = 1 / np.maximum(spectrum.values + alpha, np.finfo(np.float64).tiny)
-            errors[a] = np.square(self.expected - (scores * shrink) @ loadings).sum()
-        return errors
+    def _grid(self, kernel: Turned) -> Array:
+        if self.alpha is not None:
+            return np.array([self.alpha])
+        return default_alphas(kernel.mean_eigenvalue) if self.alphas is None else np.sort(np.asarray(self.alphas))

@@ -1,4 +1,4 @@
-"""What ridges of one study have in common: voxels' moments, Gram matrices, eigenvectors, and projections of targets.
+"""What ridges of one study have in common: moments, Gram matrices, eigenvectors, kernels of folds, projections.
 
 All feature spaces are predicted from the same betas, and all areas predict the same targets. What is found again has the
 bytes that would be computed: copies of what an earlier fit made by the same calls.
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.regression.kept import Kept, KeptArray
+from leanrecon.regression.kept import KERNELS, Kept, KeptArray
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.rbf import Rbf
 from leanrecon.regression.ridge.spectrum import Spectrum
+from leanrecon.regression.ridge.tridiagonal import Tridiagonal, Turned
 from leanrecon.stores.matrix import Matrix, same_matrix
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +64,20 @@ class _Projections:
     seed: int
     weights: Array | None
     values: KeptArray
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Kernels of some rows of betas in tridiagonal form, each with what it tells of other rows."""
+
+    betas: Matrix
+    rows: Sequence[Array]
+    made_by: Sequence[Any]
+    """What else decides them."""
+    arrays: Sequence[Sequence[KeptArray]]
+    """Reflectors and scores of each."""
+    small: Sequence[tuple[Array, Array, Array, float]]
+    """Both diagonals, factors of reflectors, and the mean eigenvalue of each."""
 
 
 def look_found(kept: Kept, betas: Matrix, test: Matrix | None) -> Look | None:
@@ -123,6 +138,32 @@ def spectrum_of(
     if alike and kept.to_come:
         vectors = KeptArray(made.vectors, kept.folder)
         kept.add("eigenvectors", _Vectors(betas, kernel.dtype, scale, made.values.copy(), vectors, made.constant))
+    return made
+
+
+def kernels_of(
+    kept: Kept, betas: Matrix, rows: Sequence[Array], made_by: Sequence[Any], make: Callable[[], list[Turned]]
+) -> list[Turned]:
+    """The kernels that ``make`` would form of some ``rows`` of betas: as they were kept, or made.
+
+    ``made_by`` is all else that decides them.
+    """
+
+    def same(one: _Kernels) -> bool:
+        alike = one.made_by == made_by and same_matrix(one.betas, betas)
+        return alike and all(np.array_equal(*pair) for pair in zip(one.rows, rows, strict=True))
+
+    found: _Kernels | None = kept.find(KERNELS, same)
+    if found is not None:
+        return [
+            Turned(Tridiagonal(diagonal, other, reflectors.load(), tau), scores.load(), mean)
+            for (reflectors, scores), (diagonal, other, tau, mean) in zip(found.arrays, found.small, strict=True)
+        ]
+    made = make()
+    if kept.to_come:
+        arrays = [[KeptArray(array, kept.folder) for array in (one.kernel.reflectors, one.scores)] for one in made]
+        small = [(one.kernel.diagonal, one.kernel.other, one.kernel.tau, one.mean_eigenvalue) for one in made]
+        kept.add(KERNELS, _Kernels(betas, rows, made_by, arrays, small))
     return made
 
 

@@ -102,6 +102,7 @@ class Formed(Regressor):
             alphas=self.alphas,
             reliability=None if reliability is None else np.asarray(reliability, np.float64),
             seed=self.seed,
+            kept=self.kept,
         )
 
 
@@ -118,10 +119,12 @@ def learn_form(
     alphas: Sequence[float] | None,
     reliability: Array | None,
     seed: int,
+    kept: Kept | None = None,
 ) -> Learned:
     """Choose among ``forms``, and weigh the voxels over all train rows as the chosen one says.
 
-    ``project`` gives the targets' projections in float64 (see ``loo.project``), where they are needed.
+    ``project`` gives the targets' projections in float64 (see ``loo.project``), where they are needed. ``kept`` holds
+    what fits of the same betas to other targets left.
     """
     if forms == [Form()]:
         return Learned(forms[0])
@@ -141,6 +144,7 @@ def learn_form(
             alphas=alphas,
             reliability=signal,
             seed=seed,
+            kept=kept,
         )
     form = forms[0] if choice is None else choice.best
     if form.source is None or form.power is None:

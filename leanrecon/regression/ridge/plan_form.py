@@ -8,7 +8,9 @@ from leanrecon.regression.regressor import RegressionShapes
 from leanrecon.regression.ridge.form import Form, Source
 from leanrecon.regression.ridge.plan import (
     COMPONENTS,
+    FOLDS,
     MOMENTS,
+    ONE_EACH,
     PROJECTIONS,
     TEST_ROWS,
     WORKSPACE,
@@ -122,6 +124,14 @@ def kept_nbytes(shapes: Shapes, *, planned: FitPlan, loo: bool) -> int:
     """Bytes on disk of what other targets of the same betas share: the Gram matrix, products with test betas, eigenvectors."""
     vectors = shapes.order**2 * shapes.itemsize if loo and not planned.searched else 0
     return planned.triangle + shapes.m * shapes.n * shapes.itemsize * shapes.dual + vectors
+
+
+def kernels_nbytes(shapes: Shapes, forms: Sequence[Form], fits: int) -> int:
+    """Bytes on disk of what ``fits`` to several targets share of a choice among forms: folds' kernels of unweighed voxels."""
+    plain = sum(form.source is None for form in forms) if len(forms) > 1 and fits > 1 else 0
+    rows = min(shapes.n, max(choice_rows(shapes.p), shapes.largest))
+    folds = shapes.width if shapes.width <= ONE_EACH else FOLDS
+    return folds * plain * rows**2 * _FLOAT
 
 
 def projections_nbytes(shapes: Shapes) -> int:

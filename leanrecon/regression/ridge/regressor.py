@@ -25,6 +25,7 @@ from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.plan import ALPHAS, FOLDS, LOO_ROWS, FitPlan, Shapes, plan_left_out
 from leanrecon.regression.ridge.plan_form import (
     kept_nbytes,
+    kernels_nbytes,
     operations_of_fit,
     plan_formed,
     plan_sets,
@@ -122,13 +123,13 @@ class RidgeRegressor:
         sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free - beside)
         same = shapes.fits > 1 and settings.voxel_weights in ("none", "reliability")
         grams = -(-planned.triangle // planned.pass_nbytes)
-        loo, dual = settings.alpha == "loo", order == shapes.n
-        on = "" if device == "cpu" else f", on {device}"
+        loo, dual, on = settings.alpha == "loo", order == shapes.n, "" if device == "cpu" else f", on {device}"
+        shared = kernels_nbytes(of_ridge, self._forms(), shapes.fits)
         return RegressionPlan(
             work=max(planned.work, sets) + beside,
             summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block{on}",
             held=beside,
-            scratch=planned.scratch + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
+            scratch=planned.scratch + shared + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
             kept=projections_nbytes(of_ridge) if loo else 0,
             operations=operations_of_fit(order, shapes.n, shapes.p, shapes.m, searched=planned.searched, loo=loo)
             * len(self._forms()),
