@@ -206,7 +206,10 @@ class Run:
 
 
 Piece = Callable[[Sequence[int]], Any]
-"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks."""
+"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks.
+
+Where it has a method ``close``, that is called when the worker goes over to another piece.
+"""
 
 
 class Workers(Protocol):

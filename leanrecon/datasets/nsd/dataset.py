@@ -3,9 +3,9 @@
 Allen et al. (2022), Nature Neuroscience 25, 116-126. boto3 and nibabel are imported when they are first used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
@@ -181,6 +181,12 @@ class NSD:
             refuse_earlier_format(study)
         Fetch(self.settings, study, base_dir, context).run()
 
+    def piece(self, study: Study, named: Mapping[str, Any], *, base_dir: Path | None, context: Context) -> Any:
+        """What does tasks of a fetch on a worker: sessions of betas, or row groups of images."""
+        from leanrecon.datasets.nsd.pieces import PIECES
+
+        return PIECES[named["what"]](self.settings, study, named, base_dir, context)
+
 
 def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> DatasetPlan:
     """The plan of a study whose files are known: arithmetic only."""
@@ -221,29 +227,56 @@ def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", ch
     )
 
 
-def fetch_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
-    """Most bytes of memory that a step of the fetch takes."""
+def fetch_nbytes(
+    settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, *, without: Container[str] = ()
+) -> int:
+    """Most bytes of memory that a step of the fetch takes; ``without`` the steps that workers do."""
     from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
-    from leanrecon.datasets.nsd.betas import session_nbytes
-    from leanrecon.datasets.nsd.stimuli import reading_nbytes, stored_shape
-    from leanrecon.stores.layout import plan_chunks
+    from leanrecon.datasets.nsd.stimuli import lie_apart, stored_shape, together_nbytes
 
     voxels, design = len(prepared.voxels.index), prepared.design
     trials = (len(design.trial), voxels)
-    shape = stored_shape(images.shape, settings.image_size)
     shown = {split: len(design.shown(split)) for split in SPLITS}
     averaged = sum(n for split, n in shown.items() if settings.averages(split))
     sessions = len(design.sessions) * settings.zscore_sessions
-    group = plan_chunks(trials, np.int16, chunk)[0] * voxels * 2
-    image_group = plan_chunks((sum(shown.values()), *shape), np.uint8, chunk)[0] * int(np.prod(shape))
     steps = [
-        session_nbytes(prepared.voxels, prepared.betas.values(), images.file.held) + 3 * group,
+        3 * _group_nbytes(prepared, chunk),
         trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
-        reading_nbytes(images, shape) + 3 * image_group,
     ]
+    if "sessions" not in without:
+        steps.append(sessions_step(prepared, images.file.held, chunk))
+    if "images" not in without:
+        apart = images_step(settings, prepared, images.file.held, chunk)
+        shape = stored_shape(images.shape, settings.image_size)
+        steps.append(apart if lie_apart(images) else apart + together_nbytes(images, shape))
     if averaged:
         steps.append(average_nbytes(trials, averaged, chunk, sessions=sessions))
     for split in SPLITS:
         if not settings.averages(split):
             steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
     return max(steps)
+
+
+def sessions_step(prepared: "Prepared", held: int, chunk: int) -> int:
+    """Most bytes of memory that fetching sessions takes; ``held``: of ranges in memory, 0 from a disk."""
+    from leanrecon.datasets.nsd.betas import session_nbytes
+
+    return session_nbytes(prepared.voxels, prepared.betas.values(), held) + 3 * _group_nbytes(prepared, chunk)
+
+
+def images_step(settings: NSDSettings, prepared: "Prepared", held: int, chunk: int) -> int:
+    """Most bytes of memory that fetching images takes, each of them one run of bytes."""
+    from leanrecon.datasets.nsd.stimuli import apart_nbytes, stored_shape
+    from leanrecon.stores.layout import plan_chunks
+
+    shape, shown = stored_shape(prepared.stimuli, settings.image_size), len(np.unique(prepared.design.stimulus))
+    group = plan_chunks((shown, *shape), np.uint8, chunk)[0] * int(np.prod(shape))
+    return apart_nbytes(prepared.stimuli, shape, held) + 3 * group
+
+
+def _group_nbytes(prepared: "Prepared", chunk: int) -> int:
+    """Bytes of a row group of the trials."""
+    from leanrecon.stores.layout import plan_chunks
+
+    trials = (len(prepared.design.trial), len(prepared.voxels.index))
+    return plan_chunks(trials, np.int16, chunk)[0] * trials[1] * 2
