@@ -40,7 +40,8 @@ class DatasetStage:
         if rows != images:
             summary = f"{rows} rows of {summary}"
         memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk, len(settings.areas))
-        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, data.download, cost)
+        moved = {"download": data.download, "requests": data.requests}
+        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, cost=cost, **moved)
         planning.hold(data.captions // _STAYS)
 
     def run(self, run: Run) -> None:

@@ -41,6 +41,8 @@ class PlannedStage:
     scratch: int = 0
     """What is needed on disk for a while."""
     download: int = 0
+    requests: int = 0
+    """Requests that the download takes, about; 0 where they are not known."""
     cost: Cost = field(default_factory=Cost)
     """What is done in the process that was started."""
     shared: Cost = field(default_factory=Cost)

@@ -57,10 +57,11 @@ class Staging:
     def missing(self) -> Array:
         """Numbers of the rows that are neither in the store nor wait beside it."""
         missing = np.zeros(self.store.rows, bool)
+        parts = self._parts()  # before the store is looked at: what is sealed meanwhile is in either
         for i in self.store.missing_row_groups():
             rows = self.store.group_rows(i)
             missing[rows.start : rows.stop] = True
-        for start, stop in self._parts():
+        for start, stop in parts:
             missing[start:stop] = False
         return np.flatnonzero(missing)
 
