@@ -1,29 +1,35 @@
-"""How much faster two workers of one core are than one, for features, parts of a regression, and refinement.
+"""How much faster two workers of one core are than one: a fetch of NSD, features, parts of a regression, refinement.
 
-    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--only gram regression loo folds] [--repeat 1]
+    OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench [--only dataset gram loo folds] [--repeat 1]
     OMP_NUM_THREADS=1 python scripts/bench_cluster.py --work /tmp/bench --tiny       a few minutes: whether it runs
 
-features: VDVAE at its published size (imagenet64, 31 latents) with random weights, 256 images: four chunks, which are
-what workers share, in some twenty minutes. gram: the Gram matrix of 8,859 train rows of 15,724 voxels, and products with
-982 test rows, as of NSD's subject 1. regression: 982 test rows of 91,168 targets through the hat matrix of as many images.
-loo: 512 projections of these targets. folds: ten folds of 1,500 rows, 4,000 voxels and 2,000 targets, which workers fit
-whole. refine: the demo's latent diffusion. Every number of workers runs studies of its own from the same seed; the stores
-and images of all must have the same bytes. Seconds are those of the shared work alone, from the moment that it is given
-out until the last receipt; a smaller study is run first on the same workers, so that libraries are loaded. It needs two
-cores that nothing else uses; the load of the machine is printed beside, and the CPU seconds that each worker and the
-driver took meanwhile, which others disturb less.
+dataset: sessions of subject 1's volume and their images, from the server of bench_slow_links.py in a process of its own
+that imitates a link (--link: Mbit/s and milliseconds). features: VDVAE at its published size (imagenet64, 31 latents) with
+random weights, 256 images: four chunks, which are what workers share, in some twenty minutes. gram: the Gram matrix of
+8,859 train rows of 15,724 voxels, and products with 982 test rows, as of NSD's subject 1. regression: 982 test rows of
+91,168 targets through the hat matrix of as many images. loo: 512 projections of these targets. folds: ten folds of 1,500
+rows, 4,000 voxels and 2,000 targets, which workers fit whole. refine: the demo's latent diffusion.
+
+Every number of workers runs studies of its own from the same seed; the stores and images of all must have the same bytes.
+Seconds are those of the shared work alone, from the moment that it is given out until the last receipt; a smaller study is
+run first on the same workers, so that libraries are loaded. It needs two cores that nothing else uses; the load of the
+machine is printed beside, and the CPU seconds that each worker and the driver took meanwhile, which others disturb less.
 """
 
 import argparse
 import os
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import bench_nsd_fetch
+import bench_slow_links
 import numpy as np
 from bench_vdvae import write_weights
 
@@ -35,14 +41,18 @@ from leanrecon.stores.pictures import Pictures
 from leanrecon.study.recipes import recipes
 
 PARTS = {
-    "features": "vdvae, ",
-    "gram": "regression nsd, Gram matrix",
-    "regression": "regression big",
-    "loo": "regression loo, projections of targets",
-    "folds": "regression of whole variants",
-    "refine": "refine",
+    "dataset": ("betas", "stimuli"),
+    "features": ("vdvae, ",),
+    "gram": ("regression nsd, Gram matrix",),
+    "regression": ("regression big",),
+    "loo": ("regression loo, projections of targets",),
+    "folds": ("regression of whole variants",),
+    "refine": ("refine",),
 }
 """What is measured, and how the tasks of its progress begin."""
+
+SESSIONS = 4
+"""Sessions that are fetched, with some 2,500 images."""
 
 TEST, TARGETS, IMAGES, VOXELS = 982, 91_168, 8859, 15_724
 """Of NSD's subject 1; targets are those of 31 latents."""
@@ -68,8 +78,8 @@ class Timed(PlainProgress):
         with super().task(name, **options) as advance:
             yield advance
         took = time.perf_counter() - began
-        for part, start in PARTS.items():
-            if name.startswith(start) and (start == name or not start.startswith("regression")):
+        for part, starts in PARTS.items():
+            if name in starts or (not name.startswith("regression") and name.startswith(starts)):
                 self.seconds[part] += took
                 self.cpu[part] = [round(now - then, 1) for now, then in zip(self._cpu(), before, strict=True)]
 
@@ -87,6 +97,29 @@ def demo(images: int, test: int, **tables: Any) -> dict[str, Any]:
             if isinstance(value, str) and value.startswith("../models"):
                 table[key] = str((path.parent / value).resolve())
     return settings | tables
+
+
+def dataset(work: Path, size: float, tiny: bool) -> dict[str, Any]:
+    """Sessions and images through the link whose server stands in ``work``."""
+    root = {"root": "s3://natural-scenes-dataset", "endpoint_url": (work / "link").read_text(), "accept_terms": True}
+    how = {"image_size": 64, "check": "warn", "allow_shared_stimuli": True}  # most of the server's images are black
+    sessions = 1 if tiny else max(round(SESSIONS * size), 1)
+    return {"dataset": {"kind": "nsd", "sessions": sessions, **root, **how}, "features": {"pixels": {"size": 8}}}
+
+
+@contextmanager
+def linked(work: Path, rate: float, latency: float) -> Iterator[None]:
+    """A server of NSD's files behind a link, whose address stands in ``work``."""
+    bench_nsd_fetch.build(work / "nsd")
+    command = [sys.executable, bench_slow_links.__file__, "--folder", str(work / "nsd"), "--serve"]
+    command += ["--rate", str(rate), "--latency", str(latency)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        (work / "link").write_text(f"http://127.0.0.1:{server.stdout.readline().strip()}")
+        try:
+            yield
+        finally:
+            server.kill()
 
 
 def features(work: Path, size: float, tiny: bool) -> dict[str, Any]:
@@ -160,11 +193,16 @@ def refine(work: Path, size: float, tiny: bool) -> dict[str, Any]:
 
 
 SETTINGS = {
-    "features": features, "gram": gram, "regression": regression, "loo": loo, "folds": folds, "refine": refine
-}  # fmt: skip
+    "dataset": dataset,
+    "features": features,
+    "gram": gram,
+    "regression": regression,
+    "loo": loo,
+    "folds": folds,
+    "refine": refine,
+}
 
-
-UNTIL = ("features", "refine")
+UNTIL = ("dataset", "features", "refine")
 """The parts that are stages of their own."""
 
 
@@ -212,6 +250,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument(
+        "--link", type=float, nargs=2, default=[500.0, 100.0], help="Mbit/s and ms, of the dataset's server"
+    )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="Small networks and arrays: whether it runs.")
     given = parser.parse_args()
@@ -219,13 +260,14 @@ def main() -> None:
     on_workers.SHARED_OPERATIONS = 0  # the smaller studies share their parts, too
     best: dict[int, dict[str, float]] = {}
     made: list[dict[str, Mapping[str, str]]] = []
-    for _ in range(given.repeat):
-        for workers in given.workers:  # in turns, so that a busy minute hits all of them
-            took, stores = measure(given.work, workers, given.only, given.tiny)
-            made.append(stores)
-            known = best.setdefault(workers, took)
-            best[workers] = {part: min(known[part], took[part]) for part in given.only}
-            print(f"{workers} workers: {took}, load {os.getloadavg()[0]:.1f}", flush=True)
+    with linked(given.work, *given.link) if "dataset" in given.only else nullcontext():
+        for _ in range(given.repeat):
+            for workers in given.workers:  # in turns, so that a busy minute hits all of them
+                took, stores = measure(given.work, workers, given.only, given.tiny)
+                made.append(stores)
+                known = best.setdefault(workers, took)
+                best[workers] = {part: min(known[part], took[part]) for part in given.only}
+                print(f"{workers} workers: {took}, load {os.getloadavg()[0]:.1f}", flush=True)
     assert all(made[0].values()), "there is something to compare"
     assert all(stores == made[0] for stores in made), "the stores differ"
     print(

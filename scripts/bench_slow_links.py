@@ -151,9 +151,10 @@ def fetch(folder: Path, port: int, sessions: int, n_images: int) -> None:
     """Fetch sessions and images into their stores, and print what each took as JSON."""
     from leanrecon.context import Context
     from leanrecon.datasets.nsd.dataset import NSDSettings, plan_fetch
-    from leanrecon.datasets.nsd.fetch import Fetch, fill_images
+    from leanrecon.datasets.nsd.fetch import Fetch
     from leanrecon.datasets.nsd.files import Files, open_source, prepare
     from leanrecon.datasets.nsd.layout import STIMULI
+    from leanrecon.datasets.nsd.pieces import fill_images, images_in
     from leanrecon.datasets.nsd.stimuli import stimuli_layout
     from leanrecon.memory import PeakMemory, process_memory
     from leanrecon.stores.store import Store
@@ -180,7 +181,8 @@ def fetch(folder: Path, port: int, sessions: int, n_images: int) -> None:
                 else:
                     shape = (len(numbers), SIDE, SIDE, 3)
                     store = Store.create(folder / "images.zarr", shape, np.uint8, made_of={}, chunk=8_000_000)
-                    fill_images(layout, store, numbers, lambda _: None)
+                    read = images_in(layout, (SIDE, SIDE, 3))
+                    fill_images(store, numbers, store.missing_row_groups(), read, lambda _: None)
                 took[what] = time.monotonic() - began
                 took[f"{what}_cpu"] = time.process_time() - cpu
                 took[f"{what}_requests"] = source.traffic.requests - requests

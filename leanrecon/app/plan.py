@@ -29,8 +29,9 @@ def show(stages: Sequence[PlannedStage], memory: str | None, missing: Sequence[N
     console = Console()
     console.print(table)
     largest = max(stages, key=lambda stage: stage.memory)
-    fetched = sum(stage.download for stage in stages)
+    fetched, requests = (sum(getattr(stage, name) for stage in stages) for name in ("download", "requests"))
     download = f", {format_bytes(fetched)} to download" if fetched else ""
+    download += f" in {requests:,} requests" if requests else ""
     console.print(
         f"peak memory {format_bytes(largest.memory)} ({largest.stage}), disk {format_bytes(disk_nbytes(stages))}{download}",
         highlight=False,

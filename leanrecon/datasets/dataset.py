@@ -12,7 +12,12 @@ from leanrecon.study.layout import Study
 
 
 class Dataset(Protocol):
-    """A kind of dataset; made from its settings, which derive from ``datasets.plan.DatasetSettings``."""
+    """A kind of dataset; made from its settings, which derive from ``datasets.plan.DatasetSettings``.
+
+    One that gives tasks to the workers of a cluster (``context.executor`` in ``ingest``) also has a method
+    ``piece(study, named, *, base_dir, context)``. It opens what they need in the process of a worker, and returns what
+    does them: called with the numbers of a task, and closed, if it has a method ``close``.
+    """
 
     Settings: ClassVar[type[BaseModel]]
 

@@ -106,6 +106,8 @@ class DatasetPlan:
     """Most bytes that reading and keeping the captions takes."""
     download: int = 0
     """Bytes to fetch, about."""
+    requests: int = 0
+    """Requests that fetch them, about; 0 where they are not known."""
     scratch: int = 0
     """Bytes on disk that are needed for a while only."""
     reread: int = 0

@@ -122,6 +122,8 @@ class _Open:
         return piece
 
     def close(self) -> None:
+        if (close := getattr(self.__dict__.get("work"), "close", None)) is not None:
+            close()
         for space in self.run.spaces.values():
             space.release()
 

@@ -1,11 +1,13 @@
 """The stage dataset: betas, stimuli, captions and voxels of a study, from any kind of dataset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from leanrecon import kinds
+from leanrecon.context import Context
 from leanrecon.errors import SettingsError
 from leanrecon.stages.costs_of_stages import dataset_cost
-from leanrecon.stages.stage import PlannedStage, Planning, Run
+from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run
 from leanrecon.study.rows import Rows
 from leanrecon.study.settings import RESERVED
 from leanrecon.study.voxels import area_voxels
@@ -38,17 +40,25 @@ class DatasetStage:
         if rows != images:
             summary = f"{rows} rows of {summary}"
         memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk, len(settings.areas))
-        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, data.download, cost)
+        moved = {"download": data.download, "requests": data.requests}
+        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, cost=cost, **moved)
         planning.hold(data.captions // _STAYS)
 
     def run(self, run: Run) -> None:
         settings = run.settings
         dataset = kinds.kind_of("datasets", settings.dataset)(settings.dataset)
         with run.recorded(self.name, run.study, [run.study.betas("train")]) as (record, context):
-            record |= dataset.ingest(run.study, base_dir=run.base_dir, context=context) or {}
+            shared = run.shared(context, self.name, {}, shares=hasattr(dataset, "piece"))
+            record |= dataset.ingest(run.study, base_dir=run.base_dir, context=shared) or {}
             record["settings"] = settings.dataset.model_dump(exclude_none=True)
         _check_test_sets(run)
         area_voxels(run.study, settings.areas)  # unknown areas are refused before hours of work
+
+    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
+        """Does tasks of a kind of dataset that has some, on a worker."""
+        dataset: Any = kinds.kind_of("datasets", run.settings.dataset)(run.settings.dataset)
+        piece: Piece = dataset.piece(run.study, named, base_dir=run.base_dir, context=context)
+        return piece
 
 
 def _check_test_sets(run: Run) -> None:

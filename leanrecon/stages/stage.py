@@ -42,6 +42,8 @@ class PlannedStage:
     scratch: int = 0
     """What is needed on disk for a while."""
     download: int = 0
+    requests: int = 0
+    """Requests that the download takes, about; 0 where they are not known."""
     cost: Cost = field(default_factory=Cost)
     """What is done in the process that was started."""
     shared: Cost = field(default_factory=Cost)
@@ -214,7 +216,10 @@ class Run:
 
 
 Piece = Callable[[Sequence[int]], Any]
-"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks."""
+"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks.
+
+Where it has a method ``close``, that is called when the worker goes over to another piece.
+"""
 
 
 class Workers(Protocol):

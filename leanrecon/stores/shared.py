@@ -64,7 +64,7 @@ def receipts_of(store: Store, chunks: Iterable[tuple[int, int]]) -> list[tuple[i
 def confirm(store: Store, receipts: Receipts) -> None:
     """Wait until the chunks that a worker wrote are seen here; raises StoreError where they stay away or differ."""
     for i, j, checksum in receipts:
-        wait_for(partial(store.has, i, j), store.path, f"chunk {store.name_of(i, j)} of {store.path}")
+        wait_until_seen(partial(store.has, i, j), store.path, f"chunk {store.name_of(i, j)} of {store.path}")
         if store.checksum(i, j).hex() != checksum:
             raise StoreError(
                 f"chunk {store.name_of(i, j)} of {store.path} is not what a worker wrote",
@@ -122,7 +122,7 @@ def share_pictures(pictures: Pictures, executor: Executor, given: Mapping[str, A
     def arrived(rows: Sequence[int], returned: Any, worker: str) -> None:
         receipts, about = returned
         for row, file, pixels in receipts:
-            wait_for(partial(pictures.is_as, row, file), pictures.path, f"image {pictures.file(row)}")
+            wait_until_seen(partial(pictures.is_as, row, file), pictures.path, f"image {pictures.file(row)}")
             pictures.believe(row, file, pixels)
         told[worker] = about
         advance(len(rows))
@@ -150,8 +150,8 @@ def _check(path: LocationLike, found: str, expected: str) -> None:
         )
 
 
-def wait_for(seen: Callable[[], bool], folder: Location, what: str) -> None:
-    """Wait until a file of a folder is seen as a worker wrote it."""
+def wait_until_seen(seen: Callable[[], bool], folder: Location, what: str) -> None:
+    """Wait until a file of a folder is seen as a worker wrote it; raises StoreError after ``VISIBLE_WITHIN``."""
     until = time.monotonic() + VISIBLE_WITHIN
     while not seen():
         folder.place.refresh(folder.key)  # a bucket was listed before the worker wrote

@@ -528,7 +528,7 @@ def test_a_settings_file_of_ones_own_is_never_replaced(here, data, tmp_path, mon
 # Stopping
 
 
-def wait_for(condition, process) -> None:
+def wait_until_seen(condition, process) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -554,7 +554,7 @@ def test_ctrl_c_says_how_to_go_on(here, data, finished, tmp_path, monkeypatch):
     for attempt in range(20):  # a run may be done before the signal reaches it
         study = tmp_path / f"study{attempt}"
         process = start("run", "small.toml", "--study", study, cwd=data)
-        wait_for((study / "study.toml").exists, process)
+        wait_until_seen((study / "study.toml").exists, process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         if process.returncode != 0:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from leanrecon.app import bench, rates
+from leanrecon.app.plan import show
 from leanrecon.app.rates import BUCKET, Rates, rates_of
 from leanrecon.app.work import parse_bandwidth, seconds, seconds_of, told
 from leanrecon.errors import BudgetError, SettingsError, StoreError
@@ -50,6 +51,22 @@ def test_workers_share_what_they_can_and_one_line_to_the_study(
     stage = PlannedStage("x", "", 0, 0, cost=Cost(10e9), shared=Cost(80e9, read=100_000_000))
     at = Rates(gemm=10e9, store_read=100e6)
     assert seconds_of(stage, at, workers, bandwidth) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("moved", "said"),
+    [
+        ({"download": 12_300_000, "requests": 1234}, "12.3 MB to download in 1,234 requests"),
+        ({"download": 12_300_000}, "12.3 MB to download\n"),
+        ({}, "disk 1 B\n"),
+    ],
+)
+def test_the_plan_tells_the_download_and_its_requests_where_they_are_known(
+    moved: dict[str, int], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show([PlannedStage("dataset", "", 1, 1, **moved)], "1GB")
+    assert said in capsys.readouterr().out
 
 
 def test_a_store_costs_its_chunks() -> None:

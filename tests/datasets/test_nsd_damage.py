@@ -91,7 +91,7 @@ def test_a_wrong_header_of_a_nifti_is_an_error_in_words(
     path.write_bytes(gzip.compress(header, 1))
     with LocalFile(path, path.name, Traffic()) as file, pytest.raises(InputError, match=r"session01\.nii\.gz"):
         nifti_shape(file)
-        list(session_trials(file, path, Voxels.read(study.voxels), tmp_path))
+        session_trials(file, path, Voxels.read(study.voxels), tmp_path).__enter__()
 
 
 def test_a_fetched_file_that_the_disk_damaged_is_fetched_again(small_nsd: Path, study: Study, tmp_path: Path) -> None:
@@ -99,12 +99,17 @@ def test_a_fetched_file_that_the_disk_damaged_is_fetched_again(small_nsd: Path, 
     voxels = Voxels.read(study.voxels)
 
     def read() -> np.ndarray:
-        with LocalFile(path, "session01.nii.gz", Traffic()) as file:
-            return np.concatenate([block for _, block in session_trials(file, None, voxels, tmp_path)])
+        with (
+            LocalFile(path, "session01.nii.gz", Traffic()) as file,
+            session_trials(file, None, voxels, tmp_path) as block,
+        ):
+            return block
 
-    reading = session_trials(LocalFile(path, "session01.nii.gz", Traffic()), None, voxels, tmp_path)
-    next(reading)
-    reading.close()  # killed: what was fetched stays
+    with (
+        pytest.raises(KeyboardInterrupt),
+        session_trials(LocalFile(path, "session01.nii.gz", Traffic()), None, voxels, tmp_path),
+    ):
+        raise KeyboardInterrupt  # killed: what was fetched stays
     [fetched] = tmp_path.glob("*.download")
     data = bytearray(fetched.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)  # as a power cut leaves it

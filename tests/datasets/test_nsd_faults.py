@@ -216,8 +216,7 @@ def test_the_disk_holds_the_stores_and_one_session_file_at_most(
     def put(self: Staging, first: int, block: object) -> None:
         nonlocal most
         plain(self, first, block)
-        if first % 7 == 0:
-            most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+        most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
 
     plain = Staging.put
     monkeypatch.setattr(Staging, "put", put)

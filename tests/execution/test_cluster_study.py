@@ -75,7 +75,8 @@ def test_a_worker_that_dies_costs_its_tasks_alone_and_every_file_has_the_same_by
         assert stages[stage]["workers"] >= 1
         assert stages[stage]["worker_peak_bytes"] > 50_000_000
     begun = [line for line in progress.lines if line.startswith("stage ")]
-    assert begun[0].startswith("stage 1 of 6: dataset, in this process")
+    assert begun[0].startswith("stage 1 of 6: dataset, on workers")
+    assert "dataset: in this process, because this kind has no tasks for workers" in progress.lines
     assert begun[1].startswith("stage 2 of 6: features, on workers")
 
 

@@ -1,10 +1,11 @@
 """The trials of one session of NSD: out of an .hdf5 file the masked voxels alone, out of a .nii.gz all of it."""
 
+import contextlib
 import gzip
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,6 @@ Array = np.ndarray[Any, Any]
 
 PIECE = 2 * 2**20
 """Bytes of a file that is fetched whole which one request asks for."""
-
-ROWS = 64
-"""Trials that are handed on together."""
 
 _HEADER = 64 * 1024  # bytes of a .nii.gz in which its header is found
 
@@ -92,10 +90,11 @@ def read_hdf5(layout: Layout, addresses: Array) -> Array:
 
 def download(file: RangeFile, folder: Path) -> Path:
     """Fetch a whole file into ``folder``, going on where an earlier run stopped."""
-    target = folder / f"{hashlib.sha256(file.print.encode()).hexdigest()[:16]}.download"
+    name = PurePosixPath(file.name).name
+    target = folder / f"{name}.{hashlib.sha256(file.print.encode()).hexdigest()[:16]}.download"
     with explained_disk_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.glob("*.download"):
+        for other in folder.glob(f"{name}.*.download"):
             if other != target:
                 other.unlink()
         with target.open("ab") as out:
@@ -164,13 +163,15 @@ def _read_whole(file: Any, volume: Array) -> None:
         view = view[n:]
 
 
-def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: Path) -> Iterator[tuple[int, Array]]:
-    """Yield the trials of one session from either kind of file, a few at a time: number of the first, int16 [trials, voxels].
+@contextlib.contextmanager
+def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: Path) -> Iterator[Array]:
+    """The trials of one session from either kind of file, int16 [trials, voxels].
 
-    ``path`` is where a .nii.gz lies on this disk; else it is fetched into ``scratch`` first, and removed afterwards.
+    ``path`` is where a .nii.gz lies on this disk; else it is fetched into ``scratch`` first, and removed once the block
+    has ended well.
     """
     if file.name.endswith(".hdf5"):
-        yield from in_blocks(read_hdf5(*locate_trials(file, voxels)))
+        yield read_hdf5(*locate_trials(file, voxels))
         return
     fetched = download(file, scratch) if path is None else path
     session = buffer((TRIALS, len(voxels.index)), np.int16)
@@ -180,15 +181,9 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
         if path is None:  # it may be this copy alone that is damaged: the next run fetches another
             fetched.unlink()
         raise
-    yield from in_blocks(session)
+    yield session
     if path is None:
         fetched.unlink()
-
-
-def in_blocks(session: Array) -> Iterator[tuple[int, Array]]:
-    """Cut a session, int16 [trials, voxels], into blocks of a few trials, each with the number of its first."""
-    for first in range(0, TRIALS, ROWS):
-        yield first, np.ascontiguousarray(session[first : first + ROWS])
 
 
 def session_nbytes(voxels: Voxels, names: Iterable[str], held: int) -> int:
@@ -203,4 +198,4 @@ def session_nbytes(voxels: Voxels, names: Iterable[str], held: int) -> int:
     streamed = (
         2 * volume + held + PIECE + n * (TRIALS * 2 + 40) if any(name.endswith(".nii.gz") for name in names) else 0
     )
-    return max(surgical, streamed) + 2 * ROWS * n * 2
+    return max(surgical, streamed)

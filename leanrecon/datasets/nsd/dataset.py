@@ -3,9 +3,9 @@
 Allen et al. (2022), Nature Neuroscience 25, 116-126. boto3 and nibabel are imported when they are first used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
@@ -23,6 +23,7 @@ from leanrecon.study.rows import refuse_earlier_format
 if TYPE_CHECKING:
     from leanrecon.datasets.nsd.files import Prepared
     from leanrecon.datasets.nsd.hdf5_index import Layout
+    from leanrecon.datasets.nsd.requests import Moved
 
 FORMAT = 2
 """Of the order of rows and of the arithmetic that leads from files to stores: raised whenever it changes."""
@@ -35,7 +36,7 @@ CAPTION_NBYTES = 1600
 
 SPLITS = ("train", "test")
 INDEX_SHARE = 0.35
-"""Of the voxels' bytes, what their index and the gaps between them add: measured at subject 1's geometry."""
+"""Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.32 in subject 1's volume."""
 
 
 class NSDSettings(DatasetSettings):
@@ -151,6 +152,7 @@ class NSD:
         for files that don't fit together, NetworkError where nothing is published.
         """
         from leanrecon.datasets.nsd.files import Files, open_source, prepare
+        from leanrecon.datasets.nsd.requests import planned_traffic
         from leanrecon.datasets.nsd.stimuli import stimuli_layout
         from leanrecon.net.retry import TO_PLAN
 
@@ -159,7 +161,9 @@ class NSD:
                 files = Files(source)
                 prepared = prepare(self.settings, files, base_dir)
                 with files.need(STIMULI) as file:
-                    return plan_fetch(self.settings, prepared, stimuli_layout(file), chunk)
+                    images = stimuli_layout(file)
+                    moved = planned_traffic(self.settings, prepared, images, files, chunk)
+                    return plan_fetch(self.settings, prepared, images, chunk, moved)
         except NetworkError as error:
             from leanrecon.datasets.nsd.published import published_plan
 
@@ -181,9 +185,17 @@ class NSD:
             refuse_earlier_format(study)
         Fetch(self.settings, study, base_dir, context).run()
 
+    def piece(self, study: Study, named: Mapping[str, Any], *, base_dir: Path | None, context: Context) -> Any:
+        """What does tasks of a fetch on a worker: sessions of betas, or row groups of images."""
+        from leanrecon.datasets.nsd.pieces import PIECES
 
-def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> DatasetPlan:
-    """The plan of a study whose files are known: arithmetic only."""
+        return PIECES[named["what"]](self.settings, study, named, base_dir, context)
+
+
+def plan_fetch(
+    settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, moved: "Moved | None" = None
+) -> DatasetPlan:
+    """The plan of a study whose files are known: arithmetic only. ``moved`` is what is fetched; None: not known."""
     from leanrecon.datasets.nsd.stimuli import stored_shape
     from leanrecon.stores.layout import store_nbytes
 
@@ -201,6 +213,8 @@ def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", ch
     surgical = int(voxels * TRIALS * 2 * (1 + INDEX_SHARE))
     download = sum(min(size, surgical) if name.endswith(".hdf5") else size for name, size in sizes.items())
     download += n_images * int(np.prod(images.shape[1:]))
+    if moved is not None:
+        download = moved.nbytes
     scratch = max([size for name, size in sizes.items() if name.endswith(".nii.gz")], default=0)
     far = settings.root.startswith("s3://")
     captions = CAPTION_NBYTES * n_images if settings.captions else 0
@@ -217,33 +231,62 @@ def plan_fetch(settings: NSDSettings, prepared: "Prepared", images: "Layout", ch
         disk=disk,
         captions=captions,
         download=download if far else 0,
+        requests=moved.requests if far and moved is not None else 0,
         scratch=scratch if far else 0,
     )
 
 
-def fetch_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
-    """Most bytes of memory that a step of the fetch takes."""
+def fetch_nbytes(
+    settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, *, without: Container[str] = ()
+) -> int:
+    """Most bytes of memory that a step of the fetch takes; ``without`` the steps that workers do."""
     from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
-    from leanrecon.datasets.nsd.betas import session_nbytes
-    from leanrecon.datasets.nsd.stimuli import reading_nbytes, stored_shape
-    from leanrecon.stores.layout import plan_chunks
 
     voxels, design = len(prepared.voxels.index), prepared.design
     trials = (len(design.trial), voxels)
-    shape = stored_shape(images.shape, settings.image_size)
     shown = {split: len(design.shown(split)) for split in SPLITS}
     averaged = sum(n for split, n in shown.items() if settings.averages(split))
     sessions = len(design.sessions) * settings.zscore_sessions
-    group = plan_chunks(trials, np.int16, chunk)[0] * voxels * 2
-    image_group = plan_chunks((sum(shown.values()), *shape), np.uint8, chunk)[0] * int(np.prod(shape))
     steps = [
-        session_nbytes(prepared.voxels, prepared.betas.values(), images.file.held) + 3 * group,
+        3 * _group_nbytes(prepared, chunk),
         trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
-        reading_nbytes(images, shape) + 3 * image_group,
     ]
+    if "sessions" not in without:
+        steps.append(sessions_step(prepared, images.file.held, chunk))
+    if "images" not in without:
+        steps.append(images_step(settings, prepared, images.file.held, chunk, images))
     if averaged:
         steps.append(average_nbytes(trials, averaged, chunk, sessions=sessions))
     for split in SPLITS:
         if not settings.averages(split):
             steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
     return max(steps)
+
+
+def sessions_step(prepared: "Prepared", held: int, chunk: int) -> int:
+    """Most bytes of memory that fetching sessions takes; ``held``: of ranges in memory, 0 from a disk."""
+    from leanrecon.datasets.nsd.betas import session_nbytes
+
+    return session_nbytes(prepared.voxels, prepared.betas.values(), held) + 3 * _group_nbytes(prepared, chunk)
+
+
+def images_step(
+    settings: NSDSettings, prepared: "Prepared", held: int, chunk: int, layout: "Layout | None" = None
+) -> int:
+    """Most bytes of memory that fetching images takes; without a layout, where each of them is one run of bytes."""
+    from leanrecon.datasets.nsd.stimuli import apart_nbytes, lie_apart, stored_shape, together_nbytes
+    from leanrecon.stores.layout import plan_chunks
+
+    shape, shown = stored_shape(prepared.stimuli, settings.image_size), len(np.unique(prepared.design.stimulus))
+    group = plan_chunks((shown, *shape), np.uint8, chunk)[0] * int(np.prod(shape))
+    if layout is not None and not lie_apart(layout):
+        return together_nbytes(layout, shape) + 3 * group
+    return apart_nbytes(prepared.stimuli, shape, held) + 3 * group
+
+
+def _group_nbytes(prepared: "Prepared", chunk: int) -> int:
+    """Bytes of a row group of the trials."""
+    from leanrecon.stores.layout import plan_chunks
+
+    trials = (len(prepared.design.trial), len(prepared.voxels.index))
+    return plan_chunks(trials, np.int16, chunk)[0] * trials[1] * 2

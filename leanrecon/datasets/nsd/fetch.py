@@ -1,7 +1,5 @@
 """From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,7 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.average import Averages, average, sample, single
-from leanrecon.datasets.nsd.betas import in_blocks, locate_trials, read_hdf5, session_trials
-from leanrecon.datasets.nsd.dataset import FORMAT, SPLITS, NSDSettings, plan_fetch
+from leanrecon.datasets.nsd.dataset import CAPTION_NBYTES, FORMAT, OVERHEAD, SPLITS, NSDSettings, fetch_nbytes
 from leanrecon.datasets.nsd.files import (
     Files,
     Prepared,
@@ -24,17 +21,27 @@ from leanrecon.datasets.nsd.files import (
 )
 from leanrecon.datasets.nsd.hdf5_index import Layout
 from leanrecon.datasets.nsd.layout import STIMULI, TERMS, TRIALS
+from leanrecon.datasets.nsd.pieces import (
+    IMAGES,
+    SESSIONS,
+    fetch_sessions,
+    fetched,
+    fill_images,
+    images_in,
+    rows_of_session,
+    share_images,
+    share_sessions,
+    trials_path,
+)
 from leanrecon.datasets.nsd.staging import Staging
-from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_layout, stored_shape
+from leanrecon.datasets.nsd.stimuli import captions_of, lie_apart, stimuli_layout, stored_shape
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
-from leanrecon.memory import buffer, format_bytes
-from leanrecon.net.ranges import one_ahead
+from leanrecon.memory import format_bytes
 from leanrecon.places import Location
-from leanrecon.places.disk import explained_disk_errors
-from leanrecon.progress import Advance, Progress
+from leanrecon.progress import Progress
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows, SplitRows
@@ -73,8 +80,7 @@ class Fetch:
                 remove_others(self.study, captions=SPLITS if self.settings.captions else ())
             with files.need(STIMULI) as file:
                 images = stimuli_layout(file)
-                work = plan_fetch(self.settings, prepared, images, self.context.chunk).work
-                self.context.require("fetching the dataset", work)
+                self._require(prepared, images)
                 sweep(self.study)
                 trials = self._create_trials(prepared)
                 self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
@@ -86,7 +92,7 @@ class Fetch:
                 if not all(store.complete for store in betas.values()):
                     self._check(prepared, trials)
                     self._make_betas(prepared, trials, betas)
-                self._fetch_images(prepared, images, stimuli)
+                self._fetch_images(prepared, files, images, stimuli)
             if source.local(STIMULI) is None:
                 moved = source.traffic
                 self.context.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")
@@ -96,11 +102,20 @@ class Fetch:
         self._captions(prepared)
         self._write_rows(prepared)
 
+    def _require(self, prepared: Prepared, images: Layout) -> None:
+        """Refuse too small a budget; what workers share each of them requires."""
+        shared: tuple[str, ...] = ()
+        if self.context.executor is not None:
+            shared = (SESSIONS, IMAGES) if lie_apart(images) else (SESSIONS,)
+        work = fetch_nbytes(self.settings, prepared, images, self.context.chunk, without=shared)
+        captions = CAPTION_NBYTES * len(np.unique(prepared.design.stimulus)) if self.settings.captions else 0
+        self.context.require("fetching the dataset", OVERHEAD + captions + work)
+
     # Stores
 
     @property
     def trials_path(self) -> Location:
-        return self.study.root / "betas" / "trials.zarr"
+        return trials_path(self.study)
 
     def _create(self, path: Location, shape: tuple[int, ...], dtype: Any, **made_of: Any) -> Store:
         made = {"kind": "nsd", "format of the dataset": FORMAT, **made_of}
@@ -164,51 +179,26 @@ class Fetch:
             self.trials_path,
             *(of(split) for of in (self.study.betas, self.study.stimuli) for split in SPLITS),
         ):
-            if _fetched(path).exists():
-                with explained_disk_errors(path):
-                    shutil.rmtree(_fetched(path))
             remove(path)
-
-    def _staging(self, store: Store) -> Staging:
-        return Staging(store, _fetched(store.path))
+        fetched(self.trials_path).delete_tree()
 
     # Steps
 
     def _fetch_trials(self, prepared: Prepared, files: Files, store: Store) -> None:
-        staging = self._staging(store)
-        while len(staging.missing()):
-            sessions = np.unique(staging.missing() // TRIALS).tolist()
-            total = len(prepared.betas)
-            context = self.context.named("betas")
+        staging = Staging(store, fetched(store.path))
+        staging.begin()
+        while len(missing := staging.missing()):
+            sessions = np.unique(missing // TRIALS).tolist()
+            total, context = len(prepared.betas), self.context.named("betas")
             with context.task(total=total, unit="sessions", done=total - len(sessions)) as advance:
-                names = [prepared.betas[prepared.design.sessions[k]] for k in sessions]
-                for k, name, session in zip(sessions, names, self._early(prepared, files, names), strict=True):
-                    if session is not None:
-                        for first, block in in_blocks(session):
-                            staging.put(k * TRIALS + first, block)
-                    else:
-                        here = files.source.local(name)
-                        with files.need(name) as file:
-                            for first, block in session_trials(file, here, prepared.voxels, staging.own / "download"):
-                                staging.put(k * TRIALS + first, block)
+                if context.executor is not None:
+                    share_sessions(staging, sessions, context.executor, files.source.traffic, advance)
+                    continue
+                for k in fetch_sessions(files, prepared, staging, sessions):
+                    staging.seal(staging.ends(rows_of_session(k)))
                     advance(1)
         staging.finish()
         store.finish()
-
-    def _early(self, prepared: Prepared, files: Files, names: list[str]) -> Iterator[Array | None]:
-        """The trials of every .hdf5 file, one ahead; None for a .nii.gz, which needs the disk and is read in its turn."""
-
-        def locate(name: str) -> tuple[Layout, Array] | None:
-            return locate_trials(files.need(name), prepared.voxels) if name.endswith(".hdf5") else None
-
-        def read(located: tuple[Layout, Array] | None) -> Array | None:
-            if located is None:
-                return None
-            with located[0].file:
-                return read_hdf5(*located)
-
-        aside = files.source.aside
-        yield from one_ahead(aside, read, one_ahead(aside, locate, names))
 
     def _check(self, prepared: Prepared, trials: Store) -> None:
         """Show how reliable repeats are; raises InputError, or warns, where they are no better than chance."""
@@ -238,12 +228,22 @@ class Fetch:
                     single(trials, design, store, design.trials(split), zscore=zscore, advance=advance)
             store.finish()
 
-    def _fetch_images(self, prepared: Prepared, layout: Layout, stores: dict[str, Store]) -> None:
+    def _fetch_images(self, prepared: Prepared, files: Files, layout: Layout, stores: dict[str, Store]) -> None:
         total = sum(store.rows for store in stores.values())
-        missing = sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
-        with self.context.named("stimuli").task(total=total, unit="images", done=total - missing) as advance:
+        groups = {split: store.missing_row_groups() for split, store in stores.items()}
+        missing = sum(len(stores[split].group_rows(i)) for split, every in groups.items() for i in every)
+        context, executor = self.context.named("stimuli"), self.context.executor
+        if executor is not None and not lie_apart(layout):
+            self.context.progress.say("stimuli: in this process, because the file keeps several images in a chunk")
+            executor = None
+        with context.task(total=total, unit="images", done=total - missing) as advance:
             for split, store in stores.items():
-                fill_images(layout, store, list(prepared.design.shown(split)), advance)
+                numbers = list(prepared.design.shown(split))
+                if executor is None:
+                    shape = (store.shape[1], store.shape[2], store.shape[3])
+                    fill_images(store, numbers, groups[split], images_in(layout, shape), advance)
+                elif groups[split]:
+                    share_images(layout, store, split, numbers, executor, files.source.traffic, advance)
                 store.finish()
 
     def _captions(self, prepared: Prepared) -> None:
@@ -273,31 +273,6 @@ class Fetch:
                     run=design.run[own].tolist(),
                 )
         Rows(splits, ids).write(self.study)
-
-
-def fill_images(layout: Layout, store: Store, numbers: list[int], advance: Advance) -> None:
-    """Write the missing images, ``numbers`` ascending, as they come out of the file: one row group after the other."""
-    groups = store.missing_row_groups()
-    rows = np.array([row for i in groups for row in store.group_rows(i)], np.int64)
-    row_of = {numbers[row]: row for row in rows.tolist()}
-    memory = buffer((store.chunk_rows if groups else 0, *store.shape[1:]), np.uint8)
-    there = 0
-    height, width, channels = store.shape[1:]
-    wanted = np.array(numbers, np.int64)[rows]
-    for images, block in read_images(layout, wanted, (height, width, channels), rows // store.chunk_rows):
-        for image, values in zip(images.tolist(), block, strict=True):
-            group, place = divmod(row_of[image], store.chunk_rows)
-            memory[place] = values
-            there += 1
-            if there == len(store.group_rows(group)):
-                store.write_rows(group, memory[:there])
-                there = 0
-        advance(len(images))
-
-
-def _fetched(path: Location) -> Path:
-    """The folder of what has come of a store and waits for its neighbours."""
-    return path.with_name(f"{path.stem}.fetched").workplace()
 
 
 def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:

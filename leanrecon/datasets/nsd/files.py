@@ -186,13 +186,13 @@ def keep(prepared: Prepared, study: Study, settings: Mapping[str, Any]) -> None:
     write_json(sources_path(study), record, indent=1)
 
 
-def recall(study: Study, settings: Mapping[str, Any]) -> Prepared | None:
-    """What an earlier run with the same settings found; None where there was none."""
+def recall(study: Study, settings: Mapping[str, Any] | None = None) -> Prepared | None:
+    """What an earlier run with the same settings found, or with any settings where none are given; None without one."""
     from leanrecon.places.files import read_json
 
     record, table = read_json(sources_path(study)), read_json(trials_table(study))
     try:
-        if record["settings"] != settings:
+        if settings is not None and record["settings"] != settings:
             return None
         found = {name: Found(int(size), str(print_)) for name, (size, print_) in record["files"].items()}
         betas = {int(session): str(name) for session, name in record["betas"].items()}

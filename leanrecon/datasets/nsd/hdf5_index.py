@@ -160,15 +160,19 @@ def _rank(corners: Array, shape: tuple[int, ...]) -> Array:
     return rank
 
 
-def _node_nbytes(layout: Layout) -> tuple[int, int]:
-    """Bytes of a node, and of one of its keys: size, filters, corner and a 0."""
-    key = 8 + 8 * (len(layout.shape) + 1)
-    return 24 + (2 * layout.branching + 1) * key + 2 * layout.branching * 8, key
+def node_nbytes(layout: Layout) -> int:
+    """Bytes of a node of the index, full or not."""
+    return 24 + (2 * layout.branching + 1) * _key_nbytes(layout) + 2 * layout.branching * 8
+
+
+def _key_nbytes(layout: Layout) -> int:
+    """Bytes of one of its keys: size, filters, corner and a 0."""
+    return 8 + 8 * (len(layout.shape) + 1)
 
 
 def _fetch_nodes(layout: Layout, addresses: list[int]) -> Iterator[Bytes]:
     """The nodes at ascending addresses."""
-    size = _node_nbytes(layout)[0]
+    size = node_nbytes(layout)
     starts = np.array(addresses, np.int64)
     # Nodes at the end of a file may be cut to what they hold.
     stops = np.minimum(starts + size, layout.file.size)
@@ -187,7 +191,7 @@ def _fetch_nodes(layout: Layout, addresses: list[int]) -> Iterator[Bytes]:
 
 def _parse(layout: Layout, node: Bytes) -> tuple[Array, Array, int]:
     """Ranks of a node's keys [entries + 1], addresses of its entries, and its level (0: these are chunks)."""
-    _, key_nbytes = _node_nbytes(layout)
+    key_nbytes = _key_nbytes(layout)
     dimensions = len(layout.shape)
     if len(node) < 24 or node[:4] != b"TREE" or node[4] != 1:
         raise damaged(layout.file, "its index holds something else")

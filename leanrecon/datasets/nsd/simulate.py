@@ -224,7 +224,8 @@ def _save_images(
             of = slice(start, min(start + PANEL, len(shown)))
             images = [paint(scene, side) for scene in scenes[of]]
             for number, image in zip(shown[of].tolist(), images, strict=True):
-                bricks[number] = image
+                # HDF5 holds small images back, and writes them in another order; it writes those of NSD's size at once.
+                bricks.id.write_direct_chunk((number, 0, 0, 0), np.ascontiguousarray(image).tobytes())
             looked_at = np.stack([resize(image, (SIGHT, SIGHT, 3)) for image in images])
             responses[of] = cortex.respond(looked_at, words_of(scenes[of]), range(of.start, of.stop))
             advance(len(images))

@@ -1,128 +1,188 @@
-"""Rows of a store that arrive in any order, kept on disk until their row group is whole.
+"""Sessions on their way into a store: whole groups of rows go into it at once, the ends of a session wait for the next.
 
-What has arrived survives a kill: each row is written to its place in a file a row group, then noted with its
-checksum. The files of a row group go as soon as the store has it, so no row lies on disk twice for long.
+A session ends within a group of rows. The rows at its ends lie in files of their own beside the store until the rest of
+the group has come, whoever fetched it, so that what has arrived survives a kill and no session is fetched twice.
 """
 
-import math
-import os
-import shutil
 import zlib
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from leanrecon.places.disk import explained_disk_errors
+from leanrecon.errors import StoreError
+from leanrecon.memory import buffer
+from leanrecon.places import Location
 from leanrecon.stores.fingerprint import fingerprint
+from leanrecon.stores.shared import confirm, wait_until_seen
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
-_NOTE = np.dtype("<u4")
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_CRC = 4  # bytes of the checksum behind the rows of a part
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """What holds some rows, in plain values."""
+
+    chunks: list[tuple[int, int, str]]
+    """Row group, column group and checksum of chunks in the store."""
+    parts: list[tuple[int, int, str]]
+    """First row, the row after the last one, and checksum of parts of a row group."""
 
 
 class Staging:
-    """The rows of one store on their way into it; used by one thread at a time.
+    """The rows of one store on their way into it.
 
-    ``folder`` is emptied of what was staged for a store made of something else, and removed when all is done.
+    Several processes may ``put`` rows of the same store, each its own; one of them begins, seals and ends. ``folder``
+    holds what waits; what was put there for a store made of something else is removed by ``begin``.
     """
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Location) -> None:
         self.store = store
+        self.folder, self.own = folder, folder / fingerprint(store.made_of)[:16]
         self.row_nbytes = store.columns * store.dtype.itemsize
-        own = folder / fingerprint(store.made_of)[:16]
-        self.folder, self.own = folder, own
-        missing = store.missing_row_groups()
-        self.present = np.ones(store.rows, bool)
-        """Whether each row is in the store or staged."""
-        self._notes = np.zeros(store.rows, _NOTE)
-        with explained_disk_errors(folder):
-            for other in folder.iterdir() if folder.is_dir() else ():
-                if other != own:
-                    shutil.rmtree(other)
-            if not missing:
-                self.finish()
-                return
-            own.mkdir(parents=True, exist_ok=True)
-            notes = np.fromfile(own / "notes", _NOTE) if (own / "notes").exists() else self._notes
-        self._notes[: len(notes)] = notes[: store.rows]
-        for i in range(store.row_groups):
-            rows = store.group_rows(i)
-            of = slice(rows.start, rows.stop)
-            if i not in missing:
-                self._file(i).unlink(missing_ok=True)
-            else:
-                self.present[of] = (self._notes[of] != 0) & self._file(i).exists()
-        for i in missing:  # killed between the last row and the store
-            self._seal_if_whole(i)
+
+    def begin(self) -> None:
+        """Remove what waits for other stores, and write the groups whose rows have all come: what a kill left."""
+        for other in self.folder.iterdir():
+            if other.name != self.own.name:
+                other.delete_tree()
+        self.own.sweep()
+        self.seal(sorted({start // self.store.chunk_rows for start, _ in self._parts()}))
 
     def missing(self) -> Array:
-        """Numbers of the rows that are still to come."""
-        return np.flatnonzero(~self.present)
+        """Numbers of the rows that are neither in the store nor wait beside it."""
+        missing = np.zeros(self.store.rows, bool)
+        parts = self._parts()  # before the store is looked at: what is sealed meanwhile is in either
+        for i in self.store.missing_row_groups():
+            rows = self.store.group_rows(i)
+            missing[rows.start : rows.stop] = True
+        for start, stop in parts:
+            missing[start:stop] = False
+        return np.flatnonzero(missing)
 
     def put(self, first: int, block: Array) -> None:
-        """Take the rows from ``first`` on, [rows, …]; those that are there already are passed over."""
-        size = self.store.chunk_rows
-        stop = first + len(block)
-        for i in range(first // size, math.ceil(stop / size)):
+        """Take the rows from ``first`` on, [rows, columns]: whole groups into the store, the others beside it."""
+        for i, rows in self._runs(range(first, first + len(block))):
+            if self._in_store(i):
+                continue
+            values = block[rows.start - first : rows.stop - first]
+            if len(rows) == len(self.store.group_rows(i)):
+                self.store.write_rows(i, values)
+            else:
+                data = np.ascontiguousarray(values, self.store.dtype).reshape(-1).view(np.uint8)
+                self._part(rows.start, rows.stop).write_bytes(data, _checksum(data))
+
+    def receipts(self, rows: range) -> Receipts:
+        """What holds these rows, which were put."""
+        found = Receipts([], [])
+        for i, own in self._runs(rows):
+            path = self._part(own.start, own.stop)
+            try:
+                checksum = None if self._in_store(i) else _end(path, len(own) * self.row_nbytes)
+            except FileNotFoundError:  # it was sealed since
+                checksum = None
+            if checksum is not None:
+                found.parts.append((own.start, own.stop, checksum.hex()))
+            else:
+                found.chunks.extend((i, j, self.store.checksum(i, j).hex()) for j in range(self.store.column_groups))
+        return found
+
+    def ends(self, rows: range) -> list[int]:
+        """The row groups that these rows are only a part of."""
+        return [i for i, own in self._runs(rows) if len(own) < len(self.store.group_rows(i))]
+
+    def take(self, receipts: Receipts) -> None:
+        """Wait until what another process put is seen here, and write the groups whose rows have all come.
+
+        Raises StoreError for what stays away or differs.
+        """
+        confirm(self.store, receipts.chunks)
+        for start, stop, checksum in receipts.parts:
+            if self._in_store(start // self.store.chunk_rows):
+                continue
+            path, nbytes = self._part(start, stop), (stop - start) * self.row_nbytes
+            wait_until_seen(partial(_is_whole, path, nbytes), self.own, str(path))
+            if _end(path, nbytes).hex() != checksum:
+                raise StoreError(
+                    f"{path} is not what a worker wrote",
+                    todo="check that no other run writes to this study, and run the same command again",
+                )
+        self.seal(dict.fromkeys(start // self.store.chunk_rows for start, _, _ in receipts.parts))
+
+    def seal(self, groups: Iterable[int]) -> None:
+        """Write those of the row groups to the store whose rows have all arrived, and arrived undamaged."""
+        parts = self._parts()
+        for i in groups:
             group = self.store.group_rows(i)
-            rows = np.arange(max(first, group.start), min(stop, group.stop))
-            rows = rows[~self.present[rows]]
-            if len(rows):
-                self._write(i, rows, block, first)
-                self._seal_if_whole(i)
+            own = [(start, stop) for start, stop in parts if start in group]
+            if not self._in_store(i):
+                whole = self._assembled(group, own)
+                if whole is None:
+                    continue
+                self.store.write_rows(i, whole)
+            for start, stop in own:
+                self._part(start, stop).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Remove what is left of the staging; the store has all."""
-        with explained_disk_errors(self.folder):
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+        """Remove what is left; the store has all."""
+        self.folder.delete_tree()
 
-    def _file(self, i: int) -> Path:
-        return self.own / f"{i}.rows"
+    def _assembled(self, group: range, parts: Iterable[tuple[int, int]]) -> Array | None:
+        """The rows of a group from its parts; None where some are not there. Damaged parts are removed."""
+        parts = list(parts)
+        if len({row for start, stop in parts for row in range(start, stop)}) < len(group):
+            return None
+        whole = buffer((len(group), self.row_nbytes), np.uint8)
+        for start, stop in parts:
+            nbytes, path = (stop - start) * self.row_nbytes, self._part(start, stop)
+            memory = buffer((nbytes + _CRC,), np.uint8)
+            n = path.place.read_into(path.key, memory)
+            if n < len(memory) or _checksum(memory[:nbytes]) != memory[nbytes:].tobytes():
+                path.unlink(missing_ok=True)
+                return None
+            whole[start - group.start : stop - group.start] = memory[:nbytes].reshape(-1, self.row_nbytes)
+        return whole.view(self.store.dtype)
 
-    def _write(self, i: int, rows: Array, block: Array, first: int) -> None:
-        start = self.store.group_rows(i).start
-        with explained_disk_errors(self._file(i)):
-            data = os.open(self._file(i), _FLAGS, 0o666)
-            notes = os.open(self.own / "notes", _FLAGS, 0o666)
-            try:
-                for row in rows.tolist():
-                    values = np.ascontiguousarray(block[row - first], self.store.dtype).reshape(-1).view(np.uint8)
-                    _write_at(data, values.data, (row - start) * self.row_nbytes)
-                    note = _note(values.data)
-                    _write_at(notes, np.array(note, _NOTE).tobytes(), row * _NOTE.itemsize)
-                    self._notes[row] = note
-                    self.present[row] = True
-            finally:
-                os.close(data)
-                os.close(notes)
+    def _runs(self, rows: range) -> Iterator[tuple[int, range]]:
+        """Rows by the row groups that they lie in."""
+        size = self.store.chunk_rows
+        for i in range(rows.start // size, -(-rows.stop // size)):
+            group = self.store.group_rows(i)
+            own = range(max(rows.start, group.start), min(rows.stop, group.stop))
+            if own:
+                yield i, own
 
-    def _seal_if_whole(self, i: int) -> None:
-        """Write row group ``i`` to the store if all of it has arrived, and arrived undamaged."""
-        group = self.store.group_rows(i)
-        of = slice(group.start, group.stop)
-        if not self.present[of].all():
-            return
-        with explained_disk_errors(self._file(i)):
-            data = np.fromfile(self._file(i), np.uint8)
-            rows = data[: len(data) // self.row_nbytes * self.row_nbytes].reshape(-1, self.row_nbytes)
-            sound = [k < len(rows) and _note(rows[k].data) == self._notes[row] for k, row in enumerate(group)]
-            self.present[of] = sound
-            if all(sound):
-                self.store.write_rows(i, rows.view(self.store.dtype))
-                self._file(i).unlink()
+    def _in_store(self, i: int) -> bool:
+        return all(self.store.has(i, j) for j in range(self.store.column_groups))
+
+    def _part(self, start: int, stop: int) -> Location:
+        return self.own / f"{start}-{stop}.rows"
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """The rows of every whole part, the first and the one after the last."""
+        self.own.place.refresh(self.own.key)
+        found = []
+        for path in self.own.glob("*-*.rows"):
+            start, _, stop = path.stem.partition("-")
+            if start.isdecimal() and stop.isdecimal() and _is_whole(path, (int(stop) - int(start)) * self.row_nbytes):
+                found.append((int(start), int(stop)))
+        return sorted(found)
 
 
-def _note(data: Any) -> int:
-    """A row's checksum, never 0, which stands for a row that is not there."""
-    return zlib.crc32(data) or 1
+def _is_whole(path: Location, nbytes: int) -> bool:
+    return path.size() == nbytes + _CRC
 
 
-def _write_at(descriptor: int, data: Any, offset: int) -> None:
-    view = memoryview(data)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _end(path: Location, nbytes: int) -> bytes:
+    """The checksum behind so many bytes."""
+    memory = np.empty(_CRC, np.uint8)
+    return memory[: path.place.read_into(path.key, memory, nbytes)].tobytes()
+
+
+def _checksum(data: Any) -> bytes:
+    return zlib.crc32(data).to_bytes(_CRC, "little")

@@ -62,42 +62,62 @@ def read_images(
             f"{layout.name} holds {layout.shape[0]} images and number {images[-1]} is wanted",
             expected="the images that the design of the experiment shows",
         )
-    if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
-        yield from _read_apart(layout, images, shape, np.zeros(len(images), np.int64) if groups is None else groups)
+    if lie_apart(layout):
+        of = np.zeros(len(images), np.int64) if groups is None else groups
+        yield from read_apart(layout.file, layout.shape, images, locate_images(layout, images), shape, of)
     else:
         yield from _read_chunks(layout, images, shape)
 
 
-def _read_apart(layout: Layout, images: Array, shape: ImageShape, groups: Array) -> Iterator[tuple[Array, Array]]:
-    """Images of which each is one run of bytes."""
+def lie_apart(layout: Layout) -> bool:
+    """Whether each image is one run of bytes."""
+    return layout.chunk is None or layout.chunk == (1, *layout.shape[1:])
+
+
+def locate_images(layout: Layout, images: Array) -> Array:
+    """The first bytes of images (numbers, ascending) that lie apart; raises InputError for images that are not there."""
     nbytes = int(np.prod(layout.shape[1:]))
     if layout.chunk is None:
         address = np.full(len(images), UNWRITTEN if layout.address is None else layout.address, np.int64)
-        starts = _written(layout, address, images) + images * nbytes
+        starts: Array = _written(layout, address, images) + images * nbytes
         if len(starts) and starts[-1] + nbytes > layout.file.size:
             raise InputError(f"{layout.name} is cut short", todo="copy it again")
-    else:
-        corners = np.zeros((len(images), 4), np.int64)
-        corners[:, 0] = images
-        starts = _written(layout, locate_chunks(layout, corners), images)
-    order = np.lexsort((starts, groups))
-    images, starts, groups = images[order], starts[order], groups[order]
+        return starts
+    corners = np.zeros((len(images), 4), np.int64)
+    corners[:, 0] = images
+    return _written(layout, locate_chunks(layout, corners), images)
+
+
+def spans_of(starts: Array, nbytes: int, groups: Array) -> tuple[Array, Array, Array]:
+    """What is fetched as one of images of ``nbytes``, sorted by group and first byte: as ``coalesce`` gives it."""
     joined = []
     for group in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(groups)) + 1):
         a, b, of_first = coalesce(starts[group], starts[group] + nbytes, gap=_NEAR)
         joined.append((a, b, of_first + group[:1].sum()))
     begins, ends, first = (np.concatenate(parts) for parts in zip(*joined, strict=True))
+    return begins, ends, first
+
+
+def read_apart(
+    file: RangeFile, of_file: Sequence[int], images: Array, starts: Array, shape: ImageShape, groups: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Yield images whose first bytes are known, as ``read_images`` does; ``of_file`` is the shape of the file's images."""
+    pixels = tuple(of_file[1:])
+    nbytes = int(np.prod(pixels))
+    order = np.lexsort((starts, groups))
+    images, starts, groups = images[order], starts[order], groups[order]
+    begins, ends, first = spans_of(starts, nbytes, groups)
     lasts = [*first[1:].tolist(), len(starts)]
 
     def cut(k: int, data: Bytes) -> tuple[Array, Array]:
         of = slice(int(first[k]), lasts[k])
         out = np.empty((lasts[k] - int(first[k]), *shape), np.uint8)
         for n, at in enumerate((starts[of] - begins[k]).tolist()):
-            image = np.frombuffer(data, np.uint8, nbytes, at).reshape(layout.shape[1:])
+            image = np.frombuffer(data, np.uint8, nbytes, at).reshape(pixels)
             out[n] = resize(image, shape)
         return images[of], out
 
-    yield from layout.file.in_order(list(zip(begins.tolist(), ends.tolist(), strict=True)), cut)
+    yield from file.in_order(list(zip(begins.tolist(), ends.tolist(), strict=True)), cut)
 
 
 def _read_chunks(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Array]]:
@@ -141,15 +161,18 @@ def _written(layout: Layout, addresses: Array, images: Array) -> Array:
     return addresses
 
 
-def reading_nbytes(layout: Layout, shape: ImageShape) -> int:
-    """Most bytes of memory that reading images takes."""
+def apart_nbytes(of_file: Sequence[int], shape: ImageShape, held: int) -> int:
+    """Most bytes of memory that reading images takes that lie apart; ``held``: of ranges in memory, 0 from a disk."""
+    image, kept = int(np.prod(of_file[1:])), int(np.prod(shape))
+    span = max(SPAN, image)
+    return held + span + ((held + span) // image + 1) * (image + kept)
+
+
+def together_nbytes(layout: Layout, shape: ImageShape) -> int:
+    """Most bytes of memory that reading images takes whose chunks hold several of them, or parts of them."""
+    assert layout.chunk is not None
     image, kept = int(np.prod(layout.shape[1:])), int(np.prod(shape))
-    held = layout.file.held
-    if layout.chunk is None or layout.chunk == (1, *layout.shape[1:]):
-        span = max(SPAN, image)
-        return held + span + ((held + span) // image + 1) * (image + kept)
-    depth = layout.chunk[0]
-    return held + 2 * layout.chunk_nbytes + depth * (image + 2 * kept)
+    return layout.file.held + 2 * layout.chunk_nbytes + layout.chunk[0] * (image + 2 * kept)
 
 
 def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | None) -> list[list[str]]:

@@ -21,7 +21,7 @@ from leanrecon.regression.ridge.part_plan import PROJECTION_TASKS, SHARED_OPERAT
 from leanrecon.regression.ridge.plan import PROJECTIONS
 from leanrecon.regression.ridge.projection_parts import ProjectionParts
 from leanrecon.stores.matrix import Matrix
-from leanrecon.stores.shared import identity, share_columns, wait_for
+from leanrecon.stores.shared import identity, share_columns, wait_until_seen
 
 if TYPE_CHECKING:
     from leanrecon.regression.ridge.ridge import StreamingRidge
@@ -133,7 +133,7 @@ class FitOnWorkers:
             def arrived(numbers: Sequence[int], receipts: Any, worker: str) -> None:
                 for k, checksum in receipts:
                     file = _part_file(self.folder, kind, made_of, k)
-                    wait_for(lambda: checksum_of(file) == checksum, self.folder, str(file))  # noqa: B023
+                    wait_until_seen(lambda: checksum_of(file) == checksum, self.folder, str(file))  # noqa: B023
                 advance(len(numbers))
 
             tasks = tasks_of(costs, missing, self.executor.workers, each)

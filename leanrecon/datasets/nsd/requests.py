@@ -1,0 +1,177 @@
+"""What a fetch asks of the network, before its index is read: requests and bytes, from headers, masks and the design.
+
+HDF5 gives every chunk the next free place when it is first written, and every node of an index when the one before it
+is full. NSD's files were written in the order of their chunks, so that the place of each chunk and node follows from its
+number. Places are right but for a few bytes, which decide nothing unless ranges are just near enough to be joined.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanrecon.datasets.nsd.betas import PIECE, betas_layout
+from leanrecon.datasets.nsd.hdf5_index import Layout, node_nbytes
+from leanrecon.datasets.nsd.stimuli import lie_apart, spans_of, stored_shape
+from leanrecon.net.ranges import coalesce
+from leanrecon.stores.layout import plan_chunks
+
+if TYPE_CHECKING:
+    from leanrecon.datasets.nsd.dataset import NSDSettings
+    from leanrecon.datasets.nsd.files import Files, Prepared
+
+Array = np.ndarray[Any, Any]
+
+FILLED = 0.9
+"""Share of a node's entries that HDF5 leaves in it, where chunks are written in order and it had to be split."""
+
+_ODD = 0.15  # how much emptier nodes have to be to be taken for those of another order
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is asked of a server."""
+
+    requests: int = 0
+    nbytes: int = 0
+    """Bytes that are received."""
+
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(self.requests + other.requests, self.nbytes + other.nbytes)
+
+    def __sub__(self, other: "Moved") -> "Moved":
+        return Moved(self.requests - other.requests, self.nbytes - other.nbytes)
+
+
+def planned_traffic(settings: "NSDSettings", prepared: "Prepared", images: Layout, files: "Files", chunk: int) -> Moved:
+    """All that a fetch moves where nothing fails.
+
+    ``files`` have been asked for what a fetch asks for before its first session, and for nothing else. The headers of
+    one session's .hdf5 file are read; those of the others are taken to be alike.
+    """
+    moved, betas, header = _asked(files), None, Moved()
+    if (first := next((name for name in prepared.betas.values() if name.endswith(".hdf5")), None)) is not None:
+        with files.need(first) as file:
+            betas = betas_layout(file)
+        header = _asked(files) - moved
+    index = np.ravel_multi_index(tuple(prepared.voxels.corners.T[::-1]), prepared.voxels.shape[::-1])
+    sessions: dict[int, Moved] = {}
+    for name in prepared.betas.values():
+        size = prepared.found[name].size
+        if not name.endswith(".hdf5"):
+            moved += Moved(-(-size // PIECE), size)
+        elif betas is not None:
+            if size not in sessions:
+                sessions[size] = header + session_traffic(betas, index, size)
+            moved += sessions[size]
+    shape, every = stored_shape(images.shape, settings.image_size), np.unique(prepared.design.stimulus)
+    for split in ("train", "test"):
+        numbers = np.array(list(prepared.design.shown(split)), np.int64)
+        rows = plan_chunks((len(numbers), *shape), np.uint8, chunk)[0]
+        moved += images_traffic(images, numbers, every, np.arange(len(numbers)) // rows)
+    return moved
+
+
+def _asked(files: "Files") -> Moved:
+    return Moved(files.source.traffic.requests, files.source.traffic.nbytes)
+
+
+def session_traffic(layout: Layout, index: Array, size: int) -> Moved:
+    """Of the voxels with these numbers, in the file's order, and the nodes on the way to them; ``size`` of the file."""
+    chunks = math.prod(layout.shape[1:])
+    index = np.sort(index)
+    tree = Tree.of(layout, chunks, size)
+    return tree.nodes_traffic(index) + _joined(tree.places(index), layout.chunk_nbytes)
+
+
+def images_traffic(layout: Layout, images: Array, every: Array, groups: Array) -> Moved:
+    """Of images, ascending, of these row groups; ``every`` image that was shown is taken to be in the file."""
+    nbytes = math.prod(layout.shape[1:])
+    if layout.chunk is None:
+        starts = images * nbytes
+        begins, ends, _ = spans_of(starts, nbytes, groups)
+        return Moved(len(begins), int((ends - begins).sum()))
+    if not lie_apart(layout):
+        tiles = math.prod(-(-n // c) for n, c in zip(layout.shape[1:], layout.chunk[1:], strict=True))
+        units, shown = np.unique(images // layout.chunk[0]), np.unique(every // layout.chunk[0])
+        tree, places = _written(layout, units, shown, -(-layout.shape[0] // layout.chunk[0]), tiles)
+        chunks = (places[:, None] * tiles + np.arange(tiles)).reshape(-1)
+        return tree.nodes_traffic(chunks) + Moved(len(chunks), len(chunks) * layout.chunk_nbytes)
+    tree, places = _written(layout, images, every, layout.shape[0], 1)
+    begins, ends, _ = spans_of(tree.places(places), nbytes, groups)
+    return tree.nodes_traffic(places) + Moved(len(begins), int((ends - begins).sum()))
+
+
+def _written(layout: Layout, wanted: Array, shown: Array, total: int, chunks: int) -> tuple["Tree", Array]:
+    """The tree of what a file of images holds, and the places of what is wanted among it: numbers, ascending.
+
+    ``shown`` holds all that is surely there, of ``total``; each of them has so many chunks. How many there are is told
+    by the file's size, and those beside the shown ones are drawn among the rest.
+    """
+    node, filled = node_nbytes(layout), _filled(layout)
+    held = round(layout.file.size / (layout.chunk_nbytes + node / filled) / chunks)
+    held = min(max(held, len(shown)), total)
+    share = (held - len(shown)) / max(total - len(shown), 1)
+    gaps = np.diff(shown, prepend=-1) - 1
+    before = np.cumsum(np.random.default_rng(0).binomial(gaps, share))
+    places = (np.arange(len(shown)) + before)[np.searchsorted(shown, wanted)]
+    return Tree(layout.chunk_nbytes, node, filled, 2 * layout.branching, held * chunks), places
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Chunks that were written in order, and the nodes of their index between them."""
+
+    chunk: int
+    """Bytes of a chunk."""
+    node: int
+    """Bytes of a node."""
+    filled: int
+    """Entries of a node."""
+    room: int
+    """Most entries of a node: with more it is split."""
+    chunks: int
+
+    @classmethod
+    def of(cls, layout: Layout, chunks: int, size: int) -> "Tree":
+        """The tree of a file of this size; how full its nodes are is told by what the chunks leave of it."""
+        node, filled = node_nbytes(layout), _filled(layout)
+        told = chunks * node / max(size - chunks * layout.chunk_nbytes, 1)
+        if 0 < told < (1 - _ODD) * filled:  # written in another order, which leaves nodes half empty
+            filled = max(round(told), 1)
+        return cls(layout.chunk_nbytes, node, filled, 2 * layout.branching, chunks)
+
+    def places(self, chunks: Array) -> Array:
+        """The first bytes of chunks, from the beginning of the first one."""
+        found: Array = chunks * self.chunk + self._before(chunks) * self.node
+        return found
+
+    def nodes_traffic(self, chunks: Array) -> Moved:
+        """The nodes on the way to these chunks, ascending, level by level from the leaves to the root."""
+        moved, each, count, split = Moved(), self.filled, self.chunks, self.room
+        while count > self.room:
+            count = -(-count // self.filled)
+            own = np.unique(chunks // each)
+            # A node is made when the one before it is full; the first one moves away from the root's place then.
+            after = np.maximum(own - 1, 0) * each + split
+            moved += _joined(np.sort(self.places(after) + self.chunk + np.where(own == 0, self.node, 0)), self.node)
+            split += (self.room - 1) * each
+            each *= self.filled
+        return moved + Moved(1, self.node)
+
+    def _before(self, chunks: Array) -> Array:
+        """How many leaves lie before chunks: one more whenever the last one is full, and two at the first time."""
+        made: Array = np.maximum((chunks - self.room - 1) // self.filled + 1, 0)
+        return np.where(made > 0, made + 1, 0)
+
+
+def _filled(layout: Layout) -> int:
+    """How many entries of a node are used where chunks were written in order."""
+    return max(int(FILLED * 2 * layout.branching), 1)
+
+
+def _joined(starts: Array, nbytes: int) -> Moved:
+    """Ranges of so many bytes, joined as they are fetched."""
+    begins, ends, _ = coalesce(starts, starts + nbytes)
+    return Moved(len(begins), int((ends - begins).sum()))
