@@ -1,12 +1,15 @@
 """Schedules and memory, as arithmetic."""
 
+import platform
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leanrecon import kinds
 from leanrecon.refinement.diffusion.plan import Machine, Sizes, Work, plan_diffusion
-from leanrecon.refinement.diffusion.precision import cpu_has_bfloat16, precision_of
+from leanrecon.refinement.diffusion.precision import cpu_has_bfloat16, multiplies_bfloat16_in_vectors, precision_of
 from leanrecon.refinement.diffusion.schedule import LCM, schedule_length
 from leanrecon.refinement.diffusion.settings import DDIMSettings, DDPMSettings, LCMSettings
 from leanrecon.refinement.none import NoRefinementSettings
@@ -128,3 +131,12 @@ def test_precision_suits_the_device(tmp_path):
     (tmp_path / "old").write_text("flags : avx2")
     assert not cpu_has_bfloat16(tmp_path / "old")
     assert not cpu_has_bfloat16(tmp_path / "none")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="Linux on x86 names instructions")
+def test_vectors_of_bfloat16_are_used_where_there_are_no_tiles(tmp_path):
+    for name, flags in (("vectors", "avx512_bf16"), ("tiles", "avx512_bf16 amx_bf16"), ("old", "avx2")):
+        (tmp_path / name).write_text(f"flags : avx2 {flags}")
+    assert [cpu_has_bfloat16(tmp_path / name) for name in ("vectors", "tiles", "old")] == [True, True, False]
+    found = [multiplies_bfloat16_in_vectors(tmp_path / name) for name in ("vectors", "tiles", "old", "none")]
+    assert found == [True, False, False, False]

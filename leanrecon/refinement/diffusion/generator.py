@@ -14,7 +14,7 @@ from leanrecon.devices import choose
 from leanrecon.errors import BudgetError, InputError, SettingsError
 from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import format_bytes
-from leanrecon.refinement.diffusion import sampling
+from leanrecon.refinement.diffusion import bfloat16, sampling
 from leanrecon.refinement.diffusion.codes import Codes
 from leanrecon.refinement.diffusion.model import DiffusionModel
 from leanrecon.refinement.diffusion.offload import place
@@ -137,7 +137,8 @@ class DiffusionGenerator:
 
     def made_of(self) -> dict[str, Any]:
         """All that decides final images beyond first images and predictions: contents and settings, never places."""
-        return {"format": FORMAT, **self.model.made_of(), "precision": self.precision, "seed": self.seed}
+        made_of = {"format": FORMAT, **self.model.made_of(), "precision": self.precision, "seed": self.seed}
+        return made_of | ({"bfloat16": bfloat16.FORMAT} if self.precision == "bfloat16" else {})
 
     def record(self) -> dict[str, Any]:
         """How it ran, the median time an image, and the rows that failed at first."""

@@ -9,6 +9,8 @@ from leanrecon.refinement.diffusion.networks import WeightSource, build, only_ne
 from leanrecon.refinement.diffusion.plan import Mode
 from leanrecon.weights.safetensors import MappedWeights, ReadWeights
 
+_AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -29,6 +31,8 @@ def place(source: WeightSource, mode: Mode, *, device: str, scratch: Path, conte
 
     # accelerate casts the weights that it loads to the dtype of those that they replace
     network = torch.nn.Module.to(build(source.part), getattr(torch, source.dtype))
+    if source.part.kind in _AUTOENCODERS:
+        _activate_in_place(network)
     source = WeightSource(only_needed(source.part, network), source.dtype, source.lora)
     names = list(source.part.entries)
     if mode in ("none", "model"):
@@ -47,6 +51,15 @@ def place(source: WeightSource, mode: Mode, *, device: str, scratch: Path, conte
     else:
         held = ReadWeights(source.on_disk(scratch, content))
     return Placed(cpu_offload(network, execution_device=device, state_dict=held), _stay)
+
+
+def _activate_in_place(network: Any) -> None:
+    """Let activations overwrite their input: in an autoencoder nothing else reads it, and its states are the largest."""
+    import torch
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.ReLU | torch.nn.SiLU):
+            layer.inplace = True
 
 
 def _moved_as_one(network: Any, device: str) -> Placed:

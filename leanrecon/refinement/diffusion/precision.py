@@ -2,11 +2,13 @@
 
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
 from leanrecon.errors import SettingsError
 
-_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+_VECTORS, _TILES = "avx512_bf16", "amx_bf16"  # instructions as Linux names them
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def precision_of(setting: str, device: str) -> str:
@@ -26,12 +28,23 @@ def precision_of(setting: str, device: str) -> str:
     return setting
 
 
-def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether the CPU has instructions for bfloat16; False where the system does not say."""
+    flags = _flags(cpuinfo)
+    return _VECTORS in flags or _TILES in flags
+
+
+def multiplies_bfloat16_in_vectors(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether the CPU has instructions for vectors of bfloat16 and none for tiles, which PyTorch's attention uses."""
+    flags = _flags(cpuinfo)
+    return _VECTORS in flags and _TILES not in flags
+
+
+@cache
+def _flags(cpuinfo: Path) -> str:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-        return False
+        return ""
     try:
-        text = cpuinfo.read_text()
+        return cpuinfo.read_text()
     except OSError:
-        return False
-    return any(name in text for name in _INSTRUCTIONS)
+        return ""

@@ -6,6 +6,7 @@ those of diffusers' StableDiffusionImg2ImgPipeline with one generator an image.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from leanrecon.errors import SettingsError
 from leanrecon.images import Array
+from leanrecon.refinement.diffusion import bfloat16
 from leanrecon.refinement.diffusion.codes import Codes
 from leanrecon.refinement.diffusion.offload import Placed
 from leanrecon.refinement.diffusion.schedule import DISTILLED, TRAINED, Sampler
@@ -40,6 +42,10 @@ class Networks:
     def scaling(self) -> float:
         """The factor between latents of the autoencoder and those of the UNet."""
         return float(self.vae.network.config.scaling_factor)
+
+    def faster(self) -> AbstractContextManager[Any]:
+        """A context for running the networks."""
+        return bfloat16.faster(self.precision, self.device)
 
 
 def generators(seed: int, rows: Sequence[int]) -> "list[torch.Generator]":
@@ -115,7 +121,7 @@ def _code(networks: Networks, image: Array) -> "tuple[torch.Tensor, ...]":
     pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
     # Channels last, as diffusers lays images out: another layout is another order of sums, and slower.
     pixels = pixels.clone(memory_format=torch.channels_last)
-    with torch.inference_mode():
+    with torch.inference_mode(), networks.faster():
         code = networks.vae.network.encode(pixels.to(networks.device, networks.dtype))
     if not hasattr(code, "latent_dist"):
         return (code.latents.float().cpu(),)
@@ -146,7 +152,7 @@ def denoised(
         states = torch.cat([unconditional.expand_as(states), states])
     states = states.to(networks.device, networks.dtype)
     options = {"generator": generators} if schedule.stochastic else {}
-    with torch.inference_mode():
+    with torch.inference_mode(), networks.faster():
         for level in levels:
             inputs = latents if unconditional is None else torch.cat([latents, latents])
             inputs = scheduler.scale_model_input(inputs, level).to(networks.device, networks.dtype)
@@ -167,7 +173,7 @@ def decoded(networks: Networks, latents: "torch.Tensor") -> Array:
     images = []
     for k in range(len(latents)):
         latent = latents[k : k + 1]
-        with torch.inference_mode():
+        with torch.inference_mode(), networks.faster():
             scaled = (latent / networks.scaling).to(networks.device, networks.dtype)
             image = networks.vae.network.decode(scaled).sample.float().cpu()
         images.append((image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy())
