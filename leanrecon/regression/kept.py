@@ -61,7 +61,7 @@ class KeptArray:
     @property
     def nbytes(self) -> int:
         """Bytes of its file."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return int(np.prod(self.shape) * self.dtype.itemsize)
 
     def load(self) -> Array:
         """The array, in memory of its own."""
