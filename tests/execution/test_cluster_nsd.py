@@ -271,3 +271,17 @@ def test_tasks_carry_no_secrets(nsd, tmp_path, monkeypatch):
     assert {task.named["what"] for task, _ in sent} == {"sessions", "images"}
     assert all(isinstance(task, tasks.Task) and "do-not-tell" not in repr(task) for task, _ in sent)
     assert SubjectFiles(1).betas(1, "hdf5") not in repr(sent[0]), "files are told by the study's records"
+
+
+@pytest.mark.parametrize("cluster", [None, "local:2"])
+def test_a_study_in_a_bucket_keeps_the_ends_of_sessions_there_until_they_are_sealed(nsd, alone, cluster, tmp_path):
+    from support.buckets import at, environment, keys
+    from support.buckets import serving as studies
+
+    with studies() as url, environment(url, cache=tmp_path / "cache"):
+        study, progress = at("study"), Said()
+        run(settings_of(str(nsd)), study, progress, cluster=cluster)
+        found = {file.relative_to(study): file.read_bytes() for file in study.files()}
+        assert not [key for key in keys(study) if "fetched" in key], "nothing is left behind"
+    assert found.keys() - APART == alone.keys()
+    assert all(found[name] == data for name, data in alone.items() if "/c/" in name)

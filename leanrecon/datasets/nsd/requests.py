@@ -1,8 +1,8 @@
 """What a fetch asks of the network, before its index is read: requests and bytes, from headers, masks and the design.
 
 HDF5 gives every chunk the next free place when it is first written, and every node of an index when the one before it
-is full. NSD's files were written in the order of their chunks, so that the place of each chunk and node follows from its
-number. Places are right but for a few bytes, which decide nothing unless ranges are just near enough to be joined.
+is full. A file that was written in the order of its chunks, as MATLAB writes an array, thus has each chunk and node at a
+place that follows from its number. That order is taken for granted; a file of another order needs other requests.
 """
 
 import math
