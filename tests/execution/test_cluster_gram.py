@@ -92,7 +92,7 @@ def test_workers_too_small_for_a_part_are_refused_with_the_limit_that_would_do(
 ) -> None:
     monkeypatch.setattr(on_workers, "SHARED_OPERATIONS", 0)
     settings = settings_of(tmp_path, 2100, 2500, 700, 1000.0)
-    limit = int((process_memory() + 30_000_000) / SHARE)
+    limit = int((process_memory() + 26_000_000) / SHARE)  # less than products take themselves
     with (
         dask.config.set({"distributed.worker.memory.pause": False}),
         distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
