@@ -4,6 +4,7 @@ Small things are held, large arrays lie in unnamed files that vanish with the pr
 them again.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,8 @@ class KeptArray:
     @property
     def nbytes(self) -> int:
         """Bytes of its file."""
-        return int(np.prod(self.shape) * self.dtype.itemsize)
+        result: int = math.prod(self.shape) * self.dtype.itemsize
+        return result
 
     def load(self) -> Array:
         """The array, in memory of its own."""
