@@ -5,10 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # before NumPy is imported: two threads wait longer than these matrices take
+
+# How long an example takes says more of a busy machine than of what it tries.
+hypothesis.settings.register_profile("leanrecon", deadline=None)
+hypothesis.settings.load_profile("leanrecon")
 
 _LEFT_OUT = re.compile(r"\bnot (\w+)")
 _MARKS = re.compile(r"^pytestmark = (\[.*?^\]|.*?$)", re.MULTILINE | re.DOTALL)
