@@ -35,7 +35,10 @@ FOLDER = "fit"
 GRAM, PROJECTED = "gram", "projected"
 """The kinds of parts."""
 
-_NOT_SHARED = "workers take hat matrices of at most 1,024 test rows, and one alpha for all targets"
+_NOT_SHARED = (
+    "workers take hat matrices, and there is none: with an alpha for each target, with more than 1,024 test rows, and with "
+    "far more targets than voxels"
+)
 
 Work = Callable[[Sequence[int]], Any]
 
