@@ -34,7 +34,7 @@ def everywhere(monkeypatch):
     """Any machine, and networks of any size."""
     monkeypatch.setattr(bfloat16, "multiplies_bfloat16_in_vectors", lambda: True)
     monkeypatch.setattr(bfloat16, "KEYS", 1)
-    monkeypatch.setattr(bfloat16, "WEIGHTS", 1)
+    monkeypatch.setattr(bfloat16, "WEIGHTS_PER_PIXEL", 1)
 
 
 @pytest.mark.parametrize(("queries", "keys", "width"), [(700, 1100, 40), (64, 2048, 80), (512, 1024, 17)])
@@ -110,7 +110,7 @@ def test_images_stay_those_of_pytorchs_functions(make, drawn, monkeypatch):
     monkeypatch.setattr(bfloat16, "multiplies_bfloat16_in_vectors", lambda: True)
     assert (drawn(make(precision="bfloat16")) == expected).all()  # the networks are small
     monkeypatch.setattr(bfloat16, "KEYS", 1)
-    monkeypatch.setattr(bfloat16, "WEIGHTS", 1)
+    monkeypatch.setattr(bfloat16, "WEIGHTS_PER_PIXEL", 1)
     called, original = [], bfloat16.attention
     monkeypatch.setattr(bfloat16, "attention", lambda *a, **k: (called.append(1), original(*a, **k))[1])
     found = drawn(make(precision="bfloat16")).astype(int)

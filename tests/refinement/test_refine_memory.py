@@ -64,11 +64,14 @@ def larger(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("wide") / "larger", channels=(320, 640), autoencoder=(8, 8, 16))
 
 
-@pytest.mark.parametrize("of", ["wide", "larger", "versatile"])
+@pytest.mark.parametrize(
+    ("of", "precision"),
+    [("wide", "float32"), ("larger", "float32"), ("larger", "bfloat16"), ("versatile", "float32")],
+)
 @pytest.mark.parametrize("offload", ["none", "stream"])
-def test_measured_memory_stays_under_the_plan(offload, of, request, tmp_path):
+def test_measured_memory_stays_under_the_plan(offload, of, precision, request, tmp_path):
     base, kind = str(request.getfixturevalue(of)), "versatile" if of == "versatile" else "lcm"
-    table = {"kind": kind, "base": base, "text": "clip", "size": SIZE, "steps": 1, "precision": "float32"}
+    table = {"kind": kind, "base": base, "text": "clip", "size": SIZE, "steps": 1, "precision": precision}
     table |= {"vision": "seen"} if kind == "versatile" else {}
     command = [sys.executable, "-c", MEASURED, str(tmp_path), json.dumps(table | {"offload": offload})]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})

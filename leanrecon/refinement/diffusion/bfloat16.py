@@ -24,12 +24,9 @@ _SAMPLED = 64  # keys by which a query's scores are centred
 
 _WIDTH = 16  # of a vector of float32 sums: 48 columns take less time than 40
 
-PIXELS = 256
-"""Pixels of all outputs up to which a convolution is a product with its weights as they lie: to lay these out otherwise
-would take longer than to multiply them."""
-
-WEIGHTS = 2**20
-"""Numbers in the weights from which this holds."""
+WEIGHTS_PER_PIXEL = 100_000
+"""Weights for each pixel of the output from which a convolution is a product with its weights as they lie. To lay them
+out in blocks, as oneDNN does in every call, then takes longer than to copy the input's patches."""
 
 
 def in_use(precision: str, device: str) -> bool:
@@ -135,12 +132,12 @@ def is_small(
     """Whether ``convolution`` takes these arguments of PyTorch's conv2d."""
     import torch
 
-    if input.dtype is not torch.bfloat16 or bias is None or weight.numel() < WEIGHTS or groups != 1:
+    if input.dtype is not torch.bfloat16 or bias is None or groups != 1:
         return False
     if input.dim() != 4 or isinstance(padding, str) or _pair(dilation) != (1, 1) or tuple(weight.shape[2:]) == (1, 1):
         return False
     height, wide = _output(input, weight, stride, padding)
-    return len(input) * height * wide <= PIXELS and weight.is_contiguous()
+    return weight.numel() >= WEIGHTS_PER_PIXEL * len(input) * height * wide and weight.is_contiguous()
 
 
 def convolution(
