@@ -112,6 +112,12 @@ class DatasetPlan:
     """Bytes on disk that are needed for a while only."""
     reread: int = 0
     """How often images are read again once they are written."""
+    trials: tuple[int, str] | None = None
+    """Rows and dtype of ``betas/trials.zarr``, where single trials are kept."""
+    trials_read: float = 0
+    """How often these are read through, about."""
+    waiting: int = 0
+    """Files of rows that wait for the rest of their chunk of trials."""
     asked: int = 0
     """Requests that reading files in buckets takes, about."""
     received: int = 0

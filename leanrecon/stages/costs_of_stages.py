@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from leanrecon.stages.stage import Planning
 
 
+_LISTED = 8
+"""Listings of what waits, and what is deleted when nothing does any more."""
+
+
 def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
     """Of a dataset's stores and small files, for so many areas, and of reading it from buckets."""
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
@@ -43,6 +47,10 @@ def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
         if images and data.image_shape is not None:
             shape = (images, *data.image_shape)
             costs += [store_made(shape, np.uint8, chunk), store_read(shape, np.uint8, chunk, data.reread)]
+    if data.trials is not None:
+        of_trials, dtype = (data.trials[0], data.voxels), data.trials[1]
+        costs += [store_made(of_trials, dtype, chunk), store_read(of_trials, dtype, chunk, data.trials_read)]
+        costs += [files_made(2), Cost(puts=_LISTED + data.waiting, gets=data.waiting)] if data.waiting else []
     return total(costs)
 
 

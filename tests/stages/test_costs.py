@@ -12,6 +12,7 @@ from support.nsd_server import Proxy, proxied
 import leanrecon
 from leanrecon.app.bench import bench
 from leanrecon.app.rates import rates_of
+from leanrecon.datasets.nsd.simulate import simulate_nsd
 from leanrecon.places import as_location
 from leanrecon.progress import Progress
 from leanrecon.stages.costs import Cost, total
@@ -62,6 +63,29 @@ def test_a_study_in_a_bucket_sends_the_requests_that_were_planned(variants: Any,
         found = counted(proxy)
     assert found.puts == pytest.approx(planned.puts, rel=0.05)
     assert found.gets == pytest.approx(planned.gets, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        pytest.param({"repeats": "single", "allow_shared_stimuli": True}, marks=pytest.mark.long),
+        pytest.param({"zscore_sessions": True}, marks=pytest.mark.long),
+    ],
+)
+def test_trials_of_nsd_in_a_bucket_are_planned_too(how: Any, tmp_path: Path) -> None:
+    simulate_nsd(tmp_path / "nsd", sessions=3, scale=0.2, formats=("hdf5",))
+    dataset = {"kind": "nsd", "root": str(tmp_path / "nsd"), "sessions": 3, "image_size": 16, **how}
+    settings = {"dataset": dataset, "stores": {"chunk": "32KB"}, "features": {"pixels": {"size": 16}}}
+    with buckets.serving() as url, proxied(url) as proxy, buckets.environment(proxy.url, cache=tmp_path):
+        study = buckets.at(f"trials-{len(how)}")  # servers in one process share their files
+        planned = leanrecon.plan(settings, study=study)[0].cost
+        leanrecon.run(settings, study=study, until="dataset", progress=Progress())
+        found = counted(proxy)
+    assert found.puts == pytest.approx(planned.puts, rel=0.05)
+    assert found.gets == pytest.approx(planned.gets, rel=0.05)
+    assert found.read == pytest.approx(planned.read, rel=0.1)
 
 
 @pytest.mark.slow

@@ -133,6 +133,8 @@ def plan_build(
         folds=settings.folds,
         work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
         disk=sum(plan.disk for plan in plans),
+        trials=(len(materials.trials), "float32") if is_staged(materials) else None,
+        trials_read=1 + (settings.zscore != "none") + 3 * (most > 1),  # how alike repeats are, and twice their noise
         asked=asked.requests,
         received=asked.nbytes,
     )

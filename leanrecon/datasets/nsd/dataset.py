@@ -233,7 +233,26 @@ def plan_fetch(
         download=download if far else 0,
         requests=moved.requests if far and moved is not None else 0,
         scratch=scratch if far else 0,
+        reread=0 if settings.allow_shared_stimuli else 1,
+        trials=(len(design.trial), "int16"),
+        trials_read=_times_read(settings, n, trials, chunk),
+        waiting=2 * len(design.sessions) - 2,
     )
+
+
+def _times_read(settings: NSDSettings, n: Mapping[str, int], trials: tuple[int, int], chunk: int) -> float:
+    """How often trials are read through: to check them, for the levels of sessions, and for the betas of each split."""
+    from leanrecon.stores.layout import plan_chunks
+
+    tall = plan_chunks(trials, np.int16, chunk)[0]
+    groups, times = -(-trials[0] // tall), 1.0
+    averaged = [split for split in SPLITS if settings.averages(split)]
+    times += (1 + settings.zscore_sessions) * bool(averaged)
+    for split in set(SPLITS) - set(averaged):
+        # A group of rows reads each group of trials that it begins or goes on in.
+        own = -(-n[split] // plan_chunks((n[split], trials[1]), np.float32, chunk)[0])
+        times += settings.zscore_sessions + (groups + own - 1) / groups
+    return times
 
 
 def fetch_nbytes(
