@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.clusters import worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
@@ -21,7 +22,6 @@ from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.regression.ridge import on_workers
 
-dask = pytest.importorskip("dask", reason="dask.distributed is not installed (extra cluster)")
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
 pytestmark = pytest.mark.slow
@@ -94,9 +94,7 @@ def test_workers_too_small_for_a_part_are_refused_with_the_limit_that_would_do(
     settings = settings_of(tmp_path, 2100, 2500, 700, 1000.0)
     limit = int((process_memory() + 26_000_000) / SHARE)  # less than products take themselves
     with (
-        dask.config.set({"distributed.worker.memory.pause": False}),
-        distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
+        worker_here(limit) as client,
         pytest.raises(BudgetError, match=r"big, Gram matrix needs at least .* on a worker .*--memory-limit \d+MB"),
     ):
         leanrecon.run(settings, study=tmp_path / "study", until="regression", progress=Progress(), cluster=client)

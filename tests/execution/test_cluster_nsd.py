@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.clusters import worker_here
 from support.nsd_server import Proxy, proxied, serving
 
 import leanrecon
@@ -26,7 +27,6 @@ from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.stores.store import Store
 
-dask = pytest.importorskip("dask", reason="dask.distributed is not installed (extra cluster)")
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
@@ -214,9 +214,7 @@ def test_a_driver_and_workers_that_are_killed_continue_with_what_they_have(s3, a
 def test_a_worker_too_small_for_a_session_is_refused_with_the_limit_that_would_do(nsd, tmp_path):
     limit = int((process_memory() + 60_000_000) / SHARE)
     with (
-        dask.config.set({"distributed.worker.memory.pause": False}),
-        distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
+        worker_here(limit) as client,
         pytest.raises(
             BudgetError, match=r"fetching sessions needs at least .* on a worker .*--memory-limit \d+MB"
         ) as refused,

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.clusters import worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
@@ -20,7 +21,6 @@ from leanrecon.execution.tasks import SHARE
 from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 
-dask = pytest.importorskip("dask", reason="dask.distributed is not installed (extra cluster)")
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
 TIMED = {"run.json", "report.html"}
@@ -108,9 +108,7 @@ def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do
     settings = SIMULATED | {"features": {"pixels": {"kind": "pixels", "size": 32}}}
     limit = int((process_memory() + room) / SHARE)
     with (
-        dask.config.set({"distributed.worker.memory.pause": False}),
-        distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
+        worker_here(limit) as client,
         pytest.raises(BudgetError, match=r"needs at least .* on a worker .*--memory-limit \d+MB"),
     ):
         leanrecon.run(settings, study=tmp_path / "study", until="features", progress=Progress(), cluster=client)

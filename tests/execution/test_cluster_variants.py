@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.clusters import worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
@@ -22,7 +23,6 @@ from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.stages.whole_variants import Operations, worth_it
 
-dask = pytest.importorskip("dask", reason="dask.distributed is not installed (extra cluster)")
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
 TIMED = {"run.json", "report.html"}
@@ -146,9 +146,7 @@ def test_workers_too_small_for_a_variant_leave_it_to_the_driver_and_say_what_the
     limit = int((process_memory() + room) / SHARE)
     said = Deadly(after=None)
     with (
-        dask.config.set({"distributed.worker.memory.pause": False}),
-        distributed.LocalCluster(1, 1, processes=False, memory_limit=limit, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
+        worker_here(limit) as client,
         pytest.raises(BudgetError, match=r"needs at least .* on a worker .*--memory-limit \d+MB"),
     ):
         leanrecon.run(settings, study=tmp_path / "study", until="regression", progress=said, cluster=client)
