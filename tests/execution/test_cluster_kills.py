@@ -15,7 +15,7 @@ pytest.importorskip("distributed", reason="dask.distributed is not installed (ex
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.kills]
 
 EVERY = 6.0
-"""Seconds between two kills of a worker, once all are there."""
+"""Seconds between two kills of a worker at most, once all are there: a tenth of what one process takes for all."""
 
 KILLS_OF_A_DRIVER = 4
 """How many of its workers a driver sees die before it is killed itself."""
@@ -51,13 +51,15 @@ def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return found
 
 
-def kill_workers(driver: subprocess.Popen[bytes], said: Path, rng: np.random.Generator, most: int | None) -> int:
+def kill_workers(
+    driver: subprocess.Popen[bytes], said: Path, rng: np.random.Generator, most: int | None, every: float
+) -> int:
     """Kill a worker every few seconds until the driver ends, or has seen so many die; returns how many died."""
     killed, before = 0, said.stat().st_size
     while driver.poll() is None and b"cluster: " not in said.read_bytes()[before:]:
         time.sleep(0.2)  # a cluster of this machine gives up where workers die before it began
     while driver.poll() is None and (most is None or killed < most):
-        time.sleep(EVERY * rng.uniform(0.5, 1.5))
+        time.sleep(every * rng.uniform(0.5, 1.5))
         try:
             here = workers_of(driver)
             if len(here) == 2:
@@ -73,7 +75,9 @@ def test_workers_and_drivers_that_die_all_the_time_leave_the_bytes_of_one_proces
 
     (tmp_path / "s.toml").write_text(tomli_w.dumps(SETTINGS))
     command = [sys.executable, "-m", "leanrecon", "run", "s.toml", "--memory", "2GB", "--study"]
+    began = time.monotonic()
     subprocess.run([*command, "alone"], cwd=tmp_path, check=True, capture_output=True)
+    every = min((time.monotonic() - began) / 10, EVERY)
     rng, killed, drivers = np.random.default_rng(5), 0, 0
     until = time.monotonic() + 1800
     while time.monotonic() < until:
@@ -81,7 +85,8 @@ def test_workers_and_drivers_that_die_all_the_time_leave_the_bytes_of_one_proces
             driver = subprocess.Popen(
                 [*command, "shared", "--cluster", "local:2"], cwd=tmp_path, stdout=said, stderr=said
             )
-            killed += kill_workers(driver, tmp_path / "said.txt", rng, KILLS_OF_A_DRIVER if drivers < DRIVERS else None)
+            most = KILLS_OF_A_DRIVER if drivers < DRIVERS else None
+            killed += kill_workers(driver, tmp_path / "said.txt", rng, most, every)
             if driver.poll() is None:
                 left = workers_of(driver)
                 driver.kill()
