@@ -5,7 +5,7 @@
 
 dataset: sessions of subject 1's volume and their images, from the server of bench_slow_links.py in a process of its own
 that imitates a link (--link: Mbit/s and milliseconds). features: VDVAE at its published size (imagenet64, 31 latents) with
-random weights, 256 images: four chunks, which are what workers share, in some twenty minutes. gram: the Gram matrix of
+random weights, 512 images: two chunks, which are what workers share, in some twenty minutes. gram: the Gram matrix of
 8,859 train rows of 15,724 voxels, and products with 982 test rows, as of NSD's subject 1. regression: 982 test rows of
 91,168 targets through the hat matrix of as many images. loo: 512 projections of these targets. folds: ten folds of 1,500
 rows, 4,000 voxels and 2,000 targets, which workers fit whole. refine: the demo's latent diffusion.
@@ -124,7 +124,7 @@ def linked(work: Path, rate: float, latency: float) -> Iterator[None]:
 
 def features(work: Path, size: float, tiny: bool) -> dict[str, Any]:
     """Images through VDVAE alone."""
-    settings = demo(max(round(256 * size), 4), 2)
+    settings = demo(max(round(512 * size), 4), 2)
     settings["features"] = {"vdvae": settings["features"]["vdvae"]}
     if not tiny:
         write_weights(work / "imagenet64.safetensors")
