@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid in long or item.nodeid.partition("[")[0] in long:
             item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of a server of S3 with one bucket."""
+    from support import buckets
+
+    with buckets.serving() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A proxy before that server, by which leanrecon finds it: it counts requests, and makes them fail as told."""
+    from support import buckets
+    from support.nsd_server import proxied
+
+    from leanrecon.places import bucket
+
+    monkeypatch.setattr(bucket, "_sleep", lambda seconds: None)
+    with proxied(s3) as found, buckets.environment(found.url, cache=tmp_path):
+        yield found

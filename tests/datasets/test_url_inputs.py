@@ -1,6 +1,6 @@
 """Arrays in a bucket: the stores of the same arrays on a disk, whatever their format, and whatever requests end in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 import zarr
 from support import buckets
-from support.nsd_server import Proxy, proxied
+from support.nsd_server import Proxy
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
@@ -19,7 +19,7 @@ from leanrecon.datasets.files.open import locate, located_array, open_array
 from leanrecon.datasets.files.zarrs import open_zarr
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError, StoreError
-from leanrecon.places import Location, bucket
+from leanrecon.places import bucket
 from leanrecon.study.layout import Study
 from leanrecon.study.recipes import read_tables
 from leanrecon.study.settings import check_settings
@@ -93,26 +93,6 @@ FORMATS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with buckets.serving() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(bucket, "_sleep", lambda seconds: None)
-    with proxied(s3) as found, buckets.environment(found.url, cache=tmp_path):
-        yield found
-
-
-def put(folder: Path, to: Location) -> None:
-    """Copy a folder into the bucket."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
-
-
 def contents(root: Path) -> dict[str, bytes]:
     own = {"sources.json"}  # the names of the files
     found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
@@ -170,7 +150,7 @@ def test_arrays_in_a_bucket_give_the_stores_of_those_on_a_disk(
     (files := tmp_path / "in").mkdir()
     names = write(files)
     root = buckets.at(tmp_path.name)
-    put(files, root)
+    buckets.put(files, root)
     ingest({name: str(files / of) for name, of in names.items()}, tmp_path / "here")
     away = {name: f"{root}/{of}" for name, of in names.items()}
     # A third of the requests fails, each in its own way, as the run goes on.
@@ -198,7 +178,7 @@ def test_a_network_that_goes_away_ends_in_one_sentence(
     (files := tmp_path / "in").mkdir()
     names = write(files)
     root = buckets.at(tmp_path.name)
-    put(files, root)
+    buckets.put(files, root)
     away = {name: f"{root}/{of}" for name, of in names.items()}
     first = proxy.numbers
     ingest(away, tmp_path / "whole")
@@ -275,7 +255,7 @@ def test_a_file_that_is_replaced_while_it_is_read_leaves_no_store(
     (files := tmp_path / "in").mkdir()
     names = write(files)
     root = buckets.at(tmp_path.name)
-    put(files, root)
+    buckets.put(files, root)
     fill = Ingest._fill_betas
 
     def replaced(self: Ingest, *of: Any) -> None:
@@ -300,7 +280,7 @@ def test_an_array_that_lacks_chunks_is_refused_here_and_there(proxy: Proxy, tmp_
     write_shards(files)
     (files / "betas_train.zarr/c/2/0").unlink()
     root = buckets.at(tmp_path.name)
-    put(files, root)
+    buckets.put(files, root)
     for file in (files / "betas_train.zarr", root / "betas_train.zarr"):
         with pytest.raises(InputError, match=r"1 of its 5 chunks are not there; the first is \(2, 0\)"):
             open_zarr(file, None)
@@ -327,7 +307,7 @@ def test_inspect_prints_settings_that_read_the_urls(proxy: Proxy, tmp_path: Path
     (files := tmp_path / "in").mkdir()
     write_zarr(files)
     root = buckets.at(tmp_path.name)
-    put(files, root)
+    buckets.put(files, root)
     for where in (Path(str(root)), root):  # a Path has lost a slash
         found = inspect(where)
         assert found.settings == {"kind": "arrays"} | {name: f"{root}/{name}.zarr" for name in ARRAYS}

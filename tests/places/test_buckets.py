@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support import buckets
-from support.nsd_server import Proxy, proxied
+from support.nsd_server import Proxy
 
 from leanrecon.errors import LeanreconError, LeanreconWarning, NetworkError, SettingsError, StoreError
 from leanrecon.places import Location, bucket, lease
@@ -22,19 +22,6 @@ pytestmark = pytest.mark.slow
 
 DATA = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8)
 """A file of three pieces."""
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with buckets.serving() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(bucket, "_sleep", lambda seconds: None)
-    with proxied(s3) as found, buckets.environment(found.url, cache=tmp_path):
-        yield found
 
 
 @pytest.fixture

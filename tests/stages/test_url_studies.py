@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from support.layouts import (
     write_mindeye,
     write_miyawaki,
 )
-from support.nsd_server import Proxy, proxied
+from support.nsd_server import Proxy
 from support.small_study import Said
 
 import leanrecon
 from leanrecon.errors import InputError
-from leanrecon.places import Location, as_location, bucket, inputs
+from leanrecon.places import as_location, inputs
 from leanrecon.progress import Progress
 from leanrecon.stages.costs import total
 from leanrecon.stages.repair import mend
@@ -42,25 +42,6 @@ REST: dict[str, Any] = {
     "regression": {"alpha": 10.0},
     "evaluate": {"permutations": 0, "resamples": 100},
 }
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with buckets.serving() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(bucket, "_sleep", lambda seconds: None)
-    with proxied(s3) as found, buckets.environment(found.url, cache=tmp_path):
-        yield found
-
-
-def put(folder: Path, to: Location) -> None:
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -141,7 +122,7 @@ def at(dataset: dict[str, Any], folder: object) -> dict[str, Any]:
 def test_every_layout_is_read_from_a_bucket(kind: str, proxy: Proxy, tmp_path: Path) -> None:
     dataset = KINDS[kind](tmp_path / "in")
     root = buckets.at(f"{tmp_path.name}/in")
-    put(tmp_path / "in", root)
+    buckets.put(tmp_path / "in", root)
     run(at(dataset, tmp_path / "in"), tmp_path / "here")
     chosen = np.random.default_rng(2).random(100_000) < 0.1
     proxy.choose = lambda number, *_: "truncate" if chosen[number] else None
@@ -178,7 +159,7 @@ def big_arrays(folder: Path, form: str) -> dict[str, str]:
 def test_inputs_ask_for_what_was_planned(form: str, where: str, proxy: Proxy, tmp_path: Path) -> None:
     dataset = big_arrays(tmp_path / "in", form)
     root = buckets.at(f"{tmp_path.name}/in")
-    put(tmp_path / "in", root)
+    buckets.put(tmp_path / "in", root)
     away = {"dataset": at(dataset, root), **REST}
     study = tmp_path / "study" if where == "here" else buckets.at(f"{tmp_path.name}/study")
     proxy.answers.clear()
@@ -204,7 +185,7 @@ def test_memory_stays_under_the_plan(form: str, s3: str, tmp_path: Path) -> None
     dataset = big_arrays(tmp_path / "in", form)
     root = buckets.at(f"{tmp_path.name}/in")
     with buckets.environment(s3, cache=tmp_path) as variables:
-        put(tmp_path / "in", root)
+        buckets.put(tmp_path / "in", root)
         lines = [f'{name} = "{of}"' for name, of in at(dataset, root).items()]
         (tmp_path / "s.toml").write_text('memory = "400MB"\n[dataset]\n' + "\n".join(lines) + "\n")
         told = subprocess.run(
@@ -228,7 +209,7 @@ def test_precomputed_features_are_read_from_a_bucket_to_the_last_figure(proxy: P
     rng = np.random.default_rng(5)
     np.save(files / "train.npy", rng.standard_normal((40, 30)).astype(np.float32))
     np.save(files / "test.npy", rng.standard_normal((8, 30)).astype(np.float32))
-    put(files, root)
+    buckets.put(files, root)
     own = {"kind": "precomputed", "train": "@/train.npy", "test": "@/test.npy"}
     spaces = lambda folder: {"features": {"pca": {"components": 4}, "mine": at(own, folder)}}  # noqa: E731
     run(dataset, tmp_path / "here", None, **spaces(files))
@@ -281,7 +262,7 @@ def test_features_ask_for_what_was_planned(proxy: Proxy, tmp_path: Path) -> None
     for split, n in (("train", 1600), ("test", 300)):
         np.save(files / f"{split}.npy", rng.standard_normal((n, 6000)).astype(np.float32))
     root = buckets.at(f"{tmp_path.name}/in")
-    put(files, root)
+    buckets.put(files, root)
     dataset = {"kind": "arrays"} | {name: str(files / f"{name}.npy") for name in arrays}
     features = {"mine": at({"kind": "precomputed", "train": "@/train.npy", "test": "@/test.npy"}, root)}
     run(dataset, tmp_path / "study", features=features)
@@ -297,7 +278,7 @@ def test_features_ask_for_what_was_planned(proxy: Proxy, tmp_path: Path) -> None
 def test_images_that_were_added_later_are_found(proxy: Proxy, tmp_path: Path) -> None:
     dataset = bdata(tmp_path / "in")
     root = buckets.at(f"{tmp_path.name}/in")
-    put(tmp_path / "in", root)
+    buckets.put(tmp_path / "in", root)
     file = next(file for file in (root / "images").files())
     data = file.read_bytes()
     file.unlink()
@@ -314,7 +295,7 @@ def test_repeats_are_averaged_and_what_that_costs_is_said(proxy: Proxy, tmp_path
     np.save(files / "betas.npy", rng.standard_normal((90, 50)).astype(np.float32))
     np.save(files / "images.npy", rng.integers(0, 256, (30, 16, 16, 3), np.uint8)[order])
     root = buckets.at(f"{tmp_path.name}/in")
-    put(files, root)
+    buckets.put(files, root)
     dataset = {"kind": "arrays", "betas": "@/betas.npy", "stimuli": "@/images.npy", "test_fraction": 0.2}
     dataset |= {"repeats": "average", "test_repeats": "average"}
     run(at(dataset, files), tmp_path / "here")
@@ -329,7 +310,7 @@ def test_a_damaged_chunk_is_made_again_from_the_bucket(proxy: Proxy, tmp_path: P
     files.mkdir()
     dataset = write_small(files)
     root = buckets.at(f"{tmp_path.name}/in")
-    put(files, root)
+    buckets.put(files, root)
     run(at(dataset, root), tmp_path / "study")
     before = contents(tmp_path / "study")
     study = as_location(tmp_path / "study")

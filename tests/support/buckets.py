@@ -65,3 +65,10 @@ def at(prefix: str) -> Location:
 def keys(place: Location) -> list[str]:
     """All that a folder of the bucket holds, as a fresh listing tells, holds included."""
     return [key for key, _ in bucket_of(f"s3://{NAME}").list(place.key)]
+
+
+def put(folder: Path, to: Location) -> None:
+    """Copy a folder into a bucket."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
