@@ -45,12 +45,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
     yield found
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with buckets.serving() as url:
-        yield url
-
-
 # Files
 
 
