@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _LISTED = 8
-"""Listings of what waits, and what is deleted when nothing does any more."""
+"""Requests that list and delete the rows which wait for the rest of their chunk of trials."""
 
 
 def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
