@@ -2,12 +2,14 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+import threadpoolctl
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # before NumPy is imported: two threads wait longer than these matrices take
@@ -15,6 +17,8 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # How long an example takes says more of a busy machine than of what it tries.
 hypothesis.settings.register_profile("leanrecon", deadline=None)
 hypothesis.settings.load_profile("leanrecon")
+
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 _LEFT_OUT = re.compile(r"\bnot (\w+)")
 _MARKS = re.compile(r"^pytestmark = (\[.*?^\]|.*?$)", re.MULTILINE | re.DOTALL)
@@ -39,6 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid in long or item.nodeid.partition("[")[0] in long:
             item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_threads() -> Iterator[None]:
+    """Tests leave this process as many threads of arithmetic as they found: sums of later tests depend on them."""
+    yield
+    assert os.environ["OMP_NUM_THREADS"] == str(THREADS)
+    assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} <= {THREADS}
+    if (torch := sys.modules.get("torch")) is not None:
+        assert torch.get_num_threads() == THREADS
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,6 @@ from demo_models.vdvae import negative_log_likelihood  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.networks]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Where other programs run, two threads wait for each other at every small step."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Line(Task):
     """Learns the slope of a line."""
 

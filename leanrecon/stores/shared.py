@@ -18,7 +18,7 @@ VISIBLE_WITHIN = 60.0
 _LOOK_EVERY = 0.05  # seconds
 
 ALIGNED = 8
-"""Images of a task are a multiple of it where there are more: a GPU draws four together, a small network on a CPU eight."""
+"""Images that tasks don't divide where there are many: a GPU draws four together, a small network on a CPU eight."""
 
 MOST_IMAGES = 32
 """Images of a task at most, so that a worker that dies costs little."""
@@ -127,19 +127,29 @@ def share_pictures(pictures: Pictures, executor: Executor, given: Mapping[str, A
         told[worker] = about
         advance(len(rows))
 
-    missing = pictures.missing()
-    each = images_of_task(len(missing), executor.workers)
-    of_task: dict[int, list[int]] = {}
-    for row in missing:
-        of_task.setdefault(row // each, []).append(row)
-    executor.share(list(of_task.values()), {**given, "of": identity(pictures.made_of)}, arrived)
+    tasks = tasks_of_images(pictures.missing(), executor.workers)
+    executor.share(tasks, {**given, "of": identity(pictures.made_of)}, arrived)
     return [told[name] for name in sorted(told)]
 
 
-def images_of_task(images: int, workers: int) -> int:
-    """Images of one task, such that every worker has several tasks."""
-    each = min(-(-images // (_TASKS_EACH * max(workers, 1))), MOST_IMAGES)
-    return max(each if each < ALIGNED else -(-each // ALIGNED) * ALIGNED, 1)
+def tasks_of_images(missing: Sequence[int], workers: int) -> list[list[int]]:
+    """Images of each task: neighbours, and ever fewer of them, so that all workers end at about the same time.
+
+    A task takes half of the share that each worker has of what is left (Polychronopoulos & Kuck 1987), in groups of
+    ``ALIGNED`` images, up to ``MOST_IMAGES``. Groups of few images are smaller, so that every worker has several tasks.
+    """
+    workers = max(workers, 1)
+    size = max(min(-(-len(missing) // (_TASKS_EACH * workers)), ALIGNED), 1)
+    groups: dict[int, list[int]] = {}
+    for row in missing:
+        groups.setdefault(row // size, []).append(row)
+    left = list(groups.values())
+    tasks = []
+    while left:
+        count = max(min(len(left) // (2 * workers), MOST_IMAGES // ALIGNED), 1)
+        tasks.append([row for group in left[:count] for row in group])
+        del left[:count]
+    return tasks
 
 
 def _check(path: LocationLike, found: str, expected: str) -> None:

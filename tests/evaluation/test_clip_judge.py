@@ -52,14 +52,6 @@ SOURCES = {"stage1", "mean_train_image", "random_train_image", "nearest_train_im
            "shuffled_betas_1", "true_features", "stimuli"}  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(folder: Path, *overrides: str, study: str = "study", **options: Any) -> Path:
     settings, base_dir = read_settings(folder / "study.toml", overrides)
     Pipeline(settings, Study(folder / study), base_dir=base_dir, **options).run()

@@ -14,7 +14,6 @@ from diffusers.image_processor import VaeImageProcessor  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from support.published_models import write_autoencoder, write_clip, write_tiny_autoencoder  # noqa: E402
-from support.vdvae_models import one_thread  # noqa: E402, F401
 
 from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError  # noqa: E402

@@ -20,7 +20,6 @@ from support.published_models import (  # noqa: E402
     write_clip,
     write_text_encoder,
 )
-from support.vdvae_models import one_thread  # noqa: E402, F401
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402

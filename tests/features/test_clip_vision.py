@@ -12,7 +12,6 @@ pytest.importorskip("transformers")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support.published_models import IMAGE, PATCH, PROJECTION, write_clip, write_image_encoder, write_text_encoder  # noqa: E402
-from support.vdvae_models import one_thread  # noqa: E402, F401
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection  # noqa: E402
 
 from leanrecon.context import Context  # noqa: E402

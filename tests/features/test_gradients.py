@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import torch
-from support.vdvae_models import SMALL, one_thread, random_weights  # noqa: F401
+from support.vdvae_models import SMALL, random_weights
 
 from leanrecon.features.space import make_space
 from leanrecon.weights.libraries import exact_gradients

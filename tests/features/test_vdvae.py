@@ -3,7 +3,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.vdvae_models import SMALL, one_thread, random_images, random_weights, recorded, recorded_config  # noqa: E402, F401
+from support.vdvae_models import SMALL, random_images, random_weights, recorded, recorded_config  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError  # noqa: E402
 from leanrecon.features.panels import PANEL  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.vdvae_models import SMALL, one_thread, random_images, random_weights  # noqa: E402, F401
+from support.vdvae_models import SMALL, random_images, random_weights  # noqa: E402
 
 from leanrecon.errors import InputError, SettingsError, StoreError  # noqa: E402
 from leanrecon.features.vdvae import VDVAE, VDVAEConfig, convert  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.vdvae_models import SMALL, one_thread, random_weights  # noqa: E402, F401
+from support.vdvae_models import SMALL, random_weights  # noqa: E402
 
 from leanrecon.context import Context  # noqa: E402
 from leanrecon.features.extract import extract  # noqa: E402

@@ -11,7 +11,7 @@ from scipy.special import expit, logsumexp
 
 torch = pytest.importorskip("torch")
 
-from support.vdvae_models import one_thread, recorded, recorded_config  # noqa: E402, F401
+from support.vdvae_models import recorded, recorded_config  # noqa: E402
 
 from leanrecon.features.vdvae import VDVAE, VDVAESettings, VDVAESpace, mixture, network, noise  # noqa: E402
 from leanrecon.images import resize  # noqa: E402

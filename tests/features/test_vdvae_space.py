@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
-from support.vdvae_models import SMALL, one_thread, random_weights, recorded  # noqa: E402, F401
+from support.vdvae_models import SMALL, random_weights, recorded  # noqa: E402, F401
 
 from leanrecon.context import Context  # noqa: E402
 from leanrecon.errors import InputError, SettingsError, StoreError  # noqa: E402

@@ -185,12 +185,11 @@ def import_all() -> None:
     import scipy.io
     import scipy.linalg  # noqa: F401
     import sklearn.decomposition  # noqa: F401
-    import torch
+    import torch  # noqa: F401
     import zarr  # noqa: F401
 
     import leanrecon.evaluation.report.page  # noqa: F401
 
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         write_base(Path("base"))
         os.chdir("base")
@@ -205,12 +204,15 @@ def import_all() -> None:
 
 
 def main() -> None:
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", type=int, help="one case, by its number")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # children that run at once would wait for each other
     numbers = iter(range(given.cases) if given.only is None else [given.only])
     started, ended, faults, slowest = time.monotonic(), Counter[tuple[int, ...]](), Counter[str](), 0.0
     for outcome in run_all(numbers, given.seed, given.jobs):

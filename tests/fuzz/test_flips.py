@@ -173,10 +173,6 @@ TOML = "study.toml"
 
 @pytest.fixture(scope="module", params=KINDS)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
     return Finished(request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from support.vdvae_models import SMALL, one_thread, random_weights  # noqa: F401
+from support.vdvae_models import SMALL, random_weights
 
 import leanrecon
 from leanrecon.errors import SettingsError, StoreError

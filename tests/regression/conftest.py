@@ -1,10 +1,9 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import threadpoolctl
 
 from leanrecon.regression.ridge import (
     arithmetic,
@@ -50,13 +49,6 @@ MODULES = (
     vram,
     weights,
 )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """BLAS on one thread: on busy machines, threads that wait for each other make small products slow."""
-    with threadpoolctl.threadpool_limits(1, "blas"):
-        yield
 
 
 @pytest.fixture

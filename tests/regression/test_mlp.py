@@ -26,14 +26,6 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain_training(inputs, targets, *, seed, epochs, batch, rate, decay, clip, warmup, hidden, blocks, learned):
     """The training as a loop of plain PyTorch without accelerate or fused steps, over the same batches."""
     with seeded_weights(seed, WEIGHTS):

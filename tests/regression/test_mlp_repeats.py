@@ -24,14 +24,6 @@ SMALL = {"hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0
 FULL = SMALL | {"head": "full", "skip": "none", "inputs": "betas"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def shown(study):
     """300 rows of 120 images in random order, each shown one to six times."""

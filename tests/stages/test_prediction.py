@@ -30,14 +30,6 @@ KILLS = int(os.environ.get("LEANRECON_KILLS", "3"))
 NETWORK = {"kind": "mlp", "hidden": 24, "blocks": 1, "epochs": 3, "batch_size": 16, "alpha": 30.0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("arrays")

@@ -13,16 +13,17 @@ from leanrecon.errors import StoreError
 from leanrecon.stores import Store, shared
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.shared import (
+    ALIGNED,
     MOST_IMAGES,
     PicturesPart,
     confirm,
     identity,
-    images_of_task,
     open_begun,
     receipts_of,
     share_columns,
     share_pictures,
     share_rows,
+    tasks_of_images,
 )
 
 ROWS = np.arange(600 * 3000, dtype=np.float32).reshape(600, 3000)
@@ -136,7 +137,27 @@ def test_images_that_others_draw_are_finished_here_by_their_receipts(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("images", "workers", "each"), [(982, 2, 32), (12, 2, 2), (60, 2, 8), (100, 1, 32), (3, 8, 1), (0, 2, 1), (5, 0, 2)]
+    ("images", "workers", "sizes"),
+    [
+        (982, 2, [32] * 27 + [24, 24, 16] + [8] * 6 + [6]),
+        (160, 2, [32, 32, 24, 16] + [8] * 7),
+        (60, 2, [16] + [8] * 5 + [4]),
+        (12, 2, [2, 2, 2, 2, 2, 2]),
+        (3, 8, [1, 1, 1]),
+        (5, 0, [2, 2, 1]),
+        (0, 2, []),
+    ],
 )
-def test_every_worker_has_several_tasks_of_images(images: int, workers: int, each: int) -> None:
-    assert images_of_task(images, workers) == each <= MOST_IMAGES
+def test_tasks_of_images_become_smaller(images: int, workers: int, sizes: list[int]) -> None:
+    tasks = tasks_of_images(range(images), workers)
+    assert [len(task) for task in tasks] == sizes
+    assert [row for task in tasks for row in task] == list(range(images))
+    assert max(sizes, default=0) <= MOST_IMAGES
+
+
+def test_tasks_of_images_that_are_left_keep_to_the_groups_of_all() -> None:
+    missing = [row for row in range(200) if row % 5]
+    tasks = tasks_of_images(missing, 2)
+    assert sorted(row for task in tasks for row in task) == missing
+    of_group = [{row // ALIGNED for row in task} for task in tasks]
+    assert sum(map(len, of_group)) == len({row // ALIGNED for row in missing})

@@ -25,17 +25,6 @@ SMALL = VDVAEConfig(
 """Six latents of 2, 2, 32, 32, 128 and 128 numbers."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Run on one thread: small networks gain nothing from more, and lose much on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def recorded(name):
     """A file of recorded arrays; skips the test with the reason where it is not there."""
     path = SHARED / "data" / "vdvae" / name
