@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from leanrecon.errors import plain
 from leanrecon.memory import SPARE, MemoryBudget, format_bytes
-from leanrecon.stages.costs import total
 from leanrecon.stages.stage import PlannedStage
+from leanrecon.study.costs import total
 from leanrecon.weights.needs import FETCH, Need, describe, is_published
 
 

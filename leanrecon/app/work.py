@@ -8,8 +8,8 @@ from leanrecon.errors import SettingsError, plain, shown
 from leanrecon.memory import format_bytes
 from leanrecon.places import Location
 from leanrecon.progress import format_seconds
-from leanrecon.stages.costs import Cost, total
 from leanrecon.stages.stage import PlannedStage
+from leanrecon.study.costs import Cost, total
 
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 

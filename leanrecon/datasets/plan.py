@@ -1,10 +1,12 @@
 """What every kind of dataset says before it is read: its settings, and what it would write and take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from leanrecon.study.costs import Cost
 
 Repeats = Literal["average", "single"]
 
@@ -110,15 +112,6 @@ class DatasetPlan:
     """Requests that fetch them, about; 0 where they are not known."""
     scratch: int = 0
     """Bytes on disk that are needed for a while only."""
-    reread: int = 0
-    """How often images are read again once they are written."""
-    trials: tuple[int, str] | None = None
-    """Rows and dtype of ``betas/trials.zarr``, where single trials are kept."""
-    trials_read: float = 0
-    """How often these are read through, about."""
-    waiting: int = 0
-    """Files of rows that wait for the rest of their chunk of trials."""
-    asked: int = 0
-    """Requests that reading files in buckets takes, about."""
-    received: int = 0
-    """Bytes of files in buckets that are read, about."""
+    beside: Cost = field(default_factory=Cost)
+    """What is done beside making the stores of betas and images: files in buckets and stores of the kind's own, read
+    and made, about."""

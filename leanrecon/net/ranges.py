@@ -15,6 +15,7 @@ import numpy as np
 
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.net.flight import Flight
+from leanrecon.places.seekable import Seekable
 
 Array = np.ndarray[Any, Any]
 Bytes = bytes | bytearray
@@ -52,17 +53,16 @@ class Traffic:
             self.nbytes += nbytes
 
 
-class RangeFile(io.RawIOBase):
-    """A seekable, read-only file of ``size`` bytes whose ranges ``fetch`` reads.
+class RangeFile(Seekable):
+    """A file of ``size`` bytes whose ranges ``fetch`` reads.
 
     Sequential reads (of h5py) use a cache of a few blocks; ``fetch`` and ``in_order`` do not. ``print`` identifies its
     content; ``name`` is for messages.
     """
 
     def __init__(self, name: str, size: int, print_: str) -> None:
-        super().__init__()
+        super().__init__(size)
         self.name = name
-        self.size = size
         self.print = print_
         self.pool: Executor | None = None
         """Where ranges are fetched concurrently; None: one after the other, as is best for a disk."""
@@ -70,7 +70,6 @@ class RangeFile(io.RawIOBase):
         """How many ranges of about so many bytes are fetched at once."""
         self.held = 0
         """Most bytes of ranges that are in memory at once, or one range."""
-        self._at = 0
         self._blocks: OrderedDict[int, Bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -111,21 +110,6 @@ class RangeFile(io.RawIOBase):
         finally:
             for future, _ in ahead:
                 future.cancel()
-
-    # The methods of a file that Python and h5py call
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(offset + (0, self._at, self.size)[whence], 0)
-        return self._at
 
     def readinto(self, memory: Any) -> int:
         view = memoryview(memory).cast("B")

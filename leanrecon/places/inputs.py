@@ -16,6 +16,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.places.bucket import HELD_NBYTES, SCHEMES
 from leanrecon.places.location import Location, as_location, elsewhere
+from leanrecon.places.seekable import Seekable
 
 InputFile: TypeAlias = Path | Location
 """A path of this machine, or a location in a bucket."""
@@ -153,7 +154,7 @@ def in_spans(rows: int, nbytes: int, at_once: int, block: int) -> int:
     return bands * -(-at_once // span) + -(-rest // span)
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(Seekable):
     """A file in a bucket, read by ranges: long pieces by themselves, short ones with what follows them.
 
     Raises InputError where there is none, NetworkError and StoreError as reading from buckets does.
@@ -164,26 +165,14 @@ class RangedFile(io.RawIOBase):
         found = location.look()
         if found is None:
             raise missing(location)
-        self.size, self.stamp = found
+        size, self.stamp = found
+        super().__init__(size)
         self._state = f"{location.address()} {self.stamp}"
-        self._at, self._next, self._ahead = 0, -1, PAGE
+        self._next, self._ahead = -1, PAGE
 
     @property
     def name(self) -> str:
         return str(self.location)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence], 0)
-        return self._at
 
     def readinto(self, memory: Any) -> int:
         view = np.frombuffer(cast(Any, memory), np.uint8)[: max(self.size - self._at, 0)]

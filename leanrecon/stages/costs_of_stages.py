@@ -9,7 +9,8 @@ import numpy as np
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.images import ImageShape
 from leanrecon.regression.regressor import RegressionPlan, RegressionShapes
-from leanrecon.stages.costs import (
+from leanrecon.stores.layout import plan_chunks
+from leanrecon.study.costs import (
     AREAS,
     OWN_RECORD,
     RUN,
@@ -27,30 +28,20 @@ from leanrecon.stages.costs import (
     store_read,
     total,
 )
-from leanrecon.stores.layout import plan_chunks
 
 if TYPE_CHECKING:
     from leanrecon.stages.stage import Planning
 
 
-_LISTED = 8
-"""Requests that list and delete the rows which wait for the rest of their chunk of trials."""
-
-
 def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
-    """Of a dataset's stores and small files, for so many areas, and of reading it from buckets."""
+    """Of a dataset's stores and small files, for so many areas, and of what its kind does beside."""
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
-    costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0), inputs_read(data.asked, data.received)]
+    costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0), data.beside]
     for rows, images in n.values():
         if rows:
             costs.append(store_made((rows, data.voxels), np.float32, chunk))
         if images and data.image_shape is not None:
-            shape = (images, *data.image_shape)
-            costs += [store_made(shape, np.uint8, chunk), store_read(shape, np.uint8, chunk, data.reread)]
-    if data.trials is not None:
-        of_trials, dtype = (data.trials[0], data.voxels), data.trials[1]
-        costs += [store_made(of_trials, dtype, chunk), store_read(of_trials, dtype, chunk, data.trials_read)]
-        costs += [files_made(2), Cost(puts=_LISTED + data.waiting, gets=data.waiting)] if data.waiting else []
+            costs.append(store_made((images, *data.image_shape), np.uint8, chunk))
     return total(costs)
 
 

@@ -14,7 +14,6 @@ from leanrecon.regression.kept import KEPT, VARIANT, Kept
 from leanrecon.regression.out_of_fold import out_of_fold, plan_out_of_fold
 from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.stages.calibrate import needs_train_rows, too_few
-from leanrecon.stages.costs import Cost
 from leanrecon.stages.costs_of_stages import begun, prediction_cost
 from leanrecon.stages.joined import join_nbytes, join_predictions
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run, variant_named
@@ -32,6 +31,7 @@ from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
 from leanrecon.stores.shared import open_begun, receipts_of
 from leanrecon.stores.store import Store
+from leanrecon.study.costs import Cost
 from leanrecon.study.network_copies import brought
 from leanrecon.study.record import is_complete, tells
 from leanrecon.study.settings import Settings

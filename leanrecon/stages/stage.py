@@ -17,9 +17,9 @@ from leanrecon.memory import MemoryBudget
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.inputs import names_bucket, requests_nbytes
 from leanrecon.progress import Progress
-from leanrecon.stages.costs import Cost
 from leanrecon.stores.images import image_shape as shape_of
 from leanrecon.stores.store import Store
+from leanrecon.study.costs import Cost
 from leanrecon.study.layout import Study
 from leanrecon.study.record import recorded
 from leanrecon.study.settings import Settings

@@ -12,8 +12,8 @@ from leanrecon.app.rates import BUCKET, Rates, rates_of
 from leanrecon.app.work import parse_bandwidth, seconds, seconds_of, told
 from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.places import as_location
-from leanrecon.stages.costs import Cost, chunks_of, store_made, store_read
 from leanrecon.stages.stage import PlannedStage
+from leanrecon.study.costs import Cost, chunks_of, store_made, store_read
 
 
 @pytest.fixture(autouse=True)

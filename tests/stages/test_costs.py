@@ -15,7 +15,7 @@ from leanrecon.app.rates import rates_of
 from leanrecon.datasets.nsd.simulate import simulate_nsd
 from leanrecon.places import as_location
 from leanrecon.progress import Progress
-from leanrecon.stages.costs import Cost, total
+from leanrecon.study.costs import Cost, total
 
 SETTINGS: dict[str, Any] = {
     "dataset": {"kind": "simulated", "n_train": 60, "n_test": 8, "voxels": 150, "size": 16},

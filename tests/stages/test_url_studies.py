@@ -30,9 +30,9 @@ import leanrecon
 from leanrecon.errors import InputError
 from leanrecon.places import as_location, inputs
 from leanrecon.progress import Progress
-from leanrecon.stages.costs import total
 from leanrecon.stages.repair import mend
 from leanrecon.stores import Store
+from leanrecon.study.costs import total
 from leanrecon.study.verify import find_damage
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.arrays.inputs import Inputs
 from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings, Repeats
+from leanrecon.study.costs import inputs_read
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
 
@@ -218,6 +219,5 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         work=max(*(plan.work for plan in plans), inputs.noise_nbytes()),
         disk=sum(plan.disk for plan in plans),
         captions=inputs.captions_nbytes,
-        asked=asked.requests,
-        received=asked.nbytes,
+        beside=inputs_read(asked.requests, asked.nbytes),
     )

@@ -18,6 +18,7 @@ from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.datasets.voxel_reliability import select_nbytes
 from leanrecon.stores.layout import plan_chunks
+from leanrecon.study.costs import Cost, inputs_read, store_made, store_read
 
 ROWS = 64
 """Rows that are read together for sums over trials."""
@@ -122,6 +123,11 @@ def plan_build(
         for split, plan in zip(repeats, plans, strict=False)
     }
     asked = _asked(materials, settings, repeats, at_once)
+    trials = Cost()
+    if is_staged(materials):
+        cells = ((len(materials.trials), voxels), np.float32, chunk)
+        times = 1 + (settings.zscore != "none") + 3 * (most > 1)  # how alike repeats are, and twice their noise
+        trials = store_made(*cells) + store_read(*cells, times)
     return DatasetPlan(
         n_train=n["train"],
         n_test=n.get("test", 0),
@@ -133,10 +139,7 @@ def plan_build(
         folds=settings.folds,
         work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
         disk=sum(plan.disk for plan in plans),
-        trials=(len(materials.trials), "float32") if is_staged(materials) else None,
-        trials_read=1 + (settings.zscore != "none") + 3 * (most > 1),  # how alike repeats are, and twice their noise
-        asked=asked.requests,
-        received=asked.nbytes,
+        beside=inputs_read(asked.requests, asked.nbytes) + trials,
     )
 
 

@@ -17,6 +17,7 @@ from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.errors import NetworkError
 from leanrecon.places.paths import located
+from leanrecon.study.costs import Cost, files_made, store_made, store_read, total
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
 
@@ -35,6 +36,9 @@ CAPTION_NBYTES = 1600
 """Bytes that the five or six captions of an image take while they are read and written."""
 
 SPLITS = ("train", "test")
+_LISTED = 8
+"""Requests that list and delete the rows which wait for the rest of their chunk of trials."""
+
 INDEX_SHARE = 0.35
 """Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.32 in subject 1's volume."""
 
@@ -233,11 +237,25 @@ def plan_fetch(
         download=download if far else 0,
         requests=moved.requests if far and moved is not None else 0,
         scratch=scratch if far else 0,
-        reread=0 if settings.allow_shared_stimuli else 1,
-        trials=(len(design.trial), "int16"),
-        trials_read=_times_read(settings, n, trials, chunk),
-        waiting=2 * len(design.sessions) - 2,
+        beside=_beside(settings, prepared, n, shape, chunk),
     )
+
+
+def _beside(
+    settings: NSDSettings, prepared: "Prepared", n: Mapping[str, int], shape: tuple[int, ...], chunk: int
+) -> Cost:
+    """Of the store of single trials, of the rows that wait for the rest of their chunk, and of the check of images."""
+    design = prepared.design
+    trials = (len(design.trial), len(prepared.voxels.index))
+    costs = [
+        store_made(trials, np.int16, chunk),
+        store_read(trials, np.int16, chunk, _times_read(settings, n, trials, chunk)),
+    ]
+    if not settings.allow_shared_stimuli:
+        costs += [store_read((len(design.shown(split)), *shape), np.uint8, chunk) for split in SPLITS if n[split]]
+    if waiting := 2 * len(design.sessions) - 2:
+        costs += [files_made(2), Cost(puts=_LISTED + waiting, gets=waiting)]
+    return total(costs)
 
 
 def _times_read(settings: NSDSettings, n: Mapping[str, int], trials: tuple[int, int], chunk: int) -> float:

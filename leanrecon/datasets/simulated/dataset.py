@@ -25,6 +25,7 @@ from leanrecon.datasets.simulated.scenes import KEPT, SCENE_NBYTES, TEST, compos
 from leanrecon.datasets.splits import check_shared
 from leanrecon.errors import StoreError
 from leanrecon.memory import buffer
+from leanrecon.study.costs import store_read, total
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows, SplitRows, refuse_earlier_format
 
@@ -139,6 +140,8 @@ class Simulated:
         filling = max(
             group["betas"] + 2 * chunks["betas"] + chunks["stimuli"], 2 * (group["stimuli"] + chunks["stimuli"])
         )
+        # Images are read for what voxels answer to, and for the ids.
+        seen = [store_read(settings.shape("stimuli", split), np.uint8, chunk, 2) for split in _SPLITS]
         n = {split: settings.shape("betas", split)[0] for split in _SPLITS}
         texts = 600 * sum(n.values())  # of captions, ids and trials
         texts += SCENE_NBYTES * min(KEPT, settings.n_train + settings.n_test + len(CALIBRATION))
@@ -154,7 +157,7 @@ class Simulated:
             folds=None,
             work=work,
             disk=disk,
-            reread=2,  # what voxels answer to, and the ids
+            beside=total(seen),
         )
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
