@@ -117,12 +117,12 @@ def layouts(how: How) -> Iterator[Line]:
 
 
 def refine(how: How) -> Iterator[Line]:
-    """An image of Stable Diffusion 1.5 beside diffusers in float32."""
-    names = [("float32", "none", "full"), ("bfloat16", "stream", "full")]
+    """An image of Stable Diffusion 1.5 beside diffusers in float32 with the whole autoencoder."""
+    names = [("float32", "none", "full"), ("bfloat16", "stream", "full"), ("bfloat16", "stream", "tiny")]
     if how.models is None or not find_spec("diffusers"):
         why = "no --models" if find_spec("diffusers") else "not installed"
         for name in names:
-            yield Line(f"refine, processor seconds, {name[0]}", "", f"diffusers: {why}", None)
+            yield Line(f"refine, processor seconds, {_named(name)}", "", f"diffusers: {why}", None)
         return
     how.models.mkdir(parents=True, exist_ok=True)
     asked = SimpleNamespace(data=how.models, warm=1, threads=os.cpu_count() or 1)
@@ -131,8 +131,15 @@ def refine(how: How) -> Iterator[Line]:
     peer = bench_refine.measured("plain", asked, image)
     for name in names:
         ours = bench_refine.measured("ours", asked, image, *name)
-        beside = f"diffusers float32: {seconds(peer['cpu'])}"
-        yield Line(f"refine, processor seconds, {name[0]}", seconds(ours["cpu"]), beside, peer["cpu"] / ours["cpu"])
+        for key, what, write in (("cpu", "processor seconds", seconds), ("resident", "memory", megabytes)):
+            beside = f"diffusers float32: {write(peer[key])}"
+            yield Line(f"refine, {what}, {_named(name)}", write(ours[key]), beside, peer[key] / ours[key])
+
+
+def _named(how: tuple[str, str, str]) -> str:
+    """A way to refine, in words."""
+    precision, _, autoencoder = how
+    return f"{precision}, {autoencoder} autoencoder"
 
 
 BENCHMARKS: dict[str, Callable[[How], Iterator[Line]]] = {

@@ -5,15 +5,17 @@
 
 dataset: sessions of subject 1's volume and their images, from the server of bench_slow_links.py in a process of its own
 that imitates a link (--link: Mbit/s and milliseconds). features: VDVAE at its published size (imagenet64, 31 latents) with
-random weights, 512 images: two chunks, which are what workers share, in some twenty minutes. gram: the Gram matrix of
+random weights, 512 train images: two chunks, which are what workers share, in some twenty minutes. gram: the Gram matrix of
 8,859 train rows of 15,724 voxels, and products with 982 test rows, as of NSD's subject 1. regression: 982 test rows of
 91,168 targets through the hat matrix of as many images. loo: 512 projections of these targets. folds: ten folds of 1,500
 rows, 4,000 voxels and 2,000 targets, which workers fit whole. refine: the demo's latent diffusion.
 
 Every number of workers runs studies of its own from the same seed; the stores and images of all must have the same bytes.
 Seconds are those of the shared work alone, from the moment that it is given out until the last receipt; a smaller study is
-run first on the same workers, so that libraries are loaded. It needs two cores that nothing else uses; the load of the
-machine is printed beside, and the CPU seconds that each worker and the driver took meanwhile, which others disturb less.
+run first on the same workers, so that libraries are loaded. Each worker keeps to a core of its own, unless --free: a
+worker reads ahead in a thread, which would take a part of the other core where one worker runs. Scheduler and driver
+run where they find room. It needs two cores that nothing else uses; the load of the machine is printed beside, and the
+CPU seconds that each worker and the driver took meanwhile, which others disturb less.
 """
 
 import argparse
@@ -42,7 +44,7 @@ from leanrecon.study.recipes import recipes
 
 PARTS = {
     "dataset": ("betas", "stimuli"),
-    "features": ("vdvae, ",),
+    "features": ("vdvae, train",),
     "gram": ("regression nsd, Gram matrix",),
     "regression": ("regression big",),
     "loo": ("regression loo, projections of targets",),
@@ -81,7 +83,9 @@ class Timed(PlainProgress):
         for part, starts in PARTS.items():
             if name in starts or (not name.startswith("regression") and name.startswith(starts)):
                 self.seconds[part] += took
-                self.cpu[part] = [round(now - then, 1) for now, then in zip(self._cpu(), before, strict=True)]
+                known = self.cpu[part] or [0.0] * len(before)
+                both = zip(known, before, self._cpu(), strict=True)
+                self.cpu[part] = [round(so_far + now - then, 1) for so_far, then, now in both]
 
 
 def demo(images: int, test: int, **tables: Any) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def folds(work: Path, size: float, tiny: bool) -> dict[str, Any]:
 
 def refine(work: Path, size: float, tiny: bool) -> dict[str, Any]:
     """The demo up to its final images."""
-    return demo(64, max(round(160 * size), 4))
+    return demo(64, max(round(480 * size), 4))
 
 
 SETTINGS = {
@@ -215,8 +219,14 @@ def contents(study: Path) -> dict[str, str]:
     return found
 
 
+def pin(core: int) -> None:
+    """Keep all threads of this process to one core."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
 def measure(
-    work: Path, workers: int, parts: Iterable[str], tiny: bool
+    work: Path, workers: int, parts: Iterable[str], tiny: bool, free: bool
 ) -> tuple[dict[str, float], dict[str, Mapping[str, str]]]:
     """The seconds of each part on so many workers, and what came of it."""
     from distributed import Client, LocalCluster
@@ -226,6 +236,8 @@ def measure(
         LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit="5GB", dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
+        for core, address in enumerate(() if free else sorted(client.nthreads())):
+            client.run(pin, core, workers=[address])
         for part in parts:
             for name, size in (("warm", 1 / 16), ("timed", 1 / 8 if tiny else 1.0)):
                 study, progress = work / f"{part}-{name}-{workers}", Timed(client)
@@ -254,6 +266,7 @@ def main() -> None:
         "--link", type=float, nargs=2, default=[500.0, 100.0], help="Mbit/s and ms, of the dataset's server"
     )
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--free", action="store_true", help="Let workers run on any core, as systems without Linux do.")
     parser.add_argument("--tiny", action="store_true", help="Small networks and arrays: whether it runs.")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -263,7 +276,7 @@ def main() -> None:
     with linked(given.work, *given.link) if "dataset" in given.only else nullcontext():
         for _ in range(given.repeat):
             for workers in given.workers:  # in turns, so that a busy minute hits all of them
-                took, stores = measure(given.work, workers, given.only, given.tiny)
+                took, stores = measure(given.work, workers, given.only, given.tiny, given.free)
                 made.append(stores)
                 known = best.setdefault(workers, took)
                 best[workers] = {part: min(known[part], took[part]) for part in given.only}

@@ -64,6 +64,8 @@ class RegressionPlan:
     """Bytes of libraries that stay in the process afterwards."""
     operations: float | None = None
     """Floating-point operations of the fit, beside those that each target takes; None: not counted."""
+    shared_operations: float = 0
+    """Those of them that workers share, where there are any."""
     passes: float = 2
     """How often the train betas are read for it."""
     target_passes: float = 0

@@ -1,7 +1,7 @@
 """What each stage does beside memory, from the shapes that it plans with: alone in the driver, and shared by workers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,6 +111,9 @@ def prediction_cost(
     alone = pieces(1 + pairings, planning, planning.variants) + (Cost(gets=2) + of_fit) * planning.variants
     alone += _joined_predictions(shapes, planning) * planning.joins
     shared = streamed * (planning.variants + pairings * planning.folds)
+    if not fitted:
+        parts = Cost(operations=plan.shared_operations) * planning.variants
+        alone, shared = replace(alone, operations=alone.operations - parts.operations), shared + parts
     return (alone, shared) if shares else (alone + shared, Cost())
 
 

@@ -14,7 +14,7 @@ from leanrecon.errors import BudgetError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
 from leanrecon.places import as_location
 from leanrecon.regression.normalise import Centred, moments
-from leanrecon.regression.regressor import Output, RegressionData
+from leanrecon.regression.regressor import Output, RegressionData, RegressionShapes
 from leanrecon.regression.ridge import on_workers, part_plan, projection_parts
 from leanrecon.regression.ridge.gram_parts import GramParts
 from leanrecon.regression.ridge.hat import gram
@@ -339,3 +339,23 @@ def test_a_small_gram_matrix_stays_in_the_driver(tmp_path: Path) -> None:
     helpers = Helpers(data, tmp_path / "shared")
     assert predicted(tmp_path / "shared", data, helpers) == predicted(tmp_path / "alone", data)
     assert helpers.made == []
+
+
+def test_a_plan_tells_what_workers_share_of_a_fit() -> None:
+    shapes = RegressionShapes(n=8859, p=15_724, m=982, t=91_168, s=8859, x_block=512, y_block=2048)
+    gram_parts = GramShapes(n=8859, p=15_724, m=982, dual=True, itemsize=4, scratch=0)
+    parts = [gram_parts.cost_of(part) for part in gram_parts.parts]
+    projections = 2.0 * 8859 * 91_168 * 512
+    fixed, chosen = (
+        RidgeRegressor(RidgeSettings.model_validate({"alpha": alpha})).plan(shapes, 10**10) for alpha in (1000.0, "loo")
+    )
+    assert fixed.shared_operations == sum(parts)
+    assert chosen.shared_operations == sum(parts) + projections
+    for plan in (fixed, chosen):
+        assert plan.operations is not None
+        assert plan.operations > plan.shared_operations
+
+
+def test_a_small_fit_is_the_drivers_alone() -> None:
+    shapes = RegressionShapes(n=1200, p=4000, m=60, t=8000, s=1200, x_block=512, y_block=2048)
+    assert RidgeRegressor(RidgeSettings(alpha="loo")).plan(shapes, 10**10).shared_operations == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from leanrecon.regression.regressor import RegressionShapes
 from leanrecon.regression.ridge.form import Form, Source
+from leanrecon.regression.ridge.part_plan import SHARED_OPERATIONS, GramShapes
 from leanrecon.regression.ridge.plan import (
     COMPONENTS,
     FOLDS,
@@ -139,15 +140,28 @@ def projections_nbytes(shapes: Shapes) -> int:
     return shapes.width * min(shapes.t, PROJECTIONS) * (8 + 4)
 
 
-def operations_of_fit(order: int, n: int, p: int, m: int, *, searched: bool, loo: bool) -> float:
-    """Operations of a fit and its hat matrix, about: half of the Gram matrix, its factor or eigenvectors, two solves.
+def operations_of_fit(order: int, shapes: Shapes, *, searched: bool, loo: bool) -> float:
+    """Operations of a fit and its hat matrix: half of the Gram matrix, its factor or eigenvectors, projections, two solves.
 
     An eigendecomposition with vectors takes about 9 order³ (Golub & Van Loan 2013, section 8.3), a Cholesky factor ⅓.
     """
     times = 1 / 3 if not loo else SEARCHED if searched else 9
     factor = times * float(order) ** 3
-    other = p if order == n else n
-    return float(order) ** 2 * other + factor + 2.0 * m * order * (order + other)
+    other = shapes.p if order == shapes.n else shapes.n
+    projected = _projecting(shapes) if loo else 0
+    return float(order) ** 2 * other + factor + 2.0 * shapes.m * order * (order + other) + projected
+
+
+def operations_on_workers(shapes: Shapes, *, loo: bool) -> float:
+    """Those of a fit that workers take, where there are any: the Gram matrix and products with test betas, projections."""
+    crossing = shapes.m if shapes.dual and shapes.m <= TEST_ROWS else 0
+    gram = GramShapes(shapes.n, shapes.p, crossing, shapes.dual, shapes.itemsize, 0).operations
+    return sum(each for each in (gram, _projecting(shapes) if loo else 0) if each >= SHARED_OPERATIONS)
+
+
+def _projecting(shapes: Shapes) -> float:
+    """Operations of random projections of the targets; none where there are no more targets than projections."""
+    return 2.0 * shapes.width * shapes.t * PROJECTIONS if shapes.t > PROJECTIONS else 0.0
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

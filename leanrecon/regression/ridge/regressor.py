@@ -27,6 +27,7 @@ from leanrecon.regression.ridge.plan_form import (
     kept_nbytes,
     kernels_nbytes,
     operations_of_fit,
+    operations_on_workers,
     plan_formed,
     plan_sets,
     projections_nbytes,
@@ -131,8 +132,8 @@ class RidgeRegressor:
             held=beside,
             scratch=planned.scratch + shared + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
             kept=projections_nbytes(of_ridge) if loo else 0,
-            operations=operations_of_fit(order, shapes.n, shapes.p, shapes.m, searched=planned.searched, loo=loo)
-            * len(self._forms()),
+            operations=operations_of_fit(order, of_ridge, searched=planned.searched, loo=loo) * len(self._forms()),
+            shared_operations=operations_on_workers(of_ridge, loo=loo),
             # Moments, Gram matrix; cross products, errors of rows; and in each fold where a form is chosen.
             passes=1 + grams + (0 if dual else 1 + 2 * loo) + (5 * FOLDS if len(self._forms()) > 1 else 0),
             target_passes=1 if loo else 0,
