@@ -11,14 +11,15 @@ import hypothesis
 import pytest
 import threadpoolctl
 
+# Two threads wait for each other longer than these matrices take. Plugins of pytest have loaded NumPy already.
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(threads, "1")  # before NumPy is imported: two threads wait longer than these matrices take
+    os.environ.setdefault(threads, "1")
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+threadpoolctl.threadpool_limits(THREADS)
 
 # How long an example takes says more of a busy machine than of what it tries.
 hypothesis.settings.register_profile("leanrecon", deadline=None)
 hypothesis.settings.load_profile("leanrecon")
-
-THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 _LEFT_OUT = re.compile(r"\bnot (\w+)")
 _MARKS = re.compile(r"^pytestmark = (\[.*?^\]|.*?$)", re.MULTILINE | re.DOTALL)
@@ -50,7 +51,8 @@ def same_threads() -> Iterator[None]:
     """Tests leave this process as many threads of arithmetic as they found: sums of later tests depend on them."""
     yield
     assert os.environ["OMP_NUM_THREADS"] == str(THREADS)
-    assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} <= {THREADS}
+    pools = threadpoolctl.threadpool_info()
+    assert [pool for pool in pools if pool["num_threads"] != THREADS] == []
     if (torch := sys.modules.get("torch")) is not None:
         assert torch.get_num_threads() == THREADS
 

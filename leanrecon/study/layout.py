@@ -70,7 +70,7 @@ LAYOUT = _items(
     Item("betas/voxels.npz", Role.RECORD, _DATASET, "coordinates, areas and ncsnr of each voxel, where known"),
     Item("betas/*.json", Role.RECORD, _DATASET, "the files a dataset was read from, and what it says of them"),
     Item("betas/*.npz", Role.RECORD, _DATASET, "other tables of a dataset"),
-    Item("betas/**", Role.SCRATCH, _DATASET, "downloads that are still incomplete"),
+    Item("betas/**", Role.SCRATCH, _DATASET, "downloads and copies of inputs, for a while"),
     Item("stimuli/*.zarr", Role.STORE, _DATASET, "train, test: uint8 [images, height, width, channels], each image once"),
     Item("stimuli/ids.json", Role.RECORD, _DATASET, "the id of each image of train and test"),
     Item("stimuli/**", Role.SCRATCH, _DATASET, "images that are still incomplete"),

@@ -24,7 +24,6 @@ from support.layouts import (
     write_miyawaki,
 )
 from support.nsd_server import Proxy
-from support.small_study import Said
 
 import leanrecon
 from leanrecon.errors import InputError
@@ -288,21 +287,78 @@ def test_images_that_were_added_later_are_found(proxy: Proxy, tmp_path: Path) ->
     run(at(dataset, root), tmp_path / "study")
 
 
-def test_repeats_are_averaged_and_what_that_costs_is_said(proxy: Proxy, tmp_path: Path) -> None:
-    files, rng = tmp_path / "in", np.random.default_rng(3)
+def write_repeats(files: Path, dtype: Any, images: int = 30, voxels: int = 6000, side: int = 16) -> dict[str, Any]:
+    """Three rows of each image in random order, as arrays."""
+    rng = np.random.default_rng(3)
     files.mkdir()
-    order = rng.permutation(np.repeat(np.arange(30), 3))
-    np.save(files / "betas.npy", rng.standard_normal((90, 50)).astype(np.float32))
-    np.save(files / "images.npy", rng.integers(0, 256, (30, 16, 16, 3), np.uint8)[order])
+    order = rng.permutation(np.repeat(np.arange(images), 3))
+    betas = rng.standard_normal((3 * images, voxels))
+    np.save(files / "betas.npy", (betas * 1000 if np.dtype(dtype).kind == "i" else betas).astype(dtype))
+    np.save(files / "images.npy", rng.integers(0, 256, (images, side, side, 3), np.uint8)[order])
+    return {"kind": "arrays", "betas": "@/betas.npy", "stimuli": "@/images.npy"}
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4", "<i2"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"test_fraction": 0.2, "repeats": "average", "test_repeats": "average"},
+        {"folds": 3, "repeats": "average", "test_repeats": "average"},
+        {"test_fraction": 0.2, "mask": "mask.npy", "min_reliability": -0.99},
+    ],
+)
+def test_rows_of_an_image_that_lie_apart_are_read_once(
+    how: dict[str, Any], dtype: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    files = tmp_path / "in"
+    dataset = write_repeats(files, dtype) | how
+    if "mask" in how:
+        np.save(tmp_path / how["mask"], np.arange(6000) % 2 == 0)
+        dataset["mask"] = str(tmp_path / how["mask"])
     root = buckets.at(f"{tmp_path.name}/in")
     buckets.put(files, root)
-    dataset = {"kind": "arrays", "betas": "@/betas.npy", "stimuli": "@/images.npy", "test_fraction": 0.2}
-    dataset |= {"repeats": "average", "test_repeats": "average"}
     run(at(dataset, files), tmp_path / "here")
-    said = Said()
-    leanrecon.run({"dataset": at(dataset, root), **REST}, study=tmp_path / "there", until="dataset", progress=said)
+    settings = {"dataset": at(dataset, root), **REST}
+    planned = total(stage.cost for stage in leanrecon.plan(settings, study=tmp_path / "there", until="dataset"))
+    inputs._PAGES._of.clear()
+    proxy.answers.clear()
+    leanrecon.run(settings, study=tmp_path / "there", until="dataset", progress=Progress())
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
-    assert [line for line in said.lines if f"the rows of one lie all over {root}/betas.npy" in line]
+    assert len(proxy.answers) == pytest.approx(planned.asked, abs=3)
+    assert proxy.nbytes() == pytest.approx(planned.received, rel=0.05)
+    assert not (tmp_path / "there/betas/nearby").exists()
+
+
+def test_a_copy_that_was_not_completed_is_continued(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "in"
+    dataset = write_repeats(files, "<f4", images=300, voxels=500, side=8) | {"test_fraction": 0.2, "repeats": "average"}
+    root = buckets.at(f"{tmp_path.name}/in")
+    buckets.put(files, root)
+    settings = {"dataset": at(dataset, root), **REST, "stores": {"chunk": "300kB"}}
+    leanrecon.run(
+        settings | {"dataset": at(dataset, files)}, study=tmp_path / "here", until="dataset", progress=Progress()
+    )
+    written: list[int] = []
+    write = Store.write_rows
+
+    def stopping(store: Store, i: int, block: Any) -> None:
+        if "nearby" in str(store.path):
+            written.append(i)
+            if len(written) == 3:
+                raise KeyboardInterrupt
+        write(store, i, block)
+
+    monkeypatch.setattr(Store, "write_rows", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        leanrecon.run(settings, study=tmp_path / "there", until="dataset", progress=Progress())
+    monkeypatch.setattr(Store, "write_rows", write)
+    copied = [path for path in (tmp_path / "there/betas/nearby").rglob("c/*/*") if path.is_file()]
+    assert copied
+    leanrecon.run(settings, study=tmp_path / "there", until="dataset", progress=Progress())
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert not (tmp_path / "there/betas/nearby").exists()
 
 
 def test_a_damaged_chunk_is_made_again_from_the_bucket(proxy: Proxy, tmp_path: Path) -> None:

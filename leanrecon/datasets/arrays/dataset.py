@@ -206,7 +206,7 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         for split in inputs.splits(np.arange(n_test))
         for role in inputs.roles
     ]
-    plans = [plan for _, _, plan in parts]
+    plans, copies = [plan for _, _, plan in parts], inputs.plan_copies(chunk, free)
     asked = inputs.asked(parts, chunk)
     return DatasetPlan(
         n_train=n - n_test,
@@ -216,8 +216,9 @@ def plan_inputs(inputs: Inputs, chunk: int, free: int) -> DatasetPlan:
         voxels=inputs.voxels,
         image_shape=inputs.image_shape,
         folds=inputs.settings.folds,
-        work=max(*(plan.work for plan in plans), inputs.noise_nbytes()),
+        work=max(*(plan.work for plan in (*plans, *copies)), inputs.noise_nbytes()),
         disk=sum(plan.disk for plan in plans),
+        scratch=sum(copy.disk for copy in copies),
         captions=inputs.captions_nbytes,
         beside=inputs_read(asked.requests, asked.nbytes),
     )

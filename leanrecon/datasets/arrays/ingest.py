@@ -13,10 +13,10 @@ from leanrecon.datasets.arrays.inputs import Inputs, Split
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.columns import Columns
 from leanrecon.datasets.builder.noise import noise_of
-from leanrecon.datasets.files.asked import told_of_repeats
-from leanrecon.datasets.files.rows import Convert, Pooled
+from leanrecon.datasets.files.rows import Convert, Pooled, Rows
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
+from leanrecon.datasets.nearby import Nearby, forget_copies
 from leanrecon.datasets.sidecars import (
     SourceFiles,
     forget_other_kind,
@@ -61,10 +61,7 @@ class Ingest:
             forget_other_kind(self.study, "arrays")
         self._recall_sources()
         splits, repeats = self._splits()
-        repeated = any(len(rows) > 1 for of in repeats.values() for rows in of.rows.values())
-        if told_apart := told_of_repeats(splits[0].betas, repeated):
-            self.context.progress.say(told_apart)
-        splits, told = self._select(splits, repeats)
+        splits, told = self._select(self._nearby(splits, repeats), repeats)
         stores = self._create(splits, repeats)
         if self.context.overwrite:
             self._remove_others(set(repeats))
@@ -87,9 +84,21 @@ class Ingest:
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=self.context.overwrite)
         if not done:
             rows.write(self.study)
+        forget_copies(self.study)
         return told
 
     # Voxels
+
+    def _nearby(self, splits: list[Split], repeats: dict[str, Repeats]) -> list[Split]:
+        """The splits with betas that are copied to this machine first, where rows of an image lie apart in a bucket."""
+        if not any(of.repeated for of in repeats.values()):
+            return splits
+        copies = {
+            id(betas): Nearby(betas, self.study, self.inputs.betas_made_of(k), self.context)
+            for k, betas in enumerate(self.inputs.arrays["betas"])
+            if betas.away
+        }
+        return [replace(split, betas=_replaced(split.betas, copies)) for split in splits]
 
     def _select(self, splits: list[Split], repeats: dict[str, Repeats]) -> tuple[list[Split], dict[str, Any]]:
         """The splits with the reliable voxels alone, from repeats of train images, and what the record tells of them."""
@@ -282,3 +291,10 @@ class Ingest:
             betas=splits,
             stimuli=splits if "stimuli" in self.inputs.roles else (),
         )
+
+
+def _replaced(rows: Rows, copies: dict[int, Nearby]) -> Rows:
+    """An array, or several one after the other, with the copies of those that have one."""
+    if isinstance(rows, Pooled):
+        return Pooled([_replaced(part, copies) for part in rows.parts])
+    return copies.get(id(rows), rows)

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanrecon.datasets.arrays.checks import check_betas, check_length, check_lengths, check_numbers
 from leanrecon.datasets.arrays.repeats import Averaged
 from leanrecon.datasets.arrays.voxels import choose_voxels
 from leanrecon.datasets.builder.columns import Columns
@@ -85,9 +86,9 @@ class Inputs:
         }
         betas, stimuli = self.arrays["betas"], self.arrays.get("stimuli", [])
         for rows in betas:
-            _check_betas(rows)
+            check_betas(rows)
         for rows in stimuli:
-            _check_numbers(rows, "biuf", "images")
+            check_numbers(rows, "biuf", "images")
             if rows.dtype == np.int8:
                 raise InputError(
                     f"{rows.name} holds int8 values, which end at 127",
@@ -95,7 +96,7 @@ class Inputs:
                     todo="save them as uint8 from where they still go to 255",
                 )
         for responses, images in zip(betas, stimuli, strict=False):
-            _check_lengths(responses, images)
+            check_lengths(responses, images)
         self.voxels = betas[0].shape[1]
         if self.paired and betas[1].shape[1] != self.voxels:
             raise InputError(
@@ -168,6 +169,7 @@ class Inputs:
     def plan_store(self, role: str, split: Split, n: int, chunk: int, free: int) -> "StorePlan":
         """Plan the filling of the store of ``n`` betas or images of a split."""
         from leanrecon.datasets.ingest import plan_store
+        from leanrecon.datasets.nearby import read_nbytes
 
         rows = split.rows(role)
         averaged = role == "betas" and self.settings.averages(split.name)
@@ -178,9 +180,20 @@ class Inputs:
             free=free,
             together=n if averaged and rows.away else rows.together,  # a band of means goes through the file
             held=rows.held + self.captions_nbytes + ROW_NBYTES * self.n_rows,
-            scratch=rows.scratch + OVERHEAD + averaged * self.voxels * 8,
+            scratch=(read_nbytes(rows, chunk) if role == "betas" else rows.scratch)
+            + OVERHEAD
+            + averaged * self.voxels * 8,
             working=Averaged.working if averaged else 1,
         )
+
+    def plan_copies(self, chunk: int, free: int) -> "list[StorePlan]":
+        """Copies of betas in buckets, which are made where images are repeated: that is not known before they are read."""
+        from leanrecon.datasets.nearby import plan_copy
+
+        held = OVERHEAD + self.captions_nbytes + ROW_NBYTES * self.n_rows
+        betas = [rows for rows in self.arrays["betas"] if rows.away and "stimuli" in self.roles]
+        copies = [plan_copy(rows, chunk, free - held) for rows in betas]
+        return [replace(copy, work=copy.work + held) for copy in copies]
 
     def group_rows(self, role: str, n: int, chunk: int) -> int:
         """Rows of a row group of the store."""
@@ -264,6 +277,12 @@ class Inputs:
                 made["rescale_average"] = True
         return {"dataset": made}
 
+    def betas_made_of(self, k: int) -> dict[str, Any]:
+        """What decides the rows of an array of betas, before they are split and averaged."""
+        turned = {"rows_last": True} if self.settings.rows_last else {}
+        columns = {"voxels": hashlib.sha256(self.chosen.columns.astype("<i8").tobytes()).hexdigest()}
+        return self._print(self.arrays["betas"][k]) | turned | columns
+
     def _voxels_made_of(self) -> dict[str, Any]:
         """What decides which voxels are used; nothing where all are."""
         settings = self.settings
@@ -336,7 +355,7 @@ class Inputs:
             return None
         read = [read_captions(getattr(self.settings, name), self.settings.path, self.base_dir) for name in names]
         for name, captions, rows in zip(names, read, self.arrays["betas"], strict=True):
-            _check_length(name, len(captions), rows)
+            check_length(name, len(captions), rows)
         return read
 
     def runs(self) -> list[Array] | None:
@@ -347,47 +366,10 @@ class Inputs:
         read = []
         for name, betas in zip(names, self.arrays["betas"], strict=True):
             with open_array(getattr(self.settings, name), self.settings.path, self.base_dir) as rows:
-                _check_numbers(rows, "iuf", "run numbers")
-                _check_length(name, int(np.prod(rows.shape, dtype=np.int64)), betas)
+                check_numbers(rows, "iuf", "run numbers")
+                check_length(name, int(np.prod(rows.shape, dtype=np.int64)), betas)
                 values = rows[:].ravel()
             if not np.array_equal(values, np.rint(values)):
                 raise InputError(f"{rows.name} holds numbers that are not whole", expected="the run of each row")
             read.append(values.astype(np.int64))
         return read
-
-
-def _check_length(name: str, n: int, betas: Rows) -> None:
-    if n != len(betas):
-        raise InputError(f"{name} has {n} rows and {betas.name} has {len(betas)}", expected="as many")
-
-
-def _check_numbers(rows: Rows, kinds: str, what: str) -> None:
-    if rows.dtype.kind not in kinds:
-        raise InputError(f"{rows.name} holds {rows.kind} values", expected=f"{what} as real numbers")
-    if 0 in rows.shape:
-        raise InputError(f"{rows.name} is empty: its shape is {rows.shape}", expected=what)
-
-
-def _check_betas(rows: Rows) -> None:
-    _check_numbers(rows, "iuf", "betas")
-    if len(rows.shape) != 2:
-        raise InputError(
-            f"{rows.name} has shape {rows.shape}",
-            expected="betas as [rows, voxels]",
-            todo="bring volumes into this form with their mask: betas[:, mask], or betas[mask].T where trials are last",
-        )
-
-
-def _check_lengths(betas: Rows, stimuli: Rows) -> None:
-    if len(betas) == len(stimuli):
-        return
-    todo = None
-    if stimuli.shape[-1] == len(betas):
-        todo = f"{stimuli.name} seems to have its images on the last axis: numpy.moveaxis(images, -1, 0)"
-    elif betas.shape[1] == len(stimuli):
-        todo = f"{betas.name} seems to be [voxels, rows]: transpose it, or set dataset.rows_last = true where images are so too"
-    raise InputError(
-        f"{betas.name} has {len(betas)} rows and {stimuli.name} has {len(stimuli)} images",
-        expected="one image a row of betas",
-        todo=todo,
-    )

@@ -41,6 +41,11 @@ class Repeats:
         )
 
     @property
+    def repeated(self) -> bool:
+        """Whether any image has several rows."""
+        return len(self.rows) < len(self.ids)
+
+    @property
     def images(self) -> list[str]:
         """The id of each image once."""
         return list(self.rows)

@@ -10,13 +10,13 @@ from leanrecon.datasets.arrays.voxels import labels_of
 from leanrecon.datasets.builder.columns import Columns, Levels, Standardised, StoreRows
 from leanrecon.datasets.builder.materials import SPACE, Materials
 from leanrecon.datasets.builder.noise import noise_of
-from leanrecon.datasets.builder.plan import ROWS, is_staged, plan_betas, plan_images, plan_trials
+from leanrecon.datasets.builder.plan import ROWS, is_copied, is_staged, plan_betas, plan_images, plan_trials
 from leanrecon.datasets.builder.settings import BuilderSettings
 from leanrecon.datasets.builder.splits import repeats_of, split_trials
-from leanrecon.datasets.files.asked import told_of_repeats
 from leanrecon.datasets.files.picked import Picked
 from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
+from leanrecon.datasets.nearby import Nearby, forget_copies
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
 from leanrecon.datasets.splits import fold_rows
@@ -101,6 +101,7 @@ class Build:
             keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
         if not rows.are_in(self.study):
             rows.write(self.study)
+        forget_copies(self.study)
         return self.told
 
     # Voxels
@@ -179,12 +180,10 @@ class Build:
     def _staged(self) -> Rows:
         """The responses of the chosen voxels, to be read in any order."""
         chosen = Columns(self.materials.responses, self.of_areas)
-        if not is_staged(self.materials):
-            repeated = any(len(rows) > 1 for of in self.repeats.values() for rows in of.rows.values())
-            if told := told_of_repeats(self.materials.responses, repeated):
-                self.context.progress.say(told)
-            return chosen
         made = {**self.source, "voxels": self.settings.chosen_areas}
+        if not is_staged(self.materials):
+            copied = is_copied(self.materials, self.repeats.values())
+            return Nearby(chosen, self.study, made, self.context) if copied else chosen
         store = self._create(self.study.betas("trials"), chosen.shape, np.float32, {"dataset": made})
         if not store.complete:
             plan = plan_trials(self.materials, store.columns, self.context.chunk, self.context.budget.free)

@@ -1,7 +1,7 @@
 """Memory and disk that building a study takes: arithmetic on shapes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from leanrecon.datasets.builder.splits import repeats_of, split_trials
 from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, scattered, volumes
 from leanrecon.datasets.files.rows import BLOCK
 from leanrecon.datasets.ingest import StorePlan, plan_store
+from leanrecon.datasets.nearby import plan_copy, read_nbytes
 from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.datasets.voxel_reliability import select_nbytes
@@ -46,6 +47,11 @@ def is_staged(materials: Materials) -> bool:
     return bool(materials.responses.sequential or materials.responses.together > ROWS)
 
 
+def is_copied(materials: Materials, repeats: Iterable[Repeats]) -> bool:
+    """Whether responses in a bucket are copied to this machine first, because rows of the same image lie apart."""
+    return materials.responses.away and not is_staged(materials) and any(of.repeated for of in repeats)
+
+
 def plan_trials(materials: Materials, voxels: int, chunk: int, free: int) -> StorePlan:
     """The filling of ``trials.zarr``."""
     rows = materials.responses
@@ -72,7 +78,7 @@ def plan_betas(materials: Materials, n: int, voxels: int, chunk: int, free: int,
         free=free,
         together=1 if staged else n if averaged and rows.away else rows.together,  # a band goes through the file
         held=0 if staged else rows.held,
-        scratch=(4 * chunk + 4 * group * voxels if staged else rows.scratch) + OVERHEAD + 40 * voxels,
+        scratch=(4 * chunk + 4 * group * voxels if staged else read_nbytes(rows, chunk)) + OVERHEAD + 40 * voxels,
         working=Averaged.working if averaged else 1,
     )
 
@@ -109,6 +115,11 @@ def plan_build(
     ]
     if is_staged(materials):
         plans.append(plan_trials(materials, voxels, chunk, free))
+    copied, scratch = is_copied(materials, repeats.values()), 0
+    if copied:
+        copy = plan_copy(materials.responses, chunk, free - OVERHEAD)
+        plans.append(replace(copy, work=copy.work + OVERHEAD, disk=0))
+        scratch = copy.disk
     if materials.images is not None:
         plans += [plan_images(materials, shown[split], chunk, free) for split in repeats]
     most = max((len(of) for each in repeats.values() for of in each.rows.values()), default=1)
@@ -139,6 +150,7 @@ def plan_build(
         folds=settings.folds,
         work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
         disk=sum(plan.disk for plan in plans),
+        scratch=scratch,
         beside=inputs_read(asked.requests, asked.nbytes) + trials,
     )
 
@@ -152,14 +164,15 @@ def _asked(
     """
     responses, images = materials.responses, materials.images
     staged = is_staged(materials)
+    once = staged or is_copied(materials, repeats.values())
     looks = 1 + staged + (0 if images is None else 2 - bool(settings.folds))
     asked = known_by_content([responses, *([images.rows] if images else [])], looks)
     single = any(not of.averaged for of in repeats.values())
     again = {split: [len(rows) for rows in of.rows.values() if len(rows) > 1] for split, of in repeats.items()}
     # The z-scores; how alike repeats are; and rows that are stored as they are.
-    for _ in range(1 if staged else (settings.zscore != "none") + any(again.values()) + single):
+    for _ in range(1 if once else (settings.zscore != "none") + any(again.values()) + single):
         asked += read_once(responses, ROWS)
-    if not staged:
+    if not once:
         every = [rows for of in again.values() for rows in of]
         for shown in (every, [] if settings.folds else again["train"]):  # the noise of each voxel
             if len(shown) >= FEWEST:

@@ -54,16 +54,6 @@ def scattered(rows: Rows, wanted: int, bands: int) -> Asked:
     return Asked(wanted + opened, round(wanted * nbytes))
 
 
-def told_of_repeats(rows: Rows, repeated: bool) -> str:
-    """A sentence on rows in a bucket that are averaged, or compared, out of their order; empty where there are none."""
-    if not repeated or not rows.away:
-        return ""
-    return (
-        f"images are repeated, and the rows of one lie all over {rows.name}: it is read several times; with a copy on a "
-        "disk of this machine the stage is faster"
-    )
-
-
 def known_by_content(arrays: Iterable[Rows], looks: int) -> Asked:
     """Of opening these arrays, reading their files through for their SHA-256, and looking so often whether they changed."""
     files: dict[str, dict[str | None, Rows]] = {}
