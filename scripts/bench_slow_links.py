@@ -4,12 +4,12 @@
 
 A server on loopback imitates the link: all connections share its rate, every request waits for one round trip, a new
 connection for another, and each connection begins as TCP does, with 14 KB in its first round trip and twice as many in
-every further one (RFC 6928), again after it was idle. Packets are never lost. The session has subject 1's true geometry
-(81x104x83 voxels, 699,192 chunks of 1,500 bytes, 15,724 of them wanted); images are of 425 pixels.
+every further one (RFC 6928), again after it was idle. Packets are never lost. Each session has subject 1's true geometry
+(81x104x83 voxels, 699,192 chunks of 1,500 bytes, 15,724 of them wanted) and shows 266 images of 425 pixels that no other
+shows, as subject 1 saw 9,841 in 37 sessions.
 
-Prints the seconds of so many sessions and images into their stores, and what subject 1's 37 sessions and 9,841 images
-take at that pace, over the time that the wanted voxels' and images' bytes alone take at the link's rate. ``--against``
-measures another checkout's leanrecon before each line of this one.
+Prints the seconds of the stage dataset over the time that the wanted voxels' and images' bytes alone take at the link's
+rate. ``--against`` measures another checkout's leanrecon before each line of this one.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from bench_nsd_fetch import IMAGES, SHAPE, SIDE, VOXELS, mask
 
 RATES = (50.0, 500.0)  # Mbit/s
 LATENCIES = (30.0, 100.0, 200.0)  # ms a round trip
-WHOLE = (37, 9_841)  # subject 1's sessions and images
+SHOWN = 266  # images that a session shows
 FIRST_WINDOW, LARGEST_WINDOW = 14_600, 4 * 2**20  # bytes in flight of a connection
 IDLE = 0.2  # seconds beyond a round trip after which a connection begins anew (RFC 6298's least, as Linux has it)
 PIECE = 64 * 1024
@@ -48,6 +48,8 @@ def build(root: Path) -> None:
         return
     names = SubjectFiles(1)
     order, images = simulate.draw_design(0)
+    shown = np.arange(37)[:, None] * SHOWN + np.arange(TRIALS) % SHOWN
+    order[: shown.size] = shown.ravel() * 3001 % 10_000 + 1  # one in ten is of those that all subjects saw
     for name in (DESIGN, STIMULI, names.roi("nsdgeneral"), names.betas(1, "hdf5")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
     simulate._save_design(root / DESIGN, order, images)
@@ -85,7 +87,7 @@ class Server(bench_nsd_fetch.Server):
 
     wbufsize = 0
     link = Link(1.0)
-    open_now = most_open = 0
+    open_now = most_open = requests = nbytes = 0
     lock = threading.Lock()
 
     def setup(self) -> None:
@@ -103,6 +105,13 @@ class Server(bench_nsd_fetch.Server):
     def handle_one_request(self) -> None:
         super().handle_one_request()
         self.last = time.monotonic()
+
+    def _head(self, status: int, length: int, *headers: tuple[str, str]) -> None:
+        with self.lock:
+            Server.requests += 1
+            Server.nbytes += length if self.command == "GET" else 0
+        self.link.carry(HEADERS)
+        super()._head(status, length, *headers)
 
     def _arrive(self) -> None:
         time.sleep(self.latency * (1 if self.window else 2))
@@ -124,13 +133,9 @@ class Server(bench_nsd_fetch.Server):
                     time.sleep(max(began + self.latency - time.monotonic(), 0))
                     self.window = min(2 * self.window, LARGEST_WINDOW)
 
-    def _head(self, status: int, length: int, *headers: tuple[str, str]) -> None:
-        self.link.carry(HEADERS)
-        super()._head(status, length, *headers)
-
 
 def serve(root: Path, rate: float, latency: float) -> None:
-    """Serve until standard input ends; then print how many connections were open at most."""
+    """Serve until standard input ends; then print requests, bytes, and how many connections were open at most."""
     Server.root, Server.latency, Server.link = root, latency / 1e3, Link(rate * 1e6 / 8)
 
     class Listening(http.server.ThreadingHTTPServer):
@@ -144,57 +149,30 @@ def serve(root: Path, rate: float, latency: float) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()
-    print(Server.most_open, flush=True)
+    print(json.dumps({"open": Server.most_open, "requests": Server.requests, "nbytes": Server.nbytes}), flush=True)
 
 
-def fetch(folder: Path, port: int, sessions: int, n_images: int) -> None:
-    """Fetch sessions and images into their stores, and print what each took as JSON."""
-    from leanrecon.context import Context
-    from leanrecon.datasets.nsd.dataset import NSDSettings, plan_fetch
-    from leanrecon.datasets.nsd.fetch import Fetch
-    from leanrecon.datasets.nsd.files import Files, open_source, prepare
-    from leanrecon.datasets.nsd.layout import STIMULI
-    from leanrecon.datasets.nsd.pieces import fill_images, images_in
-    from leanrecon.datasets.nsd.stimuli import stimuli_layout
-    from leanrecon.memory import PeakMemory, process_memory
-    from leanrecon.stores.store import Store
-    from leanrecon.study.layout import Study
+def fetch(folder: Path, port: int, sessions: int) -> None:
+    """Fetch sessions and their images into a study, and print what that took as JSON."""
+    import leanrecon
+    from leanrecon.progress import Progress
 
-    settings = NSDSettings(
-        endpoint_url=f"http://127.0.0.1:{port}", sessions=sessions, accept_terms=True, betas_format="hdf5"
-    )
-    steps = Fetch(settings, Study(folder), None, Context.of())
-    held = process_memory()
-    took: dict[str, float] = {"held": held}
-    with PeakMemory() as memory, open_source(settings.root, settings.endpoint_url, None) as source:
-        files = Files(source)
-        prepared = prepare(settings, files, None)
-        numbers = np.unique(prepared.design.stimulus)[:n_images].tolist()
-        with files.need(STIMULI) as file:
-            layout = stimuli_layout(file)
-            took["planned"] = plan_fetch(settings, prepared, layout, 8_000_000).work
-            for what in ("sessions", "images"):
-                began, cpu = time.monotonic(), time.process_time()
-                requests, nbytes = source.traffic.requests, source.traffic.nbytes
-                if what == "sessions":
-                    steps._fetch_trials(prepared, files, steps._create_trials(prepared))
-                else:
-                    shape = (len(numbers), SIDE, SIDE, 3)
-                    store = Store.create(folder / "images.zarr", shape, np.uint8, made_of={}, chunk=8_000_000)
-                    read = images_in(layout, (SIDE, SIDE, 3))
-                    fill_images(store, numbers, store.missing_row_groups(), read, lambda _: None)
-                took[what] = time.monotonic() - began
-                took[f"{what}_cpu"] = time.process_time() - cpu
-                took[f"{what}_requests"] = source.traffic.requests - requests
-                took[f"{what}_bytes"] = source.traffic.nbytes - nbytes
-    print(json.dumps(took | {"peak": memory.peak}))
+    dataset = {"kind": "nsd", "root": "s3://natural-scenes-dataset", "endpoint_url": f"http://127.0.0.1:{port}"}
+    dataset |= {"sessions": sessions, "accept_terms": True, "betas_format": "hdf5"}
+    dataset |= {"check": "warn", "allow_shared_stimuli": True}  # betas are random, and most images black
+    began, cpu = time.monotonic(), time.process_time()
+    settings = {"dataset": dataset, "features": {"pixels": {"size": 8}}}
+    leanrecon.run(settings, study=folder, memory="2GB", until="dataset", progress=Progress())
+    took = {"seconds": time.monotonic() - began, "cpu": time.process_time() - cpu}
+    stage = json.loads((folder / "run.json").read_text())["stages"]["dataset"]
+    print(json.dumps(took | {"planned": stage["planned_bytes"], "peak": stage["peak_bytes"]}))
 
 
-def measure(root: Path, rate: float, latency: float, sessions: int, images: int, tree: str) -> dict[str, float]:
+def measure(root: Path, rate: float, latency: float, sessions: int, tree: str) -> dict[str, float]:
     """Fetch with the leanrecon of a checkout in a process of its own, from a server in another."""
     paths = os.pathsep.join(filter(None, (tree, os.environ.get("PYTHONPATH"))))
     me = [sys.executable, __file__, "--folder", str(root)]
-    asked = ["--rate", str(rate), "--latency", str(latency), "--sessions", str(sessions), "--images", str(images)]
+    asked = ["--rate", str(rate), "--latency", str(latency), "--sessions", str(sessions)]
     server = subprocess.Popen([*me, *asked, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -203,7 +181,8 @@ def measure(root: Path, rate: float, latency: float, sessions: int, images: int,
         done = subprocess.run([*me, *asked, "--fetch", port], check=True, stdout=subprocess.PIPE, text=True,
                               env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found | {"open": int(server.communicate()[0])}
+        served: dict[str, float] = json.loads(server.communicate()[0])
+        return found | served
     finally:
         server.kill()
         server.wait()
@@ -211,19 +190,14 @@ def measure(root: Path, rate: float, latency: float, sessions: int, images: int,
 
 def line(root: Path, rate: float, latency: float, given: argparse.Namespace, tree: str) -> str:
     """Measure one link with one checkout, and say what it took."""
-    n = {"sessions": given.sessions, "images": round(given.images * max(rate / 50, 1) ** 0.5)}
-    found = measure(root, rate, latency, *n.values(), tree)
-    wanted = {"sessions": n["sessions"] * VOXELS * 1500, "images": n["images"] * SIDE * SIDE * 3}
-    pace = {what: whole / n[what] for what, whole in zip(wanted, WHOLE, strict=True)}
-    ideal = {what: nbytes / (rate * 1e6 / 8) for what, nbytes in wanted.items()}
-    whole = sum(pace[what] * found[what] for what in wanted) / sum(pace[what] * ideal[what] for what in wanted)
-    parts = "; ".join(
-        f"{n[what]} {what} {found[what]:.1f} s ({found[what] / ideal[what]:.2f}x, {found[f'{what}_requests']:.0f} "
-        f"requests, {found[f'{what}_bytes'] / 1e6:.0f} MB, {found[f'{what}_cpu']:.1f} s of CPU)"
-        for what in wanted
+    found = measure(root, rate, latency, given.sessions, tree)
+    wanted = given.sessions * (VOXELS * 1500 + SHOWN * SIDE * SIDE * 3)
+    ideal = wanted / (rate * 1e6 / 8)
+    return (
+        f"{found['seconds'] / ideal:.2f}x: {found['seconds']:.1f} s, the link alone {ideal:.1f} s; "
+        f"{found['cpu']:.1f} s of CPU; {found['requests']:.0f} requests, {found['nbytes'] / 1e6:.0f} MB, "
+        f"{found['open']:.0f} connections; peak {found['peak'] / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
     )
-    memory = f"{(found['peak'] - found['held']) / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
-    return f"{whole:.2f}x for subject 1; {parts}; {found['open']} connections; {memory}"
 
 
 def main() -> None:
@@ -232,7 +206,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, nargs="*", default=RATES, help="Mbit/s of the link")
     parser.add_argument("--latency", type=float, nargs="*", default=LATENCIES, help="milliseconds of a round trip")
     parser.add_argument("--sessions", type=int, default=2)
-    parser.add_argument("--images", type=int, default=200, help="at 50 Mbit/s; three times as many at 500")
     parser.add_argument("--against", metavar="TREE", help="another checkout, measured beside this one")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--fetch", type=int, help=argparse.SUPPRESS)
@@ -241,7 +214,7 @@ def main() -> None:
     if given.serve:
         serve(root, given.rate[0], given.latency[0])
     elif given.fetch:
-        fetch(root / "study", given.fetch, given.sessions, given.images)
+        fetch(root / "study", given.fetch, given.sessions)
     else:
         build(root)
         for rate in given.rate:

@@ -217,6 +217,10 @@ class Source(AbstractContextManager["Source"], Protocol):
         """The file's path on this machine; None for a remote one."""
         return None
 
+    def stop(self) -> None:
+        """Let requests that wait end in an error."""
+        return None
+
 
 class Folder(Source):
     """Files below a folder."""

@@ -45,6 +45,7 @@ class Bucket(Source):
         self.connections = CONNECTIONS if connections is None else connections
         self.traffic = Traffic()
         self.closed = threading.Event()
+        """Ends all retries."""
         self.timeout = TIMEOUT if timeout is None else timeout
         self.client = _client(endpoint_url, self.connections, self.timeout)
         self.session = _session(self.client.meta.endpoint_url, self.connections, self.timeout)
@@ -54,11 +55,14 @@ class Bucket(Source):
         self._lock = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
-        self.closed.set()  # ends all retries
+        self.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self._files.shutdown(wait=True, cancel_futures=True)
         self.session.close()
         self.client.close()
+
+    def stop(self) -> None:
+        self.closed.set()
 
     def flight(self, nbytes: int) -> Flight:
         """How many requests of about so many bytes are under way at once: remembered by the power of four."""

@@ -150,7 +150,8 @@ class NSD:
             yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
 
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
-        """Say what fetching would move, write and take, from headers, the masks and the design; ``free`` changes nothing.
+        """Say what fetching would move, write and take, from headers, the masks and the design; with more ``free`` bytes,
+        images come while sessions do.
 
         Without the network it counts what NSD publishes, and warns. Raises InputError for sessions that are missing and
         for files that don't fit together, NetworkError where nothing is published.
@@ -167,11 +168,11 @@ class NSD:
                 with files.need(STIMULI) as file:
                     images = stimuli_layout(file)
                     moved = planned_traffic(self.settings, prepared, images, files, chunk)
-                    return plan_fetch(self.settings, prepared, images, chunk, moved)
+                    return plan_fetch(self.settings, prepared, images, chunk, moved, free)
         except NetworkError as error:
             from leanrecon.datasets.nsd.published import published_plan
 
-            return published_plan(self.settings, chunk, error)
+            return published_plan(self.settings, chunk, free, error)
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
         """Fetch a subject's betas, images and captions into a study's stores, continuing where an earlier run stopped.
@@ -197,9 +198,17 @@ class NSD:
 
 
 def plan_fetch(
-    settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, moved: "Moved | None" = None
+    settings: NSDSettings,
+    prepared: "Prepared",
+    images: "Layout",
+    chunk: int,
+    moved: "Moved | None" = None,
+    free: int = 0,
 ) -> DatasetPlan:
-    """The plan of a study whose files are known: arithmetic only. ``moved`` is what is fetched; None: not known."""
+    """The plan of a study whose files are known: arithmetic only. ``moved`` is what is fetched; None: not known.
+
+    ``free`` bytes of memory decide whether images come while sessions do.
+    """
     from leanrecon.datasets.nsd.stimuli import stored_shape
     from leanrecon.stores.layout import store_nbytes
 
@@ -231,7 +240,7 @@ def plan_fetch(
         voxels=voxels,
         image_shape=shape,
         folds=None,
-        work=OVERHEAD + captions + fetch_nbytes(settings, prepared, images, chunk),
+        work=OVERHEAD + captions + fetch_nbytes(settings, prepared, images, chunk, free=free - OVERHEAD - captions),
         disk=disk,
         captions=captions,
         download=download if far else 0,
@@ -274,9 +283,18 @@ def _times_read(settings: NSDSettings, n: Mapping[str, int], trials: tuple[int, 
 
 
 def fetch_nbytes(
-    settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, *, without: Container[str] = ()
+    settings: NSDSettings,
+    prepared: "Prepared",
+    images: "Layout",
+    chunk: int,
+    *,
+    without: Container[str] = (),
+    free: int = 0,
 ) -> int:
-    """Most bytes of memory that a step of the fetch takes; ``without`` the steps that workers do."""
+    """Most bytes of memory that a step of the fetch takes; ``without`` the steps that workers do.
+
+    Where ``free`` bytes are enough, images come while sessions do.
+    """
     from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
 
     voxels, design = len(prepared.voxels.index), prepared.design
@@ -284,10 +302,7 @@ def fetch_nbytes(
     shown = {split: len(design.shown(split)) for split in SPLITS}
     averaged = sum(n for split, n in shown.items() if settings.averages(split))
     sessions = len(design.sessions) * settings.zscore_sessions
-    steps = [
-        3 * _group_nbytes(prepared, chunk),
-        trials[0] * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk,
-    ]
+    steps = [3 * _group_nbytes(prepared, chunk), _check_step(prepared, chunk)]
     if "sessions" not in without:
         steps.append(sessions_step(prepared, images.file.held, chunk))
     if "images" not in without:
@@ -297,7 +312,31 @@ def fetch_nbytes(
     for split in SPLITS:
         if not settings.averages(split):
             steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
+    if not without and come_together(settings, prepared, images, chunk, free):
+        steps.append(together_nbytes(settings, prepared, images, chunk))
     return max(steps)
+
+
+def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, free: int) -> bool:
+    """Whether images come while sessions do: out of a bucket, where each is one run of bytes and memory is enough."""
+    from leanrecon.datasets.nsd.stimuli import lie_apart
+
+    if images.file.held == 0 or not lie_apart(images):
+        return False
+    return together_nbytes(settings, prepared, images, chunk) <= free
+
+
+def together_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
+    """Most bytes of memory that sessions take, or their check, while images come."""
+    held = images.file.held
+    sessions = max(sessions_step(prepared, held, chunk), _check_step(prepared, chunk))
+    return sessions + images_step(settings, prepared, held, chunk, images)
+
+
+def _check_step(prepared: "Prepared", chunk: int) -> int:
+    """Most bytes of memory that telling takes how alike repeats are."""
+    trials, voxels = len(prepared.design.trial), len(prepared.voxels.index)
+    return trials * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk
 
 
 def sessions_step(prepared: "Prepared", held: int, chunk: int) -> int:

@@ -1,5 +1,6 @@
 """From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,17 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
+from leanrecon.datasets.nsd.aside import Aside
 from leanrecon.datasets.nsd.average import Averages, average, sample, single
-from leanrecon.datasets.nsd.dataset import CAPTION_NBYTES, FORMAT, OVERHEAD, SPLITS, NSDSettings, fetch_nbytes
+from leanrecon.datasets.nsd.dataset import (
+    CAPTION_NBYTES,
+    FORMAT,
+    OVERHEAD,
+    SPLITS,
+    NSDSettings,
+    come_together,
+    fetch_nbytes,
+)
 from leanrecon.datasets.nsd.files import (
     Files,
     Prepared,
@@ -41,7 +51,7 @@ from leanrecon.datasets.sidecars import keep_json, remove_others, sources_path, 
 from leanrecon.errors import InputError, StoreError
 from leanrecon.memory import format_bytes
 from leanrecon.places import Location
-from leanrecon.progress import Progress
+from leanrecon.progress import Advance, Progress
 from leanrecon.stores.store import Store, remove
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows, SplitRows
@@ -86,13 +96,19 @@ class Fetch:
                 self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
                 if known is None:
                     keep(prepared, self.study, deciding_now)
-                self._fetch_trials(prepared, files, trials)
-                betas = self._create_betas(prepared, trials)
                 stimuli = self._create_stimuli(prepared)
-                if not all(store.complete for store in betas.values()):
-                    self._check(prepared, trials)
+                with self._images_aside(prepared, files, images, trials, stimuli) as aside:
+                    self._fetch_trials(prepared, files, trials, aside)
+                    betas = self._create_betas(prepared, trials)
+                    wanted = not all(store.complete for store in betas.values())
+                    if wanted:
+                        self._check(prepared, trials)
+                    if aside is not None:
+                        self._fetch_images(prepared, files, images, stimuli, aside)
+                if wanted:
                     self._make_betas(prepared, trials, betas)
-                self._fetch_images(prepared, files, images, stimuli)
+                if aside is None:
+                    self._fetch_images(prepared, files, images, stimuli, None)
             if source.local(STIMULI) is None:
                 moved = source.traffic
                 self.context.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")
@@ -107,9 +123,14 @@ class Fetch:
         shared: tuple[str, ...] = ()
         if self.context.executor is not None:
             shared = (SESSIONS, IMAGES) if lie_apart(images) else (SESSIONS,)
-        work = fetch_nbytes(self.settings, prepared, images, self.context.chunk, without=shared)
-        captions = CAPTION_NBYTES * len(np.unique(prepared.design.stimulus)) if self.settings.captions else 0
-        self.context.require("fetching the dataset", OVERHEAD + captions + work)
+        held = self._held(prepared)
+        free = self.context.budget.free - held
+        work = fetch_nbytes(self.settings, prepared, images, self.context.chunk, without=shared, free=free)
+        self.context.require("fetching the dataset", held + work)
+
+    def _held(self, prepared: Prepared) -> int:
+        """Bytes of memory that libraries and captions take."""
+        return OVERHEAD + (CAPTION_NBYTES * len(np.unique(prepared.design.stimulus)) if self.settings.captions else 0)
 
     # Stores
 
@@ -184,19 +205,33 @@ class Fetch:
 
     # Steps
 
-    def _fetch_trials(self, prepared: Prepared, files: Files, store: Store) -> None:
+    def _images_aside(
+        self, prepared: Prepared, files: Files, layout: Layout, trials: Store, stores: dict[str, Store]
+    ) -> AbstractContextManager[Aside | None]:
+        """Fetch images in a thread of their own while sessions come: these are limited by requests, images by the link."""
+        chunk, free = self.context.chunk, self.context.budget.free - self._held(prepared)
+        done = trials.complete or all(store.complete for store in stores.values())
+        if done or self.context.executor or not come_together(self.settings, prepared, layout, chunk, free):
+            return nullcontext()
+        return Aside(lambda advance: self._fill_images(prepared, layout, stores, advance), files.source.stop)
+
+    def _fetch_trials(self, prepared: Prepared, files: Files, store: Store, images: Aside | None = None) -> None:
+        """Fetch the sessions that are missing; ``images`` come meanwhile, if at all."""
         staging = Staging(store, fetched(store.path))
         staging.begin()
         while len(missing := staging.missing()):
             sessions = np.unique(missing // TRIALS).tolist()
             total, context = len(prepared.betas), self.context.named("betas")
-            with context.task(total=total, unit="sessions", done=total - len(sessions)) as advance:
+            note = None if images is None else lambda: f"{images.count} images"
+            with context.task(total=total, unit="sessions", done=total - len(sessions), note=note) as advance:
                 if context.executor is not None:
                     share_sessions(staging, sessions, context.executor, files.source.traffic, advance)
                     continue
                 for k in fetch_sessions(files, prepared, staging, sessions):
                     staging.seal(staging.ends(rows_of_session(k)))
                     advance(1)
+                    if images is not None:
+                        images.look()
         staging.finish()
         store.finish()
 
@@ -228,23 +263,35 @@ class Fetch:
                     single(trials, design, store, design.trials(split), zscore=zscore, advance=advance)
             store.finish()
 
-    def _fetch_images(self, prepared: Prepared, files: Files, layout: Layout, stores: dict[str, Store]) -> None:
+    def _fetch_images(
+        self, prepared: Prepared, files: Files, layout: Layout, stores: dict[str, Store], aside: Aside | None
+    ) -> None:
+        """Fetch the images that are missing, or wait until those that come aside are there."""
         total = sum(store.rows for store in stores.values())
-        groups = {split: store.missing_row_groups() for split, store in stores.items()}
-        missing = sum(len(stores[split].group_rows(i)) for split, every in groups.items() for i in every)
+        missing = sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
         context, executor = self.context.named("stimuli"), self.context.executor
         if executor is not None and not lie_apart(layout):
             self.context.progress.say("stimuli: in this process, because the file keeps several images in a chunk")
             executor = None
         with context.task(total=total, unit="images", done=total - missing) as advance:
-            for split, store in stores.items():
-                numbers = list(prepared.design.shown(split))
-                if executor is None:
-                    shape = (store.shape[1], store.shape[2], store.shape[3])
-                    fill_images(store, numbers, groups[split], images_in(layout, shape), advance)
-                elif groups[split]:
-                    share_images(layout, store, split, numbers, executor, files.source.traffic, advance)
-                store.finish()
+            if aside is not None:
+                aside.wait(advance)
+            elif executor is None:
+                self._fill_images(prepared, layout, stores, advance)
+            else:
+                for split, store in stores.items():
+                    if store.missing_row_groups():
+                        numbers = list(prepared.design.shown(split))
+                        share_images(layout, store, split, numbers, executor, files.source.traffic, advance)
+                    store.finish()
+
+    @staticmethod
+    def _fill_images(prepared: Prepared, layout: Layout, stores: dict[str, Store], advance: Advance) -> None:
+        """Fetch the images that are missing, in this process."""
+        for split, store in stores.items():
+            numbers, shape = list(prepared.design.shown(split)), (store.shape[1], store.shape[2], store.shape[3])
+            fill_images(store, numbers, store.missing_row_groups(), images_in(layout, shape), advance)
+            store.finish()
 
     def _captions(self, prepared: Prepared) -> None:
         if self.settings.captions is None:

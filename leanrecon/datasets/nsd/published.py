@@ -26,7 +26,7 @@ IMAGES, SHOWN, SIDE = 73_000, 10_000, 425
 _SESSION = 10**9  # bytes of a session's .hdf5, about; of which the voxels' are fetched
 
 
-def published_plan(settings: NSDSettings, chunk: int, error: NetworkError) -> DatasetPlan:
+def published_plan(settings: NSDSettings, chunk: int, free: int, error: NetworkError) -> DatasetPlan:
     """The plan where the network can't be reached, with a warning; raises ``error`` where nothing is published.
 
     That is so for another bucket, other areas than nsdgeneral, and .nii.gz files.
@@ -57,4 +57,4 @@ def published_plan(settings: NSDSettings, chunk: int, error: NetworkError) -> Da
     file = RangeFile(STIMULI, int(np.prod(shape)), "")
     file.held = HELD
     images = Layout(file, STIMULI, shape, np.dtype(np.uint8), None, 0, 0, 0)
-    return plan_fetch(settings, prepared, images, chunk)
+    return plan_fetch(settings, prepared, images, chunk, free=free)
