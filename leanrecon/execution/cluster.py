@@ -56,8 +56,11 @@ class Cluster:
         Raises NetworkError where nobody answers, LeanreconError for other versions, StoreError for a folder that
         workers don't see or can't write to.
         """
-        with self._client(run) as client:
-            yield ready(client, run, self._threads())
+        try:
+            with self._client(run) as client:
+                yield ready(client, run, self._threads())
+        finally:
+            run.study.root.sweep(deep=True)  # of what workers that died were writing
 
     @contextlib.contextmanager
     def _client(self, run: Run) -> Iterator[Any]:

@@ -99,8 +99,13 @@ class _Sharing:
     finished: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
     too_small: dict[str, BudgetError] = field(default_factory=dict)
     """Workers that refused a task for its size."""
+    seen: set[str] = field(default_factory=set)
+    """All workers that were there."""
+    waiting: list[_Sent] = field(default_factory=list)
+    """Tasks that go out once a worker is there that is large enough."""
 
     def run(self, tasks: Sequence[Sequence[int]], arrived: Arrived) -> None:
+        self.seen.update(self.workers.addresses())
         try:
             for numbers in tasks:
                 self._send(_Sent(tuple(numbers)))
@@ -115,9 +120,14 @@ class _Sharing:
 
     def _send(self, sent: _Sent) -> None:
         if self.too_small:
-            sent.workers = frozenset(self.workers.addresses()) - self.too_small.keys()
-            if not sent.workers:
-                raise min(self.too_small.values(), key=str)
+            here = frozenset(self.workers.addresses())
+            self.seen |= here
+            sent.workers = here - self.too_small.keys()
+            if not sent.workers:  # workers that died may come back, and be large enough
+                if self.seen <= self.too_small.keys():
+                    raise min(self.too_small.values(), key=str)
+                self.waiting.append(sent)
+                return
         task = replace(self.whole, numbers=sent.numbers)
         # Dask's dashboard groups tasks by the words of their names; the last part makes a task sent again a new one.
         key = f"{self.name}-{sent.numbers[0]:06d}-{uuid.uuid4().hex[:8]}"
@@ -129,20 +139,24 @@ class _Sharing:
     def _completed(self) -> Iterator[Any]:
         """Futures as they are done; raises NetworkError where no worker is left for long, or no scheduler."""
         alone = None
-        while self.sent:
+        while self.sent or self.waiting:
             try:
                 future = self.finished.get(timeout=_LOOK_EVERY)
             except queue.Empty:
                 if self.workers.client.status != "running":
                     raise lost("the connection to it was closed") from None
                 if self._has_workers():
-                    alone = None
                     self._send_stranded()
-                    continue
+                    if self.sent or not self.waiting:
+                        alone = None
+                        continue
                 alone = alone or time.monotonic()
                 if time.monotonic() - alone < _LOOK_EVERY:
-                    self.workers.progress.say("no worker is left: waiting for one")
+                    which = "no worker that is large enough" if self.waiting else "no worker"
+                    self.workers.progress.say(f"{which} is left: waiting for one")
                 if time.monotonic() - alone > WAIT_FOR_WORKERS:
+                    if self.waiting and self.too_small:
+                        raise min(self.too_small.values(), key=str) from None
                     raise NetworkError(
                         f"no worker has been there for {WAIT_FOR_WORKERS:.0f} s",
                         todo="start workers, and run the same command again, which continues",
@@ -154,6 +168,9 @@ class _Sharing:
     def _send_stranded(self) -> None:
         """Send tasks again whose workers are all gone: one that was started again has another address."""
         here = set(self.workers.addresses())
+        waiting, self.waiting = self.waiting, []
+        for sent in waiting:
+            self._send(sent)
         for future, sent in list(self.sent.items()):
             if sent.workers and not sent.workers & here:
                 del self.sent[future]

@@ -1,6 +1,7 @@
 """Files on the disks of this machine: atomic renames, reads and writes past the page cache, locks."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -17,6 +18,8 @@ from leanrecon.places.place import Array
 
 PARTIAL = ".partial"
 """How the names of files end that are still being written."""
+
+_DELETIONS = 5  # attempts at deleting a folder that other processes still write to
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,15 @@ class LocalPlace:
         with explained_disk_errors(path):
             if path.is_symlink():
                 path.unlink()  # the link alone: what it leads to is somebody else's
-            elif path.exists():
-                shutil.rmtree(path)
+                return
+            for left in reversed(range(_DELETIONS)):
+                try:
+                    if path.exists():
+                        shutil.rmtree(path)
+                    return
+                except OSError as error:  # another process wrote, renamed or deleted a file meanwhile
+                    if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
+                        raise
 
     def sweep(self, prefix: str, deep: bool = False) -> None:
         path = self._path(prefix)

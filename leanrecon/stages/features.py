@@ -23,7 +23,7 @@ from leanrecon.stages.costs_of_stages import begun, encoding_cost
 from leanrecon.stages.precomputed import extract_precomputed
 from leanrecon.stages.stage import LIBRARY_NBYTES, Piece, PlannedStage, Planning, Run, variant_named
 from leanrecon.stores.layout import plan_chunks, store_nbytes
-from leanrecon.stores.shared import open_begun, receipts_of
+from leanrecon.stores.shared import StorePart, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
@@ -105,7 +105,7 @@ class FeaturesStage:
         study, split = variant.features(space.learns), named["split"]
         if space.learns:
             space.load(study.fitted(space.name))
-        store = open_begun(study.features(space.name, split), named["of"])
+        store = StorePart.begun(study.features(space.name, split), named["of"])
         encode = _PIECES[space.inputs](run, variant, space, Split(split, store.path), store, named["batch"], context)
 
         def work(groups: Sequence[int]) -> Any:

@@ -29,7 +29,7 @@ from leanrecon.stages.whole_variants import (
 )
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks, store_nbytes
-from leanrecon.stores.shared import open_begun, receipts_of
+from leanrecon.stores.shared import StorePart, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.costs import Cost
 from leanrecon.study.network_copies import brought
@@ -182,7 +182,7 @@ class RegressionStage:
             made: Piece = kind.part(data, variant.study.predictions(space.name).parent, named, labelled)
             return made
         paired = replace(variant, pairing=named["pairing"])
-        store = open_begun(paired.study.predictions(space.name), named["of"])
+        store = StorePart.begun(paired.study.predictions(space.name), named["of"])
         targets = variant.train_features(space.name, space.learns)
         predict = kind(settings).piece(targets, store, named, labelled)
 

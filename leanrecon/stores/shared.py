@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from leanrecon.context import Executor
 from leanrecon.errors import StoreError
 from leanrecon.places import Location, LocationLike
+from leanrecon.stores import metadata
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.pictures import Pictures
 from leanrecon.stores.store import Store
@@ -28,6 +31,8 @@ _TASKS_EACH = 4  # tasks a worker at least, so that none waits long for the last
 Receipts = Sequence[tuple[int, int, str]]
 """Row group, column group and checksum of chunks that were written."""
 
+Array = np.ndarray[Any, Any]
+
 Advance = Callable[[int], None]
 
 
@@ -36,21 +41,34 @@ def identity(made_of: Mapping[str, Any]) -> str:
     return fingerprint(dict(made_of))
 
 
-def open_begun(path: LocationLike, made_of: str) -> Store:
-    """A store that another process began; raises StoreError for one that is made of something else."""
-    store = Store.open(path, incomplete=True)
-    _check(path, identity(store.made_of), made_of)
-    return store
-
-
 class StorePart(Store):
-    """A store that another process began and will finish."""
+    """A store that another process began and will finish.
+
+    A worker may stop at any point for long, and end a task of a run that is over: what another run began since is left
+    as it is.
+    """
 
     @classmethod
     def begun(cls, path: LocationLike, made_of: str) -> "StorePart":
-        """As ``open_begun``."""
-        whole = open_begun(path, made_of)
+        """Open it; raises StoreError for one that is made of something else."""
+        whole = Store.open(path, incomplete=True)
+        _check(path, identity(whole.made_of), made_of)
         return cls(whole.path, whole._metadata)
+
+    def write_chunk(self, i: int, j: int, block: Array) -> None:
+        """As that of a store; raises StoreError, and leaves no chunk, where another run began the store anew."""
+        self._check_begun()
+        super().write_chunk(i, j, block)
+        try:
+            self._check_begun()
+        except StoreError:
+            self.chunk_path(i, j).unlink(missing_ok=True)
+            raise
+
+    def _check_begun(self) -> None:
+        there = metadata.read(self.path)
+        found = "" if there is None else identity(there.record.get("made_of", {}))
+        _check(self.path, found, identity(self.made_of))
 
     def finish(self) -> None:
         """Whoever began the store finishes it."""
@@ -100,6 +118,21 @@ class PicturesPart(Pictures):
         _check(path, identity(whole.made_of), made_of)
         super().__init__(whole.path, whole._record)
         self._part = frozenset(rows)
+        self._of = made_of
+
+    def write(self, row: int, image: Array) -> None:
+        """As that of a folder; raises StoreError, and leaves no image, where another run began the folder anew."""
+        self._check_begun()
+        super().write(row, image)
+        try:
+            self._check_begun()
+        except StoreError:
+            self.file(row).unlink(missing_ok=True)
+            raise
+
+    def _check_begun(self) -> None:
+        found = identity(Pictures.open(self.path, incomplete=True).made_of)
+        _check(self.path, found, self._of)
 
     def missing(self) -> list[int]:
         return [row for row in sorted(self._part) if not self._has(row)]

@@ -1,6 +1,7 @@
 """Arrays in a bucket: the stores of the same arrays on a disk, whatever their format, and whatever requests end in."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from leanrecon.datasets.files.open import locate, located_array, open_array
 from leanrecon.datasets.files.zarrs import open_zarr
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError, StoreError
-from leanrecon.places import bucket
+from leanrecon.places import Location, bucket
 from leanrecon.study.layout import Study
 from leanrecon.study.recipes import read_tables
 from leanrecon.study.settings import check_settings
@@ -93,6 +94,24 @@ FORMATS = [
 ]  # fmt: skip
 
 
+@dataclass
+class Twice:
+    """The same arrays here and in a bucket, by their names in settings."""
+
+    here: dict[str, str]
+    away: dict[str, str]
+    root: Location
+
+
+@pytest.fixture
+def twice(write: Callable[[Path], dict[str, str]], proxy: Proxy, tmp_path: Path) -> Twice:
+    (files := tmp_path / "in").mkdir()
+    names, root = write(files), buckets.at(tmp_path.name)
+    buckets.put(files, root)
+    here, away = ({name: f"{folder}/{of}" for name, of in names.items()} for folder in (files, root))
+    return Twice(here, away, root)
+
+
 def contents(root: Path) -> dict[str, bytes]:
     own = {"sources.json"}  # the names of the files
     found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
@@ -144,44 +163,30 @@ def test_a_url_that_names_no_bucket_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", FORMATS)
-def test_arrays_in_a_bucket_give_the_stores_of_those_on_a_disk(
-    write: Callable[[Path], dict[str, str]], proxy: Proxy, tmp_path: Path
-) -> None:
-    (files := tmp_path / "in").mkdir()
-    names = write(files)
-    root = buckets.at(tmp_path.name)
-    buckets.put(files, root)
-    ingest({name: str(files / of) for name, of in names.items()}, tmp_path / "here")
-    away = {name: f"{root}/{of}" for name, of in names.items()}
+def test_arrays_in_a_bucket_give_the_stores_of_those_on_a_disk(twice: Twice, proxy: Proxy, tmp_path: Path) -> None:
+    ingest(twice.here, tmp_path / "here")
     # A third of the requests fails, each in its own way, as the run goes on.
     faults = np.random.default_rng(1).choice(["503", "drop", "truncate", "500"], 100_000)
     chosen = np.random.default_rng(2).random(100_000) < 1 / 3
     proxy.choose = lambda number, *_: str(faults[number]) if chosen[number] else None
-    ingest(away, tmp_path / "there")
+    ingest(twice.away, tmp_path / "there")
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     assert sum(answer.fault is not None for answer in proxy.answers) > 5
     proxy.choose = lambda *_: None
     (tmp_path / "there/betas/rows.json").unlink()
     before = len(proxy.answers)
-    ingest(away, tmp_path / "there")
+    ingest(twice.away, tmp_path / "there")
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     received = sum(answer.nbytes for answer in proxy.answers[before:])
     assert received < sum(array.nbytes for array in ARRAYS.values()) / 2, "what stayed the same is not read again"
-    ingest({name: str(files / of) for name, of in names.items()}, tmp_path / "there")  # it goes on with a copy
+    ingest(twice.here, tmp_path / "there")  # it goes on with a copy
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", FORMATS)
-def test_a_network_that_goes_away_ends_in_one_sentence(
-    write: Callable[[Path], dict[str, str]], proxy: Proxy, tmp_path: Path
-) -> None:
-    (files := tmp_path / "in").mkdir()
-    names = write(files)
-    root = buckets.at(tmp_path.name)
-    buckets.put(files, root)
-    away = {name: f"{root}/{of}" for name, of in names.items()}
+def test_a_network_that_goes_away_ends_in_one_sentence(twice: Twice, proxy: Proxy, tmp_path: Path) -> None:
     first = proxy.numbers
-    ingest(away, tmp_path / "whole")
+    ingest(twice.away, tmp_path / "whole")
     every = proxy.numbers - first
     from leanrecon.places import inputs
 
@@ -190,9 +195,9 @@ def test_a_network_that_goes_away_ends_in_one_sentence(
         last = proxy.numbers + int(share * every)
         proxy.choose = lambda number, *_, last=last: "drop" if number >= last else None
         with pytest.raises(NetworkError, match="could not be (read|listed) in 8 attempts"):
-            ingest(away, tmp_path / f"at {share}")
+            ingest(twice.away, tmp_path / f"at {share}")
         proxy.choose = lambda *_: None
-        ingest(away, tmp_path / f"at {share}")
+        ingest(twice.away, tmp_path / f"at {share}")
         assert contents(tmp_path / f"at {share}") == contents(tmp_path / "whole")
 
 
@@ -250,13 +255,9 @@ def test_a_public_bucket_is_read_without_credentials(
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_npy, write_zarr])
 def test_a_file_that_is_replaced_while_it_is_read_leaves_no_store(
-    write: Callable[[Path], dict[str, str]], proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[[Path], dict[str, str]], twice: Twice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (files := tmp_path / "in").mkdir()
-    names = write(files)
-    root = buckets.at(tmp_path.name)
-    buckets.put(files, root)
-    fill = Ingest._fill_betas
+    root, fill = twice.root, Ingest._fill_betas
 
     def replaced(self: Ingest, *of: Any) -> None:
         if write is write_npy:
@@ -268,9 +269,8 @@ def test_a_file_that_is_replaced_while_it_is_read_leaves_no_store(
         fill(self, *of)
 
     monkeypatch.setattr(Ingest, "_fill_betas", replaced)
-    away = {name: f"{root}/{of}" for name, of in names.items()}
     with pytest.raises(InputError, match=r"changed while it was read|can't be read"):
-        ingest(away, tmp_path / "study")
+        ingest(twice.away, tmp_path / "study")
     assert not (tmp_path / "study/betas/rows.json").exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.clusters import differing
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
@@ -23,8 +24,6 @@ KILLS_OF_A_DRIVER = 4
 DRIVERS = 3
 """Drivers that are killed; the next one comes to the end, though its workers die too."""
 
-TIMED = {"run.json", "report.html"}
-
 SETTINGS: dict[str, Any] = {
     "dataset": {"kind": "simulated", "n_train": 240, "n_test": 80, "voxels": 300, "size": 48},
     "features": {"pca": {"components": 60, "size": 32}, "pixels": {"size": 48}},
@@ -32,11 +31,6 @@ SETTINGS: dict[str, Any] = {
     "stores": {"chunk": "32KB"},
     "evaluate": {"permutations": 2, "resamples": 100},
 }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.name not in TIMED}
 
 
 def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -99,6 +93,4 @@ def test_workers_and_drivers_that_die_all_the_time_leave_the_bytes_of_one_proces
     print(f"{killed} workers and {drivers} drivers were killed")
     assert killed > 5
     assert drivers > 0
-    alone, shared = contents(tmp_path / "alone"), contents(tmp_path / "shared")
-    assert alone.keys() == shared.keys(), "nothing is lost, and nothing is left behind"
-    assert [name for name, data in alone.items() if shared[name] != data] == []
+    assert differing(tmp_path / "alone", tmp_path / "shared") == [], "nothing is lost, and nothing is left behind"

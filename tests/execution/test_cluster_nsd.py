@@ -1,9 +1,7 @@
 """A fetch of NSD whose sessions and images workers share: the bytes and the requests of one process, whoever dies."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.clusters import worker_here
+from support.clusters import kill_a_worker, worker_here
 from support.nsd_server import Proxy, proxied, serving
 
 import leanrecon
@@ -27,7 +25,7 @@ from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.stores.store import Store
 
-distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 pytest.importorskip("nibabel", reason="NSD's masks are NIfTI files: pip install nibabel")
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -89,8 +87,7 @@ class Deadly(Said):
     def after(self, name: str) -> None:
         if name in self.names:
             self.names.remove(name)
-            pids = distributed.default_client().run(os.getpid)
-            os.kill(min(pids.values()), signal.SIGKILL)
+            kill_a_worker()
 
 
 def settings_of(root: str, **changes: Any) -> dict[str, Any]:

@@ -1,19 +1,11 @@
 """Studies whose stages are shared among workers: the bytes of one process, whoever dies on the way."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from support.clusters import worker_here
+from support.cluster_studies import BLOCKS
+from support.clusters import Deadly, contents, run_twice, worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
@@ -21,54 +13,15 @@ from leanrecon.execution.tasks import SHARE
 from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 
-distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
-
-TIMED = {"run.json", "report.html"}
-"""Files that tell how long stages took."""
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files if file.name not in TIMED}
-
-
-class Deadly(Progress):
-    """Kills a worker once in each of the tasks whose names begin so, after their first piece has come."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = list(names)
-        self.lines: list[str] = []
-
-    @contextmanager
-    def task(self, name: str, *, total: int, **options: Any) -> Iterator[Any]:
-        def advance(n: int) -> None:
-            doomed = [one for one in self.names if name.startswith(one)]
-            if doomed:
-                self.names.remove(doomed[0])
-                pids = distributed.default_client().run(os.getpid)
-                os.kill(min(pids.values()), signal.SIGKILL)
-
-        yield advance
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-SIMULATED: dict[str, Any] = {
-    "dataset": {"kind": "simulated", "n_train": 90, "n_test": 20, "voxels": 120, "size": 32},
-    "features": {"pca": {"components": 30, "size": 32}},
-    "regression": {"alpha": 100.0},
-    "stores": {"chunk": "4KB"},
-    "evaluate": {"permutations": 1, "resamples": 100},
-}
+pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_tasks_alone_and_every_file_has_the_same_bytes(tmp_path):
-    leanrecon.run(SIMULATED, study=tmp_path / "alone", progress=Progress())
-    progress = Deadly("pca, train")
-    leanrecon.run(SIMULATED, study=tmp_path / "shared", progress=progress, cluster="local:2")
-    assert progress.names == [], "a worker was killed"
+    leanrecon.run(BLOCKS, study=tmp_path / "alone", progress=Progress())
+    progress = Deadly("^pca, train")
+    leanrecon.run(BLOCKS, study=tmp_path / "shared", progress=progress, cluster="local:2")
+    assert progress.left == {}, "a worker was killed"
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
     stages = json.loads((tmp_path / "shared" / "run.json").read_text())["stages"]
     for stage in ("features pca", "regression pca", "stage1"):
@@ -91,9 +44,9 @@ def test_networks_on_workers_that_die_give_the_same_bytes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     quiet = Progress()
     leanrecon.run("study.toml", study="alone", until="refine", progress=quiet)
-    progress = Deadly("vdvae, train", "refine")
+    progress = Deadly("^vdvae, train", "^refine")
     leanrecon.run("study.toml", study="shared", until="refine", progress=progress, cluster="local:2")
-    assert progress.names == [], "workers were killed in both"
+    assert progress.left == {}, "workers were killed in both"
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
     stages = json.loads((tmp_path / "shared" / "run.json").read_text())["stages"]
     for stage in ("features vdvae", "features clip", "regression vdvae", "stage1", "refine"):
@@ -105,7 +58,7 @@ def test_networks_on_workers_that_die_give_the_same_bytes(tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [-20_000_000, 6_000_000])
 def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do(room, tmp_path):
-    settings = SIMULATED | {"features": {"pixels": {"kind": "pixels", "size": 32}}}
+    settings = BLOCKS | {"features": {"pixels": {"kind": "pixels", "size": 32}}}
     limit = int((process_memory() + room) / SHARE)
     with (
         worker_here(limit) as client,
@@ -121,24 +74,8 @@ def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do
 def test_a_driver_that_is_killed_continues_with_the_same_command_to_the_same_bytes(tmp_path):
     import tomli_w
 
-    (tmp_path / "s.toml").write_text(tomli_w.dumps(SIMULATED))
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    (tmp_path / "s.toml").write_text(tomli_w.dumps(BLOCKS))
     command = [sys.executable, "-m", "leanrecon", "run", "s.toml", "--study"]
-    subprocess.run([*command, "alone"], cwd=tmp_path, check=True, capture_output=True)
-    for reached in ("features/pca/train.zarr/c", "predictions/pca/test.zarr/c", "reconstructions/stage1/00003.png"):
-        driver = subprocess.Popen(
-            [*command, "shared", "--cluster", "local:2"],
-            cwd=tmp_path,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        until = time.monotonic() + 300
-        while not (shared / reached).exists() and driver.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        children = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
-        driver.kill()
-        driver.wait()
-        _, left = psutil.wait_procs(children, timeout=60)
-        assert not left, "workers end with their driver"
-    subprocess.run([*command, "shared", "--cluster", "local:2"], cwd=tmp_path, check=True, capture_output=True)
-    assert contents(shared) == contents(alone)
+    points = ("features/pca/train.zarr/c", "predictions/pca/test.zarr/c", "reconstructions/stage1/00003.png")
+    run_twice(command, tmp_path, [(tmp_path / "shared" / point).exists for point in points])
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")

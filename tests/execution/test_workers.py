@@ -162,6 +162,36 @@ def test_a_worker_that_was_started_again_gets_the_tasks_of_its_old_address(monke
     assert arrived == [((0,), "receipt", "tcp://c")]
 
 
+def test_a_large_worker_that_is_away_is_waited_for_before_a_small_one_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
+
+    def work(task: Task, worker: str) -> Done | None:
+        if worker == "tcp://a":
+            client.addresses = ("tcp://a",)  # the other one died meanwhile
+            return Done(worker, error=BudgetError("too big"))
+        return Done(worker, "receipt")
+
+    client = Client(work)
+    say = Said.say
+
+    def heard(self: Said, text: str) -> None:
+        say(self, text)
+        if "large enough" in text:
+            client.addresses = ("tcp://a", "tcp://c")
+
+    monkeypatch.setattr(Said, "say", heard)
+    arrived, said = share(client, 2)
+    assert [worker for *_, worker in arrived] == ["tcp://c"] * 2
+    assert "no worker that is large enough is left: waiting for one" in said.lines
+    client = Client(work)
+    monkeypatch.setattr(Said, "say", say)
+    monkeypatch.setattr(module, "WAIT_FOR_WORKERS", 0.05)
+    with pytest.raises(BudgetError, match="too big"):
+        share(client, 1)
+
+
 @pytest.mark.parametrize("error", [InputError("row 3 is NaN"), ValueError("a defect")])
 def test_an_error_ends_the_stage_and_cancels_what_is_left(error: Exception) -> None:
     def work(task: Task, worker: str) -> Any:

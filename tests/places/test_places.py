@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,3 +283,21 @@ def test_urls_that_name_no_bucket_are_refused_without_their_secrets(text: str) -
     with pytest.raises(InputError, match="names no bucket") as refused:
         as_location(text)
     assert "SECRET" not in str(refused.value)
+
+
+def test_a_folder_that_another_process_still_writes_to_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "fit").mkdir()
+    (folder / "a").touch()
+    late, rmdir = iter(["b", "c"]), os.rmdir
+
+    def slow(path: Any, **options: Any) -> None:
+        if (name := next(late, None)) is not None:
+            (folder / name).touch()
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", slow)
+    as_location(folder).delete_tree()
+    assert not folder.exists()
+    assert next(late, None) is None

@@ -167,9 +167,9 @@ class Helpers:
         return Context(MemoryBudget(held + self.room, held), label="regression pca")
 
     def _stream(self, tasks: Sequence[Sequence[int]], given: Mapping[str, Any], arrived: Arrived) -> None:
-        from leanrecon.stores.shared import open_begun, receipts_of
+        from leanrecon.stores.shared import StorePart, receipts_of
 
-        store = open_begun(self.folder / "test.zarr", given["of"])
+        store = StorePart.begun(self.folder / "test.zarr", given["of"])
         work = RidgeRegressor.piece(self.data.targets, store, given, self.context())
         for task in tasks:
             work(task)

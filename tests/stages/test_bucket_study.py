@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import buckets
+from support.clusters import Deadly, late_worker, workers_apart
 from support.nsd_server import Proxy, proxied
 
 import leanrecon
@@ -200,3 +201,44 @@ def test_workers_share_a_study_in_a_bucket(s3: Proxy, here: Path) -> None:
     there = buckets.at("shared")
     leanrecon.run(SETTINGS, study=str(there), progress=Progress(), cluster="local:2")
     assert contents(there) == contents(as_location(here))
+
+
+@pytest.mark.long
+def test_workers_that_die_share_a_study_in_a_bucket_whose_requests_fail(
+    s3: Proxy, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    there = buckets.at("shared with faults")
+    monkeypatch.setattr(bucket, "TIMEOUT", 1.0)  # a slow answer takes two seconds
+    bucket.bucket_of.cache_clear()
+    faults = np.random.default_rng(4).choice(["503", "drop", "lost", "truncate", "slow"], 100_000)
+    chosen = np.random.default_rng(5).random(100_000) < 0.1
+    before = len(s3.answers)
+    progress = Deadly("^pca, train", "^regression pca$", "^stage 1$")
+    with workers_apart(tmp_path, [{"TIMEOUT": "1"}] * 2) as (client, _):
+        s3.choose = lambda number, *_: str(faults[number]) if chosen[number] else None
+        try:
+            leanrecon.run(SETTINGS, study=str(there), progress=progress, cluster=client)
+        finally:
+            s3.choose = lambda *_: None
+            bucket.bucket_of.cache_clear()
+    seen = [answer.fault for answer in s3.answers[before:]]
+    told = {fault: seen.count(fault) for fault in {*seen} - {None}}
+    print(f"{len(seen)} requests, of which failed: {told}; workers that were killed: {3 - len(progress.left)}")
+    assert progress.left == {}
+    assert told.keys() == {"503", "drop", "lost", "truncate", "slow"}
+    assert contents(there) == contents(as_location(here))
+    assert find_damage(there) == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", [r"features/pca/train\.zarr/c/", r"reconstructions/stage1/\d+\.png"])
+def test_a_worker_that_wakes_up_late_leaves_no_keys_in_a_bucket(
+    file: str, s3: Proxy, here: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    there = buckets.at(f"late/{tmp_path.name}")
+    with late_worker(tmp_path, "BEFORE", file) as client:
+        leanrecon.run(SETTINGS, study=str(there), progress=Progress(), cluster=client)
+    assert contents(there) == contents(as_location(here))
+    assert find_damage(there) == {}

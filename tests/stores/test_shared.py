@@ -16,9 +16,9 @@ from leanrecon.stores.shared import (
     ALIGNED,
     MOST_IMAGES,
     PicturesPart,
+    StorePart,
     confirm,
     identity,
-    open_begun,
     receipts_of,
     share_columns,
     share_pictures,
@@ -56,7 +56,7 @@ def test_a_store_that_others_fill_is_that_of_one_process(share: Any, store: Stor
     by_rows = share is share_rows
 
     def work(given: Mapping[str, Any], numbers: Sequence[int]) -> Any:
-        theirs = open_begun(store.path, given["of"])
+        theirs = StorePart.begun(store.path, given["of"])
         for k in numbers:
             if by_rows:
                 theirs.write_rows(k, ROWS[theirs.group_rows(k).start : theirs.group_rows(k).stop])
@@ -100,10 +100,10 @@ def test_chunks_that_are_seen_late_are_waited_for(store: Store, monkeypatch: pyt
 
 def test_a_task_of_an_earlier_run_writes_into_no_store_that_was_begun_since(store: Store) -> None:
     of = identity(store.made_of)
-    open_begun(store.path, of)
+    StorePart.begun(store.path, of)
     Store.create(store.path, ROWS.shape, np.float32, made_of={"alpha": 2}, chunk=1_200_000, overwrite=True)
     with pytest.raises(StoreError, match="another run began it"):
-        open_begun(store.path, of)
+        StorePart.begun(store.path, of)
 
 
 def test_images_that_others_draw_are_finished_here_by_their_receipts(tmp_path: Path) -> None:
@@ -161,3 +161,57 @@ def test_tasks_of_images_that_are_left_keep_to_the_groups_of_all() -> None:
     assert sorted(row for task in tasks for row in task) == missing
     of_group = [{row // ALIGNED for row in task} for task in tasks]
     assert sum(map(len, of_group)) == len({row // ALIGNED for row in missing})
+
+
+def test_a_task_of_a_run_that_is_over_writes_nothing_into_the_store_that_another_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(alpha: int) -> Store:
+        return Store.create(tmp_path / "s", ROWS.shape, ROWS.dtype, made_of={"alpha": alpha}, overwrite=True)
+
+    late = StorePart.begun(tmp_path / "s", identity(begun(1).made_of))
+    group = late.group_rows(0)
+    late.write_rows(0, ROWS[group.start : group.stop])
+    new = begun(2)
+    with pytest.raises(StoreError, match="another run began it since"):
+        late.write_rows(0, ROWS[group.start : group.stop])
+    assert len(new.missing()) == new.row_groups * new.column_groups
+    # It stopped between its look at the store and its write.
+    write = Store.write_chunk
+
+    def slow(self: Store, i: int, j: int, block: Any) -> None:
+        begun(3)
+        write(self, i, j, block)
+
+    late = StorePart.begun(tmp_path / "s", identity(new.made_of))
+    monkeypatch.setattr(Store, "write_chunk", slow)
+    with pytest.raises(StoreError, match="another run began it since"):
+        late.write_rows(0, ROWS[group.start : group.stop])
+    new = Store.open(tmp_path / "s", incomplete=True)
+    assert new.made_of["alpha"] == 3
+    assert len(new.missing()) == new.row_groups * new.column_groups
+
+
+def test_images_of_a_run_that_is_over_stay_out_of_the_folder_that_another_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(alpha: int) -> Pictures:
+        made_of = {"alpha": alpha}
+        return Pictures.create(tmp_path / "p", len(IMAGES), IMAGES.shape[1:], made_of=made_of, overwrite=True)
+
+    late = PicturesPart(tmp_path / "p", identity(begun(1).made_of), [0, 1])
+    late.write(0, IMAGES[0])
+    new = begun(2)
+    with pytest.raises(StoreError, match="another run began it since"):
+        late.write(1, IMAGES[1])
+    write = Pictures.write
+
+    def slow(self: Pictures, row: int, image: Any) -> None:
+        begun(3)
+        write(self, row, image)
+
+    late = PicturesPart(tmp_path / "p", identity(new.made_of), [1])
+    monkeypatch.setattr(Pictures, "write", slow)
+    with pytest.raises(StoreError, match="another run began it since"):
+        late.write(1, IMAGES[1])
+    assert len(begun(3).missing()) == len(IMAGES)

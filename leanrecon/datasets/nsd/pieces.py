@@ -26,7 +26,7 @@ from leanrecon.memory import buffer
 from leanrecon.net.ranges import Source, Traffic, one_ahead
 from leanrecon.places import Location
 from leanrecon.progress import Advance
-from leanrecon.stores.shared import confirm, identity, open_begun, receipts_of
+from leanrecon.stores.shared import StorePart, confirm, identity, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 
@@ -222,7 +222,7 @@ class Sessions(Fetching):
         return sessions_step(self.prepared, self.held, chunk)
 
     def fetch(self, numbers: Sequence[int]) -> tuple[Any, ...]:
-        store = open_begun(trials_path(self.study), self.named["of"])
+        store = StorePart.begun(trials_path(self.study), self.named["of"])
         staging = Staging(store, fetched(store.path))
         missing = set((staging.missing() // TRIALS).tolist())
         for _ in fetch_sessions(self.files, self.prepared, staging, [k for k in numbers if k in missing]):
@@ -238,7 +238,7 @@ class ImageGroups(Fetching):
         return images_step(self.settings, self.prepared, self.held, chunk)
 
     def fetch(self, numbers: Sequence[int]) -> tuple[Any, ...]:
-        store = open_begun(self.study.stimuli(self.named["split"]), self.named["of"])
+        store = StorePart.begun(self.study.stimuli(self.named["split"]), self.named["of"])
         shape = (store.shape[1], store.shape[2], store.shape[3])
         starts = np.array(self.named["starts"], np.int64)
         with self.files.need(STIMULI) as file:

@@ -22,7 +22,7 @@ from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.gather import gathered
 from leanrecon.stores.matrix import Matrix, as_matrix, panels
-from leanrecon.stores.shared import open_begun, receipts_of, share_rows
+from leanrecon.stores.shared import StorePart, receipts_of, share_rows
 from leanrecon.stores.store import Store, remove
 
 STIMULI = "stimuli"
@@ -209,7 +209,7 @@ def piece(judge: Judge, named: Mapping[str, Any], context: Context) -> Callable[
     one = _Embedding(judge, source_from(named["source"]), m, shape, path, {})
     if "stimuli" in named:
         one = _Distances(judge, one.source, m, shape, path, {}, Seen(source_from(named["stimuli"]), *named["pool"]))
-    store, first = open_begun(path, named["of"]), one.first()
+    store, first = StorePart.begun(path, named["of"]), one.first()
     seen = one.source.read(0).shape
     chunks = READERS * context.chunk
     work = SLACK + staying_nbytes([judge]) + max(encode_nbytes(judge, of) for of in (seen, shape)) + chunks

@@ -177,8 +177,14 @@ def stream(
 
 
 def clear_fit(store: "Store") -> None:
-    """Delete the parts of the fit beside the predictions in a store, those that a killed run left, too."""
-    (store.path.parent / FOLDER).delete_tree()
+    """Delete the parts of the fit beside the predictions in a store, those that a killed run left, too.
+
+    Descriptions go first: a worker that writes a part late sees that it is not waited for.
+    """
+    folder = store.path.parent / FOLDER
+    for kind in (GRAM, PROJECTED):
+        _description(folder, kind).unlink(missing_ok=True)
+    folder.delete_tree()
 
 
 def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any], context: Context) -> Work:
@@ -194,13 +200,29 @@ def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any]
         for some in [numbers] if together else [[k] for k in numbers]:
             labelled.require(labelled.label, parts.work(some))
             for k, part in zip(some, parts.make(some), strict=True):
-                _check_described(description, given["made_of"])
-                file = _part_file(folder, given["fit"], given["made_of"], k)
-                made.append((k, write_arrays(file, {"part": k}, [part])))
+                made.append((k, _write_part(description, given, k, part)))
         return made
 
     _check_described(description, given["made_of"])
     return work
+
+
+def _write_part(description: Location, given: Mapping[str, Any], k: int, part: Array) -> str:
+    """Write a part while the driver waits for it; returns its checksum.
+
+    A worker may stop at any point for long: what it wrote after the driver cleared the folder is deleted again.
+    """
+    _check_described(description, given["made_of"])
+    file = _part_file(description.parent, given["fit"], given["made_of"], k)
+    checksum = write_arrays(file, {"part": k}, [part])
+    try:
+        _check_described(description, given["made_of"])
+    except StoreError:
+        file.unlink(missing_ok=True)
+        if not list(description.parent.iterdir()):
+            description.parent.delete_tree()
+        raise
+    return checksum
 
 
 def _parts(kind: str, data: RegressionData, about: Mapping[str, Any], arrays: Sequence[Array]) -> Parts:
