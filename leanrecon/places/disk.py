@@ -30,6 +30,7 @@ _ADVICE = {
     errno.EROFS: "choose a folder you may write to",
     errno.EISDIR: "give a file, not a folder",
     errno.ENOTDIR: "give a folder, not a file",
+    errno.EEXIST: "a file has this name: give a folder",
     errno.ENAMETOOLONG: "give a shorter name",
 }
 
