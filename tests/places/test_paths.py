@@ -1,5 +1,6 @@
 """Paths with ~, users without a home, and the folder of downloads."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from leanrecon.datasets.builder.settings import located_files
 from leanrecon.datasets.files.open import locate
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.datasets.nifti.read import matching
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.inputs import is_there
 from leanrecon.places.paths import cache_folder
 
@@ -70,3 +72,16 @@ def test_a_pipe_is_no_file_to_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "betas.npy")
     with pytest.raises(InputError, match="betas.npy is a pipe or a device. Expected a file"):
         locate(str(tmp_path / "betas.npy"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EFBIG, "raise the limit on the size of files"),
+        (errno.EEXIST, "a file or a broken link has this name"),
+        (errno.ENOSPC, "free some space"),
+    ],
+)
+def test_what_the_disk_refuses_is_told_with_what_to_do(code: int, words: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"(?i){words}"), explained_disk_errors(tmp_path / "a"):
+        raise OSError(code, os.strerror(code))
