@@ -13,6 +13,7 @@ from leanrecon import kinds
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
 from leanrecon.places import elsewhere
+from leanrecon.places.paths import expanded
 from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.settings import GeneralSettings, StageOneSettings
 
@@ -34,7 +35,7 @@ CHAIN = (
 def study_text(path: Path) -> str:
     """The text of a study.toml for a file or folder; raises InputError for data whose layout is not known."""
     away = elsewhere(path)
-    path = path.expanduser().absolute() if away is None else path
+    path = expanded(path).absolute() if away is None else path
     found = inspect(path)
     where = str(path if away is None else away)
     if not found.settings:

@@ -1,5 +1,6 @@
 """How fast a machine and its places are: as ``doctor --bench`` measured them, or stated rates where it did not."""
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -7,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from leanrecon.places import Location
+from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.files import read_json, write_json
 from leanrecon.places.paths import cache_folder
 
 RECORD = "rates.json"
 """The record, in the cache of downloaded files."""
+
+LEAST, MOST = 1.0, 1e24
+"""Operations or bytes a second that a kept rate can be; others were not measured."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,32 @@ def place_of(where: Location) -> str:
 
 def rates_of(where: Location) -> Rates:
     """The rates that were measured here, of this process's threads and of a place; the stated ones for the rest."""
-    kept = _kept()
     default = Rates() if where.place.local_path(where.key) is not None else BUCKET
-    found = kept.get(place_of(where))
+    found = _kept().get(place_of(where))
     if not isinstance(found, dict):
         return default
     known = {field.name for field in fields(Rates)}
-    return Rates(**{**asdict(default), **{name: value for name, value in found.items() if name in known}})
+    kept = {name: value for name, value in found.items() if name in known}
+    if not all(_is_rate(name, value) for name, value in kept.items()):
+        return default  # damaged, or of another version: measured again by the next doctor --bench
+    return Rates(**{**asdict(default), **kept})
+
+
+def _is_rate(name: str, value: Any) -> bool:
+    """Whether a value that was read is one that ``doctor --bench`` writes."""
+    if name == "measured":
+        return isinstance(value, str)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and (0 if name == "latency" else LEAST) <= value <= MOST
 
 
 def keep(where: Location, rates: Rates) -> Path:
-    """Keep the rates of a place; returns the file."""
+    """Keep the rates of a place; returns the file. Raises StoreError where the cache can't be written."""
     file = cache_folder() / RECORD
+    with explained_disk_errors(file, "the variable LEANRECON_CACHE"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(file.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     write_json(file, {**_kept(), place_of(where): asdict(rates)}, indent=2)
     return file
 

@@ -76,7 +76,7 @@ def told(rates: Rates, study: Location) -> str:
         f"{format_bytes(rates.store_write)}/s" + (f", {rates.latency * 1000:.3g} ms a request" if rates.latency else "")
     )
     if rates.measured:
-        return f"times from doctor --bench of {rates.measured}: {figures}"
+        return f"times from doctor --bench of {plain(rates.measured)}: {figures}"
     return f"times from stated default rates: {figures}. `leanrecon doctor --bench --study {study}` measures them"
 
 

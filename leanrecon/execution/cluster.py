@@ -1,7 +1,6 @@
 """``--cluster``: a Dask cluster that is there, or one of this machine; looked at before work is given to it."""
 
 import contextlib
-import json
 import os
 import re
 import uuid
@@ -9,21 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError, plain
+from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError, plain
 from leanrecon.execution.probe import Answer, answer
+from leanrecon.execution.scheduler import connected
 from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
 from leanrecon.execution.workers import DEATHS, Workers
-from leanrecon.memory import DEFAULT_SHARE, available_memory, format_bytes, parse_bytes
+from leanrecon.memory import DEFAULT_SHARE, available_memory, format_bytes, parse_bytes, process_memory
 from leanrecon.places import Location
 from leanrecon.places.local import PARTIAL
 from leanrecon.progress import Progress
 from leanrecon.stages.stage import Run
-
-CONNECT_WITHIN = 10.0
-"""Seconds within which a scheduler has to answer."""
 
 WORKERS_WITHIN = 120.0
 """Seconds to wait for the first worker: those of a queue start late."""
@@ -77,7 +73,7 @@ class Cluster:
             with _local(distributed, count, self._threads() or 1, run) as client:
                 yield client
         else:
-            with _connected(distributed, self.where) as client:
+            with connected(distributed, self.where) as client:
                 yield client
 
     def _threads(self) -> int | None:
@@ -103,8 +99,7 @@ def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any
     """Workers of this machine, each a process with a budget of its own."""
     import dask
 
-    memory = run.settings.general.memory
-    allowed = int(DEFAULT_SHARE * available_memory() / (count + 1)) if memory is None else parse_bytes(memory)
+    allowed = allowed_each(count, run.settings.general.memory)
     # Stores are no data of Dask: nothing could be spilled, and a worker that pauses would wait for ever.
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
@@ -122,6 +117,25 @@ def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any
         distributed.Client(cluster) as client,
     ):
         yield client
+
+
+def allowed_each(count: int, memory: str | None) -> int:
+    """Bytes that each of the workers of this machine may hold. Raises BudgetError for more than it can start.
+
+    A worker begins with about what this process holds, as both have leanrecon imported.
+    """
+    free, held = int(DEFAULT_SHARE * available_memory()), process_memory()
+    allowed = free // (count + 1) if memory is None else parse_bytes(memory)
+    most = free // held - (memory is None)
+    if count > most:
+        raise BudgetError(
+            f"{count} workers hold {format_bytes(count * held)} before they do any work",
+            expected=f"no more than {format_bytes(free)}, {DEFAULT_SHARE:.0%} of the memory that is free".replace(
+                "%", " %"
+            ),
+            todo=f"ask for {most} or fewer (--cluster local:{most})" if most > 0 else "close other programs",
+        )
+    return allowed
 
 
 def _started(distributed: Any, each: Mapping[str, Any], progress: Progress) -> Any:
@@ -142,35 +156,6 @@ def _started(distributed: Any, each: Mapping[str, Any], progress: Progress) -> A
 
 def _lacks_bokeh() -> bool:
     return find_spec("bokeh") is None
-
-
-@contextlib.contextmanager
-def _connected(distributed: Any, where: str) -> Iterator[Any]:
-    given = {"address": where}
-    if where.endswith(".json"):
-        given = {"address": _address_of(Path(where))}
-    try:
-        client = distributed.Client(**given, timeout=CONNECT_WITHIN, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise NetworkError(
-            f"no Dask scheduler answers at {given['address']} within {CONNECT_WITHIN:.0f} s",
-            todo=f"check the address and that `dask scheduler` runs there (--cluster {where})",
-        ) from error
-    with client:
-        yield client
-
-
-def _address_of(file: Path) -> str:
-    """The address in a scheduler's file."""
-    try:
-        address = json.loads(file.read_text())["address"]
-    except FileNotFoundError:
-        raise SettingsError(
-            f"there is no {file}", todo="start the scheduler with dask scheduler --scheduler-file and this path"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SettingsError(f"{file} is no file of a Dask scheduler", expected='JSON with its "address"') from None
-    return str(address)
 
 
 def ready(client: Any, run: Run, threads: int | None) -> Workers:

@@ -49,6 +49,8 @@ _SERVERS = {
 }
 """Variables with the address of a server other than the vendor's, as the vendors' own clients know them."""
 
+_PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_SECRET = re.compile("ACCESS_KEY|ACCOUNT_KEY|ACCOUNT_NAME|SESSION_TOKEN|SAS_TOKEN")
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 
 Result = TypeVar("Result")
@@ -209,7 +211,15 @@ class Bucket:
     def _call(self, name: str, key: str, *more: Any, **options: Any) -> Any:
         import obstore
 
-        return getattr(obstore, name)(self._store, key, *more, **options)
+        try:
+            return getattr(obstore, name)(self._store, key, *more, **options)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+                raise
+            raise InputError(
+                f"{self.url} can't be asked: a variable of the environment holds what no request can carry",
+                todo=f"{_CREDENTIALS[self.url.partition(':')[0]]}, without spaces and line breaks",
+            ) from None
 
     def _ask(self, key: str, name: str, *more: Any, what: str = "read", of: Any = None) -> Any:
         return self._retried(key, what, lambda: self._call(name, key if of is None else of, *more))
@@ -224,6 +234,8 @@ class Bucket:
                 if _code(error) in _NO_BUCKET:
                     self._refuse(key, what, None, _code(error))
                 raise FileNotFoundError(f"{self.url}/{key}") from None
+            except InputError:
+                raise
             except Exception as error:
                 if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
                     raise TakenError from None
@@ -298,6 +310,7 @@ def _opened(url: str, retries: int = 0) -> Any:
         ) from None
     scheme = url.partition(":")[0]
     endpoint = next((os.environ[name] for name in _SERVERS[scheme] if os.environ.get(name)), "")
+    _check_environment(scheme, endpoint)
     own: Any = {"endpoint": endpoint} if endpoint and scheme == "s3" else {}  # that of Azure obstore reads itself
     if endpoint and scheme == "gs":  # servers for tests ask for no credentials
         nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
@@ -311,11 +324,26 @@ def _opened(url: str, retries: int = 0) -> Any:
         raise InputError(f"{url} can't be opened: {reason}", todo=_CREDENTIALS[scheme]) from None
 
 
+def _check_environment(scheme: str, endpoint: str) -> None:
+    """Refuse an address that is none, and keys with spaces or line breaks, as of a file that was read; without them."""
+    if endpoint and not re.fullmatch(
+        r"https?://[\w.-]+(:[0-9]{1,5})?(/[!-~]*)?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?/?", endpoint
+    ):
+        names = " or ".join(name for name in _SERVERS[scheme] if os.environ.get(name))
+        raise SettingsError(f"{names} is no address of a server", expected="such as https://host:port")
+    for name in sorted(os.environ):
+        value = os.environ[name]
+        if name.startswith(_PREFIXES[scheme]) and _SECRET.search(name) and not re.fullmatch(r"[!-~]*", value):
+            raise SettingsError(
+                f"{name} holds a space, a line break, or another character that no key has",
+                todo="set it again without them",
+            )
+
+
 def _has_credentials(scheme: str) -> bool:
-    names = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+    secret = re.compile("KEY|TOKEN|CREDENTIALS|ACCOUNT|SECRET")
     return any(
-        name.startswith(names[scheme]) and re.search("KEY|TOKEN|CREDENTIALS|ACCOUNT|SECRET", name) and value
-        for name, value in os.environ.items()
+        name.startswith(_PREFIXES[scheme]) and secret.search(name) and value for name, value in os.environ.items()
     )
 
 

@@ -30,6 +30,8 @@ _ADVICE = {
     errno.EROFS: "choose a folder you may write to",
     errno.EISDIR: "give a file, not a folder",
     errno.ENOTDIR: "give a folder, not a file",
+    errno.EEXIST: "a file or a broken link has this name: give a folder",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose a disk that takes larger ones",
     errno.ENAMETOOLONG: "give a shorter name",
 }
 

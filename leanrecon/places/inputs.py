@@ -16,6 +16,7 @@ import numpy as np
 from leanrecon.errors import InputError
 from leanrecon.places.bucket import HELD_NBYTES, SCHEMES
 from leanrecon.places.location import Location, as_location, elsewhere
+from leanrecon.places.paths import expanded
 from leanrecon.places.seekable import Seekable
 
 InputFile: TypeAlias = Path | Location
@@ -98,7 +99,8 @@ def listed(folder: InputFile) -> AbstractContextManager[None]:
 def folder_files(folder: InputFile) -> list[str]:
     """The names of all files in a folder and its subfolders, with a ``/`` between them."""
     if isinstance(folder, Path):
-        return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        found = ((Path(above).relative_to(folder), names) for above, _, names in os.walk(folder))
+        return [(above / name).as_posix() for above, names in found for name in names]
     location = as_location(folder)
     return [file.relative_to(location) for file in location.files()]
 
@@ -112,7 +114,7 @@ def matching_in(folder: InputFile, pattern: str) -> list[InputFile]:
 
 def is_there(file: InputFile) -> bool:
     """Whether there is a file; of one in a bucket this is asked once in a process."""
-    return file.expanduser().is_file() if isinstance(file, Path) else _is_there(file)
+    return expanded(file).is_file() if isinstance(file, Path) else _is_there(file)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from typing import IO, Any, TypeAlias, Union
 import numpy as np
 
 from leanrecon.errors import InputError, StoreError, has_credentials
+from leanrecon.places.bucket import SCHEMES
 from leanrecon.places.local import LocalPlace
 from leanrecon.places.objects import ObjectPlace
 from leanrecon.places.place import Place
@@ -240,6 +241,10 @@ _AT_ONCE = 2**22  # bytes of an open file elsewhere that are asked for at once
 
 _URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
 
+_OTHER_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/.*)", re.DOTALL)
+_NO_BUCKET = re.compile(r"(s3|gs|az|gcs|https?|ftp|file):/*", re.IGNORECASE)
+_ALIASES = {"gcs": "gs", "s3a": "s3", "s3n": "s3", "abfs": "az", "abfss": "az", "azure": "az"}
+
 
 def elsewhere(where: LocationLike) -> Location | None:
     """The location, where it is not on this machine; else None."""
@@ -252,7 +257,8 @@ def elsewhere(where: LocationLike) -> Location | None:
 def as_location(where: LocationLike) -> Location:
     """The location that a path or the URL of a bucket names; raises InputError for other URLs.
 
-    A ``Path`` made of a URL has lost one of its slashes, and is understood all the same.
+    A ``Path`` made of a URL has lost one of its slashes, and is understood all the same. So a local folder whose first
+    part ends in a colon is named by its absolute path.
     """
     if isinstance(where, Location):
         return where
@@ -265,11 +271,21 @@ def as_location(where: LocationLike) -> Location:
                 expected=f"such as {scheme}://bucket/folder; credentials belong into environment variables",
             )
         return Location(ObjectPlace(f"{scheme}://{bucket}"), str(PurePosixPath(key)))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+    if _NO_BUCKET.fullmatch(text):
+        raise InputError(f"{text} names no bucket", expected="such as s3://bucket/folder")
+    if found := _OTHER_URL.fullmatch(text):
         raise InputError(
-            f"{text} is a URL", expected="a folder on a disk of this machine, or in a bucket (s3://, gs://, az://)"
+            f"{found[1]}://{found[2].lstrip('/')} is a URL",
+            expected="a folder on a disk of this machine, or in a bucket (s3://, gs://, az://)",
+            todo=written_right(*found.groups()),
         )
     return Location(LocalPlace(), Path(text).as_posix())
+
+
+def written_right(scheme: str, rest: str) -> str | None:
+    """How a URL of a bucket is written that begins with another name of its scheme; None for other URLs."""
+    own = _ALIASES.get(scheme.lower(), scheme.lower())
+    return f"write it as {own}://{rest.strip('/')}" if own in SCHEMES and rest.strip("/") else None
 
 
 def _lies_in(address: str, folder: str) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from leanrecon.errors import StoreError
 from leanrecon.places.bucket import HELD_NBYTES, Bucket, bucket_of
+from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.lease import NAME as HOLD
 from leanrecon.places.lease import Lease
 from leanrecon.places.listing import Entry, Listing
@@ -50,7 +51,8 @@ class ObjectPlace:
 
     def workplace(self, key: str) -> Path:
         path = cache_folder() / "studies" / sha256(self.url.encode()).hexdigest()[:16] / _key(key)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with explained_disk_errors(path.parent, "the variable LEANRECON_CACHE"):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
     @property
@@ -206,7 +208,8 @@ class ObjectPlace:
         lease = Lease(self._bucket, prefix, by, todo)
         with lease.held(), self._listed(prefix, lease):
             work = self.workplace(prefix)
-            work.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with explained_disk_errors(work, "the variable LEANRECON_CACHE"):
+                work.mkdir(parents=True, exist_ok=True, mode=0o700)
             yield
         shutil.rmtree(work, ignore_errors=True)  # after an error it stays, as what was begun there is continued
         with contextlib.suppress(OSError):

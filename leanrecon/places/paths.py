@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from leanrecon.errors import SettingsError
+
 
 def find(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Path.exists) -> Path | None:
     """The path of that name in the current folder or, failing that, in ``base_dir``; None if neither has it."""
@@ -15,7 +17,7 @@ def find(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Path.
         return None
 
 
-def expanded(text: str) -> Path:
+def expanded(text: str | os.PathLike[str]) -> Path:
     """The path with a leading ``~`` replaced by the home of its user, where there is such a user."""
     try:
         return Path(text).expanduser()
@@ -30,11 +32,25 @@ def located(text: str, base_dir: Path | None, there: Callable[[Path], bool] = Pa
 
 
 def cache_folder() -> Path:
-    """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache."""
+    """The folder of downloaded files outside Hugging Face's cache: ``$LEANRECON_CACHE``, or in the user's cache.
+
+    Raises SettingsError for a user without a home folder, as in containers, where no variable names a folder.
+    """
     if chosen := os.environ.get("LEANRECON_CACHE"):
         return expanded(chosen).absolute()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "leanrecon"
+        return Path(os.environ.get("LOCALAPPDATA", _home() / "AppData" / "Local")) / "leanrecon"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leanrecon"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanrecon"
+        return _home() / "Library" / "Caches" / "leanrecon"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "leanrecon"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise SettingsError(
+            "this user has no home folder, so there is no folder for downloads and rates",
+            expected="one in HOME or LEANRECON_CACHE",
+            todo="set LEANRECON_CACHE to a folder that you may write to",
+        ) from None

@@ -591,3 +591,25 @@ def test_a_full_disk_stops_a_run_which_continues_when_there_is_space(here, data,
     assert chunks(small_disk / "study") == chunks(finished)
     assert kept.items() <= stamps(small_disk / "study").items()
     assert not list(small_disk.rglob("*.partial"))
+
+
+def test_ctrl_c_while_modules_are_read_is_no_traceback(monkeypatch, capsys):
+    from leanrecon.__main__ import start as command
+
+    class Stopped:
+        def find_spec(self, name, *_):
+            if name == "leanrecon.app.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "leanrecon.app.cli")
+    monkeypatch.setattr(sys, "meta_path", [Stopped(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "leanrecon: stopped; the same command continues from here\n"
+
+
+def test_the_command_is_that_of_the_module():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["leanrecon"].partition(":")
+    assert callable(getattr(__import__(module, fromlist=[name]), name))

@@ -1,6 +1,7 @@
 """The time, bytes and requests of a plan, and the rates they come from."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from leanrecon.app import bench, rates
 from leanrecon.app.plan import show
 from leanrecon.app.rates import BUCKET, Rates, rates_of
-from leanrecon.app.work import parse_bandwidth, seconds, seconds_of, told
+from leanrecon.app.work import parse_bandwidth, seconds, seconds_of, show_work, told
 from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.places import as_location
 from leanrecon.stages.stage import PlannedStage
@@ -109,3 +110,49 @@ def test_the_bench_keeps_what_it_measures_and_leaves_nothing_behind(
         bench.bench(study, "20MB")
     with pytest.raises(StoreError, match="can't be written"):
         bench.bench("/proc/study")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"gemm": "fast"}, {"gemm": 0}, {"gemm": -1.0}, {"gemm": None}, {"gemm": float("nan")}, {"gemm": float("inf")},
+        {"gemm": True}, {"gemm": [1]}, {"gemm": 1e-320}, {"gemm": 10**400}, {"store_read": 0}, {"store_write": {}},
+        {"latency": "x"}, {"latency": -1}, {"latency": float("nan")}, {"measured": 5}, {"measured": ["x"]},
+    ],
+)  # fmt: skip
+def test_rates_that_no_measurement_gives_are_not_used(
+    harm: dict[str, Any], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = as_location(tmp_path)
+    rates.keep(here, Rates(measured="2026-01-01"))
+    file = cache / rates.RECORD
+    assert rates_of(here).measured
+    content = json.loads(file.read_text())
+    content[rates.place_of(here)] |= harm
+    file.write_text(json.dumps(content))
+    assert rates_of(here) == Rates()
+    show_work([PlannedStage("x", "", 0, 0, cost=Cost(1e9, 1, 1), shared=Cost(1e9, 1, 1))], here, 3, None)
+    assert "stated default rates" in capsys.readouterr().out
+
+
+def test_rates_of_another_version_are_used_as_far_as_they_are_known(tmp_path: Path, cache: Path) -> None:
+    here = as_location(tmp_path)
+    cache.mkdir()
+    (cache / rates.RECORD).write_text(json.dumps({rates.place_of(here): {"gemm": 9e9, "tensor_cores": "many"}}))
+    assert rates_of(here) == Rates(gemm=9e9)
+
+
+def test_a_cache_that_is_a_file_is_told(tmp_path: Path, cache: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(
+        StoreError, match=r"rates.json can't be written.*File exists. A file or a broken link has this name"
+    ):
+        rates.keep(as_location(tmp_path), Rates())
+
+
+def test_a_cache_without_permission_is_told_with_its_variable(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(StoreError, match="can't be written: Permission denied.*with the variable LEANRECON_CACHE"):
+        rates.keep(as_location(tmp_path), Rates())

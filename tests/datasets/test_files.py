@@ -234,6 +234,12 @@ def test_an_array_at_a_url_of_no_bucket_is_to_be_downloaded(spec: str) -> None:
         open_array(spec)
 
 
+@pytest.mark.parametrize("spec", ["S3://bucket/x.h5:a", "gcs://bucket/x.npy", "abfs://bucket/x.npy"])
+def test_an_array_in_a_bucket_by_another_scheme_is_told_how_to_write_it(spec: str) -> None:
+    with pytest.raises(InputError, match=r"is a URL that can't be read from.*Write it as (s3|gs|az)://bucket/x"):
+        open_array(spec)
+
+
 @pytest.mark.parametrize("spec", ["bteas.npy", "bteas.npy:key", r"C:\bteas.npy"])
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path, monkeypatch, spec):
     (tmp_path / "betas.npy").touch()

@@ -287,6 +287,33 @@ def test_an_array_that_lacks_chunks_is_refused_here_and_there(proxy: Proxy, tmp_
 
 
 @pytest.mark.slow
+def linked(folder: Path) -> None:
+    """A file with links to another one, whose names it has too."""
+    write_hdf5(folder)
+    with h5py.File(folder / "links.h5", "w") as file:
+        file["of/betas_train"] = np.zeros((90, 400), np.float32)
+        file["betas"] = h5py.ExternalLink("all.h5", "/of/betas_train")
+        file["other"] = h5py.ExternalLink("all.h5", "/of")
+        file["soft"] = h5py.SoftLink("/betas")
+
+
+@pytest.mark.parametrize("key", ["betas", "soft", "other/betas_train"])
+def test_a_link_to_another_hdf5_file_leads_there_on_a_disk(key: str, tmp_path: Path) -> None:
+    linked(tmp_path)
+    with open_array(f"{tmp_path}/links.h5:{key}") as rows:
+        np.testing.assert_array_equal(rows[0:90], ARRAYS["betas_train"])
+        assert rows.path == tmp_path / "all.h5", "known by its content, and not by that of the file with the link"
+
+
+@pytest.mark.parametrize("key", ["betas", "soft"])
+def test_a_link_to_another_hdf5_file_is_refused_in_a_bucket(key: str, proxy: Proxy, tmp_path: Path) -> None:
+    linked(tmp_path)
+    root = buckets.at(f"in/{tmp_path.name}")
+    buckets.put(tmp_path, root)
+    with pytest.raises(InputError, match="links.h5:.* is a link to another HDF5 file.*in a bucket"):
+        open_array(f"{root}/links.h5:{key}")
+
+
 def test_an_hdf5_file_that_leads_to_others_is_refused(proxy: Proxy, tmp_path: Path) -> None:
     write_hdf5(tmp_path)
     layout = h5py.VirtualLayout((90, 400), np.float32)

@@ -1,5 +1,7 @@
 """Zarr arrays as inputs: the numbers that zarr-python gives, in bands of chunks, known by the content of their files."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,15 @@ def test_arrays_of_a_group_are_named_by_their_keys(tmp_path: Path) -> None:
     ("harm", "words"),
     [
         (lambda folder: (folder / "zarr.json").write_text("{"), "can't be read"),
+        (lambda folder: (folder / "zarr.json").write_text("[]"), "it holds a list in place of a table"),
+        (lambda folder: (folder / "zarr.json").write_text("3"), "it holds a int in place of a table"),
         (lambda folder: (folder / "zarr.json").unlink(), "there is no Zarr array in"),
         (lambda folder: (folder / "c/1/0").unlink(), r"1 of its 3 chunks are not there; the first is \(1, 0\)"),
         (lambda folder: (folder / "c/0/0").write_bytes(b"short"), "can't be read"),
+        (
+            lambda folder: folder_in_place_of(folder / "c/0/0"),
+            r"1 of its 3 chunks are not there; the first is \(0, 0\)",
+        ),
     ],
 )
 def test_damage_is_told(harm: Any, words: str, tmp_path: Path) -> None:
@@ -77,6 +85,51 @@ def test_damage_is_told(harm: Any, words: str, tmp_path: Path) -> None:
     harm(tmp_path / "a.zarr")
     with pytest.raises(InputError, match=words), open_array(str(tmp_path / "a.zarr")) as rows:
         rows[0:9]
+
+
+def folder_in_place_of(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("rows", [10**9, 10**18])
+def test_a_shape_of_any_size_is_refused_by_its_chunks(rows: int, zarr_format: Any, tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr", RNG.standard_normal((9, 4)), chunks=(3, 2), zarr_format=zarr_format)
+    file = tmp_path / "a.zarr" / ("zarr.json" if zarr_format == 3 else ".zarray")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shape": [rows, 4]}))
+    total, began = -(-rows // 3) * 2, time.process_time()
+    with pytest.raises(InputError, match=rf"{total - 6} of its {total} chunks are not there; the first is \(3, 0\)"):
+        open_array(str(tmp_path / "a.zarr"))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("fill", "dtype"), [(0, "u1"), (0, "f4"), (np.nan, "f8"), (7, "i2")])
+def test_a_chunk_that_its_shard_lacks_is_no_fill_value(
+    fill: float, dtype: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zarrs, "_KEPT", zarrs._KEPT if kept else 0)
+    values = (RNG.integers(1, 100, (25, 8)) * 2).astype(dtype)
+    store = zarr.create_array(
+        str(tmp_path / "a.zarr"), shape=(25, 8), dtype=dtype, chunks=(5, 4), shards=(10, 8), fill_value=fill
+    )
+    store[:10], store[20:] = values[:10], values[20:]
+    store[10:15] = values[10:15]
+    store[15:20, 4:] = values[15:20, 4:]
+    found = r"the chunk that begins at \[15, 0\] is not in its shard"
+    with open_array(str(tmp_path / "a.zarr")) as rows, pytest.raises(InputError, match=found):
+        rows[16:20]
+
+
+@pytest.mark.parametrize("fill", [0, 5])
+def test_a_chunk_of_the_fill_value_alone_may_lie_in_a_shard(fill: int, tmp_path: Path) -> None:
+    values = RNG.integers(1, 100, (20, 8)).astype("u1")
+    values[5:10] = fill
+    how = {"chunks": (5, 4), "shards": (10, 8), "fill_value": fill, "config": {"write_empty_chunks": True}}
+    write(tmp_path / "a.zarr", values, **how)
+    with open_array(str(tmp_path / "a.zarr")) as rows:
+        np.testing.assert_array_equal(rows[0:20], values)
 
 
 def test_texts_are_refused_as_betas(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The cluster of ``--cluster``: what it may be called, what is asked of its workers, and what is refused before work."""
 
+import asyncio
+import gc
 import json
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 
 from leanrecon.context import Context
 from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError
-from leanrecon.execution.cluster import Cluster, check, local_workers
+from leanrecon.execution.cluster import Cluster, allowed_each, check, local_workers
 from leanrecon.execution.probe import Answer
 from leanrecon.execution.tasks import WorkerBudget, different_versions, versions
 from leanrecon.places import as_location
@@ -35,7 +38,7 @@ def test_anything_else_is_refused_with_what_was_expected(where: str) -> None:
         Cluster(where)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"address"', "null"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"address"', "null", '{"address": 5}', "[" * 100_000])
 def test_a_file_of_no_scheduler_is_refused(content: str, tmp_path: Path) -> None:
     pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
     file = tmp_path / "scheduler.json"
@@ -50,12 +53,79 @@ def test_a_file_of_no_scheduler_is_refused(content: str, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_an_address_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
-    monkeypatch.setattr("leanrecon.execution.cluster.CONNECT_WITHIN", 0.5)
+    monkeypatch.setattr("leanrecon.execution.scheduler.CONNECT_WITHIN", 0.5)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and nobody listens
         where = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(NetworkError, match=f"no Dask scheduler answers at {where}"), Cluster(where)._client(None):  # type: ignore[arg-type]
             pass
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "tcp://127.0.0.1",
+        "tcp://[::1",
+        "tcp://127.0.0.1:port",
+        "tls://127.0.0.1:8786",
+        "ucx://127.0.0.1:8786",
+        "inproc://x",
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match=r"can't be reached: .*tcp://HOST:PORT"), Cluster(where)._client(None):  # type: ignore[arg-type]
+        pass
+    assert time.monotonic() - began < 10
+    gc.collect()  # a client that was begun would complain now
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_server_that_is_no_scheduler_is_refused_in_time(running: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    monkeypatch.setattr("leanrecon.execution.scheduler.CONNECT_WITHIN", 1.0)
+    silent = socket.create_server(("127.0.0.1", 0))  # takes connections, and never answers
+
+    def connect() -> None:
+        where = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(NetworkError, match=f"no Dask scheduler answers at {where}"), Cluster(where)._client(None):  # type: ignore[arg-type]
+            pass
+
+    async def in_a_notebook() -> None:
+        connect()
+
+    began = time.monotonic()
+    with silent:
+        asyncio.run(in_a_notebook()) if running else connect()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_a_worker_is_no_scheduler() -> None:
+    distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    how = {"n_workers": 1, "processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**how) as cluster:
+        at_worker = Cluster(cluster.workers[0].address)._client(None)  # type: ignore[arg-type]
+        with pytest.raises(NetworkError, match="is a 'Worker' of Dask. Expected the address of its sched"), at_worker:
+            pass
+        with Cluster(cluster.scheduler_address)._client(None) as client:  # type: ignore[arg-type]
+            assert client.submit(int, 3).result(20) == 3
+
+
+def test_more_workers_than_the_memory_can_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanrecon.execution.cluster.available_memory", lambda: 10 * 10**9)
+    monkeypatch.setattr("leanrecon.execution.cluster.process_memory", lambda: 10**9)
+    assert allowed_each(7, None) == 10**9  # a share for the driver, too
+    assert allowed_each(8, "3GB") == 3 * 10**9
+    for count, memory, most in ((8, None, 7), (9, "3GB", 8), (9999, "3GB", 8)):
+        with pytest.raises(BudgetError, match=rf"{count} workers hold {count} GB|{count} workers hold .* TB") as error:
+            allowed_each(count, memory)
+        assert f"Ask for {most} or fewer (--cluster local:{most})" in str(error.value)
+    monkeypatch.setattr("leanrecon.execution.cluster.available_memory", lambda: 10**9)
+    with pytest.raises(BudgetError, match="Close other programs"):
+        allowed_each(1, None)
 
 
 def test_other_versions_are_named_with_both() -> None:

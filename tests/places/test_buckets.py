@@ -15,7 +15,7 @@ import pytest
 from support import buckets
 from support.nsd_server import Proxy
 
-from leanrecon.errors import LeanreconError, LeanreconWarning, NetworkError, SettingsError, StoreError
+from leanrecon.errors import InputError, LeanreconError, LeanreconWarning, NetworkError, SettingsError, StoreError
 from leanrecon.places import Location, bucket, lease
 
 pytestmark = pytest.mark.slow
@@ -131,6 +131,51 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_told(s3: str, ro
         pass
     with buckets.environment(s3, key=None), pytest.raises(StoreError, match="no credentials in the environment"):
         root.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("AWS_ENDPOINT_URL", "not a url", "AWS_ENDPOINT_URL is no address of a server. Expected such as https://"),
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is no address of a server"),
+        ("AWS_ENDPOINT_URL", "http://localhost:port", "AWS_ENDPOINT_URL is no address of a server"),
+        ("AWS_ACCESS_KEY_ID", "hidden\n", "AWS_ACCESS_KEY_ID holds a space, a line break"),
+        ("AWS_SECRET_ACCESS_KEY", " hidden", "AWS_SECRET_ACCESS_KEY holds a space"),
+        ("AWS_SESSION_TOKEN", "hid\tden", "AWS_SESSION_TOKEN holds a space"),
+    ],
+)
+def test_variables_that_no_request_can_carry_are_named_and_not_shown(
+    name: str, value: str, words: str, root: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    bucket.bucket_of.cache_clear()
+    with pytest.raises(SettingsError, match=words) as error:
+        (root / "a").size()
+    assert value.strip() not in str(error.value)
+    bucket.bucket_of.cache_clear()
+
+
+def test_a_panic_of_the_library_is_one_sentence(root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    def panics(*_: object, **__: object) -> None:
+        raise type("PanicException", (BaseException,), {})("called `Result::unwrap()` on an `Err` value")
+
+    monkeypatch.setattr(obstore, "head", panics)
+    with pytest.raises(InputError, match="can't be asked: a variable of the environment") as error:
+        (root / "a").size()
+    assert "unwrap" not in str(error.value)
+
+
+def test_a_cache_that_cant_be_written_is_named(root: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path / "file"))
+    with (
+        pytest.raises(StoreError, match="file/studies.* can't be written: Not a directory"),
+        root.hold("a run", "wait"),
+    ):
+        pass
+    assert not [key for key in buckets.keys(root) if key.endswith(".hold")]
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

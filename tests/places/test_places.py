@@ -263,9 +263,30 @@ def test_a_location_on_this_machine_is_a_path_and_others_are_not(tmp_path: Path)
         os.fspath(MemoryPlace().at("a"))
 
 
-def test_other_urls_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"https://example\.org/study is a URL\. Expected a folder on a disk"):
-        as_location("https://example.org/study")
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://example.org/study", r"https://example\.org/study is a URL\. Expected a folder on a disk"),
+        ("file:///data/study", "file://data/study is a URL"),
+        ("S3://bucket/study", r"is a URL.*Write it as s3://bucket/study\."),
+        ("gcs://bucket/study", r"is a URL.*Write it as gs://bucket/study\."),
+        ("abfss://container/study", r"is a URL.*Write it as az://container/study\."),
+        ("s3://", "s3:.* names no bucket"),
+        ("S3://", "S3:.* names no bucket"),
+        ("https://", "https:.* names no bucket"),
+    ],
+)
+def test_other_urls_are_refused_by_name(url: str, words: str, kind: type, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        with pytest.raises(InputError, match=words):
+            as_location(kind(url))  # a Path has lost a slash
+        assert list(Path().iterdir()) == []
+
+
+def test_colons_in_paths_of_this_machine_are_no_urls(tmp_path: Path) -> None:
+    for text in ("C:/data", "run 2:/x", "a/b:/c", "run2:", f"{tmp_path}/s3:/bucket"):
+        assert as_location(text).local_path() == Path(text)
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/a/study", "s3://bucket/a/study/", Path("s3://bucket/a/study")])

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.plan import DatasetSettings
 from leanrecon.places.inputs import is_url
-from leanrecon.places.paths import located
+from leanrecon.places.paths import expanded, located
 
 ZScore = Literal["none", "run", "session", "train"]
 
@@ -106,7 +106,7 @@ def located_files(text: str, base_dir: Path | None) -> str:
     """The absolute path or pattern of what a setting names, or the text itself where nothing is there."""
     if is_url(text):
         return text
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not glob.has_magic(text) or path.is_absolute():
         return located(text, base_dir)
     folders = [Path.cwd(), *([base_dir] if base_dir else [])]

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,9 @@ def open_h5(path: InputFile, key: str | None) -> H5Rows:
             names, more = _names(file)
             wanted = choose_key(path, wanted or None, names, lambda name: _described(path, file, name), more)
         rows = H5Rows(path, wanted, file)
+        if (elsewhere := _in_another_file(rows)) is not None:
+            stack.close()
+            return open_h5(*elsewhere)
         check_storage(rows.name, path, rows.dataset)
         if rows.cache:
             access = rows.dataset.id.get_access_plist()
@@ -186,6 +190,30 @@ def open_h5(path: InputFile, key: str | None) -> H5Rows:
         with problems_told(source):
             stack.pop_all()
         return rows
+
+
+def _in_another_file(rows: H5Rows) -> tuple[Path, str] | None:
+    """The file and key of a dataset that a link leads to in another file; raises InputError in a bucket.
+
+    There HDF5 would follow the link into the same file again, and take what has that name in it.
+    """
+    import h5py
+
+    if h5py.h5o.get_info(rows.dataset.id).fileno == h5py.h5o.get_info(rows.file.id).fileno:
+        return None
+    if isinstance(rows.path, Location):
+        raise InputError(
+            f"{rows.name} is a link to another HDF5 file, which can't be followed in a bucket",
+            expected="numbers in the file itself",
+            todo="save the numbers in one file, or download all files and give the path",
+        )
+    other, wanted = rows.dataset.file, h5py.h5o.get_info(rows.dataset.id).addr
+    # A link to that link gives its own name to the dataset.
+    names = (name for name in (rows.dataset.name, *_names(other)[0]) if isinstance(other.get(name), h5py.Dataset))
+    key = next((name for name in names if h5py.h5o.get_info(other[name].id).addr == wanted), None)
+    if key is None:
+        raise InputError(f"{rows.name} is a link to links", expected="a dataset", todo=f"name that in {other.filename}")
+    return Path(other.filename), key
 
 
 def names_in(path: InputFile) -> list[str]:

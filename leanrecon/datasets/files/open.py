@@ -12,8 +12,8 @@ from leanrecon.datasets.files.rows import Rows, explained_damage
 from leanrecon.datasets.files.zarrs import open_zarr
 from leanrecon.errors import InputError
 from leanrecon.places.inputs import InputFile, is_url
-from leanrecon.places.location import elsewhere
-from leanrecon.places.paths import find
+from leanrecon.places.location import elsewhere, written_right
+from leanrecon.places.paths import expanded, find
 from leanrecon.weights.needs import FETCH
 from leanrecon.weights.published import FILES
 
@@ -89,16 +89,17 @@ def located_array(spec: str, base_dir: Path | None) -> str:
 
 
 def _not_read(url: str) -> InputError:
+    scheme, _, rest = url.partition("://")
     return InputError(
         f"{url} is a URL that can't be read from",
         expected="a file on a disk of this machine, or in a bucket (s3://, gs://, az://)",
-        todo="download it, and give its path",
+        todo=written_right(scheme, rest) or "download it, and give its path",
     )
 
 
 def _missing_file(text: str, base_dir: Path | None) -> InputError:
     folders = [Path.cwd(), *([base_dir.absolute()] if base_dir else [])]
-    places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
+    places = [(folder / expanded(text)).absolute() for folder in folders]
     for place in places:
         if place.is_symlink():
             to = os.readlink(place)
@@ -110,6 +111,12 @@ def _missing_file(text: str, base_dir: Path | None) -> InputError:
             )
         if place.is_dir():
             return InputError(f"{place} is a folder", expected="a file", todo="name one of the files in it")
+        if place.exists():  # a pipe, a device, or a socket, which has an end at best
+            return InputError(
+                f"{place} is a pipe or a device",
+                expected="a file",
+                todo="write what comes from it to a file, and name that",
+            )
     neighbours = [p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()]
     near = difflib.get_close_matches(places[0].name, neighbours, 1)
     todo = f'perhaps "{near[0]}" is meant' if near else "check the path; relative ones start at the current folder"

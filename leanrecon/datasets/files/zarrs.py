@@ -12,6 +12,7 @@ import numpy as np
 
 from leanrecon.datasets.files.keys import choose_key
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage
+from leanrecon.datasets.files.zarr_gaps import Gaps, refuse_absent
 from leanrecon.errors import InputError
 from leanrecon.places.inputs import InputFile, folder_files, listed
 from leanrecon.places.location import as_location
@@ -46,6 +47,7 @@ class ZarrRows(Rows):
         self.scratch = 3 * self.held + BLOCK if self.kept else 4 * self.chunk_nbytes
         self.pieces = math.prod(math.ceil(n / c) for n, c in zip(self.shape, self.grid, strict=True))
         self._last: tuple[int, Array] | None = None
+        self._gaps = Gaps(self.name, array) if array.shards and self.dtype.kind in "iuf" else None
 
     def asked(self, at_once: int) -> int:
         assert self.pieces is not None
@@ -77,7 +79,10 @@ class ZarrRows(Rows):
 
     def _read(self, region: tuple[slice, ...]) -> Array:
         with explained_damage(self.name):
-            return np.asarray(self.array[region])
+            found = np.asarray(self.array[region])
+            if self._gaps is not None:
+                self._gaps.refuse(region, found)
+            return found
 
     def release(self) -> None:
         self._last = None
@@ -126,19 +131,7 @@ def _checked(
     if not array.shape:
         raise InputError(f"{name} is a single number, without rows", expected="an array whose first axis is rows")
     rows = ZarrRows(path, key, array, contextlib.ExitStack())
-    there = set(folder_files(folder))
-    grid = [math.ceil(n / c) for n, c in zip(rows.shape, rows.grid, strict=True)]
-    absent = [
-        corner
-        for corner in itertools.product(*map(range, grid))
-        if array.metadata.encode_chunk_key(corner) not in there
-    ]
-    if absent:
-        raise InputError(
-            f"{name}: {len(absent)} of its {math.prod(grid)} chunks are not there; the first is {absent[0]}",
-            expected="every chunk, as Zarr would give its fill value for those that are not there",
-            todo="write it again with write_empty_chunks = True; the program that made it may have been stopped",
-        )
+    refuse_absent(name, array, rows.grid, set(folder_files(folder)))
     rows.opened = stack.pop_all()
     return rows
 
@@ -152,7 +145,9 @@ def _is_array(folder: InputFile) -> bool:
 
 def _metadata(file: InputFile) -> dict[str, Any]:
     with explained_damage(str(file)):
-        found: dict[str, Any] = json.loads(as_location(file).read_bytes())
+        found = json.loads(as_location(file).read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__} in place of a table")
         return found
 
 

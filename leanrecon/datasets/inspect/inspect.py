@@ -16,6 +16,7 @@ from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, set
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.inputs import InputFile, matching_in
 from leanrecon.places.location import elsewhere
+from leanrecon.places.paths import expanded
 
 LISTED = 20
 """Most files or keys that are shown."""
@@ -48,7 +49,7 @@ def inspect(path: Path) -> Inspection:
         from leanrecon.datasets.inspect.away import inspect_away
 
         return inspect_away(away)
-    path = path.expanduser()
+    path = expanded(path)
     if path.suffix.lower() == ZARR and path.is_dir():
         return arrays_of([path])
     if path.is_dir():

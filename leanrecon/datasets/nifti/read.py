@@ -20,7 +20,7 @@ from leanrecon.datasets.nifti.dataset import NiftiSettings
 from leanrecon.errors import InputError
 from leanrecon.places.inputs import InputFile, is_url
 from leanrecon.places.location import Location, elsewhere
-from leanrecon.places.paths import find
+from leanrecon.places.paths import expanded, find
 
 Array = np.ndarray[Any, Any]
 
@@ -92,7 +92,7 @@ def matching(pattern: str, base_dir: Path | None, setting: str) -> list[InputFil
     if is_url(pattern):
         return [*_matching_in_bucket(pattern, setting)]
     for folder in (Path.cwd(), *([base_dir] if base_dir else [])):
-        paths = [Path(path) for path in glob.glob(str(folder / Path(pattern).expanduser()), recursive=True)]
+        paths = [Path(path) for path in glob.glob(str(folder / expanded(pattern)), recursive=True)]
         if paths := [path for path in paths if path.is_file()]:
             return sorted(paths, key=_natural)
     raise InputError(

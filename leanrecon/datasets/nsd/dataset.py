@@ -16,7 +16,7 @@ from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SHARED, SIM
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.errors import NetworkError
-from leanrecon.places.paths import located
+from leanrecon.places.paths import expanded, located
 from leanrecon.study.costs import Cost, files_made, store_made, store_read, total
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
@@ -77,7 +77,7 @@ class NSDSettings(DatasetSettings):
 
     @property
     def simulated(self) -> bool:
-        return (Path(self.root).expanduser() / SIMULATED).exists()
+        return (expanded(self.root) / SIMULATED).exists()
 
     @property
     def tells_noise(self) -> bool:
