@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError, plain
+from leanrecon.errors import LeanreconError, NetworkError, SettingsError, StoreError, installing, plain
 from leanrecon.execution.probe import Answer, answer
 from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
 from leanrecon.execution.workers import DEATHS, Workers
@@ -66,7 +66,7 @@ class Cluster:
         except ImportError:
             raise LeanreconError(
                 "--cluster needs dask.distributed, which is not installed",
-                todo='install it with pip install ".[cluster]"',
+                todo=installing("cluster"),
             ) from None
         if not isinstance(self.where, str):
             yield self.where
