@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from leanrecon.progress import Progress
     from leanrecon.study.settings import Settings
 
-_LACKS_DATA = re.compile("there is no (file|folder)|which is not set")
+LACKS_DATA = re.compile("there is no (file|folder)|which is not set")
+"""What an error says where a recipe as it comes lacks its data."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,13 +67,18 @@ def read(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Sett
 
 @contextlib.contextmanager
 def telling_data(source: str, sets: list[str] | None) -> Iterator[None]:
-    """Errors by which a recipe as it comes lacks its data tell where these come from."""
+    """Errors by which a recipe as it comes lacks its data tell where these come from, or how they are downloaded."""
+    from leanrecon.weights.published import address_of
+
     as_it_comes = _is_recipe(source) and not sets  # asked first: a run begins a study of the same name
     try:
         yield
     except (InputError, SettingsError) as error:
-        if not as_it_comes or not _LACKS_DATA.search(error.found):
+        if not as_it_comes or not LACKS_DATA.search(error.found):
             raise
+        if address_of(error.found.rpartition(" ")[2]) is not None:
+            todo = f"download it with `leanrecon fetch-weights {source}`"
+            raise type(error)(error.found, todo=todo) from error
         todo = f"see `leanrecon recipes {source}`, which tells where its data come from and how they are named"
         raise type(error)(error.found, expected=error.expected, todo=todo) from error
 

@@ -179,6 +179,14 @@ def test_a_recipe_without_its_data_tells_where_they_come_from(
     assert "# data: " in text_of(name)
 
 
+def test_captions_that_can_be_downloaded_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
+    refused = CliRunner().invoke(cli.app, ["plan", "nsd"]).exception
+    assert isinstance(refused, InputError | SettingsError)
+    assert "no file COCO_73k_annots_curated.npy. Download it with `leanrecon fetch-weights nsd`." in str(refused)
+
+
 def test_a_setting_of_ones_own_keeps_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="alpa") as refused:
