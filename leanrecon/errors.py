@@ -45,6 +45,11 @@ def said_by(error: BaseException) -> str:
     return line.partition("; use sys.set_int_max_str_digits")[0][:200]
 
 
+def installing(extra: str) -> str:
+    """What to do where a library of an extra is not installed."""
+    return f"install it with pip install '.[{extra}]' in the folder of leanrecon"
+
+
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 

@@ -53,7 +53,7 @@ class PlainProgress(Progress):
         seconds = time.monotonic() - started
         if at > resumed:
             self.say(
-                f"{name}: {at - resumed} {unit} in {seconds:.1f} s ({(at - resumed) / max(seconds, 1e-9):.3g}/s)"
+                f"{name}: {counted(at - resumed, unit)} in {seconds:.1f} s ({(at - resumed) / max(seconds, 1e-9):.3g}/s)"
                 + (f", {text}" if note and (text := note()) else "")
             )
 
@@ -99,8 +99,15 @@ class RichProgress(Progress):
         self.console.print(plain(text), highlight=False, markup=False)
 
 
+def counted(n: int, unit: str) -> str:
+    """A number of things as text, from the plural of their name: ``1 image``, ``60 images``."""
+    return f"{n} {unit.removesuffix('s') if n == 1 else unit}"
+
+
 def format_seconds(seconds: float) -> str:
-    """A time as text: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``, ``12 days``."""
+    """A time as text: ``0.31 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``, ``12 days``; ``< 0.01 s`` below that."""
+    if 0 < seconds < 0.01:
+        return "< 0.01 s"
     if seconds < 10:
         return f"{seconds:.2g} s"
     whole = round(seconds)

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from leanrecon import progress
-from leanrecon.progress import PlainProgress, Progress, RichProgress, format_seconds
+from leanrecon.progress import PlainProgress, Progress, RichProgress, counted, format_seconds
 
 
 @pytest.fixture
@@ -112,7 +112,21 @@ def test_lines_can_be_said_while_a_bar_runs():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.04 s"), (9.96, "10 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (1e6, "11.6 days")],
+    [
+        (0.0, "0 s"),
+        (0.00098, "< 0.01 s"),
+        (0.04, "0.04 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (1e6, "11.6 days"),
+    ],
 )
 def test_times_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0 images"), (1, "1 image"), (60, "60 images")])
+def test_one_thing_is_no_plural(n: int, text: str) -> None:
+    assert counted(n, "images") == text

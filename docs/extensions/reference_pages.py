@@ -3,7 +3,6 @@
 The pages go to ``docs/reference/generated``; a page whose text is the same is left as it is.
 """
 
-import ast
 import inspect
 import re
 import tomllib
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 
 from leanrecon import kinds
 from leanrecon.app import cli
+from leanrecon.app.as_toml import as_toml
 from leanrecon.app.kinds import first_sentence, settings_of
 from leanrecon.app.recipes import every
 from leanrecon.study import settings
@@ -150,9 +150,7 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
 def _short(default: str) -> str:
     if default in ("(needed)", "(none)"):
         return "needed" if default == "(needed)" else "none"
-    try:
-        default = _toml(ast.literal_eval(default))
-    except (ValueError, SyntaxError):
+    if default.startswith("{"):
         return "a table"
     return f"`{default}`" if len(default) <= 60 else "a list"
 
@@ -161,7 +159,7 @@ def _type(annotation: Any) -> str:
     """A type as a user of TOML would say it."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return ", ".join(f"`{_toml(part)}`" for part in parts)
+        return ", ".join(f"`{as_toml(part)}`" for part in parts)
     if origin is typing.Annotated:
         return _type(parts[0])
     if origin in (list, tuple, set):
@@ -175,13 +173,6 @@ def _type(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     return "table" if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else "any"
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
 
 # Recipes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from leanrecon.app.options import LACKS_DATA
 from leanrecon.app.plan import disk_nbytes
 from leanrecon.devices import available
 from leanrecon.errors import InputError, LeanreconError, plain
@@ -99,6 +100,8 @@ def requirements(memory: str | None = None) -> Iterator[Requirement]:
             stages = plan_study(settings, base_dir=base_dir)
         except LeanreconError as error:
             problem = "" if error.found.startswith(MISSING) else f"{error.found}; see `leanrecon plan {name}`"
+            if problem and LACKS_DATA.search(error.found):
+                problem = f"data are missing: see `leanrecon recipes {name}`"
             yield Requirement(name, missing="; ".join(filter(None, (problem, lacking))))
             continue
         if lacking:

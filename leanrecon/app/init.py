@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from leanrecon import kinds
+from leanrecon.app.as_toml import assigned, sentence_of
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
 from leanrecon.places import elsewhere
@@ -82,20 +82,8 @@ def _keys(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
         default = PydanticUndefined if field.is_required() else field.get_default(call_default_factory=True)
         if key == "kind" and key not in given:
             continue
-        yield from textwrap.wrap(" ".join((field.description or "").split()), WIDTH, initial_indent="# ", subsequent_indent="# ")  # fmt: skip
+        yield from textwrap.wrap(sentence_of(field), WIDTH, initial_indent="# ", subsequent_indent="# ")
         if key in given:
-            yield _assigned(key, given[key])
+            yield assigned(key, given[key])
         else:
-            yield f"# {_assigned(key, default)}"
-
-
-def _assigned(key: str, value: Any) -> str:
-    """``key = value`` in TOML on one line; without a value where there is none."""
-    if value is None or value is PydanticUndefined:
-        return f"{key} ="
-    value = value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else value
-    if isinstance(value, Mapping):
-        return f"{key} = {{{', '.join(_assigned(name, part) for name, part in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"{key} = [{', '.join(_assigned('x', part).removeprefix('x = ') for part in value)}]"
-    return tomli_w.dumps({key: value}).strip()
+            yield f"# {assigned(key, default)}"

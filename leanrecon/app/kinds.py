@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from leanrecon import kinds
+from leanrecon.app.as_toml import as_toml, sentence_of
 from leanrecon.errors import SettingsError, plain
 from leanrecon.validation import nearest
 
@@ -51,12 +52,12 @@ def first_sentence(kind: Any) -> str:
 
 
 def settings_of(model: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """The keys of a settings model, each with its default as text and what it means."""
+    """The keys of a settings model, each with its default in TOML and what it means."""
     rows = []
     for key, field in model.model_fields.items():
         if key == "kind":
             continue
         default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
-        shown = "(needed)" if default is PydanticUndefined else "(none)" if default is None else repr(default)
-        rows.append((key, shown, " ".join((field.description or "").split())))
+        shown = "(needed)" if default is PydanticUndefined else "(none)" if default is None else as_toml(default)
+        rows.append((key, shown, sentence_of(field)))
     return rows

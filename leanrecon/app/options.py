@@ -1,17 +1,23 @@
 """What commands share: the app they belong to, their options, and how settings, folders and progress are found."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanrecon.app.terminal import say
-from leanrecon.errors import LeanreconError
+from leanrecon.errors import InputError, LeanreconError, SettingsError
 
 if TYPE_CHECKING:
     from leanrecon.places import Location
     from leanrecon.progress import Progress
     from leanrecon.study.settings import Settings
+
+LACKS_DATA = re.compile("there is no (file|folder)|which is not set")
+"""What an error says where a recipe as it comes lacks its data."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,11 +57,37 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other
 
 def read(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":
     """The settings of a recipe, file or study, and the folder that their paths start from."""
-    from leanrecon.study.recipes import find_settings, read_settings, recipes
+    from leanrecon.study.recipes import read_settings, recipes
 
-    if str(source) in recipes() and find_settings(source) != recipes()[str(source)]:
+    if str(source) in recipes() and not _is_recipe(source):
         say(f"{source} is a study here: its own settings hold, not those of the recipe {source}", err=True)
-    return read_settings(source, sets or (), memory=memory)
+    with telling_data(source, sets):
+        return read_settings(source, sets or (), memory=memory)
+
+
+@contextlib.contextmanager
+def telling_data(source: str, sets: list[str] | None) -> Iterator[None]:
+    """Errors by which a recipe as it comes lacks its data tell where these come from, or how they are downloaded."""
+    from leanrecon.weights.published import address_of
+
+    as_it_comes = _is_recipe(source) and not sets  # asked first: a run begins a study of the same name
+    try:
+        yield
+    except (InputError, SettingsError) as error:
+        if not as_it_comes or not LACKS_DATA.search(error.found):
+            raise
+        if address_of(error.found.rpartition(" ")[2]) is not None:
+            todo = f"download it with `leanrecon fetch-weights {source}`"
+            raise type(error)(error.found, todo=todo) from error
+        todo = f"see `leanrecon recipes {source}`, which tells where its data come from and how they are named"
+        raise type(error)(error.found, expected=error.expected, todo=todo) from error
+
+
+def _is_recipe(source: str) -> bool:
+    """Whether a source is a recipe that comes with leanrecon, and no study of that name."""
+    from leanrecon.study.recipes import find_settings, recipes
+
+    return str(source) in recipes() and find_settings(source) == recipes()[str(source)]
 
 
 def folder_of(source: str, study: Path | None) -> "Location":

@@ -31,9 +31,9 @@ class About:
         """All of it but the paper, by its heading."""
         return {key: getattr(self, key) for key in ("data", "weights", "memory", "time", "reported")}
 
-    def line(self) -> str:
-        """All of it on one line."""
-        return f"{self.name:17}" + " · ".join([self.paper, *(f"{key}: {told}" for key, told in self.facts().items())])
+    def lines(self) -> list[str]:
+        """Its name and paper, then a line for each fact."""
+        return [f"{self.name}: {self.paper}", *(f"  {key:9} {told}" for key, told in self.facts().items())]
 
 
 def every() -> Iterator[About]:
@@ -46,7 +46,7 @@ def every() -> Iterator[About]:
             own["paper"],
             own["data"],
             _weights(path, table["weights"]),
-            own.get("memory", f"leanrecon plan {name} tells it, once the data are there"),
+            own.get("memory", f"`leanrecon plan {name}` tells it, once the data are there"),
             own.get("time", "not known"),
             own["reported"],
             name in shown,

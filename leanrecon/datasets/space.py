@@ -171,7 +171,9 @@ def read_space(study: Study) -> Volume | Surface:
             todo="set dataset.mask, a NIfTI file, and run the stage dataset again with --overwrite",
         )
     raise InputError(
-        f"{study.voxels} does not say where the voxels lie in a volume or on a surface", expected=_HAVE_SPACE
+        f"{study.voxels} does not say where the voxels lie in a volume or on a surface",
+        expected=_HAVE_SPACE,
+        todo=f"`leanrecon export figures {study.root}` writes plots and tables, which need no places of voxels",
     )
 
 

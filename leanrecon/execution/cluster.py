@@ -10,7 +10,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError, plain
+from leanrecon.errors import (
+    BudgetError,
+    LeanreconError,
+    NetworkError,
+    SettingsError,
+    StoreError,
+    installing,
+    plain,
+)
 from leanrecon.execution.probe import Answer, answer
 from leanrecon.execution.scheduler import connected
 from leanrecon.execution.tasks import SHARE, Task, WorkerBudget, different_versions, versions
@@ -65,7 +73,7 @@ class Cluster:
         except ImportError:
             raise LeanreconError(
                 "--cluster needs dask.distributed, which is not installed",
-                todo='install it with pip install ".[cluster]"',
+                todo=installing("cluster"),
             ) from None
         if not isinstance(self.where, str):
             yield self.where

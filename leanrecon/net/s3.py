@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError
+from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError, installing
 from leanrecon.net import ranges
 from leanrecon.net.flight import Flight
 from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
@@ -252,7 +252,7 @@ def _client(endpoint_url: str | None, connections: int, timeout: float, region: 
         from botocore import UNSIGNED
         from botocore.config import Config
     except ImportError:
-        raise SettingsError("reading from S3 needs boto3", todo="pip install boto3") from None
+        raise SettingsError("reading from S3 needs boto3", todo=installing("nsd")) from None
     style = {"addressing_style": "path"} if endpoint_url else {}
     config = Config(
         signature_version=UNSIGNED,

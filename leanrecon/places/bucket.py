@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from leanrecon.errors import InputError, NetworkError, SettingsError, StoreError
+from leanrecon.errors import InputError, NetworkError, SettingsError, StoreError, installing
 from leanrecon.places.listing import Entry
 
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure"}
@@ -305,9 +305,7 @@ def _opened(url: str, retries: int = 0) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
-        raise SettingsError(
-            f"{url} is a bucket, and reading buckets needs obstore", todo="pip install 'leanrecon[cloud]'"
-        ) from None
+        raise SettingsError(f"{url} is a bucket, and reading buckets needs obstore", todo=installing("cloud")) from None
     scheme = url.partition(":")[0]
     endpoint = next((os.environ[name] for name in _SERVERS[scheme] if os.environ.get(name)), "")
     _check_environment(scheme, endpoint)

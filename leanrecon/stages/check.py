@@ -168,7 +168,9 @@ def check_study(study: Study, context: Context, *, labels: Path | None = None, p
     )
     reliability = _reliability(study, betas, stimulus, session, voxels, store.columns)
     if not reliability:
-        notes.append('no image has two train rows: reliability can\'t be told (set dataset.repeats = "single")')
+        averaged = max(train.repeats) > 1
+        todo = ': set dataset.repeats = "single", which keeps trials apart' if averaged else ""
+        notes.append(f"repeats were not compared, as no image has two train rows{todo}")
     match = _try(lambda: _match(study, betas, stimulus, context.seed), "matching images", notes)
     return Check(len(chosen), told, reliability, match, area_ceilings(study), notes)
 

@@ -6,6 +6,7 @@ from typing import Any
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import SettingsError
+from leanrecon.progress import counted
 from leanrecon.stages.costs_of_stages import dataset_cost
 from leanrecon.stages.stage import Piece, PlannedStage, Planning, Run
 from leanrecon.study.rows import Rows
@@ -36,7 +37,7 @@ class DatasetStage:
         data = kind(settings.dataset).plan(base_dir=planning.base_dir, chunk=planning.chunk, free=budget.free)
         planning.dataset = data
         rows, images = data.n_train + data.n_test, data.train_images + data.test_images
-        summary = f"{images} images, {data.voxels} voxels"
+        summary = f"{counted(images, 'images')}, {counted(data.voxels, 'voxels')}"
         if rows != images:
             summary = f"{rows} rows of {summary}"
         memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk, len(settings.areas))

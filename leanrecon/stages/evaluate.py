@@ -18,6 +18,7 @@ from leanrecon.evaluation.plan import EvaluateShapes, compared_shape, plan_evalu
 from leanrecon.evaluation.test_sets import joined
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.places.files import read_record
+from leanrecon.progress import counted
 from leanrecon.stages.costs_of_stages import Compared, comparison_cost
 from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
 from leanrecon.stages.folds import contents, folds_of, test_sets_of
@@ -61,7 +62,8 @@ class EvaluateStage:
         embeddings = sum(store_nbytes((m, j.dims), np.float32, 32 * j.dims * _FLOAT) for j in judges)
         shown = min(planning.folds * m, MOST_SHOWN)
         disk = planning.folds * (m * SCORES_NBYTES + sources * embeddings) + shown * REPORT_NBYTES
-        summary = f"{settings.evaluate.permutations} permutations, {settings.evaluate.resamples} resamples"
+        permutations, resamples = settings.evaluate.permutations, settings.evaluate.resamples
+        summary = f"{counted(permutations, 'permutations')}, {counted(resamples, 'resamples')}"
         summary += "".join(f", {judge.model}" for judge in judges)
         memory = planning.budget.reserved + work
         alone, shared = comparison_cost(planning, self._compared(planning, shapes, judges))

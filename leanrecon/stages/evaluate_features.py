@@ -9,6 +9,7 @@ from typing import Any
 from leanrecon.evaluation.features_alone import FeatureFold, evaluate_features
 from leanrecon.evaluation.fold import Predictions
 from leanrecon.evaluation.plan import plan_features
+from leanrecon.progress import counted
 from leanrecon.stages.figures import SCORES_NBYTES, are_current, notes_of, require_current, write_figures
 from leanrecon.stages.folds import of_areas, predictions_of, shared_pool
 from leanrecon.stages.report import write_feature_page
@@ -36,7 +37,7 @@ class EvaluateFeaturesStage:
         total = n + m if planning.data.folds else m
         every = total if planning.data.folds and m < 2 else m
         work = plan_features(dims, m, total, every, 1 + len(settings.areas), settings.evaluate.resamples)
-        summary = f"features alone (no images), {settings.evaluate.resamples} resamples"
+        summary = f"features alone (no images), {counted(settings.evaluate.resamples, 'resamples')}"
         disk = total * SCORES_NBYTES + 2 * 4 * sum(dims.values())
         yield PlannedStage(self.name, summary, planning.budget.reserved + work, disk)
 

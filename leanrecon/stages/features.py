@@ -19,6 +19,7 @@ from leanrecon.features.extract_captions import (
 from leanrecon.features.plan import plan_captions, plan_extract
 from leanrecon.features.unconditional import keep_unconditional
 from leanrecon.places import Location
+from leanrecon.progress import counted
 from leanrecon.stages.costs_of_stages import begun, encoding_cost
 from leanrecon.stages.precomputed import extract_precomputed
 from leanrecon.stages.stage import LIBRARY_NBYTES, Piece, PlannedStage, Planning, Run, variant_named
@@ -172,7 +173,7 @@ def _plan_images(planning: Planning, space: Any) -> tuple[int, int, str]:
     height, width = plan_chunks((train + test, dims), np.float32, chunk)
     batch = plan_extract((train + test, *shape), image_rows, (height, width), dims, space.cost(shape), free=free)
     work = max(batch.work, space.fit_nbytes((train, *shape), image_rows))
-    return work, _stores_nbytes(planning, space), f"{dims} dims, {batch.batch} rows a batch"
+    return work, _stores_nbytes(planning, space), f"{dims} dims, {counted(batch.batch, 'rows')} a batch"
 
 
 def _plan_captions(planning: Planning, space: Any) -> tuple[int, int, str]:
@@ -180,7 +181,7 @@ def _plan_captions(planning: Planning, space: Any) -> tuple[int, int, str]:
     dims = space.dims(shape)
     height, width = plan_chunks((total, dims), np.float32, planning.chunk)
     batch = plan_captions(total, (height, width), dims, space.cost(shape), free=planning.budget.free - held)
-    return batch.work + held, _stores_nbytes(planning, space), f"{dims} dims, {batch.batch} rows a batch"
+    return batch.work + held, _stores_nbytes(planning, space), f"{dims} dims, {counted(batch.batch, 'rows')} a batch"
 
 
 def _plan_rows(planning: Planning, space: Any) -> tuple[int, int, str]:

@@ -11,6 +11,7 @@ from leanrecon.features.first_images import decoding_space, draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
 from leanrecon.places import Location
+from leanrecon.progress import counted
 from leanrecon.stages.calibrate import (
     NETWORK,
     check_calibration,
@@ -58,7 +59,7 @@ class StageOneStage:
         # A PNG is seldom larger than its pixels. Baselines keep the size of the decoder.
         baselines = planning.folds * (settings.evaluate.permutations + 1)
         disk = m * (planning.variants * int(np.prod(drawn)) + baselines * int(np.prod(decoded)))
-        summary = f"{space.name}, {batch.batch} images a batch, {drawn[0]} × {drawn[1]}"
+        summary = f"{space.name}, {counted(batch.batch, 'images')} a batch, {drawn[0]} × {drawn[1]}"
         memory = planning.budget.reserved + batch.work
         alone, shared = first_images_cost(space, planning, drawn)
         yield PlannedStage(self.name, summary, memory, disk, cost=alone, shared=shared)

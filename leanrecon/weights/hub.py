@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from leanrecon.errors import NetworkError, SettingsError
+from leanrecon.errors import NetworkError, SettingsError, installing
 from leanrecon.net.download import CHOOSES, Remote, digest_of, retry_of
 from leanrecon.net.retry import RETRIED
 from leanrecon.places.disk import explained_disk_errors
@@ -43,7 +43,7 @@ def look_up(name: str, kind: Kind = "model") -> Repository:
     except ImportError:
         raise SettingsError(
             f"{name} is on the Hugging Face Hub, which needs huggingface_hub",
-            todo="install it with pip install '.[models]' in the folder of leanrecon",
+            todo=installing("models"),
         ) from None
     info: Any = _asked(name, lambda: HfApi().repo_info(name, repo_type=kind, files_metadata=True))
     own = {key: value for key, value in build_hf_headers().items() if key.lower() == "authorization"}

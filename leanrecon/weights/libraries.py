@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from leanrecon.errors import SettingsError
+from leanrecon.errors import SettingsError, installing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def require_installed(*packages: str) -> None:
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise SettingsError(
             f"these weights need {' and '.join(map(_title, missing))}, which is not installed",
-            todo=f"install it with: pip install {' '.join(missing)}",
+            todo=installing("models"),
         )
 
 

@@ -426,8 +426,10 @@ def test_exporting_a_damaged_store_leaves_no_file(here, study, tmp_path):
 
 
 def test_recipes_are_listed_with_what_they_are(tmp_path):
-    lines = leanrecon("recipes", cwd=tmp_path).splitlines()
-    assert any(re.match(r"digits69 +van Gerven.* · weights: none · .* · reported: real data", line) for line in lines)
+    said = leanrecon("recipes", cwd=tmp_path)
+    assert re.search(
+        r"^digits69: van Gerven.*\n  data .*\n  weights +none\n(  .*\n)+?  reported +real data", said, re.MULTILINE
+    )
 
 
 def test_the_version_is_shown(here):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from leanrecon.app import demos
+from leanrecon.app import cli, demos
 from leanrecon.app.demos import Demo
+from leanrecon.app.options import read
 from leanrecon.app.recipes import every, text_of
-from leanrecon.errors import SettingsError, StoreError
+from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.memory import parse_bytes
 from leanrecon.progress import Progress
 from leanrecon.study.recipes import read_settings, recipes
@@ -64,7 +66,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
         Demo.of("nsdd")
 
 
-def test_every_recipe_has_a_line_with_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_recipe_has_lines_of_its_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     lines = {one.name: one for one in every()}
@@ -73,7 +75,10 @@ def test_every_recipe_has_a_line_with_its_weights(monkeypatch: pytest.MonkeyPatc
     assert lines["digits69"].weights == "none"
     assert lines["demo"].weights == "come with leanrecon"
     for one in lines.values():
-        assert "\n" not in one.line()
+        head, *facts = one.lines()
+        assert head == f"{one.name}: {one.paper}"
+        assert [fact.split()[0] for fact in facts] == ["data", "weights", "memory", "time", "reported"]
+        assert not any("\n" in line for line in one.lines())
         assert "not looked up" not in one.weights, one.name
         assert re.search(r"planned under 4GB|leanrecon plan", one.memory), one.name
 
@@ -158,3 +163,32 @@ def test_every_demo_runs_to_its_report(name: str, tmp_path: Path, monkeypatch: p
         pytest.importorskip(library)
     metrics = _run(name, tmp_path, monkeypatch)
     assert metrics["stage1"]["two_way_pixels"]["low"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [*(("plan", name) for name in ("digits69", "miyawaki", "srm-gan", "deeprecon-gan")), ("run", "miyawaki")],
+)
+def test_a_recipe_without_its_data_tells_where_they_come_from(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(cli.app, [command, name]).exception
+    assert isinstance(refused, InputError | SettingsError)
+    assert f"`leanrecon recipes {name}`" in str(refused)
+    assert "# data: " in text_of(name)
+
+
+def test_captions_that_can_be_downloaded_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
+    refused = CliRunner().invoke(cli.app, ["plan", "nsd"]).exception
+    assert isinstance(refused, InputError | SettingsError)
+    assert "no file COCO_73k_annots_curated.npy. Download it with `leanrecon fetch-weights nsd`." in str(refused)
+
+
+def test_a_setting_of_ones_own_keeps_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="alpa") as refused:
+        read("digits69", ["regression.alpa=1"], None)
+    assert "leanrecon recipes" not in str(refused.value)

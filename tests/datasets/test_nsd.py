@@ -646,9 +646,9 @@ def test_a_study_with_other_settings_is_refused_or_replaced(small_nsd: Path, stu
     for changes, said in (
         ({"roi": "V1"}, "dataset.roi was"),
         ({"sessions": 1}, "dataset.sessions was"),
-        ({"image_size": 40}, "dataset.image_size was null, is 40"),
+        ({"image_size": 40}, "dataset.image_size was not set, is 40"),
         ({"zscore_sessions": True}, "dataset.zscore_sessions was false, is true"),
-        ({"repeats": "single"}, 'dataset.repeats was null, is "single"'),
+        ({"repeats": "single"}, 'dataset.repeats was not set, is "single"'),
     ):
         with pytest.raises(StoreError, match=said):
             run(small_nsd, mine, betas_format="hdf5", **changes)

@@ -124,7 +124,7 @@ def test_without_repeats_averages_are_the_rows_as_they_are(here):
 
 def test_averages_are_another_study_and_refused_by_name(here):
     run(pair(), "study")
-    with pytest.raises(StoreError, match=r'dataset\.repeats was null, is "average"'):
+    with pytest.raises(StoreError, match=r'dataset\.repeats was not set, is "average"'):
         run(pair(**AVERAGE), "study")
     run(pair(**AVERAGE), "study", overwrite=True)
 

@@ -198,7 +198,7 @@ def test_single_trials_are_what_the_averages_are_the_means_of(study, tmp_path, c
 def test_averaged_test_rows_are_rescaled_by_the_root_of_their_trials(study, tmp_path):
     scaled = run(tmp_path, repeats="single", rescale_average=True)
     np.testing.assert_allclose(betas_of(scaled, "test"), betas_of(study, "test") * 3**0.5, rtol=1e-6)
-    with pytest.raises(StoreError, match=r"dataset\.rescale_average was true, is null"):
+    with pytest.raises(StoreError, match=r"dataset\.rescale_average was true, is not set"):
         run(tmp_path, repeats="single")
 
 

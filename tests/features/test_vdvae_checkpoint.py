@@ -225,7 +225,9 @@ def test_safetensors_hold_the_same_weights(save, tmp_path):
 def test_a_library_that_is_not_installed_is_named(save, tmp_path, monkeypatch, package):
     path, find = save(), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(SettingsError, match=rf"which is not installed\. Install it with: pip install {package}"):
+    with pytest.raises(
+        SettingsError, match=rf"(?i)need {package}, which is not installed\. Install it with pip install '\.\[models\]'"
+    ):
         convert(path, tmp_path / "model.safetensors", SMALL)
 
 

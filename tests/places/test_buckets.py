@@ -183,7 +183,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     bucket.bucket_of.cache_clear()
-    with pytest.raises(SettingsError, match=r"pip install 'leanrecon\[cloud\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[cloud\]' in the folder"):
         as_location("s3://studies/x").is_file()
 
 

@@ -212,7 +212,7 @@ def test_the_recipe_of_three_subjects_plans_and_searches_in_their_shared_space(f
         "evaluate.permutations=0", "evaluate.resamples=100", "memory=3GB",
     ]  # fmt: skip
     planned = {stage.stage: stage for stage in leanrecon.plan("srm-gan", set=small)}
-    assert "inversion, 2 steps, 2 start(s)" in planned["refine"].summary
+    assert "inversion, 2 steps, 2 starts" in planned["refine"].summary
     leanrecon.run("srm-gan", study="group", set=small, progress=Progress())
     learned = TensorFile(tmp_path / "group" / "networks" / "refine" / "search.safetensors")
     assert learned.read("voxels").max() < 10  # dimensions of the shared space

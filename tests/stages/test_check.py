@@ -85,6 +85,17 @@ def test_averaged_rows_leave_out_what_needs_repeats(tmp_path: Path) -> None:
     assert found.reliability == {}
     assert found.match is not None
     assert any("pairwise classification was left out" in note for note in found.notes)
+    assert "repeats were not compared, as no image has two train rows" in found.notes  # single ones: nothing to set
+
+
+def test_rows_that_average_trials_are_told_to_be_kept_apart(tmp_path: Path) -> None:
+    of = study(tmp_path, signal=1.0, repeats=1)
+    path = of.rows.local_path()
+    record = json.loads(path.read_text())
+    record["train"]["repeats"] = [3] * len(record["train"]["repeats"])
+    path.write_text(json.dumps(record))
+    found = check_study(of, Context.of())
+    assert any('set dataset.repeats = "single"' in note for note in found.notes)
 
 
 def test_categories_are_given_by_a_file(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_differences_name_each_setting_with_both_values():
     then = {"regression": {"alpha": 1.0, "standardize": True}, "seed": 0, "images": "a"}
     now = {"regression": {"alpha": 2.0, "standardize": True}, "seed": 0, "betas": "b"}
     assert list(differences(then, now)) == [
-        'betas was null, is "b"',
-        'images was "a", is null',
+        'betas was not set, is "b"',
+        'images was "a", is not set',
         "regression.alpha was 1.0, is 2.0",
     ]
 

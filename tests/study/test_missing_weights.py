@@ -172,6 +172,7 @@ def test_doctor_names_the_command_that_fetches(cache, monkeypatch):
         r"weights are missing: download them with `leanrecon fetch-weights brain-diffuser`",
         said["brain-diffuser"],
     )
+    assert said["digits69"] == "data are missing: see `leanrecon recipes digits69`"
     assert "fetch-weights" not in said["digits69"] + said["demo-fast"] + said["demo"]
     monkeypatch.setattr("leanrecon.weights.needs.where", lambda need: cache)
     assert "fetch-weights" not in json.dumps({need.recipe: need.missing for need in doctor.requirements()})

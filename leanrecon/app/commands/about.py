@@ -68,9 +68,12 @@ def recipes(
     if name is not None:
         typer.echo(text_of(name), nl=False)
         return
-    for one in every():
-        say(one.line())
-    shown = ", ".join(one.name for one in every() if one.demo)
+    known = list(every())
+    for one in known:
+        for line in one.lines():
+            say(line)
+        say("")
+    shown = ", ".join(one.name for one in known if one.demo)
     say(f"`leanrecon demo --recipe NAME` shows one at small size on simulated data: {shown}")
 
 

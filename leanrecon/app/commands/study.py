@@ -22,6 +22,7 @@ from leanrecon.app.options import (
     progress,
     read,
     require_study,
+    telling_data,
 )
 from leanrecon.app.terminal import say, tell_end
 from leanrecon.errors import LeanreconError, SettingsError
@@ -67,7 +68,8 @@ def run(
     folder = folder_of(source, study)
     began = time.monotonic()
     options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "mirror": mirror, "cluster": workers}
-    Pipeline(settings, Study(folder), base_dir=base_dir, **options).run(last)
+    with telling_data(source, sets):
+        Pipeline(settings, Study(folder), base_dir=base_dir, **options).run(last)
     tell_end(folder, last, time.monotonic() - began)
     say(f"done: {Study(folder).report if last == 'evaluate' else folder}")
 
@@ -154,7 +156,8 @@ def plan(
 
     names = [stage.name for stage in stages_until(settings, until)]
     folder = folder_of(source, study)
-    lines = plan_study(settings, base_dir=base_dir, until=until, study=folder)
+    with telling_data(source, sets):
+        lines = plan_study(settings, base_dir=base_dir, until=until, study=folder)
     fits = show(lines, settings.general.memory, missing(settings, names))
     if workers is not None or rate is not None or folder.place.local_path(folder.key) is None:
         show_work(lines, folder, workers or 1, rate)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage, row_blocks, unreadable
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, SettingsError, installing
 from leanrecon.places.inputs import PAGE, InputFile, open_buffered, open_raw, size_of, streamed
 from leanrecon.places.location import Location
 
@@ -246,5 +246,5 @@ def nibabel_library() -> Any:
     try:
         import nibabel
     except ImportError:
-        raise SettingsError("reading NIfTI files needs nibabel", todo="pip install nibabel") from None
+        raise SettingsError("reading NIfTI files needs nibabel", todo=installing("nsd")) from None
     return nibabel

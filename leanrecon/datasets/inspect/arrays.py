@@ -80,7 +80,7 @@ class Look:
         elif high <= 1 and not self.whole:
             lines.append("  likely intensities from 0 to 1")
         elif high <= 255:
-            lines.append("  likely grey values from 0 to 255")
+            lines.append("  likely pixel values from 0 to 255")
         if len(self.shape) == 4 and self.shape[1] in (1, 3) and self.shape[3] not in (1, 3):
             lines.append("  channels come first: move them with numpy.moveaxis(images, 1, -1)")
         if len(self.shape) == 4 and self.shape[0] in (1, 3):

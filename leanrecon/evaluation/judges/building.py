@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanrecon.errors import InputError, LeanreconError, SettingsError, said_by
+from leanrecon.errors import InputError, LeanreconError, SettingsError, installing, said_by
 from leanrecon.validation import nearest
 from leanrecon.weights.folders import SHOWN
 from leanrecon.weights.pickles import open_checkpoint
@@ -54,7 +54,7 @@ def require_library(setting: str, packages: Collection[str]) -> None:
         known = set(missing) <= {"torch", "torchvision"}
         raise SettingsError(
             f"[{setting}] needs {' and '.join(missing)}, which is not installed",
-            todo=f"install it with pip install '.[{extra}]' in the folder of leanrecon" if known else "install it",
+            todo=installing(extra) if known else "install it",
         )
 
 

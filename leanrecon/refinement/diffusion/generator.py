@@ -14,6 +14,7 @@ from leanrecon.devices import choose
 from leanrecon.errors import BudgetError, InputError, SettingsError
 from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.memory import format_bytes
+from leanrecon.progress import counted
 from leanrecon.refinement.diffusion import bfloat16, sampling
 from leanrecon.refinement.diffusion.codes import Codes
 from leanrecon.refinement.diffusion.model import DiffusionModel
@@ -181,7 +182,7 @@ class DiffusionGenerator:
                 f"refine needs {format_bytes(plan.vram)} on the GPU, where {format_bytes(vram)} are free",
                 todo='set device = "cpu", a smaller refine.size, or refine.offload = "auto"',
             )
-        return replace(plan, summary=f"{settings.kind}, {settings.steps} steps, {plan.summary}")
+        return replace(plan, summary=f"{settings.kind}, {counted(settings.steps, 'steps')}, {plan.summary}")
 
     def _free_vram(self) -> int:
         if self.device != "cuda":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from leanrecon.progress import counted
 from leanrecon.refinement.diffusion.codes import CODES_NBYTES
 from leanrecon.refinement.generator import GeneratorPlan
 from leanrecon.weights.safetensors import itemsize
@@ -122,10 +123,9 @@ def _modes(device: str) -> tuple[Mode, ...]:
 
 def _planned(sizes: Sizes, work: Work, machine: Machine, mode: Mode, batch: int) -> DiffusionPlan:
     ram, vram = _memory(sizes, work, machine.device, mode, batch)
-    together = "1 image" if batch == 1 else f"{batch} images"
     return DiffusionPlan(
         work=ram + machine.imports,
-        summary=f"{work.precision}, {DESCRIPTIONS[mode]}, {together} at once",
+        summary=f"{work.precision}, {DESCRIPTIONS[mode]}, {counted(batch, 'images')} at once",
         scratch=work.converted if mode in ("disk", "stream") else 0,
         mode=mode,
         batch=batch,

@@ -13,6 +13,7 @@ from leanrecon.devices import choose
 from leanrecon.errors import BudgetError, InputError, SettingsError
 from leanrecon.images import Array, ImageShape
 from leanrecon.memory import format_bytes
+from leanrecon.progress import counted
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.refinement.inversion import plan as planning
 from leanrecon.refinement.inversion.batch import Searcher
@@ -183,8 +184,13 @@ class Inversion:
                 todo='set a smaller refine.batch, or device = "cpu"',
             )
         settings = self.settings
-        steps = f"at most {settings.most}" if settings.steps == "auto" else str(settings.steps)
-        return replace(plan, summary=f"inversion, {steps} steps, {settings.restarts} start(s), {plan.summary}")
+        steps = (
+            f"at most {counted(settings.most, 'steps')}"
+            if settings.steps == "auto"
+            else counted(settings.steps, "steps")
+        )
+        starts = counted(settings.restarts, "starts")
+        return replace(plan, summary=f"inversion, {steps}, {starts}, {plan.summary}")
 
     @property
     def _libraries(self) -> set[str]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.places.files import write_bytes
+from leanrecon.progress import counted
 from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
@@ -128,7 +129,7 @@ class RidgeRegressor:
         shared = kernels_nbytes(of_ridge, self._forms(), shapes.fits)
         return RegressionPlan(
             work=max(planned.work, sets) + beside,
-            summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block{on}",
+            summary=f"Gram matrix of order {order} {where}, {counted(shapes.y_block, 'targets')} a block{on}",
             held=beside,
             scratch=planned.scratch + shared + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
             kept=projections_nbytes(of_ridge) if loo else 0,
