@@ -137,10 +137,7 @@ class Procrustes(Estimator):
     ) -> None:
         self.k = k
         self.onto = onto
-        self.seed = seed
-        self.scale = scale
-        self.standardize = standardize
-        self.budget = budget
+        super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
         if (self.k is not None and self.k < 1) or (self.onto is not None and self.onto < 0):
