@@ -1,7 +1,7 @@
 """Final images by a search for the latents of a decoder whose image matches what the brain says: the kind inversion."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -94,10 +94,6 @@ class Inversion:
     @classmethod
     def unconditional_roles(cls, settings: InversionSettings) -> dict[str, str]:
         return {}
-
-    @classmethod
-    def needs(cls, settings: InversionSettings) -> Iterable[Any]:
-        return ()  # feature spaces name theirs
 
     @classmethod
     def notes(cls, settings: InversionSettings) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """The settings of the regressor ``ridge``."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from leanrecon.regression.alphas import Alpha, Alphas, PositiveOrLoo, Restandardize
+from leanrecon.regression.ridge.form import Form, forms
 
 
 class RidgeSettings(BaseModel):
@@ -32,6 +34,16 @@ class RidgeSettings(BaseModel):
     """What voxels are weighed by: how well images predict them, or repeats of an image; "auto" chooses none or accuracy."""
     voxel_power: PositiveOrLoo = "loo"
     """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        """The forms that are left to choose from, the plainest first."""
+        return forms(self.kernel, self.gamma, self.voxel_weights, self.voxel_power)
+
+    @property
+    def learns_form(self) -> bool:
+        """Whether the form depends on the targets."""
+        return len(self.forms) > 1 or self.voxel_weights == "accuracy"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
