@@ -98,7 +98,7 @@ class Values:
         return f"{name} {verb} floating-point values from {self.low:.8g} to {self.high:.8g}"
 
 
-def look_through(rows: Rows, index: Array | None = None) -> Values:
+def look_through(rows: Rows, index: Array | None) -> Values:
     """Find the range of the numbers of all rows, or of those in ``index`` (ascending), block by block.
 
     Raises InputError at the first number that is not finite.

@@ -295,7 +295,7 @@ def _first_name(settings: Settings, spaces: dict[str, Any]) -> str | None:
     if settings.decode is not None:
         return None
     try:
-        found: str = decoding_space(list(spaces.values()), settings.stage1.space).name
+        found: str = decoding_space(spaces, settings.stage1.space).name
     except SettingsError:
         return None
     return found

@@ -108,7 +108,7 @@ class Panels:
 
 
 def add_product(
-    held: dict[int, Any], slab: Any, columns: Sequence[range], *, transpose: bool, arithmetic: Arithmetic = ON_CPU
+    held: dict[int, Any], slab: Any, columns: Sequence[range], *, transpose: bool, arithmetic: Arithmetic
 ) -> None:
     """Add slab·slabᵀ (slabᵀ·slab with ``transpose``) to some panels, {j: panel}."""
     for j, panel in held.items():

@@ -149,7 +149,7 @@ def loo_errors(
     return primal_group_errors(betas, spectrum, targets, alphas, pairing, arithmetic)
 
 
-def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic = ON_CPU) -> Array:
+def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:
     """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
     vectors, dtype = spectrum.vectors, spectrum.vectors.dtype

@@ -100,7 +100,7 @@ def through_hats(
     kind: Kind,
     out: Array | None = None,
     *,
-    weights: Array | None = None,
+    weights: Array | None,
     arithmetic: Arithmetic = ON_CPU,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.
