@@ -159,7 +159,6 @@ def get(group: str, name: str) -> Any:
     if name not in known:
         raise SettingsError(
             f"{name!r} is not a {SINGULAR[group]} ({nearest(name, known) if known else 'none is installed'})",
-            expected=f"one of {', '.join(sorted(known))}" if known else None,
             todo=None if known else f"install a package that provides one by an entry point leanrecon.{group}",
         )
     return _load(known[name])

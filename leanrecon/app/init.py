@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from leanrecon import kinds
+from leanrecon.app.toml import written
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
 from leanrecon.places import elsewhere
@@ -90,11 +90,4 @@ def _keys(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
 
 def _assigned(key: str, value: Any) -> str:
     """``key = value`` in TOML on one line; without a value where there is none."""
-    if value is None or value is PydanticUndefined:
-        return f"{key} ="
-    value = value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else value
-    if isinstance(value, Mapping):
-        return f"{key} = {{{', '.join(_assigned(name, part) for name, part in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"{key} = [{', '.join(_assigned('x', part).removeprefix('x = ') for part in value)}]"
-    return tomli_w.dumps({key: value}).strip()
+    return f"{key} =" if value is None or value is PydanticUndefined else f"{key} = {written(value)}"

@@ -66,6 +66,8 @@ class RegressionPlan:
     """Floating-point operations of the fit, beside those that each target takes; None: not counted."""
     shared_operations: float = 0
     """Those of them that workers share, where there are any."""
+    parts: int = 0
+    """Bytes on disk of the parts of the fit that these workers leave for a while."""
     passes: float = 2
     """How often the train betas are read for it."""
     target_passes: float = 0

@@ -85,7 +85,10 @@ class RegressionStage:
             shares = _shares(regressor)
             alone, shared = prediction_cost(plan, shapes, planning, name=name, fitted=fitted, shares=shares)
             memory, alone, before = planning.budget.reserved + work, alone + before, Cost()
-            yield PlannedStage(f"regression {name}", summary, memory, disk, scratch, cost=alone, shared=shared)
+            yield PlannedStage(
+                f"regression {name}", summary, memory, disk, scratch,
+                cost=alone, shared=shared, shared_scratch=plan.parts if shares else 0,
+            )  # fmt: skip
             planning.hold(plan.held)
 
     # Running

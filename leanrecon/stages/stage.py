@@ -48,6 +48,8 @@ class PlannedStage:
     """What is done in the process that was started."""
     shared: Cost = field(default_factory=Cost)
     """What the workers of a cluster share, if there are any."""
+    shared_scratch: int = 0
+    """What they leave on disk for a while, beside ``scratch``."""
 
 
 @dataclass

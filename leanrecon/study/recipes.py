@@ -48,22 +48,15 @@ def find_settings(source: LocationLike) -> Path:
             return path / "study.toml"
         if path.is_file():
             return path
-    known = recipes()
-    if str(source) in known:
-        return known[str(source)]
-    raise SettingsError(
-        f"{source} is neither a settings file nor a recipe ({nearest(str(source)[:100], known)})",
-        todo="see `leanrecon recipes`",
-    )
+    return find_recipe(str(source), "neither a settings file nor a recipe")
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the package; raises SettingsError for an unknown name."""
+def find_recipe(name: str, what: str = "not a recipe") -> Path:
+    """The file of a recipe that comes with the package; raises SettingsError, which says ``what`` an unknown name is."""
     known = recipes()
     if name not in known:
-        raise SettingsError(
-            f"{name[:100]} is not a recipe ({nearest(name[:100], known)})", todo="see `leanrecon recipes`"
-        )
+        short = name[:100]
+        raise SettingsError(f"{short} is {what} ({nearest(short, known)})", todo="see `leanrecon recipes`")
     return known[name]
 
 

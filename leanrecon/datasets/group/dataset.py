@@ -34,7 +34,7 @@ class GroupSettings(DatasetSettings):
     subjects: list[str] | None = None
     """The name of each member; absent: the names of their folders."""
     alignment: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
-    """How betas are brought into a shared space: the name of an alignment, or a table with its settings."""
+    """How betas are brought into a shared space: the name of an alignment, or a table with its settings; absent: not at all."""
     voxels: str | list[str] | None = Field(default=None, min_length=1)
     """The area whose voxels are aligned, or several, joined, by names that every member has; absent: all voxels."""
     average: bool = False

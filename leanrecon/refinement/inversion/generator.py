@@ -43,7 +43,7 @@ _BETAS = "betas"
 
 
 class Inversion:
-    """Searches through the decoder of one feature space and the network of another, or of the same."""
+    """Searches a decoder's latents for the image whose features, or responses, match those of the brain."""
 
     Settings: ClassVar = InversionSettings
     refines: ClassVar = True

@@ -9,11 +9,11 @@ from leanrecon.regression.ridge.plan_form import (
     kept_nbytes,
     kernels_nbytes,
     operations_of_fit,
-    operations_on_workers,
     plan_formed,
     plan_sets,
     projections_nbytes,
     shapes_of_regression,
+    taken_by_workers,
 )
 from leanrecon.regression.ridge.settings import RidgeSettings
 from leanrecon.regression.ridge.vram import aside, place
@@ -32,6 +32,7 @@ def plan_regression(settings: RidgeSettings, shapes: RegressionShapes, free: int
     grams = -(-planned.triangle // planned.pass_nbytes)
     loo, dual, on = settings.alpha == "loo", order == shapes.n, "" if device == "cpu" else f", on {device}"
     shared = kernels_nbytes(of_ridge, forms, shapes.fits)
+    shared_operations, parts = taken_by_workers(of_ridge, loo=loo)
     return RegressionPlan(
         work=max(planned.work, sets) + beside,
         summary=f"Gram matrix of order {order} {where}, {shapes.y_block} targets a block{on}",
@@ -39,7 +40,8 @@ def plan_regression(settings: RidgeSettings, shapes: RegressionShapes, free: int
         scratch=planned.scratch + shared + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
         kept=projections_nbytes(of_ridge) if loo else 0,
         operations=operations_of_fit(order, of_ridge, searched=planned.searched, loo=loo) * len(forms),
-        shared_operations=operations_on_workers(of_ridge, loo=loo),
+        shared_operations=shared_operations,
+        parts=parts,
         # Moments, Gram matrix; cross products, errors of rows; and in each fold where a form is chosen.
         passes=1 + grams + (0 if dual else 1 + 2 * loo) + (5 * FOLDS if len(forms) > 1 else 0),
         target_passes=1 if loo else 0,

@@ -31,7 +31,7 @@ class RidgeSettings(BaseModel):
     gamma: PositiveOrLoo = "loo"
     """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½, 1 and 2 in the same way."""
     voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
-    """What voxels are weighed by: how well images predict them, or repeats of an image; "auto" chooses none or accuracy."""
+    """Weights of voxels: accuracy: how well images predict them; reliability: over repeats; "auto" chooses none or accuracy."""
     voxel_power: PositiveOrLoo = "loo"
     """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
 
