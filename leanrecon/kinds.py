@@ -251,6 +251,6 @@ def _lacking(kind: Any, entry: Entry) -> list[str]:
 
 
 def optional(kind: Any, part: str, *arguments: Any) -> list[Any]:
-    """What ``needs`` or ``notes`` of a kind give; nothing where a kind leaves the part out."""
+    """What a part of a kind gives, such as ``needs`` or ``notes``; nothing where the kind leaves the part out."""
     give = getattr(kind, part, None)
     return [] if give is None else list(give(*arguments))

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from leanrecon.devices import together_on_cpu
 from leanrecon.features.clip.encoder import Encoder
 from leanrecon.features.inference import PretrainedSpace, runs_in
-from leanrecon.features.panels import panel_of
+from leanrecon.features.panels import PANEL
 from leanrecon.features.plan import Cost
 from leanrecon.weights.folders import find_model
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes
@@ -78,7 +79,7 @@ class CLIPSpace(PretrainedSpace):
         if self.device != "cpu":
             return self.at_once_on_gpu
         encoder: Encoder = self._encoder
-        return panel_of(encoder.state_nbytes(self.precision))
+        return together_on_cpu(encoder.state_nbytes(self.precision), PANEL)
 
     @property
     def _encoder(self) -> Encoder:
