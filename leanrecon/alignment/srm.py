@@ -1,6 +1,6 @@
 """The shared response model (Chen et al. 2015): orthonormal maps to k dimensions in which subjects respond alike.
 
-Betas are centred by their train means before anything else, and the noise follows from the norm of centred betas;
+Betas are centred by their train means before anything else, and the noise follows from the norm of centred betas.
 brainiak takes the norm of uncentred ones, which overstates the noise of data with means.
 """
 

@@ -37,8 +37,8 @@ class JoinedSettings(DatasetSettings):
     rows: float | None = Field(default=None, gt=0)
     """Train images of the new subject that are used: a share up to 1, or a number; absent: all. The seed draws them."""
     route: Route = "auto"
-    """"group": a ridge into the group's space, and a decoder that learns there from the mean over the group's subjects;
-    "own": the subject's own voxels; "auto": the one that predicts train images better when these are left out."""
+    """"group": a ridge into the group's space, and a decoder that learns there from the mean over the group's subjects.
+    "own": the subject's own voxels. "auto": the one that predicts train images better when these are left out."""
     allow_shared_stimuli: bool = False
     """Whether the new subject may be tested on images that the group was trained on."""
 

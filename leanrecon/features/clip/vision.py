@@ -55,10 +55,10 @@ class CLIPVision(CLIPSpace):
     """Rows of CLIP's tokens of an image, in C order.
 
     ``form = "versatile"``, 257 × 768 with CLIP ViT-L/14: the last hidden states through the layer norm that CLIP has
-    for its class token and the visual projection, divided by the norm of the projected class token (Ozcelik & VanRullen
-    2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a CPU images are
-    encoded one by one, so that a row has the same bytes in every batch. On a GPU it may differ by rounding, some 1e-6
-    of its largest number in float32.
+    for its class token, and through the visual projection. They are divided by the norm of the projected class token
+    (Ozcelik & VanRullen 2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a
+    CPU images are encoded one by one, so that a row has the same bytes in every batch. On a GPU it may differ by
+    rounding, some 1e-6 of its largest number in float32.
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPVisionSettings

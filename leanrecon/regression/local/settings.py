@@ -34,9 +34,9 @@ class LocalSettings(BaseModel):
     kind: Literal["local"] = "local"
     """A decoder a target."""
     estimator: str = "auto"
-    """ridge, omp, univariate, linear, bayesian_ridge, ard, logistic, a scikit-learn class such as sklearn.svm.LinearSVR,
-    or auto: univariate, omp with 3 and with 10 voxels, and ridge together, each with the share that predicts unseen images
-    best, among train rows."""
+    """ridge, omp, univariate, linear, bayesian_ridge, ard, logistic, or a scikit-learn class such as sklearn.svm.LinearSVR.
+    auto: univariate, omp with 3 and with 10 voxels, and ridge together, each with the share that is best for train rows of
+    other images."""
     voxels: Count | None = None
     """How many voxels are picked for each target from the train rows; absent: all."""
     select: Literal["correlation", "f"] = "correlation"

@@ -1,8 +1,8 @@
 """A residual network from betas to any number of targets, trained from disk within a memory budget.
 
 The network (``network``) learns by AdamW (``training``) from batches that are read chunk by chunk (``batches``). Its head
-predicts coordinates along the targets' principal components (``coding``), so that a prediction is a weighted sum of
-train targets, H Y, which is streamed as for the ridge; or it predicts every target. With ``skip = "ridge"`` it learns
+predicts every target, or coordinates along the targets' principal components (``coding``). Then a prediction is a weighted
+sum of train targets, H Y, which is streamed as for the ridge. With ``skip = "ridge"`` it learns
 the cross-validated residuals of a ridge, and is added to the ridge.
 """
 

@@ -1,7 +1,7 @@
 """Leave-one-out errors of every alpha where images are shown several times: all rows of an image are left out together.
 
-With the hat matrix S(α) of the train rows, intercept included, the errors of the rows G of an image, predicted from all
-other rows, are (I − S_GG)⁻¹ (y_G − ŷ_G): the ridge that is fitted to the others is the one that is fitted to all rows
+S(α) is the hat matrix of the train rows, intercept included. The errors of the rows G of an image, predicted from all
+other rows, are (I − S_GG)⁻¹ (y_G − ŷ_G): the ridge fitted to the others is the one fitted to all rows
 with y_G replaced by their predictions.
 """
 

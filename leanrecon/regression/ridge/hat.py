@@ -5,9 +5,9 @@ With centred betas X [n, p], centred targets Y [n, t] and centred test betas T [
 
     T W = H Y   with   H = T Xᵀ (X Xᵀ + αI)⁻¹ = T (Xᵀ X + αI)⁻¹ Xᵀ      (m×n)
 
-so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held: the smaller
-of the two Gram matrices is formed over panels of the betas and factored once, H serves every target, and Y
-streams through it (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
+so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held. The smaller of the two
+Gram matrices is formed over panels of the betas and factored once. H serves every target, and Y streams through it
+(Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
 Where images are shown several times, H is folded so that Y holds each image once (see ``ridge.pairing``).
 """
 

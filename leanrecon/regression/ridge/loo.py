@@ -1,9 +1,8 @@
 """Leave-one-out errors of every alpha from one eigendecomposition, and the alpha they choose.
 
-With the hat matrix S(α) of the train rows, intercept included, the error of a row predicted from all others is
-its residual over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an
-image is shown in several rows, all of them are left out together: their errors are (I − S_GG)⁻¹ (y_G − ŷ_G) for the
-rows G of the image.
+S(α) is the hat matrix of the train rows, intercept included. The error of a row predicted from all others is its residual
+over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an image is shown in
+several rows G, all of them are left out together: their errors are (I − S_GG)⁻¹ (y_G − ŷ_G).
 """
 
 import warnings
