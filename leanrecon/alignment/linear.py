@@ -288,5 +288,8 @@ class LinearAlignment:
         """Take up what an earlier ``fit`` learned; raises InputError where it lacks a subject."""
         lacking = [name for name in subjects if f"weights {name}" not in state or f"mean {name}" not in state]
         if lacking:
-            raise InputError(f"the alignment that is kept knows no subject {lacking[0]}")
+            raise InputError(
+                f"the alignment that is kept knows no subject {lacking[0]}",
+                todo="run the stage dataset again with --overwrite",
+            )
         self._state = dict(state)

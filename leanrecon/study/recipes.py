@@ -69,7 +69,9 @@ def read_settings(source: LocationLike, overrides: Iterable[str] = (), **general
     if (study := elsewhere(source)) is not None:  # a study in a bucket, whose paths are those of this machine
         file = study if study.suffix == ".toml" else study / "study.toml"
         if not file.is_file():
-            raise SettingsError(f"there is no study at {study}")
+            raise SettingsError(
+                f"there is no study at {study}", todo="run a recipe or a settings file with --study there first"
+            )
         with file.open() as opened:
             return read_tables(_tables(opened.read(LARGEST_FILE + 1), file), Path.cwd(), overrides, **general)
     path = find_settings(source)

@@ -193,8 +193,8 @@ class Group:
             self.alignment,
             self.plan_alignment(members, context.budget.free).dims,
             {"alignment": self.settings.alignment.model_dump()},
-            self.learns,
-            self.settings.average,
-            self.settings.allow_shared_stimuli,
+            learns=self.learns,
+            average=self.settings.average,
+            allow_shared_stimuli=self.settings.allow_shared_stimuli,
         )
         Ingest(making, members, study, context).run()
