@@ -18,6 +18,8 @@ from leanrecon.regression.regressor import (
     RegressionPlan,
     RegressionShapes,
     check_test_rows,
+    notes_on_moments,
+    tell_betas,
 )
 from leanrecon.regression.ridge import voxel_weights_file
 from leanrecon.regression.ridge.begun import of_one_device
@@ -60,11 +62,7 @@ class RidgeRegressor:
     @classmethod
     def notes(cls, settings: RidgeSettings, space: str) -> Iterable[str]:
         """Sentences that a reader of the report must know about the predictions of a feature space."""
-        if settings.restandardize == "transductive":
-            yield (
-                f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
-                '(restandardize = "transductive"): a row depends on which others were tested.'
-            )
+        yield from notes_on_moments(settings.restandardize, space)
         if settings.voxel_weights == "reliability":
             yield (
                 f'For {space} voxels were weighed by their reliability (voxel_weights = "reliability"). Where no train image '
@@ -108,11 +106,7 @@ class RidgeRegressor:
 
         check_test_rows(self.settings.restandardize, data.test.shape[0])
         ridge = self._fitted(data, outputs, context, shared)
-        if ridge.left_out_:
-            voxels = data.betas.shape[1]
-            context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
-        for sentence in ridge.unreasonable_:
-            context.progress.say(f"{context.label}: {sentence}")
+        tell_betas(context, data, ridge.left_out_, ridge.unreasonable_)
         for sentence in form_sentences(ridge):
             context.progress.say(f"{context.label}: {sentence}")
         if ridge.device_note_:
