@@ -221,8 +221,8 @@ class PCA(FixedSpace):
         self._expect(image_shape)
         if features.shape[1] != len(fit.components):
             raise InputError(
-                f"rows of {features.shape[1]} numbers do not hold the components of {self.name}",
-                expected=f"{len(fit.components)}, one a component",
+                f"rows of {features.shape[1]} numbers do not fit {self.name}",
+                expected=f"{len(fit.components)} components",
             )
         out = np.empty((len(features), *fit.shape), np.uint8)
         coordinates = buffer((PANEL, features.shape[1]), np.float32)
