@@ -10,6 +10,16 @@ from leanrecon.errors import SettingsError
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
 
+STATES_NBYTES = 16_000_000
+"""Bytes of the states of rows that go through a network together on a CPU, at most. Rows of larger networks go alone,
+which takes as long and the least memory; alone, those of a small one take twice the time."""
+
+
+def together_on_cpu(state_nbytes: int, most: int) -> int:
+    """How many rows go through a network together on a CPU, by the bytes of one row's states: ``most``, or one."""
+    return most if most * state_nbytes <= STATES_NBYTES else 1
+
+
 def choose(wanted: str) -> str:
     """The device for a setting: ``"auto"`` takes CUDA, then Apple's MPS, then the CPU.
 

@@ -159,7 +159,6 @@ def get(group: str, name: str) -> Any:
     if name not in known:
         raise SettingsError(
             f"{name!r} is not a {SINGULAR[group]} ({nearest(name, known) if known else 'none is installed'})",
-            expected=f"one of {', '.join(sorted(known))}" if known else None,
             todo=None if known else f"install a package that provides one by an entry point leanrecon.{group}",
         )
     return _load(known[name])
@@ -252,6 +251,6 @@ def _lacking(kind: Any, entry: Entry) -> list[str]:
 
 
 def optional(kind: Any, part: str, *arguments: Any) -> list[Any]:
-    """What ``needs`` or ``notes`` of a kind give; nothing where a kind leaves the part out."""
+    """What a part of a kind gives, such as ``needs`` or ``notes``; nothing where the kind leaves the part out."""
     give = getattr(kind, part, None)
     return [] if give is None else list(give(*arguments))

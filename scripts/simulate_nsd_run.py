@@ -148,7 +148,7 @@ def average(given, study):
     context = Context.of(given.memory)
     with recorded("dataset", study, context, [study.betas("train")]):
         check = trials.rows * min(given.voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * fetch.context.chunk
-        averaging = average_nbytes(trials.shape, given.train + given.test, fetch.context.chunk)
+        averaging = average_nbytes(trials.shape, given.train + given.test, fetch.context.chunk, sessions=0)
         context.require("averaging", OVERHEAD + max(averaging, check))  # as nsd.plan_fetch has them
         betas = fetch._create_betas(ready, trials)
         fetch._check(ready, trials)

@@ -6,7 +6,6 @@ The pages go to ``docs/reference/generated``; a page whose text is the same is l
 import inspect
 import re
 import tomllib
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from pydantic import BaseModel
 
 from leanrecon import kinds
 from leanrecon.app import cli
-from leanrecon.app.as_toml import as_toml
-from leanrecon.app.kinds import first_sentence, settings_of
+from leanrecon.app.kinds import ABSENT, NEEDED, first_sentence, settings_of
 from leanrecon.app.recipes import every
 from leanrecon.study import settings
 from leanrecon.study.recipes import recipes
@@ -141,38 +139,20 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
         yield from ("No settings.", "")
         return
     yield from ("| setting | type | default | |", "|---|---|---|---|")
-    for key, default, sentence in rows:
-        shown = _short(default)
-        yield f"| `{key}` | {_type(model.model_fields[key].annotation)} | {shown} | {_plain(sentence)} |"
+    for key, values, default, sentence in rows:
+        yield f"| `{key}` | {_values(values)} | {_short(default)} | {_plain(sentence)} |"
     yield ""
 
 
+def _values(values: str) -> str:
+    """A type, or the values that a setting may have, these as code."""
+    return re.sub(r'"[^"]*"', r"`\g<0>`", values)
+
+
 def _short(default: str) -> str:
-    if default in ("(needed)", "(none)"):
-        return "needed" if default == "(needed)" else "none"
-    if default.startswith("{"):
-        return "a table"
-    return f"`{default}`" if len(default) <= 60 else "a list"
-
-
-def _type(annotation: Any) -> str:
-    """A type as a user of TOML would say it."""
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return ", ".join(f"`{as_toml(part)}`" for part in parts)
-    if origin is typing.Annotated:
-        return _type(parts[0])
-    if origin in (list, tuple, set):
-        inner = dict.fromkeys(_type(part) for part in parts if part is not Ellipsis)
-        return f"list of {' or '.join(inner)}" if inner else "list"
-    if origin is dict or annotation is dict:
-        return "table"
-    if parts:  # a union
-        return " or ".join(dict.fromkeys(_type(part) for part in parts if part is not type(None)))
-    names = {str: "string", int: "integer", float: "number", bool: "true or false", Path: "path"}
-    if annotation in names:
-        return names[annotation]
-    return "table" if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else "any"
+    if default in (NEEDED, ABSENT):
+        return default.strip("()")
+    return "a table" if default.startswith("{") else f"`{default}`" if len(default) <= 60 else "a list"
 
 
 # Recipes

@@ -8,15 +8,14 @@ asked, for G, which reads a panel of rows again for each panel after it, and for
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-
-if TYPE_CHECKING:
-    from leanrecon.stores.matrix import Matrix
+from leanrecon.stores.layout import PANEL
+from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
@@ -35,11 +34,6 @@ def reading_nbytes(rows: int, voxels: int, itemsize: int = 4) -> int:
     """Most bytes that ``Gram.of`` and ``weights_of`` take for panels of voxels, beside G: sums, products, conversions."""
     panel = min(rows, ROWS)
     return 2 * panel * voxels * itemsize + 5 * voxels * _DOUBLE + 2 * panel * panel * _DOUBLE
-
-
-def panels_of(rows: int) -> list[range]:
-    """The panels of ``rows`` rows."""
-    return [range(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
 
 
 class Gram:
@@ -65,7 +59,7 @@ class Gram:
         return len(self.mean) - int(np.isnan(self.mean).sum())
 
     @classmethod
-    def of(cls, matrix: "Matrix", file: Path | None = None, *, standardize: bool = False) -> "Gram":
+    def of(cls, matrix: Matrix, file: Path | None = None, *, standardize: bool = False) -> "Gram":
         """The Gram matrix of betas [n, voxels] less their means; into ``file`` where one is given.
 
         ``standardize`` divides each voxel by its standard deviation; voxels that don't vary count for nothing.
@@ -76,12 +70,12 @@ class Gram:
         mean = _mean(matrix)
         factor = _factor(matrix, mean) if standardize else None
         one, two = (buffer((min(n, ROWS), p), _precision(matrix)) for _ in range(2))
-        kept = [buffer((len(rows), n), np.float64) for rows in panels_of(n)] if file is None else []
+        kept = [buffer((len(rows), n), np.float64) for rows in panels(n, ROWS)] if file is None else []
         trace = 0.0
         with contextlib.nullcontext() if file is None else file.open("wb", buffering=0) as sink:
-            for i, rows in enumerate(panels_of(n)):
+            for i, rows in enumerate(panels(n, ROWS)):
                 own = _centred(matrix, rows, mean, one, factor)
-                for j, columns in enumerate(panels_of(n)[: i + 1]):  # G is symmetric: each block is taken once
+                for j, columns in enumerate(panels(n, ROWS)[: i + 1]):  # G is symmetric: each block is taken once
                     other = own if j == i else _centred(matrix, columns, mean, two, factor)
                     block = (own @ other.T).astype(np.float64)
                     if sink is None:
@@ -96,11 +90,11 @@ class Gram:
     def panels(self) -> Iterator[tuple[range, Array]]:
         """Rows of G, panel by panel; each is valid until the next one is asked for."""
         if isinstance(self._panels, list):
-            yield from zip(panels_of(self.rows), self._panels, strict=True)
+            yield from zip(panels(self.rows, ROWS), self._panels, strict=True)
             return
         memory = buffer((min(self.rows, ROWS), self.rows), np.float64)
         with self._panels.open("rb", buffering=0) as file:
-            for rows in panels_of(self.rows):
+            for rows in panels(self.rows, ROWS):
                 part = memory[: len(rows)]
                 file.readinto(part.data.cast("B"))
                 yield rows, part
@@ -133,13 +127,13 @@ class Gram:
         return self.trace / self.scale**2
 
 
-def weights_of(matrix: "Matrix", gram: Gram, dual: Array) -> Array:
+def weights_of(matrix: Matrix, gram: Gram, dual: Array) -> Array:
     """The map W = Xᵀ·B of a subject, float32 [voxels, k], from betas [n, voxels] and B [n, k]; over fixed panels."""
     n, p = matrix.shape
     dtype = _precision(matrix)
     memory = buffer((min(n, ROWS), p), dtype)
     sums = buffer((p, dual.shape[1]), np.float64)
-    for rows in panels_of(n):
+    for rows in panels(n, ROWS):
         sums += _centred(matrix, rows, gram.mean, memory, gram.factor).T @ dual[rows.start : rows.stop].astype(dtype)
     sums /= gram.scale**2
     if gram.factor is not None:
@@ -157,10 +151,8 @@ def scores(betas: Array, mean: Array, weights: Array) -> Array:
     return result
 
 
-def _mean(matrix: "Matrix") -> Array:
+def _mean(matrix: Matrix) -> Array:
     """Means of the columns, float64; NaN for those that are NaN in every row. Raises InputError for others not finite."""
-    from leanrecon.stores.matrix import PANEL, panels
-
     n, p = matrix.shape
     sums, absent = np.zeros(p), np.zeros(p, np.int64)
     memory = buffer((min(n, PANEL), p), matrix.dtype)
@@ -186,11 +178,11 @@ def _write(file: IO[bytes], block: Array, row: int, column: int, n: int) -> None
         file.write(values.data.cast("B"))
 
 
-def _factor(matrix: "Matrix", mean: Array) -> Array:
+def _factor(matrix: Matrix, mean: Array) -> Array:
     """One by the standard deviation of each column, 0 where it does not vary beyond rounding."""
     n, p = matrix.shape
     squares, memory = np.zeros(p), buffer((min(n, ROWS), p), _precision(matrix))
-    for rows in panels_of(n):
+    for rows in panels(n, ROWS):
         squares += np.einsum("ij,ij->j", *2 * (_centred(matrix, rows, mean, memory),), dtype=np.float64)
     deviation = np.sqrt(squares / n)
     varies = deviation > 1e-6 * np.abs(mean)
@@ -198,7 +190,7 @@ def _factor(matrix: "Matrix", mean: Array) -> Array:
     return factor
 
 
-def _precision(matrix: "Matrix") -> type[np.floating[Any]]:
+def _precision(matrix: Matrix) -> type[np.floating[Any]]:
     """What products of betas are taken in: float64 for betas of float64, float32 for all others."""
     return np.float64 if matrix.dtype == np.float64 else np.float32
 
@@ -210,7 +202,7 @@ def subtract(mean: Array, betas: Array) -> None:
         betas[:, absent] = 0
 
 
-def _centred(matrix: "Matrix", rows: range, mean: Array, memory: Array, factor: Array | None = None) -> Array:
+def _centred(matrix: Matrix, rows: range, mean: Array, memory: Array, factor: Array | None = None) -> Array:
     result = memory[: len(rows)]
     matrix.read(rows, range(matrix.shape[1]), result)
     subtract(mean, result)

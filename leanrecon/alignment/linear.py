@@ -99,25 +99,27 @@ def fit_maps(
     *,
     scale: bool,
     standardize: bool,
-    scratch: Path | None,
+    kept: bool,
+    scratch: Path | None = None,
 ) -> tuple[Solution, list[Gram], list[Array]]:
     """The maps of all subjects: solution, Gram matrices (for means and scales), weights [voxels, k].
 
-    ``scratch`` is a folder for Gram matrices that are not kept in memory.
+    Gram matrices that are not ``kept`` in memory lie in the folder ``scratch`` meanwhile; None: that of the system.
     """
-    grams = [
-        Gram.of(matrix, None if scratch is None else scratch / f"gram{k}.float64", standardize=standardize)
-        for k, matrix in enumerate(matrices)
-    ]
-    for gram in grams:
-        if gram.trace == 0:
-            raise InputError("a subject's betas do not vary over the common images", expected="betas that vary")
-        if scale:
-            gram.scale = float(np.sqrt(gram.trace / gram.rows))
-    solution = method.solve(grams, seed)
-    for gram, dual, held_out in zip(grams, solution.duals, solution.held_out, strict=True):
-        solution.left_out.append(held_out - gram.times(dual.T).T)
-        gram.forget()
+    with TemporaryDirectory(prefix="leanrecon-", dir=scratch) as folder:
+        grams = [
+            Gram.of(matrix, None if kept else Path(folder, f"gram{k}.float64"), standardize=standardize)
+            for k, matrix in enumerate(matrices)
+        ]
+        for gram in grams:
+            if gram.trace == 0:
+                raise InputError("a subject's betas do not vary over the common images", expected="betas that vary")
+            if scale:
+                gram.scale = float(np.sqrt(gram.trace / gram.rows))
+        solution = method.solve(grams, seed)
+        for gram, dual, held_out in zip(grams, solution.duals, solution.held_out, strict=True):
+            solution.left_out.append(held_out - gram.times(dual.T).T)
+            gram.forget()
     weights = [weights_of(m, gram, dual) for m, gram, dual in zip(matrices, grams, solution.duals, strict=True)]
     return solution, grams, weights
 
@@ -128,10 +130,11 @@ def fit_maps(
 class Estimator:
     """A method as an estimator in the manner of scikit-learn: ``fit`` takes a list of matrices, one a subject."""
 
-    budget: "str | int | MemoryBudget | None"
-    seed: int
-    scale: bool
-    standardize: bool
+    def __init__(self, seed: int, scale: bool, standardize: bool, budget: "str | int | MemoryBudget | None") -> None:
+        self.seed = seed
+        self.scale = scale
+        self.standardize = standardize
+        self.budget = budget
 
     def _method(self) -> Method:
         raise NotImplementedError
@@ -153,15 +156,9 @@ class Estimator:
         itemsize = max(4 if m.dtype != np.float64 else 8 for m in subjects)
         work, kept = fit_nbytes(method, rows, voxels, budget.free, itemsize)
         budget.require(f"{method.name} of {len(subjects)} subjects", work + max(m.scratch_nbytes for m in subjects))
-        with TemporaryDirectory(prefix="leanrecon-") as folder:
-            solution, grams, self.weights_ = fit_maps(
-                method,
-                subjects,
-                self.seed,
-                scale=self.scale,
-                standardize=self.standardize,
-                scratch=None if kept else Path(folder),
-            )
+        solution, grams, self.weights_ = fit_maps(
+            method, subjects, self.seed, scale=self.scale, standardize=self.standardize, kept=kept
+        )
         self.mean_ = [gram.mean for gram in grams]
         self.scale_ = [gram.scale for gram in grams]
         self.shared_, self.objective_, self.noise_ = solution.shared, solution.objective, solution.noise
@@ -258,15 +255,15 @@ class LinearAlignment:
         subjects = [matrices[name] for name in names]
         rows, voxels = subjects[0].shape[0], [matrix.shape[1] for matrix in subjects]
         _, kept = fit_nbytes(method, rows, voxels, context.budget.free)
-        with TemporaryDirectory(prefix="leanrecon-", dir=None if context.scratch == Path() else context.scratch) as at:
-            solution, grams, weights = fit_maps(
-                method,
-                subjects,
-                context.seed,
-                scale=self.settings.scale,
-                standardize=self.settings.standardize,
-                scratch=None if kept else Path(at),
-            )
+        solution, grams, weights = fit_maps(
+            method,
+            subjects,
+            context.seed,
+            scale=self.settings.scale,
+            standardize=self.settings.standardize,
+            kept=kept,
+            scratch=None if context.scratch == Path() else context.scratch,
+        )
         state: dict[str, Array] = {"objective": np.array(solution.objective), "noise": np.array(solution.noise)}
         for k, name in enumerate(names):
             state |= {f"mean {name}": grams[k].mean, f"weights {name}": weights[k]}
@@ -291,5 +288,8 @@ class LinearAlignment:
         """Take up what an earlier ``fit`` learned; raises InputError where it lacks a subject."""
         lacking = [name for name in subjects if f"weights {name}" not in state or f"mean {name}" not in state]
         if lacking:
-            raise InputError(f"the alignment that is kept knows no subject {lacking[0]}")
+            raise InputError(
+                f"the alignment that is kept knows no subject {lacking[0]}",
+                todo="run the stage dataset again with --overwrite",
+            )
         self._state = dict(state)

@@ -90,10 +90,7 @@ class GroupPCA(Estimator):
     ) -> None:
         self.k = k
         self.of = of
-        self.seed = seed
-        self.scale = scale
-        self.standardize = standardize
-        self.budget = budget
+        super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
         if self.of not in ("group", "subject") or self.k < 1:

@@ -82,7 +82,10 @@ class Rotations(Method):
     def solve(self, grams: Sequence[Gram], seed: int) -> Solution:
         rows = grams[0].rows
         if self.onto is not None and self.onto >= len(grams):
-            raise InputError(f"there is no subject {self.onto} of {len(grams)} to align onto")
+            raise InputError(
+                f"there is no subject {self.onto} of {len(grams)} to align onto",
+                expected=f"onto from 0 to {len(grams) - 1}",
+            )
         own = [_own_space(gram) for gram in grams]
         first = 0 if self.onto is None else self.onto
         order = [first, *(k for k in range(len(grams)) if k != first)]
@@ -137,10 +140,7 @@ class Procrustes(Estimator):
     ) -> None:
         self.k = k
         self.onto = onto
-        self.seed = seed
-        self.scale = scale
-        self.standardize = standardize
-        self.budget = budget
+        super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
         if (self.k is not None and self.k < 1) or (self.onto is not None and self.onto < 0):

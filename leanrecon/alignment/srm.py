@@ -1,6 +1,6 @@
 """The shared response model (Chen et al. 2015): orthonormal maps to k dimensions in which subjects respond alike.
 
-Betas are centred by their train means before anything else, and the noise follows from the norm of centred betas;
+Betas are centred by their train means before anything else, and the noise follows from the norm of centred betas.
 brainiak takes the norm of uncentred ones, which overstates the noise of data with means.
 """
 
@@ -63,11 +63,11 @@ class SharedResponseModel(Method):
         for gram in grams:
             root, _ = inverse_root(gram.times(shared) @ shared.T)
             duals.append(shared.T @ root)
-            held_out.append(_held_out(gram, shared, folds))
+            held_out.append(_held_out_scores(gram, shared, folds))
         return Solution(duals, held_out, shared.T, found.objective, found.noise)
 
 
-def _held_out(gram: Gram, shared: Array, folds: Sequence[Array]) -> Array:
+def _held_out_scores(gram: Gram, shared: Array, folds: Sequence[Array]) -> Array:
     """Scores [n, k] of every row by the map that is turned to the shared response of all rows but its fold's."""
     result = np.empty(shared.T.shape)
     for fold in folds:
@@ -104,10 +104,7 @@ class SRM(Estimator):
         self.k = k
         self.kind = kind
         self.n_iter = n_iter
-        self.seed = seed
-        self.scale = scale
-        self.standardize = standardize
-        self.budget = budget
+        super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
         if self.kind not in _SOLVERS:

@@ -207,13 +207,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def run_demo(name: str, study: Path | None, memory: str | None, *, overwrite: bool, sets: list[str] | None) -> None:
+def run_demo(
+    name: str,
+    study: Path | None,
+    memory: str | None,
+    *,
+    overwrite: bool,
+    sets: list[str] | None,
+    cluster: str | None = None,
+) -> None:
     """Run the demo of a recipe from simulated data to its report, and say what it changes of the recipe."""
     from leanrecon.app.options import progress
+    from leanrecon.execution.cluster import Cluster
     from leanrecon.stages.pipeline import Pipeline, stages_of
     from leanrecon.study.layout import Study
 
-    began = time.monotonic()
+    began, workers = time.monotonic(), None if cluster is None else Cluster(cluster)
     demo = Demo.of(name)
     folder = study or Path(f"demo-{name}")
     data = folder.with_name(f"{folder.name}-data")
@@ -227,6 +236,7 @@ def run_demo(name: str, study: Path | None, memory: str | None, *, overwrite: bo
         say(f"  {keys}: the small networks that come with leanrecon")
     demo.prepare(data, memory=memory, overwrite=overwrite, progress=progress())
     settings, base_dir = demo.settings(data, sets, memory)  # now that its files are there
-    Pipeline(settings, Study(folder), base_dir=base_dir, overwrite=overwrite, progress=progress()).run()
+    options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "cluster": workers}
+    Pipeline(settings, Study(folder), base_dir=base_dir, **options).run()
     tell_end(folder, stages_of(settings)[-1].name, time.monotonic() - began)
     say(f"done: {Study(folder).report}")

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from leanrecon import kinds
-from leanrecon.app.as_toml import assigned, sentence_of
+from leanrecon.app.toml import sentence_of, written
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
 from leanrecon.places import elsewhere
@@ -84,6 +84,11 @@ def _keys(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield from textwrap.wrap(sentence_of(field), WIDTH, initial_indent="# ", subsequent_indent="# ")
         if key in given:
-            yield assigned(key, given[key])
+            yield _assigned(key, given[key])
         else:
-            yield f"# {assigned(key, default)}"
+            yield f"# {_assigned(key, default)}"
+
+
+def _assigned(key: str, value: Any) -> str:
+    """``key = value`` in TOML on one line; without a value where there is none."""
+    return f"{key} =" if value is None or value is PydanticUndefined else f"{key} = {written(value)}"

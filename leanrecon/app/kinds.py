@@ -4,27 +4,36 @@ import inspect
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
 
 from leanrecon import kinds
-from leanrecon.app.as_toml import as_toml, sentence_of
+from leanrecon.app.toml import sentence_of, type_of, written
 from leanrecon.errors import SettingsError, plain
 from leanrecon.validation import nearest
 
+NEEDED, ABSENT = "(needed)", "(absent)"
+"""What is shown in place of a default: a setting that must be set, and one that is left out."""
+
 
 def show(group: str | None = None, name: str | None = None) -> None:
-    """Print groups, kinds, their settings with defaults and one sentence each, and who provides them.
+    """Print groups, kinds, their settings with types, defaults and one sentence each, and who provides them.
 
-    Raises SettingsError for an unknown group or kind.
+    A kind's name alone, in place of a group's, stands for the kinds of that name in every group. Raises SettingsError
+    for an unknown group or kind.
     """
+    groups = kinds.GROUPS if group is None else (group,)
     if group is not None and group not in kinds.GROUPS:
-        raise SettingsError(f"{group} is not a group of kinds ({nearest(group, kinds.GROUPS)})")
-    if group is not None and name is not None:
-        kinds.get(group, name)  # an unknown or broken kind that was asked for is an error
+        groups, name = tuple(one for one in kinds.GROUPS if name is None and group in kinds.entries(one)), name or group
+    if not groups:
+        known = {*kinds.GROUPS, *(kind for one in kinds.GROUPS for kind in kinds.entries(one))}
+        raise SettingsError(
+            f"{group} is not a group of kinds, nor a kind ({nearest(str(group), known)})", todo="see `leanrecon kinds`"
+        )
     console = Console(highlight=False, soft_wrap=True)
-    for one in kinds.GROUPS if group is None else (group,):
+    for one in groups:
+        if name is not None:
+            kinds.get(one, name)  # an unknown or broken kind that was asked for is an error
         console.print(f"[bold]{one}[/bold]")
         for entry in kinds.entries(one).values():
             if name in (None, entry.name):
@@ -42,8 +51,8 @@ def _show_kind(console: Console, entry: kinds.Entry, *, with_settings: bool) -> 
     provider = "" if entry.provider == kinds.SELF else f" [dim](by {escape(plain(entry.provider))})[/dim]"
     console.print(f"  {escape(plain(entry.name)):14} {escape(plain(first_sentence(kind)))}{provider}")
     if with_settings:
-        for key, default, sentence in settings_of(kind.Settings):
-            console.print(f"      {escape(f'{key} = {default}')}  [dim]{escape(sentence)}[/dim]")
+        for key, values, default, sentence in settings_of(kind.Settings):
+            console.print(f"      {escape(f'{key} = {default}')}  [dim]{escape(f'({values}) {sentence}')}[/dim]")
 
 
 def first_sentence(kind: Any) -> str:
@@ -51,13 +60,13 @@ def first_sentence(kind: Any) -> str:
     return (inspect.getdoc(kind) or "").partition("\n")[0]
 
 
-def settings_of(model: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """The keys of a settings model, each with its default in TOML and what it means."""
+def settings_of(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:
+    """The keys of a settings model, each with its type and default as TOML writes them, and what it means."""
     rows = []
     for key, field in model.model_fields.items():
         if key == "kind":
             continue
-        default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
-        shown = "(needed)" if default is PydanticUndefined else "(none)" if default is None else as_toml(default)
-        rows.append((key, shown, sentence_of(field)))
+        default = NEEDED if field.is_required() else field.get_default(call_default_factory=True)
+        shown = default if default is NEEDED else ABSENT if default is None else written(default)
+        rows.append((key, type_of(field.annotation), shown, sentence_of(field)))
     return rows

@@ -1,7 +1,7 @@
 """Reference embeddings: networks are checked on two photographs, and their numbers kept to see later changes of libraries.
 
-What is checked needs no record: an image's embedding hardly moves where another library resizes it, two parts of a
-photograph are more alike than two photographs, and a classifier names what a photograph shows.
+What is checked needs no record. An image's embedding hardly moves where another library resizes it. Two parts of a
+photograph are more alike than two photographs. A classifier names what a photograph shows.
 """
 
 import datetime

@@ -20,7 +20,7 @@ from leanrecon.places.paths import cache_folder
 from leanrecon.weights.samples import CLASSES, photograph
 
 
-def check_weights(sources: Sequence[str], memory: str | None, device: str = "auto", *, overwrite: bool = False) -> None:
+def check_weights(sources: Sequence[str], memory: str | None, *, overwrite: bool = False) -> None:
     """Check every network whose weights are here, and compare its numbers with those kept, or keep them.
 
     ``sources`` are recipes or settings files; none: all recipes and presets that come with leanrecon. Networks are
@@ -33,7 +33,7 @@ def check_weights(sources: Sequence[str], memory: str | None, device: str = "aut
     done: set[str] = set()
     for one in there:
         try:
-            found = _checked(one, memory, device, done)
+            found = _checked(one, memory, done)
         except (SettingsError, BudgetError) as error:  # a missing library, or too little memory
             say(f"{one.title}: not checked. {error}")
             continue
@@ -64,9 +64,9 @@ def check_weights(sources: Sequence[str], memory: str | None, device: str = "aut
         )
 
 
-def _checked(one: Named, memory: str | None, device: str, done: set[str]) -> Checked | None:
+def _checked(one: Named, memory: str | None, done: set[str]) -> Checked | None:
     """What a network gives; None for one that was checked already."""
-    network = one.make(device)
+    network = one.make("auto")
     if (key := key_of(network)) in done:
         return None
     shape = photograph(next(iter(CLASSES))).shape

@@ -39,9 +39,7 @@ def seconds_of(stage: PlannedStage, rates: Rates, workers: int, bandwidth: float
     return max(alone + shared, nbytes / bandwidth if bandwidth else 0.0)
 
 
-def show_work(
-    stages: Sequence[PlannedStage], study: Location, workers: int = 1, bandwidth: float | None = None
-) -> None:
+def show_work(stages: Sequence[PlannedStage], study: Location, workers: int, bandwidth: float | None) -> None:
     """Print time, bytes and, in a bucket, requests of every stage, and what rates they are from."""
     from rich.console import Console
     from rich.markup import escape

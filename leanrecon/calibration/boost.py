@@ -146,7 +146,7 @@ def n_features(shape: ImageShape) -> int:
 def pixel_features(image: Array, mean: Array) -> Array:
     """Float32 [features, pixels × channels] of a float32 image: what the trees look at.
 
-    A pixel and its four neighbours, blurs, the mean and spread of its image, the mean train image, row and column; of
+    A pixel and its four neighbours, blurs, the mean and spread of its image, the mean train image, row and column. Of
     coloured images also the mean of its channels, and which channel it is.
     """
     from scipy.ndimage import gaussian_filter

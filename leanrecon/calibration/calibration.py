@@ -187,7 +187,7 @@ class LearnedCalibration:
         plan = self.plan(CalibrationShapes(data.first.rows, len(images), (height, width, channels)))
         context.refreshed().require(context.label, plan.work)
         files = self._folder(folder, made_of, context)
-        held_images = held_out(images, self.settings.validation, self.seed)
+        held_images = held_out_images(images, self.settings.validation, self.seed)
         is_held = np.isin(data.stimulus, held_images)
         rows, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         learned = self._fit(data, rows, held, files, context)
@@ -229,7 +229,7 @@ class LearnedCalibration:
         self._apply = self._model(learned) if self._record["used"] else None
 
 
-def held_out(images: Array, share: float, seed: int) -> Array:
+def held_out_images(images: Array, share: float, seed: int) -> Array:
     """The images that are held out, by their numbers: at least two, at most 512, drawn from the seed."""
     count = min(max(round(share * len(images)), 2), 512)
     return np.sort(np.random.default_rng([seed, 30]).permutation(images)[:count])

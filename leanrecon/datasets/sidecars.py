@@ -152,7 +152,7 @@ def changing(path: InputFile) -> InputError:
     )
 
 
-def keep_json(path: LocationLike, content: Any, what: str, *, overwrite: bool = False) -> None:
+def keep_json(path: LocationLike, content: Any, what: str, *, overwrite: bool) -> None:
     """Write plain values as JSON unless they are there already; raises StoreError where others are, or replaces them."""
     there = files.read_json(path)
     if there is None or (overwrite and there != content):
@@ -187,7 +187,7 @@ def forget_other_kind(study: Study, kind: str) -> None:
 def remove_others(
     study: Study,
     *,
-    captions: Container[str] = (),
+    captions: Container[str],
     folds: bool = False,
     betas: Container[str] = SPLITS,
     stimuli: Container[str] = SPLITS,

@@ -45,7 +45,7 @@ def share_within(better: Array, others: Array, drawn: int, rank: int) -> Array:
     return np.minimum(total, 1.0)
 
 
-def retrieve_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores | None:
+def retrieve(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores | None:
     """Retrieval among ``POOL`` images by the cosine of rows, as MindEye's.
 
     ``top1_of_300_SUFFIX``: how often a row finds its own image among it and 299 others, drawn at random; ``top5``: how
@@ -65,7 +65,7 @@ def retrieve_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> 
     return scores
 
 
-def classes_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+def n_way(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
     """N-way identification by a classifier's output, as MinD-Vis'.
 
     The class of a stimulus is that of its own largest output. ``way50_SUFFIX``: how often the reconstruction's output

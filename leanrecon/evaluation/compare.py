@@ -29,6 +29,8 @@ Figure = tuple[float, float | None, float | None]
 """A value and its 95 % interval; None where there is none."""
 
 RESAMPLES = 1000
+SEED = 0
+"""Of the resamples."""
 FEWEST_COMMON = 2
 """Common test images that a paired difference needs."""
 
@@ -95,7 +97,7 @@ class Scored:
         }
 
 
-def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed: int = 0) -> Comparison:
+def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> Comparison:
     """Compare studies that were run to their end.
 
     Raises InputError for folders without figures and for a study that is named twice, SettingsError for an unknown table.
@@ -117,7 +119,7 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
                 f"mean of {len(group)} studies" if len(groups) == 1 else f"mean of {', '.join(s.name for s in group)}"
             )
             images = len(set(group[0].stimuli)) if same else None
-            lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group, seed), group[0].heading))
+            lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group), group[0].heading))
             if not same:
                 notes.append(
                     f"The test images of {', '.join(s.name for s in group)} differ: each was resampled by itself."
@@ -127,7 +129,7 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
     first = scored[0]
     for other in scored[1:]:
         if other.key == first.key:
-            common, figures = difference(other, first, seed)
+            common, figures = difference(other, first)
             if figures:
                 name = f"{other.name} less {first.name}"
                 lines.append(Line(name, "difference", first.protocol, common, figures, first.heading))
@@ -142,7 +144,7 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None, seed
     return Comparison(metrics, lines, notes, list(folders), shared)
 
 
-def mean_figures(group: Sequence[Scored], seed: int = 0) -> dict[str, Figure]:
+def mean_figures(group: Sequence[Scored]) -> dict[str, Figure]:
     """Means over studies, each counting alike, with 95 % intervals over test images."""
     metrics = [m for m in group[0].scores if all(m in one.scores for one in group)]
     numbers = numbered([one.stimuli for one in group])
@@ -152,14 +154,14 @@ def mean_figures(group: Sequence[Scored], seed: int = 0) -> dict[str, Figure]:
     if len(np.unique(np.concatenate(numbers))) < 2:
         return {m: (float(v), None, None) for m, v in zip(metrics, values, strict=True)}
     drawn = [
-        Resampling(own, RESAMPLES, seed, 0 if same else k).means(table)
+        Resampling(own, RESAMPLES, SEED, 0 if same else k).means(table)
         for k, (own, table) in enumerate(zip(numbers, tables, strict=True))
     ]
     low, high = np.percentile(np.mean(drawn, axis=0), LEVELS, axis=0)
     return {m: (float(values[k]), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
 
 
-def difference(one: Scored, other: Scored, seed: int = 0) -> tuple[int, dict[str, Figure]]:
+def difference(one: Scored, other: Scored) -> tuple[int, dict[str, Figure]]:
     """How many test images both have, and how far ``one`` lies above ``other`` on them, paired image by image."""
     first, second = one.by_image(), other.by_image()
     names = sorted(set(one.stimuli) & set(other.stimuli))
@@ -167,7 +169,7 @@ def difference(one: Scored, other: Scored, seed: int = 0) -> tuple[int, dict[str
     if len(names) < FEWEST_COMMON or not metrics:
         return len(names), {}
     table = np.array([[first[m][name] - second[m][name] for m in metrics] for name in names])
-    drawn = Resampling(np.arange(len(names)), RESAMPLES, seed).means(table)
+    drawn = Resampling(np.arange(len(names)), RESAMPLES, SEED).means(table)
     low, high = np.percentile(drawn, LEVELS, axis=0)
     return len(names), {m: (float(table[:, k].mean()), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
 

@@ -10,7 +10,7 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Figures, Resampling, Scores, figures, needs_pooling, numbered
 from leanrecon.evaluation.fold import Predictions
-from leanrecon.evaluation.latents import compare_latents_parts, correlations
+from leanrecon.evaluation.latents import compare_latents, correlations
 from leanrecon.evaluation.plan import POOLED, plan_features
 from leanrecon.evaluation.pool import Part, joined, stacked
 from leanrecon.images import Array
@@ -74,7 +74,7 @@ class _Compared:
 
 
 def evaluate_features(
-    folds: Sequence[FeatureFold], settings: EvaluateSettings, context: Context, *, n_folds: int | None = None
+    folds: Sequence[FeatureFold], settings: EvaluateSettings, context: Context, *, n_folds: int | None
 ) -> FeatureEvaluation:
     """Compare the predicted features of every fold with the true ones.
 
@@ -152,7 +152,7 @@ def _compare(folds: Sequence[FeatureFold], one: _Set, *, pooled: bool) -> _Compa
             Part(space.predicted, true if len(group) == 1 or space.every is None else space.every, first, most)
             for space, first in zip(spaces, firsts, strict=False)
         ]
-        scores, r2 = compare_latents_parts(joined(parts), names)
+        scores, r2 = compare_latents(joined(parts), names)
         found.r2.append(r2)
         found.r.append(correlations(stacked([space.predicted for space in spaces]), true))
         found.scores += [scores.part(slice(a, b)) for a, b in pairwise(firsts)]

@@ -17,13 +17,8 @@ TIE = 1e-6
 """Correlations nearer to each other than this are ties, which lose: float32 products differ by as much."""
 
 
-def identify(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suffix: str) -> Scores | None:
-    """Identify by Pearson correlation of rows, reconstructions [m, d] with stimuli [m, d]; see ``identify_parts``."""
-    return identify_parts([Part(reconstructions, stimuli)], names, suffix)
-
-
-def identify_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores | None:
-    """Identify the reconstructions of all parts among the stimuli of all parts.
+def identify(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores | None:
+    """Identify the reconstructions of all parts among the stimuli of all parts by Pearson's r.
 
     ``two_way_SUFFIX``: the share of other stimuli that a reconstruction is less like than its own; ties lose.
     ``top1_SUFFIX``: 1 where it is less like all of them. ``…_reverse``: the same for a stimulus among the reconstructions.
@@ -68,12 +63,7 @@ def wins_of(parts: Sequence[Part], names: Sequence[str], *, centred: bool = True
     return wins, wins_reverse, others
 
 
-def distances(reconstructions: Matrix, stimuli: Matrix, names: Sequence[str], suffix: str) -> Scores:
-    """The correlation distance of reconstructions [m, d] and their stimuli [m, d]; see ``distances_parts``."""
-    return distances_parts([Part(reconstructions, stimuli)], names, suffix)
-
-
-def distances_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+def distances(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
     """``distance_SUFFIX``: the correlation distance, 1 − Pearson's r, of reconstructions and their stimuli.
 
     A constant row has a distance of 1 to every other. The chance level is the mean over all pairs of a reconstruction
@@ -91,7 +81,7 @@ def distances_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) ->
     return scores
 
 
-def squared_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+def squared_differences(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
     """``mse_SUFFIX``: the mean squared difference of rows of reconstructions and of their stimuli.
 
     The chance level is the mean over all pairs of a reconstruction and another stimulus; there is none where all rows
@@ -104,13 +94,13 @@ def squared_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> S
         size, one, two = _memories(part)
         for rows in panels(part.rows, size):
             shown = range(part.first + rows.start, part.first + rows.stop)
-            a, less = _rows(part.reconstructions, rows, one), _rows(part.stimuli, shown, two)
+            a, less = _read(part.reconstructions, rows, one), _read(part.stimuli, shown, two)
             less -= a
             own[shown.start : shown.stop] = _squares(less)
             here = slice(shown.start, shown.stop)
             total += float(_squares(a) @ others[here])
             for columns in panels(part.stimuli.shape[0], size):
-                b = _rows(part.stimuli, columns, two)
+                b = _read(part.stimuli, columns, two)
                 mismatched = stimulus[here, None] != stimulus[None, columns.start : columns.stop]
                 total += float(_squares(b) @ np.count_nonzero(mismatched, axis=0))
                 total -= 2 * float(np.sum(a @ b.T, dtype=np.float64, where=mismatched))
@@ -127,7 +117,7 @@ def _squares(rows: Array) -> Array:
     return found
 
 
-def _rows(matrix: Matrix, rows: range, memory: Array) -> Array:
+def _read(matrix: Matrix, rows: range, memory: Array) -> Array:
     """Rows as they are, float32."""
     result = memory[: len(rows)]
     matrix.read(rows, range(matrix.shape[1]), result)
@@ -140,13 +130,12 @@ def _others(names: Sequence[str]) -> tuple[Array, Array]:
     return stimulus, (len(stimulus) - np.bincount(stimulus)[stimulus]).astype(np.float64)
 
 
-def unit_rows(matrix: Matrix, rows: range, memory: Array, *, centred: bool = True) -> Array:
+def unit_rows(matrix: Matrix, rows: range, memory: Array, *, centred: bool) -> Array:
     """Rows less their mean, of length 1, in float32; constant rows become zeros, which correlate with nothing.
 
     Not ``centred``: rows of length 1 alone, for the cosine; rows of zeros stay.
     """
-    result = memory[: len(rows)]
-    matrix.read(rows, range(matrix.shape[1]), result)
+    result = _read(matrix, rows, memory)
     for row in result:
         constant = row.min() == row.max() if centred else not row.any()
         if centred:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.evaluation.among import retrieve_parts
+from leanrecon.evaluation.among import retrieve
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import identify_parts
+from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.plan import latents_at_once
 from leanrecon.evaluation.pool import Part
 from leanrecon.memory import buffer
@@ -19,12 +19,7 @@ LEAST_DIMS = 3
 """Rows of fewer features have no correlations but 1 and −1 to be identified by."""
 
 
-def compare_latents(predicted: Matrix, true: Matrix, names: Sequence[str]) -> tuple[Scores, Array]:
-    """The scores of predicted features [m, dims] by test row, and R² of every latent; see ``compare_latents_parts``."""
-    return compare_latents_parts([Part(predicted, true)], names)
-
-
-def compare_latents_parts(parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores, Array]:
+def compare_latents(parts: Sequence[Part], names: Sequence[str]) -> tuple[Scores, Array]:
     """The scores of predicted features by test row of all parts, and R² of every latent, float64 [dims].
 
     R² is 1 − SSE/SST over the test rows, SST about their mean; NaN for a latent that is the same in all of them.
@@ -49,10 +44,10 @@ def compare_latents_parts(parts: Sequence[Part], names: Sequence[str]) -> tuple[
         scores.rows = {"latent_r2_mean": mean, "latent_r2_total": total}
         scores.chance = {"latent_r2_mean": 0.0, "latent_r2_total": 0.0}
     narrowest = min(part.stimuli.shape[1] for part in parts)
-    identified = identify_parts(parts, names, "features") if narrowest >= LEAST_DIMS else None
+    identified = identify(parts, names, "features") if narrowest >= LEAST_DIMS else None
     if identified is not None:
         scores.add(identified)
-    retrieved = retrieve_parts(parts, names, "features") if narrowest >= LEAST_DIMS else None
+    retrieved = retrieve(parts, names, "features") if narrowest >= LEAST_DIMS else None
     if retrieved is not None:
         scores.add(retrieved)
     return scores, r2

@@ -204,9 +204,7 @@ def resamples_at_once(m: int) -> int:
     return min(RESAMPLES_AT_ONCE, max(DRAWN_AT_ONCE // m, 1))
 
 
-def compare_nbytes(
-    shape: ImageShape, m: int, sources: int, chunk: int, together: int = 0, *, colours: bool = False
-) -> int:
+def compare_nbytes(shape: ImageShape, m: int, sources: int, chunk: int, together: int, *, colours: bool) -> int:
     """Bytes for ``compare_images`` of ``sources`` sets of images, and for identifying them by their pixels.
 
     ``chunk`` is a chunk of stimuli in bytes; ``together`` are the rows of a panel at least, where rows are pooled;
@@ -248,7 +246,7 @@ def panel_rows(m: int, columns: int) -> int:
     return min(m, MOST_ROWS, max(PANEL_NBYTES // (_FLOAT32 * columns), 16))
 
 
-def latents_nbytes(m: int, dims: int, every: int = 0) -> int:
+def latents_nbytes(m: int, dims: int, every: int) -> int:
     """Bytes for ``compare_latents``, of ``m`` rows at once and of ``every`` row there is."""
     every = max(m, every)
     errors = min(latents_at_once(every), dims) * every * _FLOAT64 * 4

@@ -10,7 +10,7 @@ from leanrecon.context import Context
 from leanrecon.evaluation.bootstrap import Resampling, Scores, average, needs_pooling, numbered
 from leanrecon.evaluation.comparison import Fitting, Others, compare_images
 from leanrecon.evaluation.fold import TRUE_FEATURES, Fold
-from leanrecon.evaluation.identification import identify_parts
+from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.image_sources import (
     Blended,
     ConstantImage,
@@ -26,7 +26,7 @@ from leanrecon.evaluation.image_sources import (
 from leanrecon.evaluation.judges.embeddings import STIMULI, embed, judge_measure, stimuli_beside
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.judges.pairs import Seen
-from leanrecon.evaluation.latents import compare_latents_parts
+from leanrecon.evaluation.latents import compare_latents
 from leanrecon.evaluation.metrics import SSIM_RGB
 from leanrecon.evaluation.patterns import (
     CONSTANTS,
@@ -178,7 +178,7 @@ def _score_images(
 
 
 def _identified(suffix: str) -> Measure:
-    return lambda parts, names: (identify_parts(parts, names, suffix), None)
+    return lambda parts, names: (identify(parts, names, suffix), None)
 
 
 def _features(fold: Fold) -> Iterator[tuple[Key, Described]]:
@@ -186,11 +186,11 @@ def _features(fold: Fold) -> Iterator[tuple[Key, Described]]:
     every = [("features", "", fold.spaces), *(("area", name, area.spaces) for name, area in fold.areas.items())]
     for of, area, spaces in every:
         for name, space in spaces.items():
-            yield (of, area, name), Described(space.predicted, space.true, compare_latents_parts, space.every)
+            yield (of, area, name), Described(space.predicted, space.true, compare_latents, space.every)
     for j, pairing in enumerate(fold.pairings):
         if fold.space is not None and pairing.predicted is not None:
             true = fold.spaces[fold.space]
-            described = Described(pairing.predicted, true.true, compare_latents_parts, true.every)
+            described = Described(pairing.predicted, true.true, compare_latents, true.every)
             yield ("pairing", f"{SHUFFLED} {j}", fold.space), described
 
 
@@ -241,7 +241,7 @@ def _complete(scored: FoldScores) -> None:
         images[SHUFFLED] = average(pairings)
 
 
-def _sources(fold: Fold, seed: int, blend: float = 0.0) -> Iterator[tuple[str, ImageSource]]:
+def _sources(fold: Fold, seed: int, blend: float) -> Iterator[tuple[str, ImageSource]]:
     """Every set of images that is compared with the test stimuli, by its name among the figures."""
     size = fold.stage1.shape
     yield "stage1", Reconstructions(fold.stage1)

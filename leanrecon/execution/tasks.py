@@ -143,7 +143,8 @@ def do(task: Task) -> Done:
 def _do(task: Task, worker: Any) -> Done:
     name = str(worker.address)
     if differing := different_versions(task.versions, versions()):
-        return Done(name, error=LeanreconError(f"the worker {name} has other versions: {', '.join(differing)}"))
+        found = f"the worker {name} has other versions: {', '.join(differing)}"
+        return Done(name, error=LeanreconError(found, todo="install the same versions on all machines of the cluster"))
     use_threads(task.threads or threads_of(worker))
     try:
         with warnings.catch_warnings(record=True) as caught, PeakMemory() as peak:

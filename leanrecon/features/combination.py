@@ -41,7 +41,7 @@ CLEARLY = 2.0
 """Standard errors of the paired difference over folds by which a larger μ has to be worse to be left."""
 
 SHRINK = (0.1, 1.0, 10.0, 100.0, np.inf)
-"""Values of μ, in units of the mean of the diagonal of the normal equations times patches / images: with ten images and
+"""Values of μ, in units of the mean of the diagonal of the normal equations times patches / images. With ten images and
 hundreds of patches a weight of its own says nothing of a patch. Infinite: the scales' weights alone."""
 
 CAP = 2.0

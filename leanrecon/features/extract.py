@@ -72,7 +72,7 @@ class Extraction:
     """Looks at all that is encoded before the first group."""
 
 
-def run_extraction(work: Extraction, target: Location, context: Context, batch: int | None = None) -> Store:
+def run_extraction(work: Extraction, target: Location, context: Context, batch: int | None) -> Store:
     """Begin or continue a store of feature rows, and return it complete.
 
     A store that was begun keeps its batch size. Raises BudgetError before any work.

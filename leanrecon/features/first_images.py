@@ -1,6 +1,6 @@
 """First images: predicted features, decoded by their feature space into PNG files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from leanrecon.context import Context
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from leanrecon.stores.pictures import Pictures
 
 
-def decoding_space(spaces: Sequence[FeatureSpace], name: str | None = None) -> FeatureSpace:
+def decoding_space(spaces: Mapping[str, FeatureSpace], name: str | None) -> FeatureSpace:
     """The feature space of this name, or the first one that decodes; raises SettingsError if it has no decoder."""
-    for space in spaces:
+    for space in spaces.values():
         if space.decodes and name in (None, space.name):
             return space
     raise SettingsError(
-        f"images can't be decoded from {name or ', '.join(space.name for space in spaces)}",
+        f"images can't be decoded from {name or ', '.join(spaces)}",
         expected="a feature space with a decoder, such as pca",
         todo="add one, as in [features.pca], or stop before this stage with --until regression",
     )

@@ -9,15 +9,7 @@ from leanrecon.features.space import Array, Rows
 
 PANEL = 16
 """Rows of a panel. Row r lies at r mod 16, and what is not asked for is filled up: sums are then added up in the same
-order whatever else is asked for. Alone, rows of a small network take twice the time."""
-
-PANEL_NBYTES = 16_000_000
-"""Bytes of the states of a panel, at most. Rows of larger networks go alone, which takes as long and the least memory."""
-
-
-def panel_of(state_nbytes: int) -> int:
-    """How many rows go through a network together on a CPU, by the bytes of one row's states: a panel, or one."""
-    return PANEL if PANEL * state_nbytes <= PANEL_NBYTES else 1
+order whatever else is asked for."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Patches of several scales: the local image bases of Miyawaki et al. (2008), Neuron 60, 915-929.
 
 A row holds the mean contrast of every patch of every scale. An image is decoded as a weighted sum of its patches: at each
-scale a pixel takes the mean of the patches that cover it, also at the border, and the scales are added with weights that
-are learned from out-of-fold predictions (see ``combination``).
+scale a pixel takes the mean of the patches that cover it, also at the border. The scales are added with weights that are
+learned from out-of-fold predictions (see ``combination``).
 """
 
 from collections.abc import Sequence

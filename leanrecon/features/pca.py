@@ -221,7 +221,8 @@ class PCA(FixedSpace):
         self._expect(image_shape)
         if features.shape[1] != len(fit.components):
             raise InputError(
-                f"rows of {features.shape[1]} numbers do not fit the {len(fit.components)} components of {self.name}"
+                f"rows of {features.shape[1]} numbers do not fit {self.name}",
+                expected=f"{len(fit.components)} components",
             )
         out = np.empty((len(features), *fit.shape), np.uint8)
         coordinates = buffer((PANEL, features.shape[1]), np.float32)
@@ -309,7 +310,9 @@ def _principal_components(store: "Store", index: Array, shape: ImageShape, kept:
     values = model.singular_values_
     kept = min(int(np.count_nonzero(values > values[0] * np.finfo(np.float32).eps)), kept)
     if kept == 0:
-        raise InputError(f"all {len(index)} train images are equal and have no principal components")
+        raise InputError(
+            f"all {len(index)} train images are equal and have no principal components", expected="images that differ"
+        )
     return Fit(
         model.mean_.astype(np.float32),
         model.components_[:kept].astype(np.float32),

@@ -26,7 +26,7 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 class Retry:
     """Waits after each failed request, longer each time, until there were too many failures in a row.
 
-    ``name`` is what is read, ``check`` what a user should check if that fails; ``wait`` sleeps for some seconds;
+    ``name`` is what is read, ``check`` what a user should check if that fails. ``wait`` sleeps for some seconds.
     ``attempts`` is how many failures in a row are too many, where they are not ``ATTEMPTS``.
     """
 

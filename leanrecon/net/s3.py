@@ -213,7 +213,10 @@ class _Retry(Retry):
         if status == 416:
             raise InputError(f"{self.name} is shorter than it was", todo="run again with --overwrite") from error
         if status in (403, 404):
-            raise InputError(f"{self.name} is not there or can't be read ({error})") from error
+            raise InputError(
+                f"{self.name} is not there or can't be read ({error})",
+                todo="check its name, and that these credentials may read it",
+            ) from error
         refused = isinstance(error, ClientError | _RefusedError)
         code = getattr(error, "response", {}).get("Error", {}).get("Code") if refused else None
         lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)

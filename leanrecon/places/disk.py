@@ -70,7 +70,7 @@ class explained_disk_errors:
         ) from error
 
 
-def read_file(path: Path, memory: Array, *, offset: int = 0, cached: bool = True) -> int:
+def read_file(path: Path, memory: Array, *, offset: int, cached: bool) -> int:
     """Fill ``memory`` (uint8) from an offset of a file on; returns the bytes read.
 
     Reading past the page cache needs page-aligned memory of whole pages, and falls back to the cache without.

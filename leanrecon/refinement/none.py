@@ -1,6 +1,6 @@
 """No refinement: final images are first images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -55,14 +55,6 @@ class NoRefinement:
     @classmethod
     def unconditional_roles(cls, settings: NoRefinementSettings) -> dict[str, str]:
         return {}
-
-    @classmethod
-    def needs(cls, settings: NoRefinementSettings) -> Iterable[Any]:
-        return ()
-
-    @classmethod
-    def notes(cls, settings: NoRefinementSettings) -> Iterable[str]:
-        return ()
 
     @property
     def shape(self) -> None:

@@ -143,7 +143,7 @@ class Regressor:
             for sentence in filter(None, [unreasonable.left_out(self.moments_), *found]):
                 warnings.warn(sentence, LeanreconWarning, stacklevel=4)
 
-    def _train_matrices(self, X: Any, y: Any, stimulus: Any = None) -> tuple[Matrix, Matrix]:
+    def _train_matrices(self, X: Any, y: Any, stimulus: Any) -> tuple[Matrix, Matrix]:
         """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n].
 
         With ``stimulus`` the targets have a row for each image, in any number.
@@ -182,7 +182,7 @@ def is_lazy(source: Any) -> bool:
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 
 
-def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool = True) -> tuple[Any, Any]:
+def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool) -> tuple[Any, Any]:
     """Betas and targets as scikit-learn checks them, unless one of them is read from where it lies.
 
     Where they are paired ``one_to_one`` they must have as many rows.

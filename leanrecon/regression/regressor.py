@@ -1,6 +1,6 @@
 """What a regressor is: from train betas and features to predicted features of test betas."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -66,6 +66,8 @@ class RegressionPlan:
     """Floating-point operations of the fit, beside those that each target takes; None: not counted."""
     shared_operations: float = 0
     """Those of them that workers share, where there are any."""
+    parts: int = 0
+    """Bytes on disk of the parts of the fit that these workers leave for a while."""
     passes: float = 2
     """How often the train betas are read for it."""
     target_passes: float = 0
@@ -112,6 +114,10 @@ class Regressor(Protocol):
     def __init__(self, settings: Any) -> None: ...
 
     @classmethod
+    def needs(cls, settings: Any, prefix: str) -> Iterable[Any]:
+        """The published weights that it reads (``weights.needs.Need``); ``prefix`` is what its settings are called."""
+
+    @classmethod
     def notes(cls, settings: Any, space: str) -> Iterable[str]:
         """Sentences that a reader of the report must know, about the predictions of a feature space."""
 
@@ -155,3 +161,21 @@ def check_test_rows(kind: str, rows: int) -> None:
             expected="two test rows or more",
             todo='set restandardize = "inductive", which takes it from train rows, or "none"',
         )
+
+
+def notes_on_moments(kind: str, space: str) -> Iterator[str]:
+    """What a reader of the report must know of ``restandardize``."""
+    if kind == "transductive":
+        yield (
+            f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
+            '(restandardize = "transductive"): a row depends on which others were tested.'
+        )
+
+
+def tell_betas(context: Context, data: RegressionData, left_out: int, odd: Sequence[str]) -> None:
+    """Say how many voxels are left out of a fit, and what is odd about the betas, under the context's label."""
+    if left_out:
+        voxels = data.betas.shape[1]
+        context.progress.say(f"{context.label}: {left_out} of {voxels} voxels do not vary and are left out")
+    for sentence in odd:
+        context.progress.say(f"{context.label}: {sentence}")

@@ -1,7 +1,7 @@
 """Voxels weighed by how well they carry the images: what a weight is made of, and the weights.
 
-A z-scored voxel is multiplied by max(c, 10⁻⁴)^power, where c is the leave-one-out R² of an encoding ridge ("accuracy",
-see ``regression.encoding``) or the share of its variance that repeats of an image have in common ("reliability").
+A z-scored voxel is multiplied by max(c, 10⁻⁴)^power. With "accuracy" c is the leave-one-out R² of an encoding ridge (see
+``regression.encoding``), with "reliability" the share of its variance that repeats of an image have in common.
 Weights are scaled to a mean square of one, so that a penalty alpha keeps its meaning.
 """
 

@@ -265,9 +265,9 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
     """Predict small images from betas, images left out in turn, and tell each from the others."""
     shown, image_of_row = np.unique(stimulus, return_inverse=True)
     if len(shown) < FEWEST:
-        raise InputError(f"{len(shown)} train images are too few")
+        raise InputError(f"{len(shown)} train images are too few to tell apart", expected=f"{FEWEST} or more")
     if not study.stimuli("train").exists():
-        raise InputError("the study has no images")
+        raise InputError("the study has no images", expected="a dataset with images, whose match with betas is checked")
     means = np.zeros((len(shown), betas.shape[1]), np.float32)
     np.add.at(means, image_of_row, betas)
     means /= np.bincount(image_of_row)[:, None].astype(np.float32)

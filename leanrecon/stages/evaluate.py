@@ -16,7 +16,7 @@ from leanrecon.evaluation.judges.embeddings import piece as embedding_piece
 from leanrecon.evaluation.judges.judge import Judge
 from leanrecon.evaluation.plan import EvaluateShapes, compared_shape, plan_evaluate, shifts, spool_nbytes
 from leanrecon.evaluation.test_sets import joined
-from leanrecon.features.first_images import decoding_space, picture_shape
+from leanrecon.features.first_images import picture_shape
 from leanrecon.places.files import read_record
 from leanrecon.progress import counted
 from leanrecon.stages.costs_of_stages import Compared, comparison_cost
@@ -76,11 +76,7 @@ class EvaluateStage:
         settings, pairings = planning.settings, planning.settings.evaluate.permutations
         own, areas = list(shapes.pictures), len(settings.areas)
         first, refined = own[0], make_generator(settings).refines
-        name = (
-            None
-            if settings.decode is not None
-            else decoding_space(list(planning.spaces.values()), settings.stage1.space).name
-        )
+        name = None if planning.first_space is None else planning.first_space.name
         oracles = [] if name is None else [first]
         final = [own[-1]] * len(settings.refine.baselines) if refined else []
         compared = compared_shape(settings.evaluate.preset, shapes.images, shapes.final)
@@ -101,7 +97,7 @@ class EvaluateStage:
         images = min(n, planning.images[0]) if planning.data.folds else planning.images[0]
         pictures, block = [], 1
         if settings.decode is None:
-            first = decoding_space(list(planning.spaces.values()), settings.stage1.space)
+            first = planning.first_space
             block = plan_chunks((images, first.dims(shape)), np.float32, chunk)[1]
             pictures.append(picture_shape(first, settings.stage1.size, shape))
         else:

@@ -147,7 +147,9 @@ def _encode(space: Any, files: list[Path], rows: range, shape: ImageShape) -> Ar
     encoded: Array = space.encode(np.stack(images), rows)
     if not np.isfinite(encoded).all():
         raise InputError(
-            f"the feature space {space.name} gave NaN or infinite numbers for {files[rows.start]} or after it"
+            f"the feature space {space.name} gave NaN or infinite numbers for {files[rows.start]} or after it",
+            expected="finite features",
+            todo='look at that picture; a network in float16 may need precision = "float32"',
         )
     return encoded
 

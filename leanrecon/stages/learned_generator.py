@@ -9,7 +9,7 @@ from leanrecon.context import Context
 from leanrecon.errors import StoreError
 from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
 from leanrecon.features.extract import decode_rows
-from leanrecon.features.first_images import decoding_space, picture_shape
+from leanrecon.features.first_images import picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import Array, ImageShape, resize, with_channels
 from leanrecon.refinement.learning import LearningShapes, TrainRows
@@ -40,7 +40,7 @@ def learns(settings: Settings) -> bool:
 def plan_learning(planning: Planning, generator: Any) -> int:
     """Bytes of memory that the learning takes beside what the process holds."""
     settings, (n, _), shape, chunk = planning.settings, planning.split, planning.image_shape, planning.chunk
-    first = decoding_space(list(planning.spaces.values()), settings.stage1.space)
+    first = planning.first_space
     images = min(n, planning.images[0])
     dims = {name: planning.spaces[name].dims(shape) for name in generator.spaces(settings.refine).values()}
     widest = max(*dims.values(), planning.data.voxels)

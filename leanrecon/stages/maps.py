@@ -285,7 +285,7 @@ class Maps:
         return record
 
 
-def make_maps(run: Run, names: Sequence[str] = (), variant: str = "", *, beside: int = 0) -> Iterator[Map]:
+def make_maps(run: Run, names: Sequence[str], variant: str, *, beside: int = 0) -> Iterator[Map]:
     """Make the maps of these names, those that are known where none is named, one after the other.
 
     ``beside`` bytes are taken by the caller for each. Raises InputError for a map that the study does not have, and

@@ -85,7 +85,10 @@ class RegressionStage:
             shares = _shares(regressor)
             alone, shared = prediction_cost(plan, shapes, planning, name=name, fitted=fitted, shares=shares)
             memory, alone, before = planning.budget.reserved + work, alone + before, Cost()
-            yield PlannedStage(f"regression {name}", summary, memory, disk, scratch, cost=alone, shared=shared)
+            yield PlannedStage(
+                f"regression {name}", summary, memory, disk, scratch,
+                cost=alone, shared=shared, shared_scratch=plan.parts if shares else 0,
+            )  # fmt: skip
             planning.hold(plan.held)
 
     # Running
@@ -295,7 +298,7 @@ def _first_name(settings: Settings, spaces: dict[str, Any]) -> str | None:
     if settings.decode is not None:
         return None
     try:
-        found: str = decoding_space(list(spaces.values()), settings.stage1.space).name
+        found: str = decoding_space(spaces, settings.stage1.space).name
     except SettingsError:
         return None
     return found

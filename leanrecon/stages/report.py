@@ -103,17 +103,15 @@ def _render(page: Page, study: Study) -> None:
     seals.fix(study.report)
 
 
-def rows_of_images(
-    whole: Sequence[Variant], study: Study, *, refined: bool, only: Collection[int] | None = None
-) -> Iterator[Row]:
-    """The images of every row of scores, or of those in ``only``, in order."""
+def rows_of_images(whole: Sequence[Variant], study: Study, *, refined: bool, only: Collection[int]) -> Iterator[Row]:
+    """The images of some rows of scores, in order; ``only`` has their numbers."""
     number = itertools.count()
     for variant in whole:
         seen = StoredImages(Store.open(study.stimuli(variant.test_split)), variant.test_images)
         first = Pictures.open(variant.study.reconstructions("stage1"))
         final = Pictures.open(variant.study.reconstructions("final")) if refined else None
         for row in range(first.rows):
-            if only is None or next(number) in only:
+            if next(number) in only:
                 yield seen.read(row), first.read(row), None if final is None else final.read(row)
 
 

@@ -48,6 +48,8 @@ class PlannedStage:
     """What is done in the process that was started."""
     shared: Cost = field(default_factory=Cost)
     """What the workers of a cluster share, if there are any."""
+    shared_scratch: int = 0
+    """What they leave on disk for a while, beside ``scratch``."""
 
 
 @dataclass
@@ -81,6 +83,11 @@ class Planning:
         return make_spaces(self.settings, self.base_dir)
 
     @property
+    def first_space(self) -> Any:
+        """The feature space that first images are decoded from; None with ``[decode]``."""
+        return _first_space(self.settings, self.spaces)
+
+    @property
     def first_shape(self) -> ImageShape:
         """The shape of first images."""
         settings = self.settings
@@ -88,8 +95,7 @@ class Planning:
             decoder = kinds.kind_of("decoders", settings.decode)(settings.decode)
             shape: ImageShape = decoder.image_shape(self.image_shape)
             return shape
-        first = decoding_space(list(self.spaces.values()), settings.stage1.space)
-        return picture_shape(first, settings.stage1.size, self.image_shape)
+        return picture_shape(self.first_space, settings.stage1.size, self.image_shape)
 
     @property
     def split(self) -> tuple[int, int]:
@@ -160,11 +166,7 @@ class Run:
     @property
     def first_space(self) -> Any:
         """The feature space that first images are decoded from; None with ``[decode]``."""
-        return (
-            None
-            if self.settings.decode is not None
-            else decoding_space(list(self.spaces.values()), self.settings.stage1.space)
-        )
+        return _first_space(self.settings, self.spaces)
 
     def context(self, label: str = "") -> Context:
         """A context with a fresh budget: what the process holds now counts as reserved."""
@@ -232,10 +234,9 @@ class Workers(Protocol):
         """The most that each worker held since this was asked last, in bytes."""
 
 
-def variant_named(run: Run, name: str, *, pairing: int | None = None, baseline: str = "") -> Variant:
-    """The variant of a study with this name, with a random pairing or a baseline beside it."""
-    found = next(one for one in variants(run.study, run.settings) if one.name == name)
-    return replace(found, pairing=pairing, baseline=baseline)
+def variant_named(run: Run, name: str) -> Variant:
+    """The variant of a study with this name."""
+    return next(one for one in variants(run.study, run.settings) if one.name == name)
 
 
 class Stage(Protocol):
@@ -260,7 +261,7 @@ class SharedStage(Stage, Protocol):
         """Open what a piece of the stage needs, in the process of a worker, and return what does its tasks."""
 
 
-def make_spaces(settings: Settings, base_dir: Path | None = None) -> dict[str, Any]:
+def make_spaces(settings: Settings, base_dir: Path | None) -> dict[str, Any]:
     """The feature spaces of a study by name; cheap, no weights are loaded.
 
     Files of the user's that they read are looked for from the current folder or from ``base_dir``.
@@ -270,3 +271,7 @@ def make_spaces(settings: Settings, base_dir: Path | None = None) -> dict[str, A
         name: kinds.kind_of("features", table)(table, name=name, seed=general.seed, device=general.device)
         for name, table in settings.features.items()
     }
+
+
+def _first_space(settings: Settings, spaces: Mapping[str, Any]) -> Any:
+    return None if settings.decode is not None else decoding_space(spaces, settings.stage1.space)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.features.first_images import decoding_space, draw, picture_shape
+from leanrecon.features.first_images import draw, picture_shape
 from leanrecon.features.plan import plan_decode
 from leanrecon.images import ImageShape
 from leanrecon.places import Location
@@ -49,7 +49,7 @@ class StageOneStage:
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m), shape = planning.settings, planning.split, planning.image_shape
-        space = decoding_space(list(planning.spaces.values()), settings.stage1.space)
+        space = planning.first_space
         yield from plan_calibration(planning, space)
         dims, decoded = space.dims(shape), space.decoded_shape(shape)
         drawn = picture_shape(space, settings.stage1.size, shape)

@@ -49,7 +49,7 @@ class Fit:
     def kept(self) -> list[Location]:
         """Small files beside the predictions."""
         predictions = self.variant.study.predictions(self.space.name)
-        return list(kinds.optional(type(self.regressor), "keeps", self.regressor, predictions))
+        return kinds.optional(self.regressor, "keeps", predictions)
 
     @property
     def products(self) -> list[Location]:

@@ -13,14 +13,13 @@ from leanrecon.progress import Progress
 from leanrecon.stores.store import Store
 
 
-def export_npy(path: LocationLike, file: "str | os.PathLike[str]", *, progress: Progress | None = None) -> None:
+def export_npy(path: LocationLike, file: "str | os.PathLike[str]", *, progress: Progress) -> None:
     """Copy a complete store into a local .npy file, holding one row group at a time."""
     store = Store.open(path)
     file = Path(file)
     if file.is_dir():
         raise InputError(f"{file} is a folder", expected="the name of an .npy file")
     partial = file.with_name(f"{file.name}.partial")
-    progress = progress or Progress()
     with explained_disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

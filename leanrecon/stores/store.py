@@ -92,13 +92,7 @@ class Store:
             if not changed:
                 path.sweep(deep=True)
                 if unproven:
-                    record = {
-                        "made_of": now,
-                        "fingerprint": fingerprint(now),
-                        "notes": dict(notes or {}),
-                        "complete": False,
-                    }
-                    there = metadata.new(shape, dtype, chunks, record)
+                    there = metadata.new(shape, dtype, chunks, _begun(now, notes))
                 store = cls(path, there)
                 store._discard_damage()
                 if unproven:
@@ -111,8 +105,7 @@ class Store:
                 )
         remove(path)
         now["stores.chunk"] = list(chunks)
-        record = {"made_of": now, "fingerprint": fingerprint(now), "notes": dict(notes or {}), "complete": False}
-        store = cls(path, metadata.new(shape, dtype, chunks, record))
+        store = cls(path, metadata.new(shape, dtype, chunks, _begun(now, notes)))
         store._update()
         return store
 
@@ -377,6 +370,11 @@ class Store:
             f"chunk {self.name_of(i, j)} of {self.path} {what}",
             todo=f"run `leanrecon verify {self.path} --repair`, which makes only this chunk again",
         )
+
+
+def _begun(made_of: dict[str, Any], notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record of a store that has no chunks yet."""
+    return {"made_of": made_of, "fingerprint": fingerprint(made_of), "notes": dict(notes or {}), "complete": False}
 
 
 def remove(path: LocationLike) -> None:

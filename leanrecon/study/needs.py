@@ -34,6 +34,9 @@ def _of_stages(settings: Settings, stages: Sequence[str] | None) -> Iterator[Nee
     if stages is None or "features" in stages:
         for name, space in settings.features.items():
             yield from kinds.optional(kinds.kind_of("features", space), "needs", space, f"features.{name}.")
+    if stages is None or "regression" in stages:
+        for name, regressor in settings.regression.items():
+            yield from kinds.optional(kinds.kind_of("regressors", regressor), "needs", regressor, f"regression.{name}.")
     if settings.decode is not None and (stages is None or "decode" in stages):
         yield from kinds.optional(kinds.kind_of("decoders", settings.decode), "needs", settings.decode)
     if stages is None or "refine" in stages:

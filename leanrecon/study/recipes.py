@@ -48,22 +48,15 @@ def find_settings(source: LocationLike) -> Path:
             return path / "study.toml"
         if path.is_file():
             return path
-    known = recipes()
-    if str(source) in known:
-        return known[str(source)]
-    raise SettingsError(
-        f"{source} is neither a settings file nor a recipe ({nearest(str(source)[:100], known)})",
-        todo="see `leanrecon recipes`",
-    )
+    return find_recipe(str(source), "neither a settings file nor a recipe")
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the package; raises SettingsError for an unknown name."""
+def find_recipe(name: str, what: str = "not a recipe") -> Path:
+    """The file of a recipe that comes with the package; raises SettingsError, which says ``what`` an unknown name is."""
     known = recipes()
     if name not in known:
-        raise SettingsError(
-            f"{name[:100]} is not a recipe ({nearest(name[:100], known)})", todo="see `leanrecon recipes`"
-        )
+        short = name[:100]
+        raise SettingsError(f"{short} is {what} ({nearest(short, known)})", todo="see `leanrecon recipes`")
     return known[name]
 
 
@@ -76,7 +69,9 @@ def read_settings(source: LocationLike, overrides: Iterable[str] = (), **general
     if (study := elsewhere(source)) is not None:  # a study in a bucket, whose paths are those of this machine
         file = study if study.suffix == ".toml" else study / "study.toml"
         if not file.is_file():
-            raise SettingsError(f"there is no study at {study}")
+            raise SettingsError(
+                f"there is no study at {study}", todo="run a recipe or a settings file with --study there first"
+            )
         with file.open() as opened:
             return read_tables(_tables(opened.read(LARGEST_FILE + 1), file), Path.cwd(), overrides, **general)
     path = find_settings(source)

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from leanrecon import kinds
 from leanrecon.calibration import boost as boosting
 from leanrecon.calibration.boost import pixel_features, sampled, stride_of
-from leanrecon.calibration.calibration import FILE, CalibrationData, CalibrationShapes, held_out, pairs
+from leanrecon.calibration.calibration import FILE, CalibrationData, CalibrationShapes, held_out_images, pairs
 from leanrecon.calibration.linear import local_features
 from leanrecon.calibration.trees import Trees, trees_of
 from leanrecon.context import Context
@@ -148,11 +148,11 @@ def test_of_many_pixels_a_stride_is_taken_from_all_images(data_of, monkeypatch):
 
 
 def test_images_are_held_out_with_all_their_rows(data_of):
-    held = held_out(np.arange(48), 0.15, 0)
+    held = held_out_images(np.arange(48), 0.15, 0)
     assert len(held) == 7
-    np.testing.assert_array_equal(held, held_out(np.arange(48), 0.15, 0))
-    assert (held != held_out(np.arange(48), 0.15, 1)).any()
-    assert len(held_out(np.arange(5), 0.01, 0)) == 2
+    np.testing.assert_array_equal(held, held_out_images(np.arange(48), 0.15, 0))
+    assert (held != held_out_images(np.arange(48), 0.15, 1)).any()
+    assert len(held_out_images(np.arange(5), 0.01, 0)) == 2
     data = data_of()
     for row, first, true in pairs(data, np.array([3, 4, 40, 59])):
         np.testing.assert_allclose(first, data.first[row : row + 1][0] / 255, atol=1e-6)

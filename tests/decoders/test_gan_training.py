@@ -10,7 +10,7 @@ import pytest
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderShapes
 from leanrecon.decoders.gan.gan import GAN
-from leanrecon.decoders.gan.learning import held_out, troubles
+from leanrecon.decoders.gan.learning import held_out_rows, troubles
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.decoders.gan.training import learning_rate
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
@@ -109,7 +109,7 @@ def test_it_learns_to_see_by_any_inputs(reduction, channels, data_of, tmp_path):
     found = images_of(decoder, data, tmp_path / "images").astype(float)
     assert found.shape == (100, 32, 32, channels)
     true = data.images[0:100].repeat(2, axis=1).repeat(2, axis=2).astype(float)
-    of_train = np.setdiff1d(np.arange(100), held_out(data.groups, 0.1, 0))
+    of_train = np.setdiff1d(np.arange(100), held_out_rows(data.groups, 0.1, 0))
     r = [np.corrcoef(found[row].ravel(), true[row].ravel())[0, 1] for row in of_train]
     others = [np.corrcoef(found[row].ravel(), true[row - 1].ravel())[0, 1] for row in of_train]
     assert np.mean(r) > np.mean(others) + 0.15
@@ -202,13 +202,13 @@ def test_an_area_of_one_voxel_gives_images_and_one_that_never_varies_is_refused(
 
 def test_rows_of_a_group_are_held_out_together():
     groups = [f"image {k % 50}" for k in range(200)]
-    held = held_out(groups, 0.1, 0)
+    held = held_out_rows(groups, 0.1, 0)
     assert 20 <= len(held) <= 24
     names = {groups[row] for row in held}
     assert sum(name in names for name in groups) == len(held)
-    assert held_out(groups, 0.1, 1).tolist() != held.tolist()
-    assert len(held_out(groups, 0.0, 0)) == 0
-    assert len(held_out(["one"] * 9, 0.5, 0)) == 0  # nothing to learn from otherwise
+    assert held_out_rows(groups, 0.1, 1).tolist() != held.tolist()
+    assert len(held_out_rows(groups, 0.0, 0)) == 0
+    assert len(held_out_rows(["one"] * 9, 0.5, 0)) == 0  # nothing to learn from otherwise
 
 
 def test_the_learning_rate_is_halved_or_falls_along_a_cosine():

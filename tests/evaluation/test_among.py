@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from leanrecon.evaluation.among import POOL, classes_parts, retrieve_parts, share_within
+from leanrecon.evaluation.among import POOL, n_way, retrieve, share_within
 from leanrecon.evaluation.pool import Part
 from leanrecon.stores.matrix import as_matrix
 
@@ -53,7 +53,7 @@ def drawn_as_mindeye(predicted: Array, true: Array, draws: int) -> Array:
 def test_retrieval_is_what_draws_of_300_estimate() -> None:
     m = 420
     predicted, true = features(m, 2.0)
-    scores = retrieve_parts([Part(as_matrix(predicted), as_matrix(true))], [str(k) for k in range(m)], "x")
+    scores = retrieve([Part(as_matrix(predicted), as_matrix(true))], [str(k) for k in range(m)], "x")
     assert scores is not None
     draws = drawn_as_mindeye(predicted, true, 120)
     for way, end in enumerate(("", "_reverse")):
@@ -68,8 +68,8 @@ def test_retrieval_is_what_draws_of_300_estimate() -> None:
 def test_a_perfect_prediction_is_always_found_and_equal_rows_never_are() -> None:
     _, true = features(310, 0)
     names = [str(k) for k in range(310)]
-    found = retrieve_parts([Part(as_matrix(2 * true), as_matrix(true))], names, "x")
-    same = retrieve_parts([Part(as_matrix(np.ones_like(true)), as_matrix(np.ones_like(true)))], names, "x")
+    found = retrieve([Part(as_matrix(2 * true), as_matrix(true))], names, "x")
+    same = retrieve([Part(as_matrix(np.ones_like(true)), as_matrix(np.ones_like(true)))], names, "x")
     assert found is not None
     assert same is not None
     assert all((rows == 1).all() for rows in found.rows.values())
@@ -78,14 +78,14 @@ def test_a_perfect_prediction_is_always_found_and_equal_rows_never_are() -> None
 
 def test_fewer_images_than_are_drawn_have_no_such_retrieval() -> None:
     predicted, true = features(299, 1)
-    assert retrieve_parts([Part(as_matrix(predicted), as_matrix(true))], [str(k) for k in range(299)], "x") is None
+    assert retrieve([Part(as_matrix(predicted), as_matrix(true))], [str(k) for k in range(299)], "x") is None
 
 
 def test_classes_are_told_apart_as_often_as_in_random_draws() -> None:
     rng = np.random.default_rng(3)
     seen = rng.standard_normal((12, 80)).astype(np.float32)
     drawn = (seen + rng.standard_normal(seen.shape)).astype(np.float32)
-    scores = classes_parts([Part(as_matrix(drawn), as_matrix(seen))], [str(k) for k in range(12)], "x")
+    scores = n_way([Part(as_matrix(drawn), as_matrix(seen))], [str(k) for k in range(12)], "x")
     for row, (out, true) in enumerate(zip(drawn, seen, strict=True)):
         own = int(true.argmax())
         others = np.delete(np.arange(80), own)
@@ -96,11 +96,11 @@ def test_classes_are_told_apart_as_often_as_in_random_draws() -> None:
 
 def test_a_classifier_that_says_the_same_of_all_classes_tells_none_apart() -> None:
     rows = np.ones((4, 60), np.float32)
-    scores = classes_parts([Part(as_matrix(rows), as_matrix(rows))], list("abcd"), "x")
+    scores = n_way([Part(as_matrix(rows), as_matrix(rows))], list("abcd"), "x")
     assert scores.rows["way50_x"].tolist() == [0, 0, 0, 0]
 
 
 def test_few_classes_are_all_told_apart() -> None:
     seen = np.eye(3, dtype=np.float32)
-    scores = classes_parts([Part(as_matrix(seen[[0, 2, 2]]), as_matrix(seen))], list("abc"), "x")
+    scores = n_way([Part(as_matrix(seen[[0, 2, 2]]), as_matrix(seen))], list("abc"), "x")
     assert scores.rows["way3_x"].tolist() == [1, 0, 1]

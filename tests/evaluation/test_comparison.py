@@ -18,7 +18,7 @@ from leanrecon.evaluation.comparison import Fitting, compare_images
 from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.metrics import compare, pair_metrics, prepare
 from leanrecon.evaluation.plan import shifts
-from leanrecon.evaluation.pool import Spool
+from leanrecon.evaluation.pool import Part, Spool
 from leanrecon.images import resize, with_channels
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ def compared(sources: dict[str, Array], stimuli: Array, names: list[str], shape:
         shape = shape or stimuli.shape[1:]
         found, small = compare_images(of_arrays, Images(stimuli), names, Fitting(shape), Context.of(), spool)
         for of_source in found.values():
-            of_source.scores.add(identify(of_source.small, small, names, "pixels") or Scores())
+            of_source.scores.add(identify([Part(of_source.small, small)], names, "pixels") or Scores())
     return {name: of_source.scores for name, of_source in found.items()}
 
 
@@ -175,7 +175,7 @@ from leanrecon.context import Context
 from leanrecon.evaluation.comparison import Fitting, compare_images
 from leanrecon.evaluation.identification import identify
 from leanrecon.evaluation.plan import SLACK, compare_nbytes
-from leanrecon.evaluation.pool import Spool
+from leanrecon.evaluation.pool import Part, Spool
 from leanrecon.memory import PeakMemory, process_memory
 
 m, side, channels, sources = map(int, sys.argv[1:])
@@ -193,8 +193,8 @@ names = [str(k) for k in range(m)]
 with PeakMemory() as peak, tempfile.TemporaryDirectory() as folder, Spool(Path(folder)) as spool:
     found, small = compare_images(sources_, Images(99), names, Fitting((side, side, channels)), context, spool)
     for source in found.values():
-        identify(source.small, small, names, "pixels")
-planned = compare_nbytes((side, side, channels), m, sources, 0)
+        identify([Part(source.small, small)], names, "pixels")
+planned = compare_nbytes((side, side, channels), m, sources, 0, 0, colours=False)
 print(json.dumps({"taken": peak.peak - before, "planned": planned + SLACK, "slack": SLACK}))
 """
 

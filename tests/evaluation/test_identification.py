@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from leanrecon.evaluation import plan
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import distances, identify, squared_parts
+from leanrecon.evaluation.identification import distances, identify, squared_differences
 from leanrecon.evaluation.plan import identify_nbytes, panel_rows
 from leanrecon.evaluation.pool import Part
 from leanrecon.stores.matrix import as_matrix
@@ -39,7 +39,7 @@ def brute_force(reconstructions: Array, stimuli: Array, names: Sequence[str]) ->
 
 
 def identified(reconstructions: Array, stimuli: Array, names: Sequence[str]) -> Scores:
-    found = identify(as_matrix(reconstructions), as_matrix(stimuli), names, "x")
+    found = identify([Part(as_matrix(reconstructions), as_matrix(stimuli))], names, "x")
     assert found is not None
     return found
 
@@ -111,7 +111,7 @@ def test_constant_rows_match_nothing() -> None:
 @pytest.mark.parametrize("m", [1, 4])
 def test_one_stimulus_alone_has_nothing_to_be_told_from(m: int) -> None:
     reconstructions, stimuli = data(max(m, 2), 8, 0.1)
-    assert identify(as_matrix(reconstructions[:m]), as_matrix(stimuli[:m]), ["same"] * m, "x") is None
+    assert identify([Part(as_matrix(reconstructions[:m]), as_matrix(stimuli[:m]))], ["same"] * m, "x") is None
 
 
 @pytest.mark.parametrize("nbytes", [1, 16 * 30 * 4, 17 * 30 * 4, 10**9])
@@ -130,7 +130,7 @@ def test_distances_are_the_correlation_distances_of_scipy(
     monkeypatch.setattr(plan, "PANEL_NBYTES", nbytes)
     reconstructions, stimuli = data(m, d, noise)
     names = [str(k // 2) for k in range(m - 1)] + ["last"]  # most stimuli are shown twice
-    scores = distances(as_matrix(reconstructions), as_matrix(stimuli), names, "x")
+    scores = distances([Part(as_matrix(reconstructions), as_matrix(stimuli))], names, "x")
     expected = cdist(reconstructions.astype(np.float64), stimuli.astype(np.float64), "correlation")
     np.testing.assert_allclose(scores.rows["distance_x"], np.diag(expected), atol=1e-6)
     mismatched = [expected[i, j] for i in range(m) for j in range(m) if names[i] != names[j]]
@@ -149,18 +149,18 @@ def test_squared_differences_are_those_of_scipy(
         Part(as_matrix(reconstructions[:1]), as_matrix(stimuli)),
         Part(as_matrix(reconstructions[1:]), as_matrix(stimuli), first=1),
     ]
-    scores = squared_parts(parts, names, "x")
+    scores = squared_differences(parts, names, "x")
     expected = cdist(reconstructions.astype(np.float64), stimuli.astype(np.float64), "sqeuclidean") / d
     np.testing.assert_allclose(scores.rows["mse_x"], np.diag(expected), rtol=1e-5)
     mismatched = [expected[i, j] for i in range(m) for j in range(m) if names[i] != names[j]]
     assert scores.chance["mse_x"] == pytest.approx(np.mean(mismatched), rel=1e-5)
-    assert squared_parts(parts, ["same"] * m, "x").chance == {}
+    assert squared_differences(parts, ["same"] * m, "x").chance == {}
 
 
 def test_a_constant_row_is_at_distance_one_and_a_single_stimulus_has_no_chance_level() -> None:
     reconstructions, stimuli = data(4, 16, 0.8)
     reconstructions[2] = 0.3
-    scores = distances(as_matrix(reconstructions), as_matrix(stimuli), ["same"] * 4, "x")
+    scores = distances([Part(as_matrix(reconstructions), as_matrix(stimuli))], ["same"] * 4, "x")
     assert scores.rows["distance_x"][2] == 1
     assert scores.chance == {}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from leanrecon.evaluation.identification import distances_parts, identify_parts
-from leanrecon.evaluation.latents import compare_latents_parts
+from leanrecon.evaluation.identification import distances, identify
+from leanrecon.evaluation.latents import compare_latents
 from leanrecon.evaluation.pool import Part, Spool, Stacked, joined
 from leanrecon.stores.matrix import as_matrix
 
@@ -49,7 +49,7 @@ def correlations(predicted: list[Array], stimuli: list[Array]) -> Array:
 def test_rows_of_all_folds_are_told_apart_in_the_features_of_their_fold(rotated: bool) -> None:
     predicted, stimuli = folds(rotated=rotated)
     r, m = correlations(predicted, stimuli), sum(SIZES)
-    found = identify_parts(parts_of(predicted, stimuli), NAMES, "x")
+    found = identify(parts_of(predicted, stimuli), NAMES, "x")
     assert found is not None
     for i in range(m):
         others = [j for j in range(m) if NAMES[j] != NAMES[i]]
@@ -59,14 +59,14 @@ def test_rows_of_all_folds_are_told_apart_in_the_features_of_their_fold(rotated:
         assert found.rows["two_way_x_reverse"][i] == pytest.approx(np.mean(back))
         assert found.rows["top1_x_reverse"][i] == all(back)
     wrong = [1 - r[i, j] for i in range(m) for j in range(m) if NAMES[i] != NAMES[j]]
-    distance = distances_parts(parts_of(predicted, stimuli), NAMES, "x")
+    distance = distances(parts_of(predicted, stimuli), NAMES, "x")
     np.testing.assert_allclose(distance.rows["distance_x"], 1 - np.diag(r), atol=1e-6)
     assert distance.chance["distance_x"] == pytest.approx(np.mean(wrong), abs=1e-6)
 
 
 def test_r2_over_folds_is_that_of_all_rows_where_features_are_shared() -> None:
     predicted, stimuli = folds(rotated=False)
-    scores, r2 = compare_latents_parts(parts_of(predicted, stimuli), NAMES)
+    scores, r2 = compare_latents(parts_of(predicted, stimuli), NAMES)
     expected = r2_score(stimuli[0], np.concatenate(predicted), multioutput="raw_values")
     np.testing.assert_allclose(r2, expected, atol=1e-12)
     assert scores.rows["latent_r2_mean"].mean() == pytest.approx(expected.mean(), abs=1e-12)
@@ -77,7 +77,7 @@ def test_r2_over_folds_is_that_of_all_rows_where_features_are_shared() -> None:
 def test_a_latent_that_a_fold_lacks_has_the_r2_of_the_others() -> None:
     predicted, stimuli = folds(rotated=False)
     cut = [(p, s) if k != 1 else (p[:, :5], s[:, :5]) for k, (p, s) in enumerate(zip(predicted, stimuli, strict=True))]
-    _, r2 = compare_latents_parts(parts_of([p for p, _ in cut], [s for _, s in cut]), NAMES)
+    _, r2 = compare_latents(parts_of([p for p, _ in cut], [s for _, s in cut]), NAMES)
     rest = [i for i in range(sum(SIZES)) if not 1 <= i < 5]
     error = np.square(np.concatenate(predicted) - stimuli[0])[rest, 5].mean()
     assert r2[5] == pytest.approx(1 - error / stimuli[0][:, 5].var(), abs=1e-12)
@@ -90,7 +90,7 @@ def test_parts_with_the_same_stimuli_are_read_together_and_give_the_same() -> No
     together = joined([Part(part.reconstructions, shared, part.first, part.most) for part in apart])
     assert len(together) == 1
     assert len(joined(apart)) == len(SIZES)
-    one, other = (identify_parts(parts, NAMES, "x") for parts in (apart, together))
+    one, other = (identify(parts, NAMES, "x") for parts in (apart, together))
     assert one is not None
     assert other is not None
     for name, rows in one.rows.items():

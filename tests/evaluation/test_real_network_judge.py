@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter  # noqa: E402
 from skimage import data  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
-from leanrecon.evaluation.among import classes_parts  # noqa: E402
+from leanrecon.evaluation.among import n_way  # noqa: E402
 from leanrecon.evaluation.identification import distances, identify  # noqa: E402
 from leanrecon.evaluation.judges.module import ModuleJudge, ModuleSettings  # noqa: E402
 from leanrecon.evaluation.pool import Part  # noqa: E402
@@ -72,13 +72,11 @@ def test_figures_fall_with_blur_and_with_noise() -> None:
         two_way, away, ways = [1.0], [0.0], [1.0]
         for drawn in degraded.values():
             rows = as_matrix(one.encode(drawn))
-            scores = identify(rows, true, names, "x")
+            scores = identify([Part(rows, true)], names, "x")
             assert scores is not None
             two_way.append(scores.rows["two_way_x"].mean())
-            away.append(distances(rows, true, names, "x").rows["distance_x"].mean())
-            ways.append(
-                classes_parts([Part(as_matrix(classes.encode(drawn)), logits)], names, "x").rows["way50_x"].mean()
-            )
+            away.append(distances([Part(rows, true)], names, "x").rows["distance_x"].mean())
+            ways.append(n_way([Part(as_matrix(classes.encode(drawn)), logits)], names, "x").rows["way50_x"].mean())
         assert two_way == sorted(two_way, reverse=True)
         assert away == sorted(away)
         assert ways == sorted(ways, reverse=True)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from leanrecon.features.panels import PANEL, PANEL_NBYTES, panel_of, panels
+from leanrecon.devices import STATES_NBYTES, together_on_cpu
+from leanrecon.features.panels import PANEL, panels
 
 CASES = [
     ([0, 1, 2, 3], 4, [(0, [0, 1, 2, 3])]),
@@ -26,5 +27,5 @@ def test_a_row_lies_at_its_number_modulo_the_size(rows, size, expected):
 
 
 def test_rows_with_large_states_go_alone():
-    assert panel_of(PANEL_NBYTES // PANEL) == PANEL
-    assert panel_of(PANEL_NBYTES // PANEL + 1) == 1
+    assert together_on_cpu(STATES_NBYTES // PANEL, PANEL) == PANEL
+    assert together_on_cpu(STATES_NBYTES // PANEL + 1, PANEL) == 1

@@ -62,7 +62,7 @@ def test_guidance_asks_for_unconditional_embeddings_that_no_file_gives(kind, tab
 
 def needs(kind, **table):
     settings = settings_of(kind, **table)
-    found = kinds.kind_of("generators", settings).needs(settings)
+    found = kinds.optional(kinds.kind_of("generators", settings), "needs", settings)
     return {need.setting: (need.name, {piece.folders[0] for piece in need.pieces}) for need in found}
 
 
@@ -104,7 +104,7 @@ def test_settings_written_by_earlier_versions_load_unchanged():
 
 def test_notes_say_that_a_model_draws_final_images():
     for kind in BUILT_IN:
-        notes = list(kinds.get("generators", kind).notes(settings_of(kind)))
+        notes = kinds.optional(kinds.get("generators", kind), "notes", settings_of(kind))
         assert len(notes) == (kind != "none")
 
 

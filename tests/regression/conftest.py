@@ -1,54 +1,22 @@
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leanrecon.regression.ridge import (
-    arithmetic,
-    group_errors,
-    hat,
-    kernel,
-    loo,
-    maps,
-    on_torch,
-    pairing,
-    per_target,
-    plan,
-    plan_form,
-    rbf,
-    ridge,
-    search,
-    streamed,
-    triangle,
-    vram,
-    weights,
-)
+from leanrecon.regression import ridge
 from leanrecon.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-MODULES = (
-    arithmetic,
-    group_errors,
-    hat,
-    kernel,
-    loo,
-    maps,
-    on_torch,
-    pairing,
-    per_target,
-    plan,
-    plan_form,
-    rbf,
-    ridge,
-    search,
-    streamed,
-    triangle,
-    vram,
-    weights,
-)
+MODULES = [
+    import_module(f"{ridge.__name__}.{module.name}")
+    for module in iter_modules(ridge.__path__)
+    if module.name != "scikit"  # the estimators for users
+]
 
 
 @pytest.fixture

@@ -356,6 +356,17 @@ def test_a_plan_tells_what_workers_share_of_a_fit() -> None:
         assert plan.operations > plan.shared_operations
 
 
+def test_a_plan_counts_the_bytes_that_workers_leave_on_disk(tmp_path: Path) -> None:
+    shapes = RegressionShapes(n=8859, p=15_724, m=982, t=91_168, s=8859, x_block=512, y_block=2048)
+    fixed, chosen = (
+        RidgeRegressor(RidgeSettings.model_validate({"alpha": alpha})).plan(shapes, 10**10) for alpha in (1000.0, "loo")
+    )
+    lower, crossing = 4 * 8859 * 8860 // 2, 4 * 982 * 8859  # float32: the lower triangle, products with test betas
+    assert 1 <= fixed.parts / (lower + crossing) < 1.1  # panels hold some numbers above the diagonal
+    assert chosen.parts == fixed.parts + 4 * 8859 * 512
+
+
 def test_a_small_fit_is_the_drivers_alone() -> None:
     shapes = RegressionShapes(n=1200, p=4000, m=60, t=8000, s=1200, x_block=512, y_block=2048)
     assert RidgeRegressor(RidgeSettings(alpha="loo")).plan(shapes, 10**10).shared_operations == 0
+    assert RidgeRegressor(RidgeSettings(alpha="loo")).plan(shapes, 10**10).parts == 0

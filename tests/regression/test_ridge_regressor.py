@@ -146,7 +146,6 @@ def test_a_transductive_ridge_has_a_note_for_the_reader():
     (note,) = RidgeRegressor.notes(RidgeSettings(restandardize="transductive"), "vdvae")
     assert note.startswith("Predictions of vdvae were re-standardised")
     assert not [*RidgeRegressor.notes(RidgeSettings(restandardize="inductive"), "vdvae")]
-    assert not [*RidgeRegressor.needs(RidgeSettings(), "regression.")]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import pytest
 from leanrecon.app import doctor
 from leanrecon.app.plan import show
 from leanrecon.errors import InputError
+from leanrecon.regression.mlp.regressor import MLPRegressor
 from leanrecon.stages.pipeline import STAGES, plan_study
 from leanrecon.study.needs import missing, needed, require_weights
 from leanrecon.study.recipes import read_settings, recipes
+from leanrecon.weights.needs import Need
 from leanrecon.weights.packaged import is_packaged
 from leanrecon.weights.published import address_of
 
@@ -192,3 +194,15 @@ def test_settings_without_weights_require_none(cache, tmp_path):
     chosen = settings('[dataset]\nkind = "simulated"\n', tmp_path)
     assert needed(chosen) == []
     require_weights(chosen)
+
+
+def test_weights_of_regressors_are_asked_for_too(cache, tmp_path, monkeypatch):
+    def asks(cls, settings, prefix):
+        return [Need(f"{prefix}weights", VDVAE)]
+
+    monkeypatch.setattr(MLPRegressor, "needs", classmethod(asks), raising=False)
+    plain = settings('[features.pca]\n[dataset]\nkind = "simulated"\n[regression]\nkind = "mlp"\n', tmp_path)
+    assert [(need.setting, need.name) for need in needed(plain)] == [("regression.pca.weights", VDVAE)]
+    assert needed(plain, until("features")) == []
+    text = '[features.pca]\n[dataset]\nkind = "simulated"\n[regression]\nkind = "stack"\nmembers = [{kind = "ridge"}, {kind = "mlp"}]\n'
+    assert [need.setting for need in needed(settings(text, tmp_path))] == ["regression.pca.weights"]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leanrecon.app.options import Memory, StudyFolder, app
+from leanrecon.app.options import Memory, app
 from leanrecon.app.terminal import say
 from leanrecon.errors import SettingsError
 
@@ -29,7 +29,12 @@ def doctor(
     bench: Annotated[
         bool, typer.Option("--bench", help="Measure matrix products, disk and stores, for the times of plans.")
     ] = False,
-    study: StudyFolder = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            "--study", metavar="FOLDER|URL", help="With --bench: where to measure; by default in this folder."
+        ),
+    ] = None,
 ) -> None:
     """Show what this machine has, what each recipe needs, and whether it fits.
 
@@ -39,6 +44,11 @@ def doctor(
 
     if study is not None and not bench:
         raise SettingsError("--study is given without --bench", todo="add --bench, which measures there")
+    if (sources or overwrite) and not weights:
+        raise SettingsError("a recipe, a settings file or --overwrite is given without --weights", todo="add --weights")
+    checks = {"--bench": bench, "--weights": weights, "--vdvae": vdvae is not None}
+    if len(given := [name for name, asked in checks.items() if asked]) > 1:
+        raise SettingsError(f"{' and '.join(given)} are different checks", todo="give one of them")
     if bench:
         from leanrecon.app.bench import bench as measure
 
@@ -47,8 +57,6 @@ def doctor(
         from leanrecon.app.weights import check_weights
 
         check_weights(sources or [], memory, overwrite=overwrite)
-    elif sources or overwrite:
-        raise SettingsError("a recipe, a settings file or --overwrite is given without --weights", todo="add --weights")
     elif vdvae is not None:
         show_vdvae(vdvae)
     else:
@@ -79,12 +87,14 @@ def recipes(
 
 @app.command("kinds")
 def list_kinds(
-    group: Annotated[str | None, typer.Argument(help="One group: datasets, features, regressors, …")] = None,
+    group: Annotated[
+        str | None, typer.Argument(help="A group (datasets, features, regressors, …), or a kind's name.")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="One kind of the group.")] = None,
 ) -> None:
     """List the kinds of datasets, feature spaces, regressors, … with their settings, and who provides them.
 
-    Examples: leanrecon kinds; leanrecon kinds features vdvae
+    Examples: leanrecon kinds; leanrecon kinds ridge; leanrecon kinds features vdvae
     """
     from leanrecon.app.kinds import show
 

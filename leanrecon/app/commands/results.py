@@ -1,13 +1,17 @@
 """Commands that take results out of studies, and compare them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leanrecon.app.options import Memory, app, progress, require_free, require_study
 from leanrecon.app.terminal import say
 from leanrecon.errors import LeanreconError
+
+if TYPE_CHECKING:
+    from leanrecon.places import Location
+    from leanrecon.stages.stage import Run
 
 
 @app.command()
@@ -54,14 +58,9 @@ def export(
     if file is not None:
         raise LeanreconError(f"{of} is a study, not a store", todo=f"give the folder with --out {file}")
     from leanrecon.stages.export import export_maps
-    from leanrecon.stages.stage import Run
-    from leanrecon.study.layout import Study
-    from leanrecon.study.recipes import read_settings
 
-    settings, base_dir = read_settings(of / "study.toml", memory=memory)
-    run = Run(settings, Study(of), base_dir=base_dir, progress=progress())
     folder = as_location(out) if out else of / "maps"
-    for name in export_maps(run, folder, maps or (), variant, overwrite=overwrite):
+    for name in export_maps(_run_of(of, memory), folder, maps or (), variant, overwrite=overwrite):
         say(f"wrote {folder / name}")
 
 
@@ -69,16 +68,21 @@ def _export_figures(source: Path, out: Path | None, overwrite: bool) -> None:
     """Write scores as CSV and the plots of the report as SVG and PNG."""
     from leanrecon.places import as_location
     from leanrecon.stages.export_figures import export_figures
+
+    study = as_location(source)
+    folder = as_location(out) if out else study / "figures"
+    for name in export_figures(_run_of(study, None), folder, overwrite=overwrite):
+        say(f"wrote {folder / name}")
+
+
+def _run_of(study: "Location", memory: str | None) -> "Run":
+    """What a finished study's results are read with."""
     from leanrecon.stages.stage import Run
     from leanrecon.study.layout import Study
     from leanrecon.study.recipes import read_settings
 
-    study = as_location(source)
-    folder = as_location(out) if out else study / "figures"
-    settings, base_dir = read_settings(study / "study.toml")
-    run = Run(settings, Study(study), base_dir=base_dir, progress=progress())
-    for name in export_figures(run, folder, overwrite=overwrite):
-        say(f"wrote {folder / name}")
+    settings, base_dir = read_settings(study / "study.toml", memory=memory)
+    return Run(settings, Study(study), base_dir=base_dir, progress=progress())
 
 
 @app.command("export-nifti")

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +118,7 @@ def demo(
     # Small networks gain nothing from a second thread, and waiting threads lose much time on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if recipe is not None:
-        run_demo(recipe, study, memory, overwrite=overwrite, sets=sets)
+        run_demo(recipe, study, memory, overwrite=overwrite, sets=sets, cluster=cluster)
         return
     from leanrecon.study.recipes import recipes
 
@@ -142,7 +143,8 @@ def plan(
 ) -> None:
     """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit.
 
-    With --workers, --bandwidth or a study in a bucket, also its time, bytes and requests.
+    With --workers, --bandwidth or a study in a bucket, also its time, bytes and requests. With --workers, disk counts the
+    parts of fits that these leave for a while.
 
     Examples: leanrecon plan nsd; leanrecon plan study.toml --memory 4GB; leanrecon plan nsd --workers 8 --bandwidth 1Gbit
     """
@@ -158,6 +160,8 @@ def plan(
     folder = folder_of(source, study)
     with telling_data(source, sets):
         lines = plan_study(settings, base_dir=base_dir, until=until, study=folder)
+    if workers is not None:
+        lines = [replace(line, scratch=line.scratch + line.shared_scratch) for line in lines]
     fits = show(lines, settings.general.memory, missing(settings, names))
     if workers is not None or rate is not None or folder.place.local_path(folder.key) is None:
         show_work(lines, folder, workers or 1, rate)

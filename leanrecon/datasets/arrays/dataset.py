@@ -64,7 +64,7 @@ class ArraysSettings(DatasetSettings):
     test_fraction: float | None = Field(default=None, gt=0, lt=1)
     """The share of rows that are drawn as test rows, all rows of an image together."""
     folds: int | None = Field(default=None, ge=2)
-    """Number of folds, in which every row is tested once."""
+    """Number of folds, in which every row is tested once; absent: train and test are split once."""
     repeats: Repeats = "single"
     """Train rows: as they are given, or the average of all that show the same image."""
     test_repeats: Repeats = "single"

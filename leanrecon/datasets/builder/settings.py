@@ -22,7 +22,7 @@ class BuilderSettings(DatasetSettings):
     test_fraction: float | None = Field(default=None, gt=0, lt=1)
     """The share of trials that are drawn as test trials, all trials of an image together."""
     folds: int | None = Field(default=None, ge=2)
-    """Number of folds, in which every row is tested once."""
+    """Number of folds, in which every row is tested once; absent: train and test are split once."""
     zscore: ZScore = "none"
     """Whether each voxel is z-scored: within each run, within each session, or by the train trials."""
     voxels: str | list[str] | None = Field(default=None, min_length=1)
@@ -82,7 +82,7 @@ class TrialsSettings(BuilderSettings):
     images: str | None = None
     """The folder of the images; a stimulus is the name of a file, with or without its ending."""
     mask: str | None = None
-    """A NIfTI mask of the voxels to use; absent: voxels that are not NaN (in NIfTI files, nor 0) in the first trial."""
+    """A NIfTI mask of the voxels to use; absent: voxels that are neither NaN nor, in NIfTI files, 0 in the first trial."""
     areas: str | None = None
     """A pattern of NIfTI masks, each named by its file, or one label image."""
     area_names: str | None = None

@@ -75,7 +75,7 @@ def volumes(files: Iterable[InputFile], looks: int) -> Asked:
     return Asked((_VOLUME + looks) * sum(isinstance(file, Location) for file in files))
 
 
-def small_files(specs: Iterable[str | None], path: str | None = None) -> Asked:
+def small_files(specs: Iterable[str | None], path: str | None) -> Asked:
     """Of small files beside the arrays, such as captions and masks; those given as ``:KEY`` are in ``path``."""
     named = [path if spec.startswith(":") else spec for spec in specs if spec is not None]
     return Asked(_SMALL * sum(spec is not None and is_url(spec) for spec in named))

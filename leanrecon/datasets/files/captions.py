@@ -38,9 +38,9 @@ class CaptionsSize:
 def read_captions(spec: str, default_path: str | None = None, base_dir: Path | None = None) -> list[list[str]]:
     """The captions of every row, one or more each.
 
-    ``.txt`` has one row a line, with tabs between the captions of one image; ``.json`` is a list of strings or of
-    lists of strings (``FILE.json:KEY``: under that key); arrays of strings are [rows] or [rows, captions],
-    MATLAB's cell arrays and char matrices among them. Empty strings are left out.
+    ``.txt`` has one row a line, with tabs between the captions of one image. ``.json`` is a list of strings or of
+    lists of strings (``FILE.json:KEY``: under that key). Arrays of strings are [rows] or [rows, captions], MATLAB's
+    cell arrays and char matrices among them. Empty strings are left out.
     """
     captions: list[list[str]] = []
     name = _name(spec, default_path, base_dir)

@@ -214,7 +214,7 @@ def read_volume(path: InputFile) -> tuple[NiftiHeader, Array]:
 def is_inside(header: NiftiHeader, values: Array) -> Array:
     """Which voxels of a mask are in it: bool [x, y, z].
 
-    Programs that save a mask again scale it, so that its zeros may come back as small numbers: values up to half a step
+    Programs that save a mask again scale it, so that its zeros may come back as small numbers. Values up to half a step
     of the stored integers, or a thousandth of the largest value, count as 0.
     """
     largest = float(np.nanmax(np.abs(values), initial=0))

@@ -37,9 +37,8 @@ def near(file: InputFile) -> int:
 class Rows:
     """An array in a file whose first axis is rows; only its header is read until rows are asked for.
 
-    ``together`` is the number of neighbouring rows that are best read at once (all of them, where the file
-    goes column by column); ``held`` is how many bytes stay in memory while rows are read, ``scratch``
-    how many are taken for a moment.
+    ``together`` is the number of neighbouring rows that are best read at once: all of them, where the file goes column
+    by column. ``held`` is how many bytes stay in memory while rows are read, ``scratch`` how many are taken for a moment.
     """
 
     together = 1

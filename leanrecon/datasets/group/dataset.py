@@ -34,7 +34,7 @@ class GroupSettings(DatasetSettings):
     subjects: list[str] | None = None
     """The name of each member; absent: the names of their folders."""
     alignment: SerializeAsAny[BaseModel] = Field(default_factory=dict, validate_default=True)
-    """How betas are brought into a shared space: the name of an alignment, or a table with its settings."""
+    """How betas are brought into a shared space: the name of an alignment, or a table with its settings; absent: not at all."""
     voxels: str | list[str] | None = Field(default=None, min_length=1)
     """The area whose voxels are aligned, or several, joined, by names that every member has; absent: all voxels."""
     average: bool = False
@@ -193,8 +193,8 @@ class Group:
             self.alignment,
             self.plan_alignment(members, context.budget.free).dims,
             {"alignment": self.settings.alignment.model_dump()},
-            self.learns,
-            self.settings.average,
-            self.settings.allow_shared_stimuli,
+            learns=self.learns,
+            average=self.settings.average,
+            allow_shared_stimuli=self.settings.allow_shared_stimuli,
         )
         Ingest(making, members, study, context).run()

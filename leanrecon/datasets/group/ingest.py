@@ -11,7 +11,7 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.datasets.group.dataset import PANEL
 from leanrecon.datasets.group.members import Member, Members
-from leanrecon.datasets.group.shared import fill_shared
+from leanrecon.datasets.group.shared import shared_betas
 from leanrecon.datasets.group.versions import Versions
 from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
@@ -238,21 +238,13 @@ class Ingest:
 
     def _shared(self, member: Member) -> Store:
         """A store of the member's train betas of the shared images, needed while the alignment is fitted."""
-        rows_of: dict[str, list[int]] = {name: [] for name in self.members.shared}
-        for row, name in enumerate(member.rows.stimulus_ids("train")):
-            if name in rows_of:
-                rows_of[name].append(row)
-        store = Store.create(
+        return shared_betas(
             self._scratch / f"{fingerprint({'member': member.name})[:16]}.zarr",
-            (len(rows_of), member.voxels),
-            np.float32,
-            made_of={"betas": member.betas["train"].content, "shared": fingerprint({"ids": list(rows_of)})},
-            chunk=self.context.chunk,
-            overwrite=True,
+            member.betas["train"],
+            enumerate(member.rows.stimulus_ids("train")),
+            self.members.shared,
+            self.context.named(f"betas of shared images, {member.name}"),
         )
-        context = self.context.named(f"betas of shared images, {member.name}")
-        fill_shared(store, member.betas["train"], list(rows_of.values()), context)
-        return store
 
     def _transform(self, split: str, store: Store) -> None:
         """Write the missing betas: the rows of all members in the shared space."""

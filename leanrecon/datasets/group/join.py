@@ -15,7 +15,7 @@ from leanrecon.datasets.group.chosen import MeanRows, with_rows
 from leanrecon.datasets.group.ingest import Ingest, Making, means_of_images, read_state
 from leanrecon.datasets.group.joined import MOST_TRIED, JoinedSettings
 from leanrecon.datasets.group.members import Member, Members, open_member
-from leanrecon.datasets.group.shared import fill_shared
+from leanrecon.datasets.group.shared import shared_betas
 from leanrecon.errors import InputError, StoreError
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import image_shape
@@ -154,13 +154,13 @@ def run_join(settings: JoinedSettings, pair: Pair, study: Study, context: Contex
     decides = {"rows": settings.rows, "route": route, "map": made_of if route == "group" else None}
     if route == "own":
         alignment: Any = NoAlignment(NoAlignmentSettings())
-        making = Making("joined", alignment, pair.own.voxels, decides, False, False, settings.allow_shared_stimuli)
-        _Joining(making, pair.members("own"), study, context).run()
+        dims, learns = pair.own.voxels, False
     else:
         assert state is not None
-        alignment = IntoGroup(pair.own.name, state)
-        making = Making("joined", alignment, pair.group.voxels, decides, True, False, settings.allow_shared_stimuli)
-        _Joining(making, pair.members("group"), study, context).run()
+        alignment, dims, learns = IntoGroup(pair.own.name, state), pair.group.voxels, True
+    allowed = settings.allow_shared_stimuli
+    making = Making("joined", alignment, dims, decides, learns=learns, allow_shared_stimuli=allowed)
+    _Joining(making, pair.members(route), study, context).run()
 
 
 class IntoGroup:
@@ -264,20 +264,13 @@ def _fit(settings: JoinedSettings, pair: Pair, study: Study, context: Context) -
 def _common_betas(pair: Pair, study: Study, context: Context) -> Store:
     """A store of the subject's train betas of the common images, averaged over an image's rows."""
     betas = pair.own.betas["train"]
-    rows_of: dict[str, list[int]] = {name: [] for name in pair.common}
-    for row, name in zip(betas.index.tolist(), pair.own.rows.stimulus_ids("train"), strict=True):
-        if name in rows_of:
-            rows_of[name].append(row)
-    store = Store.create(
+    return shared_betas(
         study.root / "betas" / "shared" / "common.zarr",
-        (len(rows_of), pair.own.voxels),
-        np.float32,
-        made_of={"betas": betas.content, "common": fingerprint({"ids": pair.common})},
-        chunk=context.chunk,
-        overwrite=True,
+        betas.store,
+        zip(betas.index.tolist(), pair.own.rows.stimulus_ids("train"), strict=True),
+        pair.common,
+        context.named("betas of common images"),
     )
-    fill_shared(store, betas.store, list(rows_of.values()), context.named("betas of common images"))
-    return store
 
 
 def group_scores(pair: Pair) -> Array:

@@ -94,8 +94,8 @@ class Joined:
             "train images decided (betas/alignment.npz says which, with both scores).",
         }[settings.route]
         if settings.rows is not None:
-            share = f"{settings.rows:.3g} of" if settings.rows <= 1 else f"{settings.rows:.0f} of"
-            yield f"{share} the train images of {settings.name()} were used."
+            share = f"{settings.rows:.3g}" if settings.rows <= 1 else f"{settings.rows:.0f}"
+            yield f"{share} of the train images of {settings.name()} were used."
         if settings.allow_shared_stimuli:
             yield "The group may have been trained on test images (dataset.allow_shared_stimuli)."
 

@@ -1,12 +1,14 @@
 """A member's train betas of the shared images: one row an image, averaged over its rows, in bounded memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.memory import buffer
+from leanrecon.places import Location
+from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.matrix import PANEL, Matrix, as_matrix, panels
 from leanrecon.stores.store import Store
@@ -14,7 +16,30 @@ from leanrecon.stores.store import Store
 Array = np.ndarray[Any, Any]
 
 
-def fill_shared(store: Store, betas: Store, rows_of: Sequence[Sequence[int]], context: Context) -> None:
+def shared_betas(
+    path: Location, betas: Store, named: Iterable[tuple[int, str]], shared: Sequence[str], context: Context
+) -> Store:
+    """A store [shared, voxels] at ``path`` of the mean betas of some images; continues where an earlier run stopped.
+
+    ``named`` holds rows of the betas with the ids of their images, ``shared`` the ids that are wanted.
+    """
+    rows_of: dict[str, list[int]] = {name: [] for name in shared}
+    for row, name in named:
+        if name in rows_of:
+            rows_of[name].append(row)
+    store = Store.create(
+        path,
+        (len(rows_of), betas.columns),
+        np.float32,
+        made_of={"betas": betas.content, "rows": fingerprint({"rows": [*rows_of.values()]})},
+        chunk=context.chunk,
+        overwrite=True,
+    )
+    _fill(store, betas, [*rows_of.values()], context)
+    return store
+
+
+def _fill(store: Store, betas: Store, rows_of: Sequence[Sequence[int]], context: Context) -> None:
     """Write the missing chunks of ``store``: row k is the mean of the rows ``rows_of[k]`` of ``betas``.
 
     Sums are taken in float64 in the order of rows. More memory means fewer passes over the betas, not another result.
@@ -66,7 +91,7 @@ def _bands(width: int, chunk_rows: int, free: int) -> int:
 
 
 def averaging_nbytes(shape: tuple[int, int], chunk: int, free: int) -> int:
-    """Most bytes of memory that ``fill_shared`` takes for a store of ``shape``, beside a chunk of the betas."""
+    """Most bytes of memory that ``shared_betas`` takes for a store of ``shape``, beside a chunk of the betas."""
     rows, width = plan_chunks(shape, np.float32, chunk)
     groups = -(-shape[0] // rows)
     summed = min(_bands(width, rows, free), groups) * rows * width * 8

@@ -140,7 +140,7 @@ def _level(levels: Levels, trial: int, values: Array, place: slice) -> Array:
     return z.astype(np.float32)
 
 
-def average_nbytes(shape: tuple[int, int], n_images: int, chunk: int, *, sessions: int = 0) -> int:
+def average_nbytes(shape: tuple[int, int], n_images: int, chunk: int, *, sessions: int) -> int:
     """Most bytes of memory that ``average`` takes for trials of ``shape``; ``sessions`` are z-scored."""
     from leanrecon.stores.layout import plan_chunks
 
@@ -150,7 +150,7 @@ def average_nbytes(shape: tuple[int, int], n_images: int, chunk: int, *, session
     return 4 * n_images * width + 2 * read_rows * read_width + rows * width * (8 + 4 + 4) + levels
 
 
-def single_nbytes(shape: tuple[int, int], n_rows: int, chunk: int, *, sessions: int = 0) -> int:
+def single_nbytes(shape: tuple[int, int], n_rows: int, chunk: int, *, sessions: int) -> int:
     """Most bytes of memory that ``single`` takes for trials of ``shape``; ``sessions`` are z-scored."""
     from leanrecon.stores.layout import plan_chunks
 

@@ -1,10 +1,10 @@
 """Where an HDF5 file keeps the numbers of a dataset: headers, and the index nodes on the way to the wanted chunks.
 
-HDF5 itself reads one index node after the other (a minute a file at 30 ms a request), and crashes the interpreter at
-its exit where a file that is read through Python can't be opened. So the few structures that matter are read here, and
-all index nodes of a level at once. Formats after the HDF5 File Format Specification 3.0: superblocks of version 0 and 1
-(II.A), groups in B-trees of version 1 (III.A.1, III.B, III.D), object headers of version 1 (IV.A.1), data layouts of
-version 3 (IV.A.2.i). HDF5 writes these unless told otherwise, and MATLAB always.
+HDF5 itself reads one index node after the other (a minute a file at 30 ms a request). It crashes the interpreter at its
+exit where a file that is read through Python can't be opened. So the few structures that matter are read here, and all
+index nodes of a level at once. HDF5 writes these formats unless told otherwise, and MATLAB always (HDF5 File Format
+Specification 3.0): superblocks of version 0 and 1 (II.A), groups in B-trees of version 1 (III.A.1, III.B, III.D), object
+headers of version 1 (IV.A.1), data layouts of version 3 (IV.A.2.i).
 """
 
 import contextlib

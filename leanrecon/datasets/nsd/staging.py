@@ -1,7 +1,7 @@
 """Sessions on their way into a store: whole groups of rows go into it at once, the ends of a session wait for the next.
 
 A session ends within a group of rows. The rows at its ends lie in files of their own beside the store until the rest of
-the group has come, whoever fetched it, so that what has arrived survives a kill and no session is fetched twice.
+the group has come, whoever fetched it. So what has arrived survives a kill, and no session is fetched twice.
 """
 
 import zlib

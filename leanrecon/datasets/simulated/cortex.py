@@ -20,6 +20,9 @@ Array = np.ndarray[Any, Any]
 PANEL = 16
 """Rows of every product: row r is always at r mod 16, so that BLAS adds it up in the same order in any block."""
 
+BLOCK = 1024
+"""Voxels whose weights are made at once, to hold little besides."""
+
 AREAS = {"V1": 0.27, "V2": 0.23, "V3": 0.16, "V4": 0.16, "ventral": 0.18}
 """The areas in order, and their shares of the voxels."""
 
@@ -286,12 +289,12 @@ def trial_numbers(seed: int, rows: int, repeats: int) -> Array:
     return np.sort(order.reshape(rows, repeats), axis=1)
 
 
-def _mixing(voxels: Voxels, block: int = 1024) -> Array:
-    """Weights of the z-scored features: float32 [N_FEATURES, voxels]; block by block, to hold little besides."""
+def _mixing(voxels: Voxels) -> Array:
+    """Weights of the z-scored features: float32 [N_FEATURES, voxels]."""
     n = len(voxels.area)
     weights = np.empty((N_FEATURES, n), np.float32)
-    for start in range(0, n, block):
-        v = voxels[slice(start, start + block)]
+    for start in range(0, n, BLOCK):
+        v = voxels[slice(start, start + BLOCK)]
         parts = [_field(v.prf, LUMINANCE) * v.luminance]
         octaves = np.array([np.log2(cycles) for cycles, _ in BANDS])[:, None]
         of_band = np.exp(-(((octaves - v.tuning[:, 0]) / 0.6) ** 2) / 2)
@@ -302,7 +305,7 @@ def _mixing(voxels: Voxels, block: int = 1024) -> Array:
             parts += [field * (weight / of_theta.sum(axis=0)) for weight in of_theta]
         parts += [_field(v.prf, COLOUR) * v.colour[:, k] for k in range(2)]
         parts += [v.layout.T, v.words.T]
-        np.concatenate(parts, out=weights[:, start : start + block], casting="unsafe")
+        np.concatenate(parts, out=weights[:, start : start + BLOCK], casting="unsafe")
     return weights
 
 
@@ -317,7 +320,7 @@ def _field(prf: Array, places: int) -> Array:
 def cortex_nbytes(size: int, voxels: int) -> int:
     """Most bytes of memory that a cortex takes while it is made and while it responds to one panel."""
     panel = PANEL * size**2 * 40 + size**2 * 120  # images twice, in RGB and luminance; one more being painted
-    mixing = 4 * N_FEATURES * voxels + 12 * N_FEATURES * min(voxels, 1024)
+    mixing = 4 * N_FEATURES * voxels + 12 * N_FEATURES * min(voxels, BLOCK)
     drawn = 4 * voxels * (40 + 3 * (len(WORDS) + 3 * LAYOUT**2))
     calibration = 12 * N_FEATURES * len(CALIBRATION)
     responses = voxels * (20 * PANEL + 16)

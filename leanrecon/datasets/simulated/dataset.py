@@ -53,7 +53,7 @@ class SimulatedSettings(DatasetSettings):
     kind: Literal["simulated"] = "simulated"
     """A simulated brain that looks at drawn scenes."""
     subject: int = Field(default=0, ge=0, le=1_000_000)
-    """Whose brain it is: other subjects look at the same scenes, which the seed draws."""
+    """Number of the subject; all subjects look at the same scenes, which the seed draws."""
     n_train: int = Field(default=900, ge=2, le=1_000_000)
     """Number of train images."""
     n_test: int = Field(default=100, ge=1, le=100_000)

@@ -48,7 +48,7 @@ class Learning:
     def learn(self, data: DecoderData, files: Folder, context: Context) -> None:
         """Train or continue, and write the network."""
         settings, seed = self.settings, context.seed
-        held = held_out(data.groups, settings.validation, seed)
+        held = held_out_rows(data.groups, settings.validation, seed)
         fit = np.setdiff1d(np.arange(data.betas.shape[0]), held)
         if len(fit) < settings.batch_size:
             raise InputError(
@@ -153,7 +153,7 @@ def _betas(matrix: "Matrix", settings: GANSettings, seed: int) -> Standardised:
     return Noise(matrix, seed, IN_TRAIN) if settings.inputs == "noise" else Standardised.of(matrix)
 
 
-def held_out(groups: Iterable[str], share: float, seed: int) -> Array:
+def held_out_rows(groups: Iterable[str], share: float, seed: int) -> Array:
     """Rows that are held out, ascending; rows of a group stay together. Groups are drawn until there are enough."""
     labels = np.unique(np.asarray(list(groups)), return_inverse=True)[1]
     order = np.random.default_rng([seed, HELD]).permutation(int(labels.max(initial=-1)) + 1)

@@ -1,7 +1,7 @@
 """What the generator is given of a row of betas: standardised voxels, or what they come to on fewer directions.
 
-Standardised train betas Z [n, p] span at most n directions. With the orthonormal axes W [p, r] of that span, a first
-layer A [h, p] answers to rows of Z as B = A·W answers to their coordinates C = Z·W, and weights of A outside of the span
+Standardised train betas Z [n, p] span at most n directions. W [p, r] are the orthonormal axes of that span. A
+first layer A [h, p] answers to rows of Z as B = A·W answers to their coordinates C = Z·W. Weights of A outside of the span
 answer to none of them. So the generator learns B, and A = B·Wᵀ is what is kept. Rows give W = Zᵀ·C·S⁻² (C from the
 eigenvectors of Z·Zᵀ, squares S² are its eigenvalues), and Zᵀ·Z gives it where there are fewer voxels than rows.
 """

@@ -26,9 +26,9 @@ class GANSettings(BaseModel):
     size: Literal[32, 64, 128, 256] = 64
     """The side in pixels of generated images; 256 as published."""
     crop: Annotated[int, Field(strict=True, ge=24)] | None = None
-    """The side of their centre, which alone is compared and kept: 227 as published; none: all of it."""
+    """Side in pixels of the centre of generated images that is compared and kept; 227 as published; absent: all of it."""
     jitter: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
-    """Pixels by which true images are larger than that; each time a random part is shown. 21 as published."""
+    """Pixels by which true images are larger than crop; training shows a random part of them each time. 21 as published."""
     width: Annotated[int, Field(strict=True, ge=8, multiple_of=8)] = 256
     """Channels of the generator's first map; the others are twice that to an eighth of it. 256 as published."""
     hidden: Count = 4096
@@ -41,18 +41,18 @@ class GANSettings(BaseModel):
     inputs: Literal["betas", "noise"] = "betas"
     """What images are generated from: betas, or random numbers in their place, a baseline that no brain gave."""
     space: str | None = None
-    """The feature space whose predictions stand in for betas, after [features] and [regression]; none: betas themselves."""
+    """The feature space whose predictions stand in for betas, after [features] and [regression]; absent: betas themselves."""
     reduction: Literal["exact", "pca", "none"] = "exact"
-    """Betas by the directions that train rows span, by principal components, or voxel by voxel."""
+    """What betas are reduced to: exact: the directions that train rows span; pca: principal components; none: no reduction."""
     explained: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of the variance of train betas that the principal components hold, with reduction = "pca"."""
     noise: Weight = 0.0
-    """Deviation of noise that is added to inputs in training, in those of a voxel: as a ridge of alpha = rows · noise²."""
+    """Standard deviation of noise added to inputs in training, in those of a voxel; it acts as a ridge of alpha = rows · noise²."""
 
     comparator: Any = NONE
     """The network whose features are compared: "none", "alexnet", "vgg16", or the table of a feature space or judge."""
     losses: Literal["relative", "published"] = "relative"
-    """Squared errors by those of a constant guess, or as published: half their sums, colours from 0 to 255."""
+    """relative: squared errors divided by those of a constant guess; published: half their sums, of colours from 0 to 255."""
     image_weight: Weight | None = None
     """Weight of the image loss; by default 1, or 2e-6 as published."""
     feature_weight: Weight | None = None
@@ -65,7 +65,7 @@ class GANSettings(BaseModel):
     batch_size: Count = 64
     """Rows of a batch; 64 as published."""
     at_once: Count | None = None
-    """Rows of a batch that are held at once, for less memory; none: all."""
+    """Rows of a batch that are held at once; fewer take less memory; absent: all."""
     recompute: bool = False
     """Whether activations of the generator are computed again on the way back, for less memory; weights are the same."""
     learning_rate: Annotated[float, Field(gt=0, lt=math.inf)] = 2e-4

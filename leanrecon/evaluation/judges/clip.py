@@ -32,9 +32,9 @@ class CLIPJudgeSettings(BaseModel):
     precision: Precision = "float32"
     """Precision of the network; float16 on a GPU only."""
     size: Side | None = None
-    """The side in pixels that images are brought to bilinearly, before what the model's own preprocessing does."""
+    """The side in pixels that images are brought to bilinearly, before the model's own preprocessing; absent: none."""
     through: Side | None = None
-    """The side in pixels that they are brought to before that."""
+    """The side in pixels that images are brought to first, before size; absent: none."""
     resize: Literal["pillow", "tensor"] = "pillow"
     """Bilinear as Pillow does it, or as PyTorch resizes tensors without antialiasing, rounded to whole levels."""
 

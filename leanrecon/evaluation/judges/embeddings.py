@@ -8,12 +8,12 @@ import numpy as np
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError
-from leanrecon.evaluation.among import classes_parts
+from leanrecon.evaluation.among import n_way
 from leanrecon.evaluation.bootstrap import Scores
-from leanrecon.evaluation.identification import distances_parts, identify_parts, squared_parts
+from leanrecon.evaluation.identification import distances, identify, squared_differences
 from leanrecon.evaluation.image_sources import ImageSource
 from leanrecon.evaluation.judges.judge import Judge, Measure
-from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, Seen, perceptual_parts, seen_in
+from leanrecon.evaluation.judges.pairs import KEPT, NO_OTHER, Seen, pair_distances, seen_in
 from leanrecon.evaluation.plan import EMBEDDED, READERS, SLACK, encode_nbytes, staying_nbytes
 from leanrecon.evaluation.pool import Part
 from leanrecon.evaluation.source_from import source_from
@@ -235,7 +235,8 @@ def judge_scores(judge: Judge, embeddings: Mapping[str, Embeddings], names: Sequ
     """The metrics of every source's images by a judge, from the correlation of their embeddings with the stimuli's.
 
     ``two_way_NAME`` and ``top1_NAME`` with their reverse, ``distance_NAME``, ``mse_NAME``, ``way50_NAME`` or
-    ``perceptual_NAME``, by what it measures. ``names`` holds the stimulus id of every test row. Sources without a metric, as where all rows show one stimulus, are left out.
+    ``perceptual_NAME``, by what it measures. ``names`` holds the stimulus id of every test row. Sources without a metric,
+    as where all rows show one stimulus, are left out.
     """
     scores = {
         name: judge_measure(judge, [Part(images.matrix(), stimuli_beside(name, embeddings).matrix())], names)[0]
@@ -256,9 +257,9 @@ def judge_measure(judge: Judge, parts: Sequence[Part], names: Sequence[str]) -> 
 
 
 _MEASURES: dict[Measure, Callable[..., Scores | None]] = {
-    "two_way": identify_parts,
-    "distance": distances_parts,
-    "mse": squared_parts,
-    "classes": classes_parts,
-    "perceptual": perceptual_parts,
+    "two_way": identify,
+    "distance": distances,
+    "mse": squared_differences,
+    "classes": n_way,
+    "perceptual": pair_distances,
 }

@@ -50,7 +50,7 @@ class NetworkSettings(BaseModel):
     size: Side = 224
     """The side in pixels of what the network sees."""
     through: Side | None = None
-    """The side in pixels that images are brought to before that; none by default."""
+    """The side in pixels that images are brought to first, before size; absent: none."""
     resize: Literal["pillow", "tensor"] = "pillow"
     """Bilinear as Pillow does it, or as PyTorch resizes tensors without antialiasing."""
     crop: bool = False
@@ -58,7 +58,7 @@ class NetworkSettings(BaseModel):
     mean: Colours = IMAGENET_MEAN
     """What is subtracted from red, green and blue, from 0 to 1."""
     sd: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)] = IMAGENET_SD
-    """What they are divided by."""
+    """What red, green and blue are divided by."""
     measure: Measure = "two_way"
     """two_way: identification by correlation. distance: 1 − r. mse: squared differences. classes: n-way identification by a classifier's output."""
 

@@ -70,7 +70,7 @@ def wrong_pairs(seen: Array) -> Array:
     return other
 
 
-def perceptual_parts(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
+def pair_distances(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores:
     """``perceptual_SUFFIX``: the distance of reconstructions and their stimuli, as the judge gives it.
 
     ``parts`` hold the kept distances. The chance level is the mean distance of a reconstruction to another stimulus, over

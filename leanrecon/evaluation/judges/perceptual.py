@@ -337,16 +337,18 @@ def lpips(one: Sequence["Tensor"], other: Sequence["Tensor"], weights: Sequence[
     return total
 
 
-def dists(
-    one: Sequence["Tensor"], other: Sequence["Tensor"], means: "Tensor", structures: "Tensor", c: float = 1e-6
-) -> float:
+DISTS_C = 1e-6
+"""The constant c of ``dists``, which keeps the quotients of flat features finite."""
+
+
+def dists(one: Sequence["Tensor"], other: Sequence["Tensor"], means: "Tensor", structures: "Tensor") -> float:
     """1 − Σ α (2 μa μb + c) / (μa² + μb² + c) − Σ β (2 σab + c) / (σa² + σb² + c) over the channels of all layers.
 
     Layers are [channels, pixels]; α (``means``) and β (``structures``) [channels of all layers] are divided by their sum.
     """
     import torch
 
-    alike, textures = [], []
+    c, alike, textures = DISTS_C, [], []
     for a, b in zip(one, other, strict=True):
         mean_a, mean_b = a.mean(1), b.mean(1)
         a, b = a - mean_a[:, None], b - mean_b[:, None]

@@ -65,9 +65,9 @@ class TorchvisionSettings(NetworkSettings):
     model: Annotated[str, Field(min_length=1)]
     """The network by torchvision's name, as in "alexnet"."""
     version: str | None = None
-    """The version of the published weights, as in "IMAGENET1K_V1"; none: any weights are taken."""
+    """The version of the published weights, as in "IMAGENET1K_V1"; absent: any weights are taken."""
     weights: WeightsName = ""
-    """Their file (.pth or .safetensors); by default the published one of the version."""
+    """The file of the weights (.pth or .safetensors); by default the published one of the version."""
 
     @model_validator(mode="before")
     @classmethod

@@ -125,6 +125,9 @@ def card(score: Mapping[str, Any], i: int, columns: Sequence[ScoreColumn], pictu
     )
 
 
+AGAIN = "run the stage evaluate again with --overwrite"
+
+
 def spool(pictures: Iterable[Pictures], rows: int, file: IO[str], *, keep: set[int]) -> dict[int, list[Thumbnail]]:
     """Encode the pictures of every row into a file, a line a row; returns those of the rows to keep and of the first.
 
@@ -135,12 +138,12 @@ def spool(pictures: Iterable[Pictures], rows: int, file: IO[str], *, keep: set[i
     for i in range(rows):
         row = _thumbnails(waiting, rows)
         if row is None:
-            raise InputError(f"the report has scores of {rows} test rows but pictures of {i}")
+            raise InputError(f"the report has scores of {rows} test rows but pictures of {i}", todo=AGAIN)
         file.write(json.dumps([(picture.uri, picture.width, picture.height) for picture in row]) + "\n")
         if i in keep or i == 0:
             kept[i] = row
     if next(waiting, None) is not None:
-        raise InputError(f"the report has scores of {rows} test rows but pictures of more")
+        raise InputError(f"the report has scores of {rows} test rows but pictures of more", todo=AGAIN)
     return kept
 
 

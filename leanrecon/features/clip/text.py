@@ -18,17 +18,13 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Inputs, Rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
 from leanrecon.weights.folders import described_by, part_of, read_config
-from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
+from leanrecon.weights.libraries import require_installed
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import SPECIAL_TOKENS, TOKENIZERS, Piece
 from leanrecon.weights.safetensors import AGAIN
 
 FORMAT = 1
 """Version of the arithmetic from captions to rows."""
-
-BATCH = 16
-"""Rows between two steps of progress. On a CPU captions go through ViT-L/14 one by one, which costs little: 0.21 s a
-caption on one core, 0.18 s in batches of eight."""
 
 AT_ONCE_ON_GPU = 64
 
@@ -71,27 +67,13 @@ class CLIPText(CLIPSpace):
         _ = self._tokenizer_files
 
     def cost(self, image_shape: ImageShape) -> Cost:
-        encoder, at_once = self._encoder, self._at_once
-        held = LIBRARY_NBYTES + imports_nbytes("transformers")
-        if self._loaded is None:
-            parts = encoder.parts(projection=self._projects)
-            held += encoder.weights.loading_nbytes(parts, self.precision, self.device) + TOKENIZER_NBYTES
-        held += at_once * 3 * self.dims(image_shape) * FLOAT  # last states, their projections, and the sums of rows
-        if self.device == "cpu":
-            held += at_once * encoder.state_nbytes(self.precision)
-        batch = BATCH if self.device == "cpu" else AT_ONCE_ON_GPU
-        return Cost(held=held, per_image=0, batch=batch, operations=encoder.operations())
+        states = (
+            self._at_once * 3 * self.dims(image_shape) * FLOAT
+        )  # last ones, their projections, and the sums of rows
+        return self._cost(states + (TOKENIZER_NBYTES if self._loaded is None else 0), projection=self._projects)
 
     def made_of(self) -> dict[str, Any]:
-        return {
-            "kind": self.settings.kind,
-            "format": FORMAT,
-            "form": self.settings.form,
-            "precision": self.precision,
-            "config": self._encoder.config,
-            "weights": self._encoder.weights.content(),
-            "tokenizer": _tokenizer_content(self._tokenizer_files),
-        }
+        return self._made_of(FORMAT) | {"tokenizer": _tokenizer_content(self._tokenizer_files)}
 
     def examine(self, captions: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Count captions that are cut at 77 tokens, and the images that these no longer tell apart."""

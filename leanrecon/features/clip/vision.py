@@ -18,7 +18,7 @@ from leanrecon.features.plan import FLOAT, Cost
 from leanrecon.features.space import Array, ImageShape, Rows
 from leanrecon.images import Sees
 from leanrecon.weights.folders import part_of, whole_number
-from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes, require_installed
+from leanrecon.weights.libraries import require_installed
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import PROCESSORS, Piece
 from leanrecon.weights.safetensors import AGAIN
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the arithmetic from images to rows."""
-
-BATCH = 16
-"""Images between two steps of progress. On a CPU those of ViT-L/14 are encoded one by one, which costs nothing: 2.4 s an
-image on one core, 2.5 s in batches of eight."""
 
 AT_ONCE_ON_GPU = 32
 
@@ -59,10 +55,10 @@ class CLIPVision(CLIPSpace):
     """Rows of CLIP's tokens of an image, in C order.
 
     ``form = "versatile"``, 257 × 768 with CLIP ViT-L/14: the last hidden states through the layer norm that CLIP has
-    for its class token and the visual projection, divided by the norm of the projected class token (Ozcelik & VanRullen
-    2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a CPU images are
-    encoded one by one, so that a row has the same bytes in every batch. On a GPU it may differ by rounding, some 1e-6
-    of its largest number in float32.
+    for its class token, and through the visual projection. They are divided by the norm of the projected class token
+    (Ozcelik & VanRullen 2023). ``form = "embedding"``, 768: that class token alone, of norm 1 (Radford et al. 2021). On a
+    CPU images are encoded one by one, so that a row has the same bytes in every batch. On a GPU it may differ by
+    rounding, some 1e-6 of its largest number in float32.
     """
 
     Settings: ClassVar[type[BaseModel]] = CLIPVisionSettings
@@ -83,28 +79,13 @@ class CLIPVision(CLIPSpace):
 
     def cost(self, image_shape: ImageShape) -> Cost:
         encoder, pixels = self._encoder, 3 * self._preprocessing.crop[0] * self._preprocessing.crop[1]
-        held = LIBRARY_NBYTES + imports_nbytes("transformers")
-        if self._loaded is None:
-            held += encoder.weights.loading_nbytes(encoder.parts(projection=True), self.precision, self.device)
-        at_once = self._at_once
-        held += at_once * (3 * encoder.positions * encoder.projection + 3 * pixels) * FLOAT
+        held = self._at_once * (3 * encoder.positions * encoder.projection + 3 * pixels) * FLOAT
         height, width = self._preprocessing.size_of(*image_shape[:2])
         held += 3 * (2 * height * width + image_shape[0] * image_shape[1])  # one image in Pillow, and resized
-        if self.device == "cpu":
-            held += at_once * encoder.state_nbytes(self.precision)
-        batch = BATCH if self.device == "cpu" else AT_ONCE_ON_GPU
-        return Cost(held=held, per_image=0, batch=batch, operations=encoder.operations())
+        return self._cost(held, projection=True)
 
     def made_of(self) -> dict[str, Any]:
-        return {
-            "kind": self.settings.kind,
-            "format": FORMAT,
-            "form": self.settings.form,
-            "precision": self.precision,
-            "config": self._encoder.config,
-            "weights": self._encoder.weights.content(),
-            "preprocessing": self._preprocessing.as_table(),
-        }
+        return self._made_of(FORMAT) | {"preprocessing": self._preprocessing.as_table()}
 
     def encode(self, images: Array, rows: Rows) -> Array:
         """Float32 rows [b, dims] of uint8 images of any size; grey is repeated in three colours."""

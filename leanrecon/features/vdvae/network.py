@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from leanrecon.devices import together_on_cpu
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.features.panels import Panel, panel_of, panels
+from leanrecon.features.panels import PANEL, Panel, panels
 from leanrecon.features.space import Array, Rows
 from leanrecon.features.vdvae import mixture, noise
 from leanrecon.features.vdvae.checkpoint import read_weights
@@ -313,7 +314,7 @@ def at_once_on_cpu(config: VDVAEConfig) -> int:
 
     One of imagenet64 is as fast as more (31 latents, float32, two cores: 0.60 s an image, 0.54 to 0.66 s with 2, 4 or 8).
     """
-    return panel_of(state_nbytes(config))
+    return together_on_cpu(state_nbytes(config), PANEL)
 
 
 @contextlib.contextmanager

@@ -196,11 +196,10 @@ class DiffusionGenerator:
     def draw(self, first: Images, predicted: Mapping[str, Rows], out: "Pictures", context: Context) -> None:
         """Draw the final images that ``out`` lacks, each written as soon as it is drawn, and finish it.
 
-        ``predicted`` holds the roles of the settings: ``text`` [rows, 77 · width], for Versatile Diffusion ``vision``
-        [rows, 257 · width], and ``latents`` [rows, channels · (size / factor)²] (scaled latents of the autoencoder:
-        channels, height, width), which replace ``first`` as the start. Raises InputError, SettingsError or BudgetError
-        before the first image. Batches do not depend on which images are missing, so that a run that was killed ends
-        with the same images.
+        ``predicted`` holds the roles of the settings: ``text`` [rows, 77 · width], and for Versatile Diffusion ``vision``
+        [rows, 257 · width]. ``latents`` [rows, channels · (size / factor)²] replace ``first`` as the start: scaled latents
+        of the autoencoder (channels, height, width). Raises InputError, SettingsError or BudgetError before the first
+        image. Batches do not depend on which images are missing, so that a run that was killed ends with the same images.
         """
         inputs = Inputs(first, dict(predicted))
         self._check(inputs, out)

@@ -56,7 +56,7 @@ class LoRA:
         return torch.addmm(flat, up, down, alpha=update.scale).reshape(weight.shape)
 
 
-def read_lora(path: Path, targets: Mapping[str, Entry], *, scale: float = 1.0) -> LoRA:
+def read_lora(path: Path, targets: Mapping[str, Entry], *, scale: float) -> LoRA:
     """Read a file of low-rank updates for the weights ``targets`` of a network: its header and alphas only.
 
     Knows the names that kohya's scripts, diffusers and peft write; ``scale`` multiplies alpha / rank. Raises

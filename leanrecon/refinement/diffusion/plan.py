@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from leanrecon.devices import together_on_cpu
 from leanrecon.progress import counted
 from leanrecon.refinement.diffusion.codes import CODES_NBYTES
 from leanrecon.refinement.generator import GeneratorPlan
@@ -29,9 +30,6 @@ BATCH_ON_GPU = 4
 BATCH_ON_CPU = 8
 """Images that a small network denoises together on a CPU: twice as fast as one by one. Those of a large one take as
 long together."""
-
-BATCH_NBYTES = 16_000_000
-"""Largest states of such a batch, at most."""
 
 _LIBRARY_NBYTES = 90_000_000  # oneDNN's kernels and the heap's gaps between states
 _CUDA_NBYTES = 700_000_000  # CUDA's libraries and context in the process
@@ -103,18 +101,14 @@ def plan_diffusion(sizes: Sizes, work: Work, machine: Machine) -> DiffusionPlan:
     """
     modes = _modes(machine.device) if work.offload == "auto" else (work.offload,)
     on_cpu = machine.device == "cpu"
-    most = work.batch or (_batch_on_cpu(sizes) if on_cpu else BATCH_ON_GPU)
+    state = sizes.unet_state * itemsize("float32")
+    most = work.batch or (together_on_cpu(state, BATCH_ON_CPU) if on_cpu else BATCH_ON_GPU)
     batches = [max(min(most, work.rows), 1)]
     if work.batch is None and not on_cpu:  # on a CPU the free memory decides no byte
         batches += range(batches[0] - 1, 0, -1)
     plans = [_planned(sizes, work, machine, mode, batch) for mode in modes for batch in batches]  # type: ignore[arg-type]
     fitting = (plan for plan in plans if plan.work <= machine.free and plan.vram <= machine.vram)
     return next(fitting, min(plans, key=lambda plan: (plan.vram > machine.vram, plan.work, plan.vram)))
-
-
-def _batch_on_cpu(sizes: Sizes) -> int:
-    """Images that are denoised together, by the sizes of the network alone."""
-    return BATCH_ON_CPU if BATCH_ON_CPU * sizes.unet_state * itemsize("float32") <= BATCH_NBYTES else 1
 
 
 def _modes(device: str) -> tuple[Mode, ...]:

@@ -1,7 +1,7 @@
 """Final images by a search for the latents of a decoder whose image matches what the brain says: the kind inversion."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,7 +44,7 @@ _BETAS = "betas"
 
 
 class Inversion:
-    """Searches through the decoder of one feature space and the network of another, or of the same."""
+    """Searches a decoder's latents for the image whose features, or responses, match those of the brain."""
 
     Settings: ClassVar = InversionSettings
     refines: ClassVar = True
@@ -95,10 +95,6 @@ class Inversion:
     @classmethod
     def unconditional_roles(cls, settings: InversionSettings) -> dict[str, str]:
         return {}
-
-    @classmethod
-    def needs(cls, settings: InversionSettings) -> Iterable[Any]:
-        return ()  # feature spaces name theirs
 
     @classmethod
     def notes(cls, settings: InversionSettings) -> Iterator[str]:

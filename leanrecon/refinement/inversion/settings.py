@@ -18,7 +18,7 @@ class InversionSettings(GeneratorSettings):
     decoder: str
     """Feature space whose decoder is searched, as autokl or vdvae."""
     features: str
-    """Feature space of images that a network computes, as clip-vision, vdvae or autokl: what is compared."""
+    """Feature space in which images are compared: one that a network computes, as clip-vision, vdvae or autokl."""
     match: Literal["features", "responses"] = "features"
     """Compare an image's features with the predicted ones, or its predicted responses with the measured betas."""
     measure: Literal["mse", "cosine"] = "mse"
@@ -26,9 +26,9 @@ class InversionSettings(GeneratorSettings):
     start: Literal["first", "random"] = "first"
     """Where the search starts: at the latents of the first image, or at random ones of the spread of train images."""
     keep: bool = True
-    """From a first image: add only what the search changed to it, so that no step leaves it as it is."""
+    """With start = "first": add only the search's change to the first image, so that 0 steps leave it as it is."""
     steps: Annotated[int, Field(strict=True, ge=0, le=10_000)] | Literal["auto"] = "auto"
-    """Steps of Adam; auto: as many, up to most, as serve train images that were predicted without themselves best."""
+    """Steps of Adam; auto: the number, up to most, that is best for train images, each predicted without itself."""
     most: Whole = 40
     """The most steps that auto tries."""
     tuned_on: Annotated[int, Field(strict=True, ge=4, le=1000)] = 32

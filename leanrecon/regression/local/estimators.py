@@ -26,8 +26,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"logistic": {"C": 0.03, "max_iter": 1000}
 """Parameters that differ from scikit-learn's own: betas of many voxels need a stronger penalty than 1."""
 
 TURNED = ("linear", "bayesian_ridge", "logistic")
-"""Estimators to which only lengths and angles of the betas matter: with fewer rows than voxels they are given the betas
-in an orthonormal basis of the train rows, which changes no prediction and leaves them fewer columns."""
+"""Estimators to which only lengths and angles of the betas matter. With fewer rows than voxels they are given the betas in
+an orthonormal basis of the train rows, which changes no prediction and leaves them fewer columns."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ DEPENDENT = 1e-10
 """A voxel of which the voxels taken before leave less than this share of its squares adds nothing: the target stops."""
 
 
-def pursue(X: Array, Y: Array, T: Array, nonzero: int, allowed: Array | None = None) -> Array:
+def pursue(X: Array, Y: Array, T: Array, nonzero: int, allowed: Array | None) -> Array:
     """Predictions [m, b] for ``T`` [m, p] from at most ``nonzero`` voxels a target, of centred ``X`` [n, p].
 
     ``Y`` [n, b] are the targets; the intercept is their mean. ``allowed`` [p, b] says which voxels may be taken.

@@ -230,7 +230,10 @@ def read_betas(data: RegressionData, settings: LocalSettings) -> Betas:
     train, test = data.betas, data.test
     of_train = moments(train)
     if not of_train.usable.any():
-        raise InputError(f"none of the {train.shape[1]} voxels varies over the {train.shape[0]} train rows")
+        raise InputError(
+            f"none of the {train.shape[1]} voxels varies over the {train.shape[0]} train rows",
+            expected="betas that vary",
+        )
     if not of_train.usable.all():
         kept = np.flatnonzero(of_train.usable)
         train, test = ColumnSubset(train, kept), ColumnSubset(test, kept)

@@ -1,6 +1,6 @@
 """Batches of train rows in a new random order every epoch, read in whole chunks.
 
-Panels of 256 rows are shuffled, a window of some panels is read at once, and rows are shuffled within it: every
+Panels of 256 rows are shuffled, a window of some panels is read at once, and rows are shuffled within it. So every
 chunk is read once an epoch, and a batch mixes rows of the window. Order and batches follow from (seed, epoch) alone.
 """
 

@@ -1,8 +1,8 @@
 """A residual network from betas to any number of targets, trained from disk within a memory budget.
 
 The network (``network``) learns by AdamW (``training``) from batches that are read chunk by chunk (``batches``). Its head
-predicts coordinates along the targets' principal components (``coding``), so that a prediction is a weighted sum of
-train targets, H Y, which is streamed as for the ridge; or it predicts every target. With ``skip = "ridge"`` it learns
+predicts every target, or coordinates along the targets' principal components (``coding``). Then a prediction is a weighted
+sum of train targets, H Y, which is streamed as for the ridge. With ``skip = "ridge"`` it learns
 the cross-validated residuals of a ridge, and is added to the ridge.
 """
 
@@ -32,9 +32,10 @@ from leanrecon.regression.mlp.training import WEIGHTS, Data, train
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.plan import TEST_ROWS
+from leanrecon.regression.ridge.shapes import targets_scratch_nbytes
 from leanrecon.regression.ridge.weights import contents
 from leanrecon.stores.fingerprint import fingerprint
-from leanrecon.stores.matrix import Matrix, RowSubset, StoreMatrix, panels
+from leanrecon.stores.matrix import Matrix, RowSubset, panels
 from leanrecon.validation import nearest, validate
 from leanrecon.weights.checkpoint import Folder, History, load_weights, weights_of
 from leanrecon.weights.seeds import seeded_weights
@@ -327,13 +328,10 @@ class StreamingMLP(Trained):
         return contents(matrix) if self.folder else ""
 
     def _shapes(self, test_rows: int) -> NetworkShapes:
-        betas, targets = self.betas_, self.targets_
-        wide = self._stream_dtype == np.float64
-        y_scratch = 0 if isinstance(targets, StoreMatrix) else targets.scratch_nbytes
-        if targets.dtype != self._stream_dtype:
-            y_scratch += targets.tile_nbytes * 4 // targets.dtype.itemsize
+        betas, targets, dtype = self.betas_, self.targets_, self._stream_dtype
         return NetworkShapes(
             betas.shape[0], betas.shape[1], test_rows, targets.shape[1], self.settings_, s=self._pairing.s,
             largest=self._pairing.largest, block=targets.block, x_tile=betas.tile_nbytes, y_tile=targets.tile_nbytes,
-            scratch=betas.scratch_nbytes, y_scratch=y_scratch, y_itemsize=8 if wide else 4, device=self._device,
+            scratch=betas.scratch_nbytes, y_scratch=targets_scratch_nbytes(targets, dtype), y_itemsize=dtype.itemsize,
+            device=self._device,
         )  # fmt: skip

@@ -12,6 +12,8 @@ from leanrecon.regression.regressor import (
     RegressionPlan,
     RegressionShapes,
     check_test_rows,
+    notes_on_moments,
+    tell_betas,
 )
 from leanrecon.regression.ridge.plan_form import shapes_of_regression
 from leanrecon.regression.unreasonable import of_test
@@ -33,11 +35,7 @@ class MLPRegressor:
 
     @classmethod
     def notes(cls, settings: MLPSettings, space: str) -> Iterable[str]:
-        if settings.restandardize == "transductive":
-            yield (
-                f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
-                '(restandardize = "transductive"): a row depends on which others were tested.'
-            )
+        yield from notes_on_moments(settings.restandardize, space)
 
     def made_of(self) -> dict[str, Any]:
         return self.settings.model_dump(exclude_none=True, exclude={"checkpoint_minutes"})
@@ -81,12 +79,8 @@ class MLPRegressor:
         )
         mlp.warns = False  # what is odd is said beside the label
         mlp.fit(data.betas, data.targets, stimulus=data.stimulus, groups=data.groups, test_rows=data.test.shape[0])
-        if mlp.left_out_:
-            voxels = data.betas.shape[1]
-            context.progress.say(f"{context.label}: {mlp.left_out_} of {voxels} voxels do not vary and are left out")
         mlp.unreasonable_ = [*mlp.unreasonable_, *of_test(data.test, mlp.moments_)]
-        for sentence in mlp.unreasonable_:
-            context.progress.say(f"{context.label}: {sentence}")
+        tell_betas(context, data, mlp.left_out_, mlp.unreasonable_)
         _fill(mlp, data, first, context)
         for output in others:
             if output.store.complete:

@@ -1,7 +1,7 @@
 """Leave-one-out errors of every alpha where images are shown several times: all rows of an image are left out together.
 
-With the hat matrix S(α) of the train rows, intercept included, the errors of the rows G of an image, predicted from all
-other rows, are (I − S_GG)⁻¹ (y_G − ŷ_G): the ridge that is fitted to the others is the one that is fitted to all rows
+S(α) is the hat matrix of the train rows, intercept included. The errors of the rows G of an image, predicted from all
+other rows, are (I − S_GG)⁻¹ (y_G − ŷ_G): the ridge fitted to the others is the one fitted to all rows
 with y_G replaced by their predictions.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
-from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
+from leanrecon.regression.ridge.arithmetic import Arithmetic
 from leanrecon.regression.ridge.hat import row_slabs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import group_rows_held
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 def dual_group_errors(
-    spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing, arithmetic: Arithmetic = ON_CPU
+    spectrum: Spectrum, targets: Array, alphas: Array, pairing: Pairing, arithmetic: Arithmetic
 ) -> Array:
     """Sums of squared errors, float64 [alphas, k], of targets [n, k] that are centred; residuals are αG Y with G = (K + αI)⁻¹."""
     assert pairing.index is not None
@@ -62,7 +62,7 @@ def primal_group_errors(
     targets: Array,
     alphas: Array,
     pairing: Pairing,
-    arithmetic: Arithmetic = ON_CPU,
+    arithmetic: Arithmetic,
 ) -> Array:
     """The same of targets [s, k], which rows of betas are paired with; residuals are Y − X (XᵀX + αI)⁻¹ XᵀY."""
     assert pairing.index is not None

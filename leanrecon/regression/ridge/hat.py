@@ -5,9 +5,9 @@ With centred betas X [n, p], centred targets Y [n, t] and centred test betas T [
 
     T W = H Y   with   H = T Xᵀ (X Xᵀ + αI)⁻¹ = T (Xᵀ X + αI)⁻¹ Xᵀ      (m×n)
 
-so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held: the smaller
-of the two Gram matrices is formed over panels of the betas and factored once, H serves every target, and Y
-streams through it (Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
+so neither the p×t weights (5.7 GB for the VDVAE latents of one NSD subject) nor Y are ever held. The smaller of the two
+Gram matrices is formed over panels of the betas and factored once. H serves every target, and Y streams through it
+(Saunders, Gammerman & Vovk 1998, "Ridge regression learning algorithm in dual variables").
 Where images are shown several times, H is folded so that Y holds each image once (see ``ridge.pairing``).
 """
 
@@ -68,7 +68,7 @@ def gram(
     return result, None if cross is None else arithmetic.host(cross)
 
 
-def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any, arithmetic: Arithmetic = ON_CPU) -> Array:
+def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any, arithmetic: Arithmetic) -> Array:
     """T Xᵀ [len(rows), n] of some test rows, over panels of voxels."""
     result = arithmetic.zeros((len(rows), betas.shape[0]), dtype)
     for slab, test_slab in voxel_slabs(betas, dtype, test=test, rows=rows, arithmetic=arithmetic):
@@ -76,7 +76,7 @@ def cross_kernel(betas: Centred, test: Centred, rows: range, dtype: Any, arithme
     return arithmetic.host(result)
 
 
-def add_cross(cross: Any, test_slab: Any, slab: Any, arithmetic: Arithmetic = ON_CPU) -> None:
+def add_cross(cross: Any, test_slab: Any, slab: Any, arithmetic: Arithmetic) -> None:
     """Add products of test betas with train betas, both of some voxels: as many train rows at once as a worker forms."""
     for rows in panels(len(slab), ROWS):
         some = slice(rows.start, rows.stop)
@@ -280,13 +280,13 @@ def stream(
                 yield Block(blocks[j], values, mean + shift[:width], std)
 
 
-def column_sums(a: Array, weights: Array | None = None) -> Array:
+def column_sums(a: Array, weights: Array | None) -> Array:
     """Column sums in float64, each row as often as its weight says."""
     sums: Array = a.sum(axis=0, dtype=np.float64) if weights is None else np.einsum("i,ij->j", weights, a)
     return sums
 
 
-def column_means(a: Array, weights: Array | None = None) -> Array:
+def column_means(a: Array, weights: Array | None) -> Array:
     """Column means in float64, each row as often as its weight says."""
     mean: Array = a.mean(axis=0, dtype=np.float64) if weights is None else column_sums(a, weights) / weights.sum()
     return mean
@@ -310,7 +310,7 @@ def refuse_nan_columns(sums: Array, columns: range) -> None:
         raise InputError(f"target column {first} holds NaN or infinite values", expected="finite targets")
 
 
-def target_columns(targets: Matrix, columns: range, dtype: Any, weights: Array | None = None) -> tuple[Array, Array]:
+def target_columns(targets: Matrix, columns: range, dtype: Any, weights: Array | None) -> tuple[Array, Array]:
     """Some targets less their means, [n, len(columns)], and the means in float64; InputError where they are NaN.
 
     Each row counts as often as ``weights`` [n] say.

@@ -108,7 +108,7 @@ class Panels:
 
 
 def add_product(
-    held: dict[int, Any], slab: Any, columns: Sequence[range], *, transpose: bool, arithmetic: Arithmetic = ON_CPU
+    held: dict[int, Any], slab: Any, columns: Sequence[range], *, transpose: bool, arithmetic: Arithmetic
 ) -> None:
     """Add slab·slabᵀ (slabᵀ·slab with ``transpose``) to some panels, {j: panel}."""
     for j, panel in held.items():
@@ -146,7 +146,7 @@ def cholesky(gram: Panels, alpha: float, *, deflate: bool, arithmetic: Arithmeti
     """Replace K by the factor L of K + alpha·I = L Lᵀ, panel by panel (left-looking).
 
     ``deflate`` adds a constant to K = X Xᵀ. Centred betas leave K singular along the ones, so that only alpha
-    would hold that eigenvalue up; T Xᵀ is orthogonal to the ones, so no prediction changes, and a small alpha
+    would hold that eigenvalue up. T Xᵀ is orthogonal to the ones, so no prediction changes, and a small alpha
     no longer costs precision. Rows of zeros, which are voxels left out, get a one on the diagonal. Raises
     InputError where K + alpha·I is singular in the panels' precision.
     """

@@ -119,7 +119,7 @@ def learn_form(
     alphas: Sequence[float] | None,
     reliability: Array | None,
     seed: int,
-    kept: Kept | None = None,
+    kept: Kept | None,
 ) -> Learned:
     """Choose among ``forms``, and weigh the voxels over all train rows as the chosen one says.
 

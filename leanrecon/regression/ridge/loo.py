@@ -1,9 +1,8 @@
 """Leave-one-out errors of every alpha from one eigendecomposition, and the alpha they choose.
 
-With the hat matrix S(α) of the train rows, intercept included, the error of a row predicted from all others is
-its residual over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an
-image is shown in several rows, all of them are left out together: their errors are (I − S_GG)⁻¹ (y_G − ŷ_G) for the
-rows G of the image.
+S(α) is the hat matrix of the train rows, intercept included. The error of a row predicted from all others is its residual
+over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an image is shown in
+several rows G, all of them are left out together: their errors are (I − S_GG)⁻¹ (y_G − ŷ_G).
 """
 
 import warnings
@@ -149,7 +148,7 @@ def loo_errors(
     return primal_group_errors(betas, spectrum, targets, alphas, pairing, arithmetic)
 
 
-def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic = ON_CPU) -> Array:
+def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:
     """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
     vectors, dtype = spectrum.vectors, spectrum.vectors.dtype

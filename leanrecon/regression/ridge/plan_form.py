@@ -152,11 +152,17 @@ def operations_of_fit(order: int, shapes: Shapes, *, searched: bool, loo: bool) 
     return float(order) ** 2 * other + factor + 2.0 * shapes.m * order * (order + other) + projected
 
 
-def operations_on_workers(shapes: Shapes, *, loo: bool) -> float:
-    """Those of a fit that workers take, where there are any: the Gram matrix and products with test betas, projections."""
+def taken_by_workers(shapes: Shapes, *, loo: bool) -> tuple[float, int]:
+    """What workers take of a fit, where there are any: operations, and bytes on disk of the parts that they leave.
+
+    These are the Gram matrix with products with test betas, and projections, each where its operations are worth the files.
+    """
     crossing = shapes.m if shapes.dual and shapes.m <= TEST_ROWS else 0
-    gram = GramShapes(shapes.n, shapes.p, crossing, shapes.dual, shapes.itemsize, 0).operations
-    return sum(each for each in (gram, _projecting(shapes) if loo else 0) if each >= SHARED_OPERATIONS)
+    gram = GramShapes(shapes.n, shapes.p, crossing, shapes.dual, shapes.itemsize, 0)
+    numbers = sum(rows * columns for rows, columns in map(gram.shape_of, gram.parts))
+    parts = [(gram.operations, numbers), (_projecting(shapes) if loo else 0.0, shapes.width * PROJECTIONS)]
+    taken = [part for part in parts if part[0] >= SHARED_OPERATIONS]
+    return sum(part[0] for part in taken), sum(part[1] for part in taken) * shapes.itemsize
 
 
 def _projecting(shapes: Shapes) -> float:

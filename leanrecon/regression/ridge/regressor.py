@@ -1,6 +1,5 @@
 """The regressor ``ridge``: predictions of a feature space by ridge regression, one factor for spaces that share it."""
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from pydantic import BaseModel
 from leanrecon.context import Context
 from leanrecon.errors import InputError
 from leanrecon.places.files import write_bytes
-from leanrecon.progress import counted
 from leanrecon.regression.kept import KEPT, Kept
 from leanrecon.regression.regressor import (
     Output,
@@ -20,23 +18,14 @@ from leanrecon.regression.regressor import (
     RegressionPlan,
     RegressionShapes,
     check_test_rows,
+    notes_on_moments,
+    tell_betas,
 )
+from leanrecon.regression.ridge import voxel_weights_file
 from leanrecon.regression.ridge.begun import of_one_device
-from leanrecon.regression.ridge.form import Form, forms
-from leanrecon.regression.ridge.plan import ALPHAS, FOLDS, LOO_ROWS, FitPlan, Shapes, plan_left_out
-from leanrecon.regression.ridge.plan_form import (
-    kept_nbytes,
-    kernels_nbytes,
-    operations_of_fit,
-    operations_on_workers,
-    plan_formed,
-    plan_sets,
-    projections_nbytes,
-    shapes_of_regression,
-)
+from leanrecon.regression.ridge.plan_regression import plan_regression, plan_without_images
 from leanrecon.regression.ridge.records import device_record, form_record, form_sentences, how_chosen
 from leanrecon.regression.ridge.settings import RidgeSettings
-from leanrecon.regression.ridge.vram import aside, place
 
 if TYPE_CHECKING:
     from leanrecon.places import Location
@@ -44,9 +33,6 @@ if TYPE_CHECKING:
     from leanrecon.regression.ridge.ridge import StreamingRidge
     from leanrecon.stores.matrix import Matrix
     from leanrecon.stores.store import Store
-
-VOXEL_WEIGHTS = "voxel_weights.npz"
-"""How well each voxel carries the images, and what it weighs: beside the predictions of a space."""
 
 _SHARED = "ridge"  # the key of the ridge that was fitted last
 
@@ -74,18 +60,9 @@ class RidgeRegressor:
         self.settings = settings
 
     @classmethod
-    def needs(cls, settings: RidgeSettings, prefix: str = "") -> Iterable[Any]:
-        """No published files."""
-        return ()
-
-    @classmethod
     def notes(cls, settings: RidgeSettings, space: str) -> Iterable[str]:
         """Sentences that a reader of the report must know about the predictions of a feature space."""
-        if settings.restandardize == "transductive":
-            yield (
-                f"Predictions of {space} were re-standardised with the mean and spread of all test predictions together "
-                '(restandardize = "transductive"): a row depends on which others were tested.'
-            )
+        yield from notes_on_moments(settings.restandardize, space)
         if settings.voxel_weights == "reliability":
             yield (
                 f'For {space} voxels were weighed by their reliability (voxel_weights = "reliability"). Where no train image '
@@ -105,7 +82,7 @@ class RidgeRegressor:
 
     def keeps(self, predictions: "Location") -> "list[Location]":
         """The small files that lie beside the predictions of a feature space: how voxels were weighed."""
-        return [] if self.settings.voxel_weights == "none" else [predictions.parent / VOXEL_WEIGHTS]
+        return [] if self.settings.voxel_weights == "none" else [voxel_weights_file.beside(predictions)]
 
     @property
     def wants_reliability(self) -> bool:
@@ -114,41 +91,9 @@ class RidgeRegressor:
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan the fit and the predictions into ``free`` bytes of memory; ``work`` may exceed ``free``."""
-        settings = self.settings
         check_test_rows(self.settings.restandardize, shapes.m)
-        of_ridge = shapes_of_regression(shapes, restandardized=settings.restandardize != "none")
-        device, beside = self._beside(shapes.device, of_ridge)
-        planned = self._plan_fit(of_ridge, free - beside, known=True)
-        where = "in memory" if planned.in_memory else "on disk"
-        order = of_ridge.order if settings.kernel == "linear" else of_ridge.n
-        rows = shapes.m + self._extra_rows(shapes.n)
-        sets = 0 if settings.per_target else plan_sets(of_ridge, rows, 1 + shapes.pairings, free - beside)
-        same = shapes.fits > 1 and settings.voxel_weights in ("none", "reliability")
-        grams = -(-planned.triangle // planned.pass_nbytes)
-        loo, dual, on = settings.alpha == "loo", order == shapes.n, "" if device == "cpu" else f", on {device}"
-        shared = kernels_nbytes(of_ridge, self._forms(), shapes.fits)
-        return RegressionPlan(
-            work=max(planned.work, sets) + beside,
-            summary=f"Gram matrix of order {order} {where}, {counted(shapes.y_block, 'targets')} a block{on}",
-            held=beside,
-            scratch=planned.scratch + shared + (kept_nbytes(of_ridge, planned=planned, loo=loo) if same else 0),
-            kept=projections_nbytes(of_ridge) if loo else 0,
-            operations=operations_of_fit(order, of_ridge, searched=planned.searched, loo=loo) * len(self._forms()),
-            shared_operations=operations_on_workers(of_ridge, loo=loo),
-            # Moments, Gram matrix; cross products, errors of rows; and in each fold where a form is chosen.
-            passes=1 + grams + (0 if dual else 1 + 2 * loo) + (5 * FOLDS if len(self._forms()) > 1 else 0),
-            target_passes=1 if loo else 0,
-            factor="" if loo or self._learns_form else self._key,
-        )
-
-    def _beside(self, wanted: str, of_ridge: Shapes) -> tuple[str, int]:
-        """The device of a fit, and the bytes of the process that it takes beside what a fit on the CPU takes."""
-        if wanted == "cpu":
-            return wanted, 0
-        widest = replace(of_ridge, rbf=any(form.kernel == "rbf" for form in self._forms()))
-        options = self._options(of_ridge.n)
-        device = place(wanted, widest, **options)
-        return device, aside(device, widest, **options)
+        planned = plan_regression(self.settings, shapes, free)
+        return planned if self._learns else replace(planned, factor=self._key)
 
     def predict(
         self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
@@ -161,11 +106,7 @@ class RidgeRegressor:
 
         check_test_rows(self.settings.restandardize, data.test.shape[0])
         ridge = self._fitted(data, outputs, context, shared)
-        if ridge.left_out_:
-            voxels = data.betas.shape[1]
-            context.progress.say(f"{context.label}: {ridge.left_out_} of {voxels} voxels do not vary and are left out")
-        for sentence in ridge.unreasonable_:
-            context.progress.say(f"{context.label}: {sentence}")
+        tell_betas(context, data, ridge.left_out_, ridge.unreasonable_)
         for sentence in form_sentences(ridge):
             context.progress.say(f"{context.label}: {sentence}")
         if ridge.device_note_:
@@ -177,7 +118,7 @@ class RidgeRegressor:
             chosen = f"{np.median(alpha):.4g}" + (" (median over targets)" if self.settings.per_target else "")
             context.progress.say(f"{context.label}: leave-one-out chose alpha = {chosen}")
         for path in self.keeps(outputs[0].store.path):
-            (context.small or write_bytes)(path, _weights_file(ridge))
+            (context.small or write_bytes)(path, voxel_weights_file.content(ridge))
         total = sum(out.store.column_groups for out in outputs)
         done = total - sum(len(out.store.missing_column_groups()) for out in outputs)
         with context.task(total=total, unit="blocks", done=done) as advance:
@@ -237,8 +178,7 @@ class RidgeRegressor:
             )
         weights = None
         if form.get("voxel_weights") is not None:
-            with (predictions.parent / VOXEL_WEIGHTS).open() as file, np.load(file, allow_pickle=False) as kept:
-                weights = kept["weight"].astype(np.float64)
+            weights = voxel_weights_file.read(predictions)
         alpha = None if isinstance(record["alpha"], dict) else float(record["alpha"])
         return Linear(settings.standardize, alpha, settings.alphas, weights)
 
@@ -249,29 +189,15 @@ class RidgeRegressor:
         Not where the form is learned from targets: it would know the image that is left out (on digit-69 such errors were
         5 % lower than those of folds).
         """
-        return not self._learns_form and not self.settings.per_target and self.settings.restandardize != "transductive"
+        return (
+            not self.settings.learns_form
+            and not self.settings.per_target
+            and self.settings.restandardize != "transductive"
+        )
 
     def plan_left_out(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
         """Plan a fit whose factor is kept, and leave-one-out predictions of all train rows."""
-        of_ridge = shapes_of_regression(shapes, restandardized=self.settings.restandardize != "none")
-        beside = self._beside(shapes.device, of_ridge)[1]
-        free -= beside
-        fit = self._plan_fit(of_ridge, free, known=False)
-        held = fit.triangle if fit.in_memory else 0
-        works = [
-            plan_left_out(
-                replace(of_ridge, rbf=form.kernel == "rbf"),
-                max(free - held, 0),
-                on_disk=not fit.in_memory,
-                extra_rows=self._extra_rows(shapes.n),
-            )[1]
-            for form in self._forms()
-        ]
-        return RegressionPlan(
-            work=beside + max(fit.work, held + max(works)),
-            summary="train rows without their images",
-            scratch=fit.scratch,
-        )
+        return plan_without_images(self.settings, shapes, free)
 
     def predict_left_out(
         self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
@@ -299,31 +225,10 @@ class RidgeRegressor:
         found = {"left_out": "image", "alpha": float(ridge.alpha_), "form": ridge.learned_.form.as_dict()}
         return found | device_record(ridge)
 
-    def _forms(self) -> Sequence[Form]:
-        settings = self.settings
-        return forms(settings.kernel, settings.gamma, settings.voxel_weights, settings.voxel_power)
-
-    def _plan_fit(self, of_ridge: Shapes, free: int, *, known: bool) -> FitPlan:
-        return plan_formed(of_ridge, free, self._forms(), known=known, **self._options(of_ridge.n))
-
-    def _options(self, n: int) -> dict[str, Any]:
-        """What plans ask about a fit to ``n`` train rows."""
-        settings = self.settings
-        return {
-            "loo": settings.alpha == "loo",
-            "per_target": settings.per_target,
-            "alphas": ALPHAS if settings.alphas is None else len(settings.alphas),
-            "extra_rows": self._extra_rows(n),
-        }
-
-    def _extra_rows(self, n: int) -> int:
-        """Train rows whose leave-one-out predictions give the moments of test predictions."""
-        return min(n, LOO_ROWS) if self.settings.restandardize == "inductive" else 0
-
     @property
-    def _learns_form(self) -> bool:
-        """Whether the form depends on the targets, so that no other space may use the factor."""
-        return len(self._forms()) > 1 or self.settings.voxel_weights == "accuracy"
+    def _learns(self) -> bool:
+        """Whether the fit depends on the targets, so that no other space may use the factor."""
+        return self.settings.alpha == "loo" or self.settings.learns_form
 
     @property
     def _key(self) -> str:
@@ -336,8 +241,7 @@ class RidgeRegressor:
         """A ridge of these data: with the factor of another space, or fitted now."""
         shuffled = any(out.pairing is not None for out in outputs)
         last: _Shared | None = shared.get(_SHARED)
-        learns = self.settings.alpha == "loo" or self._learns_form
-        if last and last.key == self._key and not learns and (last.ridge.shuffles or not shuffled):
+        if last and last.key == self._key and not self._learns and (last.ridge.shuffles or not shuffled):
             other = last.ridge.with_targets(data.targets)
             other.budget, other.peaks_ = context.budget, context.peaks
             return other
@@ -374,14 +278,3 @@ class RidgeRegressor:
         context.peaks.projected.extend(ridge.peaks_.projected)
         ridge.peaks_ = context.peaks
         return ridge
-
-
-def _weights_file(ridge: "StreamingRidge") -> bytes:
-    """A file of the share of each voxel's variance that images explain, and its weight; without weights all weigh one."""
-    learned, p = ridge.learned_, ridge.n_features_in_
-    weights = np.where(ridge.moments_.usable, 1.0, 0.0) if learned.weights is None else learned.weights
-    share = np.full(p, np.nan) if learned.share is None else learned.share
-    arrays = {"share": share.astype(np.float32), "weight": weights.astype(np.float32)}
-    file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
-    return file.getvalue()

@@ -1,9 +1,9 @@
 """Giving predictions back the spread of their targets, which ridge shrinks.
 
-``transductive`` is Brain-Diffuser's way (Ozcelik & VanRullen 2023): predictions are z-scored with their own
-moments over the test rows, so each prediction depends on the other test rows and one alone can't be made.
-``inductive`` takes the moments from leave-one-out predictions of train rows, which are as unseen as test rows
-are: it needs no test statistics and works for one test image.
+``transductive`` is Brain-Diffuser's way (Ozcelik & VanRullen 2023): predictions are z-scored with their own moments over
+the test rows. So each prediction depends on the other test rows, and one alone can't be made. ``inductive`` takes the
+moments from leave-one-out predictions of train rows, which are as unseen as test rows are. It needs no test statistics,
+and works for one test image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +100,7 @@ def through_hats(
     kind: Kind,
     out: Array | None = None,
     *,
-    weights: Array | None = None,
+    weights: Array | None,
     arithmetic: Arithmetic = ON_CPU,
 ) -> Iterator[tuple[range, range, Array]]:
     """Yield ``(rows, columns, predictions)``: targets streamed through hat matrices, re-standardised block by block.

@@ -1,8 +1,8 @@
 """Ridge regression from betas to any number of targets, in a stated memory budget.
 
-Predictions are H Y, with a small hat matrix H that serves every target: ``gram`` forms the smaller of X Xᵀ and Xᵀ X,
-``cholesky`` factors it once, ``hat_matrix`` makes H, and ``stream`` sends Y through it block by block (see
-``ridge.hat``). Each works in memory or from disk with the same bytes as result.
+Predictions are H Y, with a small hat matrix H that serves every target. ``gram`` forms the smaller of X Xᵀ and Xᵀ X, and
+``cholesky`` factors it once. ``hat_matrix`` makes H, and ``stream`` sends Y through it block by block (see ``ridge.hat``).
+Each works in memory or from disk with the same bytes as result.
 """
 
 import tempfile

@@ -1,10 +1,12 @@
 """The settings of the regressor ``ridge``."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from leanrecon.regression.alphas import Alpha, Alphas, PositiveOrLoo, Restandardize
+from leanrecon.regression.ridge.form import Form, forms
 
 
 class RidgeSettings(BaseModel):
@@ -29,9 +31,19 @@ class RidgeSettings(BaseModel):
     gamma: PositiveOrLoo = "loo"
     """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½, 1 and 2 in the same way."""
     voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
-    """What voxels are weighed by: how well images predict them, or repeats of an image; "auto" chooses none or accuracy."""
+    """Weights of voxels: accuracy: how well images predict them; reliability: over repeats; "auto" chooses none or accuracy."""
     voxel_power: PositiveOrLoo = "loo"
     """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        """The forms that are left to choose from, the plainest first."""
+        return forms(self.kernel, self.gamma, self.voxel_weights, self.voxel_power)
+
+    @property
+    def learns_form(self) -> bool:
+        """Whether the form depends on the targets."""
+        return len(self.forms) > 1 or self.voxel_weights == "accuracy"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -35,7 +35,7 @@ class StackRegressor:
         self.members = [kinds.kind_of("regressors", member)(member) for member in settings.members]
 
     @classmethod
-    def needs(cls, settings: StackSettings, prefix: str = "") -> Iterable[Any]:
+    def needs(cls, settings: StackSettings, prefix: str) -> Iterable[Any]:
         for member in settings.members:
             yield from kinds.optional(kinds.kind_of("regressors", member), "needs", member, prefix)
 
@@ -77,7 +77,7 @@ class StackRegressor:
 
     def _combining_nbytes(self, shapes: RegressionShapes) -> int:
         """Chunks of every member and of the targets, in float32 and float64; the mean of each target."""
-        rows = min(max(PANEL, 1), max(shapes.n, shapes.m))
+        rows = min(PANEL, max(shapes.n, shapes.m))
         chunk = 2 * rows * shapes.y_block
         return _SCIPY_NBYTES + (len(self.members) + 2) * chunk * (4 + 8) + 3 * 8 * shapes.t
 

@@ -21,7 +21,7 @@ class StackSettings(BaseModel):
     folds: Annotated[int, Field(strict=True, ge=2)] = 5
     """Folds of the train rows whose predictions the weights are learned from."""
     block: Annotated[int, Field(strict=True, ge=1)] | None = None
-    """Neighbouring targets that share weights; by default all targets do."""
+    """Number of neighbouring targets that share weights; absent: all targets do."""
 
     @field_validator("members", mode="before")
     @classmethod
