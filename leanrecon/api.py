@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError, SettingsError, StoreError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,7 +215,9 @@ class StudyResults:
         return _array(self._place.predictions(space))
 
     def images(self, stage: Literal["stage1", "final"] = "final") -> "list[PillowImage]":
-        """Reconstructions of the test rows, as Pillow images in RGB or grey."""
+        """Reconstructions of the test rows, as Pillow images in RGB or grey. Raises SettingsError for another stage."""
+        if stage not in ("stage1", "final"):
+            raise SettingsError(f"there are no images {shown(stage)}", expected='"stage1" (first images) or "final"')
         from PIL import Image
 
         from leanrecon.stores.pictures import Pictures

@@ -40,6 +40,12 @@ def test_images_are_pillow_images_of_the_test_rows(done):
         assert saved.tobytes() == images[3].tobytes()
 
 
+@pytest.mark.parametrize("stage", ["nope", "../final", "", None, 5])
+def test_images_of_another_stage_are_refused_with_those_there_are(done, stage):
+    with pytest.raises(SettingsError, match=r'there are no images .*Expected "stage1" \(first images\) or "final"'):
+        done.images(stage)
+
+
 def test_figures_scores_and_settings_are_plain_values(done):
     assert 0 < done.figures["final"]["pixcorr"]["value"] < 1
     assert float(done.scores[0]["final.pixcorr"]) == pytest.approx(done.figures["final"]["pixcorr"]["value"], abs=1)

@@ -263,6 +263,8 @@ def as_location(where: LocationLike) -> Location:
     if isinstance(where, Location):
         return where
     text = os.fspath(where)
+    if "\0" in text:
+        raise InputError(f"{text} holds a zero byte, which no path has")
     if found := _URL.fullmatch(text):
         scheme, bucket, key = found.groups()
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):

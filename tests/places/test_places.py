@@ -284,6 +284,11 @@ def test_other_urls_are_refused_by_name(url: str, words: str, kind: type, tmp_pa
         assert list(Path().iterdir()) == []
 
 
+def test_a_path_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(InputError, match="holds a zero byte"):
+        as_location("a\0b")
+
+
 def test_colons_in_paths_of_this_machine_are_no_urls(tmp_path: Path) -> None:
     for text in ("C:/data", "run 2:/x", "a/b:/c", "run2:", f"{tmp_path}/s3:/bucket"):
         assert as_location(text).local_path() == Path(text)
