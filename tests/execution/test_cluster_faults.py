@@ -79,6 +79,31 @@ def test_a_worker_that_wakes_up_late_leaves_what_another_made(
     assert find_damage(tmp_path / "shared") == {}
 
 
+@pytest.mark.long
+def test_a_worker_that_is_silent_for_too_long_is_followed_by_another(tmp_path: Path) -> None:
+    leanrecon.run(cluster_studies.BLOCKS, study=tmp_path / "alone", progress=Progress())
+    with late_worker(tmp_path, "WHILE", r"predictions/pca/.*/c/", SOON, ttl=TTL) as client:
+        leanrecon.run(cluster_studies.BLOCKS, study=tmp_path / "shared", progress=Progress(), cluster=client)
+    assert differing(tmp_path / "alone", tmp_path / "shared") == []
+
+
+@pytest.mark.long
+@pytest.mark.networks
+def test_refined_images_of_a_worker_that_wakes_up_late_are_those_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    from support.refined_study import write_refined_study
+
+    write_refined_study(tmp_path, "study.toml", "")
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"until": "refine", "progress": Progress()}
+    leanrecon.run("study.toml", study="alone", **options)
+    with late_worker(tmp_path, "WHILE", r"reconstructions/final/\d+\.png", SOON) as client:
+        leanrecon.run("study.toml", study="shared", cluster=client, **options)
+    assert differing(tmp_path / "alone", tmp_path / "shared") == []
+
+
 # Deadly tasks
 
 

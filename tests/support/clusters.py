@@ -103,23 +103,25 @@ SOON, LAST = "as soon as it was given up", "when all is done"
 
 
 @contextmanager
-def late_worker(folder: Path, stops: str, file: str, wakes: str = LAST) -> Iterator[Any]:
+def late_worker(folder: Path, stops: str, file: str, wakes: str = LAST, ttl: str = "") -> Iterator[Any]:
     """A client of two workers, one of which stops once it writes such a file, and is given up then.
 
     ``stops`` is BEFORE or WHILE it writes. It wakes up ``SOON`` or ``LAST``, when the block has ended, and ends as nobody
-    knows it any more; else it never does.
+    knows it any more; else it never does. With ``ttl`` the scheduler itself notices after so long.
     """
-    with workers_apart(folder, [{"MARKS": str(folder), f"STOPS_{stops}": file}, {}], nanny=False) as (
-        client,
-        processes,
-    ):
+    faults = [{"MARKS": str(folder), f"STOPS_{stops}": file}, {}]
+    scheduler = {"worker_ttl": ttl} if ttl else {}
+    with workers_apart(folder, faults, nanny=False, **scheduler) as (client, processes):
         late, addresses = processes[0], {pid: address for address, pid in client.run(os.getpid).items()}
 
         def notice() -> None:
             until = time.monotonic() + 60
             while not (folder / "stopped").exists() and time.monotonic() < until:
                 time.sleep(0.02)
-            give_up(client, addresses[late.pid])
+            if not ttl:
+                give_up(client, addresses[late.pid])
+            while addresses[late.pid] in client.nthreads() and time.monotonic() < until:
+                time.sleep(0.05)
             if wakes == SOON:
                 late.send_signal(signal.SIGCONT)
 
