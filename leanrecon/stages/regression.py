@@ -36,6 +36,7 @@ from leanrecon.study.network_copies import brought
 from leanrecon.study.record import is_complete, tells
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
+from leanrecon.weights.libraries import count_held
 
 FOLDS = 5
 """Folds of the train rows whose predictions calibrate a feature space."""
@@ -87,6 +88,7 @@ class RegressionStage:
             memory, alone, before = planning.budget.reserved + work, alone + before, Cost()
             yield PlannedStage(f"regression {name}", summary, memory, disk, scratch, cost=alone, shared=shared)
             planning.hold(plan.held)
+            count_held(plan.library)
 
     # Running
 
