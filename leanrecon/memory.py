@@ -1,9 +1,11 @@
 """Memory: sizes in words, the budget, the plan's refusal, and the peak that was really reached."""
 
 import contextlib
+import ctypes
 import math
 import mmap
 import re
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -155,6 +157,15 @@ def scratch(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
     """
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     return buffer(shape, dtype) if nbytes >= _LARGE_BLOCK else np.empty(shape, dtype)
+
+
+def give_back() -> None:
+    """Give the system what was freed but stays in the heap, so that it does not count as held (glibc; nothing elsewhere).
+
+    A dataset of many small images left 23 MB.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)

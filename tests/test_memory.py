@@ -19,6 +19,7 @@ from leanrecon.memory import (
     buffer,
     cgroup_free,
     format_bytes,
+    give_back,
     parse_bytes,
     peak_resident,
     process_memory,
@@ -306,3 +307,14 @@ def test_without_groups_the_machine_alone_counts(tmp_path, cgroups, monkeypatch)
     assert available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.1)
     monkeypatch.setattr(memory, "cgroup_free", lambda: iter([7, 5]))
     assert available_memory() == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' heaps have no such call")
+def test_what_was_freed_in_the_heap_is_given_back():
+    blocks = [bytes(1000) for _ in range(60_000)]
+    last = blocks.pop()  # at the top of the heap: nothing below it is given back by itself
+    held = process_memory()
+    blocks.clear()
+    give_back()
+    assert process_memory() < held - 40_000_000
+    assert last == bytes(1000)

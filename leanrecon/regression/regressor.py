@@ -62,6 +62,8 @@ class RegressionPlan:
     """Bytes on disk for the fits of other variants, until the stage is done."""
     held: int = 0
     """Bytes of libraries that stay in the process afterwards."""
+    library: str | None = None
+    """The library among them that networks run in, if there is one."""
     operations: float | None = None
     """Floating-point operations of the fit, beside those that each target takes; None: not counted."""
     shared_operations: float = 0

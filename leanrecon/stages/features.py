@@ -28,6 +28,7 @@ from leanrecon.stores.shared import StorePart, receipts_of
 from leanrecon.stores.store import Store
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
+from leanrecon.weights.libraries import count_held
 
 _FLOAT = 4  # bytes
 
@@ -56,6 +57,7 @@ class FeaturesStage:
             yield self._plan_space(planning, space)
             planning.budget = start
             held = staying_nbytes([*self._before(planning, space), space], shape)
+            count_held(space.library)
         planning.hold(held)
 
     @staticmethod

@@ -34,6 +34,7 @@ from leanrecon.study.readable import problem_of
 from leanrecon.study.record import HEADER, check_format, is_study, sweep
 from leanrecon.study.settings import Settings, check_settings
 from leanrecon.validation import nearest
+from leanrecon.weights.libraries import counting
 
 STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 """The names of the stages of most studies, in order."""
@@ -86,10 +87,11 @@ def plan_study(
     budget = replace(budget, reserved=budget.reserved + GATHERED_NBYTES)
     planning = Planning(settings, base_dir, budget)
     lines: list[PlannedStage] = []
-    for stage in stages:
-        lines += stage.plan(planning)
-        if stage.name == "dataset" and len(stages) > 1:
-            require_weights(settings, [later.name for later in stages], planned=True)
+    with counting():
+        for stage in stages:
+            lines += stage.plan(planning)
+            if stage.name == "dataset" and len(stages) > 1:
+                require_weights(settings, [later.name for later in stages], planned=True)
     return lines
 
 

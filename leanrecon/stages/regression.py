@@ -36,6 +36,7 @@ from leanrecon.study.network_copies import brought
 from leanrecon.study.record import is_complete, tells
 from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
+from leanrecon.weights.libraries import count_held
 
 FOLDS = 5
 """Folds of the train rows whose predictions calibrate a feature space."""
@@ -90,6 +91,7 @@ class RegressionStage:
                 cost=alone, shared=shared, shared_scratch=plan.parts if shares else 0,
             )  # fmt: skip
             planning.hold(plan.held)
+            count_held(plan.library)
 
     # Running
 

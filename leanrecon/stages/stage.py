@@ -13,7 +13,7 @@ from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.features.extract_captions import NO_IMAGE
 from leanrecon.features.first_images import decoding_space, picture_shape
 from leanrecon.images import ImageShape
-from leanrecon.memory import MemoryBudget
+from leanrecon.memory import MemoryBudget, give_back
 from leanrecon.places import Location, LocationLike, as_location
 from leanrecon.places.inputs import names_bucket, requests_nbytes
 from leanrecon.progress import Progress
@@ -207,6 +207,7 @@ class Run:
 
         ``networks`` are folders of networks that it may train.
         """
+        give_back()
         context = self.context(label or stage)
         follow = self.mirror.following() if self.mirror is not None and networks else contextlib.nullcontext()
         with recorded(stage, study, context, products, networks) as record, follow:

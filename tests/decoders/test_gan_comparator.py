@@ -87,7 +87,8 @@ def test_torchvision_networks_compare_by_their_last_pooling(model):
 def test_the_plan_counts_the_library_that_a_comparator_brings(monkeypatch):
     autoencoder = {"kind": "autokl", "model": str(FOLDER / "diffusion"), "size": 32}
     decoder, shapes = GAN(GANSettings(size=32, comparator=autoencoder)), DecoderShapes(300, 100, 10, 300, (32, 32, 3))
-    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    for name in ("diffusers", "transformers.modeling_utils"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before = decoder.plan(shapes, 10**10).work
     monkeypatch.setitem(sys.modules, "diffusers", sys)  # as after it was imported
     assert before - decoder.plan(shapes, 10**10).work == IMPORTS_NBYTES["diffusers"]

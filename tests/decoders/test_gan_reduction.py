@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
+from leanrecon.decoders.decoder import DecoderShapes
+from leanrecon.decoders.gan.gan import GAN
+from leanrecon.decoders.gan.plan import phases
 from leanrecon.decoders.gan.reduction import Noise, Standardised, reduced
 from leanrecon.decoders.gan.settings import GANSettings
 from leanrecon.errors import InputError
+from leanrecon.memory import PeakMemory, give_back, process_memory
 from leanrecon.stores.matrix import ArrayMatrix
 
 
@@ -78,3 +82,18 @@ def test_noise_follows_from_seed_stream_and_row_and_not_from_betas():
     np.testing.assert_array_equal(part[0], read(one)[5, 20:30])
     assert np.corrcoef(read(one)[:2])[0, 1] < 0.5
     assert (read(one) != read(Noise(one.matrix, 3, 2))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "p", "reduction"), [(2000, 3000, "exact"), (3000, 2000, "pca")])
+def test_reduction_takes_what_was_planned(n, p, reduction):
+    reduced(Standardised.of(ArrayMatrix(betas_of(40, 60))), np.arange(40), GANSettings())  # SciPy is imported
+    betas, settings = betas_of(n, p), GANSettings(validation=0.0, reduction=reduction)
+    sizes = GAN(settings)._sizes(DecoderShapes(n, p, 0, n, (16, 16, 3)))
+    give_back()
+    planned, before = phases(sizes)["reduce"], process_memory()
+    with PeakMemory() as peak:
+        reduced(Standardised.of(ArrayMatrix(betas)), np.arange(n), settings)
+    taken = peak.peak - before
+    print(f"{taken / 1e6:.0f} of {planned / 1e6:.0f} MB")
+    assert 0.6 * planned <= taken <= planned

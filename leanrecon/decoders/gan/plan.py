@@ -120,7 +120,7 @@ def reducing_nbytes(sizes: Sizes) -> int:
     if not takes_rows(sizes.fit, sizes.p):
         return 3 * sizes.p**2 * DOUBLE + 2 * PANEL * sizes.p * FLOAT + sizes.p**2 * FLOAT
     order = sizes.fit
-    return gram_nbytes(sizes.n, kept=True) + reading_nbytes(sizes.n, sizes.p) + 4 * order**2 * DOUBLE
+    return gram_nbytes(sizes.n, kept=True) + reading_nbytes(sizes.n, sizes.p) + 3 * order**2 * DOUBLE
 
 
 def training_nbytes(sizes: Sizes) -> int:

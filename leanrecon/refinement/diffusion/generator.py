@@ -1,6 +1,5 @@
 """Drawing with a diffusion model: planned, batch by batch from predictions alone, and resumable."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from leanrecon.refinement.diffusion.precision import precision_of
 from leanrecon.refinement.diffusion.settings import DiffusionSettings
 from leanrecon.refinement.inputs import Images, Inputs, Rows, read_rows
 from leanrecon.stores.fingerprint import file_content, fingerprint
-from leanrecon.weights.libraries import IMPORTS_NBYTES
+from leanrecon.weights.libraries import IMPORTS_NBYTES, beside_torch_nbytes, is_imported
 from leanrecon.weights.needs import Need
 from leanrecon.weights.pieces import Piece
 
@@ -175,7 +174,7 @@ class DiffusionGenerator:
             guided=settings.guidance > 1,
             converted=sum(source.part.nbytes_as(precision) for source in sources if not source.as_stored),
         )
-        imports = sum(IMPORTS_NBYTES[name] for name in ("torch", "diffusers") if name not in sys.modules)
+        imports = beside_torch_nbytes("diffusers") + (0 if is_imported("torch") else IMPORTS_NBYTES["torch"])
         plan = plan_diffusion(self.model.sizes(), work, Machine(self.device, free, vram, imports))
         if plan.vram > vram:
             raise BudgetError(

@@ -17,6 +17,7 @@ from leanrecon.regression.regressor import (
 )
 from leanrecon.regression.ridge.plan_form import shapes_of_regression
 from leanrecon.regression.unreasonable import of_test
+from leanrecon.weights.libraries import is_imported
 
 if TYPE_CHECKING:
     from leanrecon.regression.mlp.mlp import StreamingMLP
@@ -48,13 +49,15 @@ class MLPRegressor:
             block=shapes.y_block, x_tile=ridge.x_tile, y_tile=ridge.y_tile, scratch=ridge.scratch,
             y_scratch=ridge.y_scratch,
         )  # fmt: skip
-        plan = plan_network(network, free)
+        imported = is_imported("torch")
+        plan = plan_network(network, free, torch_held=imported)
         return RegressionPlan(
             plan.work,
             f"{network.weights:,} weights, {network.steps} steps of {self.settings.batch_size} rows at most",
             disk=network.kept_nbytes,
             scratch=plan.scratch,
-            held=TORCH_HELD,
+            held=0 if imported else TORCH_HELD,
+            library="torch",
         )
 
     def predict(

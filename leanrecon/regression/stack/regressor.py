@@ -64,16 +64,19 @@ class StackRegressor:
         chunk = PANEL * shapes.y_block * 4
         largest = -(-shapes.n // max(shapes.s, 1)) if shapes.s != shapes.n else 1
         work, disk, scratch, held = self._combining_nbytes(shapes), 0, 0, 0
+        libraries: set[str | None] = set()
         for member in self.members:
             plan = member.plan(shapes, free)
             folded = plan_out_of_fold(member, shapes, self.settings.folds, free, chunk=chunk, largest=largest)
             work = max(work, plan.work, folded.work)
             scratch = max(scratch, plan.scratch, folded.scratch)
             disk, held = disk + plan.disk, max(held, plan.held)
+            libraries.add(plan.library)
         kept = store_nbytes((shapes.n, shapes.t), np.float32, chunk)
         kept += (1 + shapes.pairings) * store_nbytes((shapes.m, shapes.t), np.float32, chunk)
         summary = f"{len(self.members)} regressors, {self.settings.folds} folds"
-        return RegressionPlan(work, summary, disk, scratch + len(self.members) * kept, held)
+        library = next(iter(libraries - {None}), None)
+        return RegressionPlan(work, summary, disk, scratch + len(self.members) * kept, held=held, library=library)
 
     def _combining_nbytes(self, shapes: RegressionShapes) -> int:
         """Chunks of every member and of the targets, in float32 and float64; the mean of each target."""
