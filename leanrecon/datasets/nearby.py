@@ -52,9 +52,9 @@ class Nearby(Derived):
 
 
 def plan_copy(rows: Rows, chunk: int, free: int) -> StorePlan:
-    """The making of a copy, in as few requests as memory allows."""
+    """The making of a copy, a group of rows after the other."""
     shape, held, scratch = (len(rows), rows.shape[1]), rows.held, rows.scratch
-    return plan_store(shape, exact_type(rows), chunk, free=free, together=len(rows), held=held, scratch=scratch)
+    return plan_store(shape, exact_type(rows), chunk, free=free, together=rows.together, held=held, scratch=scratch)
 
 
 def read_nbytes(rows: Rows, chunk: int) -> int:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from support.cluster_studies import parts_of_a_fit
-from support.clusters import Deadly, contents, run_twice, worker_here
+from support.clusters import Deadly, contents, held, run_twice, worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
 from leanrecon.execution.tasks import SHARE
-from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.regression.ridge import on_workers
 
@@ -40,7 +39,7 @@ def test_workers_too_small_for_a_part_are_refused_with_the_limit_that_would_do(
 ) -> None:
     monkeypatch.setattr(on_workers, "SHARED_OPERATIONS", 0)
     settings = parts_of_a_fit(tmp_path, 2100, 2500, 700, 1000.0)
-    limit = int((process_memory() + 26_000_000) / SHARE)  # less than products take themselves
+    limit = int((held() + 26_000_000) / SHARE)  # less than products take themselves
     with (
         worker_here(limit) as client,
         pytest.raises(BudgetError, match=r"big, Gram matrix needs at least .* on a worker .*--memory-limit \d+MB"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.clusters import kill_a_worker, worker_here
+from support.clusters import held, kill_a_worker, worker_here
 from support.nsd_server import Proxy, proxied, serving
 
 import leanrecon
@@ -21,7 +21,6 @@ from leanrecon.datasets.nsd.layout import SubjectFiles
 from leanrecon.datasets.nsd.pieces import MOST_IMAGES
 from leanrecon.errors import BudgetError
 from leanrecon.execution.tasks import SHARE
-from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.stores.store import Store
 
@@ -209,7 +208,7 @@ def test_a_driver_and_workers_that_are_killed_continue_with_what_they_have(s3, a
 
 
 def test_a_worker_too_small_for_a_session_is_refused_with_the_limit_that_would_do(nsd, tmp_path):
-    limit = int((process_memory() + 60_000_000) / SHARE)
+    limit = int((held() + 60_000_000) / SHARE)
     with (
         worker_here(limit) as client,
         pytest.raises(

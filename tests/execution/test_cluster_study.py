@@ -5,12 +5,11 @@ import sys
 
 import pytest
 from support.cluster_studies import BLOCKS
-from support.clusters import Deadly, contents, run_twice, worker_here
+from support.clusters import Deadly, contents, held, run_twice, worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
 from leanrecon.execution.tasks import SHARE
-from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
@@ -59,7 +58,7 @@ def test_networks_on_workers_that_die_give_the_same_bytes(tmp_path, monkeypatch)
 @pytest.mark.parametrize("room", [-20_000_000, 6_000_000])
 def test_workers_with_too_little_memory_are_refused_with_the_limit_that_would_do(room, tmp_path):
     settings = BLOCKS | {"features": {"pixels": {"kind": "pixels", "size": 32}}}
-    limit = int((process_memory() + room) / SHARE)
+    limit = int((held() + room) / SHARE)
     with (
         worker_here(limit) as client,
         pytest.raises(BudgetError, match=r"needs at least .* on a worker .*--memory-limit \d+MB"),

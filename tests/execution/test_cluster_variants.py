@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from support.cluster_studies import whole_variants
-from support.clusters import Deadly, Watched, contents, run_twice, worker_here
+from support.clusters import Deadly, Watched, contents, held, run_twice, worker_here
 
 import leanrecon
 from leanrecon.errors import BudgetError
 from leanrecon.execution.tasks import SHARE
-from leanrecon.memory import process_memory
 from leanrecon.progress import Progress
 from leanrecon.stages.whole_variants import Operations, worth_it
 
@@ -85,7 +84,7 @@ def test_workers_too_small_for_a_variant_leave_it_to_the_driver_and_say_what_the
     room: int, tmp_path: Path
 ) -> None:
     settings = whole_variants(tmp_path)
-    limit = int((process_memory() + room) / SHARE)
+    limit = int((held() + room) / SHARE)
     said = Watched()
     with (
         worker_here(limit) as client,

@@ -221,12 +221,12 @@ def test_safetensors_hold_the_same_weights(save, tmp_path):
     assert target.stat().st_mode == (tmp_path / "model.th").stat().st_mode
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors"])
-def test_a_library_that_is_not_installed_is_named(save, tmp_path, monkeypatch, package):
+@pytest.mark.parametrize(("package", "name"), [("torch", "PyTorch"), ("safetensors", "safetensors")])
+def test_a_library_that_is_not_installed_is_named(save, tmp_path, monkeypatch, package, name):
     path, find = save(), importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == package else find(one))
     with pytest.raises(
-        SettingsError, match=rf"(?i)need {package}, which is not installed\. Install it with pip install '\.\[models\]'"
+        SettingsError, match=rf"(?i)need {name}, which is not installed\. Install it with pip install '\.\[models\]'"
     ):
         convert(path, tmp_path / "model.safetensors", SMALL)
 
