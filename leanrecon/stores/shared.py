@@ -1,7 +1,8 @@
 """Stores and folders of images that workers fill: each writes whole chunks or images, one process begins and ends."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,12 +42,23 @@ def identity(made_of: Mapping[str, Any]) -> str:
     return fingerprint(dict(made_of))
 
 
-class StorePart(Store):
-    """A store that another process began and will finish.
+@contextlib.contextmanager
+def while_begun(check: Callable[[], None], undo: Callable[[], None]) -> Iterator[None]:
+    """Look before and after a write whether the run that it is made for goes on: ``check`` raises StoreError where not.
 
-    A worker may stop at any point for long, and end a task of a run that is over: what another run began since is left
-    as it is.
+    A worker may stop at any point for long, and write for a run that is over. ``undo`` then deletes what it wrote.
     """
+    check()
+    yield
+    try:
+        check()
+    except StoreError:
+        undo()
+        raise
+
+
+class StorePart(Store):
+    """A store that another process began and will finish; one that another run began since is left as it is."""
 
     @classmethod
     def begun(cls, path: LocationLike, made_of: str) -> "StorePart":
@@ -57,13 +69,8 @@ class StorePart(Store):
 
     def write_chunk(self, i: int, j: int, block: Array) -> None:
         """As that of a store; raises StoreError, and leaves no chunk, where another run began the store anew."""
-        self._check_begun()
-        super().write_chunk(i, j, block)
-        try:
-            self._check_begun()
-        except StoreError:
-            self.chunk_path(i, j).unlink(missing_ok=True)
-            raise
+        with while_begun(self._check_begun, lambda: self.chunk_path(i, j).unlink(missing_ok=True)):
+            super().write_chunk(i, j, block)
 
     def _check_begun(self) -> None:
         there = metadata.read(self.path)
@@ -122,13 +129,8 @@ class PicturesPart(Pictures):
 
     def write(self, row: int, image: Array) -> None:
         """As that of a folder; raises StoreError, and leaves no image, where another run began the folder anew."""
-        self._check_begun()
-        super().write(row, image)
-        try:
-            self._check_begun()
-        except StoreError:
-            self.file(row).unlink(missing_ok=True)
-            raise
+        with while_begun(self._check_begun, lambda: self.file(row).unlink(missing_ok=True)):
+            super().write(row, image)
 
     def _check_begun(self) -> None:
         found = identity(Pictures.open(self.path, incomplete=True).made_of)

@@ -21,7 +21,7 @@ from leanrecon.regression.ridge.part_plan import PROJECTION_TASKS, SHARED_OPERAT
 from leanrecon.regression.ridge.plan import PROJECTIONS
 from leanrecon.regression.ridge.projection_parts import ProjectionParts
 from leanrecon.stores.matrix import Matrix
-from leanrecon.stores.shared import identity, share_columns, wait_until_seen
+from leanrecon.stores.shared import identity, share_columns, wait_until_seen, while_begun
 
 if TYPE_CHECKING:
     from leanrecon.regression.ridge.ridge import StreamingRidge
@@ -208,21 +208,16 @@ def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any]
 
 
 def _write_part(description: Location, given: Mapping[str, Any], k: int, part: Array) -> str:
-    """Write a part while the driver waits for it; returns its checksum.
-
-    A worker may stop at any point for long: what it wrote after the driver cleared the folder is deleted again.
-    """
-    _check_described(description, given["made_of"])
+    """Write a part while the driver waits for it; returns its checksum."""
     file = _part_file(description.parent, given["fit"], given["made_of"], k)
-    checksum = write_arrays(file, {"part": k}, [part])
-    try:
-        _check_described(description, given["made_of"])
-    except StoreError:
+
+    def undo() -> None:
         file.unlink(missing_ok=True)
         if not list(description.parent.iterdir()):
             description.parent.delete_tree()
-        raise
-    return checksum
+
+    with while_begun(lambda: _check_described(description, given["made_of"]), undo):
+        return write_arrays(file, {"part": k}, [part])
 
 
 def _parts(kind: str, data: RegressionData, about: Mapping[str, Any], arrays: Sequence[Array]) -> Parts:
