@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import threadpoolctl
+from support.alone import set_apart
 
 # Two threads wait for each other longer than these matrices take. Plugins of pytest have loaded NumPy already.
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -38,12 +39,13 @@ def pytest_ignore_collect(collection_path: Path, config: Any) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of long.txt."""
+    """Mark the tests of long.txt, and give those that measure memory a process of their own."""
     lines = (Path(__file__).parent / "long.txt").read_text(encoding="utf-8").splitlines()
     long = {line for line in lines if line and not line.startswith("#")}
     for item in items:
         if item.nodeid in long or item.nodeid.partition("[")[0] in long:
             item.add_marker(pytest.mark.long)
+    set_apart([item for item in items if item.get_closest_marker("alone")])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -100,6 +100,7 @@ def test_a_buffer_is_zeroed_page_aligned_and_writable(shape, dtype):
     assert array.all()
 
 
+@pytest.mark.alone
 def test_a_buffer_is_given_back_when_it_is_dropped():
     before = process_memory()
     array = buffer((100 * MB,), np.uint8)
@@ -168,6 +169,7 @@ def test_a_peak_of_200_megabytes_is_seen_within_5_percent(kind):
     assert peak <= resident == later, "VmHWM never falls"
 
 
+@pytest.mark.alone
 def test_a_short_peak_is_seen():
     with PeakMemory() as measured:
         block = buffer((80 * MB,), np.uint8)
@@ -309,6 +311,7 @@ def test_without_groups_the_machine_alone_counts(tmp_path, cgroups, monkeypatch)
     assert available_memory() == 5
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' heaps have no such call")
 def test_what_was_freed_in_the_heap_is_given_back():
     blocks = [bytes(1000) for _ in range(60_000)]

@@ -71,13 +71,13 @@ def eigen(gram: Gram) -> tuple[Array, Array]:
     """Eigenvalues (ascending, none below 0) and eigenvectors of a Gram matrix."""
     from scipy.linalg import eigh
 
-    values, vectors = eigh(gram.dense(), overwrite_a=True, check_finite=False)
+    values, vectors = eigh(gram.dense().T, overwrite_a=True, check_finite=False)
     return np.maximum(values, 0), vectors
 
 
 def eigen_nbytes(rows: int) -> int:
-    """Most bytes that ``eigen`` takes: the matrix and what LAPACK's ``syevr`` works in."""
-    return 3 * rows * rows * 8
+    """Most bytes that ``eigen`` takes: the matrix, its eigenvectors, and what LAPACK's ``syevr`` works in."""
+    return 2 * rows * (rows + 64) * 8
 
 
 def left_out(values: Array, vectors: Array, turned: Array, targets: Array, alpha: float) -> Array:

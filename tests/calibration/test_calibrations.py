@@ -196,6 +196,7 @@ def test_too_small_a_budget_is_refused_before_any_work(data_of, tmp_path):
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "boost"])
 def test_learning_takes_no_more_than_was_planned(kind, data_of, tmp_path):

@@ -133,6 +133,7 @@ def test_a_loss_that_is_not_finite_is_told(data_of, tmp_path):
         make(learning_rate=1e38).learn(data_of(), tmp_path, {}, Context.of("3GB"))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 32])
 def test_training_takes_no_more_than_was_planned(width, data_of, tmp_path):

@@ -913,6 +913,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_written(here):
     assert not Path("study").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_peak_stays_under_the_plan(tmp_path, monkeypatch, order):

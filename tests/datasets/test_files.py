@@ -127,6 +127,7 @@ def sparse_npy(path: Path, shape: tuple[int, ...], *, fortran: bool) -> None:
         file.truncate(file.tell() + int(np.prod(shape)) * 4)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fortran", [False, True])
 def test_a_300_mb_npy_is_never_held_whole(tmp_path, fortran):
     sparse_npy(tmp_path / "big.npy", (5000, 15_000), fortran=fortran)
@@ -139,6 +140,7 @@ def test_a_300_mb_npy_is_never_held_whole(tmp_path, fortran):
     assert rows.scratch + 200 * rows.row_nbytes < 60e6
 
 
+@pytest.mark.alone
 def test_a_hdf5_of_matlab_is_never_held_whole(tmp_path):
     with h5py.File(tmp_path / "big.mat", "w") as file:
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

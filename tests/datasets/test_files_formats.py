@@ -95,6 +95,7 @@ def test_a_flipped_byte_in_a_deflated_variable_is_an_input_error():
         read_numbers("design", bytes(data), "x")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_matlab_variable_of_100_mb_is_never_held_whole(tmp_path, packed):
@@ -208,6 +209,7 @@ def test_a_named_dataset_is_opened_without_looking_at_thousands_of_others(tmp_pa
     assert "and 280 more" in refused(f"{tmp_path / 'x.h5'}:b", "no array 'b'")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip", "compression_opts": 1}])
 def test_one_large_chunk_is_planned_for_what_it_takes(tmp_path, how):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.arrays import read
 from support.kills import stopping
+from support.memory import held
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -16,7 +17,7 @@ from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.group.dataset import Group, GroupSettings
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
-from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
+from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
@@ -197,7 +198,7 @@ def test_test_rows_never_reach_the_alignment(root: Path, study: Study, tmp_path:
 def test_neither_chunks_nor_budget_decide_anything(root: Path, study: Study, tmp_path: Path, chunk: int) -> None:
     settings = settings_of(root)
     least = Group(settings).plan(base_dir=None, chunk=chunk, free=0).work
-    for k, budget in enumerate((MemoryBudget(process_memory() + least + 20_000_000), "8GB")):
+    for k, budget in enumerate((MemoryBudget(held() + least + 20_000_000), "8GB")):
         other = run(settings, tmp_path / str(k), chunk=chunk, budget=budget)
         for split in ("train", "test"):
             np.testing.assert_array_equal(read(other.betas(split)), read(study.betas(split)))
@@ -359,10 +360,11 @@ def test_the_plan_says_what_is_made(root: Path, study: Study) -> None:
 
 def test_too_small_a_budget_is_refused_before_any_work(root: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="aligning the subjects needs at least"):
-        run(settings_of(root), tmp_path / "study", budget=MemoryBudget(process_memory() + 1_000_000))
+        run(settings_of(root), tmp_path / "study", budget=MemoryBudget(held() + 1_000_000))
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_peak_stays_under_the_plan(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

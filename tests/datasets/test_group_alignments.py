@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.arrays import read
 from support.kills import stopping
+from support.memory import held
 
 from leanrecon.alignment import linear
 from leanrecon.alignment.srm import SRM, SharedResponseModel
@@ -14,7 +15,7 @@ from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.group.dataset import Group, GroupSettings
 from leanrecon.datasets.images import stimulus_ids
 from leanrecon.errors import InputError, SettingsError
-from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
+from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
@@ -146,7 +147,7 @@ def test_a_killed_run_ends_with_the_same_bytes(root: Path, tmp_path: Path, write
 def test_the_budget_decides_nothing(root: Path, tmp_path: Path) -> None:
     settings = settings_of(root, {"kind": "srm", "k": 4})
     least = Group(settings).plan(base_dir=None, chunk=CHUNK, free=0).work
-    one = run(settings, tmp_path / "one", MemoryBudget(process_memory() + least + 20_000_000))
+    one = run(settings, tmp_path / "one", MemoryBudget(held() + least + 20_000_000))
     two = run(settings, tmp_path / "two", "8GB", chunk=400)
     np.testing.assert_array_equal(read(one.betas("train")), read(two.betas("train")))
 
@@ -184,6 +185,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("alignment", [{"kind": "srm", "k": 60}, {"kind": "pca", "k": 60}, {"kind": "procrustes"}])
 def test_the_peak_stays_under_the_plan(tmp_path: Path, alignment: dict[str, object]) -> None:

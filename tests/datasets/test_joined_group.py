@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from support.arrays import read
 from support.kills import stopping
+from support.memory import held
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
@@ -16,7 +17,7 @@ from leanrecon.datasets.group.dataset import Group, GroupSettings
 from leanrecon.datasets.group.join import open_pair
 from leanrecon.datasets.group.joined import Joined, JoinedSettings
 from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
-from leanrecon.memory import MemoryBudget, process_memory
+from leanrecon.memory import MemoryBudget
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
@@ -163,7 +164,7 @@ def test_a_killed_run_ends_with_the_same_bytes(root: Path, tmp_path: Path, write
 
 def test_neither_budget_nor_chunks_decide(root: Path, tmp_path: Path) -> None:
     least = Joined(settings_of(root)).plan(base_dir=None, chunk=CHUNK, free=0).work
-    one = run(settings_of(root), tmp_path / "one", MemoryBudget(process_memory() + least + 20_000_000))
+    one = run(settings_of(root), tmp_path / "one", MemoryBudget(held() + least + 20_000_000))
     two = run(settings_of(root), tmp_path / "two", "8GB", chunk=400)
     for split in ("train", "test"):
         np.testing.assert_array_equal(read(one.betas(split)), read(two.betas(split)))
@@ -184,7 +185,7 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shares 1 of its 2 train images|shares [02] of its 2 train images"):
         run(settings_of(root, rows=2), tmp_path / "study")
     with pytest.raises(BudgetError, match="joining the group needs at least"):
-        run(settings_of(root), tmp_path / "study", MemoryBudget(process_memory() + 1_000_000))
+        run(settings_of(root), tmp_path / "study", MemoryBudget(held() + 1_000_000))
     assert not (tmp_path / "study").exists()
 
 

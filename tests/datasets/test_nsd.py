@@ -354,6 +354,7 @@ def test_lost_chunks_of_single_trials_are_made_again_alone(small_nsd: Path, sing
     assert contents(mine) == before
 
 
+@pytest.mark.alone
 def test_the_plan_of_single_trials_holds(small_nsd: Path, tmp_path: Path) -> None:
     from leanrecon.memory import PeakMemory
 

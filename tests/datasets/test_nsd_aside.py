@@ -4,13 +4,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.memory import held
 from support.nsd_server import Proxy, proxied
 
 from leanrecon.context import Context
 from leanrecon.datasets.nsd.aside import Aside
 from leanrecon.datasets.nsd.dataset import NSD, OVERHEAD, NSDSettings
 from leanrecon.errors import NetworkError
-from leanrecon.memory import process_memory
 from leanrecon.net import retry, s3
 from leanrecon.progress import Advance
 from leanrecon.study.layout import Study
@@ -90,7 +90,7 @@ def settings_of(proxy: Proxy) -> NSDSettings:
 def fetch(proxy: Proxy, folder: Path, work: int) -> tuple[dict[str, bytes], list[str]]:
     """Fetch with so many bytes for the work: the files, and which were asked for, one after the other."""
     dataset, proxy.answers[:] = NSD(settings_of(proxy)), []
-    context = Context.of(process_memory() + work, chunk=100_000)
+    context = Context.of(held() + work, chunk=100_000)
     dataset.ingest(Study(folder), base_dir=None, context=context)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "sources.json"]
     asked = [answer.path for answer in proxy.answers if answer.method == "GET"]

@@ -276,6 +276,7 @@ def test_studies_of_format_1_are_refused_until_they_are_overwritten(here):
     assert contents(run(pair(), overwrite=True).root) == whole
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_peak_of_averaging_stays_under_the_plan(tmp_path, monkeypatch, order):

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from support.arrays import open_array
 from support.kills import stopping
+from support.memory import held
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -19,7 +20,7 @@ from leanrecon.datasets.simulated.cortex import AREAS, CALIBRATION, PANEL, Corte
 from leanrecon.datasets.simulated.dataset import FIRST, Simulated, SimulatedSettings
 from leanrecon.datasets.simulated.scenes import draw_scene
 from leanrecon.errors import BudgetError, SettingsError, StoreError
-from leanrecon.memory import MemoryBudget, PeakMemory, process_memory
+from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
@@ -113,7 +114,7 @@ def test_no_image_is_in_two_of_train_test_and_calibration():
 
 @pytest.mark.parametrize(("chunk", "free"), [(500, 8_000_000_000), (2_000_000, 500_000_000)])
 def test_rows_do_not_depend_on_chunks_or_budget(study, tmp_path, chunk, free):
-    other = run(tmp_path / "other", chunk=chunk, budget=str(process_memory() + free))
+    other = run(tmp_path / "other", chunk=chunk, budget=str(held() + free))
     for split in ("train", "test"):
         np.testing.assert_array_equal(betas_of(other, split), betas_of(study, split))
         np.testing.assert_array_equal(open_array(other.stimuli(split))[:], open_array(study.stimuli(split))[:])
@@ -365,12 +366,13 @@ def test_other_kinds_are_not_taken_for_simulated():
 
 
 def test_too_small_a_budget_is_refused_before_any_work(tmp_path):
-    budget = MemoryBudget(process_memory() + 20_000_000)
+    budget = MemoryBudget(held() + 20_000_000)
     with pytest.raises(BudgetError, match="simulating the subject needs at least"):
         Simulated(SimulatedSettings()).ingest(Study(tmp_path / "study"), base_dir=None, context=Context(budget))
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{}, {"voxels": 12_000, "presentations": 1}, {"size": 96}, {"repeats": "single"}])
 def test_the_plan_holds(tmp_path, sizes):

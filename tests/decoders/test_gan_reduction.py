@@ -84,6 +84,7 @@ def test_noise_follows_from_seed_stream_and_row_and_not_from_betas():
     assert (read(one) != read(Noise(one.matrix, 3, 2))).all()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "p", "reduction"), [(2000, 3000, "exact"), (3000, 2000, "pca")])
 def test_reduction_takes_what_was_planned(n, p, reduction):
@@ -96,4 +97,4 @@ def test_reduction_takes_what_was_planned(n, p, reduction):
         reduced(Standardised.of(ArrayMatrix(betas)), np.arange(n), settings)
     taken = peak.peak - before
     print(f"{taken / 1e6:.0f} of {planned / 1e6:.0f} MB")
-    assert 0.6 * planned <= taken <= planned
+    assert 0.4 * planned <= taken <= planned

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from support.memory import held
 
 from leanrecon.context import Context
 from leanrecon.decoders.decoder import DecoderShapes
@@ -177,7 +178,7 @@ def test_fewer_rows_than_a_batch_and_other_settings_are_refused(data_of, tmp_pat
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_done(data_of, tmp_path):
     decoder = make(hidden=2048)
     with pytest.raises(BudgetError, match="decode needs at least"):
-        decoder.train(data_of(), tmp_path / "network", Context.of(process_memory() + 50_000_000, label="decode"))
+        decoder.train(data_of(), tmp_path / "network", Context.of(held() + 50_000_000, label="decode"))
     assert not (tmp_path / "network").exists()
 
 
@@ -258,6 +259,7 @@ def test_settings_are_written_as_they_were_read():
     assert (need.setting, need.name) == ("decode.comparator.weights", "alexnet-owt-7be5be79.pth")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"recompute": True}, {"reduction": "none", "at_once": 8}, {"reduction": "pca"}]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from support.cluster_studies import parts_of_a_fit
-from support.clusters import Deadly, contents, held, run_twice, worker_here
+from support.clusters import Deadly, contents, run_twice, worker_here
+from support.memory import held
 
 import leanrecon
 from leanrecon.errors import BudgetError

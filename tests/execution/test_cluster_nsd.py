@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from support.clusters import held, kill_a_worker, worker_here
+from support.clusters import kill_a_worker, worker_here
+from support.memory import held
 from support.nsd_server import Proxy, proxied, serving
 
 import leanrecon

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 from support.cluster_studies import BLOCKS
-from support.clusters import Deadly, contents, held, run_twice, worker_here
+from support.clusters import Deadly, contents, run_twice, worker_here
+from support.memory import held
 
 import leanrecon
 from leanrecon.errors import BudgetError

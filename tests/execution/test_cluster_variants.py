@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from support.cluster_studies import whole_variants
-from support.clusters import Deadly, Watched, contents, held, run_twice, worker_here
+from support.clusters import Deadly, Watched, contents, run_twice, worker_here
+from support.memory import held
 
 import leanrecon
 from leanrecon.errors import BudgetError

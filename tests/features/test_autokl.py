@@ -202,6 +202,7 @@ def test_weights_of_one_direction_are_held_and_then_counted_no_more(folder, imag
     assert space.decode_cost((1, 1, 3)).held < before[1]
 
 
+@pytest.mark.alone
 def test_released_weights_are_counted_and_loaded_again(folder, images):
     space = make(folder)
     before, rows = space.cost((1, 1, 3)).held, space.encode(images, range(5))

@@ -107,6 +107,7 @@ def test_work_is_what_forming_a_part_takes() -> None:
     assert shapes.work([Part(-1, range(4096, 8192))]) == 28_000_000 + 1000 + (2 * 5078 * 512 + 982 * 4096) * 4
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_measured_peak_stays_under_the_plan(tmp_path: Path) -> None:
     betas = Store.create(tmp_path / "betas.zarr", (6000, 3000), np.float32, made_of={})

@@ -17,11 +17,11 @@ from sklearn.linear_model import (
 )
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsRegressor
+from support.memory import held
 
 from leanrecon.context import Context
 from leanrecon.errors import BudgetError, InputError, SettingsError
 from leanrecon.kinds import settings_of
-from leanrecon.memory import process_memory
 from leanrecon.regression.local import stack
 from leanrecon.regression.local.plan import BLOCK
 from leanrecon.regression.local.regressor import LocalRegressor
@@ -230,7 +230,7 @@ def test_no_test_row_changes_what_is_predicted_of_another(data, tmp_path, estima
 @pytest.mark.parametrize("estimator", ["omp", "auto", "sklearn.linear_model.Lasso"])
 def test_bytes_depend_on_neither_workers_nor_budget(data, tmp_path, estimator):
     first, _ = predict(data, tmp_path / "a", Context.of("4GB", scratch=tmp_path), estimator=estimator, workers=1)
-    little = process_memory() + 100_000_000
+    little = held() + 100_000_000
     second, _ = predict(data, tmp_path / "b", Context.of(little, scratch=tmp_path), estimator=estimator, workers=4)
     assert first.tobytes() == second.tobytes()
 

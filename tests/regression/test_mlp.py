@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from support.memory import held
 
 from leanrecon.errors import InputError, StoreError
-from leanrecon.memory import process_memory
 from leanrecon.progress import PlainProgress, Progress
 from leanrecon.regression.mlp.batches import Batches, Held, split
 from leanrecon.regression.mlp.mlp import StreamingMLP
@@ -161,8 +161,8 @@ def test_restandardised_predictions_have_the_spread_of_the_train_targets(study, 
 def test_stores_arrays_folds_and_any_budget_give_the_same_bytes(study, stored):
     X, Y, T = study(300, 40, t=700, dtype=np.float32)
     x, y = stored(X, "x.zarr", chunk="9KB"), stored(Y, "y.zarr", chunk="20KB")
-    first = StreamingMLP(**SMALL, budget=process_memory() + 150_000_000).fit(x, y).predict(T)
-    again = StreamingMLP(**SMALL, budget=process_memory() + 6_000_000_000).fit(x, y).predict(T)
+    first = StreamingMLP(**SMALL, budget=held() + 150_000_000).fit(x, y).predict(T)
+    again = StreamingMLP(**SMALL, budget=held() + 6_000_000_000).fit(x, y).predict(T)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(first, StreamingMLP(**SMALL).fit(X, Y).predict(T), atol=1e-5)
     rows = np.arange(0, 300, 2)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.memory import held
 
 from leanrecon.context import Context
-from leanrecon.memory import process_memory
 from leanrecon.regression.mlp.batches import Batches, Gathered, Held
 from leanrecon.regression.mlp.coding import code, mixing, target_moments
 from leanrecon.regression.mlp.mlp import StreamingMLP
@@ -210,7 +210,7 @@ def test_the_regressor_fills_its_stores_and_records_what_it_learned(shown, store
         ]
         return [Output(store, folder / f"n{k}", k - 1 if k else None) for k, store in enumerate(stores)]
 
-    context = Context.of(process_memory() + 2_000_000_000, seed=4, label="regression pca", scratch=tmp_path)
+    context = Context.of(held() + 2_000_000_000, seed=4, label="regression pca", scratch=tmp_path)
     first = outputs("a")
     record = regressor.predict(data, first, context, {"ridge": object()})
     assert all(output.store.complete for output in first)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from support.kills import StoppedError, stopping
+from support.memory import held
 
 from leanrecon.context import Context
 from leanrecon.errors import InputError, SettingsError
@@ -69,7 +70,7 @@ def create(path, data, **made_of):
 
 
 def context(**options):
-    return Context.of(process_memory() + 2_000_000_000, seed=3, chunk=300_000, label="regression pca", **options)
+    return Context.of(held() + 2_000_000_000, seed=3, chunk=300_000, label="regression pca", **options)
 
 
 def test_predictions_are_those_of_scikit_learn_fitted_on_the_other_folds(repeated, tmp_path):
@@ -211,6 +212,7 @@ def _kept_folds(data, tmp_path):
     return made
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_merging_takes_no_more_than_was_planned(tmp_path):
     n, t = 4000, 60_000

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import loadmat
 from sklearn.linear_model import Ridge, RidgeCV
+from support.memory import held
 
-from leanrecon.memory import PeakMemory, process_memory
+from leanrecon.memory import PeakMemory
 from leanrecon.regression.normalise import Centred, moments
 from leanrecon.regression.ridge.hat import gram
 from leanrecon.regression.ridge.kernel import Panels, inverse_rows, part_of, solve_half
@@ -295,12 +296,13 @@ def test_the_least_of_one_valley_is_found_from_anywhere(least, first, steep, bli
 # Memory
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_search_stays_within_its_plan(study, tmp_path, constants, in_memory):
     constants(FLOAT64_ORDER=0)
     X, Y, T = study(2600, 2700, t=600, dtype=np.float32)
-    budget = process_memory() + (10**9 if in_memory else 155_000_000)
+    budget = held() + (10**9 if in_memory else 155_000_000)
     alphas = default_alphas(2700.0)[6:14]
     fitted = StreamingRidge("loo", alphas=list(alphas), budget=budget, scratch=tmp_path)
     with PeakMemory() as memory:

@@ -5,6 +5,7 @@ import pytest
 import scipy.optimize
 from sklearn.linear_model import Ridge
 from support.kills import StoppedError, stopping
+from support.memory import held
 
 from leanrecon import kinds
 from leanrecon.context import Context
@@ -27,7 +28,7 @@ def make(**changes):
 
 
 def context(**options):
-    return Context.of(process_memory() + 2_000_000_000, seed=3, chunk=300_000, label="regression pca", **options)
+    return Context.of(held() + 2_000_000_000, seed=3, chunk=300_000, label="regression pca", **options)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ def test_fewer_images_than_folds_are_refused(repeated, tmp_path):
         make().predict(same, outputs_of(tmp_path, same), context(), {})
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_predicting_takes_no_more_than_was_planned(study, tmp_path):
     n, p, m, t = 1500, 400, 200, 20_000

@@ -121,6 +121,7 @@ def test_test_rows_are_never_read(tmp_path: Path) -> None:
     assert check_study(of, Context.of(), pairs=12).verdict.startswith("Yes")
 
 
+@pytest.mark.alone
 def test_the_plan_holds_and_too_little_memory_is_refused(tmp_path: Path) -> None:
     of = study(tmp_path, signal=1.0)
     context = Context.of("4GB")

@@ -10,12 +10,12 @@ import pytest
 from sklearn.linear_model import Ridge
 from support.lab import AFFINE, SHAPE, Lab, write_lab
 from support.layouts import write_algonauts, write_glmsingle, write_miyawaki
+from support.memory import held
 
 import leanrecon
 from leanrecon.app import cli
 from leanrecon.datasets.space import read_space
 from leanrecon.errors import BudgetError, InputError, StoreError
-from leanrecon.memory import process_memory
 
 pytestmark = pytest.mark.slow  # each needs a study
 
@@ -313,7 +313,7 @@ def test_miyawakis_volumes_lie_where_their_mask_does(tmp_path: Path) -> None:
 
 def test_maps_are_the_same_bytes_whatever_the_budget_and_however_often(wide: tuple[Lab, Any], tmp_path: Path) -> None:
     _, study = wide
-    little = f"{process_memory() + 100_000_000}B"
+    little = f"{held() + 100_000_000}B"
     for folder, memory in (("a", little), ("b", "3GB"), ("a", "2GB")):
         study.export_maps(tmp_path / folder, memory=memory)
         study.export_maps(tmp_path / folder, *MAPS, memory=memory)

@@ -1,6 +1,5 @@
 """Dask clusters for tests, workers and drivers that are killed or stopped, and what has to be the same afterwards."""
 
-import gc
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 import psutil
 
 import leanrecon
-from leanrecon.memory import give_back, process_memory
 from leanrecon.progress import Progress
 
 TIMED = {"run.json", "report.html"}
@@ -39,13 +37,6 @@ def differing(one: Path, other: Path) -> list[str]:
 
 
 # Clusters
-
-
-def held() -> int:
-    """Bytes that this process holds and will hold: a stage gives back what earlier tests freed."""
-    gc.collect()
-    give_back()
-    return process_memory()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from leanrecon.alignment.grams import gram_nbytes, reading_nbytes
+from leanrecon.alignment.ridge import eigen_nbytes
 from leanrecon.decoders.gan.network import (
     discriminator_layers,
     discriminator_weights,
@@ -118,9 +119,8 @@ def phases(sizes: Sizes) -> dict[str, int]:
 def reducing_nbytes(sizes: Sizes) -> int:
     """Bytes of products of rows or of voxels, their eigenvectors, and what LAPACK works in."""
     if not takes_rows(sizes.fit, sizes.p):
-        return 3 * sizes.p**2 * DOUBLE + 2 * PANEL * sizes.p * FLOAT + sizes.p**2 * FLOAT
-    order = sizes.fit
-    return gram_nbytes(sizes.n, kept=True) + reading_nbytes(sizes.n, sizes.p) + 3 * order**2 * DOUBLE
+        return eigen_nbytes(sizes.p) + 2 * PANEL * sizes.p * FLOAT
+    return gram_nbytes(sizes.n, kept=True) + reading_nbytes(sizes.n, sizes.p) + eigen_nbytes(sizes.fit)
 
 
 def training_nbytes(sizes: Sizes) -> int:

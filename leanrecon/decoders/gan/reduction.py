@@ -173,6 +173,7 @@ def _by_rows(betas: Standardised, fit: Array, explained: float | None) -> Inputs
         a, b = np.searchsorted(fit, [rows.start, rows.stop])
         products[a:b] = panel[fit[a:b] - rows.start][:, fit]
     values, vectors = _largest(products, explained)
+    del products
     vectors = vectors / np.sqrt(values)
     coordinates = buffer((betas.shape[0], len(values)), np.float32)
     for rows, panel in gram.panels():
@@ -189,6 +190,7 @@ def _by_voxels(betas: Standardised, fit: Array, explained: float | None) -> Inpu
         rows.read(part, range(p), own)
         covariance += own.T @ own
     axes = _largest(covariance, explained)[1].astype(np.float32)
+    del covariance
     coordinates = buffer((n, axes.shape[1]), np.float32)
     for part in panels(n):
         betas.read(part, range(p), memory[: len(part)])
@@ -200,7 +202,7 @@ def _largest(symmetric: Array, explained: float | None) -> tuple[Array, Array]:
     """The largest eigenvalues, descending, and their eigenvectors: all that are no rounding, or a share of the sum."""
     from scipy.linalg import eigh
 
-    values, vectors = eigh(symmetric, overwrite_a=True, check_finite=False)
+    values, vectors = eigh(symmetric.T, overwrite_a=True, check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
     count = int(np.count_nonzero(values > RANK * values[0]))
     if explained is not None:
