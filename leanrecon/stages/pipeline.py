@@ -25,6 +25,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run, Stage, budget_of
 from leanrecon.stages.stage1 import StageOneStage
 from leanrecon.stages.without_images import GIVE_IMAGES, check_images
 from leanrecon.stores.metadata import load_library
+from leanrecon.study.beginning import undone
 from leanrecon.study.heal import heal
 from leanrecon.study.layout import Study
 from leanrecon.study.lock import only_run
@@ -120,7 +121,8 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
-        with only_run(run.study.root), run.mirror.held() if run.mirror else contextlib.nullcontext():
+        root = run.study.root
+        with only_run(root), undone(root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
                 check_format(run.study)
             sweep(run.study)
