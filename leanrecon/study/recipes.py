@@ -1,13 +1,13 @@
 """Settings files and recipes: found, read, overridden, and their paths resolved."""
 
 import contextlib
-import copy
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -28,6 +28,8 @@ LARGEST_FILE = 4_000_000
 
 MOST_PARTS = 6
 """Most parts of a key of --set."""
+
+_LONGEST_VECTOR = 1000  # numbers; larger arrays are data, which settings name by their paths
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -104,9 +106,12 @@ def _tables(content: bytes, path: object) -> dict[str, Any]:
 def read_tables(
     tables: Mapping[str, Any], base_dir: Path, overrides: Iterable[str] = (), **general: Any
 ) -> tuple[Settings, Path]:
-    """Settings from the tables of a settings file, as ``read_settings`` reads them."""
+    """Settings from the tables of a settings file, as ``read_settings`` reads them.
+
+    Tables made in Python may hold paths, tuples, and numbers and short vectors of NumPy.
+    """
     try:
-        own = copy.deepcopy(dict(tables))
+        own: dict[str, Any] = _plain(tables)
         for override in overrides:
             _set(own, override)
         own |= {key: value for key, value in general.items() if value is not None}
@@ -114,6 +119,19 @@ def read_tables(
         return resolved(check_settings(own), base_dir), base_dir
     except RecursionError:
         raise SettingsError("the settings hold lists or tables that are nested too deeply") from None
+
+
+def _plain(value: Any) -> Any:
+    """Settings given in Python as TOML has them: paths as texts, tuples as lists, numbers and short vectors of NumPy."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if type(value).__module__ == "numpy" and getattr(value, "size", math.inf) <= _LONGEST_VECTOR:
+        return value.tolist()
+    return value
 
 
 def _require_writable(value: Any, name: str = "") -> None:
@@ -136,7 +154,7 @@ def _require_writable(value: Any, name: str = "") -> None:
                 expected="a URL without them",
                 todo="leave them out; public data need none, and tokens belong into environment variables",
             )
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise SettingsError(f"{name} is an integer of more than 64 bits")
 
 

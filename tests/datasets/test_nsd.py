@@ -466,7 +466,7 @@ def test_settings_are_checked(small_nsd: Path, changes, said) -> None:
         settings_for(small_nsd, **changes)
 
 
-@pytest.mark.parametrize("sessions", [41, [1, 41], [-1], -3])
+@pytest.mark.parametrize("sessions", [2**62, [2**62], 41, [1, 41], [-1], -3])
 def test_sessions_that_the_subject_does_not_have_are_named(small_nsd: Path, tmp_path: Path, sessions) -> None:
     with pytest.raises(SettingsError, match="sessions 1 to 40: subject 1 has 40"):
         run(small_nsd, tmp_path, sessions=sessions)
