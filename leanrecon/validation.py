@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from leanrecon.arguments import is_bool
 from leanrecon.errors import SettingsError, shown
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -40,10 +41,10 @@ def validate(model: type[Model], table: Mapping[str, Any], prefix: str) -> Model
     raise SettingsError("; ".join(dict.fromkeys(problems)))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint to the nearest known name, or to all of them."""
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """A hint to the nearest known name, or to all of them where it is no text."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
@@ -71,7 +72,7 @@ def _taken_for_another(given: Any, read: Any) -> Iterator[str]:
         for part, of in zip(given, read, strict=False):
             yield from _taken_for_another(part, of)
     elif isinstance(read, bool):
-        if not _is_bool(given):
+        if not is_bool(given):
             yield "true or false is expected"
     elif isinstance(read, int | float) and (problem := _no_number(given)):
         yield problem
@@ -81,17 +82,13 @@ def _taken_for_another(given: Any, read: Any) -> Iterator[str]:
 
 def _no_number(given: Any) -> str:
     """What is wrong with a value that is taken for a number; empty for a number."""
-    if _is_bool(given):
+    if is_bool(given):
         return f"{_NUMBER}, not true or false"
     if not isinstance(given, Number):
         return f"{_NUMBER}, without quotation marks" if isinstance(given, str) else _NUMBER
     return _FINITE if isinstance(given, float) and not math.isfinite(given) else ""
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or type(value).__name__ == "bool"  # that of NumPy, which need not be imported
-
-
 def _shown(value: Any) -> str:
     """A value as in TOML, where that differs from Python."""
-    return str(value).lower() if _is_bool(value) else shown(value)
+    return str(value).lower() if is_bool(value) else shown(value)

@@ -252,7 +252,7 @@ def _key(key: str) -> str:
     """The key as objects have it: no dot for the root, no slash at the ends."""
     normal = str(PurePosixPath(key))
     if ".." in PurePosixPath(normal).parts:
-        raise StoreError(f"{key} leads out of its folder", todo="give a name without ..")
+        raise StoreError(f"{key} leads out of its folder", todo='give a name without ".." in it')
     return "" if normal == "." else normal.strip("/")
 
 

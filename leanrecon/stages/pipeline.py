@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.errors import InputError, SettingsError, StoreError, shown
 from leanrecon.places import LocationLike
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress, format_seconds
@@ -69,7 +69,8 @@ def stages_until(settings: Settings, until: str | None) -> list[Stage]:
     if until is not None and until not in names:
         if not settings.dataset.has_images and until in STAGES:
             raise InputError(f"the stage {until} needs images, and this dataset has none", todo=GIVE_IMAGES)
-        raise SettingsError(f"{until} is not a stage of this study ({nearest(until, names)})")
+        named = until if isinstance(until, str) and until else shown(until)
+        raise SettingsError(f"{named} is not a stage of this study ({nearest(until, names)})")
     chosen = stages if until is None else stages[: names.index(until) + 1]
     if len(chosen) > 1 and not settings.dataset.has_images:
         check_images(settings)

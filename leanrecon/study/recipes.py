@@ -1,17 +1,17 @@
 """Settings files and recipes: found, read, overridden, and their paths resolved."""
 
 import contextlib
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from leanrecon.arguments import plain_values
 from leanrecon.errors import SettingsError, has_credentials, said_by, shown
 from leanrecon.memory import format_bytes
 from leanrecon.places import LocationLike, elsewhere
@@ -28,8 +28,6 @@ LARGEST_FILE = 4_000_000
 
 MOST_PARTS = 6
 """Most parts of a key of --set."""
-
-_LONGEST_VECTOR = 1000  # numbers; larger arrays are data, which settings name by their paths
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -111,7 +109,7 @@ def read_tables(
     Tables made in Python may hold paths, tuples, and numbers and short vectors of NumPy.
     """
     try:
-        own: dict[str, Any] = _plain(tables)
+        own: dict[str, Any] = plain_values(tables)
         for override in overrides:
             _set(own, override)
         own |= {key: value for key, value in general.items() if value is not None}
@@ -119,19 +117,6 @@ def read_tables(
         return resolved(check_settings(own), base_dir), base_dir
     except RecursionError:
         raise SettingsError("the settings hold lists or tables that are nested too deeply") from None
-
-
-def _plain(value: Any) -> Any:
-    """Settings given in Python as TOML has them: paths as texts, tuples as lists, numbers and short vectors of NumPy."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, PurePath):
-        return str(value)
-    if type(value).__module__ == "numpy" and getattr(value, "size", math.inf) <= _LONGEST_VECTOR:
-        return value.tolist()
-    return value
 
 
 def _require_writable(value: Any, name: str = "") -> None:
