@@ -15,6 +15,7 @@ from leanrecon.app import cli, demos
 from leanrecon.app.demos import Demo
 from leanrecon.app.options import read
 from leanrecon.app.recipes import every, text_of
+from leanrecon.datasets.nsd.simulate import simulate_nsd
 from leanrecon.errors import InputError, SettingsError, StoreError
 from leanrecon.memory import parse_bytes
 from leanrecon.progress import Progress
@@ -182,9 +183,17 @@ def test_a_recipe_without_its_data_tells_where_they_come_from(
 def test_captions_that_can_be_downloaded_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
-    refused = CliRunner().invoke(cli.app, ["plan", "nsd"]).exception
-    assert isinstance(refused, InputError | SettingsError)
-    assert "no file COCO_73k_annots_curated.npy. Download it with `leanrecon fetch-weights nsd`." in str(refused)
+    simulate_nsd(tmp_path / "small", sessions=1, scale=0.1)
+    options = ["--until", "dataset", "--set", f"dataset.root={tmp_path / 'small'}", "--set", "dataset.sessions=1"]
+    monkeypatch.setenv("COLUMNS", "200")
+    planned = CliRunner().invoke(cli.app, ["plan", "nsd", *options])
+    assert planned.exit_code == 0
+    assert "missing weights and captions: COCO_73k_annots_curated.npy (dataset.captions)" in planned.output
+    assert "leanrecon fetch-weights" in planned.output
+    refused = CliRunner().invoke(cli.app, ["run", "nsd", *options]).exception
+    assert isinstance(refused, InputError)
+    assert "no file COCO_73k_annots_curated.npy" in str(refused)
+    assert not (tmp_path / "nsd").exists()
 
 
 def test_a_setting_of_ones_own_keeps_its_own_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

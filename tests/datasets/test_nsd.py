@@ -590,6 +590,25 @@ def test_captions_that_are_not_there_are_refused_before_anything_is_fetched(smal
     assert not list((tmp_path / "study").glob("**/*.zarr"))
 
 
+def test_captions_that_can_be_downloaded_are_planned_before_they_are_here(
+    small_nsd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
+    published = "COCO_73k_annots_curated.npy"
+
+    def plan(captions: str) -> object:
+        return NSD(settings_for(small_nsd, captions=captions)).plan(base_dir=None, chunk=100_000, free=10**9)
+
+    assert plan(published) == plan(str(small_nsd / published))
+    for captions in ("none.npy", str(tmp_path / published)):
+        with pytest.raises(InputError, match=f"there is no file {captions}"):
+            plan(captions)
+    with pytest.raises(InputError, match=f"there is no file {published}"):
+        run(small_nsd, tmp_path / "study", captions=published)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_captions_of_other_images_are_refused(small_nsd: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.array([["a", "b"]] * 10))
     with pytest.raises(InputError, match=r"few\.npy has 10 rows. Expected one for each of 73000 images"):
