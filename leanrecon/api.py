@@ -2,11 +2,13 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from leanrecon.arguments import check_flag, check_name, check_path, check_progress, checked_texts
 from leanrecon.errors import InputError, SettingsError, StoreError, shown
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def run(
     from leanrecon.stages.pipeline import Pipeline
     from leanrecon.study.layout import Study
 
+    check_flag("overwrite", overwrite)
+    check_progress(progress)
     settings, base_dir = _settings(recipe, set, memory)
     pipeline = Pipeline(
         settings,
@@ -117,6 +121,12 @@ def _settings(
 ) -> "tuple[Settings, Path]":
     from leanrecon.study.recipes import read_settings, read_tables
 
+    overrides = checked_texts("set", overrides, '["regression.alpha=1000"]')
+    if not isinstance(recipe, str | os.PathLike | Mapping):
+        raise SettingsError(
+            f"{shown(recipe)} is no recipe",
+            expected="the name of one, the path of a settings file, or a dict of settings",
+        )
     if isinstance(recipe, Mapping):
         return read_tables(recipe, Path.cwd(), overrides, memory=memory)
     return read_settings(recipe, overrides, memory=memory)
@@ -136,7 +146,7 @@ class StudyResults:
         """The results of a variant, such as ``"fold00"`` or ``"V1"``; raises InputError with those that are there."""
         if variant not in self.variants:
             known = ", ".join(self.variants) or "none"
-            raise InputError(f"{variant} is not a variant of {self.study.root}", expected=f"one of: {known}")
+            raise InputError(f"{shown(variant)} is not a variant of {self.study.root}", expected=f"one of: {known}")
         return StudyResults(self.study, variant)
 
     @property
@@ -193,25 +203,32 @@ class StudyResults:
 
     def betas(self, split: Split = "train") -> "np.ndarray[Any, Any]":
         """Betas, float32 [rows, voxels]."""
-        return _array(self.study.betas(split))
+        return _array(self.study.betas(_split(split)))
 
     def stimuli(self, split: Split = "train") -> "np.ndarray[Any, Any]":
         """Stimuli, uint8 [images, height, width, channels], each image once."""
-        return _array(self.study.stimuli(split))
+        return _array(self.study.stimuli(_split(split)))
 
     def stimulus(self, split: Split = "train") -> "np.ndarray[Any, Any]":
         """The image that each row of betas shows, as its number in ``stimuli``, int [rows]."""
         from leanrecon.study.rows import Rows
 
-        index: np.ndarray[Any, Any] = Rows.read(self.study)[split].stimulus
+        rows = Rows.read(self.study)
+        if _split(split) not in rows:
+            raise InputError(
+                f"{self.study.root} has no {split} split", todo='ask for "train", of which folds are parts'
+            )
+        index: np.ndarray[Any, Any] = rows[split].stimulus
         return index
 
     def features(self, space: str, split: Split = "train") -> "np.ndarray[Any, Any]":
         """True features of the images, float32 [images, dims]."""
-        return _array(self._place.features(space, split))
+        check_name("space", space)
+        return _array(self._place.features(space, _split(split)))
 
     def predictions(self, space: str) -> "np.ndarray[Any, Any]":
         """Predicted features of the test rows, float32 [rows, dims]."""
+        check_name("space", space)
         return _array(self._place.predictions(space))
 
     def images(self, stage: Literal["stage1", "final"] = "final") -> "list[PillowImage]":
@@ -233,6 +250,7 @@ class StudyResults:
         """
         from leanrecon.stages.maps import make_maps
 
+        _check_maps(names)
         return {made.name: made.values for made in make_maps(self._run(memory), names, self.variant)}
 
     def export_maps(
@@ -241,6 +259,9 @@ class StudyResults:
         """Write maps in the space of the data, NIfTI volumes or vectors of hemispheres, and return their paths."""
         from leanrecon.stages.export import export_maps
 
+        check_path("folder", folder)
+        check_flag("overwrite", overwrite)
+        _check_maps(names)
         written = export_maps(self._run(memory), Path(folder), names, self.variant, overwrite=overwrite)
         return [Path(folder) / name for name in written]
 
@@ -260,6 +281,18 @@ class StudyResults:
         from leanrecon.app.notebook import gallery
 
         return gallery(self.study.root).page
+
+
+def _split(split: Any) -> Split:
+    """The name of a split; raises SettingsError for others."""
+    if split not in ("train", "test"):
+        raise SettingsError(f"there is no split {shown(split)}", expected='"train" or "test"')
+    return "train" if split == "train" else "test"
+
+
+def _check_maps(names: Iterable[Any]) -> None:
+    if other := [name for name in names if not isinstance(name, str)]:
+        raise InputError(f"{shown(other[0])} is no map", expected='the names of maps, each as text, such as "ncsnr"')
 
 
 def _array(path: Any) -> "np.ndarray[Any, Any]":

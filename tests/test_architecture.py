@@ -17,7 +17,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 NAMES = {".".join(["leanrecon", *path.relative_to(ROOT).with_suffix("").parts]) for path in MODULES}
 
-GROUND = ("errors", "memory", "progress", "images", "validation", "devices", "context", "kinds")
+GROUND = ("errors", "arguments", "memory", "progress", "images", "validation", "devices", "context", "kinds")
 FLOORS = dict.fromkeys(GROUND, 0) | {
     "places": 1, "stores": 2, "net": 2, "weights": 3, "study": 4,
     "alignment": 4, "datasets": 5, "calibration": 5, "decoders": 5, "features": 5, "regression": 5, "refinement": 5, "evaluation": 5,

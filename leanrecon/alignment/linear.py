@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.alignment.alignment import AlignmentPlan, AlignmentShapes
 from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
-from leanrecon.errors import InputError
+from leanrecon.arguments import check_flag, check_whole
+from leanrecon.errors import InputError, shown
 
 if TYPE_CHECKING:
     from leanrecon.context import Context
@@ -148,7 +149,14 @@ class Estimator:
         from leanrecon.memory import MemoryBudget
         from leanrecon.stores.matrix import as_matrix
 
+        check_whole("seed", self.seed)
+        for name in ("scale", "standardize"):
+            check_flag(name, getattr(self, name))
         method = self._method()
+        if isinstance(matrices, str | bytes | Mapping) or not isinstance(matrices, Iterable):
+            raise InputError(
+                f"{shown(matrices)} is no list of matrices", expected="one [rows, voxels] for each subject"
+            )
         subjects = [as_matrix(matrix) for matrix in matrices]
         check_subjects([matrix.shape for matrix in subjects])
         rows, voxels = subjects[0].shape[0], [matrix.shape[1] for matrix in subjects]

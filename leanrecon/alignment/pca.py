@@ -15,7 +15,8 @@ from leanrecon.alignment.grams import Gram
 from leanrecon.alignment.leading import leading, leading_nbytes
 from leanrecon.alignment.linear import Dims, Estimator, LinearAlignment, LinearSettings, Method, Solution, checked_dims
 from leanrecon.alignment.ridge import solve, solve_nbytes
-from leanrecon.errors import SettingsError
+from leanrecon.arguments import check_whole
+from leanrecon.errors import SettingsError, shown
 
 if TYPE_CHECKING:
     from leanrecon.memory import MemoryBudget
@@ -93,8 +94,9 @@ class GroupPCA(Estimator):
         super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
-        if self.of not in ("group", "subject") or self.k < 1:
-            raise SettingsError(f"GroupPCA with of = {self.of!r} and k = {self.k}", expected='"group" or "subject"')
+        check_whole("k", self.k, 1)
+        if self.of not in ("group", "subject"):
+            raise SettingsError(f"GroupPCA with of = {shown(self.of)}", expected='"group" or "subject"')
         return Components(self.k, self.of)
 
 

@@ -22,7 +22,8 @@ from leanrecon.alignment.linear import (
     folds_of_rows,
 )
 from leanrecon.alignment.ridge import eigen, eigen_nbytes
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.arguments import check_whole
+from leanrecon.errors import InputError
 
 if TYPE_CHECKING:
     from leanrecon.memory import MemoryBudget
@@ -143,8 +144,9 @@ class Procrustes(Estimator):
         super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
-        if (self.k is not None and self.k < 1) or (self.onto is not None and self.onto < 0):
-            raise SettingsError(f"Procrustes with k = {self.k} and onto = {self.onto}", expected="whole numbers")
+        for name, value, least in (("k", self.k, 1), ("onto", self.onto, 0)):
+            if value is not None:
+                check_whole(name, value, least)
         return Rotations(self.k, self.onto)
 
 

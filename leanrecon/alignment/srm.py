@@ -22,7 +22,8 @@ from leanrecon.alignment.linear import (
     folds_of_rows,
 )
 from leanrecon.alignment.shared_response import GramTurn, deterministic, inverse_root, probabilistic
-from leanrecon.errors import SettingsError
+from leanrecon.arguments import check_whole
+from leanrecon.errors import SettingsError, shown
 
 if TYPE_CHECKING:
     from leanrecon.memory import MemoryBudget
@@ -107,10 +108,10 @@ class SRM(Estimator):
         super().__init__(seed, scale, standardize, budget)
 
     def _method(self) -> Method:
-        if self.kind not in _SOLVERS:
-            raise SettingsError(f"SRM of kind {self.kind!r}", expected=" or ".join(_SOLVERS))
-        if self.k < 1 or self.n_iter < 1:
-            raise SettingsError(f"SRM with k = {self.k} and n_iter = {self.n_iter}", expected="1 or more of each")
+        if self.kind not in tuple(_SOLVERS):
+            raise SettingsError(f"SRM of kind {shown(self.kind)}", expected=" or ".join(_SOLVERS))
+        check_whole("k", self.k, 1)
+        check_whole("n_iter", self.n_iter, 1)
         return SharedResponseModel(self.k, self.kind, self.n_iter)
 
 

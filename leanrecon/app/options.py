@@ -3,10 +3,12 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from leanrecon.app.terminal import say
 from leanrecon.errors import InputError, LeanreconError, SettingsError
@@ -19,7 +21,26 @@ if TYPE_CHECKING:
 LACKS_DATA = re.compile("there is no (file|folder)|which is not set")
 """What an error says where a recipe as it comes lacks its data."""
 
+
+class Commands(typer.core.TyperGroup):
+    """All commands; an argument that is empty, as of a shell's variable that is not set, is refused: for a path it
+    would mean the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, text in pairwise(["", *args]):
+            name, equals, value = text.partition("=")
+            if not text or (equals and not value and re.fullmatch("--[a-z-]+", name)):
+                option = before if not text and before.startswith("-") else name
+                raise SettingsError(
+                    f"{option or 'an argument'} is empty",
+                    expected="a value",
+                    todo='give one, or leave the option out; "." is the current folder' if option else None,
+                )
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,

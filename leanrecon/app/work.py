@@ -60,11 +60,27 @@ def show_work(stages: Sequence[PlannedStage], study: Location, workers: int, ban
     table.add_row("all", *_cells(time, sums, away))
     console = Console(highlight=False)
     console.print(table)
+    for stage in stages:
+        if stage.download:
+            console.print(plain(_fetched(stage, workers)), markup=False)
     console.print(told(rates, study), markup=False)
     if sums.uncounted:
         console.print(
             f"+: without the networks of {plain(', '.join(sums.uncounted))}, which are not counted", markup=False
         )
+
+
+def _fetched(stage: PlannedStage, workers: int) -> str:
+    """What a stage downloads, beside the times, and what of it each worker does."""
+
+    def moved(times: float) -> str:
+        requests = f" in {stage.requests * times:,.0f} requests" if stage.requests else ""
+        return f"{format_bytes(stage.download * times)}{requests}"
+
+    said = f"{stage.stage} downloads {moved(1)}, whose time depends on the link and is not counted"
+    if workers > 1 and stage.shared_download:
+        said += f"; each worker {moved(stage.shared_download / workers)}"
+    return said
 
 
 def told(rates: Rates, study: Location) -> str:

@@ -47,7 +47,7 @@ class BoostCalibrationSettings(CalibrationSettings):
     """Share of each tree that is added."""
     leaves: Annotated[int, Field(strict=True, ge=2, le=MOST_LEAVES)] = 12
     """Most leaves of a tree."""
-    least_leaf: Annotated[int, Field(strict=True, ge=1)] = 300
+    least_leaf: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
     """Fewest pixels of a leaf."""
     l2: Annotated[float, Field(ge=0)] = 10.0
     """Penalty of the squared values of leaves."""

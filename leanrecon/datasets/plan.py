@@ -115,3 +115,9 @@ class DatasetPlan:
     beside: Cost = field(default_factory=Cost)
     """What is done beside making the stores of betas and images: files in buckets and stores of the kind's own, read
     and made, about."""
+    shared: Cost = field(default_factory=Cost)
+    """The same of what the workers of a cluster share."""
+    shares_images: bool = False
+    """Whether workers share the stores of images."""
+    shared_download: float = 0.0
+    """The share of ``download`` and ``requests`` that workers do."""

@@ -18,6 +18,7 @@ from leanrecon.errors import (
     StoreError,
     installing,
     plain,
+    shown,
 )
 from leanrecon.execution.probe import Answer, answer
 from leanrecon.execution.scheduler import connected
@@ -50,8 +51,14 @@ class Cluster:
     where: Any
 
     def __post_init__(self) -> None:
+        if isinstance(self.where, os.PathLike):
+            object.__setattr__(self, "where", os.fspath(self.where))
         if isinstance(self.where, str):
             local_workers(self.where)  # raises for what is none of the three
+        elif not hasattr(self.where, "nthreads"):
+            raise SettingsError(
+                f"{shown(self.where)} is no cluster", expected=f"{EXPECTED}, or a dask.distributed.Client"
+            )
 
     @contextlib.contextmanager
     def opened(self, run: Run) -> Iterator[Workers]:

@@ -14,10 +14,30 @@ def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator
     """Hold a folder against other processes; the hold ends with the process, however that ends.
 
     Raises StoreError where it is held already: ``by`` says what uses it, ``todo`` what to do.
-    ``setting`` names the option that chooses another folder where this one can't be written.
+    ``setting`` names the option that chooses another folder where this one can't be written. A folder that was made
+    for it goes again if it is still empty then.
     """
-    with explained_disk_errors(folder, setting):
-        folder.mkdir(parents=True, exist_ok=True)
+    with no_empty_folders(folder):
+        with explained_disk_errors(folder, setting):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, by, todo):
+            yield
+
+
+@contextlib.contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Remove a folder and those above it that a block made, as far as they are empty when it ends."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # one that is not empty is kept, and those above it
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, by: str, todo: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows

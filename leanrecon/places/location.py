@@ -12,7 +12,7 @@ from typing import IO, Any, TypeAlias, Union
 
 import numpy as np
 
-from leanrecon.errors import InputError, StoreError, has_credentials
+from leanrecon.errors import InputError, StoreError, has_credentials, shown
 from leanrecon.places.bucket import SCHEMES
 from leanrecon.places.local import LocalPlace
 from leanrecon.places.objects import ObjectPlace
@@ -248,7 +248,7 @@ _ALIASES = {"gcs": "gs", "s3a": "s3", "s3n": "s3", "abfs": "az", "abfss": "az", 
 
 def elsewhere(where: LocationLike) -> Location | None:
     """The location, where it is not on this machine; else None."""
-    if not isinstance(where, Location) and not _URL.fullmatch(os.fspath(where)):
+    if not isinstance(where, Location) and not _URL.fullmatch(_text(where)):
         return None
     location = as_location(where)
     return location if location.place.local_path(location.key) is None else None
@@ -262,7 +262,9 @@ def as_location(where: LocationLike) -> Location:
     """
     if isinstance(where, Location):
         return where
-    text = os.fspath(where)
+    text = _text(where)
+    if not text:
+        raise InputError("the path is empty", expected='a folder or the URL of one; "." is the current folder')
     if "\0" in text:
         raise InputError(f"{text} holds a zero byte, which no path has")
     if found := _URL.fullmatch(text):
@@ -282,6 +284,14 @@ def as_location(where: LocationLike) -> Location:
             todo=written_right(*found.groups()),
         )
     return Location(LocalPlace(), Path(text).as_posix())
+
+
+def _text(where: Any) -> str:
+    """The text of a path; raises InputError for what is none."""
+    text = os.fspath(where) if isinstance(where, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InputError(f"{shown(where)} is no path", expected="a path or a URL, as text or pathlib.Path")
+    return text
 
 
 def written_right(scheme: str, rest: str) -> str | None:

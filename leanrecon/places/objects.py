@@ -16,6 +16,7 @@ import numpy as np
 from leanrecon.errors import StoreError
 from leanrecon.places.bucket import HELD_NBYTES, Bucket, bucket_of
 from leanrecon.places.disk import explained_disk_errors
+from leanrecon.places.hold import no_empty_folders
 from leanrecon.places.lease import NAME as HOLD
 from leanrecon.places.lease import Lease
 from leanrecon.places.listing import Entry, Listing
@@ -208,9 +209,10 @@ class ObjectPlace:
         lease = Lease(self._bucket, prefix, by, todo)
         with lease.held(), self._listed(prefix, lease):
             work = self.workplace(prefix)
-            with explained_disk_errors(work, "the variable LEANRECON_CACHE"):
-                work.mkdir(parents=True, exist_ok=True, mode=0o700)
-            yield
+            with no_empty_folders(work):
+                with explained_disk_errors(work, "the variable LEANRECON_CACHE"):
+                    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+                yield
         shutil.rmtree(work, ignore_errors=True)  # after an error it stays, as what was begun there is continued
         with contextlib.suppress(OSError):
             work.parent.rmdir()
@@ -250,7 +252,7 @@ def _key(key: str) -> str:
     """The key as objects have it: no dot for the root, no slash at the ends."""
     normal = str(PurePosixPath(key))
     if ".." in PurePosixPath(normal).parts:
-        raise StoreError(f"{key} leads out of its folder", todo="give a name without ..")
+        raise StoreError(f"{key} leads out of its folder", todo='give a name without ".." in it')
     return "" if normal == "." else normal.strip("/")
 
 

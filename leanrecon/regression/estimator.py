@@ -12,11 +12,20 @@ from typing import Any, Self
 import numpy as np
 
 from leanrecon.context import Peaks
-from leanrecon.errors import InputError, LeanreconWarning, SettingsError
+from leanrecon.errors import InputError, LeanreconWarning, SettingsError, shown
 from leanrecon.memory import MemoryBudget
 from leanrecon.regression import unreasonable
 from leanrecon.regression.normalise import Moments, moments
-from leanrecon.stores.matrix import ArrayMatrix, ColumnSubset, Matrix, Reblocked, RowSubset, StoreMatrix, as_matrix
+from leanrecon.stores.matrix import (
+    NUMBERS,
+    ArrayMatrix,
+    ColumnSubset,
+    Matrix,
+    Reblocked,
+    RowSubset,
+    StoreMatrix,
+    as_matrix,
+)
 from leanrecon.stores.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -182,11 +191,26 @@ def is_lazy(source: Any) -> bool:
     return type(source).__module__.partition(".")[0] in {"zarr", "dask", "h5py"}
 
 
+def check_array_like(name: str, values: Any) -> None:
+    """Raise InputError for what is no array of numbers, where scikit-learn would convert it or say little."""
+    if values is None or is_lazy(values):  # scikit-learn asks for targets itself
+        return
+    kind = getattr(getattr(values, "dtype", None), "kind", "f")
+    if kind not in f"{NUMBERS}cO":  # scikit-learn refuses complex numbers, and looks into objects
+        raise InputError(f"{name} of type {values.dtype}", expected="numbers")
+    if not hasattr(values, "__array__") and not isinstance(values, list | tuple) and not hasattr(values, "tocsr"):
+        raise InputError(
+            f"{name} are {shown(values)}", expected="an array [rows, columns], a store, or the path of a store"
+        )
+
+
 def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool) -> tuple[Any, Any]:
     """Betas and targets as scikit-learn checks them, unless one of them is read from where it lies.
 
     Where they are paired ``one_to_one`` they must have as many rows.
     """
+    for name, values in (("betas", X), ("targets", y)):
+        check_array_like(name, values)
     if is_lazy(X) or is_lazy(y):
         return X, y
     from sklearn.utils.validation import check_array, validate_data
@@ -206,6 +230,7 @@ def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool) -> tuple[
 
 def checked_test(estimator: Any, X: Any) -> Any:
     """Test betas as scikit-learn checks them; NaN in them is found by the products."""
+    check_array_like("test betas", X)
     from sklearn.utils.validation import validate_data
 
     return validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32], ensure_all_finite=False)

@@ -33,16 +33,18 @@ if TYPE_CHECKING:
     from leanrecon.stages.stage import Planning
 
 
-def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> Cost:
-    """Of a dataset's stores and small files, for so many areas, and of what its kind does beside."""
+def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> tuple[Cost, Cost]:
+    """Of a dataset's stores and small files, for so many areas, and of what its kind does beside; and what workers share."""
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
     costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0), data.beside]
+    shared = [data.shared]
     for rows, images in n.values():
         if rows:
             costs.append(store_made((rows, data.voxels), np.float32, chunk))
         if images and data.image_shape is not None:
-            costs.append(store_made((images, *data.image_shape), np.uint8, chunk))
-    return total(costs)
+            of_images = shared if data.shares_images else costs
+            of_images.append(store_made((images, *data.image_shape), np.uint8, chunk))
+    return total(costs), total(shared)
 
 
 def pieces(products: int, planning: "Planning", variants: int) -> Cost:

@@ -40,9 +40,11 @@ class DatasetStage:
         summary = f"{counted(images, 'images')}, {counted(data.voxels, 'voxels')}"
         if rows != images:
             summary = f"{rows} rows of {summary}"
-        memory, cost = budget.reserved + data.work, dataset_cost(data, planning.chunk, len(settings.areas))
-        moved = {"download": data.download, "requests": data.requests}
-        yield PlannedStage(self.name, summary, memory, data.disk, data.scratch, cost=cost, **moved)
+        cost, shared = dataset_cost(data, planning.chunk, len(settings.areas))
+        yield PlannedStage(
+            self.name, summary, budget.reserved + data.work, data.disk, data.scratch, data.download, data.requests,
+            cost=cost, shared=shared, shared_download=data.shared_download,
+        )  # fmt: skip
         planning.hold(data.captions // _STAYS)
 
     def run(self, run: Run) -> None:

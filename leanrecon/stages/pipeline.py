@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.errors import InputError, SettingsError, StoreError, shown
 from leanrecon.places import LocationLike
 from leanrecon.places.files import write_text
 from leanrecon.progress import Progress, format_seconds
@@ -25,6 +25,7 @@ from leanrecon.stages.stage import PlannedStage, Planning, Run, Stage, budget_of
 from leanrecon.stages.stage1 import StageOneStage
 from leanrecon.stages.without_images import GIVE_IMAGES, check_images
 from leanrecon.stores.metadata import load_library
+from leanrecon.study.beginning import undone
 from leanrecon.study.heal import heal
 from leanrecon.study.layout import Study
 from leanrecon.study.lock import only_run
@@ -68,7 +69,8 @@ def stages_until(settings: Settings, until: str | None) -> list[Stage]:
     if until is not None and until not in names:
         if not settings.dataset.has_images and until in STAGES:
             raise InputError(f"the stage {until} needs images, and this dataset has none", todo=GIVE_IMAGES)
-        raise SettingsError(f"{until} is not a stage of this study ({nearest(until, names)})")
+        named = until if isinstance(until, str) and until else shown(until)
+        raise SettingsError(f"{named} is not a stage of this study ({nearest(until, names)})")
     chosen = stages if until is None else stages[: names.index(until) + 1]
     if len(chosen) > 1 and not settings.dataset.has_images:
         check_images(settings)
@@ -120,7 +122,8 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
-        with only_run(run.study.root), run.mirror.held() if run.mirror else contextlib.nullcontext():
+        root = run.study.root
+        with only_run(root), undone(root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
                 check_format(run.study)
             sweep(run.study)

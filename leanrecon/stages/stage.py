@@ -50,6 +50,8 @@ class PlannedStage:
     """What the workers of a cluster share, if there are any."""
     shared_scratch: int = 0
     """What they leave on disk for a while, beside ``scratch``."""
+    shared_download: float = 0.0
+    """The share of ``download`` and ``requests`` that they do."""
 
 
 @dataclass

@@ -19,6 +19,10 @@ Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
 
 
+NUMBERS = "biuf"
+"""What NumPy calls the kinds of real numbers, with which truth values count here."""
+
+
 class Matrix(Protocol):
     """A matrix of [rows, columns] that hands out blocks into memory the caller owns.
 
@@ -243,6 +247,11 @@ def as_matrix(source: Any) -> Matrix:
     if len(getattr(source, "shape", ())) != 2:
         found = getattr(source, "shape", type(source).__name__)
         raise InputError(f"{found} is not a matrix", expected="an array of two dimensions, [rows, columns]")
+    dtype = getattr(source, "dtype", None)
+    if getattr(dtype, "kind", "") not in NUMBERS or hasattr(source, "tocsr"):
+        found = "a sparse matrix" if hasattr(source, "tocsr") else f"an array of {dtype}"
+        todo = "use its method toarray()" if hasattr(source, "tocsr") else None
+        raise InputError(found, expected="an array of real numbers, dense", todo=todo)
     if any(n != n for n in source.shape):  # NaN: how Dask says that it does not know
         raise InputError(
             f"the array has shape {tuple(source.shape)}: Dask does not know how many rows a filter left",

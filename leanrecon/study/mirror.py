@@ -15,6 +15,7 @@ from leanrecon.progress import Progress
 from leanrecon.stores import Store
 from leanrecon.stores.copies import Kept, copy, distrust, is_copy, opened
 from leanrecon.stores.fingerprint import differences
+from leanrecon.study.beginning import undone
 from leanrecon.study.layout import KEPT, SMALL, Found, Role, Study
 from leanrecon.study.network_copies import SECONDS, NetworkCopies, copy_file, network_files, same
 from leanrecon.study.networks import Network
@@ -117,7 +118,11 @@ class Mirror:
         of something else, and where it can't be written.
         """
         self._check_folders()
-        self._keep_settings()
+        with undone(self.folder):
+            self._keep_settings()
+            self._keep_finished()
+
+    def _keep_finished(self) -> None:
         for link in Study(self.root).links():
             self.progress.say(f"{link} is a link that leads out of the study: what it leads to is not copied")
         for found, kept in self._finished(self.root):

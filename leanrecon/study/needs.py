@@ -17,8 +17,9 @@ def needed(settings: Settings, stages: Sequence[str] | None = None) -> list[Need
 
 
 def missing(settings: Settings, stages: Sequence[str] | None = None) -> list[Need]:
-    """The weights that the stages read and that are not here."""
-    return needs.missing(needs.merge(_of_stages(settings, stages)))
+    """The weights that the stages read and that are not here, and captions that are published."""
+    captions = _of_dataset(settings) if stages is None or "dataset" in stages else ()
+    return needs.missing(needs.merge([*_of_stages(settings, stages), *captions]))
 
 
 def require_weights(settings: Settings, stages: Sequence[str] | None = None, *, planned: bool = False) -> None:
@@ -50,4 +51,4 @@ def _of_dataset(settings: Settings) -> Iterator[Need]:
     captions = str(getattr(settings.dataset, "captions", None) or "")
     name = Path(captions).name if Path(captions).parent == cache_folder() else captions
     if name in FILES:
-        yield Need("dataset.captions", name)
+        yield Need(needs.CAPTIONS, name)

@@ -1,7 +1,6 @@
 """Settings files and recipes: found, read, overridden, and their paths resolved."""
 
 import contextlib
-import copy
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from leanrecon.arguments import plain_values
 from leanrecon.errors import SettingsError, has_credentials, said_by, shown
 from leanrecon.memory import format_bytes
 from leanrecon.places import LocationLike, elsewhere
@@ -104,9 +104,12 @@ def _tables(content: bytes, path: object) -> dict[str, Any]:
 def read_tables(
     tables: Mapping[str, Any], base_dir: Path, overrides: Iterable[str] = (), **general: Any
 ) -> tuple[Settings, Path]:
-    """Settings from the tables of a settings file, as ``read_settings`` reads them."""
+    """Settings from the tables of a settings file, as ``read_settings`` reads them.
+
+    Tables made in Python may hold paths, tuples, and numbers and short vectors of NumPy.
+    """
     try:
-        own = copy.deepcopy(dict(tables))
+        own: dict[str, Any] = plain_values(tables)
         for override in overrides:
             _set(own, override)
         own |= {key: value for key, value in general.items() if value is not None}
@@ -136,7 +139,7 @@ def _require_writable(value: Any, name: str = "") -> None:
                 expected="a URL without them",
                 todo="leave them out; public data need none, and tokens belong into environment variables",
             )
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise SettingsError(f"{name} is an integer of more than 64 bits")
 
 

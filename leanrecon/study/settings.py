@@ -55,9 +55,9 @@ class GeneralSettings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of splits, noise, permutations and bootstrap resamples."""
 
-    @field_validator("memory")
+    @field_validator("memory", mode="before")
     @classmethod
-    def _size(cls, text: str | None) -> str | None:
+    def _size(cls, text: Any) -> str | None:
         return None if text is None else _is_size(text, parse_budget)
 
 
@@ -69,9 +69,9 @@ class StoresSettings(BaseModel):
     chunk: str = "8MB"
     """Size of a chunk file."""
 
-    @field_validator("chunk")
+    @field_validator("chunk", mode="before")
     @classmethod
-    def _size(cls, text: str) -> str:
+    def _size(cls, text: Any) -> str:
         return _is_size(text)
 
     @property
@@ -389,7 +389,9 @@ def _dump(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(exclude_none=True)
 
 
-def _is_size(text: str, parse: Callable[[str], int] = parse_bytes) -> str:
+def _is_size(text: Any, parse: Callable[[str], int] = parse_bytes) -> str:
+    if not isinstance(text, str):
+        raise ValueError('a number and a unit as text are expected, as in "4GB"')
     try:
         parse(text)
     except SettingsError as error:

@@ -14,6 +14,9 @@ from leanrecon.weights.published import address_of
 FETCH = "download them with `leanrecon fetch-weights RECIPE_OR_FILE`"
 
 MISSING = "missing weights"
+
+CAPTIONS = "dataset.captions"
+"""The setting that names captions, which are published and fetched as weights are."""
 """How the error begins that lists them."""
 
 
@@ -97,7 +100,12 @@ def require_packaged(needs: Iterable[Need]) -> None:
 
 def describe(lacking: Iterable[Need]) -> str:
     """The missing weights in words, with the settings that name them."""
-    return f"{MISSING}: {_listed(lacking)}"
+    listed = _listed(lacking := list(lacking))
+    return (
+        f"{MISSING} and captions: {listed}"
+        if any(need.setting == CAPTIONS for need in lacking)
+        else f"{MISSING}: {listed}"
+    )
 
 
 def _listed(needs: Iterable[Need]) -> str:

@@ -78,5 +78,5 @@ def test_bad_input_is_refused() -> None:
         Procrustes(onto=3).fit(SUBJECTS)
     with pytest.raises(InputError, match="Procrustes of 20 dimensions needs more than the 20"):
         Procrustes(k=20).fit(SUBJECTS)
-    with pytest.raises(SettingsError, match="Procrustes with k = 0"):
+    with pytest.raises(SettingsError, match="k = 0. Expected a whole number, 1 or more"):
         Procrustes(k=0).fit(SUBJECTS)

@@ -70,6 +70,27 @@ def test_the_plan_tells_the_download_and_its_requests_where_they_are_known(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("workers", "share", "said"),
+    [
+        (4, 1.0, "counted; each worker 3 MB in 300 requests"),
+        (4, 0.5, "counted; each worker 1.5 MB in 150 requests"),
+        (4, 0.0, "not counted\n"),
+        (1, 1.0, "not counted\n"),
+    ],
+)
+def test_workers_share_a_download(
+    workers: int, share: float, said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    stage = PlannedStage("dataset", "", 1, 1, download=12_000_000, requests=1200, shared_download=share)
+    show_work([stage, PlannedStage("features", "", 1, 1)], as_location(tmp_path), workers, None)
+    told_of = capsys.readouterr().out
+    assert "dataset downloads 12 MB in 1,200 requests, whose time depends on the link" in told_of
+    assert said in told_of
+    assert "features downloads" not in told_of
+
+
 def test_a_store_costs_its_chunks() -> None:
     # 5 MB in rows of 4,000 bytes and chunks of 1 MB: 250 rows fit, 128 is the largest power of two below
     assert chunks_of((1250, 1000), "float32", 1_000_000) == 10

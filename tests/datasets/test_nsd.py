@@ -467,7 +467,7 @@ def test_settings_are_checked(small_nsd: Path, changes, said) -> None:
         settings_for(small_nsd, **changes)
 
 
-@pytest.mark.parametrize("sessions", [41, [1, 41], [-1], -3])
+@pytest.mark.parametrize("sessions", [2**62, [2**62], 41, [1, 41], [-1], -3])
 def test_sessions_that_the_subject_does_not_have_are_named(small_nsd: Path, tmp_path: Path, sessions) -> None:
     with pytest.raises(SettingsError, match="sessions 1 to 40: subject 1 has 40"):
         run(small_nsd, tmp_path, sessions=sessions)
@@ -589,6 +589,25 @@ def test_captions_that_are_not_there_are_refused_before_anything_is_fetched(smal
     with pytest.raises(InputError, match=r"there is no file none\.npy"):
         run(small_nsd, tmp_path / "study", captions="none.npy")
     assert not list((tmp_path / "study").glob("**/*.zarr"))
+
+
+def test_captions_that_can_be_downloaded_are_planned_before_they_are_here(
+    small_nsd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEANRECON_CACHE", str(tmp_path))
+    published = "COCO_73k_annots_curated.npy"
+
+    def plan(captions: str) -> object:
+        return NSD(settings_for(small_nsd, captions=captions)).plan(base_dir=None, chunk=100_000, free=10**9)
+
+    assert plan(published) == plan(str(small_nsd / published))
+    for captions in ("none.npy", str(tmp_path / published)):
+        with pytest.raises(InputError, match=f"there is no file {captions}"):
+            plan(captions)
+    with pytest.raises(InputError, match=f"there is no file {published}"):
+        run(small_nsd, tmp_path / "study", captions=published)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_captions_of_other_images_are_refused(small_nsd: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from leanrecon.datasets.nsd.dataset import NSD, NSDSettings
 from leanrecon.errors import LeanreconWarning, NetworkError, SettingsError
+from leanrecon.stages.costs_of_stages import dataset_cost
 
 MB = 10**6
 
@@ -31,9 +32,19 @@ def test_subject_1_is_planned_at_its_largest() -> None:
     assert found.max_repeats == 3
     images = (found.n_train + found.n_test) * 425 * 425 * 3
     betas = 37 * 750 * 15724 * 2
-    assert found.disk == pytest.approx(images + betas + 10_000 * 15724 * 4, rel=0.02)
+    assert found.disk == pytest.approx(images + betas + 10_000 * 15724 * 4, rel=0.05)
     assert found.download == pytest.approx(images + betas * 1.35, rel=0.02)
     assert 100 * MB < found.work < 1000 * MB
+
+
+def test_workers_share_sessions_and_images() -> None:
+    with pytest.warns(LeanreconWarning):
+        found = plan(subject=1, sessions=37)
+    alone, shared = dataset_cost(found, 32 * MB, 0)
+    assert found.shared_download == 1
+    images, betas = (found.n_train + found.n_test) * 425 * 425 * 3, 37 * 750 * 15724 * 2
+    assert shared.written == pytest.approx(images + betas, rel=0.02)  # the averages are the driver's
+    assert alone.written == pytest.approx((found.n_train + found.n_test) * 15724 * 4, rel=0.05)
 
 
 @pytest.mark.parametrize(("subject", "sessions"), [(1, 1), (3, [1, 5]), (4, None), (8, 30)])

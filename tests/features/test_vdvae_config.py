@@ -98,6 +98,7 @@ def test_a_config_survives_its_table():
         ({"custom_width_str": "2:16"}, "a width for 2, where there is no block"),
         ({"bottleneck_multiple": 0.1}, "leaves no channel in the middle"),
         ({"bottleneck_multiple": 2}, "bottleneck_multiple = 2"),
+        ({"bottleneck_multiple": True}, "bottleneck_multiple = True"),
         ({"width": 0}, "width = 0"),
         ({"zdim": 1.5}, "zdim = 1.5"),
         ({"num_mixtures": "10"}, "num_mixtures = '10'"),

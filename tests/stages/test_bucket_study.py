@@ -13,7 +13,7 @@ from support.nsd_server import Proxy, proxied
 
 import leanrecon
 from leanrecon.app import cli
-from leanrecon.errors import StoreError
+from leanrecon.errors import BudgetError, StoreError
 from leanrecon.places import Location, as_location, bucket
 from leanrecon.progress import Progress
 from leanrecon.stages.repair import mend
@@ -186,6 +186,12 @@ def test_a_run_says_before_its_work_that_the_bucket_is_not_writable(s3: Proxy) -
     finally:
         s3.choose = lambda *_: None
     assert said == []
+
+
+def test_a_refused_run_leaves_no_keys_in_a_bucket(s3: Proxy, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        leanrecon.run(SETTINGS | {"memory": "20MB"}, study="s3://studies/refused/new", progress=Progress())
+    assert buckets.keys(as_location("s3://studies/refused")) == []
 
 
 def test_a_plan_counts_the_memory_of_requests() -> None:

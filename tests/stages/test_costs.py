@@ -80,7 +80,8 @@ def test_trials_of_nsd_in_a_bucket_are_planned_too(how: Any, tmp_path: Path) -> 
     settings = {"dataset": dataset, "stores": {"chunk": "32KB"}, "features": {"pixels": {"size": 16}}}
     with buckets.serving() as url, proxied(url) as proxy, buckets.environment(proxy.url, cache=tmp_path):
         study = buckets.at(f"trials-{len(how)}")  # servers in one process share their files
-        planned = leanrecon.plan(settings, study=study)[0].cost
+        stage = leanrecon.plan(settings, study=study)[0]
+        planned = stage.cost + stage.shared
         leanrecon.run(settings, study=study, until="dataset", progress=Progress())
         found = counted(proxy)
     assert found.puts == pytest.approx(planned.puts, rel=0.05)

@@ -1,13 +1,20 @@
+import math
+import re
 import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 import tomli_w
+from pydantic import create_model
 
+from leanrecon import kinds
 from leanrecon.errors import SettingsError
-from leanrecon.study.recipes import find_settings, read_settings, recipes
-from leanrecon.study.settings import check_settings
+from leanrecon.study.evaluate_settings import EvaluateSettings
+from leanrecon.study.recipes import find_settings, read_settings, read_tables, recipes
+from leanrecon.study.settings import GeneralSettings, StageOneSettings, StoresSettings, check_settings
+from leanrecon.validation import validate
 
 DATASET = {"betas": "betas.npy", "stimuli": "images.npy", "test_fraction": 0.1}
 FULL = {
@@ -314,14 +321,14 @@ def test_settings_are_checked_without_the_libraries_that_stages_need():
 
 def test_kinds_of_regression_may_differ_between_spaces():
     tables = {"dataset": {"kind": "simulated"}, "features": {"pca": {}, "pixels": {}}}
-    for regression, kinds in (
+    for regression, chosen in (
         ({"kind": "mlp", "epochs": 7, "standardize": False, "pixels": {"kind": "ridge", "alpha": 3}}, ("mlp", "ridge")),
         ({"epochs": 7, "standardize": False, "alpha": 3, "pca": {"kind": "mlp", "alpha": "loo"}}, ("mlp", "ridge")),
         ({"kind": "mlp", "epochs": 7, "standardize": False, "pixels": {"alpha": 3}}, ("mlp", "mlp")),
     ):
         settings = check_settings(tables | {"regression": regression})
         pca, pixels = settings.regression["pca"], settings.regression["pixels"]
-        assert (pca.kind, pixels.kind) == kinds
+        assert (pca.kind, pixels.kind) == chosen
         assert (pca.epochs, pca.alpha, pixels.alpha) == (7, "loo", 3.0)
         assert pca.standardize is pixels.standardize is False
         assert check_settings(settings.tables()) == settings  # as study.toml is read again
@@ -343,3 +350,119 @@ def test_what_a_network_does_not_know_is_refused(regression, found):
     tables = {"dataset": {"kind": "simulated"}, "features": {"pca": {}}, "regression": regression}
     with pytest.raises(SettingsError, match=found):
         check_settings(tables)
+
+
+# Numbers
+
+SHARED = {
+    "general": GeneralSettings,
+    "stores": StoresSettings,
+    "stage1": StageOneSettings,
+    "evaluate": EvaluateSettings,
+}
+
+
+def every_field():
+    """Every setting that holds a number or a truth value, as a model of its own: those of all kinds."""
+    models = dict(SHARED)
+    for group in kinds.GROUPS:
+        models |= {f"{group}.{name}": kinds.get(group, name).Settings for name in kinds.names(group)}
+    for name, model in models.items():
+        for field, info in model.model_fields.items():
+            held = set(re.findall(r"\b(int|float|bool)\b", str(info.annotation)))
+            if held:
+                yield f"{name}.{field}", held, create_model("One", value=(info.annotation, info))
+
+
+FIELDS = list(every_field())
+
+
+def taken(model, value):
+    try:
+        return validate(model, {"value": value}, "").value
+    except SettingsError:
+        return None
+
+
+def test_settings_of_every_kind_are_tried():
+    assert len(FIELDS) > 200
+    assert {held for _, of, _ in FIELDS for held in of} == {"int", "float", "bool"}
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, "1", "0.5", "nan", [True], ["1"], [True, True, True]])
+def test_truth_values_and_texts_are_no_numbers(value):
+    part = value[0] if isinstance(value, list) else value
+    for name, held, model in FIELDS:
+        found = taken(model, value)
+        if isinstance(part, str) or "bool" not in held:
+            assert found is None, name
+        else:
+            assert found is None or isinstance(found, bool), name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("inf"), [math.nan], [math.inf] * 3])
+def test_numbers_are_finite(value):
+    for name, _, model in FIELDS:
+        assert taken(model, value) is None, name
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.0, "yes", "true", "off"])
+def test_numbers_and_texts_are_no_truth_values(value):
+    tried = [name for name, held, model in FIELDS if held == {"bool"} and taken(model, value) is not None]
+    assert tried == []
+    assert sum(held == {"bool"} for _, held, _ in FIELDS) > 20
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"seed": True}, "seed = true: a number is expected, not true or false"),
+        ({"seed": "1"}, "seed = '1': a number is expected, without quotation marks"),
+        (
+            {"evaluate": {"permutations": False}},
+            "evaluate.permutations = false: a number is expected, not true or false",
+        ),
+        ({"features": {"pca": {"components": False}}}, "features.pca.components = false: "),
+        (
+            {"dataset": {"kind": "simulated", "n_train": False}},
+            "dataset.n_train = false: a number is expected, not true",
+        ),
+        ({"dataset": {"kind": "simulated", "noise": math.inf}}, "dataset.noise = inf: a finite number is expected"),
+        ({"dataset": {"kind": "nsd", "sessions": [True]}}, "dataset.sessions = [True]: a number is expected, not true"),
+        ({"regression": {"standardize": 1}}, "regression.standardize = 1: true or false is expected"),
+        ({"regression": {"standardize": "no"}}, "regression.standardize = 'no': true or false is expected"),
+        ({"stage1": {"calibrate": {"kind": "linear", "alpha": True}}}, "alpha = true: a number is expected"),
+        ({"regression": {"voxel_power": 1e300}}, "up to 16"),
+        ({"regression": {"kind": "mlp", "blocks": 2**62}}, "less than or equal to 1000"),
+        ({"stage1": {"calibrate": {"kind": "boost", "least_leaf": 2**62}}}, "less than or equal to 1000000"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_expected(tables, said):
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        check_settings({"dataset": DATASET} | tables)
+
+
+def test_integers_have_64_bits(tmp_path):
+    assert read_tables({"dataset": DATASET, "seed": 2**63 - 1}, tmp_path)[0].general.seed == 2**63 - 1
+    for value in (2**63, 10**400, -(2**63) - 1):
+        with pytest.raises(SettingsError, match=r"seed is an integer of more than 64 bits"):
+            read_tables({"dataset": DATASET, "seed": value}, tmp_path)
+
+
+def test_tables_in_python_hold_paths_tuples_and_numbers_of_numpy(tmp_path):
+    given = {
+        "seed": np.int64(3),
+        "dataset": {"betas": tmp_path / "b.npy", "stimuli": "i.npy", "test_fraction": np.float32(0.25)},
+        "regression": {"alphas": np.array([1.0, 10.0]), "alpha": "loo", "standardize": np.True_},
+        "stage1": {"size": (8, 16)},
+    }
+    settings, _ = read_tables(given, tmp_path)
+    assert settings.general.seed == 3
+    assert settings.dataset.betas == str(tmp_path / "b.npy")
+    assert settings.dataset.test_fraction == 0.25
+    assert settings.regression["pca"].alphas == [1.0, 10.0]
+    assert settings.stage1.size == (8, 16)
+    assert tomllib.loads(tomli_w.dumps(settings.tables()))["seed"] == 3
+    with pytest.raises(SettingsError, match=r"dataset\.betas = array\(") as error:
+        read_tables({"dataset": {"betas": np.zeros((100, 100))}}, tmp_path)
+    assert len(str(error.value)) < 1000

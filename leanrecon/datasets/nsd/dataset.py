@@ -16,10 +16,11 @@ from leanrecon.datasets.nsd.layout import BUCKET, GENERAL, SESSIONS, SHARED, SIM
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.errors import NetworkError
-from leanrecon.places.paths import expanded, located
+from leanrecon.places.paths import expanded, find, located
 from leanrecon.study.costs import Cost, files_made, store_made, store_read, total
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
+from leanrecon.weights.published import FILES
 
 if TYPE_CHECKING:
     from leanrecon.datasets.nsd.files import Prepared
@@ -164,7 +165,7 @@ class NSD:
         try:
             with open_source(self.settings.root, self.settings.endpoint_url, base_dir, TO_PLAN) as source:
                 files = Files(source)
-                prepared = prepare(self.settings, files, base_dir)
+                prepared = prepare(_without_missing(self.settings, base_dir), files, base_dir)
                 with files.need(STIMULI) as file:
                     images = stimuli_layout(file)
                     moved = planned_traffic(self.settings, prepared, images, files, chunk)
@@ -197,6 +198,12 @@ class NSD:
         return PIECES[named["what"]](self.settings, study, named, base_dir, context)
 
 
+def _without_missing(settings: NSDSettings, base_dir: Path | None) -> NSDSettings:
+    """The settings without captions that `leanrecon fetch-weights` downloads, where they are not here: no plan reads them."""
+    lacking = settings.captions in FILES and find(str(settings.captions), base_dir) is None
+    return settings.model_copy(update={"captions": None}) if lacking else settings
+
+
 def plan_fetch(
     settings: NSDSettings,
     prepared: "Prepared",
@@ -209,7 +216,7 @@ def plan_fetch(
 
     ``free`` bytes of memory decide whether images come while sessions do.
     """
-    from leanrecon.datasets.nsd.stimuli import stored_shape
+    from leanrecon.datasets.nsd.stimuli import lie_apart, stored_shape
     from leanrecon.stores.layout import store_nbytes
 
     voxels, design = len(prepared.voxels.index), prepared.design
@@ -225,7 +232,9 @@ def plan_fetch(
     sizes = {name: prepared.found[name].size for name in prepared.betas.values()}
     surgical = int(voxels * TRIALS * 2 * (1 + INDEX_SHARE))
     download = sum(min(size, surgical) if name.endswith(".hdf5") else size for name, size in sizes.items())
-    download += n_images * int(np.prod(images.shape[1:]))
+    of_images = n_images * int(np.prod(images.shape[1:]))
+    apart, by_workers = lie_apart(images), download / (download + of_images)
+    download += of_images
     if moved is not None:
         download = moved.nbytes
     scratch = max([size for name, size in sizes.items() if name.endswith(".nii.gz")], default=0)
@@ -247,21 +256,28 @@ def plan_fetch(
         requests=moved.requests if far and moved is not None else 0,
         scratch=scratch if far else 0,
         beside=_beside(settings, prepared, n, shape, chunk),
+        shared=_by_sessions(prepared, chunk),
+        shares_images=apart,
+        shared_download=(1.0 if apart else by_workers) if far else 0.0,
     )
 
 
 def _beside(
     settings: NSDSettings, prepared: "Prepared", n: Mapping[str, int], shape: tuple[int, ...], chunk: int
 ) -> Cost:
-    """Of the store of single trials, of the rows that wait for the rest of their chunk, and of the check of images."""
+    """Of reading the store of single trials, and of the check of images."""
     design = prepared.design
     trials = (len(design.trial), len(prepared.voxels.index))
-    costs = [
-        store_made(trials, np.int16, chunk),
-        store_read(trials, np.int16, chunk, _times_read(settings, n, trials, chunk)),
-    ]
+    costs = [store_read(trials, np.int16, chunk, _times_read(settings, n, trials, chunk))]
     if not settings.allow_shared_stimuli:
         costs += [store_read((len(design.shown(split)), *shape), np.uint8, chunk) for split in SPLITS if n[split]]
+    return total(costs)
+
+
+def _by_sessions(prepared: "Prepared", chunk: int) -> Cost:
+    """Of the store of single trials, and of the rows that wait for the rest of their chunk."""
+    design = prepared.design
+    costs = [store_made((len(design.trial), len(prepared.voxels.index)), np.int16, chunk)]
     if waiting := 2 * len(design.sessions) - 2:
         costs += [files_made(2), Cost(puts=_LISTED + waiting, gets=waiting)]
     return total(costs)

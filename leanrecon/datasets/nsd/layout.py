@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.files.mat5 import read_numbers
-from leanrecon.errors import InputError, SettingsError
+from leanrecon.errors import InputError, SettingsError, shown
 from leanrecon.net.ranges import RangeFile
 from leanrecon.validation import nearest
 
@@ -114,10 +114,10 @@ def chosen_sessions(subject: int, sessions: int | Sequence[int] | None) -> list[
     there = SESSIONS[subject - 1]
     if sessions is None:
         return list(range(1, there + 1))
-    wanted = list(range(1, sessions + 1)) if isinstance(sessions, int) else sorted(set(sessions))
+    wanted = list(range(1, min(sessions, there + 1) + 1)) if isinstance(sessions, int) else sorted(set(sessions))
     if not wanted or wanted[0] < 1 or wanted[-1] > there:
         raise SettingsError(
-            f"dataset.sessions = {sessions}", expected=f"sessions 1 to {there}: subject {subject} has {there}"
+            f"dataset.sessions = {shown(sessions)}", expected=f"sessions 1 to {there}: subject {subject} has {there}"
         )
     return wanted
 

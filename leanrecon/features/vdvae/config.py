@@ -92,7 +92,7 @@ class VDVAEConfig:
                 raise SettingsError(f"{name} = {value!r}", expected="a whole number of at least 1")
         if type(self.no_bias_above) is not int or self.no_bias_above < 0:
             raise SettingsError(f"no_bias_above = {self.no_bias_above!r}", expected="a whole number of at least 0")
-        if not isinstance(self.bottleneck_multiple, int | float) or not 0 < self.bottleneck_multiple <= 1:
+        if type(self.bottleneck_multiple) not in (int, float) or not 0 < self.bottleneck_multiple <= 1:
             raise SettingsError(
                 f"bottleneck_multiple = {self.bottleneck_multiple!r}", expected="a number above 0 and up to 1"
             )

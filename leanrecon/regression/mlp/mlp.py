@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from leanrecon import devices
+from leanrecon.arguments import check_flag, check_path, check_progress, check_whole, plain_values
 from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
@@ -297,8 +298,13 @@ class StreamingMLP(Trained):
     # Checks
 
     def _checked_settings(self) -> MLPSettings:
-        table = {name: getattr(self, name) for name in defaults_of(MLPSettings)}
-        table["alphas"] = None if table["alphas"] is None else [float(a) for a in table["alphas"]]
+        check_whole("seed", self.seed)
+        check_flag("overwrite", self.overwrite)
+        check_progress(self.progress)
+        for name in ("folder", "scratch"):
+            if getattr(self, name) is not None:
+                check_path(name, getattr(self, name))
+        table = {name: plain_values(getattr(self, name)) for name in defaults_of(MLPSettings)}
         settings = validate(MLPSettings, table, "")
         if settings.precision == "float16" and devices.choose(self.device) == "cpu":
             raise SettingsError(

@@ -23,7 +23,7 @@ class MLPSettings(BaseModel):
     """A residual network, alone or added to a ridge."""
     hidden: Annotated[int, Field(strict=True, ge=1)] = 2048
     """Width of the hidden layers."""
-    blocks: Annotated[int, Field(strict=True, ge=0)] = 2
+    blocks: Annotated[int, Field(strict=True, ge=0, le=1000)] = 2
     """Number of residual blocks after the first layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a hidden layer's outputs that is dropped in training."""

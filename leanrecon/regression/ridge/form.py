@@ -19,6 +19,9 @@ GAMMAS = (0.25, 0.5, 1.0, 2.0)
 POWERS = (0.5, 1.0)
 """Powers of the shares of variance that "loo" chooses from."""
 
+MOST_POWER = 16
+"""The largest power: shares of variance to a larger one are soon 0 for all voxels."""
+
 
 @dataclass(frozen=True)
 class Form:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from leanrecon.arguments import check_path
 from leanrecon.context import Peaks
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
@@ -158,8 +159,10 @@ class StreamingRidge(Together):
         variance that is not noise, for ``voxel_weights = "reliability"`` where no image is repeated. Raises InputError for NaN or infinite betas or
         rows that differ in number, BudgetError for a budget that can't hold the work, before any of it is done.
         """
-        check_parameters(self.alpha, self.alphas, self.per_target, self.restandardize)
-        check_form(self.kernel, self.gamma, self.voxel_weights, self.voxel_power, self.alpha)
+        check_parameters(self.alpha, self.alphas, self.per_target, self.standardize, self.restandardize)
+        check_form(self.kernel, self.gamma, self.voxel_weights, self.voxel_power, self.alpha, self.seed)
+        if self.scratch is not None:
+            check_path("scratch", self.scratch)
         choices = forms(self.kernel, self.gamma, self.voxel_weights, self.voxel_power)
         self.learned_ = Learned(Form())
         betas, targets = self._train_matrices(X, y, stimulus)

@@ -1,12 +1,22 @@
 """The settings of the regressor ``ridge``."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from leanrecon.regression.alphas import Alpha, Alphas, PositiveOrLoo, Restandardize
-from leanrecon.regression.ridge.form import Form, forms
+from leanrecon.regression.ridge.form import MOST_POWER, Form, forms
+
+
+def _power(value: float | str) -> float | str:
+    if not isinstance(value, str) and value > MOST_POWER:
+        raise ValueError(f'a number above 0 and up to {MOST_POWER}, or "loo" is expected')
+    return value
+
+
+Power = Annotated[PositiveOrLoo, AfterValidator(_power)]
+"""The power of voxels' weights, or ``"loo"``."""
 
 
 class RidgeSettings(BaseModel):
@@ -32,7 +42,7 @@ class RidgeSettings(BaseModel):
     """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½, 1 and 2 in the same way."""
     voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
     """Weights of voxels: accuracy: how well images predict them; reliability: over repeats; "auto" chooses none or accuracy."""
-    voxel_power: PositiveOrLoo = "loo"
+    voxel_power: Power = "loo"
     """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
 
     @property
