@@ -252,7 +252,7 @@ def check(answers: Mapping[str, Answer], study: Location) -> None:
 
 
 def with_room(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """The workers below their memory limit; raises BudgetError if there are none, because Dask gives others no tasks."""
+    """The workers below their memory limit; raises BudgetError if there are none: Dask gives others no tasks."""
     roomy = {address: one for address, one in answers.items() if one.allowed > one.held}
     if not roomy:
         least = min(answers.values(), key=lambda one: one.held)
@@ -269,6 +269,6 @@ def tell_limit(client: Any, progress: Progress) -> None:
         return
     if limit < DEATHS:
         progress.say(
-            f"the scheduler gives a task up after {limit + 1} workers died on it; leanrecon submits it again, up to {DEATHS} "
-            f"deaths (avoid this with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES={DEATHS} on the scheduler)"
+            f"the scheduler gives a task up after {limit + 1} workers died on it; leanrecon submits it again, up to "
+            f"{DEATHS} deaths (avoid this with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES={DEATHS} on the scheduler)"
         )
