@@ -389,7 +389,7 @@ def test_a_network_has_no_weights_of_directions(tmp_path: Path) -> None:
 
 def test_directions_wait_for_the_regression(tmp_path: Path) -> None:
     _, study = made(tmp_path, until="features")
-    with pytest.raises(StoreError, match="tells no alpha of the regression of pca"):
+    with pytest.raises(StoreError, match="has no alpha of the regression of pca"):
         study.maps("weights:pca:0")
 
 
