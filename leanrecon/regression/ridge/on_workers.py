@@ -35,7 +35,10 @@ FOLDER = "fit"
 GRAM, PROJECTED = "gram", "projected"
 """The kinds of parts."""
 
-_NOT_SHARED = "there is no hat matrix to share (an alpha for each target, more than 1,024 test rows, or few voxels and many targets)"
+_NOT_SHARED = (
+    "there is no hat matrix to share (an alpha for each target, more than 1,024 test rows, or few voxels and many "
+    "targets)"
+)
 
 Work = Callable[[Sequence[int]], Any]
 
