@@ -48,21 +48,34 @@ app = typer.Typer(
     help="Reconstruct the images a person saw from their fMRI, in a stated memory budget.",
 )
 
-Source = Annotated[str, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe's name, or a settings file (TOML).")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_FILE", help="A recipe's name, a settings file (TOML), or the folder or URL of a study."
+    ),
+]
 StudyFolder = Annotated[
     Path | None,
     typer.Option(
-        "--study", metavar="FOLDER|URL", help="Folder of the study; by default one named after the settings file."
+        "--study", metavar="FOLDER|URL", help="The study's folder; by default one named after the settings file."
     ),
 ]
-Memory = Annotated[str | None, typer.Option("--memory", help='What the process may hold, as in "4GB".')]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help='Memory that the process may hold, as in "4GB"; by default that of the settings, or 80 % of the free memory.',
+    ),
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
 ]
 Until = Annotated[
     str | None,
     typer.Option(
-        "--until", metavar="STAGE", help="Last stage: dataset, features, regression, stage1, refine, evaluate."
+        "--until",
+        metavar="STAGE",
+        help="Last stage to run: dataset, features, regression, stage1, decode, refine, evaluate.",
     ),
 ]
 ClusterOption = Annotated[
@@ -70,10 +83,10 @@ ClusterOption = Annotated[
     typer.Option(
         "--cluster",
         metavar="ADDRESS",
-        help="Share the work among Dask workers: tcp://HOST:PORT, the scheduler's JSON file, or local:N for N workers here.",
+        help="Dask workers that share the work: tcp://HOST:PORT, the scheduler's JSON file, or local:N for N workers here.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")]
 
 
 def read(source: str, sets: list[str] | None, memory: str | None) -> "tuple[Settings, Path]":

@@ -1,1 +1,1 @@
-"""Running the tasks of stages on the workers of a cluster."""
+"""Tasks of stages on the workers of a Dask cluster."""

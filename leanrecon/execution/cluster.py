@@ -1,4 +1,4 @@
-"""``--cluster``: a Dask cluster that is there, or one of this machine; looked at before work is given to it."""
+"""``--cluster``: connects to a running Dask cluster, or starts one on this machine, and checks its workers."""
 
 import contextlib
 import os
@@ -31,13 +31,13 @@ from leanrecon.progress import Progress
 from leanrecon.stages.stage import Run
 
 WORKERS_WITHIN = 120.0
-"""Seconds to wait for the first worker: those of a queue start late."""
+"""Seconds to wait for the first worker: a queue may start workers late."""
 
 STARTS = 3
-"""How often workers of this machine are started, if one dies before all are there."""
+"""Attempts at starting the workers of this machine, if one dies before all have started."""
 
 LEAST_WORK = 100_000_000
-"""Bytes that a worker without any room is told to have room for; what a stage takes is seen by its first task."""
+"""Bytes of work that the error about workers without free memory asks for; the needs of a stage are not known yet."""
 
 EXPECTED = "tcp://HOST:PORT, the scheduler's JSON file (dask scheduler --scheduler-file), or local:N for N workers here"
 
@@ -46,7 +46,7 @@ _ADDRESS = re.compile(r"(tcp|tls|ucx|ws|wss|inproc)://.+")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where tasks run: ``where`` is as the option ``--cluster`` has it, or a Dask client."""
+    """Where tasks run: ``where`` is a value of the option ``--cluster``, or a Dask client."""
 
     where: Any
 
@@ -54,24 +54,24 @@ class Cluster:
         if isinstance(self.where, os.PathLike):
             object.__setattr__(self, "where", os.fspath(self.where))
         if isinstance(self.where, str):
-            local_workers(self.where)  # raises for what is none of the three
+            local_workers(self.where)  # raises SettingsError for other values
         elif not hasattr(self.where, "nthreads"):
             raise SettingsError(
-                f"{shown(self.where)} is no cluster", expected=f"{EXPECTED}, or a dask.distributed.Client"
+                f"{shown(self.where)} is not a cluster", expected=f"{EXPECTED}, or a dask.distributed.Client"
             )
 
     @contextlib.contextmanager
     def opened(self, run: Run) -> Iterator[Workers]:
-        """The workers for one study, whose folder they all see.
+        """The workers for one study, checked.
 
-        Raises NetworkError where nobody answers, LeanreconError for other versions, StoreError for a folder that
-        workers don't see or can't write to.
+        Raises NetworkError if no scheduler or worker answers, LeanreconError for differing versions, StoreError for a
+        folder that workers can't read or write.
         """
         try:
             with self._client(run) as client:
                 yield ready(client, run, self._threads())
         finally:
-            run.study.root.sweep(deep=True)  # of what workers that died were writing
+            run.study.root.sweep(deep=True)  # unfinished files of workers that died
 
     @contextlib.contextmanager
     def _client(self, run: Run) -> Iterator[Any]:
@@ -92,7 +92,7 @@ class Cluster:
                 yield client
 
     def _threads(self) -> int | None:
-        """Threads of a worker's arithmetic; None: as many as it was started with."""
+        """Threads of a worker's arithmetic; None: the threads that it was started with."""
         count = local_workers(self.where) if isinstance(self.where, str) else None
         if count is None:
             return None
@@ -106,16 +106,16 @@ def local_workers(where: str) -> int | None:
             return int(match[1])
     elif where.endswith(".json") or _ADDRESS.fullmatch(where):
         return None
-    raise SettingsError(f'--cluster "{where}" is no cluster', expected=EXPECTED)
+    raise SettingsError(f'--cluster "{where}" names no cluster', expected=EXPECTED)
 
 
 @contextlib.contextmanager
 def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any]:
-    """Workers of this machine, each a process with a budget of its own."""
+    """A client of new workers on this machine, each a process with its own budget."""
     import dask
 
     allowed = allowed_each(count, run.settings.general.memory)
-    # Stores are no data of Dask: nothing could be spilled, and a worker that pauses would wait for ever.
+    # Dask holds no data of a study: it has nothing to spill, and a paused worker would wait for ever.
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.worker.memory.target": False,
@@ -135,9 +135,9 @@ def _local(distributed: Any, count: int, threads: int, run: Run) -> Iterator[Any
 
 
 def allowed_each(count: int, memory: str | None) -> int:
-    """Bytes that each of the workers of this machine may hold. Raises BudgetError for more than it can start.
+    """Bytes that each worker of this machine may hold. Raises BudgetError for more workers than fit into memory.
 
-    A worker begins with about what this process holds, as both have leanrecon imported.
+    A new worker holds about as much as this process, because both have imported leanrecon.
     """
     free, held = int(DEFAULT_SHARE * available_memory()), process_memory()
     allowed = free // (count + 1) if memory is None else parse_bytes(memory)
@@ -145,16 +145,14 @@ def allowed_each(count: int, memory: str | None) -> int:
     if count > most:
         raise BudgetError(
             f"{count} workers hold {format_bytes(count * held)} before they do any work",
-            expected=f"no more than {format_bytes(free)}, {DEFAULT_SHARE:.0%} of the memory that is free".replace(
-                "%", " %"
-            ),
-            todo=f"ask for {most} or fewer (--cluster local:{most})" if most > 0 else "close other programs",
+            expected=f"no more than {format_bytes(free)}, {DEFAULT_SHARE:.0%} of the free memory".replace("%", " %"),
+            todo=f"start {most} or fewer (--cluster local:{most})" if most > 0 else "close other programs",
         )
     return allowed
 
 
 def _started(distributed: Any, each: Mapping[str, Any], progress: Progress) -> Any:
-    """A cluster of this machine; one whose workers die while they start is started again."""
+    """A cluster on this machine; if a worker dies while it starts, all are started again, up to ``STARTS`` times."""
     address = None if _lacks_bokeh() else "127.0.0.1:0"
     for attempt in range(1, STARTS + 1):
         try:
@@ -163,9 +161,9 @@ def _started(distributed: Any, each: Mapping[str, Any], progress: Progress) -> A
             if attempt == STARTS:
                 raise NetworkError(
                     f"the workers of this machine could not be started in {STARTS} attempts: {plain(str(error))}",
-                    todo="free memory, or ask for fewer workers, and run the same command again",
+                    todo="free memory, or start fewer workers, and run the same command again",
                 ) from error
-            progress.say(f"a worker died while it started ({plain(str(error))}): all are started again")
+            progress.say(f"a worker died while it started ({plain(str(error))}): starting all workers again")
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -174,14 +172,14 @@ def _lacks_bokeh() -> bool:
 
 
 def ready(client: Any, run: Run, threads: int | None) -> Workers:
-    """The workers of a client, once they were looked at; says what they are."""
+    """The workers of a client after they were checked; prints their number and memory."""
     study = run.study.root
     _wait_for_workers(client, run.progress)
     answers = probed(client, study)
     check(answers, study)
     roomy = with_room(answers)
     for address in sorted(answers.keys() - roomy.keys()):
-        run.progress.say(f"the worker {address} is given no work: it holds as much as it may already")
+        run.progress.say(f"the worker {address} gets no tasks: it already holds as much memory as it may")
     tell_limit(client, run.progress)
     task = Task(
         study=study.place.address(study.key),
@@ -217,7 +215,7 @@ def _wait_for_workers(client: Any, progress: Progress) -> None:
 
 
 def probed(client: Any, study: Location) -> dict[str, Answer]:
-    """What every worker answers, by its address, and whether what it writes in the study is seen here."""
+    """The answer of every worker by its address; raises LeanreconError for a worker that can't run leanrecon."""
     token = uuid.uuid4().hex
     probe = f"probe-{token}{PARTIAL}"
     (study / probe).write_text(token)
@@ -232,36 +230,36 @@ def probed(client: Any, study: Location) -> dict[str, Answer]:
         return found
     finally:
         (study / probe).unlink(missing_ok=True)
-        study.sweep()  # of what workers that died left
+        study.sweep()  # probe files of workers that died
 
 
 def check(answers: Mapping[str, Answer], study: Location) -> None:
-    """Raise for workers that can't share a study: their versions, and the folder they see."""
+    """Raise LeanreconError for workers of other versions, StoreError for workers that can't read or write the study."""
     mine = versions()
     for address, one in answers.items():
         if differing := different_versions(mine, one.versions):
             raise LeanreconError(
                 f"the worker {address} has other versions than this process: {', '.join(differing)}",
-                expected="the same versions, which give the same bytes",
-                todo="install the same on all machines, as from one lock file or image",
+                expected="the same versions, so that results have the same bytes",
+                todo="install the same versions on all machines, for example from one lock file or container image",
             )
     blind = [address for address, one in answers.items() if not one.sees]
     if blind:
         raise StoreError(
-            f"{len(blind)} of {len(answers)} workers don't see {study}, {blind[0]} first",
-            expected="a folder that all machines see under the same path",
-            todo="put the study on a shared drive (--study)",
+            f"{len(blind)} of {len(answers)} workers don't see {study}, such as {blind[0]}",
+            expected="a folder that all machines see under the same path, or a bucket",
+            todo="put the study on a shared drive or into a bucket (--study)",
         )
     for address, one in answers.items():
         if one.writes:
             raise StoreError(
                 f"the worker {address} can't write to {study}: {one.writes}",
-                todo="give the workers' user the right to write there, or choose another --study",
+                todo="give the workers' user write permission there, or choose another --study",
             )
 
 
 def with_room(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """The workers that may hold more than they do; raises BudgetError where none may: Dask gives such no tasks."""
+    """The workers below their memory limit; raises BudgetError if there are none: Dask gives others no tasks."""
     roomy = {address: one for address, one in answers.items() if one.allowed > one.held}
     if not roomy:
         least = min(answers.values(), key=lambda one: one.held)
@@ -270,14 +268,14 @@ def with_room(answers: Mapping[str, Answer]) -> dict[str, Answer]:
 
 
 def tell_limit(client: Any, progress: Progress) -> None:
-    """Say where the scheduler gives tasks up soon; they go out again then."""
+    """Say so if the scheduler gives tasks up after fewer deaths of workers than ``DEATHS``."""
     try:
-        # A lambda travels whole: the scheduler needs no leanrecon.
+        # A lambda is sent by value, so the scheduler needs no leanrecon.
         limit = client.run_on_scheduler(lambda dask_scheduler: int(dask_scheduler.allowed_failures))
-    except Exception:  # a scheduler that runs no functions
+    except Exception:  # a scheduler that refuses functions
         return
     if limit < DEATHS:
         progress.say(
-            f"the scheduler gives a task up after {limit + 1} workers died on it; it goes out again, up to {DEATHS} deaths "
-            f"(DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES={DEATHS} on the scheduler saves that)"
+            f"the scheduler gives a task up after {limit + 1} workers died on it; leanrecon submits it again, up to "
+            f"{DEATHS} deaths (avoid this with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES={DEATHS} on the scheduler)"
         )

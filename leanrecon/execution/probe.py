@@ -1,4 +1,4 @@
-"""What a worker is asked before work: its versions and memory, and whether it sees and may write the study's folder."""
+"""The check of a worker before work: its versions, its memory, and whether it can read and write the study."""
 
 import os
 import platform
@@ -13,12 +13,12 @@ from leanrecon.places import Location, as_location
 from leanrecon.places.local import PARTIAL
 
 SEEN_WITHIN = 5.0
-"""Seconds after which a file that the driver wrote has to be seen: shared drives take a while."""
+"""Seconds within which a worker must see a file that the driver wrote: shared drives are delayed."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker is."""
+    """What a worker reports of itself."""
 
     versions: dict[str, str]
     allowed: int
@@ -30,13 +30,13 @@ class Answer:
     sees: bool
     """Whether it reads the file that the driver wrote."""
     writes: str
-    """Why it can't write to the folder; empty where it can."""
+    """Why it can't write to the folder; empty if it can."""
 
 
 def answer(study: str, probe: str, content: str, dask_worker: Any = None) -> Answer:
-    """Look from this process at the folder of a study, where the driver wrote a ``probe`` file with this content.
+    """Check the folder of a study from this process; the driver wrote a file ``probe`` there with this content.
 
-    Dask gives the worker.
+    Dask passes ``dask_worker``.
     """
     folder, held, host = as_location(study), process_memory(), platform.node()
     sees, until = _reads(folder / probe, content), time.monotonic() + SEEN_WITHIN

@@ -1,4 +1,4 @@
-"""A Dask scheduler that runs already: found by its address or its file, and asked whether it is one."""
+"""A client of a running Dask scheduler, by its address or its JSON file, after a check that it is a scheduler."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ CONNECT_WITHIN = 10.0
 
 @contextlib.contextmanager
 def connected(distributed: Any, where: str) -> Iterator[Any]:
-    """A client of the scheduler at an address, or at that in a scheduler's JSON file.
+    """A client of the scheduler at an address, or at the address in a scheduler's JSON file.
 
-    Raises SettingsError for what is no address, NetworkError where no scheduler answers.
+    Raises SettingsError for a value that is no address, NetworkError if no scheduler answers.
     """
     address = address_of(Path(where)) if where.endswith(".json") else where
     todo = f"check the address and that `dask scheduler` runs there (--cluster {where})"
     try:
-        with ThreadPoolExecutor(1) as thread:  # notebooks have a loop in this one
+        with ThreadPoolExecutor(1) as thread:  # in notebooks this thread has an event loop
             found = thread.submit(lambda: asyncio.run(asyncio.wait_for(_identity(address), CONNECT_WITHIN))).result()
         kind = found.get("type") if isinstance(found, dict) else None
         if kind != "Scheduler":
@@ -38,7 +38,7 @@ def connected(distributed: Any, where: str) -> Iterator[Any]:
         raise NetworkError(
             f"no Dask scheduler answers at {address} within {CONNECT_WITHIN:.0f} s", todo=todo
         ) from error
-    except Exception as error:  # of what is no address, or one that lacks TLS's certificates or another library
+    except Exception as error:  # no address, or TLS certificates or a library are missing
         raise SettingsError(
             f"--cluster {shown(address, 200)} can't be reached: {said_by(error)}",
             expected="an address such as tcp://HOST:PORT",
@@ -49,7 +49,7 @@ def connected(distributed: Any, where: str) -> Iterator[Any]:
 
 
 async def _identity(address: str) -> Any:
-    """What a server of Dask says of itself. A server of another kind may never answer, which Dask's client waits for."""
+    """What a server of Dask reports of itself. Other servers may never answer, and Dask's own client would wait."""
     comms: Any = import_module("distributed.comm")
     secure = import_module("distributed").Security().get_connection_args("client")
     comm = await comms.connect(address, timeout=CONNECT_WITHIN, **secure)
@@ -61,15 +61,15 @@ async def _identity(address: str) -> Any:
 
 
 def address_of(file: Path) -> str:
-    """The address in a scheduler's file; raises SettingsError where there is none."""
+    """The address in a scheduler's JSON file; raises SettingsError if there is none."""
     try:
         address = json.loads(file.read_text())["address"]
     except FileNotFoundError:
         raise SettingsError(
-            f"there is no {file}", todo="start the scheduler with dask scheduler --scheduler-file and this path"
+            f"there is no file {file}", todo="start the scheduler with `dask scheduler --scheduler-file` and this path"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         address = None
     if not isinstance(address, str):
-        raise SettingsError(f"{file} is no file of a Dask scheduler", expected='JSON with its "address"')
+        raise SettingsError(f"{file} is not the JSON file of a Dask scheduler", expected='JSON with its "address"')
     return address

@@ -1,7 +1,7 @@
-"""Tasks of stages as plain values, and what a worker does with them.
+"""Tasks of stages as plain values, and how a worker runs them.
 
-A worker keeps one piece of work open: its stores, and the networks that it loaded. It does one task at a time, however
-many threads it has, and gives each all of them.
+A worker keeps one piece of work open: its stores and its loaded networks. It runs one task at a time, with all of its
+threads.
 """
 
 import functools
@@ -28,29 +28,29 @@ from leanrecon.study.layout import Study
 from leanrecon.study.settings import check_settings
 
 SHARE = 0.8
-"""The share of a worker's memory limit that tasks may fill: above it Dask gives the worker no further task."""
+"""The share of a worker's memory limit that it may hold: above it Dask gives the worker no further task."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A part of one piece of a stage, in plain values: whoever sees the study's folder can do it."""
+    """A part of one piece of a stage, in plain values. Any process that sees the study's folder can run it."""
 
     study: str
     settings: Mapping[str, Any]
     base_dir: str | None
     stage: str
     named: Mapping[str, Any]
-    """What tells the piece from others of the stage, and what it needs."""
+    """What identifies the piece within the stage, and its inputs."""
     numbers: tuple[int, ...]
-    """The chunks, rows or blocks that are made."""
+    """Numbers of the chunks, rows or blocks to make."""
     versions: Mapping[str, str]
-    """Of the driver."""
+    """Versions of the driver."""
     threads: int | None = None
-    """Of arithmetic; None: as many as the worker has."""
+    """Threads of arithmetic; None: all of the worker's."""
 
     @property
     def piece(self) -> str:
-        """Tells pieces of work apart."""
+        """A fingerprint that identifies the piece."""
         named = {name: self.named[name] for name in sorted(self.named)}
         return fingerprint(
             {"study": self.study, "settings": repr(self.settings), "base_dir": self.base_dir, "stage": self.stage}
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker tells of a task."""
+    """What a worker returns of a task."""
 
     worker: str
     returned: Any = None
@@ -68,12 +68,12 @@ class Done:
     said: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
     peak: int = 0
-    """Bytes that the worker held at most."""
+    """The most bytes that the worker held."""
 
 
 @dataclass(frozen=True)
 class WorkerBudget(MemoryBudget):
-    """What a worker may hold, as a share of its memory limit."""
+    """The memory that a worker may hold, as a share of its memory limit."""
 
     def require(self, stage: str, work: int) -> int:
         projected = self.reserved + work
@@ -90,7 +90,7 @@ class WorkerBudget(MemoryBudget):
 
 
 class Collected(Progress):
-    """Keeps the lines that are said, for the driver to say them."""
+    """Collects lines of progress, which the driver prints."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -106,7 +106,7 @@ class _Open:
     task: Task
     worker: Any
     reserved: int
-    """Bytes that the process held before."""
+    """Bytes that the process held before it."""
     progress: Collected = field(default_factory=Collected)
 
     @cached_property
@@ -133,7 +133,7 @@ _one_at_a_time = threading.Lock()
 
 
 def do(task: Task) -> Done:
-    """Do a task in this process, that of a worker, and return its receipts, or the error that a user can mend."""
+    """Run a task in this process, a worker's, and return its results, or an error that a user can fix."""
     from distributed import get_worker
 
     with _one_at_a_time:
@@ -160,7 +160,7 @@ def _do(task: Task, worker: Any) -> Done:
 
 
 def _opened(task: Task, worker: Any) -> _Open:
-    """The piece of a task: the one that is open already, or it alone."""
+    """The piece of a task, opened if another one is open."""
     global _open
     if _open is None or _open.task.piece != task.piece:
         _close()
@@ -176,16 +176,16 @@ def _close() -> None:
         closing.close()
 
 
-# What a worker is
+# Workers
 
 
 def threads_of(worker: Any) -> int:
-    """How many threads a worker has (``distributed.Worker``)."""
+    """The number of threads of a ``distributed.Worker``."""
     return int(worker.state.nthreads)
 
 
 def budget_of(worker: Any, reserved: int) -> MemoryBudget:
-    """What a worker may hold: a share of its memory limit, or of what the machine leaves free if it has none."""
+    """The budget of a worker: a share of its memory limit, or of the machine's free memory if it has no limit."""
     limit = int(worker.memory_manager.memory_limit or 0)
     if not limit:
         return replace(MemoryBudget.of(None), reserved=reserved)
@@ -193,9 +193,9 @@ def budget_of(worker: Any, reserved: int) -> MemoryBudget:
 
 
 def use_threads(count: int) -> None:
-    """Let arithmetic take so many threads: Dask's nanny sets one for all libraries before they are loaded."""
+    """Set the number of threads of arithmetic: Dask's nanny has set it to one before libraries are loaded."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(count)  # for what is loaded from now on
+        os.environ[variable] = str(count)  # for libraries that are loaded later
     try:
         import threadpoolctl
     except ImportError:
@@ -209,13 +209,13 @@ def use_threads(count: int) -> None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions that decide results, of this process."""
+    """The versions of this process that decide results."""
     python = ".".join(map(str, sys.version_info[:2]))
     return {"python": python, "leanrecon": __version__, **record.versions()}
 
 
 def different_versions(driver: Mapping[str, str], worker: Mapping[str, str]) -> list[str]:
-    """The versions that differ, in words."""
+    """The versions that differ, in words, for a message."""
     return [
         f"{name} {worker.get(name, 'is missing')} (driver: {driver.get(name, 'is missing')})"
         for name in sorted({*driver, *worker})

@@ -1,4 +1,4 @@
-"""The driver's side of a cluster: tasks go out under names, come back as receipts, and go out again where a worker died."""
+"""The driver's side of a cluster: it submits tasks, takes their results, and submits tasks again if a worker died."""
 
 import queue
 import time
@@ -14,10 +14,10 @@ from leanrecon.execution.tasks import Done, Task, do
 from leanrecon.progress import Progress
 
 RETRIES = 3
-"""How often a task goes out again after an error that is no limit or mistake, as of a shared drive."""
+"""Retries of a task after an unexpected error, such as one of a shared drive."""
 
 DEATHS = 20
-"""How many workers may die while a task is on them: tasks can be repeated, and preemptible machines come and go."""
+"""Deaths of workers on the same task after which the run stops: preemptible machines may take many workers away."""
 
 WAIT_FOR_WORKERS = 300.0
 """Seconds without any worker after which a run gives up; the same command continues it."""
@@ -31,20 +31,20 @@ class Workers:
 
     client: Any
     task: Task
-    """What all tasks have in common."""
+    """The values that all tasks have in common."""
     progress: Progress
     free: int
-    """Bytes that work may take on the smallest worker, beside what it held when it was asked."""
+    """Bytes that work may take on the smallest worker, beyond what it held when it was checked."""
     peaks: dict[str, int] = field(default_factory=dict)
     """The most that each worker held, in bytes."""
 
     @property
     def count(self) -> int:
-        """How many workers there are now."""
+        """The present number of workers."""
         return len(self.addresses())
 
     def told(self) -> dict[str, int]:
-        """The most that each worker held since this was asked last, in bytes."""
+        """The most bytes that each worker held since the last call."""
         peaks, self.peaks = self.peaks, {}
         return peaks
 
@@ -52,7 +52,7 @@ class Workers:
         return sorted(self.client.nthreads())
 
     def piece(self, stage: str, named: Mapping[str, Any]) -> "SharedPiece":
-        """Those that share a piece of a stage."""
+        """The workers for one piece of a stage."""
         return SharedPiece(self, stage, dict(named))
 
 
@@ -80,17 +80,17 @@ class SharedPiece:
 
 @dataclass
 class _Sent:
-    """A task that is with the scheduler."""
+    """A task that was submitted to the scheduler."""
 
     numbers: tuple[int, ...]
     deaths: int = 0
     workers: frozenset[str] = frozenset()
-    """Those that may do it; empty: all."""
+    """Workers that may run it; empty: all."""
 
 
 @dataclass
 class _Sharing:
-    """Tasks of one piece, until all are done."""
+    """The tasks of one piece, until all are done."""
 
     workers: Workers
     name: str
@@ -98,11 +98,11 @@ class _Sharing:
     sent: dict[Any, _Sent] = field(default_factory=dict)
     finished: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
     too_small: dict[str, BudgetError] = field(default_factory=dict)
-    """Workers that refused a task for its size."""
+    """Workers that refused a task for its memory, with their errors."""
     seen: set[str] = field(default_factory=set)
-    """All workers that were there."""
+    """All workers that were seen."""
     waiting: list[_Sent] = field(default_factory=list)
-    """Tasks that go out once a worker is there that is large enough."""
+    """Tasks that wait for a worker with enough memory."""
 
     def run(self, tasks: Sequence[Sequence[int]], arrived: Arrived) -> None:
         self.seen.update(self.workers.addresses())
@@ -123,13 +123,13 @@ class _Sharing:
             here = frozenset(self.workers.addresses())
             self.seen |= here
             sent.workers = here - self.too_small.keys()
-            if not sent.workers:  # workers that died may come back, and be large enough
+            if not sent.workers:  # a larger worker that died may come back
                 if self.seen <= self.too_small.keys():
                     raise min(self.too_small.values(), key=str)
                 self.waiting.append(sent)
                 return
         task = replace(self.whole, numbers=sent.numbers)
-        # Dask's dashboard groups tasks by the words of their names; the last part makes a task sent again a new one.
+        # Dask's dashboard groups tasks by the words of their keys; the last part makes the key of a retry a new one.
         key = f"{self.name}-{sent.numbers[0]:06d}-{uuid.uuid4().hex[:8]}"
         workers = sorted(sent.workers) or None
         future = self.workers.client.submit(do, task, key=key, pure=False, retries=RETRIES, workers=workers)
@@ -137,7 +137,7 @@ class _Sharing:
         future.add_done_callback(self.finished.put)
 
     def _completed(self) -> Iterator[Any]:
-        """Futures as they are done; raises NetworkError where no worker is left for long, or no scheduler."""
+        """Futures as they are done; raises NetworkError if all workers are gone for long, or the scheduler is."""
         alone = None
         while self.sent or self.waiting:
             try:
@@ -152,21 +152,21 @@ class _Sharing:
                         continue
                 alone = alone or time.monotonic()
                 if time.monotonic() - alone < _LOOK_EVERY:
-                    which = "no worker that is large enough" if self.waiting else "no worker"
+                    which = "no worker with enough memory" if self.waiting else "no worker"
                     self.workers.progress.say(f"{which} is left: waiting for one")
                 if time.monotonic() - alone > WAIT_FOR_WORKERS:
                     if self.waiting and self.too_small:
                         raise min(self.too_small.values(), key=str) from None
                     raise NetworkError(
-                        f"no worker has been there for {WAIT_FOR_WORKERS:.0f} s",
-                        todo="start workers, and run the same command again, which continues",
+                        f"there was no worker for {WAIT_FOR_WORKERS:.0f} s",
+                        todo="start workers and run the same command again, which continues the study",
                     ) from None
                 continue
             if future in self.sent:
                 yield future
 
     def _send_stranded(self) -> None:
-        """Send tasks again whose workers are all gone: one that was started again has another address."""
+        """Submit tasks again whose workers are all gone: a restarted worker has another address."""
         here = set(self.workers.addresses())
         waiting, self.waiting = self.waiting, []
         for sent in waiting:
@@ -184,10 +184,10 @@ class _Sharing:
             raise lost(str(error)) from error
 
     def _result(self, future: Any, sent: _Sent) -> Done | None:
-        """What a worker told; None where the task went out again as its worker died, or is waited for again."""
+        """The result of a task; None if its worker died and the task was submitted again or is waited for again."""
         from distributed import KilledWorker
 
-        if future.status in ("pending", "lost"):  # its worker died with what it returned: Dask has it done again
+        if future.status in ("pending", "lost"):  # its worker died with the result: Dask runs it again
             self.sent[future] = sent
             future.add_done_callback(self.finished.put)
             return None
@@ -195,18 +195,18 @@ class _Sharing:
             done: Done = future.result()
             return done
         if future.status == "cancelled":
-            raise lost("it forgot a task")
+            raise lost("it cancelled a task")
         error = future.exception()
         if not isinstance(error, KilledWorker):
             raise LeanreconError(
                 f"a task of {self.whole.stage} failed on the workers {RETRIES + 1} times: {type(error).__name__}: {error}",
-                todo="look at the logs of the workers; what is finished is kept, and the same command continues",
+                todo="read the logs of the workers; finished work is kept, and the same command continues",
             ) from error
         sent.deaths += getattr(error, "allowed_failures", 0) + 1
         if sent.deaths >= DEATHS:
             raise LeanreconError(
                 f"{sent.deaths} workers died while they worked on the same task of {self.whole.stage}",
-                todo="give workers more memory, and look at their logs; the same command continues",
+                todo="give workers more memory, and read their logs; the same command continues",
             ) from error
         self._send(sent)
         return None
@@ -218,7 +218,9 @@ class _Sharing:
             warnings.warn(plain(text), LeanreconWarning, stacklevel=2)
         if isinstance(done.error, BudgetError):
             if done.worker not in self.too_small:
-                self.workers.progress.say(f"the worker {done.worker} gets none of these tasks: {done.error.found}")
+                self.workers.progress.say(
+                    f"the worker {done.worker} gets no more tasks of this kind: {done.error.found}"
+                )
             self.too_small[done.worker] = done.error
             self._send(sent)
         elif done.error is not None:
@@ -229,8 +231,8 @@ class _Sharing:
 
 
 def lost(why: str) -> NetworkError:
-    """The error of a scheduler that is gone."""
+    """The error of a lost scheduler."""
     return NetworkError(
-        f"the scheduler of the cluster was lost: {why}",
-        todo="start it and its workers again, and run the same command, which continues",
+        f"lost the scheduler of the cluster: {why}",
+        todo="start it and its workers again, and run the same command, which continues the study",
     )

@@ -1,4 +1,4 @@
-"""Where files lie: the one protocol under stores, images and records, and its implementation on local disks."""
+"""Where files are: one protocol for stores, images and records, on local disks and in buckets."""
 
 from leanrecon.places.location import Location, LocationLike, as_location, elsewhere
 from leanrecon.places.place import Place

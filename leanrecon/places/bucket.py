@@ -1,6 +1,6 @@
-"""Requests to a bucket through obstore: counted, sent again after failures, and explained where they can't succeed.
+"""Requests to a bucket through obstore: counted, retried after failures, and explained if they can't succeed.
 
-Credentials come from the environment alone, are read by obstore itself, and are in no message.
+obstore reads credentials from the environment alone, and no message contains them.
 """
 
 import functools
@@ -21,16 +21,16 @@ from leanrecon.places.listing import Entry
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure"}
 
 ATTEMPTS = 8
-"""Failures in a row after which a request is given up: about half a minute of waiting."""
+"""Failures in a row after which a request is given up, after about half a minute of waiting."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 16.0
 """Seconds of waiting after the first failure, doubled after each further one."""
 
 TIMEOUT = 120.0
-"""Seconds that one request may take, its body included; what was received of it is kept."""
+"""Seconds that one request may take, its body included; received bytes are kept."""
 
 PIECE = 2**20
-"""Bytes of a file that are received at once, beside the memory that they go to."""
+"""Bytes of a file that are received at once, before they are copied to their memory."""
 
 HELD_NBYTES = 32_000_000
 """Bytes that requests hold beside the chunks: obstore, 5 MB of pieces for each of a few reads, and two parts of a file
@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Traffic:
-    """What was asked of a bucket by this process."""
+    """The requests of this process to a bucket."""
 
     requests: int = 0
     sent: int = 0
@@ -90,7 +90,7 @@ class Bucket:
     # Reading
 
     def head(self, key: str) -> Entry | None:
-        """What is known of a file; None where there is none."""
+        """Size and version of a file; None if there is none."""
         try:
             return _entry(self._ask(key, "head"))
         except FileNotFoundError:
@@ -117,7 +117,7 @@ class Bucket:
         ]
 
     def pieces(self, key: str, start: int, stop: int) -> Iterator[memoryview]:
-        """The bytes ``start:stop`` of a file in pieces, fewer at its end; broken requests go on where they broke.
+        """The bytes ``start:stop`` of a file in pieces, fewer at its end; a broken request continues where it broke.
 
         Raises FileNotFoundError, and StoreError for a file that was replaced meanwhile.
         """
@@ -140,16 +140,18 @@ class Bucket:
                     self._refuse(key, "read", None, _code(error))
                 raise FileNotFoundError(f"{self.url}/{key}") from None
             except Exception as error:
-                if _status(error) == 416:  # it begins at the end of the file, or behind
+                if _status(error) == 416:  # it begins at the end of the file, or after it
                     return
                 if _status(error) == 412 and version:
-                    raise StoreError(f"{self.url}/{key} was replaced while it was read", todo="run again") from None
+                    raise StoreError(
+                        f"{self.url}/{key} was replaced while it was read", todo="run the same command again"
+                    ) from None
                 failures = self._wait(key, "read", error, 0 if at > before else failures)
 
     # Writing
 
     def put(self, key: str, parts: Any, *, only_if: Any = None) -> Entry:
-        """Write a file whole from bytes-like parts; with ``only_if`` on a condition, else raises TakenError.
+        """Write a file whole from bytes-like parts; with ``only_if`` conditionally, or raises TakenError.
 
         ``only_if`` is ``"create"``, or the entry that the file must still have.
         """
@@ -174,7 +176,7 @@ class Bucket:
         return Entry(size, str(done["e_tag"]), done["version"])
 
     def upload(self, key: str, file: Any, size: int) -> Entry:
-        """Write a file whole from an open one, in parts of a few megabytes; it appears when the last has arrived."""
+        """Write a file whole from an open one, in parts of a few megabytes; it appears after the last part."""
         from obstore import put
 
         parts: Any = {"use_multipart": size > _PART, "chunk_size": _PART, "max_concurrency": 2}
@@ -183,16 +185,16 @@ class Bucket:
             file.seek(0)
             self.traffic.add(sent=size, requests=1 + size // _PART)
             try:
-                return put(self._uploads, key, file, **parts)  # a part that fails is sent again by obstore
+                return put(self._uploads, key, file, **parts)  # obstore retries a part that fails
             except FileNotFoundError as error:
                 if _code(error) in _NO_BUCKET:
                     raise
-                raise _BrokenError from None  # the last answer was lost: the server knows the parts no more
+                raise _BrokenError from None  # the last answer was lost, and the server has dropped the parts
 
         return Entry(size, str(self._retried(key, "written", write)["e_tag"]))
 
     def copy(self, source: str, target: str) -> None:
-        """Copy a file within the bucket; no byte of it comes here."""
+        """Copy a file within the bucket, without a download."""
         self._ask(source, "copy", target, what="copied")
 
     def delete(self, *keys: str) -> None:
@@ -217,7 +219,7 @@ class Bucket:
             if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
                 raise
             raise InputError(
-                f"{self.url} can't be asked: a variable of the environment holds what no request can carry",
+                f"{self.url} can't be reached: an environment variable holds characters that no request can carry",
                 todo=f"{_CREDENTIALS[self.url.partition(':')[0]]}, without spaces and line breaks",
             ) from None
 
@@ -242,12 +244,12 @@ class Bucket:
                 failures = self._wait(key, what, error, failures)
 
     def _wait(self, key: str, what: str, error: Exception, failures: int) -> int:
-        """Wait before a request is sent again; raises StoreError where that is of no use, NetworkError after many."""
+        """Wait before a retry; raises StoreError if a retry can't help, NetworkError after ``ATTEMPTS`` failures."""
         status = _status(error)
         passing = status is None or status in _RETRIED
         if not (isinstance(error, _BrokenError) or type(error).__name__ == "GenericError") or not passing:
             self._refuse(key, what, status, _code(error), error)
-        if "non-partial" in str(error):  # a server that has no ranges will have none next time
+        if "non-partial" in str(error):  # a server without range requests
             self._refuse(key, what, status, _code(error), error)
         if "169.254." in str(error) or "metadata.google" in str(error):  # where cloud machines ask for credentials
             self._refuse(key, what, 401, "")
@@ -256,12 +258,12 @@ class Bucket:
                 f"{self.url}/{key} could not be {what} in {ATTEMPTS} attempts ({_reason(error)})",
                 todo="check the connection and run the same command again; everything written so far is kept",
             ) from None
-        # Waits are random, so that requests that failed together are not sent again together.
+        # Random waits: requests that failed together are not retried together.
         _sleep(min(FIRST_WAIT * 2**failures, LONGEST_WAIT) * random.uniform(0.5, 1))
         return failures + 1
 
     def _refuse(self, key: str, what: str, status: int | None, code: str, error: Exception | None = None) -> NoReturn:
-        """Say why a request can't succeed. What servers answer is not repeated: it may hold a key's name."""
+        """Raise StoreError with the reason. The server's answer is not repeated: it may contain the name of a key."""
         where = f"{self.url}/{key}"
         if code in _NO_BUCKET:
             variable = _SERVERS[self.scheme][-1]
@@ -273,7 +275,7 @@ class Bucket:
             may = "read" if what in ("read", "listed") else "write"
             raise StoreError(
                 f"{where} can't be {what}: {known}" + (f" ({code})" if code else ""),
-                todo=f"{_CREDENTIALS[self.scheme]}, of somebody who may {may} there",
+                todo=f"{_CREDENTIALS[self.scheme]}, of an account that may {may} there",
             )
         reason = _reason(error) if error is not None else code
         raise StoreError(f"{where} can't be {what}: {reason}", todo="check its name and the server")
@@ -284,7 +286,7 @@ _sleep = time.sleep
 
 
 class _BrokenError(Exception):
-    """An answer that ended before all its bytes had come."""
+    """An answer that ended before its last byte."""
 
     def __str__(self) -> str:
         return "the answer ended early"
@@ -292,16 +294,16 @@ class _BrokenError(Exception):
 
 @functools.lru_cache(maxsize=32)
 def bucket_of(url: str) -> Bucket:
-    """The bucket of this name, opened once in a process. Raises SettingsError where obstore is missing."""
+    """The bucket at this URL, opened once in a process. Raises SettingsError if obstore is missing."""
     return Bucket(url)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=bucket_of.cache_clear)  # threads of obstore don't outlive a fork
+    os.register_at_fork(after_in_child=bucket_of.cache_clear)  # threads of obstore don't survive a fork
 
 
 def _opened(url: str, retries: int = 0) -> Any:
-    """A client of obstore; without retries of its own, requests are counted, and sent again, by ``Bucket``."""
+    """A client of obstore; without ``retries`` of its own, ``Bucket`` counts and retries requests."""
     try:
         from obstore.store import from_url
     except ImportError:
@@ -309,8 +311,8 @@ def _opened(url: str, retries: int = 0) -> Any:
     scheme = url.partition(":")[0]
     endpoint = next((os.environ[name] for name in _SERVERS[scheme] if os.environ.get(name)), "")
     _check_environment(scheme, endpoint)
-    own: Any = {"endpoint": endpoint} if endpoint and scheme == "s3" else {}  # that of Azure obstore reads itself
-    if endpoint and scheme == "gs":  # servers for tests ask for no credentials
+    own: Any = {"endpoint": endpoint} if endpoint and scheme == "s3" else {}  # obstore reads Azure's itself
+    if endpoint and scheme == "gs":  # emulators need no credentials
         nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
         own = {"service_account_key": json.dumps(nobody | {"gcs_base_url": endpoint, "disable_oauth": True})}
     client: Any = {"timeout": timedelta(seconds=TIMEOUT), "allow_http": endpoint.startswith("http://")}
@@ -323,12 +325,12 @@ def _opened(url: str, retries: int = 0) -> Any:
 
 
 def _check_environment(scheme: str, endpoint: str) -> None:
-    """Refuse an address that is none, and keys with spaces or line breaks, as of a file that was read; without them."""
+    """Raise SettingsError for an endpoint that is no URL, and for keys with spaces or line breaks; show neither."""
     if endpoint and not re.fullmatch(
         r"https?://[\w.-]+(:[0-9]{1,5})?(/[!-~]*)?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?/?", endpoint
     ):
         names = " or ".join(name for name in _SERVERS[scheme] if os.environ.get(name))
-        raise SettingsError(f"{names} is no address of a server", expected="such as https://host:port")
+        raise SettingsError(f"{names} is not the address of a server", expected="such as https://host:port")
     for name in sorted(os.environ):
         value = os.environ[name]
         if name.startswith(_PREFIXES[scheme]) and _SECRET.search(name) and not re.fullmatch(r"[!-~]*", value):
@@ -360,7 +362,7 @@ def _code(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """A few words on a failed request: its status, or the kind of failure, and nothing else of the answer."""
+    """The reason of a failed request in a few words: its status, or the kind of failure, without the answer's text."""
     if status := _status(error):
         return f"status {status} {_code(error)}".strip()
     if isinstance(error, _BrokenError):

@@ -1,4 +1,4 @@
-"""Reads and writes of local files, past the page cache where the system can; errors of disks explained."""
+"""Reads and writes of local files, without the page cache if the system can; explained errors of disks."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 PAGE = 4096
 """Uncached reads and writes move whole pages from and to page-aligned memory."""
 
-_UNCACHED = 2**20  # bytes from which a chunk is written past the page cache
+_UNCACHED = 2**20  # bytes from which a chunk bypasses the page cache
 
 
 _FULL = "free some space and run the same command again; everything written so far is kept"
@@ -37,12 +37,12 @@ _ADVICE = {
 
 
 def advice(error: OSError) -> str | None:
-    """What to do about what the system refused; None where that is not known."""
+    """What to do about an error of the system; None if that is not known."""
     return _ADVICE.get(error.errno or 0)
 
 
 class explained_disk_errors:
-    """Turns a full disk, a read-only folder, or a path that can't be written into a StoreError with what to do."""
+    """Turns errors of a full disk, a read-only folder or a path that can't be written into StoreErrors that advise."""
 
     def __init__(self, path: str | os.PathLike[str], setting: str = "--study") -> None:
         self.path = Path(path)
@@ -73,7 +73,7 @@ class explained_disk_errors:
 def read_file(path: Path, memory: Array, *, offset: int, cached: bool) -> int:
     """Fill ``memory`` (uint8) from an offset of a file on; returns the bytes read.
 
-    Reading past the page cache needs page-aligned memory of whole pages, and falls back to the cache without.
+    Reading without the page cache needs page-aligned memory of whole pages; otherwise the cache is used.
     """
     if not cached and hasattr(os, "O_DIRECT"):
         try:
@@ -112,9 +112,9 @@ def read_rows(path: Path, out: Array, offset: int, stride: int) -> int:
 
 
 def write_file(path: Path, *parts: Any) -> None:
-    """Write a new file from bytes-like parts; a large, page-aligned first array goes past the page cache.
+    """Write a new file from bytes-like parts; a large, page-aligned first array bypasses the page cache.
 
-    So the cache keeps what is read again, and no processor time is spent on filling it.
+    So the cache keeps files that are read again, and filling it takes no processor time.
     """
     done = _write_uncached(path, parts[0]) if parts and isinstance(parts[0], np.ndarray) else 0
     with path.open("ab", buffering=0) as file:
@@ -136,7 +136,7 @@ read_at = getattr(os, "preadv", _read_at_without_preadv)
 
 
 def _write_uncached(path: Path, data: Array) -> int:
-    """Begin a file with the whole pages of ``data``; returns the bytes written, fewer where the disk runs full."""
+    """Begin a file with the whole pages of ``data``; returns the bytes written, fewer if the disk is full."""
     pages = len(data) // PAGE * PAGE
     if pages < _UNCACHED or data.ctypes.data % PAGE or not hasattr(os, "O_DIRECT"):
         return 0
@@ -162,7 +162,7 @@ def _read_all(descriptor: int, memory: Array, offset: int, *, direct: bool = Fal
     while done < len(view):
         n = read_at(descriptor, [view[done:]], offset + done)
         done += n
-        if n == 0 or (direct and done % PAGE):  # only at its end does a file yield part of a page
+        if n == 0 or (direct and done % PAGE):  # a part of a page comes only at the end of a file
             break
     return done
 

@@ -51,7 +51,7 @@ def sweep(*folders: LocationLike) -> None:
 
 
 def read_json(where: LocationLike) -> Any:
-    """The values in a JSON file; None where there is no file, or none that can be read.
+    """The values in a JSON file; None if there is no file, or it is no JSON.
 
     Raises StoreError for a file that does not match the checksum that its study keeps.
     """
@@ -68,7 +68,7 @@ def read_json(where: LocationLike) -> Any:
 
 
 def read_record(where: LocationLike) -> dict[str, Any] | None:
-    """The table in a JSON file of a study; None where there is no file. Raises StoreError for anything else."""
+    """The table in a JSON file of a study; None if there is no file. Raises StoreError for anything else."""
     location = as_location(where)
     content = read_json(location)
     if content is None and not location.is_file():

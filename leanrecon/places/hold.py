@@ -1,4 +1,4 @@
-"""A folder held by one process at a time."""
+"""A lock on a folder of this machine, for one process at a time."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from leanrecon.places.disk import explained_disk_errors
 
 @contextlib.contextmanager
 def held(folder: Path, by: str, todo: str, setting: str = "--study") -> Iterator[None]:
-    """Hold a folder against other processes; the hold ends with the process, however that ends.
+    """Lock a folder against other processes; the lock ends with the process, however it ends.
 
-    Raises StoreError where it is held already: ``by`` says what uses it, ``todo`` what to do.
-    ``setting`` names the option that chooses another folder where this one can't be written. A folder that was made
-    for it goes again if it is still empty then.
+    Raises StoreError if another process holds it: ``by`` says what uses it, ``todo`` what to do.
+    ``setting`` names the option that chooses another folder if this one can't be written. A folder that was made for
+    the lock is removed again if it is still empty then.
     """
     with no_empty_folders(folder):
         with explained_disk_errors(folder, setting):
@@ -64,7 +64,7 @@ _HELD: dict[Path, tuple[int, int]] = {}
 
 
 def check_there(path: Path) -> None:
-    """Raise StoreError for a path in a held folder that was renamed or removed: writing would begin another one."""
+    """Raise StoreError for a path in a held folder that was renamed or removed: writing would make a new folder."""
     for folder, identity in list(_HELD.items()):
         if not Path(os.path.abspath(path)).is_relative_to(folder):
             continue

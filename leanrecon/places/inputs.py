@@ -1,4 +1,4 @@
-"""Files that a study is made from: on this machine, or in a bucket, where they are read by ranges of bytes."""
+"""Input files of a study: on this machine, or in a bucket, where they are read by ranges of bytes."""
 
 import contextlib
 import functools
@@ -23,22 +23,22 @@ InputFile: TypeAlias = Path | Location
 """A path of this machine, or a location in a bucket."""
 
 PAGE = 2**18
-"""Bytes that are asked for where a few are wanted: headers, directories of archives, metadata of HDF5."""
+"""Bytes of one request for small parts: headers, directories of archives, metadata of HDF5."""
 
 MOST = 2**22
-"""Bytes that are asked for at once where a file is read on and on in small pieces."""
+"""The most bytes of one request while a file is read sequentially in small pieces."""
 
 DIRECT = 2**20
-"""Bytes above which a piece is asked for by itself, and goes where it is wanted without being kept."""
+"""Bytes above which a piece is one request, read straight into its memory and not cached."""
 
 KEPT = 2**23
-"""Bytes of files in buckets that are kept: those looked at last, of all files together."""
+"""Bytes of the cache for files in buckets: the last pages read, of all files together."""
 
 NEAR = 2 * 2**20
-"""Bytes between two wanted pieces up to which reading through the gap beats a second request."""
+"""The largest gap in bytes between two pieces that is read as well, which is faster than a second request."""
 
 INPUTS_NBYTES = KEPT + 2 * MOST
-"""Bytes of memory that reading inputs in buckets takes, beside what its requests hold."""
+"""Bytes of memory that reading inputs in buckets takes, beyond those of its requests."""
 
 
 def input_file(text: str | os.PathLike[str]) -> InputFile:
@@ -60,29 +60,29 @@ def names_bucket(value: Any) -> bool:
 
 
 def open_raw(file: InputFile) -> Any:
-    """A file's bytes, unbuffered, to be read from any offset; raises InputError for a URL of nothing."""
+    """A file's bytes, unbuffered, to be read from any offset; raises InputError for a URL without a file."""
     return file.open("rb", buffering=0) if isinstance(file, Path) else RangedFile(file)
 
 
 def open_buffered(file: InputFile, buffer: int = io.DEFAULT_BUFFER_SIZE) -> Any:
-    """A file's bytes through a buffer, whose size counts in a bucket alone."""
+    """A file's bytes through a buffer; its size matters only for files in buckets."""
     return file.open("rb") if isinstance(file, Path) else io.BufferedReader(RangedFile(file), buffer)
 
 
 def open_text(file: InputFile, newline: str | None = None) -> Any:
-    """A file's text, which is UTF-8, without the mark that Windows puts before it."""
+    """A file's UTF-8 text, without a byte order mark."""
     if isinstance(file, Path):
         return file.open(encoding="utf-8-sig", newline=newline)
     return io.TextIOWrapper(open_buffered(file), encoding="utf-8-sig", newline=newline)
 
 
 def for_library(file: InputFile) -> Any:
-    """What libraries open that take a path or an open file."""
+    """A path or an open file, for libraries that take either."""
     return file if isinstance(file, Path) else LibraryFile(file)
 
 
 def size_of(file: InputFile) -> int:
-    """Bytes of a file; raises InputError for a URL of nothing, OSError for such a path."""
+    """Bytes of a file; raises InputError for a URL without a file, OSError for such a path."""
     if isinstance(file, Path):
         return file.stat().st_size
     size = file.size()
@@ -92,7 +92,7 @@ def size_of(file: InputFile) -> int:
 
 
 def listed(folder: InputFile) -> AbstractContextManager[None]:
-    """Look at a folder in a bucket once for all that is asked of its files in the block."""
+    """List a folder in a bucket once for all queries in the block."""
     return contextlib.nullcontext() if isinstance(folder, Path) else folder.place.listed(folder.key)
 
 
@@ -113,7 +113,7 @@ def matching_in(folder: InputFile, pattern: str) -> list[InputFile]:
 
 
 def is_there(file: InputFile) -> bool:
-    """Whether there is a file; of one in a bucket this is asked once in a process."""
+    """Whether there is a file; for one in a bucket, a process sends one request at most."""
     return expanded(file).is_file() if isinstance(file, Path) else _is_there(file)
 
 
@@ -123,12 +123,12 @@ def _is_there(file: Location) -> bool:
 
 
 def requests_nbytes(study: int, inputs: bool) -> int:
-    """Bytes that requests hold beside the work, where those of the study hold ``study`` and inputs may be URLs."""
+    """Bytes that requests hold: ``study`` for those of the study, and more if ``inputs`` are URLs."""
     return max(study, HELD_NBYTES) + INPUTS_NBYTES if inputs else study
 
 
 def missing(file: Location) -> InputError:
-    """The error of a URL of nothing. Raises StoreError where there is no such bucket: sizes don't tell that."""
+    """The error of a URL without a file. Raises StoreError if there is no such bucket: a size does not show that."""
     with contextlib.suppress(FileNotFoundError):
         file.place.read_into(file.key, np.empty(1, np.uint8))
     return InputError(
@@ -137,7 +137,7 @@ def missing(file: Location) -> InputError:
 
 
 def streamed(nbytes: int) -> int:
-    """Requests of so many bytes that are read on and on in small pieces."""
+    """The number of requests for ``nbytes`` that are read sequentially in small pieces."""
     requests, ahead = 1, PAGE
     nbytes -= PAGE
     while nbytes > 0 and ahead < MOST:
@@ -148,7 +148,7 @@ def streamed(nbytes: int) -> int:
 
 
 def in_spans(rows: int, nbytes: int, at_once: int, block: int) -> int:
-    """Requests of ``rows`` rows of so many bytes in C order, ``at_once`` together, in spans of up to ``block`` bytes."""
+    """Requests for ``rows`` rows of ``nbytes`` in C order, ``at_once`` together, in spans of up to ``block`` bytes."""
     span = max(block // max(nbytes, 1), 1)
     if min(span, at_once) * nbytes <= DIRECT:
         return streamed(rows * nbytes)
@@ -157,9 +157,9 @@ def in_spans(rows: int, nbytes: int, at_once: int, block: int) -> int:
 
 
 class RangedFile(Seekable):
-    """A file in a bucket, read by ranges: long pieces by themselves, short ones with what follows them.
+    """A file in a bucket, read by ranges: long pieces as they are, short ones with the bytes that follow.
 
-    Raises InputError where there is none, NetworkError and StoreError as reading from buckets does.
+    Raises InputError if there is none, NetworkError and StoreError if a request fails.
     """
 
     def __init__(self, location: Location) -> None:
@@ -179,7 +179,7 @@ class RangedFile(Seekable):
     def readinto(self, memory: Any) -> int:
         view = np.frombuffer(cast(Any, memory), np.uint8)[: max(self.size - self._at, 0)]
         done = 0
-        while done < len(view):  # HDF5 takes what is missing for zeros
+        while done < len(view):  # HDF5 would take missing bytes as zeros
             rest = view[done:]
             n = self._fetch(self._at, rest) if len(rest) > DIRECT else self._kept(rest)
             self._at += n
@@ -201,7 +201,7 @@ class RangedFile(Seekable):
         return n
 
     def _kept(self, view: Any) -> int:
-        """Fill a short view, as far as the page of its first byte goes."""
+        """Fill a short view from the cache, up to the end of its first page; returns the bytes."""
         found = _PAGES.find(self._state, self._at)
         if found is None:
             follows = self._at == self._next
@@ -218,7 +218,7 @@ class RangedFile(Seekable):
 
 
 class HiddenError(OSError):
-    """What a request for a piece of a file ended in, as libraries in C hand it on."""
+    """The error of a request, as an OSError for libraries in C."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__(str(problem))
@@ -226,10 +226,10 @@ class HiddenError(OSError):
 
 
 class LibraryFile(RangedFile):
-    """A file in a bucket for libraries in C, which know OSError alone, and may take it for an answer."""
+    """A file in a bucket for libraries in C, which pass on only OSError, and may ignore it."""
 
     problem: Exception | None = None
-    """What a request ended in."""
+    """The error of the last failed request."""
 
     def readinto(self, memory: Any) -> int:
         try:
@@ -241,7 +241,7 @@ class LibraryFile(RangedFile):
 
 @contextlib.contextmanager
 def problems_told(file: Any) -> Iterator[None]:
-    """Raise what requests for a file ended in, whatever a library made of it."""
+    """Raise the error of a failed request for a file, even if a library ignored it."""
     try:
         yield
     finally:
@@ -250,14 +250,14 @@ def problems_told(file: Any) -> Iterator[None]:
 
 
 class _Pages:
-    """The pages of files that were looked at last, ``KEPT`` bytes at most; for any number of threads."""
+    """A cache of the last pages read, ``KEPT`` bytes at most; for any number of threads."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, file: str, at: int) -> Any:
-        """The bytes of a page from an offset of a file on; None where it is in none."""
+        """The cached bytes of a file from an offset to the end of a page; None if they are not cached."""
         with self._lock:
             for (of, start), page in reversed(self._of.items()):
                 if of == file and start <= at < start + len(page):

@@ -1,7 +1,7 @@
-"""A folder of a bucket held by one process at a time: by a small file that its holder renews.
+"""A lock on a folder of a bucket, for one process at a time: a small file that its holder renews.
 
-The file is created on the condition that there is none, so that of two runs one is refused. A holder that was killed is
-recognised at once on its own machine, and elsewhere by not renewing the file any more.
+A conditional write creates the file, so that of two runs one is refused. A new run on the same machine sees at once
+that a holder was killed. On another machine it sees that the file is not renewed any more.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from leanrecon.places.bucket import Bucket, TakenError
 from leanrecon.places.listing import Entry
 
 NAME = ".hold"
-"""The name of the file in the folder that is held."""
+"""The name of the lock file in the folder."""
 
 RENEWED = 30.0
 """Seconds after which the holder renews its file."""
@@ -34,7 +34,7 @@ STALE = 180.0
 
 
 class Lease:
-    """The hold of this process on a folder of a bucket."""
+    """The lock of this process on a folder of a bucket."""
 
     def __init__(self, bucket: Bucket, prefix: str, by: str, todo: str) -> None:
         self.bucket, self.prefix = bucket, prefix
@@ -55,7 +55,7 @@ class Lease:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder until the block ends. Raises StoreError where another process holds it."""
+        """Hold the folder until the block ends. Raises StoreError if another process holds it."""
         self._entry = self._take()
         thread = threading.Thread(target=self._renew, name="hold", daemon=True)
         thread.start()
@@ -65,11 +65,11 @@ class Lease:
             self._done.set()
             thread.join()
             if not self.lost:
-                with contextlib.suppress(LeanreconError):  # it turns stale by itself
+                with contextlib.suppress(LeanreconError):  # it becomes stale by itself
                     self.bucket.delete(self._key)
 
     def check(self) -> None:
-        """Raise StoreError where another run has taken the folder over."""
+        """Raise StoreError if another run has taken over the folder."""
         if self.lost:
             raise StoreError(
                 f"another run took over {self.name}, as this one had not answered for {STALE:.0f} seconds",
@@ -87,7 +87,7 @@ class Lease:
             except TakenError:
                 found, there = self._found()
                 if there is None:
-                    continue  # it was let go meanwhile
+                    continue  # it was released meanwhile
                 if found.get("token") == self._own["token"]:  # the answer to an earlier attempt was lost
                     return there
                 self._check_gone(found, there)
@@ -99,20 +99,20 @@ class Lease:
         raise StoreError(f"{self._by} is using {self.name}", todo=self._todo)
 
     def _check_conditions(self, content: bytes) -> None:
-        """Warn where the server takes a second file in spite of the condition, as some do."""
+        """Warn if the server ignores the condition and accepts a second file, as some do."""
         try:
             self.bucket.put(self._key, [content], only_if="create")
         except TakenError:
             return
         warnings.warn(
-            f"the server of {self.bucket.url} ignores conditions of writes, so that two runs of a study can't see each "
-            "other: run one at a time",
+            f"the server of {self.bucket.url} ignores conditional writes, so that two runs of a study can't see each "
+            "other: start one run at a time",
             LeanreconWarning,
             stacklevel=5,
         )
 
     def _found(self) -> tuple[dict[str, Any], Entry | None]:
-        """What the file of the holder says, and its version; None where there is none."""
+        """The content of the lock file, and its version; None if there is none."""
         entry = self.bucket.head(self._key)
         if entry is None:
             return {}, None
@@ -133,19 +133,20 @@ class Lease:
             return
         if _age(found) < STALE:
             raise self._refusal(found)
-        time.sleep(1.5 * RENEWED)  # the clocks of two machines may differ: a living holder renews its file meanwhile
+        time.sleep(1.5 * RENEWED)  # the clocks of two machines may differ: a running holder renews its file meanwhile
         if self._found()[1] != there:
             raise self._refusal(found)
         warnings.warn(
-            f"{self._by} held {self.name} ({_told(found)}) and has ended without letting it go: this run continues there",
+            f"{self._by} held {self.name} ({_holder(found)}) and ended without releasing it: this run continues there",
             LeanreconWarning,
             stacklevel=6,
         )
 
     def _refusal(self, found: dict[str, Any]) -> StoreError:
         return StoreError(
-            f"{self._by} is using {self.name} ({_told(found)})",
-            todo=f"{self._todo}. Where its machine is gone, the study is free {STALE / 60:.0f} minutes after the last sign",
+            f"{self._by} is using {self.name} ({_holder(found)})",
+            todo=f"{self._todo}. If its machine is gone, a run can start "
+            f"{STALE / 60:.0f} minutes after the last sign of life",
         )
 
     def _renew(self) -> None:
@@ -160,11 +161,11 @@ class Lease:
                     self.lost = True
                     return
             except LeanreconError:
-                continue  # the network is down: what the study writes says so
+                continue  # the network is down: writes of the study report it
 
 
 def _machine() -> str:
-    """What tells this machine, since it was started, and this container from others."""
+    """An identifier of this machine, since its last boot, and of this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -183,8 +184,8 @@ def _age(found: dict[str, Any]) -> float:
         return float("inf")
 
 
-def _told(found: dict[str, Any]) -> str:
+def _holder(found: dict[str, Any]) -> str:
     return (
         f"process {found.get('process', '?')} on {found.get('host', '?')}, since {found.get('since', '?')}, "
-        f"last sign {found.get('renewed', '?')}"
+        f"last sign of life {found.get('renewed', '?')}"
     )

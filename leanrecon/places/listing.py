@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a file."""
+    """Size and version of a file."""
 
     size: int
     stamp: str
     version: str | None = field(default=None, compare=False)
-    """The number by which Google Cloud Storage knows a state of the file; others go by the stamp."""
+    """The number of a version of the file in Google Cloud Storage; other servers identify versions by the stamp."""
 
 
 class Listing:
@@ -44,7 +44,7 @@ class Listing:
             return self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, _behind(start))]
 
     def children(self, start: str) -> list[str]:
-        """The next part of each of these keys, those that go on with a ``/`` at their end; each once."""
+        """The next part of each key that begins with ``start``, once each; names of folders end in ``/``."""
         names = []
         with self._lock:
             at, end = bisect_left(self._keys, start), bisect_left(self._keys, _behind(start))
@@ -56,5 +56,5 @@ class Listing:
 
 
 def _behind(start: str) -> str:
-    """The first text that sorts behind all that begin with ``start``."""
+    """The first text that sorts after all texts that begin with ``start``."""
     return start[:-1] + chr(ord(start[-1]) + 1) if start else chr(0x10FFFF)

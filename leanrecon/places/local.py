@@ -1,4 +1,4 @@
-"""Files on the disks of this machine: atomic renames, reads and writes past the page cache, locks."""
+"""Files on the disks of this machine: atomic renames, reads and writes without the page cache, locks."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from leanrecon.places.hold import check_there, held
 from leanrecon.places.place import Array
 
 PARTIAL = ".partial"
-"""How the names of files end that are still being written."""
+"""The ending of the names of unfinished files."""
 
 _DELETIONS = 5  # attempts at deleting a folder that other processes still write to
 
@@ -50,7 +50,7 @@ class LocalPlace:
         return contextlib.nullcontext()
 
     def refresh(self, prefix: str) -> None:
-        """The system always tells of files as they are."""
+        """Do nothing: the system always shows files as they are."""
 
     def size(self, key: str) -> int | None:
         found = self._stat(key)

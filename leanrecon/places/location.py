@@ -19,7 +19,7 @@ from leanrecon.places.objects import ObjectPlace
 from leanrecon.places.place import Place
 
 LocationLike: TypeAlias = Union[str, "os.PathLike[str]", "Location"]
-"""What names a location: a path as text or as an object, or a Location."""
+"""A path as text or as an object, or a Location."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Location:
         return list(self.above())
 
     def above(self) -> "Iterator[Location]":
-        """The folders above, the nearest first, one after the other: those far above cost nothing until they are asked for."""
+        """The folders above, the nearest first, as a lazy iterator, because each one takes time."""
         own = self.address()
         for key in self._keys_above():
             folder = Location(self.place, str(key))
@@ -82,14 +82,14 @@ class Location:
         return str(PurePosixPath(self.key).relative_to(folder.key))
 
     def is_within(self, folder: "Location") -> bool:
-        """Whether it is a folder or lies in it."""
+        """Whether it is this folder, or is in it."""
         return _lies_in(self.address(), folder.address())
 
     def with_name(self, name: str) -> "Location":
         return Location(self.place, str(PurePosixPath(self.key).with_name(name)))
 
     def todo(self) -> str:
-        """What to do where there is nothing at this location."""
+        """What to do if there is nothing at this location, for messages."""
         return f"run the stage {self.written_by} first" if self.written_by else "run the stage that writes it first"
 
     def address(self) -> str:
@@ -104,10 +104,10 @@ class Location:
         return path
 
     def workplace(self) -> Path:
-        """The path on this machine, or where the place is elsewhere a path for work on a copy."""
+        """The path on this machine; for a place elsewhere, the path of a copy to work on."""
         return self.place.workplace(self.key)
 
-    # Looking
+    # Queries
 
     def exists(self) -> bool:
         """Whether there is a file, or a folder that holds something."""
@@ -121,7 +121,7 @@ class Location:
         return bool(self.place.children(self.key))
 
     def is_link(self) -> bool:
-        """Whether it is a link of the file system; places elsewhere have none."""
+        """Whether it is a symbolic link; places elsewhere have none."""
         path = self.place.local_path(self.key)
         return path is not None and path.is_symlink()
 
@@ -144,7 +144,7 @@ class Location:
         return self.place.stamp(self.key)
 
     def look(self) -> tuple[int, int | str] | None:
-        """Size and stamp of the file, at one look; None where there is none."""
+        """Size and stamp of the file, by one request; None if there is none."""
         return self.place.look(self.key)
 
     def iterdir(self) -> Iterator["Location"]:
@@ -237,7 +237,7 @@ class _Reader(io.RawIOBase):
         return n
 
 
-_AT_ONCE = 2**22  # bytes of an open file elsewhere that are asked for at once
+_AT_ONCE = 2**22  # bytes of one request for an open file elsewhere
 
 _URL = re.compile(r"(s3|gs|az):/{1,2}([^/]+)/*(.*)")
 
@@ -247,7 +247,7 @@ _ALIASES = {"gcs": "gs", "s3a": "s3", "s3n": "s3", "abfs": "az", "abfss": "az", 
 
 
 def elsewhere(where: LocationLike) -> Location | None:
-    """The location, where it is not on this machine; else None."""
+    """The location if it is not on this machine; else None."""
     if not isinstance(where, Location) and not _URL.fullmatch(_text(where)):
         return None
     location = as_location(where)
@@ -257,8 +257,8 @@ def elsewhere(where: LocationLike) -> Location | None:
 def as_location(where: LocationLike) -> Location:
     """The location that a path or the URL of a bucket names; raises InputError for other URLs.
 
-    A ``Path`` made of a URL has lost one of its slashes, and is understood all the same. So a local folder whose first
-    part ends in a colon is named by its absolute path.
+    A ``Path`` made of a URL has lost one of its slashes; this is allowed for. So a local folder such as ``s3:`` must be
+    given by its absolute path.
     """
     if isinstance(where, Location):
         return where
@@ -272,7 +272,7 @@ def as_location(where: LocationLike) -> Location:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):
             raise InputError(
                 f"{text} names no bucket",
-                expected=f"such as {scheme}://bucket/folder; credentials belong into environment variables",
+                expected=f"such as {scheme}://bucket/folder; credentials belong in environment variables",
             )
         return Location(ObjectPlace(f"{scheme}://{bucket}"), str(PurePosixPath(key)))
     if _NO_BUCKET.fullmatch(text):
@@ -295,11 +295,11 @@ def _text(where: Any) -> str:
 
 
 def written_right(scheme: str, rest: str) -> str | None:
-    """How a URL of a bucket is written that begins with another name of its scheme; None for other URLs."""
+    """What to do about a URL of a bucket with another name of its scheme, such as ``gcs``; None for other URLs."""
     own = _ALIASES.get(scheme.lower(), scheme.lower())
     return f"write it as {own}://{rest.strip('/')}" if own in SCHEMES and rest.strip("/") else None
 
 
 def _lies_in(address: str, folder: str) -> bool:
-    """Whether an address is that of a folder or of something in it."""
+    """Whether an address is a folder's, or of something in it."""
     return address == folder or address.startswith(folder.rstrip("/") + "/")

@@ -24,9 +24,9 @@ from leanrecon.places.paths import cache_folder
 from leanrecon.places.place import Array
 
 SPOOLED = 8 * 2**20
-"""Bytes of a file being written that are kept in memory; longer ones wait in a temporary file."""
+"""Bytes of a file being written that are kept in memory; longer files are written to a temporary file first."""
 
-_GAP = 2 * 2**20  # bytes between two rows that are read rather than left out by a request of their own
+_GAP = 2 * 2**20  # bytes between two rows that are read as well, which is faster than a second request
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ObjectPlace:
     def held_nbytes(self) -> int:
         return HELD_NBYTES
 
-    # Looking
+    # Queries
 
     def size(self, key: str) -> int | None:
         found = self._entry(key)
@@ -213,7 +213,7 @@ class ObjectPlace:
                 with explained_disk_errors(work, "the variable LEANRECON_CACHE"):
                     work.mkdir(parents=True, exist_ok=True, mode=0o700)
                 yield
-        shutil.rmtree(work, ignore_errors=True)  # after an error it stays, as what was begun there is continued
+        shutil.rmtree(work, ignore_errors=True)  # after an error it stays, so that the next run continues there
         with contextlib.suppress(OSError):
             work.parent.rmdir()
 
@@ -231,13 +231,13 @@ class ObjectPlace:
             _KNOWN[self.url].remove(one)
 
     def _known(self, key: str) -> Listing | None:
-        """The listing that tells of a key; None where no folder that it lies in is held or listed."""
+        """The listing that covers a key; None if no folder above it is held or listed."""
         return next((one.listing for one in tuple(_KNOWN.get(self.url, ())) if key.startswith(one.start)), None)
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A folder whose files are known: what its keys begin with, and the hold of this process, if there is one."""
+    """A folder whose files are listed: the beginning of its keys, and the lock of this process, if there is one."""
 
     start: str
     listing: Listing
@@ -245,11 +245,11 @@ class _Known:
 
 
 _KNOWN: dict[str, list[_Known]] = {}
-"""The folders whose files are known to this process, by bucket."""
+"""The folders that this process has listed, by bucket."""
 
 
 def _key(key: str) -> str:
-    """The key as objects have it: no dot for the root, no slash at the ends."""
+    """The key of an object: no dot for the root, no slash at the ends."""
     normal = str(PurePosixPath(key))
     if ".." in PurePosixPath(normal).parts:
         raise StoreError(f"{key} leads out of its folder", todo='give a name without ".." in it')
@@ -257,7 +257,7 @@ def _key(key: str) -> str:
 
 
 def _start(prefix: str) -> str:
-    """What the keys of a folder begin with."""
+    """The beginning of the keys of a folder."""
     key = _key(prefix)
     return f"{key}/" if key else ""
 

@@ -21,21 +21,21 @@ class Place(Hashable, Protocol):
         """The file's name in messages."""
 
     def address(self, key: str) -> str:
-        """The file's full address: equal for two keys of the same file, whatever the current folder is."""
+        """The file's full address: equal for two keys of the same file, and independent of the current folder."""
 
     def local_path(self, key: str) -> Path | None:
-        """The file's path on this machine; None where the place is elsewhere."""
+        """The file's path on this machine; None for a place elsewhere."""
 
     def workplace(self, key: str) -> Path:
         """A path on this machine for a file or folder that libraries read and write by its path.
 
-        The file's own where the place is this machine; elsewhere one that is the file's alone, and that is removed
-        when the folder that it lies in was held and nothing failed.
+        On this machine it is the file's own path; elsewhere a path in the cache folder, which is removed when the lock
+        of its folder is released without an error.
         """
 
     @property
     def held_nbytes(self) -> int:
-        """Bytes of memory that reading and writing takes beside what is read and written."""
+        """Bytes of memory that reading and writing takes beyond the data."""
 
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
@@ -44,7 +44,7 @@ class Place(Hashable, Protocol):
         """A value that changes whenever the file is written again; None where there is no such file."""
 
     def look(self, key: str) -> tuple[int, int | str] | None:
-        """Size and stamp of a file, at one look; None where there is no such file."""
+        """Size and stamp of a file, by one request; None if there is no such file."""
 
     def files(self, prefix: str) -> Iterator[str]:
         """The keys of all files in a folder and its subfolders, sorted."""
@@ -53,15 +53,15 @@ class Place(Hashable, Protocol):
         """The names directly in a folder, sorted; those of subfolders end in ``/``. Empty where there is no folder."""
 
     def listed(self, prefix: str) -> AbstractContextManager[None]:
-        """Look at a folder once for all that is asked of its files in the block, where each look is a request."""
+        """List a folder once for all queries in the block, if each query would be a request."""
 
     def refresh(self, prefix: str) -> None:
-        """Look again at a folder that other processes may have written to, where its files were listed before."""
+        """List a folder again that was listed before, because other processes may have written to it."""
 
     def read_into(self, key: str, memory: Array, offset: int = 0, cached: bool = True) -> int:
         """Fill ``memory`` (uint8) from an offset of a file on; returns the bytes read, fewer at the end of the file.
 
-        With ``cached=False`` large reads may pass by the system's page cache. Raises FileNotFoundError.
+        With ``cached=False`` large reads may bypass the system's page cache. Raises FileNotFoundError.
         """
 
     def read_rows(self, key: str, out: Array, offset: int, stride: int) -> int:
@@ -77,7 +77,7 @@ class Place(Hashable, Protocol):
         """A binary file to write to, which appears under its key when the block ends, and not at all if it raises."""
 
     def link(self, source: str, target: str) -> bool:
-        """Let a second key name the same bytes; returns False where the place can't, and nothing was done.
+        """Give the same bytes a second key; returns False, with nothing done, if the place can't.
 
         A file that is written again under one key stays as it was under the other.
         """
@@ -92,7 +92,7 @@ class Place(Hashable, Protocol):
         """Delete what a killed process left half-written in a folder, and with ``deep`` in its subfolders."""
 
     def hold(self, prefix: str, by: str, todo: str) -> AbstractContextManager[None]:
-        """Hold a folder against other processes; the hold ends with the process, however that ends.
+        """Lock a folder against other processes; the lock ends with the process, however it ends.
 
-        Raises StoreError where it is held already: ``by`` says what uses it, ``todo`` what to do.
+        Raises StoreError if another process holds it: ``by`` says what uses it, ``todo`` what to do.
         """

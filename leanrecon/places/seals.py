@@ -1,7 +1,7 @@
-"""Checksums of the small files of a study: kept in its run.json, and fixed before each file is written.
+"""Checksums of the small files of a study: kept in its run.json, and recorded before each file is written.
 
-An entry holds the SHA-256 of the file as it is about to be, and of the file before. So a process that is killed between
-the two writes leaves a file that matches, and a file that matches neither is damaged.
+An entry holds the SHA-256 of the new file and of the file before. So a process that is killed between the two writes
+leaves a file that matches, and a file that matches neither is damaged.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MANIFEST = "run.json"
 """The file that holds the checksums of a study, and its own."""
 
 SETTINGS = "study.toml"
-"""The file that lies beside the manifest of a study, and of no variant."""
+"""The file beside the manifest of a study; folders of variants have none."""
 
 CHECKSUMS, CHECKSUM = "checksums", "checksum"
 
@@ -31,16 +31,16 @@ _cache: dict[str, tuple[int | str | None, dict[str, Any]]] = {}
 
 
 class State(StrEnum):
-    """What its checksum says of a file."""
+    """The state of a file by its checksum."""
 
     SOUND = "sound"
     DAMAGED = "damaged"
     UNKNOWN = "unknown"
-    """No checksum is kept of it."""
+    """It has no checksum."""
 
 
 def repair(root: LocationLike) -> str:
-    """What to do about damage in a study."""
+    """What to do about damage in a study, for messages."""
     return f"run `leanrecon verify {root} --repair`, which makes it again"
 
 
@@ -48,14 +48,14 @@ def repair(root: LocationLike) -> str:
 
 
 def begin(root: Location) -> None:
-    """Keep checksums from now on of all small files that are written below a folder."""
+    """Begin to keep checksums of all small files that are written below a folder."""
     there = load(root)
     if there is None or CHECKSUMS not in there:
         _write(root, {"stages": {}} | (there or {}) | {CHECKSUMS: {}})
 
 
 def load(root: Location) -> dict[str, Any] | None:
-    """What the manifest of a study holds; None where there is none. Raises StoreError for a damaged one."""
+    """The content of a study's manifest; None if there is none. Raises StoreError for a damaged one."""
     path = root / MANIFEST
     try:
         data = path.read_bytes()
@@ -74,7 +74,7 @@ def load(root: Location) -> dict[str, Any] | None:
 
 
 def _known(root: Location) -> dict[str, Any]:
-    """The manifest of a study, parsed again only where it has changed; empty where it is damaged. Not to be changed."""
+    """The manifest of a study, parsed again only if it has changed; empty if it is damaged. Don't change it."""
     stamp = (root / MANIFEST).stamp()
     there = _cache.get(root.address())
     if there is None or there[0] != stamp:
@@ -92,12 +92,12 @@ def keeps(root: Location) -> bool:
 
 
 def files_of(root: Location) -> list[Location]:
-    """The files whose checksums a study keeps, there or not."""
+    """The files whose checksums a study keeps, whether or not they exist."""
     return [root / name for name in (_known(root).get(CHECKSUMS, {}) if (root / MANIFEST).is_file() else ())]
 
 
 def adopt(root: Location, paths: Iterable[Location]) -> None:
-    """Keep the checksums of files as they are now, those of a study from before there were any among them."""
+    """Keep the checksums of files as they are now, also for a study that had no checksums yet."""
     begin(root)
     content = load(root) or {}
     now = {_key(path, root): [digest_of(path)] for path in paths}
@@ -106,7 +106,7 @@ def adopt(root: Location, paths: Iterable[Location]) -> None:
 
 
 def write_manifest(path: Location, content: dict[str, Any]) -> None:
-    """Write run.json, with the checksums that are kept in it now."""
+    """Write run.json with its present checksums."""
     with _lock:
         there = load(path.parent) or {}
         _write(path.parent, content | ({CHECKSUMS: there[CHECKSUMS]} if CHECKSUMS in there else {}))
@@ -132,7 +132,7 @@ def is_manifest(path: Location) -> bool:
 
 
 def sealing_root(path: Location) -> Location | None:
-    """The study that keeps the checksum of a file; None where none does."""
+    """The study that keeps the checksum of a file; None if none does."""
     for folder in itertools.islice(path.above(), _DEPTH):
         if (folder / SETTINGS).is_file() and (folder / MANIFEST).is_file():
             return folder
@@ -147,7 +147,7 @@ def _key(path: Location, root: Location) -> str:
 
 
 def expect(path: LocationLike, digest: str) -> None:
-    """Fix the checksum of a file that is about to be written; that of the file before stays valid."""
+    """Record the checksum of a file that is about to be written; that of the earlier file stays valid."""
     path = as_location(path)
     with _lock:
         root = None if is_manifest(path) else sealing_root(path)
@@ -160,12 +160,12 @@ def expect(path: LocationLike, digest: str) -> None:
 
 
 def fix(path: LocationLike) -> None:
-    """Fix the checksum of a file as it is now."""
+    """Record the checksum of a file as it is now."""
     expect(path, digest_of(path))
 
 
 def forget(path: LocationLike) -> None:
-    """Keep no checksum of a file any more: of one that is about to be written by other means, or removed."""
+    """Delete the checksum of a file that is about to be removed, or written by other means."""
     path = as_location(path)
     with _lock:
         root = sealing_root(path)
@@ -186,7 +186,7 @@ def digest_of(path: LocationLike) -> str:
 
 
 def state(path: LocationLike, digest: str | None = None) -> State:
-    """What its checksum says of a file that is there; ``digest`` spares reading it. Raises StoreError as ``load``."""
+    """The state of an existing file by its checksum; ``digest`` spares reading it. Raises StoreError as ``load`` does."""
     path = as_location(path)
     if is_manifest(path):
         content = load(path.parent)  # raises where it is damaged
@@ -212,7 +212,7 @@ def damaged(path: Location) -> StoreError:
 
 @contextlib.contextmanager
 def writing(path: LocationLike) -> Iterator[IO[bytes]]:
-    """A binary file to write to, whose checksum is fixed before it appears; it can't seek."""
+    """A binary file to write to, whose checksum is recorded before it appears; it can't seek."""
     path = as_location(path)
     with path.writing() as file:
         hashing = _Hashing(file)
@@ -221,7 +221,7 @@ def writing(path: LocationLike) -> Iterator[IO[bytes]]:
 
 
 class _Hashing(io.RawIOBase):
-    """A file that is hashed as it is written."""
+    """A file that is hashed while it is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,11 +1,11 @@
-"""Files of which only ranges are read: what they have in common."""
+"""The base class of files of which only ranges are read."""
 
 import io
 import os
 
 
 class Seekable(io.RawIOBase):
-    """A read-only file of ``size`` bytes with a position; kinds read from it in ``readinto``."""
+    """A read-only file of ``size`` bytes with a position; subclasses define ``readinto``."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calibration of first images within the stages: which spaces need predictions of train rows, and what is learned."""
+"""Calibration of first images: which spaces need predictions of train rows, and the fit of the calibration."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,17 +22,17 @@ from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant
 
 NETWORK = "calibration"
-"""The folder below ``networks`` of what a calibration learned."""
+"""The folder of a fitted calibration, below ``networks``."""
 
 
 def make_calibration(settings: Settings) -> Any:
-    """The calibration that settings name; cheap, nothing is loaded."""
+    """The calibration that settings name; nothing is loaded."""
     general, chosen = settings.general, settings.stage1.calibrate
     return kinds.kind_of("calibrations", chosen)(chosen, seed=general.seed, device=general.device)
 
 
 def check_calibration(run: Run) -> None:
-    """Raise SettingsError for a space that calibrates its decode, where first images are calibrated as well."""
+    """Raise SettingsError if both the feature space and ``stage1.calibrate`` learn from the same train rows."""
     if make_calibration(run.settings).calibrates and run.first_space.calibrates:
         raise SettingsError(
             f"stage1.calibrate, and the feature space {run.first_space.name} learns its decode from the same train rows",
@@ -41,7 +41,7 @@ def check_calibration(run: Run) -> None:
 
 
 def too_few(settings: Settings, images: int) -> str:
-    """Why first images are not calibrated, though settings ask for it; nothing where they are, or are not asked to."""
+    """Why first images are not calibrated although settings name a calibration; empty otherwise."""
     calibration = make_calibration(settings)
     if not calibration.calibrates or images >= calibration.least:
         return ""
@@ -52,14 +52,14 @@ def too_few(settings: Settings, images: int) -> str:
 
 
 def needs_train_rows(settings: Settings, space: Any, first: str | None, images: int) -> bool:
-    """Whether a space's predictions of train rows are needed, out of fold, with so many distinct train images."""
+    """Whether out-of-fold predictions of train rows of a space are needed; ``images`` counts distinct train images."""
     calibrated = space.name == first and make_calibration(settings).calibrates and not too_few(settings, images)
     decoded = space.name == settings.decoded_space
     return bool(space.calibrates or calibrated or decoded or generator_needs(settings, space.name, first))
 
 
 def generator_needs(settings: Settings, space: str, first: str | None) -> bool:
-    """Whether a generator learns from a space's predictions of train rows, or from the first images they give."""
+    """Whether a generator learns from a space's predictions of train rows, or from first images made of them."""
     kind: Any = kinds.kind_of("generators", settings.refine)
     if not getattr(kind, "learns", False):
         return False
@@ -90,7 +90,7 @@ def plan_calibration(planning: Planning, space: Any) -> Iterator[PlannedStage]:
 
 
 def _group_nbytes(n: int, shape: tuple[int, ...], chunk: int) -> int:
-    """Bytes of a group of decoded images that is being gathered, and of its chunk that is written."""
+    """Bytes of a group of decoded images, and of the chunk that is written from it."""
     rows = min(plan_chunks((n, *shape), np.uint8, chunk)[0], n)
     return 3 * rows * int(np.prod(shape))
 
@@ -105,7 +105,7 @@ def _reading_nbytes(planning: Planning) -> int:
 
 
 def learned_calibration(run: Run, variant: Variant, space: Any, context: Context) -> Any:
-    """The calibration of a variant, learned now or loaded; None where first images are left as they are."""
+    """The calibration of a variant, fitted now or loaded; None if first images are not calibrated."""
     calibration = make_calibration(run.settings)
     if not calibration.calibrates or too_few(run.settings, len(variant.train_images)):
         return None
@@ -127,7 +127,7 @@ def learned_calibration(run: Run, variant: Variant, space: Any, context: Context
 
 
 def found_calibration(run: Run, variant: Variant, space: Any, context: Context) -> Any:
-    """The calibration of a variant, learned before; None where first images are left as they are."""
+    """The calibration of a variant, fitted before; None if first images are not calibrated."""
     calibration = make_calibration(run.settings)
     if not calibration.calibrates or too_few(run.settings, len(variant.train_images)):
         return None
@@ -138,7 +138,7 @@ def found_calibration(run: Run, variant: Variant, space: Any, context: Context) 
 
 
 def made_of_calibration(run: Run, variant: Variant, space: Any) -> dict[str, Any]:
-    """All that decides what is learned, beside the settings: nothing of test rows."""
+    """All that decides the fit, besides the settings: no test rows."""
     return {
         "predictions": Store.open(variant.study.predictions(space.name, "train")).content,
         "space": space.made_of() | space.decode_made_of(),
@@ -148,7 +148,7 @@ def made_of_calibration(run: Run, variant: Variant, space: Any) -> dict[str, Any
 
 
 def notes_of(calibration: Any, settings: Settings, images: int) -> list[str]:
-    """Sentences for the report about how first images were calibrated, or why they were not though it was asked for."""
+    """Sentences for the report: how first images were calibrated, or why they were not although settings say so."""
     if calibration is None:
         return [sentence] if (sentence := too_few(settings, images)) else []
     if not calibration.record()["used"]:
@@ -157,7 +157,7 @@ def notes_of(calibration: Any, settings: Settings, images: int) -> list[str]:
 
 
 def _decoded(run: Run, variant: Variant, space: Any, made_of: dict[str, Any], context: Context) -> CalibrationData:
-    """First images of the train rows and the true images beside them, in stores that are there while it is learned."""
+    """First images of train rows and their true images, in stores that exist while the calibration is fitted."""
     predictions = Store.open(variant.study.predictions(space.name, "train"))
     stimuli = Store.open(run.study.stimuli("train"))
     shape = space.decoded_shape(image_shape(stimuli))
@@ -185,7 +185,7 @@ def _rows_of(store: Store, groups: list[int]) -> list[int]:
 
 
 def _shown(stimuli: Store, shown: Any, rows: range, shape: Any) -> Any:
-    """The images that some rows show, at the size and in the channels of first images, uint8 [rows, …]."""
+    """The stimuli of some rows at the size and with the channels of first images, uint8 [rows, …]."""
     different, places = np.unique(shown[rows.start : rows.stop], return_inverse=True)
     block = np.empty((len(rows), *shape), np.uint8)
     for place, images in ImageReader(stimuli).runs(different):
@@ -195,7 +195,7 @@ def _shown(stimuli: Store, shown: Any, rows: range, shape: Any) -> Any:
 
 
 def _fill(store: Store, images: Iterator[tuple[int, Any]], advance: Any) -> None:
-    """Write whole groups of rows from images that come in the order of their rows."""
+    """Write whole groups of rows from images in the order of their rows."""
     block = np.empty((min(store.chunk_rows, store.rows), *store.shape[1:]), np.uint8)
     for row, image in images:
         group = store.group_rows(row // store.chunk_rows)

@@ -1,4 +1,4 @@
-"""Do the data carry the images? Asked of train rows alone, before any training: a verdict in a minute."""
+"""A check of train betas before any training: whether they carry information about the images."""
 
 import contextlib
 import warnings
@@ -27,16 +27,16 @@ from leanrecon.study.voxels import read_areas
 Array = np.ndarray[Any, Any]
 
 MOST_ROWS = 1000
-"""Most train rows that are looked at; of more, whole images are drawn from the seed."""
+"""The most train rows that are used; of more, whole images are drawn at random from the seed."""
 
 MOST_VOXELS = 20_000
-"""Most voxels that are looked at; of more, some are drawn from the seed."""
+"""The most voxels that are used; of more, some are drawn at random from the seed."""
 
 SIDE = 16
-"""Longer side in pixels of the images that betas are matched with."""
+"""Longer side in pixels of the images that are predicted from betas."""
 
 FEWEST = 20
-"""Images below which betas and images are not matched."""
+"""The fewest images from which images are predicted."""
 
 OVERHEAD = 60 * 10**6
 """Bytes that SciPy and scikit-learn take when they are first used."""
@@ -44,7 +44,7 @@ OVERHEAD = 60 * 10**6
 
 @dataclass(frozen=True)
 class Match:
-    """How well betas tell images that were left out, beside betas and images paired at random."""
+    """How well betas identify left-out images, and the same with betas and images paired at random."""
 
     images: int
     correlation: float
@@ -64,20 +64,20 @@ class Match:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found; None where the data don't allow it, with the reason in ``notes``."""
+    """The results of a check; None where the data don't allow one, with the reason in ``notes``."""
 
     rows: int
     pairwise: Pairwise | None
     reliability: dict[str, Reliability]
-    """By area; "" is all voxels. Empty where no image was shown twice."""
+    """By area; "" is all voxels. Empty if no image was shown twice."""
     match: Match | None
     ceilings: Mapping[str, Any] | None
-    """Noise ceilings of areas, as the report has them; None where the noise of voxels is not known."""
+    """Noise ceilings of areas, as in the report; None if the noise of voxels is not known."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def answers(self) -> list[bool]:
-        """What each part that could be judged says."""
+        """The answer of each part that could be evaluated."""
         whole = self.reliability.get("")
         found = [self.pairwise and self.pairwise.above_chance, self.match and self.match.above_chance]
         found.append(whole.above_chance if whole is not None and whole.judged else None)
@@ -90,9 +90,9 @@ class Check:
         if not answers:
             return "Nothing can be said: too few images, and none was shown twice."
         if all(answers):
-            return "Yes: the betas carry the images."
+            return "Yes: the betas carry information about the images."
         if any(answers):
-            return "In part: some checks are above chance and others are not. See which before training."
+            return "In part: some checks are above chance and others are not. Find out why before training."
         return "No: nothing is above chance. Training would learn noise; check trials, images and their order first."
 
     def record(self) -> dict[str, Any]:
@@ -132,7 +132,8 @@ class Check:
 def check_study(study: Study, context: Context, *, labels: Path | None = None, pairs: int = 200) -> Check:
     """Check the train rows of a study whose stage dataset is complete.
 
-    ``labels`` is a text file of one category a train row, in the rows' order; without it pairs are of stimuli.
+    ``labels`` is a text file with one category for each train row, in the rows' order; without it each stimulus is a
+    category.
     Raises InputError for labels that don't fit, StoreError for an incomplete dataset, BudgetError before any work.
     """
     rows = Rows.read(study)
@@ -176,13 +177,13 @@ def check_study(study: Study, context: Context, *, labels: Path | None = None, p
 
 
 def keep_check(study: Study, found: Check) -> None:
-    """Keep what was found in the study, for its report."""
+    """Write the results into the study, for its report."""
     betas = Store.open(study.betas("train")).content
     write_json(study.check, {"betas": betas, "lines": found.lines()[:-1], "verdict": found.verdict}, indent=1)
 
 
 def kept_check(study: Study) -> dict[str, Any] | None:
-    """What was found of these very train rows; None where they were not checked. Warns of a damaged file."""
+    """The results for the present train rows; None if they were not checked. Warns of a damaged file."""
     try:
         known = read_record(study.check)
     except StoreError as error:
@@ -194,12 +195,12 @@ def kept_check(study: Study) -> dict[str, Any] | None:
 
 
 def check_nbytes(rows: int, voxels: int) -> int:
-    """Most bytes that a check takes, beside a chunk of betas."""
+    """The most bytes that a check takes, besides a chunk of betas."""
     return OVERHEAD + 3 * rows * voxels * 4 + 8 * rows * rows * 8 + rows * SIDE * SIDE * 3 * 8 * 6
 
 
 def _try(what: Any, name: str, notes: list[str]) -> Any:
-    """The result, or None with the reason among the notes where the data don't allow it."""
+    """The result, or None with the reason among the notes if the data don't allow it."""
     try:
         return what()
     except InputError as error:
@@ -219,7 +220,7 @@ def _labels(path: Path, rows: int) -> list[str]:
 
 
 def _chosen(stimulus: Array, seed: int) -> Array:
-    """All rows, ascending; of more than ``MOST_ROWS`` all rows of some images, which are drawn from the seed."""
+    """All rows, ascending; of more than ``MOST_ROWS``, all rows of some images, drawn at random from the seed."""
     if len(stimulus) <= MOST_ROWS:
         return np.arange(len(stimulus))
     counts = np.bincount(stimulus)
@@ -229,7 +230,7 @@ def _chosen(stimulus: Array, seed: int) -> Array:
 
 
 def _runs(train: Any, chosen: Array, stimulus: Array) -> Array:
-    """The run of every row; where runs are not known, the repeat of its image, so that repeats are held out."""
+    """The run of every row; if runs are not known, the number of its repeat, so that repeats are held out."""
     if train.run is not None:
         session = train.session or [0] * len(train)
         subject = train.subject or [""] * len(train)
@@ -245,11 +246,11 @@ def _runs(train: Any, chosen: Array, stimulus: Array) -> Array:
 def _reliability(
     study: Study, betas: Array, stimulus: Array, session: Array, voxels: Array, columns: int
 ) -> dict[str, Reliability]:
-    """How alike repeats are, area by area, and of all voxels last."""
+    """The reliability of repeats in each area, and in all voxels last."""
     if len(np.unique(stimulus)) == len(stimulus):
         return {}
     masks: dict[str, Array] = {}
-    with contextlib.suppress(InputError):  # voxels without areas: all of them are told of
+    with contextlib.suppress(InputError):  # voxels without areas: only all voxels
         masks = {name: mask[voxels] for name, mask in read_areas(study).items() if len(mask) == columns}
     masks[""] = np.ones(len(voxels), bool)
     found = {}
@@ -262,7 +263,7 @@ def _reliability(
 
 
 def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
-    """Predict small images from betas, images left out in turn, and tell each from the others."""
+    """Predict small images from betas, each image left out in turn, and identify it among the others."""
     shown, image_of_row = np.unique(stimulus, return_inverse=True)
     if len(shown) < FEWEST:
         raise InputError(f"{len(shown)} train images are too few to tell apart", expected=f"{FEWEST} or more")
@@ -288,7 +289,7 @@ def _match(study: Study, betas: Array, stimulus: Array, seed: int) -> Match:
 
 
 def _two_way(predicted: Array, true: Array) -> tuple[Array, Array]:
-    """For each image how often its prediction correlates more with it than with another one, and its correlation."""
+    """For each image: how often its prediction correlates more with it than with another one, and its correlation."""
     a = predicted - predicted.mean(axis=1, keepdims=True)
     b = true - true.mean(axis=1, keepdims=True)
     a /= np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)

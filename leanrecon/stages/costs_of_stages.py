@@ -1,4 +1,4 @@
-"""What each stage does beside memory, from the shapes that it plans with: alone in the driver, and shared by workers."""
+"""Operations, bytes and requests of each stage, from planned shapes: in the driver, and shared by workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> tuple[Cost, Cost]:
-    """Of a dataset's stores and small files, for so many areas, and of what its kind does beside; and what workers share."""
+    """The cost of the stage dataset: stores, small files for a number of ``areas``, and the work of its kind.
+
+    The second cost is the work that workers share.
+    """
     n = {"train": (data.n_train, data.train_images), "test": (data.n_test, data.test_images)}
     costs = [RUN, piece(1), files_made(5), AREAS * (2 if areas else 0), data.beside]
     shared = [data.shared]
@@ -48,18 +51,18 @@ def dataset_cost(data: DatasetPlan, chunk: int, areas: int) -> tuple[Cost, Cost]
 
 
 def pieces(products: int, planning: "Planning", variants: int) -> Cost:
-    """Of the records of a piece in so many variants, and in what joins the folds."""
+    """The cost of the records of a piece in a number of ``variants``, and of joined folds."""
     apart = variants if planning.data.folds else variants - 1
     return piece(products) * variants + OWN_RECORD * apart + piece(products) * planning.joins
 
 
 def begun(planning: "Planning") -> Cost:
-    """Of a stage that predicts or draws, before its first piece."""
+    """The cost of a stage that predicts or draws, before its first piece."""
     return STAGE + (AREAS if planning.settings.areas else Cost())
 
 
 def encoding_cost(space: Any, planning: "Planning") -> tuple[Cost, Cost]:
-    """Of one feature space: what the driver does, and what workers share."""
+    """The cost of one feature space: the driver's part, and the part that workers share."""
     shape, chunk = planning.image_shape, planning.chunk
     times = planning.folds if space.learns else 1
     dims, operations = space.dims(shape), _counted(space.cost(shape).operations, space.name)
@@ -89,9 +92,9 @@ def prediction_cost(
     fitted: bool,
     shares: bool,
 ) -> tuple[Cost, Cost]:
-    """Of the predictions of one feature space; ``fitted`` says whether an earlier space left its factor."""
+    """The cost of the predictions of one feature space; ``fitted`` says whether an earlier space kept its factor."""
     chunk, pairings = planning.chunk, shapes.pairings
-    folds, rows = planning.data.folds, sum(planning.split)  # with folds, a fold's rows lie scattered in one store
+    folds, rows = planning.data.folds, sum(planning.split)  # with folds, the rows of a fold are scattered in one store
     targets = (planning.images[0] if folds else shapes.s, shapes.t)
     betas = [(n, (rows if folds else n, shapes.p)) for n in (shapes.n, shapes.m)]
     of_fit = (
@@ -120,14 +123,14 @@ def prediction_cost(
 
 
 def _joined_predictions(shapes: RegressionShapes, planning: "Planning") -> Cost:
-    """Of the predictions of all folds in one store: each of its chunks reads the folds that it has rows of."""
+    """The cost of joining the predictions of all folds in one store: a chunk reads the folds of its rows."""
     whole, chunk, folds = (sum(planning.split), shapes.t), planning.chunk, planning.folds
     found = folds * (1 - (1 - 1 / folds) ** plan_chunks(whole, np.float32, chunk)[0])  # folds with rows in a chunk
     return store_made(whole, np.float32, chunk) + store_read(whole, np.float32, chunk, found) + Cost(gets=folds)
 
 
 def first_images_cost(space: Any, planning: "Planning", drawn: ImageShape) -> tuple[Cost, Cost]:
-    """Of first images, those of random pairings, and those of true features."""
+    """The cost of first images, those of random pairings, and those of true features."""
     shape, chunk, (_, m) = planning.image_shape, planning.chunk, planning.split
     folders = planning.variants + planning.folds * (planning.settings.evaluate.permutations + 1)
     each = (
@@ -141,12 +144,12 @@ def first_images_cost(space: Any, planning: "Planning", drawn: ImageShape) -> tu
 
 
 def _joined_images(drawn: ImageShape, planning: "Planning") -> Cost:
-    """Of the images of all folds in one folder."""
+    """The cost of joining the images of all folds in one folder."""
     return images_made(sum(planning.split), drawn, linked=True) * planning.joins
 
 
 def final_images_cost(planning: "Planning", generator: Any, drawn: ImageShape) -> tuple[Cost, Cost]:
-    """Of final images and those of the generator's baselines; without a generator first images are copied."""
+    """The cost of final images and those of the generator's baselines; without a generator, of copies."""
     (_, m), baselines = planning.split, len(planning.settings.refine.baselines)
     folders = planning.variants + planning.folds * baselines
     alone = begun(planning) + pieces(1, planning, planning.variants) + Cost(gets=folders)
@@ -163,16 +166,16 @@ def final_images_cost(planning: "Planning", generator: Any, drawn: ImageShape) -
 
 @dataclass(frozen=True)
 class Compared:
-    """What the stage evaluate compares in one fold."""
+    """The images and features that the stage evaluate compares in one fold."""
 
     drawn: Sequence[ImageShape]
-    """The shape of every folder of images, the study's own first and final ones at the beginning."""
+    """The shapes of all folders of images; the study's own first and final images come first."""
     own: int
-    """How many of these are the study's own, which the report shows too."""
+    """The number of the study's own folders, which the report shows too."""
     features: Sequence[tuple[int, int]]
     """Dims of every space that is compared, and how often: with all voxels, by area, and by random pairings."""
     nearest: int
-    """Dims of the space in which nearest train images are looked for; 0: none."""
+    """Dims of the space in which nearest train images are searched; 0: none."""
     shifts: int
     """Test images that are read twice, for the chance level."""
     judges: Sequence[Any]
@@ -183,12 +186,12 @@ class Compared:
 
 
 def comparison_cost(planning: "Planning", of: Compared) -> tuple[Cost, Cost]:
-    """Of the figures of all folds: what the driver compares, and the embeddings that workers share."""
+    """The cost of the scores of all folds: the driver's comparisons, and the embeddings that workers share."""
     from leanrecon.evaluation.plan import panel_rows
 
     shape, chunk, (_, m) = planning.image_shape, planning.chunk, planning.split
     train = (planning.images[0] if not planning.data.folds else sum(planning.split), *shape)
-    held = train[0] if planning.data.folds else m  # the store that a fold's test rows lie in, scattered
+    held = train[0] if planning.data.folds else m  # the store with the scattered test rows of a fold
     test = (held, *shape)
     seen = [images_read(m, drawn) for drawn in of.drawn]
     drawn_train = drawn_rows(m, train, chunk) * (2 if of.nearest else 1)

@@ -14,7 +14,7 @@ from leanrecon.study.settings import RESERVED
 from leanrecon.study.voxels import area_voxels
 
 _STAYS = 2
-"""A half of the bytes that captions take stays in the process: freed strings leave gaps. Measured: 53 %."""
+"""The share of the bytes of captions that stays in the process, because freed strings leave gaps. Measured: 53 %."""
 
 
 class DatasetStage:
@@ -23,10 +23,10 @@ class DatasetStage:
     name = "dataset"
 
     def check(self, run: Run) -> None:
-        """Raise SettingsError for areas of a dataset that has none."""
+        """Raise SettingsError for ``[areas]`` with a dataset without areas."""
         if run.settings.areas and not run.settings.dataset.has_areas:
             raise SettingsError(
-                "[areas]: dimensions of several subjects' data are in no area",
+                "[areas]: dimensions of several subjects' data have no area",
                 expected="no [areas] for the dataset kinds group and joined",
                 todo="align some areas alone (dataset.voxels of a group), or compare areas in the members' studies",
             )
@@ -58,14 +58,14 @@ class DatasetStage:
         area_voxels(run.study, settings.areas)  # unknown areas are refused before hours of work
 
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Does tasks of a kind of dataset that has some, on a worker."""
+        """Runs tasks of a dataset on a worker, if its kind has any."""
         dataset: Any = kinds.kind_of("datasets", run.settings.dataset)(run.settings.dataset)
         piece: Piece = dataset.piece(run.study, named, base_dir=run.base_dir, context=context)
         return piece
 
 
 def _check_test_sets(run: Run) -> None:
-    """Refuse a test set whose folder would be that of another variant."""
+    """Raise InputError for a test set with the name of another variant."""
     rows = Rows.read(run.study)
     named = rows["test"].test_set if "test" in rows else None  # with folds there is no such split
     for name in dict.fromkeys(named or ()):

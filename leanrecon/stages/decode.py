@@ -21,16 +21,16 @@ from leanrecon.study.network_copies import brought
 from leanrecon.study.variants import Variant, variants
 
 NETWORK = "decoder"
-"""The folder of a trained decoder below ``networks``."""
+"""The folder of a trained decoder, below ``networks``."""
 
 
 class DecodeStage:
-    """Trains the decoder of every variant and draws its first images; so for random pairings of betas and images."""
+    """Trains the decoder of every variant, and of random pairings, and draws their first images."""
 
     name = "decode"
 
     def check(self, run: Run) -> None:
-        """Settings were checked when they were read."""
+        """Nothing to check: settings were checked when they were read."""
 
     # Planning
 
@@ -85,7 +85,7 @@ class DecodeStage:
 
     @staticmethod
     def _inputs(run: Run, variant: Variant) -> tuple[Matrix, Matrix]:
-        """Train and test rows of what is decoded: betas, or predictions, where those of train rows are out of fold."""
+        """Train and test rows of the decoder's inputs: betas, or predictions (out-of-fold for train rows)."""
         space = run.settings.decoded_space
         if space is None:
             return variant.train_betas(), variant.test_betas()
@@ -95,7 +95,7 @@ class DecodeStage:
 
     @staticmethod
     def _order(variant: Variant, seed: int) -> Any:
-        """Which train row's image stands beside each train row of betas, int [n]."""
+        """The train row whose image is paired with each train row of betas, int [n]."""
         n = len(variant.train_rows)
         if variant.pairing is None:
             return np.arange(n)

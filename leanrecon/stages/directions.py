@@ -1,4 +1,4 @@
-"""Directions that a map is made of: a number of a feature space, or the luminance of a pixel."""
+"""Directions of maps: one dimension of a feature space, or the luminance of a pixel."""
 
 import re
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from leanrecon.validation import nearest
 Array = np.ndarray[Any, Any]
 
 LUMINANCE = "luminance"
-"""How a pixel's luminance is named, as in ``luminance:ROW,COLUMN``."""
+"""The prefix of a pixel's luminance, as in ``luminance:ROW,COLUMN``."""
 
 _PLACE = re.compile(r"(?P<space>[^:]+):(?P<row>\d{1,18})(,(?P<column>\d{1,18}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A number of the rows of a feature space, or a pixel of the images."""
+    """One dimension of a feature space, or a pixel of the images."""
 
     space: str
     """Name of the feature space; "luminance" for a pixel."""
     place: tuple[int, ...]
-    """The number, from 0; row and column of a pixel."""
+    """The number of the dimension, from 0; or row and column of a pixel."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -80,7 +80,7 @@ def read_directions(variant: Variant, directions: Sequence[Direction], spaces: d
 
 
 def reading_nbytes(variant: Variant, directions: Sequence[Direction], spaces: dict[str, Any]) -> int:
-    """Most bytes that ``read_directions`` takes."""
+    """The most bytes that ``read_directions`` takes."""
     scratch = 0
     for one in directions:
         source = _stimuli(variant) if one.is_pixel else variant.train_features(one.space, spaces[one.space].learns)

@@ -1,6 +1,6 @@
-"""The stage evaluate: figures of all reconstructions beside baselines, and the report.
+"""The stage evaluate: scores of all reconstructions and baselines, and the report.
 
-It alone looks at test stimuli, and it only reads: all images that it compares were drawn by earlier stages.
+Only this stage reads test stimuli. It draws nothing: earlier stages drew all images that it compares.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,16 +34,16 @@ from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants, whole_brain
 
 FORMAT = 4
-"""Version of the figures: raised when one of them is computed in another way."""
+"""Version of the scores: raised when one of them is computed differently."""
 
 REPORT_NBYTES = 25_000
-"""Bytes that a test image takes in the report, if it is shown there."""
+"""Bytes of a test image in the report, if it is shown there."""
 
 _FLOAT = 4  # bytes
 
 
 class EvaluateStage:
-    """Measures every fold with its baselines and areas, and writes metrics.json, scores.csv and the report."""
+    """Scores every fold with its baselines and areas, and writes metrics.json, scores.csv and the report."""
 
     name = "evaluate"
 
@@ -72,7 +72,7 @@ class EvaluateStage:
 
     @staticmethod
     def _compared(planning: Planning, shapes: EvaluateShapes, judges: Sequence[Judge]) -> Compared:
-        """What is compared in a fold: the study's own images come first."""
+        """The comparisons of a fold: the study's own images come first."""
         settings, pairings = planning.settings, planning.settings.evaluate.permutations
         own, areas = list(shapes.pictures), len(settings.areas)
         first, refined = own[0], make_generator(settings).refines
@@ -154,7 +154,7 @@ class EvaluateStage:
     def _evaluation(
         run: Run, whole: Variant, folds: Sequence[Fold], judges: Sequence[Judge], context: Context
     ) -> Evaluation:
-        """Figures of all folds, or of each test set by itself."""
+        """Scores of all folds, or of each test set by itself."""
         settings = run.settings.evaluate
         if not whole.test_sets:
             return evaluate(folds, settings, context, judges=judges, n_folds=run.settings.dataset.folds)
@@ -163,7 +163,7 @@ class EvaluateStage:
 
     @staticmethod
     def _are_current(run: Run, every: Sequence[Variant], made_of: str) -> bool:
-        """Whether all figures and embeddings are there and are those of the present stores."""
+        """Whether all scores and embeddings exist and belong to the present stores."""
         studies = [variant.study for variant in whole_brain(every)]
         studies += [run.study.variant(name) for name in list(dict.fromkeys(every[0].test_sets))[1:]]
         folders = [study.embeddings / name for study in studies for name in run.settings.judges]
@@ -173,15 +173,15 @@ class EvaluateStage:
 
     @staticmethod
     def _notes(run: Run, every: Sequence[Variant], n_test: int) -> list[str]:
-        """What a reader must know of the kinds that were used, and of how images were compared."""
+        """Notes for the reader about the kinds that were used and how images were compared."""
         preset, blend = run.settings.evaluate.preset, run.settings.evaluate.blend
         notes = [*notes_of(run, every), *protocols.notes(preset, run.settings.judges, n_test)]
         return [*notes, f"Final images are judged with {blend:.0%} of first images mixed in."] if blend else notes
 
     def report(self, run: Run) -> None:
-        """Write report.html again from what a study holds.
+        """Write report.html again from the scores and images of a study.
 
-        Raises StoreError while its stores are not complete, or where its figures are of an earlier state of them.
+        Raises StoreError if its stores are not complete, or if its scores belong to an earlier state of them.
         """
         every = variants(run.study, run.settings)
         judged = (read_record(run.study.metrics) or {}).get("judges") or {}
@@ -192,7 +192,7 @@ class EvaluateStage:
 
 
 def make_judges(settings: Settings) -> list[Any]:
-    """The judges that settings name; cheap, no weights are loaded."""
+    """The judges that settings name; no weights are loaded."""
     return [
         kinds.kind_of("judges", judge)(judge, name=name, device=settings.general.device)
         for name, judge in settings.judges.items()
@@ -200,7 +200,7 @@ def make_judges(settings: Settings) -> list[Any]:
 
 
 def figures_made_of(run: Run, every: Sequence[Variant], judges: dict[str, str]) -> str:
-    """A fingerprint of all that decides the figures; raises StoreError unless all that is compared is complete."""
+    """A fingerprint of all that decides the scores; raises StoreError unless all that is compared is complete."""
     refines = make_generator(run.settings).refines
     return fingerprint(
         {

@@ -1,6 +1,6 @@
-"""The stage evaluate of studies without images: figures of predicted features, and a report of them.
+"""The stage evaluate of studies without images: scores of predicted features, and their report.
 
-As the stage for images it only reads, and it alone looks at the true features of test rows.
+Only this stage reads the true features of test rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ from leanrecon.stores.store import Store
 from leanrecon.study.variants import Variant, variants, whole_brain
 
 FORMAT = 1
-"""Version of the figures: raised when one of them is computed in another way."""
+"""Version of the scores: raised when one of them is computed differently."""
 
 
 class EvaluateFeaturesStage:
-    """Measures the predictions of every fold and area, and writes metrics.json, scores.csv and the report."""
+    """Scores the predictions of every fold and area, and writes metrics.json, scores.csv and the report."""
 
     name = "evaluate"
 
     def check(self, run: Run) -> None:
-        """Settings were checked when they were read."""
+        """Nothing to check: settings were checked when they were read."""
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (n, m) = planning.settings, planning.split
@@ -66,14 +66,14 @@ class EvaluateFeaturesStage:
         write_feature_page(run, every)
 
     def report(self, run: Run) -> None:
-        """Write report.html again; raises StoreError where the study's figures are of an earlier state."""
+        """Write report.html again; raises StoreError if the study's scores belong to an earlier state."""
         every = variants(run.study, run.settings)
         require_current(run, self._made_of(run, every))
         write_feature_page(run, every)
 
     @staticmethod
     def _made_of(run: Run, every: Sequence[Variant]) -> str:
-        """A fingerprint of all that decides the figures; raises StoreError unless all that is compared is complete."""
+        """A fingerprint of all that decides the scores; raises StoreError unless all that is compared is complete."""
         contents = {variant.name or "study": dict(_contents(run, variant)) for variant in every}
         evaluate = {"resamples": run.settings.evaluate.resamples}
         seed = run.settings.general.seed
@@ -81,7 +81,7 @@ class EvaluateFeaturesStage:
 
 
 def feature_folds(run: Run, every: Sequence[Variant]) -> Iterator[FeatureFold]:
-    """All that is compared of every fold, or of the one split."""
+    """All that is compared in every fold, or in the one split."""
     whole = whole_brain(every)
     pool = shared_pool(whole)
 

@@ -1,4 +1,4 @@
-"""Maps of a study as files in the space of its data: NIfTI volumes, or vectors of the vertices of hemispheres."""
+"""Maps of a study as files in the space of its data: NIfTI volumes, or vectors over the vertices of hemispheres."""
 
 import json
 import re
@@ -18,30 +18,30 @@ from leanrecon.stores.store import Store
 Array = np.ndarray[Any, Any]
 
 RECORD = "maps.json"
-"""What each file shows, and the betas that they are of."""
+"""The file that records the contents of each map, and the betas that they belong to."""
 
 
 def export_maps(
     run: Run, folder: LocationLike, names: Sequence[str] = (), variant: str = "", *, overwrite: bool = False
 ) -> list[str]:
-    """Write maps into a folder, and what they show into its maps.json; returns the names of the files.
+    """Write maps into a folder, and their contents into its maps.json; returns the names of the files.
 
-    Maps of the same study that are there are replaced, and others of it are kept. Raises InputError where the voxels of
-    the study have no space, for maps that it does not have, and for a folder that holds anything else, unless
-    ``overwrite``; BudgetError before any work is done.
+    Existing maps of the same study are replaced, and its other maps are kept. Raises InputError if the voxels have no
+    positions, for maps that the study does not have, and for a folder with other files, unless ``overwrite``;
+    BudgetError before any work is done.
     """
     space, out = read_space(run.study), as_location(folder)
     betas = Store.open(run.study.betas("train"))
     if space.voxels != betas.columns:
         raise InputError(
-            f"{run.study.voxels} tells of {space.voxels} voxels and the betas have {betas.columns}",
+            f"{run.study.voxels} has {space.voxels} voxels and the betas have {betas.columns}",
             todo="run the stage dataset again with --overwrite",
         )
     record = _record_of(out, betas.content, overwrite)
     masks: dict[str, Array] = {}
     written = []
     for made in make_maps(run, names, variant, beside=space.nbytes + 8 * space.voxels):
-        _write_record(out, record)  # first, so that whatever is there is known to be of this study
+        _write_record(out, record)  # first, so that files of a killed run are known to belong to this study
         if made.name.startswith(AREA):
             masks[made.name.removeprefix(AREA)] = made.values
             continue
@@ -55,7 +55,7 @@ def export_maps(
 
 
 def file_name(name: str) -> str:
-    """The name of a map as that of a file: ``pattern-luminance-12-40`` of ``pattern:luminance:12,40``."""
+    """The file name of a map: ``pattern-luminance-12-40`` for ``pattern:luminance:12,40``."""
     return re.sub(r"[^\w.+-]", "-", name)
 
 
@@ -65,7 +65,7 @@ def _noted(record: dict[str, Any], file: str, made: Map) -> str:
 
 
 def _write_areas(space: Space, out: Location, masks: Mapping[str, Array], record: dict[str, Any]) -> list[str]:
-    """One label image with a table of its numbers; where areas overlap, a mask an area in a folder of their own."""
+    """Write one label image with a table of its numbers; if areas overlap, one mask for each area in a folder."""
     if np.sum([*masks.values()], axis=0).max() > 1:
         files = []
         for name, mask in masks.items():
@@ -79,12 +79,12 @@ def _write_areas(space: Space, out: Location, masks: Mapping[str, Array], record
     space.write(out, "areas", labels)
     lines = ["index\tname", *(f"{number}\t{name}" for number, name in enumerate(masks, start=1))]
     (out / "areas.tsv").write_text("\n".join(lines) + "\n")
-    shows = Map("areas", labels, {"shows": "the number of the area of each voxel, as areas.tsv names it"})
+    shows = Map("areas", labels, {"shows": "the number of the area of each voxel, listed in areas.tsv"})
     return [*(_noted(record, file, shows) for file in space.files("areas")), "areas.tsv"]
 
 
 def _record_of(out: Location, content: str, overwrite: bool) -> dict[str, Any]:
-    """The record of maps of these betas in a folder; raises InputError where it holds anything else."""
+    """The record of maps of these betas in a folder; raises InputError if it holds other files."""
     there = read_json(out / RECORD)
     if isinstance(there, dict) and there.get("betas") == content and isinstance(there.get("maps"), dict):
         return there

@@ -1,4 +1,4 @@
-"""The figures of a study for a paper: all scores as CSV, and every plot of the report as SVG and PNG."""
+"""Figures and tables of a study for a paper: all scores as CSV, and every plot of the report as SVG and PNG."""
 
 import csv
 import io
@@ -25,10 +25,10 @@ TABLE = "scores.csv"
 IMAGES = "images.png"
 
 COLUMNS = ("of", "name", "metric", "metric_name", "value", "low", "high", "chance")
-"""The columns of the table: low and high are the ends of a 95 % interval."""
+"""The columns of the table: low and high are the bounds of the 95 % interval."""
 
 SIDE, GAP = 192, 8
-"""Pixels of an image's longer side, and between two, on the sheet of images."""
+"""Pixels of an image's longer side on the sheet of images, and of the gap between two images."""
 
 _GROUPS = ("final", "stage1", "baselines", "upper_bounds", "features", "areas", "subjects", "similarity")
 
@@ -36,7 +36,7 @@ _GROUPS = ("final", "stage1", "baselines", "upper_bounds", "features", "areas", 
 def export_figures(run: Run, folder: LocationLike, *, overwrite: bool = False) -> list[str]:
     """Write the scores, plots and best, middle and worst images of a study into a folder; returns the files' names.
 
-    Raises StoreError for a study that was not evaluated, InputError for a folder that holds anything, unless
+    Raises StoreError for a study that was not evaluated, InputError for a folder that is not empty, unless
     ``overwrite``.
     """
     to = as_location(folder)
@@ -56,7 +56,7 @@ def export_figures(run: Run, folder: LocationLike, *, overwrite: bool = False) -
 
 
 def rows_of(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A line for each score of metrics.json: of final and first images, baselines, upper bounds, features, areas …"""
+    """One row for each score of metrics.json: of final and first images, baselines, upper bounds, features, areas …"""
     for group in _GROUPS:
         yield from _scores(group, (), metrics.get(group))
 
@@ -84,7 +84,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
 
 
 def _sheet(run: Run, whole: Any) -> bytes | None:
-    """The best, middle and worst test images: above those seen, below the first and the final images. None without images."""
+    """A sheet of the best, middle and worst test images: stimuli above first and final images. None without images."""
     from PIL import Image
 
     if not run.settings.dataset.has_images:
@@ -108,6 +108,6 @@ def _sheet(run: Run, whole: Any) -> bytes | None:
 
 
 def _shown(image: Array) -> Array:
-    """An image in RGB, at the size of the sheet."""
+    """An image in RGB at the size for the sheet."""
     height, width, channels = image.shape
     return with_channels(resize(image, fitted_into((height, width, channels), SIDE)), 3)

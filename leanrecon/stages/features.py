@@ -1,4 +1,4 @@
-"""The stage features: every image, or its captions, as rows of numbers of each feature space."""
+"""The stage features: one row of each feature space for every image, from the image or its captions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ _FLOAT = 4  # bytes
 
 
 class FeaturesStage:
-    """Encodes each image once, for every feature space and, where a space learns, for every fold."""
+    """Encodes each image once for every feature space, and once for every fold if the space is fitted."""
 
     name = "features"
 
     def check(self, run: Run) -> None:
-        """Refuse weights that don't fit their settings; missing ones are refused for all stages together."""
+        """Raise InputError for weights that don't match their settings; missing ones are reported elsewhere."""
         for space in run.spaces.values():
             check_weights(space)
 
@@ -85,7 +85,7 @@ class FeaturesStage:
             space.release()
 
     def _encode(self, run: Run, space: Any, variant: Variant) -> None:
-        """Fit and encode for one variant: for every fold of a space that learns, else once."""
+        """Fit and encode one variant: every fold of a space that is fitted, else once."""
         study, name = variant.features(space.learns), space.name
         splits = ("train",) if run.settings.dataset.folds else ("train", "test")
         stores = [study.features(name, split) for split in splits]
@@ -120,7 +120,7 @@ class FeaturesStage:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of a split, and where their features go."""
+    """The images of a split, and the store of their features."""
 
     name: str
     path: Location
@@ -162,10 +162,10 @@ def _caption_piece(
 
 
 _PIECES = {"images": _image_piece, "captions": _caption_piece}
-"""What workers do; rows that lie in files are read by this process."""
+"""The functions that workers run; rows from files are read by the driver."""
 
 _ENCODERS = {"images": _encode_images, "captions": _encode_captions, "ids": _read_rows}
-"""How the features of a split are made, by what a space takes."""
+"""How the features of a split are made, by the input of a space."""
 
 
 def _plan_images(planning: Planning, space: Any) -> tuple[int, int, str]:
@@ -199,17 +199,17 @@ def _plan_rows(planning: Planning, space: Any) -> tuple[int, int, str]:
 
 
 _PLANS = {"images": _plan_images, "captions": _plan_captions, "ids": _plan_rows}
-"""Bytes of memory and of disk that this takes, and a summary."""
+"""Bytes of memory and of disk, and a summary."""
 
 
 def _stores_nbytes(planning: Planning, space: Any) -> int:
-    """Bytes of the stores of a space, one for each fold where it learns."""
+    """Bytes of the stores of a space, one for each fold if the space is fitted."""
     times, dims = planning.folds if space.learns else 1, space.dims(planning.image_shape)
     return times * sum(store_nbytes((n, dims), np.float32, planning.chunk) for n in planning.images if n)
 
 
 def check_weights(space: Any) -> None:
-    """Raise InputError where the weights of a feature space don't fit its settings; reads headers and configs only."""
+    """Raise InputError if the weights of a feature space don't match its settings; reads only headers and configs."""
     if (check := getattr(space, "check", None)) is not None:
         check()
 
@@ -221,7 +221,7 @@ def unconditional_spaces(settings: Settings) -> set[str]:
 
 
 def staying_nbytes(spaces: list[Any], shape: Any) -> int:
-    """Bytes that stay in the process once these spaces were used: libraries, and what they learned."""
+    """Bytes that stay in the process after these spaces were used: libraries, and fitted parameters."""
     libraries = {space.library for space in spaces if space.library}
     networks = max((LIBRARY_NBYTES[name] for name in libraries if name != "sklearn"), default=0)
     learning = LIBRARY_NBYTES["sklearn"] if "sklearn" in libraries else 0

@@ -1,4 +1,4 @@
-"""What the stages evaluate, of images and of features alone, have in common: how figures are kept, and notes beside them."""
+"""Common parts of the two stages evaluate, of images and of features alone: files of scores, and notes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,16 +18,16 @@ from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, whole_brain
 
 SCORES_NBYTES = 800
-"""Bytes that a test row takes in the table of scores."""
+"""Bytes of a test row in the table of scores."""
 
 
 class Figures(Protocol):
-    """Figures of all test rows and of each fold."""
+    """Scores of all test rows and of each fold."""
 
     metrics: dict[str, Any]
-    """What metrics.json holds."""
+    """The content of metrics.json."""
     folds: list[dict[str, Any]]
-    """The figures of each fold alone; empty without folds."""
+    """The scores of each fold alone; empty without folds."""
 
     @property
     def columns(self) -> list[str]:
@@ -35,14 +35,14 @@ class Figures(Protocol):
 
 
 def are_current(run: Run, every: Sequence[Variant], made_of: str, files: Iterable[Location]) -> bool:
-    """Whether figures of these stores are there, with the table of scores, those of every fold, and further ``files``."""
+    """Whether scores of these stores exist: of the study, of every fold, as a table, and in further ``files``."""
     study = run.study
     kept = [study.scores, *(variant.study.metrics for variant in whole_brain(every)), *files]
     return all(path.exists() for path in kept) and not run.overwrite and _made_of(run) == made_of
 
 
 def require_current(run: Run, made_of: str) -> None:
-    """Raise StoreError where the study has no figures, or those of an earlier state of its stores."""
+    """Raise StoreError if the study has no scores, or those of an earlier state of its stores."""
     there = _made_of(run)
     if there != made_of:
         raise StoreError(
@@ -60,9 +60,9 @@ def write_figures(
     made_of: str,
     notes: Sequence[str],
 ) -> None:
-    """Write all figures, metrics.json of the study last: its presence says that all is done.
+    """Write all scores, and metrics.json of the study last: its presence means that all is done.
 
-    ``rows`` are those of the table of scores; ``vectors`` hold one number a feature by the file that they go to.
+    ``rows`` are those of the table of scores; ``vectors`` hold one number for each feature, by file.
     """
     study, whole = run.study, whole_brain(every)
     about = {"versions": versions(), "simulated": run.settings.dataset.located(run.base_dir).simulated}
@@ -83,7 +83,7 @@ def _made_of(run: Run) -> Any:
 
 
 def notes_of(run: Run, every: Sequence[Variant]) -> list[str]:
-    """What a reader of the report must know about the kinds that were used, and about what they learned."""
+    """Notes for the reader of the report about the kinds that were used and what was fitted."""
     return [*_settings_notes(run.settings), *_learned_notes(whole_brain(every), run.settings)]
 
 
@@ -103,7 +103,7 @@ def _settings_notes(settings: Settings) -> list[str]:
 
 
 def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str]:
-    """What regressors and the calibration of first images noted in their records; of folds each sentence once."""
+    """Notes of regressors and of the calibration of first images; each sentence of several folds once."""
     of_spaces = {f"regression {name}": f"Regression of {name}: {{}}." for name in settings.regression}
     for stage, form in {**of_spaces, "stage1": "{}", "decode": "End-to-end decoder: {}."}.items():
         told: dict[str, int] = {}
@@ -115,7 +115,7 @@ def _learned_notes(whole: Sequence[Variant], settings: Settings) -> Iterator[str
 
 
 def _compared_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
-    """A note where an end-to-end decoder learned to match features of the same network, or family, as a judge's."""
+    """A note if an end-to-end decoder was trained on features of the same network, or family, as a judge's."""
     compared = getattr(settings.decode, "comparator", None)
     if not isinstance(compared, BaseModel):
         return
@@ -127,13 +127,13 @@ def _compared_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
     groups = [group for group in ("features", "judges") if own["kind"] in kinds.names(group)]
     if named or (family and any(getattr(kinds.get(g, own["kind"]), "family", None) == family for g in groups)):
         yield (
-            f"The judge {name} judges by a network that the decoder was trained to please, or by one of its family: its "
+            f"The judge {name} uses a network that the decoder was trained on, or one of the same family: its "
             "scores prove nothing."
         )
 
 
 def _guided_notes(settings: Settings, name: str, judge: Any) -> Iterator[str]:
-    """A note where the generator was guided by features of the same network family as a judge."""
+    """A note if the generator was guided by features of the same network family as a judge."""
     family = getattr(kinds.kind_of("judges", judge), "family", None)
     generator = kinds.kind_of("generators", settings.refine)
     roles = generator.roles(settings.refine).values()

@@ -1,4 +1,4 @@
-"""What the stage evaluate compares, read from a study: every fold with its baselines, upper bounds and areas."""
+"""The images and features that the stage evaluate compares: every fold with its baselines, upper bounds and areas."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ def of_areas(whole: Variant, every: Sequence[Variant]) -> dict[str, Variant]:
 
 
 def folds_of(run: Run, every: Sequence[Variant], *, refines: bool, judged: bool) -> Iterator[Fold]:
-    """All that is compared of every fold, or of the one split; ``refines`` says whether there are final images."""
+    """All that is compared in every fold, or in the one split; ``refines`` says whether there are final images."""
     whole = whole_brain(every)
     pool = shared_pool(whole)
     for variant in whole:
@@ -35,7 +35,7 @@ def folds_of(run: Run, every: Sequence[Variant], *, refines: bool, judged: bool)
 
 
 def test_sets_of(whole: Variant, fold: Fold) -> dict[str, Fold]:
-    """The fold of a study with several test sets by test set, the one of the first row first."""
+    """The one fold of a study with several test sets, divided by test set, in the order of their first rows."""
     sets, learned = whole.test_sets, set(whole.train_names)
     found = {}
     for number, name in enumerate(dict.fromkeys(sets)):
@@ -53,7 +53,7 @@ class Pool:
 
     images: Array
     shared: dict[str, Matrix] = field(default_factory=dict)
-    """Their features in spaces that learn nothing of a fold: one matrix for all folds."""
+    """Their features in spaces that are not fitted to a fold: one matrix for all folds."""
 
     def features(self, space: Any, store: Store) -> Matrix:
         if space.learns:
@@ -62,7 +62,7 @@ class Pool:
 
 
 def shared_pool(whole: Sequence[Variant]) -> Pool | None:
-    """The test images of all folds together; None where there is one split."""
+    """The test images of all folds together; None if there is one split."""
     return Pool(np.concatenate([variant.test_images for variant in whole])) if len(whole) > 1 else None
 
 
@@ -124,7 +124,7 @@ def _contents(run: Run, variant: Variant, *, refines: bool) -> Iterator[tuple[st
 
 
 def _weights(variant: Variant) -> dict[str, float]:
-    """The mean weight of each group of features, where a feature space learned weights for its decoded images."""
+    """The mean weight of each group of features, if a feature space has fitted weights for its decoded images."""
     weights: dict[str, float] = stage_record(variant.study, "stage1").get("weights", {})
     return weights
 

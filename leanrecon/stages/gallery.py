@@ -1,4 +1,4 @@
-"""Pictures that predictions are looked up among: a folder of images, a store of images, or a store of features."""
+"""The gallery of `leanrecon retrieve`: a folder of images, a store of images, or a store of features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from leanrecon.stores.store import Store, remove
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 MOST_PIXELS = 100_000_000
-"""Pixels of a picture at most; larger ones are refused before they are decoded."""
+"""The most pixels of a picture; larger ones are refused before they are decoded."""
 
 _FLOAT = 4
 
@@ -32,11 +32,11 @@ class Gallery:
 
     names: list[str]
     source: Any
-    """The files, a store of images, or None where only features are given."""
+    """The files, a store of images, or None if only features are given."""
     features: Store
 
     def picture(self, number: int) -> Array | None:
-        """One picture, uint8 [height, width, channels]; None where there are only features."""
+        """One picture, uint8 [height, width, channels]; None if there are only features."""
         if isinstance(self.source, list):
             return read_picture(self.source[number])
         if self.source is None:
@@ -49,8 +49,8 @@ class Gallery:
 def open_gallery(path: Path, space: Any, shape: ImageShape, folder: Location, context: Context) -> Gallery:
     """The gallery at a path, with its features in ``space`` under ``folder``, which a stopped run continues.
 
-    Pictures of a folder are brought to ``shape``, that of the study's stimuli. Raises InputError for a path that holds
-    no pictures, or features of another length.
+    Pictures of a folder are resized to ``shape``, that of the study's stimuli. Raises InputError for a path without
+    pictures, or with features of another length.
     """
     if not path.exists():
         raise InputError(
@@ -89,7 +89,7 @@ def _of_store(store: Store, space: Any, shape: ImageShape, folder: Location, con
 
 
 def read_picture(file: Path) -> Array:
-    """One picture of a file as uint8 [height, width, 3]; raises InputError for what is none."""
+    """The picture in a file as uint8 [height, width, 3]; raises InputError for other files."""
     from PIL import Image
 
     try:
@@ -149,7 +149,7 @@ def _encode(space: Any, files: list[Path], rows: range, shape: ImageShape) -> Ar
         raise InputError(
             f"the feature space {space.name} gave NaN or infinite numbers for {files[rows.start]} or after it",
             expected="finite features",
-            todo='look at that picture; a network in float16 may need precision = "float32"',
+            todo='check that picture; a network in float16 may need precision = "float32"',
         )
     return encoded
 

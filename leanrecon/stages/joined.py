@@ -1,7 +1,7 @@
 """Predictions and images of all folds as one array or folder, in the order of the rows.
 
-Each fold keeps its own below ``variants/``. Beside them the study, and each area, holds all rows: row i of
-``betas/train.zarr`` is row i here, as every row is tested in just one fold.
+Each fold keeps its own below ``variants/``. The study, and each area, also holds all rows: row i of
+``betas/train.zarr`` is row i here, because every row is tested in exactly one fold.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _FLOAT = 4  # bytes
 
 
 def joined(every: Sequence[Variant]) -> list[tuple[Variant, list[Variant]]]:
-    """What joins the folds, with all voxels and by area, each with its folds; nothing where there are no folds."""
+    """The variants that join folds, with all voxels and by area, each with its folds; empty without folds."""
     folds: dict[str, list[Variant]] = {}
     for variant in every:
         if variant.fold is not None:
@@ -39,7 +39,7 @@ def joined(every: Sequence[Variant]) -> list[tuple[Variant, list[Variant]]]:
 
 
 def join_nbytes(rows: int, dims: int, chunk: int) -> int:
-    """Bytes that joining predictions [rows, dims] takes: a chunk, what a fold has of it, and what reading that takes."""
+    """Bytes of joining predictions [rows, dims]: a chunk, a fold's part of it, and reading that part."""
     height, width = plan_chunks((rows, dims), np.float32, chunk)
     return 5 * height * width * _FLOAT + chunk + 2_000_000
 
@@ -47,8 +47,8 @@ def join_nbytes(rows: int, dims: int, chunk: int) -> int:
 def join_predictions(run: Run, every: Sequence[Variant], space: str) -> None:
     """Write the predictions of all folds as one store [rows, dims].
 
-    A space that learns has features of its own in each fold: row i is in those of the fold that tested it, and NaN
-    where that fold has fewer of them than another.
+    A space that is fitted has different features in each fold: row i has those of the fold that tested it, and NaN
+    where that fold has fewer features than another.
     """
     for whole, folds in joined(every):
         path = whole.study.predictions(space)
@@ -96,7 +96,7 @@ def _made_of(parts: Sequence[Store] | Sequence[Pictures], folds: Sequence[Varian
 
 
 def _fill(store: Store, folds: Sequence[Matrix], rows: Sequence[Array], context: Context) -> None:
-    """Write the missing chunks; ``rows`` says of each fold which row of the store each of its rows is, ascending."""
+    """Write the missing chunks; ``rows`` holds, for each fold, the store's row of each of its rows, ascending."""
     context.require(context.label, join_nbytes(store.rows, store.columns, context.chunk))
     missing = store.missing()
     total = store.row_groups * store.column_groups

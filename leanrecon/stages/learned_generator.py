@@ -1,4 +1,4 @@
-"""What a generator learns from train rows, before it draws: which predictions it needs of them, and the learning."""
+"""The fit of a generator to train rows before it draws, and the predictions of train rows that it needs."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def learns(settings: Settings) -> bool:
 
 
 def plan_learning(planning: Planning, generator: Any) -> int:
-    """Bytes of memory that the learning takes beside what the process holds."""
+    """Bytes of memory of the fit, beyond what the process holds."""
     settings, (n, _), shape, chunk = planning.settings, planning.split, planning.image_shape, planning.chunk
     first = planning.first_space
     images = min(n, planning.images[0])
@@ -69,7 +69,7 @@ def plan_learning(planning: Planning, generator: Any) -> int:
 
 
 def learn_generator(run: Run, variant: Variant, generator: Any, context: Context) -> str:
-    """Let the generator learn from a variant's train rows, or load what it learned; returns a fingerprint of it all."""
+    """Fit the generator to a variant's train rows, or load an earlier fit; returns a fingerprint of it."""
     made_of = _made_of(run, variant, generator)
     folder = brought(variant.study.network(GENERATOR))
     labelled = context.named(f"{variant.label}refine, train rows")
@@ -82,14 +82,14 @@ def learn_generator(run: Run, variant: Variant, generator: Any, context: Context
 
 
 def find_generator(run: Run, variant: Variant, generator: Any, context: Context) -> None:
-    """Load what the generator learned before from a variant's train rows; raises StoreError where it did not."""
+    """Load an earlier fit of the generator to a variant's train rows; raises StoreError if there is none."""
     folder = variant.study.network(GENERATOR)
     if not generator.find(folder.local_path(), _made_of(run, variant, generator), context):
         raise StoreError(f"{folder} lacks what the generator learned", todo="run the same command again")
 
 
 def _made_of(run: Run, variant: Variant, generator: Any) -> dict[str, Any]:
-    """All that decides what is learned: nothing of test rows."""
+    """All that decides the fit: no test rows."""
     settings = run.settings.refine
     made_of: dict[str, Any] = {
         "refine": generator.made_of(),
@@ -150,7 +150,7 @@ def _shapes(train: TrainRows) -> LearningShapes:
 
 
 def _first(run: Run, variant: Variant, rows: list[int], shape: ImageShape, context: Context) -> Array:
-    """First images of train rows from predictions without their images, calibrated as those of test rows are."""
+    """First images of train rows, from predictions without their images, calibrated like those of test rows."""
     space = run.first_space
     space.load(variant.features(space.learns).fitted(space.name))
     if space.calibrates:
@@ -168,7 +168,7 @@ def _first(run: Run, variant: Variant, rows: list[int], shape: ImageShape, conte
 
 def _shown(run: Run, variant: Variant, rows: list[int], shape: ImageShape) -> Array:
     stimuli = Store.open(run.study.stimuli("train"))
-    shape_of(stimuli)  # raises where they are no images, or not complete
+    shape_of(stimuli)  # raises if there are no images, or not all
     images = variant.images_of_train_rows[rows]
     order = np.argsort(images, kind="stable")
     out = np.empty((len(rows), *shape), np.uint8)

@@ -1,4 +1,4 @@
-"""Maps of a study, one number a voxel: what is known of its voxels, how well they follow the images, and what a ridge learned."""
+"""Maps of a study, one number for each voxel: properties of voxels, their accuracy, and weights of a ridge."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ from leanrecon.validation import nearest
 Array = np.ndarray[Any, Any]
 
 AREA = "area/"
-"""Names of the maps of areas begin so."""
+"""The prefix of the names of maps of areas."""
 
 KNOWN = ("areas", "ncsnr", "noise-ceiling", "reliability", "left-out", "accuracy")
-"""The maps that are made where none are named, of those that the study knows."""
+"""The maps that are made by default, if the study has them."""
 
 DIRECTED = ("weights", "pattern")
 """Maps of a direction: of a feature, ``pattern:SPACE:NUMBER``, or of a pixel's luminance, ``pattern:luminance:ROW,COLUMN``."""
 
 IMAGES = "images"
-"""What accuracy is predicted from where there are no features: the pixels of the images."""
+"""The predictors of accuracy in a study without features: the pixels of the images."""
 
 _SHOWS = {
     "weights": "weights of a ridge from betas as measured to the direction",
@@ -47,13 +47,13 @@ _SHOWS = {
 
 @dataclass(frozen=True)
 class Map:
-    """One number a voxel."""
+    """A map: one number for each voxel."""
 
     name: str
     values: Array
-    """[voxels]: float32, NaN where nothing is known; bool for sets of voxels."""
+    """[voxels]: float32, NaN if not known; bool for sets of voxels."""
     about: dict[str, Any] = field(default_factory=dict)
-    """What it shows, as plain values."""
+    """A description of the map, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Step:
 
     label: str
     work: int
-    """Bytes that making them takes, beside what the process holds."""
+    """Bytes of making them, beyond what the process holds."""
     make: Callable[[], Iterator[Map]]
 
 
 class Maps:
-    """The maps of a study, or of one of its variants: a fold, an area. ``steps`` plans them; nothing is read but headers."""
+    """The maps of a study, or of a variant: a fold or an area. ``steps`` plans them, and reads only headers."""
 
     def __init__(self, run: Run, variant: str = "") -> None:
         self.run, self.study = run, run.study
@@ -84,7 +84,7 @@ class Maps:
         return every[name]
 
     def steps(self, names: Sequence[str] = ()) -> list[Step]:
-        """How the maps of these names are made; raises InputError for those that this study does not have."""
+        """The steps that make the maps of these names; raises InputError for maps that this study does not have."""
         context = self.run.context("maps")
         steps: list[Step] = []
         directed: dict[str, dict[Direction, set[str]]] = {}
@@ -111,7 +111,7 @@ class Maps:
         there = {"areas": self._areas is not None, "left-out": True, "accuracy": self._predicts is not None}
         return [name for name in KNOWN if there.get(name, name in self._numbers)]
 
-    # What is known
+    # Properties of voxels
 
     @cached_property
     def _areas(self) -> dict[str, Array] | None:
@@ -122,7 +122,7 @@ class Maps:
 
     @cached_property
     def _numbers(self) -> dict[str, Array]:
-        """What voxels.npz tells of each voxel: ncsnr and what follows from it, and reliability."""
+        """The numbers of each voxel in voxels.npz: ncsnr, the noise ceiling that follows from it, and reliability."""
         found: dict[str, Array] = {}
         if self.study.voxels.is_file():
             with self.study.voxels.open() as file, np.load(file, allow_pickle=False) as voxels:
@@ -145,7 +145,7 @@ class Maps:
         if name != "areas" and name not in self._numbers:
             raise InputError(
                 f"the {name} of these voxels is not known",
-                expected="a dataset that tells it, as those do in which images were shown several times",
+                expected="a dataset in which images were shown several times, or one with published values",
             )
         shows = {
             "ncsnr": {"shows": "standard deviation of the signal over that of one trial's noise"},
@@ -162,7 +162,7 @@ class Maps:
 
         return make
 
-    # What train rows tell
+    # Maps from train rows
 
     @property
     def _moments_nbytes(self) -> int:
@@ -182,7 +182,7 @@ class Maps:
 
     @cached_property
     def _predicts(self) -> str | None:
-        """What accuracy is predicted from: the first feature space whose train features are there, or the images."""
+        """The predictors of accuracy: the first feature space with train features, or the images."""
         for name, space in self.run.spaces.items():
             if is_complete(self.variant.features(space.learns).features(name, "train")):
                 return name
@@ -224,7 +224,7 @@ class Maps:
         return Step(f"accuracy from {of}", max(work, self._moments_nbytes), make)
 
     def _directed(self, space: str, wanted: dict[Direction, set[str]], context: Context) -> Step:
-        """Weights and patterns of directions of one feature space, or of luminance: one factor serves all of them."""
+        """Weights and patterns of directions of one feature space, or of luminance; they share one factor."""
         spaces, variant, directions = self.run.spaces, self.variant, list(wanted)
         ridge = self._ridge(space)
         for direction in directions:
@@ -247,7 +247,7 @@ class Maps:
         return Step(f"weights of {space or LUMINANCE}", work, make)
 
     def _ridge(self, space: str) -> Linear:
-        """The ridge of a feature space as its regression chose it; of luminance, as the settings of the first one say."""
+        """The ridge of a feature space as its regression chose it; of luminance, by the settings of the first space."""
         settings = self.run.settings.regression
         if space in settings:
             regressor = kinds.kind_of("regressors", settings[space])(settings[space])
@@ -272,12 +272,12 @@ class Maps:
         return full
 
     def _record_of(self, space: str) -> dict[str, Any]:
-        """What run.json keeps of the regression of a feature space; raises StoreError where it has not run."""
+        """The record of the regression of a feature space in run.json; raises StoreError if it has not run."""
         record = stage_record(self.variant.study, f"regression {space}")
         if "alpha" not in record:
             folds = self.run.settings.dataset.folds
             raise StoreError(
-                f"{self.variant.study.record} tells no alpha of the regression of {space}",
+                f"{self.variant.study.record} has no alpha of the regression of {space}",
                 todo="name a fold, as in --variant fold00"
                 if folds and not self.variant.name
                 else "run that stage first",
@@ -286,9 +286,9 @@ class Maps:
 
 
 def make_maps(run: Run, names: Sequence[str], variant: str, *, beside: int = 0) -> Iterator[Map]:
-    """Make the maps of these names, those that are known where none is named, one after the other.
+    """Make the maps of these names, or all known maps if none is named, one after the other.
 
-    ``beside`` bytes are taken by the caller for each. Raises InputError for a map that the study does not have, and
+    The caller takes ``beside`` bytes for each. Raises InputError for a map that the study does not have, and
     BudgetError before any work is done.
     """
     context = run.context("maps")

@@ -41,11 +41,11 @@ STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 """The names of the stages of most studies, in order."""
 
 GATHERED_NBYTES = 28_000_000
-"""Bytes that a run holds before its first stage and a plan does not: zarr (9 MB), other modules and records."""
+"""Bytes that a run holds before its first stage, and a plan does not: zarr (9 MB), other modules and records."""
 
 
 def stages_of(settings: Settings) -> list[Stage]:
-    """The stages of a study in order; those that draw or compare images are left out where the dataset has none."""
+    """The stages of a study in order; stages of images are left out if the dataset has none."""
     to_features: list[Stage] = [FeaturesStage(), RegressionStage()]
     if not settings.dataset.has_images:
         return [DatasetStage(), *to_features, evaluate_stage(settings)]
@@ -62,7 +62,7 @@ def evaluate_stage(settings: Settings) -> EvaluateStage | EvaluateFeaturesStage:
 def stages_until(settings: Settings, until: str | None) -> list[Stage]:
     """The stages up to and including ``until`` (None: all).
 
-    Raises SettingsError for one that is not there, and InputError where they lack images that they need.
+    Raises SettingsError for an unknown stage, and InputError if the dataset lacks images that the stages need.
     """
     stages = stages_of(settings)
     names = [stage.name for stage in stages]
@@ -80,9 +80,9 @@ def stages_until(settings: Settings, until: str | None) -> list[Stage]:
 def plan_study(
     settings: Settings, *, base_dir: Path | None, until: str | None = None, study: LocationLike = "."
 ) -> list[PlannedStage]:
-    """The plan of the stages up to ``until``; nothing is read but the headers of arrays and weights.
+    """The plan of the stages up to ``until``; only headers of arrays and weights are read.
 
-    ``study`` says where the study is to lie: requests to a bucket take memory too.
+    ``study`` is the folder or URL of the study: requests to a bucket take memory too.
     """
     stages = stages_until(settings, until)
     budget = budget_of(settings, study)
@@ -98,7 +98,7 @@ def plan_study(
 
 
 class Pipeline:
-    """Runs the stages of one study. What is complete is not done again, nor what its mirror has."""
+    """Runs the stages of one study. Complete work, also in its mirror, is not done again."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Pipeline:
         mirror: LocationLike | None = None,
         cluster: Any = None,
     ) -> None:
-        """``cluster`` (``execution.cluster.Cluster``) gives the workers that share the stages; None: this process works."""
+        """``cluster`` (``execution.cluster.Cluster``) gives the workers that share the stages; None: there are none."""
         self._cluster = cluster
         progress = progress or Progress()
         kept = Mirror(study.root, mirror, overwrite=overwrite, progress=progress) if mirror else None
@@ -145,17 +145,17 @@ class Pipeline:
                 run.mirror.keep()
 
     def _place(self, stage: Stage) -> str:
-        """Where a stage works, if there are workers."""
+        """Where a stage runs, if there are workers."""
         if self._run.workers is None:
             return ""
         return ", on workers" if hasattr(stage, "piece") else ", in this process"
 
     def _check(self, stages: Sequence[Stage]) -> None:
-        """Refuse what can't work before anything is done."""
+        """Raise errors of settings and inputs before any work is done."""
         run = self._run
         if run.study.settings.exists() and not is_study(run.study.root):
             raise StoreError(
-                f"{run.study.settings} was not written by leanrecon, which would replace it",
+                f"{run.study.settings} was not written by leanrecon, and would be replaced",
                 todo="choose a folder of its own for the study with --study",
             )
         require_weights(run.settings, [stage.name for stage in stages])
@@ -163,7 +163,7 @@ class Pipeline:
             stage.check(run)
 
     def _write_settings(self, accepted: Sequence[Stage]) -> None:
-        """Write study.toml: what these stages accepted, and what later ones were run with before."""
+        """Write study.toml: the settings that these stages accepted, and those of earlier runs for later stages."""
         run = self._run
         tables = run.settings.located(run.base_dir).tables()
         names = {stage.name for stage in accepted}
@@ -179,7 +179,7 @@ class Pipeline:
 
 
 def _where(stages: Sequence[Stage], k: int, place: str, seconds: float) -> str:
-    """Which stage begins and where, how long the run has taken, and the stages that are left after it."""
+    """The line of a stage that begins: where it runs, the time so far, and the stages that are left."""
     since = f", {format_seconds(seconds)} so far" if seconds >= 60 else ""
     left = ", ".join(stage.name for stage in stages[k + 1 :])
     return f"stage {k + 1} of {len(stages)}: {stages[k].name}{place}{since}" + (f"; left: {left}" if left else "")

@@ -1,6 +1,6 @@
-"""Precomputed features: rows that another program made of the images, in arrays of the user's, found by id.
+"""Precomputed features: rows that another program made from the images, in the user's arrays, found by id.
 
-It stands among the stages as it joins two rooms: the readers of files of the datasets, and the feature spaces.
+The module is among the stages because it uses both the file readers of datasets and the feature spaces.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,14 +38,14 @@ OVERHEAD = 32 * 10**6
 """Bytes that h5py, scipy.io and Zarr take when they are loaded."""
 
 _COMPARED = 64
-"""Images that were shown twice whose rows are compared, at most."""
+"""The most repeated images whose rows are compared."""
 
-_OPENED = 2  # requests of looking at an array before it is read
+_OPENED = 2  # requests for the headers of an array before it is read
 _LISTED = 5  # ids that a message names
 
 
 class PrecomputedSettings(BaseModel):
-    """``[features.NAME]`` with ``kind = "precomputed"``: features that another program made of the images.
+    """``[features.NAME]`` with ``kind = "precomputed"``: features that another program made from the images.
 
     Arrays are given as ``FILE``, ``FILE:KEY`` or ``:KEY`` (a key of ``path``); axes after the first are flattened.
     """
@@ -54,7 +54,7 @@ class PrecomputedSettings(BaseModel):
 
     kind: Literal["precomputed"] = "precomputed"
     path: str | None = None
-    """The file that arrays given as ``:KEY`` are in."""
+    """The file of arrays that are given as ``:KEY``."""
     train: str | None = None
     """Features of the train images, [images, dims]."""
     test: str | None = None
@@ -62,7 +62,7 @@ class PrecomputedSettings(BaseModel):
     array: str | None = None
     """Features of all images in one array; in place of train and test."""
     ids_train: str | None = None
-    """The stimulus id of each row of ``train``: a text file of one a line, or an array; absent: a row for each trial."""
+    """The stimulus id of each row of ``train``: a text file with one a line, or an array; absent: one row a trial."""
     ids_test: str | None = None
     """The stimulus id of each row of ``test``."""
     ids: str | None = None
@@ -71,7 +71,7 @@ class PrecomputedSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.array is not None and (self.train or self.test):
-            raise ValueError("array and train or test are both given: give one array of all images, or two")
+            raise ValueError("array and train or test are both given: give one array of all images, or train and test")
         if self.array is None and not (self.train and self.test):
             raise ValueError("no features are given: set train and test, or array")
         if self.array is not None and (self.ids_train or self.ids_test):
@@ -93,7 +93,7 @@ class PrecomputedSettings(BaseModel):
         return self.model_copy(update=given)
 
     def parts(self, split: str, folds: bool) -> list[tuple[str, str]]:
-        """The arrays that a split is looked up in, and their ids: names of settings. With folds all are train images."""
+        """The settings with the arrays of a split and their ids. With folds all images are train images."""
         if self.array is not None:
             return [("array", "ids")]
         every = [("train", "ids_train"), ("test", "ids_test")]
@@ -104,7 +104,7 @@ _ARRAYS = ("train", "test", "array", "ids_train", "ids_test", "ids")
 
 
 class Precomputed(FixedSpace):
-    """Rows of arrays, by the ids of images; nothing is encoded, and nothing can be decoded."""
+    """Rows of arrays, by the ids of images; images are not encoded, and can't be decoded."""
 
     Settings: ClassVar[type[BaseModel]] = PrecomputedSettings
     inputs: ClassVar[Inputs] = "ids"
@@ -115,12 +115,12 @@ class Precomputed(FixedSpace):
             dict.fromkeys(Path(spec).name for name in _ARRAYS[:3] if (spec := getattr(settings, name)))
         )
         yield (
-            f"Features were read from {files}, which another program made: whether test images had a part in them, as in "
-            "a mean or components that were taken over all images, can't be told from here."
+            f"Features were read from {files}, which another program made. leanrecon can't know whether test images "
+            "influenced them, as in a mean or components of all images."
         )
 
     def check(self) -> None:
-        """Raise InputError for arrays that are missing, hold no numbers or don't fit together."""
+        """Raise InputError for arrays that are missing, hold no numbers or have different lengths of rows."""
         _ = self._dims
 
     def dims(self, image_shape: ImageShape) -> int:
@@ -130,7 +130,7 @@ class Precomputed(FixedSpace):
         return Cost(held=0, per_image=0, batch=1)
 
     def made_of(self) -> dict[str, Any]:
-        """Only the kind: each store says which files and rows it holds."""
+        """Only the kind: each store records its files and rows."""
         return {"kind": self.settings.kind}
 
     def encode(self, inputs: Any, rows: Numbers) -> Array:
@@ -163,7 +163,7 @@ class Precomputed(FixedSpace):
         return every
 
     def rows(self, split: str, *, folds: bool, opened: ExitStack) -> Rows:
-        """The rows that a split is looked up in, opened."""
+        """The opened rows in which a split is looked up."""
         parts = self._open([array for array, _ in self.settings.parts(split, folds)], opened)
         return parts[0] if len(parts) == 1 else Pooled(parts)
 
@@ -174,14 +174,14 @@ class Precomputed(FixedSpace):
 
     def _plan(self, rows: Rows, split: str, n: int, folds: bool, chunk: int, free: int) -> StorePlan:
         ids = sum(self._ids_nbytes(name) for _, name in self.settings.parts(split, folds))
-        each = 2 * _COMPARED * (rows.row_nbytes + 8)  # two showings of an image, compared
+        each = 2 * _COMPARED * (rows.row_nbytes + 8)  # two rows of one image, compared
         scratch = rows.scratch + max(2 * rows.row_nbytes + 8 * 2**20, each) + OVERHEAD
         return plan_store(
             (n, self._dims), np.float32, chunk, free=free, together=rows.together, held=rows.held + ids, scratch=scratch
         )
 
     def asked(self, *, folds: bool, chunk: int) -> Asked:
-        """What reading the arrays of all splits asks of buckets."""
+        """The requests to buckets for the arrays of all splits."""
         settings, asked = self.settings, Asked()
         for split in ("train",) if folds else ("train", "test"):
             with ExitStack() as opened:
@@ -204,9 +204,9 @@ class Precomputed(FixedSpace):
         return size.nbytes + 200 * size.count
 
     def ids(self, split: str, *, folds: bool) -> list[str] | None:
-        """The id of every row that a split is looked up in; None where there is a row for each trial.
+        """The id of every row in which a split is looked up; None if there is a row for each trial.
 
-        Raises InputError for ids that are not as many as rows, or that are there twice.
+        Raises InputError if the numbers of ids and rows differ, or if an id occurs twice.
         """
         parts = self.settings.parts(split, folds)
         if getattr(self.settings, parts[0][1]) is None:
@@ -225,16 +225,16 @@ class Precomputed(FixedSpace):
             seen: set[str] = set()
             twice = [name for name in found if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
             raise InputError(
-                f"features.{self.name}: {len(set(twice))} ids are there more than once: {_named(twice)}",
+                f"features.{self.name}: {len(set(twice))} ids occur more than once: {_named(twice)}",
                 expected="each image once",
             )
         return found
 
 
 def place_rows(space: Precomputed, split: str, rows: StudyRows, n: int, *, folds: bool) -> Array:
-    """Which of ``n`` rows of the arrays is that of each image of a split, int64 [images].
+    """The row, of ``n`` in the arrays, of each image of a split, int64 [images].
 
-    By id, or where no ids are given by the first trial of each image: then there is a row for each trial. Raises
+    Rows are found by id. Without ids there is a row for each trial, and an image has that of its first trial. Raises
     InputError that names images without features.
     """
     names = rows.ids[split]
@@ -268,7 +268,7 @@ def extract_precomputed(
 ) -> Store:
     """Write the features of a split's images, float32 [images, dims], and return the store complete.
 
-    Continues where an earlier run stopped. Raises InputError for rows that are missing or not finite, BudgetError.
+    Continues where an earlier run stopped. Raises InputError for missing or non-finite rows, BudgetError.
     """
     rows = StudyRows.read(study)
     record = study.at("features/*/*.json", space.name, f"sources_{split}")
@@ -316,7 +316,7 @@ def _fill(store: Store, rows: Rows, at_once: int, context: Context) -> None:
 
 
 def _compare_repeats(space: Precomputed, base: Rows, rows: StudyRows, split: str, folds: bool) -> None:
-    """Raise InputError where rows of two trials that show the same image differ: then they are not in order."""
+    """Raise InputError if rows of two trials with the same image differ: then rows are in another order."""
     if getattr(space.settings, space.settings.parts(split, folds)[0][1]) is not None:
         return
     repeated = [of for of in _trials_of_images(rows, split) if len(of) > 1][:_COMPARED]
@@ -327,12 +327,12 @@ def _compare_repeats(space: Precomputed, base: Rows, rows: StudyRows, split: str
             raise InputError(
                 f"features.{space.name}: rows {one} and {other} of {base.name} differ, and these trials show the same image",
                 expected="one row for each trial, in the order of the dataset's files",
-                todo="bring the rows into this order, or give the stimulus id of each",
+                todo="sort the rows into this order, or give the stimulus id of each",
             )
 
 
 def _trials_of_images(rows: StudyRows, split: str) -> list[list[int]]:
-    """The trials of each image, in the order in which its rows stand."""
+    """The trials of each image, in the order of its rows."""
     trials: list[list[int]] = [[] for _ in rows.ids[split]]
     for image, of in zip(rows[split].stimulus.tolist(), rows[split].trials, strict=True):
         trials[image] += of

@@ -81,9 +81,9 @@ class RefineStage:
     def _draw(
         self, run: Run, variant: Variant, generator: Any, folder: Location, context: Context, learned: str | None
     ) -> list[dict[str, Any]]:
-        """Draw the final images that are missing from first images and features of the same rows.
+        """Draw missing final images from first images and features of the same rows.
 
-        Returns what the generators of workers tell of it, if any drew.
+        Returns the records of the workers' generators, if any drew.
         """
         inputs = self._inputs(run, variant, generator)
         made_of = inputs.made_of | ({} if learned is None else {"learned": learned})
@@ -141,37 +141,37 @@ class RefineStage:
 
     @staticmethod
     def _rows(run: Run, variant: Variant, space: str, store: Store, *, true: bool) -> Matrix:
-        """Predictions, or true features, one row a test row."""
+        """Predictions, or true features, one row for each test row."""
         return variant.test_features(space, run.spaces[space].learns) if true else as_matrix(store)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What final images of one variant are drawn from."""
+    """The inputs of the final images of one variant."""
 
     first: Pictures
     rows: dict[str, Matrix]
     made_of: dict[str, Any]
     baseline: str
-    """The baseline that these are the inputs of, if they are changed for one."""
+    """The baseline for which the inputs are changed, if any."""
 
     def shown(self, context: Context) -> tuple[Any, Any]:
-        """First images and rows as the generator sees them."""
+        """First images and rows as the generator gets them."""
         if not self.baseline:
             return self.first, self.rows
         return without_brain(self.baseline, self.first, self.rows, seed=context.seed)
 
 
 def joined_records(generator: Any, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What run.json keeps of images that several workers drew."""
+    """The record in run.json of images that several workers drew."""
     join: Any = getattr(generator, "joined", None)
     return {"on_workers": list(records)} if join is None else join(records)
 
 
 def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> None:
-    """Raise InputError where a feature space gives rows of another length than the generator takes.
+    """Raise InputError if a feature space gives rows of another length than the generator takes.
 
-    Only spaces whose rows have one length whatever the images are looked at, so that no image is needed.
+    Only spaces are checked whose rows have one length for all images, so that no image is needed.
     """
     check: Any = getattr(generator, "check_length", None)
     if check is None:
@@ -183,7 +183,7 @@ def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> No
 
 
 def make_generator(settings: Settings, spaces: Any = None, *, scratch: Path = Path(), unconditional: Any = None) -> Any:
-    """The generator that settings name, with the feature spaces where it works through them; no weights are loaded."""
+    """The generator that settings name, with the feature spaces that it uses; no weights are loaded."""
     kind, general = kinds.kind_of("generators", settings.refine), settings.general
     made = kind(settings.refine, seed=general.seed, device=general.device, scratch=scratch, unconditional=unconditional)
     if spaces is not None and (use := getattr(made, "use", None)) is not None:

@@ -39,16 +39,16 @@ from leanrecon.study.variants import Variant, variants
 from leanrecon.weights.libraries import count_held
 
 FOLDS = 5
-"""Folds of the train rows whose predictions calibrate a feature space."""
+"""Folds of train rows for the out-of-fold predictions that calibrate a feature space."""
 
 
 class RegressionStage:
-    """Predicts each space by its regressor, as measured and with betas and images paired at random."""
+    """Predicts each space by its regressor, with measured and with random pairings of betas and images."""
 
     name = "regression"
 
     def check(self, run: Run) -> None:
-        """Settings were checked when they were read."""
+        """Nothing to check: settings were checked when they were read."""
 
     # Planning
 
@@ -120,17 +120,17 @@ class RegressionStage:
 
     @staticmethod
     def _fits(run: Run, variant: Variant, first: str | None) -> list[Fit]:
-        """The feature spaces of a variant; ``first`` is the one that first images are decoded from."""
+        """The fits of a variant; ``first`` names the space that first images are decoded from."""
         fits = []
         for name, space in run.spaces.items():
             settings = run.settings.regression[name]
-            # An area is compared with the other areas; chance is taken from all voxels.
+            # Areas are compared with each other; random pairings are fitted for all voxels only.
             pairings = run.settings.evaluate.permutations if name == first and not variant.area else 0
             fits.append(Fit(variant, space, kinds.kind_of("regressors", settings)(settings), pairings))
         return fits
 
     def _predict(self, run: Run, fit: Fit, shared: dict[str, Any], made: Made | None = None) -> None:
-        """Predict one feature space of one variant, or take what a worker ``made`` of it."""
+        """Predict one feature space of one variant, or take the results that a worker ``made``."""
         variant, name, regressor = fit.variant, fit.space.name, fit.regressor
         networks = [one.study.network(name) for one in fit.every]
         with run.recorded(fit.stage, variant.study, fit.products, fit.label, networks) as (record, context):
@@ -152,7 +152,7 @@ class RegressionStage:
         return data, [self._output(one, data, fit.space.name, made_of, context) for one in fit.every]
 
     def _share_whole(self, run: Run, every: Sequence[Variant], first: str | None) -> None:
-        """Have workers do whole variants, where blocks of targets would take no less."""
+        """Let workers fit whole variants, if that takes no longer than blocks of targets."""
         if run.workers is None or len(every) < 2 or run.settings.general.device not in ("auto", "cpu"):
             return
         executor, wanted, costs = run.workers.piece(self.name, {}), dict[int, list[Fit]](), dict[int, Operations]()
@@ -172,7 +172,7 @@ class RegressionStage:
             share_whole(executor, wanted, begun, costs, lambda fit, made: self._predict(run, fit, {}, made), advance)
 
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Makes parts of a fit, or predicts blocks of one feature space from what the fit in the driver left, on a worker.
+        """Makes parts of a fit, or predicts blocks of targets with the driver's fit, on a worker.
 
         Or it fits whole variants, by their numbers.
         """
@@ -222,9 +222,9 @@ class RegressionStage:
         return Output(store, network.workplace() if store.complete else brought(network), variant.pairing)
 
     def _predict_train_rows(self, run: Run, variant: Variant, space: Any, shared: dict[str, Any]) -> None:
-        """Predict train rows by fits without their images, for what learns from such predictions.
+        """Predict train rows by fits without their images, for calibrations and generators that learn from them.
 
-        In closed form where the regressor can, otherwise out of fold.
+        In closed form if the regressor can, otherwise out of fold.
         """
         name, settings = space.name, run.settings.regression[space.name]
         path = variant.study.predictions(name, "train")
@@ -250,7 +250,7 @@ class RegressionStage:
                 record |= out_of_fold(regressor, data, store, FOLDS, context)
 
     def _made_of(self, run: Run, variant: Variant, space: Any, regressor: Any) -> dict[str, Any]:
-        """All that decides the predictions of one variant, but for the pairing of betas and images."""
+        """All that decides the predictions of one variant, except the pairing of betas and images."""
         betas = {split: Store.open(run.study.betas(split)).content for split in ("train", variant.test_split)}
         features = Store.open(variant.features(space.learns).features(space.name, "train"))
         index = variant.target_of_row
@@ -279,7 +279,7 @@ def _shares(regressor: Any) -> bool:
 
 
 def _leaves_out(settings: Settings, regressor: Any) -> bool:
-    """Whether a regressor predicts train rows in closed form, each without its image; runs are left out by folds."""
+    """Whether a regressor predicts train rows without their images in closed form; with runs left out it can't."""
     return settings.dataset.group == "stimulus" and getattr(regressor, "leaves_out", False)
 
 
@@ -296,7 +296,7 @@ def regression_data(variant: Variant, space: Any, regressor: Any) -> RegressionD
 
 
 def _first_name(settings: Settings, spaces: dict[str, Any]) -> str | None:
-    """The space that first images are decoded from; None where a network makes them, or none has a decoder."""
+    """The space that first images are decoded from; None if a network makes them, or no space has a decoder."""
     if settings.decode is not None:
         return None
     try:

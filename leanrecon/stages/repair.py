@@ -1,4 +1,4 @@
-"""Repairing a study: damaged parts are removed and made again, by running the study from its study.toml."""
+"""The repair of a study: damaged files are removed and made again, by running the study from its study.toml."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from leanrecon.study.verify import Damage
 def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = None) -> None:
     """Make damaged chunks, images, networks and records again; only these are computed.
 
-    Raises StoreError where the location belongs to no study, or the study's settings don't make what is damaged.
+    Raises StoreError if the location belongs to no study, or the study's settings don't make the damaged file.
     """
     path = as_location(path)
     study = study_above(path)
@@ -24,13 +24,14 @@ def mend(path: LocationLike, damaged: Damage, *, progress: Progress | None = Non
         raise StoreError(f"{path} belongs to no study", todo="make it again with the program that wrote it")
     if any(one.path == study.settings for one in damaged):
         raise StoreError(
-            f"{study.settings} was edited by hand, or is damaged, so that nothing can be made again by it",
-            todo=f"run `leanrecon run SETTINGS --study {study.root}` with the settings that made it, which writes it anew",
+            f"{study.settings} was edited by hand, or is damaged, so nothing can be made again from it",
+            todo=f"run `leanrecon run SETTINGS --study {study.root}` with the settings that made it, which "
+            "writes the file again",
         )
     settings, base_dir = read_settings(study.settings)
     pipeline = Pipeline(settings, study, base_dir=base_dir, progress=progress)
     if any(writers_of(study, one.path) == ("dataset",) for one in damaged):
-        # Before anything is removed: the arrays that these chunks come from must be there.
+        # The input arrays must exist before anything is removed.
         plan_study(settings, base_dir=base_dir, until="dataset")
     last = last_stage(study, [stage.name for stage in stages_of(settings)])  # a damaged part may be all of a stage
     with only_run(study.root):

@@ -1,4 +1,4 @@
-"""The report of a study: what it shows, read from the study."""
+"""The report of a study, from its scores and images."""
 
 import io
 import itertools
@@ -28,10 +28,10 @@ from leanrecon.study.layout import Study
 from leanrecon.study.variants import Variant, whole_brain
 
 MOST_SHOWN = 1200
-"""Test images that the report shows at most: each takes some 20 kB of a page."""
+"""The most test images that the report shows: each takes some 20 kB of the page."""
 
 Row = tuple[Array, Array, Array | None]
-"""The image seen, the first image, and the final one where there is another."""
+"""The stimulus, the first image, and the final image if it differs."""
 
 
 def write_page(run: Run, every: Sequence[Variant]) -> None:
@@ -71,7 +71,7 @@ def _figures(study: Study) -> dict[str, Any]:
 
 
 def page_of(run: Run, every: Sequence[Variant]) -> Page:
-    """All that the report shows beside images and their scores."""
+    """The content of the report, besides images and their scores."""
     study, metrics = run.study, _figures(run.study)
     return Page(
         study=study.root.address().rpartition("/")[2],
@@ -116,7 +116,7 @@ def rows_of_images(whole: Sequence[Variant], study: Study, *, refined: bool, onl
 
 
 def _latent_groups(run: Run) -> dict[str, Any]:
-    """Named runs of features by space; some follow from the shape of the images, which ``dims`` is told."""
+    """Named groups of features by space; some depend on the shape of the images."""
     if run.settings.dataset.has_images:
         shape = image_shape(Store.open(run.study.stimuli("train")))
         for space in run.spaces.values():
@@ -153,7 +153,7 @@ def _with_captions(scores: list[Score], shown: Sequence[int], whole: Sequence[Va
 
 
 def _without_folders(table: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the names of files alone: a report is shared, and folders are private."""
+    """Settings with file names instead of paths: reports are shared, and folders are private."""
     named: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The command retrieve: the pictures of a gallery that are nearest to what was predicted from each test row."""
+"""The command retrieve: the pictures of a gallery whose features are nearest to those predicted for each test row."""
 
 import csv
 import html
@@ -27,10 +27,10 @@ from leanrecon.study.variants import variants, whole_brain
 from leanrecon.validation import nearest as nearest_name
 
 MOST_SHOWN = 1200
-"""Test rows that the page shows at most; the table has all of them."""
+"""The most test rows that the page shows; the table has all of them."""
 
 MOST = 100
-"""Pictures a test row at most."""
+"""The most pictures for each test row."""
 
 COLUMNS = ("row", "stimulus", "rank", "picture", "r")
 
@@ -56,11 +56,11 @@ def retrieve(
     memory: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Location, Location]:
-    """Look up the ``k`` nearest pictures of a gallery for every test row; returns the table and the page.
+    """Find the ``k`` nearest pictures of a gallery for every test row; returns the table and the page.
 
-    Nearest by the correlation of the features that were predicted with those of each picture. Features of the gallery
-    are kept in STUDY/retrieval/, so that a stopped run continues. Raises InputError for what is no gallery, StoreError
-    for a study without predictions, and BudgetError before any work.
+    Nearest are those whose features correlate best with the predicted ones. Features of the gallery
+    are kept in STUDY/retrieval/, so that a stopped run continues. Raises InputError for a path that is no gallery,
+    StoreError for a study without predictions, and BudgetError before any work.
     """
     if not 1 <= k <= MOST:
         raise SettingsError(f"-k {k}", expected=f"a number of pictures from 1 to {MOST}")
@@ -136,8 +136,8 @@ def _write_page(
 ) -> None:  # fmt: skip
     shown = min(len(numbers), MOST_SHOWN)
     about = (
-        f"Beside each image seen, the pictures of the gallery ({len(gallery.names)}) whose {space} correlates best with "
-        f"what was predicted from the brain. {shown} of {len(numbers)} test rows are shown; retrieved.csv has all."
+        f"Beside each stimulus, the pictures of the gallery ({len(gallery.names)}) whose {space} features correlate "
+        f"best with those predicted from betas. {shown} of {len(numbers)} test rows are shown; retrieved.csv has all."
     )
     file.write(_HEAD.format(title=html.escape(title), about=html.escape(about)).encode())
     names = variant.test_names

@@ -1,4 +1,4 @@
-"""The table of scores, evaluation/scores.csv: a line a test row, written and read line by line."""
+"""The table of scores, evaluation/scores.csv: one line for each test row, written and read line by line."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def write_scores(study: Study, columns: Sequence[str], rows: Iterable[Score]) ->
 
 
 class _Encoded:
-    """A text file over a binary one that is only written to."""
+    """A write-only text file over a binary file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

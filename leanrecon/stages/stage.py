@@ -1,4 +1,4 @@
-"""What a stage is, and what all stages of one run share."""
+"""The protocol of a stage, and the state that all stages of a run share."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from leanrecon.study.settings import Settings
 from leanrecon.study.variants import Variant, variants
 
 LIBRARY_NBYTES = {"sklearn": 90_000_000, "torch": 180_000_000, "transformers": 340_000_000, "diffusers": 390_000_000}
-"""Bytes of libraries that stay in the process once they were used. The last three bring each other."""
+"""Bytes of libraries that stay in the process after their first use. The last three import each other."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,25 @@ class PlannedStage:
     memory: int
     """Peak of the whole process."""
     disk: int
-    """What stays on disk."""
+    """Bytes that stay on disk."""
     scratch: int = 0
-    """What is needed on disk for a while."""
+    """Bytes that are needed on disk for a while."""
     download: int = 0
     requests: int = 0
-    """Requests that the download takes, about; 0 where they are not known."""
+    """Approximate number of requests of the download; 0 if not known."""
     cost: Cost = field(default_factory=Cost)
-    """What is done in the process that was started."""
+    """The work of the driver."""
     shared: Cost = field(default_factory=Cost)
-    """What the workers of a cluster share, if there are any."""
+    """The work that workers of a cluster share."""
     shared_scratch: int = 0
-    """What they leave on disk for a while, beside ``scratch``."""
+    """Bytes that workers need on disk for a while, besides ``scratch``."""
     shared_download: float = 0.0
-    """The share of ``download`` and ``requests`` that they do."""
+    """The share of ``download`` and ``requests`` that workers take."""
 
 
 @dataclass
 class Planning:
-    """What the stages tell each other while they plan: the dataset's shapes, and the memory that is held by then."""
+    """The state that stages share while they plan: the dataset's shapes, and the memory that earlier stages keep."""
 
     settings: Settings
     base_dir: Path | None
@@ -116,17 +116,17 @@ class Planning:
 
     @property
     def folds(self) -> int:
-        """How many variants use all voxels: the split, or every fold."""
+        """The number of variants with all voxels: the split, or every fold."""
         return self.data.folds or 1
 
     @property
     def variants(self) -> int:
-        """How many variants are predicted: every fold, with all voxels and by area."""
+        """The number of variants that are predicted: every fold, with all voxels and by area."""
         return self.folds * (1 + len(self.settings.areas))
 
     @property
     def joins(self) -> int:
-        """How many stores or folders join the folds: with all voxels and by area; 0 without folds."""
+        """The number of stores or folders that join folds: with all voxels and by area; 0 without folds."""
         return 1 + len(self.settings.areas) if self.data.folds else 0
 
     def hold(self, nbytes: int) -> None:
@@ -135,7 +135,7 @@ class Planning:
 
 
 def budget_of(settings: Settings, study: LocationLike) -> MemoryBudget:
-    """A fresh budget, less what requests hold: those of the study, and those of inputs in buckets."""
+    """A new budget, less the memory of requests: those of the study, and those of inputs in buckets."""
     held = as_location(study).place.held_nbytes
     tables = [of.model_dump() for of in (settings.dataset, *settings.features.values())]
     return MemoryBudget.of(settings.general.memory, requests_nbytes(held, names_bucket(tables)))
@@ -143,7 +143,7 @@ def budget_of(settings: Settings, study: LocationLike) -> MemoryBudget:
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """The state that the stages of one run share."""
 
     settings: Settings
     study: Study
@@ -153,7 +153,7 @@ class Run:
     mirror: Any = None
     """Keeps a copy of what is finished (``study.mirror.Mirror``), or None."""
     workers: "Workers | None" = None
-    """Of a cluster; None: every stage works in this process."""
+    """Workers of a cluster; None: every stage runs in this process."""
 
     @cached_property
     def spaces(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Run:
         return _first_space(self.settings, self.spaces)
 
     def context(self, label: str = "") -> Context:
-        """A context with a fresh budget: what the process holds now counts as reserved."""
+        """A context with a new budget; memory that the process holds now counts as reserved."""
         general = self.settings.general
         return Context(
             budget_of(self.settings, self.study.root),
@@ -185,9 +185,9 @@ class Run:
         )
 
     def shared(self, context: Context, stage: str, named: Mapping[str, Any], *, shares: bool = True) -> Context:
-        """The context of a piece of a stage, which ``named`` tells apart: with the workers that share it, if there are any.
+        """The context of the piece of a stage that ``named`` identifies, with the workers that share it.
 
-        ``shares`` says whether the kind at work has tasks for workers; where it has none, a line says so.
+        ``shares`` says whether the kind has tasks for workers; if it has none, a line says so.
         """
         if self.workers is None:
             return context
@@ -221,9 +221,9 @@ class Run:
 
 
 Piece = Callable[[Sequence[int]], Any]
-"""Does tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks.
+"""Runs tasks of one piece of a stage, given their numbers; it holds open stores and loaded networks.
 
-Where it has a method ``close``, that is called when the worker goes over to another piece.
+If it has a method ``close``, the worker calls it before it opens another piece.
 """
 
 
@@ -231,10 +231,10 @@ class Workers(Protocol):
     """Workers of a cluster, for one study."""
 
     def piece(self, stage: str, named: Mapping[str, Any]) -> Executor:
-        """Those that share a piece of a stage. On each of them ``piece`` of the stage makes the function that does its tasks."""
+        """The workers for a piece of a stage. On each, the stage's ``piece`` makes the function for its tasks."""
 
     def told(self) -> dict[str, int]:
-        """The most that each worker held since this was asked last, in bytes."""
+        """The most bytes that each worker held since the last call."""
 
 
 def variant_named(run: Run, name: str) -> Variant:
@@ -243,31 +243,31 @@ def variant_named(run: Run, name: str) -> Variant:
 
 
 class Stage(Protocol):
-    """One stage of a study: it plans and runs itself from the same settings, from stores to stores."""
+    """One stage of a study: it reads stores and writes stores, and plans and runs from the same settings."""
 
     name: str
 
     def check(self, run: Run) -> None:
-        """Raise SettingsError or InputError for what can't work, before anything is done."""
+        """Raise SettingsError or InputError for settings and inputs that can't work, before any work is done."""
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
-        """Yield the lines of the plan; nothing is read but headers."""
+        """Yield the lines of the plan; only headers are read."""
 
     def run(self, run: Run) -> None:
-        """Do what is missing of the stage."""
+        """Do the missing work of the stage."""
 
 
 class SharedStage(Stage, Protocol):
     """A stage whose work is shared among workers, if there are any."""
 
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Open what a piece of the stage needs, in the process of a worker, and return what does its tasks."""
+        """Open the inputs of a piece of the stage on a worker, and return the function that runs its tasks."""
 
 
 def make_spaces(settings: Settings, base_dir: Path | None) -> dict[str, Any]:
-    """The feature spaces of a study by name; cheap, no weights are loaded.
+    """The feature spaces of a study by name; no weights are loaded.
 
-    Files of the user's that they read are looked for from the current folder or from ``base_dir``.
+    Relative paths of their files start at the current folder or at ``base_dir``.
     """
     general, settings = settings.general, settings.located(base_dir)
     return {

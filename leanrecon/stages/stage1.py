@@ -1,4 +1,4 @@
-"""The stage stage1: first images, drawn from predicted features by their space's own decoder."""
+"""The stage stage1: first images, decoded from predicted features by their space."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +94,7 @@ class StageOneStage:
 
     @staticmethod
     def _calibrate(run: Run, variant: Variant, space: Any, context: Context) -> None:
-        """Let the space learn its decode from predictions of train rows that were not fitted on."""
+        """Fit the space's decoding to out-of-fold predictions of train rows."""
         predictions = Store.open(variant.study.predictions(space.name, "train"))
         images = Store.open(run.study.stimuli("train"))
         path = variant.study.calibration(space.name)
@@ -138,7 +138,7 @@ class StageOneStage:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """The first images of one variant: what they are decoded from, and how."""
+    """The first images of one variant: their inputs and their decoder."""
 
     name: str
     features: Store
@@ -177,5 +177,5 @@ class _Drawing:
         return self.features.rows if self.rows is None else len(self.rows)
 
     def draw(self, space: Any, pictures: Pictures, context: Context) -> None:
-        """Draw what ``pictures`` lack, and finish them."""
+        """Draw the missing ``pictures``, and mark them complete."""
         draw(space, self.features, pictures, self.images, context, rows=self.rows, calibrated=self.calibrated)

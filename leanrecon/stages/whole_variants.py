@@ -1,4 +1,4 @@
-"""Regression of whole variants, such as folds and areas, as tasks for workers: each fits one within its own memory."""
+"""Regression of whole variants, such as folds and areas, as tasks for workers: each fits one in its own memory."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from leanrecon.study.variants import Variant
 
 @dataclass(frozen=True)
 class Fit:
-    """One feature space of one variant: what is predicted, and where it goes."""
+    """One feature space of one variant: its predictions and their stores."""
 
     variant: Variant
     space: Any
@@ -32,17 +32,17 @@ class Fit:
 
     @property
     def every(self) -> list[Variant]:
-        """The variant as measured, and with betas and images paired at random."""
+        """The measured variant, and its random pairings of betas and images."""
         return [self.variant, *self.variant.shuffled(self.pairings)]
 
     @property
     def label(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return f"{self.variant.label}{self.stage}"
 
     @property
     def stage(self) -> str:
-        """What run.json calls it."""
+        """Its name in run.json."""
         return f"regression {self.space.name}"
 
     @property
@@ -53,12 +53,12 @@ class Fit:
 
     @property
     def products(self) -> list[Location]:
-        """All that it writes and leaves."""
+        """All files that it writes."""
         return [*(one.study.predictions(self.space.name) for one in self.every), *self.kept]
 
 
 class Operations(NamedTuple):
-    """Of the fits of one variant alone, and of streaming their targets."""
+    """Operations of the fits of one variant, and of streaming their targets."""
 
     fits: float
     streams: float
@@ -66,19 +66,19 @@ class Operations(NamedTuple):
 
 @dataclass(frozen=True)
 class Made:
-    """What a worker tells of one fit."""
+    """The results of one fit on a worker."""
 
     record: dict[str, Any]
     receipts: Sequence[Receipts]
-    """Of the store of each pairing."""
+    """Receipts of the store of each pairing."""
     small: list[tuple[str, bytes]]
     """Small files, by their names in the variant's folder."""
 
 
 def worth_it(costs: Sequence[Operations], workers: int) -> bool:
-    """Whether whole variants take workers no longer than blocks of targets do, by operations alone.
+    """Whether whole variants take no longer on workers than blocks of targets, by operations alone.
 
-    Blocks leave the fits to the driver, one after the other.
+    With blocks, the driver does the fits one after the other.
     """
     busy = [0.0] * max(workers, 1)
     for operations in sorted(map(sum, costs), reverse=True):
@@ -88,7 +88,7 @@ def worth_it(costs: Sequence[Operations], workers: int) -> bool:
 
 
 def operations_of(fits: Sequence[Fit], run: Run, free: int) -> Operations | None:
-    """Operations of one variant; None where workers of so many ``free`` bytes can't take it whole."""
+    """Operations of one variant; None if it does not fit into ``free`` bytes of a worker."""
     alone, streamed = 0.0, 0.0
     for fit in fits:
         shapes = _shapes(fit, run)
@@ -129,7 +129,7 @@ def share_whole(
     take: Callable[[Fit, Made], None],
     advance: Callable[[int], None],
 ) -> None:
-    """Have workers do the fits of each variant, by its number, into stores that were begun; ``take`` is told of each fit."""
+    """Let workers fit each variant, by its number, into stores that were begun; ``take`` gets the results."""
 
     def arrived(numbers: Sequence[int], returned: Any, worker: str) -> None:
         for number, every in zip(numbers, returned, strict=True):
@@ -145,7 +145,7 @@ def share_whole(
 
 
 def take_made(fit: Fit, outputs: Sequence[Output], made: Made) -> dict[str, Any]:
-    """Finish the stores that a worker filled, and write its small files; returns its record."""
+    """Mark the stores that a worker filled complete, and write its small files; returns its record."""
     for output, receipts in zip(outputs, made.receipts, strict=True):
         confirm(output.store, receipts)
     for name, data in made.small:
@@ -161,7 +161,7 @@ def take_made(fit: Fit, outputs: Sequence[Output], made: Made) -> dict[str, Any]
 def whole_variant(
     fits: Sequence[Fit], context: Context, data_of: Callable[[Fit], RegressionData], of: Sequence[Sequence[str]]
 ) -> list[Made]:
-    """Do the fits of one variant, whose stores the driver began; ``data_of`` gives the data of one, ``of`` what they are made of."""
+    """Fit one variant, whose stores the driver began; ``data_of`` gives the data of a fit, ``of`` its provenance."""
     kept, shared, made = Kept(context.scratch), dict[str, Any](), list[Made]()
     for number, fit in enumerate(fits, 1):
         kept.to_come = len(fits) - number

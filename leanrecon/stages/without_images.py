@@ -1,4 +1,4 @@
-"""Studies whose dataset has no images: what needs them is refused by name, the rest runs as far as features allow."""
+"""Studies whose dataset has no images: settings that need images are refused; the other stages run."""
 
 from collections.abc import Iterator
 

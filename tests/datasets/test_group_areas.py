@@ -85,7 +85,7 @@ def test_an_area_that_a_member_lacks_is_refused_before_any_work(root: Path, tmp_
 
 def test_areas_of_a_shared_space_are_refused_before_any_work(root: Path, tmp_path: Path) -> None:
     dataset = {"kind": "group", "members": [str(root / name) for name in AREAS]}
-    with pytest.raises(SettingsError, match=r"\[areas\]: dimensions of .* are in no area.*dataset\.voxels of a group"):
+    with pytest.raises(SettingsError, match=r"\[areas\]: dimensions of .* have no area.*dataset\.voxels of a group"):
         leanrecon.run({"dataset": dataset, "areas": {"early": ["V1"]}}, study=tmp_path / "study", until="dataset")
     assert not (tmp_path / "study" / "betas").exists()
 

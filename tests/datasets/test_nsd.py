@@ -552,9 +552,7 @@ def test_a_design_that_does_not_fit_is_refused(copied: Path, tmp_path: Path) -> 
         with pytest.raises(InputError, match=said):
             run(copied, tmp_path / "study")
 
-    refused(
-        "tells of 900 trials.*1500 trials or more, up to session 2", masterordering=order[:, :900], subjectim=images
-    )
+    refused("has 900 trials.*1500 trials or more, up to session 2", masterordering=order[:, :900], subjectim=images)
     refused("shows images numbered [0-9]+ to 1[89][0-9]{3}", masterordering=order + 9000, subjectim=images)
     refused("shows image 1[0-9]{5}, and .* has 73000", masterordering=order, subjectim=images + 99_000)
     refused("can't be read.*masterordering and subjectim", masterordering=order)
@@ -698,7 +696,7 @@ def test_a_study_is_not_continued_from_other_files(small_nsd: Path, study: Study
     replace(path, flipped(path.read_bytes()))
     shutil.rmtree(mine.root)
     shutil.copytree(study.root, mine.root)
-    with pytest.raises(StoreError, match=r"was begun from other files, those of .*--overwrite"):
+    with pytest.raises(StoreError, match=r"was begun with other files, those of .*--overwrite"):
         run(copied, mine.root, betas_format="hdf5")
 
 

@@ -284,10 +284,10 @@ def test_the_terms_have_to_be_accepted_and_are_shown_once(proxy: Proxy, tmp_path
 
 
 def test_forbidden_sessions_are_named_like_missing_ones(proxy: Proxy, s3_url: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"session 3 of subject 1 is not there, or may not be read.*\[1, 2\]"):
+    with pytest.raises(InputError, match=r"session 3 of subject 1 does not exist, or may not be read.*\[1, 2\]"):
         ingest_nsd(settings_for(proxy.url, sessions=3), Study(tmp_path))
     writer(s3_url).put_object(Bucket=NAME, Key=NAMES.betas(3, "hdf5"), Body=b"held out until 2023")
-    with pytest.raises(InputError, match=r"session 3 of subject 1 is not there, or may not be read.*\[1, 2\]"):
+    with pytest.raises(InputError, match=r"session 3 of subject 1 does not exist, or may not be read.*\[1, 2\]"):
         ingest_nsd(settings_for(proxy.url, sessions=3), Study(tmp_path))
 
 

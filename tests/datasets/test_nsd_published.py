@@ -24,7 +24,7 @@ def plan(**settings: Any) -> Any:
 
 
 def test_subject_1_is_planned_at_its_largest() -> None:
-    with pytest.warns(LeanreconWarning, match="can't be reached: this plan counts what NSD publishes"):
+    with pytest.warns(LeanreconWarning, match="can't be reached: this plan uses the published sizes of NSD"):
         found = plan(subject=1, sessions=37)
     assert found.voxels == 15724
     assert 8859 <= found.n_train <= 9000  # the numbers of 37 sessions in Ozcelik & VanRullen (2023)

@@ -88,7 +88,7 @@ def test_other_arrays_are_refused(tmp_path) -> None:
 
 def test_images_beyond_the_end_are_refused(tmp_path) -> None:
     file = written(tmp_path / "x.hdf5", None)
-    with pytest.raises(InputError, match="holds 200 images and number 200 is wanted"):
+    with pytest.raises(InputError, match="holds 200 images, and number 200 is needed"):
         list(read_images(stimuli_layout(file), np.array([200]), SHAPE[1:]))
 
 

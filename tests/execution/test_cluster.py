@@ -43,10 +43,13 @@ def test_a_file_of_no_scheduler_is_refused(content: str, tmp_path: Path) -> None
     pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
     file = tmp_path / "scheduler.json"
     file.write_text(content)
-    with pytest.raises(SettingsError, match="is no file of a Dask scheduler"), Cluster(str(file))._client(None):  # type: ignore[arg-type]
+    with (
+        pytest.raises(SettingsError, match="is not the JSON file of a Dask scheduler"),
+        Cluster(str(file))._client(None),
+    ):  # type: ignore[arg-type]
         pass
     file.unlink()
-    with pytest.raises(SettingsError, match=f"there is no {file}"), Cluster(str(file))._client(None):  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=f"there is no file {file}"), Cluster(str(file))._client(None):  # type: ignore[arg-type]
         pass
 
 
@@ -122,7 +125,7 @@ def test_more_workers_than_the_memory_can_start_are_refused(monkeypatch: pytest.
     for count, memory, most in ((8, None, 7), (9, "3GB", 8), (9999, "3GB", 8)):
         with pytest.raises(BudgetError, match=rf"{count} workers hold {count} GB|{count} workers hold .* TB") as error:
             allowed_each(count, memory)
-        assert f"Ask for {most} or fewer (--cluster local:{most})" in str(error.value)
+        assert f"Start {most} or fewer (--cluster local:{most})" in str(error.value)
     monkeypatch.setattr("leanrecon.execution.cluster.available_memory", lambda: 10**9)
     with pytest.raises(BudgetError, match="Close other programs"):
         allowed_each(1, None)
@@ -139,7 +142,7 @@ def test_other_versions_are_named_with_both() -> None:
 
 def test_workers_that_see_another_folder_or_may_not_write_are_refused() -> None:
     check({"tcp://a": SOUND}, as_location("study"))
-    with pytest.raises(StoreError, match="1 of 2 workers don't see study, tcp://b first"):
+    with pytest.raises(StoreError, match="1 of 2 workers don't see study, such as tcp://b"):
         check({"tcp://a": SOUND, "tcp://b": replace(SOUND, sees=False)}, as_location("study"))
     with pytest.raises(StoreError, match="tcp://b can't write to study: read-only"):
         check({"tcp://a": SOUND, "tcp://b": replace(SOUND, writes="read-only")}, as_location("study"))
@@ -210,7 +213,7 @@ def test_workers_that_die_while_they_start_are_started_again_and_then_given_up()
             return f"{how['n_workers']} workers"
 
     assert cluster._started(Dask(), {"n_workers": 2}, Said()) == "2 workers"
-    assert said == ["a worker died while it started (Nanny failed to start.): all are started again"] * 2
+    assert said == ["a worker died while it started (Nanny failed to start.): starting all workers again"] * 2
     Dask.deaths = 9
     with pytest.raises(NetworkError, match=r"could not be started in 3 attempts: Nanny failed to start\."):
         cluster._started(Dask(), {"n_workers": 2}, Said())

@@ -167,7 +167,7 @@ def test_a_worker_that_is_too_small_leaves_all_to_one_that_is_large_enough(
 
         client.run(lessen, workers=[small])
         leanrecon.run(tables, study=tmp_path / "shared", progress=said, cluster=client, **options)
-    assert [line for line in said.lines if line.startswith(f"the worker {small} gets none of these tasks")]
+    assert [line for line in said.lines if line.startswith(f"the worker {small} gets no more tasks of this kind")]
     # A store notes down its batch size, which goes by the smallest worker.
     changed = [name for name in differing(tmp_path / "alone", tmp_path / "shared") if not name.endswith("zarr.json")]
     assert changed == []

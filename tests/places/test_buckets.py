@@ -136,9 +136,9 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_told(s3: str, ro
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("AWS_ENDPOINT_URL", "not a url", "AWS_ENDPOINT_URL is no address of a server. Expected such as https://"),
-        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is no address of a server"),
-        ("AWS_ENDPOINT_URL", "http://localhost:port", "AWS_ENDPOINT_URL is no address of a server"),
+        ("AWS_ENDPOINT_URL", "not a url", "AWS_ENDPOINT_URL is not the address of a server. Expected such as https://"),
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is not the address of a server"),
+        ("AWS_ENDPOINT_URL", "http://localhost:port", "AWS_ENDPOINT_URL is not the address of a server"),
         ("AWS_ACCESS_KEY_ID", "hidden\n", "AWS_ACCESS_KEY_ID holds a space, a line break"),
         ("AWS_SECRET_ACCESS_KEY", " hidden", "AWS_SECRET_ACCESS_KEY holds a space"),
         ("AWS_SESSION_TOKEN", "hid\tden", "AWS_SESSION_TOKEN holds a space"),
@@ -162,7 +162,7 @@ def test_a_panic_of_the_library_is_one_sentence(root: Location, monkeypatch: pyt
         raise type("PanicException", (BaseException,), {})("called `Result::unwrap()` on an `Err` value")
 
     monkeypatch.setattr(obstore, "head", panics)
-    with pytest.raises(InputError, match="can't be asked: a variable of the environment") as error:
+    with pytest.raises(InputError, match="can't be reached: an environment variable") as error:
         (root / "a").size()
     assert "unwrap" not in str(error.value)
 
@@ -228,12 +228,12 @@ def test_a_holder_elsewhere_is_followed_once_it_gives_no_sign(root: Location, mo
     monkeypatch.setattr(lease, "RENEWED", 0.2)
     write_hold(root, machine="another", host="node7")
     with (
-        pytest.raises(StoreError, match=r"on node7, .*the study is free 3 minutes after"),
+        pytest.raises(StoreError, match=r"on node7, .*a run can start 3 minutes after"),
         root.hold("another run", "w"),
     ):
         pass
     write_hold(root, machine="another", host="node7", renewed="2020-01-01T00:00:00+00:00")
-    with pytest.warns(LeanreconWarning, match="node7.*has ended without letting it go"), root.hold("another run", "w"):
+    with pytest.warns(LeanreconWarning, match="node7.*ended without releasing it"), root.hold("another run", "w"):
         pass
     # A clock that is wrong by years: the other holder lives, and renews its file.
     write_hold(root, machine="another", renewed="2020-01-01T00:00:00+00:00")
@@ -262,5 +262,5 @@ def test_a_holder_that_was_followed_writes_no_more(root: Location, monkeypatch: 
 
 def test_a_server_without_conditions_is_warned_of(root: Location, proxy: Proxy) -> None:
     proxy.unheard = ("if-none-match",)
-    with pytest.warns(LeanreconWarning, match="ignores conditions of writes"), root.hold("another run", "wait"):
+    with pytest.warns(LeanreconWarning, match="ignores conditional writes"), root.hold("another run", "wait"):
         pass

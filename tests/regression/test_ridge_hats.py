@@ -77,7 +77,7 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(weighted: bool, tmp_pa
             Hats.read(path)
     huge = whole.replace(b'"arrays": [[[', b'"arrays": [[[99999999999, ', 1)
     path.write_bytes(huge)
-    with pytest.raises(StoreError, match="its size is not what its first line says"):
+    with pytest.raises(StoreError, match="its size differs from that in its first line"):
         Hats.read(path)
     path.write_bytes(whole)
     assert Hats.read(path).nbytes == hats.nbytes

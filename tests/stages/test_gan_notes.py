@@ -8,7 +8,7 @@ from leanrecon.weights.packaged import FOLDER
 
 CLIP = str(FOLDER / "clip")
 VISION = {"kind": "clip-vision", "model": CLIP, "form": "embedding"}
-PLEASED = "was trained to please"
+PLEASED = "that the decoder was trained on"
 
 
 def notes(judge=None, **decode):

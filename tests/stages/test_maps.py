@@ -389,7 +389,7 @@ def test_a_network_has_no_weights_of_directions(tmp_path: Path) -> None:
 
 def test_directions_wait_for_the_regression(tmp_path: Path) -> None:
     _, study = made(tmp_path, until="features")
-    with pytest.raises(StoreError, match="tells no alpha of the regression of pca"):
+    with pytest.raises(StoreError, match="has no alpha of the regression of pca"):
         study.maps("weights:pca:0")
 
 
@@ -424,7 +424,7 @@ def test_files_of_others_are_not_written_among(wide: tuple[Lab, Any], tmp_path: 
     [
         ({"index": np.array([0, 10**6])}, "do not lie among"),
         ({"affine": np.eye(3)}, "can't be read"),
-        ({"index": np.arange(3)}, "tells of 3 voxels"),
+        ({"index": np.arange(3)}, "has 3 voxels"),
         ({"index": None}, "does not say where.*leanrecon export figures"),
         ({"shape": None, "affine": None, "hemisphere": np.zeros(3, np.int8)}, "an earlier leanrecon wrote it"),
     ],

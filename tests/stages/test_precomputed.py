@@ -271,7 +271,7 @@ def arrays_with(data: Data, folder: Path, train: Array, **more: Any) -> dict[str
         ("nan", ["NaN or infinite in 1 of", "(4)"]),
         ("text", ["features.net.train", "numbers"]),
         ("flat", ["shape (60,)", "[images, dims]"]),
-        ("doubled", ["1 ids are there more than once: 7", "each image once"]),
+        ("doubled", ["1 ids occur more than once: 7", "each image once"]),
         ("few ids", ["60 rows and ids_train 59 ids", "same order"]),
         ("unknown", ["1 of 60 train images have no features: 12", "stimuli/ids.json"]),
     ],

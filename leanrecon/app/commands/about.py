@@ -14,25 +14,31 @@ from leanrecon.errors import SettingsError
 def doctor(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE_OR_FILE]...", help="With --weights: check the networks of these alone."),
+        typer.Argument(metavar="[RECIPE_OR_FILE]...", help="With --weights: check only the networks of these."),
     ] = None,
     memory: Memory = None,
     vdvae: Annotated[
-        Path | None, typer.Option("--vdvae", metavar="FILE", help="Prove a file of VDVAE weights instead.")
+        Path | None, typer.Option("--vdvae", metavar="FILE", help="Check a file of VDVAE weights instead.")
     ] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Check the networks whose weights are here, and keep their numbers.")
+        bool,
+        typer.Option(
+            "--weights", help="Check the networks whose weights are on this machine, and keep reference embeddings."
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --weights: keep the numbers of today instead of earlier ones.")
+        bool, typer.Option("--overwrite", help="With --weights: replace the reference embeddings.")
     ] = False,
     bench: Annotated[
-        bool, typer.Option("--bench", help="Measure matrix products, disk and stores, for the times of plans.")
+        bool,
+        typer.Option(
+            "--bench", help="Measure matrix products, disk and stores, from which `leanrecon plan` computes times."
+        ),
     ] = False,
     study: Annotated[
         Path | None,
         typer.Option(
-            "--study", metavar="FOLDER|URL", help="With --bench: where to measure; by default in this folder."
+            "--study", metavar="FOLDER|URL", help="With --bench: the folder to measure in; by default this one."
         ),
     ] = None,
 ) -> None:
@@ -65,7 +71,9 @@ def doctor(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, to be copied.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print the settings file of this recipe.")
+    ] = None,
 ) -> None:
     """List the recipes that come with leanrecon: paper, data, weights and licences, memory, time, what was reported.
 

@@ -11,7 +11,7 @@ from leanrecon.app.terminal import say
 
 @app.command("inspect")
 def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of data, or the URL of one.")]) -> None:
-    """Say what a file or folder is, and print the settings that would read it.
+    """Recognise the layout of a file or folder, and print the settings that read it.
 
     Examples: leanrecon inspect my_data; leanrecon inspect betas.h5
     """
@@ -22,13 +22,15 @@ def inspect_path(path: Annotated[Path, typer.Argument(help="A file or folder of 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="A file or folder of data that `leanrecon inspect` understands.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A file or folder of data that `leanrecon inspect` recognises, or its URL.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The settings file to write.")] = Path(
         "study.toml"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a settings file for data: what was found, and every other setting in a comment.
+    """Write a settings file for data, with every other setting in a comment.
 
     Example: leanrecon init my_data && leanrecon plan study.toml
     """
@@ -45,7 +47,9 @@ def simulate_nsd(
     folder: Annotated[Path, typer.Argument(help="Folder to write the small NSD into.")],
     subject: Annotated[int, typer.Option(help="Number of the subject.")] = 1,
     sessions: Annotated[int, typer.Option(help="Number of scan sessions.")] = 2,
-    scale: Annotated[float, typer.Option(help="Size of the volume and the images, beside the real ones.")] = 0.25,
+    scale: Annotated[
+        float, typer.Option(help="Size of the volume and the images along each side, relative to the real ones.")
+    ] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of images, tuning and noise.")] = 0,
 ) -> None:
     """Write a small simulated subject in the layout of the Natural Scenes Dataset, to try kind = "nsd" on.
@@ -63,7 +67,7 @@ def simulate_nsd(
 @app.command("simulate-miyawaki")
 def simulate_miyawaki(
     folder: Annotated[Path, typer.Argument(help="Folder to write the simulated subject into.")],
-    scale: Annotated[float, typer.Option(help="Size of the volume along each side, beside the real one.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Size of the volume along each side, relative to the real one.")] = 1.0,
     random_runs: Annotated[int, typer.Option(help="Runs of 22 random patterns, up to 20.")] = 20,
     figure_runs: Annotated[int, typer.Option(help="Runs of ten figures or letters, up to 12.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of patterns, receptive fields and noise.")] = 0,

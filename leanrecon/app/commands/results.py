@@ -16,18 +16,23 @@ if TYPE_CHECKING:
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="[figures] STUDY_OR_STORE", help="A study, or one of its stores.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[figures] STUDY_OR_STORE", help="The folder or URL of a study, or of one of its stores."
+        ),
+    ],
     file: Annotated[Path | None, typer.Argument(help="The .npy file to write a store into.")] = None,
     maps: Annotated[
         list[str] | None,
         typer.Option(
             "--maps",
-            help="areas, ncsnr, accuracy, weights:SPACE:NUMBER …; may be repeated; absent: all that are known.",
+            help="areas, ncsnr, accuracy, weights:SPACE:NUMBER …; may be repeated; by default all that are known.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Where files go; by default maps/ or figures/ in the study."),
+        typer.Option("--out", metavar="FOLDER", help="Folder of the files; by default maps/ or figures/ in the study."),
     ] = None,
     variant: Annotated[str, typer.Option("--variant", help="A fold or an area, as in fold00.")] = "",
     memory: Memory = None,
@@ -87,12 +92,12 @@ def _run_of(study: "Location", memory: str | None) -> "Run":
 
 @app.command("export-nifti")
 def export_nifti(
-    study: Annotated[Path, typer.Argument(help="A study whose voxels lie in a volume.")],
-    vector: Annotated[Path, typer.Argument(help="A .npy file of one number a voxel.")],
+    study: Annotated[Path, typer.Argument(help="A study whose voxels have positions in a volume.")],
+    vector: Annotated[Path, typer.Argument(help="A .npy file with one number for each voxel.")],
     file: Annotated[Path, typer.Argument(help="The .nii.gz file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Put one number a voxel back into the subject's space, as a NIfTI volume.
+    """Write a vector of one number for each voxel as a NIfTI volume in the subject's space.
 
     Example: leanrecon export-nifti results weights.npy weights.nii.gz
     """
@@ -106,19 +111,21 @@ def export_nifti(
 
 @app.command()
 def retrieve(
-    study: Annotated[Path, typer.Argument(help="The folder of a study that has predicted features.")],
+    study: Annotated[Path, typer.Argument(help="The folder or URL of a study that has predicted features.")],
     gallery: Annotated[
         Path,
         typer.Option("--gallery", metavar="FOLDER|STORE", help="Pictures: a folder, or a store of images or features."),
     ],
-    k: Annotated[int, typer.Option("-k", help="Pictures a test row.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Number of pictures for each test row.")] = 5,
     space: Annotated[
         str | None, typer.Option("--space", help="Feature space; by default that of first images.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and the page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the table and the page; by default retrieval/ in the study.")
+    ] = None,
     memory: Memory = None,
 ) -> None:
-    """Find the pictures of a gallery that are nearest to what was predicted from each test row.
+    """Find the pictures of a gallery whose features are nearest to those predicted for each test row.
 
     Example: leanrecon retrieve results --gallery pictures -k 5
     """
@@ -133,13 +140,19 @@ def retrieve(
 
 @app.command()
 def check(
-    study: Annotated[Path, typer.Argument(help="The folder of a study whose stage dataset is complete.")],
-    labels: Annotated[Path | None, typer.Option("--labels", help="A text file of one category a train row.")] = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of stimuli or categories.")] = 200,
+    study: Annotated[Path, typer.Argument(help="The folder or URL of a study whose stage dataset is complete.")],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="A text file with one category for each train row.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=1, help="Number of pairs of stimuli or categories to classify.")
+    ] = 200,
     memory: Memory = None,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to this file.")
+    ] = None,
 ) -> None:
-    """Ask whether the train rows of a study carry its images, before any training.
+    """Test whether the train betas of a study carry information about its images, before any training.
 
     Examples: leanrecon check results; leanrecon check results --labels categories.txt
     """

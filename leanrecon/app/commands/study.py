@@ -48,12 +48,12 @@ def run(
     mirror: Annotated[
         Path | None,
         typer.Option(
-            "--mirror", metavar="FOLDER|URL", help="Keep what is finished there too, and begin with what it has."
+            "--mirror", metavar="FOLDER|URL", help="Copy finished results there, and restore a lost study from there."
         ),
     ] = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """Run a study, or continue one that was stopped anywhere.
+    """Run a study, or continue one that was stopped.
 
     Examples: leanrecon run demo-fast; leanrecon run study.toml --study results --memory 4GB --set regression.alpha=1000
     """
@@ -92,7 +92,9 @@ def demo(
     ] = False,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME", help="Show another recipe at small size, on data in its own layout."),
+        typer.Option(
+            "--recipe", metavar="NAME", help="Run another recipe at small size, on simulated data in its own layout."
+        ),
     ] = None,
     study: StudyFolder = None,
     memory: Memory = None,
@@ -134,14 +136,17 @@ def plan(
     sets: Sets = None,
     study: StudyFolder = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=9999, help="Show times for so many workers of a cluster.")
+        int | None,
+        typer.Option("--workers", min=1, max=9999, help="Show times for this number of workers of a cluster."),
     ] = None,
     bandwidth: Annotated[
         str | None,
-        typer.Option("--bandwidth", metavar="RATE", help='What all machines reach the study with, as in "1Gbit".'),
+        typer.Option(
+            "--bandwidth", metavar="RATE", help='Bandwidth that all machines share to the study, as in "1Gbit".'
+        ),
     ] = None,
 ) -> None:
-    """Show the memory and disk that every stage will take, before anything is done; exit code 2 if it does not fit.
+    """Show the memory and disk that every stage needs, without running it; exit code 2 if a stage does not fit.
 
     With --workers, --bandwidth or a study in a bucket, also its time, bytes and requests. With --workers, disk counts the
     parts of fits that these leave for a while.
@@ -171,7 +176,7 @@ def plan(
 
 @app.command("fetch-weights")
 def fetch_weights(source: Source, sets: Sets = None) -> None:
-    """Download the weights that settings need: only the needed files, resumed and checked.
+    """Download the weights that settings need: only the needed files; interrupted downloads continue, and files are checked.
 
     Examples: leanrecon fetch-weights nsd; leanrecon fetch-weights study.toml
     """
@@ -188,10 +193,10 @@ def fetch_weights(source: Source, sets: Sets = None) -> None:
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="A study, or one of its stores.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Make the damaged chunks again, and only them.")] = False,
+    path: Annotated[Path, typer.Argument(help="The folder or URL of a study, or of one of its stores.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make damaged files again, and nothing else.")] = False,
 ) -> None:
-    """Decode every chunk of a study's stores and name those that are missing or damaged.
+    """Check every file of a study, and name those that are missing or damaged.
 
     Examples: leanrecon verify results; leanrecon verify results --repair
     """
@@ -214,7 +219,9 @@ def verify(
 
 
 @app.command()
-def report(study: Annotated[Path, typer.Argument(help="The folder of a study that was run to its end.")]) -> None:
+def report(
+    study: Annotated[Path, typer.Argument(help="The folder or URL of a study that was run to its end.")],
+) -> None:
     """Write report.html again, from the scores and images that a study holds.
 
     Example: leanrecon report results
@@ -234,11 +241,11 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study tha
 
 @app.command()
 def mirror(
-    study: Annotated[Path, typer.Argument(help="The folder of a study.")],
-    folder: Annotated[Path, typer.Argument(help="The folder to copy to: empty, or a mirror of this study.")],
+    study: Annotated[Path, typer.Argument(help="The folder or URL of a study.")],
+    folder: Annotated[Path, typer.Argument(help="The folder or URL to copy to: empty, or a mirror of this study.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Copy what a study has finished to another folder, verified; what is there already is not copied again.
+    """Copy what a study has finished to another folder or bucket, and verify it; existing copies are not copied again.
 
     Example: leanrecon mirror results /mnt/drive/results
     """

@@ -119,10 +119,10 @@ def _missing_file(text: str, base_dir: Path | None) -> InputError:
             )
     neighbours = [p.name for place in places if place.parent.is_dir() for p in place.parent.iterdir()]
     near = difflib.get_close_matches(places[0].name, neighbours, 1)
-    todo = f'perhaps "{near[0]}" is meant' if near else "check the path; relative ones start at the current folder"
+    todo = f'perhaps "{near[0]}" is meant' if near else "check the path; relative paths start at the current folder"
     return InputError(
         f"there is no file {text}",
-        expected=" or ".join(dict.fromkeys(map(str, places))),
+        expected=" or ".join(dict.fromkeys(map(str, places))) if str(places[0]) != text else None,
         todo=FETCH if text in FILES else todo,
     )
 

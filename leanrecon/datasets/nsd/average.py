@@ -51,7 +51,7 @@ class Averages:
 
     @property
     def factors(self) -> Array:
-        """What sums over trials are divided by, [rows, 1]."""
+        """The divisors of sums over trials, [rows, 1]."""
         repeats = np.array([len(trials) for trials in self.trials], np.float64)[:, None]
         return np.sqrt(repeats) if self.rescaled else repeats
 
@@ -60,8 +60,8 @@ def average(trials: Store, design: Design, averages: Sequence[Averages], *, zsco
     """Write the missing betas: trials averaged over the repeats of each image, in percent signal change.
 
     With ``zscore`` each voxel's trials are z-scored within their session first (mean 0, population standard
-    deviation 1; what is constant becomes 0). Sums are whole numbers, or taken in the order of presentation, so
-    nothing depends on the blocks. Memory: 4 bytes a voxel of a block of columns and image, and two blocks of rows.
+    deviation 1; what is constant becomes 0). Sums are of integers, or in the order of presentation, so
+    results don't depend on the blocks. Memory: 4 bytes a voxel of a block of columns and image, and two blocks of rows.
     """
     shown = [numbers for of in averages for numbers in of.trials]
     row_of = np.full(trials.rows, -1, np.int64)
@@ -141,7 +141,7 @@ def _level(levels: Levels, trial: int, values: Array, place: slice) -> Array:
 
 
 def average_nbytes(shape: tuple[int, int], n_images: int, chunk: int, *, sessions: int) -> int:
-    """Most bytes of memory that ``average`` takes for trials of ``shape``; ``sessions`` are z-scored."""
+    """The most bytes of memory that ``average`` takes for trials of ``shape``; ``sessions`` are z-scored."""
     from leanrecon.stores.layout import plan_chunks
 
     rows, width = plan_chunks((n_images, shape[1]), np.float32, chunk)
@@ -151,7 +151,7 @@ def average_nbytes(shape: tuple[int, int], n_images: int, chunk: int, *, session
 
 
 def single_nbytes(shape: tuple[int, int], n_rows: int, chunk: int, *, sessions: int) -> int:
-    """Most bytes of memory that ``single`` takes for trials of ``shape``; ``sessions`` are z-scored."""
+    """The most bytes of memory that ``single`` takes for trials of ``shape``; ``sessions`` are z-scored."""
     from leanrecon.stores.layout import plan_chunks
 
     voxels = shape[1]

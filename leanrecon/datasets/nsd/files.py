@@ -1,4 +1,4 @@
-"""The files of NSD that a study is made from: found once, remembered beside the betas, and held to what they were."""
+"""The files of NSD that a study is made from: found once, recorded beside the betas, and checked for changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LISTED = 8
-"""Missing sessions that an error names at most."""
+"""The most missing sessions that an error names."""
 
 
 def open_source(root: str, endpoint_url: str | None, base_dir: Path | None, attempts: int | None = None) -> Source:
     """The files of ``s3://BUCKET``, or of a folder (in the current folder or, failing that, in ``base_dir``).
 
-    ``attempts`` is how many failed requests in a row are too many, where they are not the usual ones.
-    Raises InputError where there is no such folder, and for one that an earlier version simulated.
+    ``attempts`` is the number of failures in a row after which a request is given up; None: the default.
+    Raises InputError if there is no such folder, or an earlier version simulated it.
     """
     if root.startswith("s3://"):
         from leanrecon.net.s3 import Bucket
@@ -55,29 +55,29 @@ def open_source(root: str, endpoint_url: str | None, base_dir: Path | None, atte
 
 @dataclass
 class Files:
-    """Files by name, each as it was when it was first found."""
+    """Files by name, each with its state when it was first found."""
 
     source: Source
     found: dict[str, Found] = field(default_factory=dict)
 
     def find(self, name: str) -> Found | None:
-        """What was found under a name, now or earlier."""
+        """The file of a name, found now or earlier."""
         if name not in self.found and (now := self.source.find(name)) is not None:
             self.found[name] = now
         return self.found.get(name)
 
     def open(self, name: str) -> RangeFile | None:
-        """Open a file; None where there is none."""
+        """Open a file; None if there is none."""
         found = self.find(name)
         return None if found is None else self.source.open(name, found)
 
     def need(self, name: str) -> RangeFile:
-        """Open a file that has to be there."""
+        """Open a file; raises InputError if there is none."""
         file = self.open(name)
         if file is None:
             raise InputError(
-                f"{self.source.where(name)} is not there, or may not be read",
-                expected="the Natural Scenes Dataset as its authors lay it out",
+                f"{self.source.where(name)} does not exist, or may not be read",
+                expected="the Natural Scenes Dataset in its authors' layout",
                 todo="check dataset.root and dataset.subject",
             )
         return file
@@ -85,7 +85,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known before the first session is fetched."""
+    """All information that is read before the first session is fetched."""
 
     design: Design
     voxels: Voxels
@@ -98,7 +98,7 @@ class Prepared:
 
 
 def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Prepared:
-    """Find all files and read the small ones; what doesn't fit together is refused here, before anything large moves."""
+    """Find all files and read the small ones; raises InputError for files that don't belong together."""
     sessions = chosen_sessions(settings.subject, settings.sessions)
     if settings.captions is not None:
         locate(settings.captions, None, base_dir)
@@ -135,10 +135,10 @@ def _find_sessions(files: Files, settings: "NSDSettings", sessions: Sequence[int
         rest = [session for session in sessions if session in betas]
         shown = ", ".join(map(str, missing[:LISTED])) + (" …" if len(missing) > LISTED else "")
         raise InputError(
-            f"session {shown} of subject {settings.subject} is not there, or may not be read "
+            f"session {shown} of subject {settings.subject} does not exist, or may not be read "
             f"({files.source.where(names.betas(missing[0], form))})",
             expected=f"sessions {sessions[0]} to {sessions[-1]}",
-            todo=f"go on without by dataset.sessions = {rest}" if rest else "check dataset.root and dataset.subject",
+            todo=f"leave it out by dataset.sessions = {rest}" if rest else "check dataset.root and dataset.subject",
         )
     return betas
 
@@ -156,7 +156,7 @@ def _check_volume(file: RangeFile, voxels: Voxels) -> None:
 
 
 def deciding(settings: "NSDSettings", base_dir: Path | None) -> dict[str, Any]:
-    """The settings that decide which files there are and what is taken from them."""
+    """The settings that decide which files are used and which parts are read."""
     from leanrecon.stores.fingerprint import file_fingerprint
 
     keys = ("root", "endpoint_url", "subject", "sessions", "roi", "betas_format")
@@ -165,12 +165,12 @@ def deciding(settings: "NSDSettings", base_dir: Path | None) -> dict[str, Any]:
 
 
 def trials_table(study: Study) -> Location:
-    """The file that says what each row of ``trials.zarr`` is."""
+    """The file that describes each row of ``trials.zarr``."""
     return study.root / "betas" / "trials.json"
 
 
 def keep(prepared: Prepared, study: Study, settings: Mapping[str, Any]) -> None:
-    """Write down what was found, the file of sources last."""
+    """Write the record of what was found, the file of sources last."""
     from leanrecon.places.files import write_json
 
     prepared.voxels.write(study.voxels)
@@ -187,7 +187,7 @@ def keep(prepared: Prepared, study: Study, settings: Mapping[str, Any]) -> None:
 
 
 def recall(study: Study, settings: Mapping[str, Any] | None = None) -> Prepared | None:
-    """What an earlier run with the same settings found, or with any settings where none are given; None without one."""
+    """The record of an earlier run with the same settings, or with any settings if none are given; None without one."""
     from leanrecon.places.files import read_json
 
     record, table = read_json(sources_path(study)), read_json(trials_table(study))
@@ -205,7 +205,7 @@ def recall(study: Study, settings: Mapping[str, Any] | None = None) -> Prepared 
 
 
 def check_unchanged(study: Study, files: Files, settings: Mapping[str, Any]) -> None:
-    """Refuse files that are not what an earlier run found under their names."""
+    """Raise InputError for files that differ from those that an earlier run found under the same names."""
     from leanrecon.places.files import read_json
 
     record = read_json(sources_path(study))
@@ -215,7 +215,7 @@ def check_unchanged(study: Study, files: Files, settings: Mapping[str, Any]) -> 
             places = [[of.get(key) for key in ("root", "endpoint_url")] for of in (record["settings"], settings)]
             if places[0] != places[1]:
                 raise StoreError(
-                    f"{study.root} was begun from other files, those of {places[0][0]}",
-                    todo="go on with these, choose another --study, or begin anew with --overwrite",
+                    f"{study.root} was begun with other files, those of {places[0][0]}",
+                    todo="continue with those files, choose another --study, or start again with --overwrite",
                 )
             raise changed(files.source.where(name))

@@ -1,10 +1,10 @@
-"""Where an HDF5 file keeps the numbers of a dataset: headers, and the index nodes on the way to the wanted chunks.
+"""The positions of the numbers of a dataset in an HDF5 file: headers, and the index nodes above the needed chunks.
 
-HDF5 itself reads one index node after the other (a minute a file at 30 ms a request). It crashes the interpreter at its
-exit where a file that is read through Python can't be opened. So the few structures that matter are read here, and all
-index nodes of a level at once. HDF5 writes these formats unless told otherwise, and MATLAB always (HDF5 File Format
-Specification 3.0): superblocks of version 0 and 1 (II.A), groups in B-trees of version 1 (III.A.1, III.B, III.D), object
-headers of version 1 (IV.A.1), data layouts of version 3 (IV.A.2.i).
+HDF5 itself reads one index node after the other (a minute a file at 30 ms a request). It also crashes the interpreter
+at exit if a file that is read through Python can't be opened. So this module reads the few structures that matter, and
+all index nodes of a level at once. HDF5 writes these formats by default, and MATLAB always (HDF5 File Format
+Specification 3.0): superblocks of version 0 and 1 (II.A), groups in B-trees of version 1 (III.A.1, III.B, III.D),
+object headers of version 1 (IV.A.1), data layouts of version 3 (IV.A.2.i).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from leanrecon.net.ranges import Bytes, RangeFile, coalesce
 Array = np.ndarray[Any, Any]
 
 UNWRITTEN = -1
-"""In place of the address of a chunk that was never written."""
+"""The address of a chunk that was never written."""
 
 _UNDEFINED = 2**64 - 1
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -32,7 +32,7 @@ _FILTERS, _CONTINUATION, _GROUP = 0x000B, 0x0010, 0x0011
 
 @dataclass(frozen=True)
 class Layout:
-    """One dataset of numbers and where it lies."""
+    """One dataset of numbers and its position in the file."""
 
     file: RangeFile
     name: str
@@ -41,7 +41,7 @@ class Layout:
     chunk: tuple[int, ...] | None
     """None: contiguous."""
     address: int | None
-    """First byte of the numbers, or of the root of the chunks' index; None where nothing was written."""
+    """First byte of the numbers, or of the root of the chunks' index; None if nothing was written."""
     branching: int
     """Half of the entries that a node of the index has room for."""
     base: int
@@ -52,13 +52,13 @@ class Layout:
 
 
 class UnknownLayoutError(InputError):
-    """An HDF5 file that is sound, but not laid out in a way that its parts can be found without reading it all."""
+    """A sound HDF5 file in a format whose parts can't be found without reading all of it."""
 
 
 def read_layout(file: RangeFile, key: str) -> Layout:
     """Find a dataset in the root group of a file.
 
-    Raises InputError for a damaged file and a dataset that is not there, UnknownLayoutError for other formats.
+    Raises InputError for a damaged file and a missing dataset, UnknownLayoutError for other formats.
     """
     with _explained(file):
         return _read_layout(file, key)
@@ -72,7 +72,7 @@ def _read_layout(file: RangeFile, key: str) -> Layout:
     messages = _messages(file, links[key], block.base)
     name = f"{file.name}:{key}"
     if any(kind not in messages for kind in (_SPACE, _TYPE, _LAYOUT)):
-        raise InputError(f"{name} is no dataset", expected="an array of numbers")
+        raise InputError(f"{name} is not a dataset", expected="an array of numbers")
     shape, dtype = _shape(messages[_SPACE]), _dtype(messages[_TYPE])
     if messages.get(_FILTERS, b"\0\0")[1]:
         raise UnknownLayoutError(
@@ -94,7 +94,7 @@ def _read_layout(file: RangeFile, key: str) -> Layout:
 
 
 def locate_chunks(layout: Layout, corners: Array) -> Array:
-    """First bytes of the chunks with these corners (int64 [n, dimensions], in elements); UNWRITTEN where there is none.
+    """First bytes of the chunks with these corners (int64 [n, dimensions], in elements); UNWRITTEN if there is none.
 
     Memory: a few hundred bytes a chunk. Raises InputError for a damaged index.
     """
@@ -137,13 +137,13 @@ def _locate_chunks(layout: Layout, corners: Array) -> Array:
 
 
 def damaged(file: RangeFile, what: object) -> InputError:
-    """The error of a file that can't be what was once written."""
+    """The error of a damaged file."""
     return InputError(f"{file.name} is damaged or cut short: {what}", todo="copy it again, or do without it")
 
 
 @contextlib.contextmanager
 def _explained(file: RangeFile) -> Iterator[None]:
-    """Say in words that a file is damaged where its headers make no sense as numbers."""
+    """Raise InputError if the headers of a file have impossible values."""
     try:
         yield
     except InputError:
@@ -153,7 +153,7 @@ def _explained(file: RangeFile) -> Iterator[None]:
 
 
 def _rank(corners: Array, shape: tuple[int, ...]) -> Array:
-    """One number a corner that orders them as HDF5 does: by the first dimension, then the second, …"""
+    """One number for each corner, in HDF5's order: by the first dimension, then the second, …"""
     rank = np.zeros(len(corners), np.int64)
     for axis, n in enumerate(shape):
         rank = rank * (2 * n + 2) + corners[:, axis]  # the last key of a node may lie one chunk beyond the edge

@@ -1,4 +1,4 @@
-"""The Natural Scenes Dataset as its authors lay it out: names of files, sessions, areas, and who saw what when.
+"""The authors' layout of the Natural Scenes Dataset: names of files, sessions, areas, and the design.
 
 Allen et al. (2022), Nature Neuroscience 25, 116-126; the data manual at https://cvnlab.slite.page/p/CT9Fwl4_hc
 """
@@ -30,7 +30,7 @@ SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 """Sessions of subjects 1 to 8."""
 
 SHARED = 1000
-"""The first so many of a subject's 10,000 images were shown to every subject: they are tested on."""
+"""The first images of a subject's 10,000 were shown to every subject: this number are test images."""
 
 SCALE = 300
 """Betas are stored as integers: percent signal change times 300."""
@@ -50,7 +50,7 @@ ATLASES: dict[str, tuple[str, ...]] = {
     "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
     "streams": ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal"),
 }
-"""Files of labelled voxels, the names of labels 1, 2, … in each; where areas overlap, a voxel is named by the first."""
+"""Files of labelled voxels, with the names of labels 1, 2, …; if areas overlap, the first file names a voxel."""
 
 JOINED: dict[str, tuple[str, ...]] = {
     "V1": ("V1v", "V1d"),
@@ -90,14 +90,14 @@ class SubjectFiles:
 
 
 SIMULATED = "simulated.json"
-"""A file that says that what is beside it was never measured, so that reports of it say so too."""
+"""The file that marks a folder as simulated, so that reports say so."""
 
 SIMULATION = 2
-"""Version of what is simulated there, which that file holds: raised whenever its images or responses change."""
+"""Version of the simulation in that file: raised whenever its images or responses change."""
 
 
 def check_simulation(folder: Path) -> None:
-    """Refuse what an earlier version simulated; raises InputError. Folders that were not simulated here pass."""
+    """Raise InputError for a folder that another version simulated."""
     from leanrecon.places.files import read_json
 
     found = read_json(folder / SIMULATED)
@@ -105,12 +105,12 @@ def check_simulation(folder: Path) -> None:
         raise InputError(
             f"{folder} was simulated by another version of leanrecon (format {found.get('format', 1)})",
             expected=f"format {SIMULATION}, whose test images no model has been trained on",
-            todo=f"remove it and make it again with `leanrecon simulate-nsd {folder}`, or choose another folder",
+            todo=f"delete it and make it again with `leanrecon simulate-nsd {folder}`, or choose another folder",
         )
 
 
 def chosen_sessions(subject: int, sessions: int | Sequence[int] | None) -> list[int]:
-    """The numbers of the sessions, ascending; a count stands for the first so many, None for all."""
+    """The numbers of the sessions, ascending; a count means the first sessions, None all."""
     there = SESSIONS[subject - 1]
     if sessions is None:
         return list(range(1, there + 1))
@@ -124,7 +124,7 @@ def chosen_sessions(subject: int, sessions: int | Sequence[int] | None) -> list[
 
 @dataclass(frozen=True)
 class Design:
-    """What was shown in the trials of the chosen sessions, one entry a trial in the order of presentation."""
+    """The images of the trials of the chosen sessions, one entry for each trial in the order of presentation."""
 
     sessions: list[int]
     trial: Array
@@ -163,9 +163,9 @@ class Design:
 
 
 def read_design(file: RangeFile, subject: int, sessions: Sequence[int], shared_train: int = 0) -> Design:
-    """Read ``nsd_expdesign.mat``; raises InputError where it is damaged or doesn't reach to these sessions.
+    """Read ``nsd_expdesign.mat``; raises InputError if it is damaged or lacks these sessions.
 
-    So many of the images that all subjects saw are train images, the same ones for every subject.
+    ``shared_train`` of the images that all subjects saw are train images, the same ones for every subject.
     """
     names = ("masterordering", "subjectim")
     if file.size > _MOST_DESIGN:
@@ -193,7 +193,7 @@ def read_design(file: RangeFile, subject: int, sessions: Sequence[int], shared_t
     trial = np.concatenate([np.arange((s - 1) * TRIALS, s * TRIALS) for s in sessions])
     if images.ndim != 2 or len(images) < subject or trial[-1] >= len(order):
         raise InputError(
-            f"{file.name} tells of {len(order)} trials and {len(np.atleast_2d(images))} subjects",
+            f"{file.name} has {len(order)} trials and {len(np.atleast_2d(images))} subjects",
             expected=f"{trial[-1] + 1} trials or more, up to session {sessions[-1]}, and subject {subject}",
             todo="check that it belongs to these betas, or choose fewer sessions",
         )
@@ -208,12 +208,12 @@ def read_design(file: RangeFile, subject: int, sessions: Sequence[int], shared_t
 
 
 def shared_train_numbers(count: int) -> Array:
-    """Which of the shared images, counted from 0 in the design's order, are train images: evenly spread."""
+    """The shared images that are train images, counted from 0 in the design's order: evenly spread."""
     return np.arange(count) * SHARED // max(count, 1)
 
 
 def area_names(atlases: Sequence[str]) -> list[str]:
-    """All names that a region may have, given the files that are there."""
+    """All names of regions, given the existing files."""
     labels = [label for atlas in atlases for label in ATLASES.get(atlas, ())]
     joined = [name for name, parts in JOINED.items() if set(parts) <= set(labels)]
     return [*(atlas for atlas in atlases), *joined, *labels]
@@ -222,7 +222,7 @@ def area_names(atlases: Sequence[str]) -> list[str]:
 def region(name: str, labelled: dict[str, Array]) -> Array:
     """The voxels of an area as a boolean volume; ``labelled`` holds the volumes of labels by the names of their files.
 
-    Raises InputError for a name that is not there, with those that are.
+    Raises InputError for an unknown name, and lists the known ones.
     """
     if name in labelled:
         return np.asarray(labelled[name] > 0)
@@ -244,7 +244,7 @@ def region(name: str, labelled: dict[str, Array]) -> Array:
 
 
 def labels_of(labelled: dict[str, Array], index: Array) -> Array:
-    """The area of each voxel by name, "" where it is in none: the first of ``ATLASES`` that has it."""
+    """The name of the area of each voxel, "" without one: by the first of ``ATLASES`` that has it."""
     names = np.full(len(index), "", dtype=f"<U{max(len(n) for labels in ATLASES.values() for n in labels)}")
     joined = {
         part: whole

@@ -1,4 +1,4 @@
-"""A plan of NSD without the network: from the shapes that its authors publish, each at its largest.
+"""A plan of NSD without a network: from published shapes, each at its largest.
 
 Allen et al. (2022), Nature Neuroscience 25, 116-126: 750 trials a session, 10,000 images of 425 pixels a subject, of
 which every tenth was shown to all subjects.
@@ -27,9 +27,9 @@ _SESSION = 10**9  # bytes of a session's .hdf5, about; of which the voxels' are 
 
 
 def published_plan(settings: NSDSettings, chunk: int, free: int, error: NetworkError) -> DatasetPlan:
-    """The plan where the network can't be reached, with a warning; raises ``error`` where nothing is published.
+    """The plan if the network can't be reached, with a warning; raises ``error`` if no shapes are published.
 
-    That is so for another bucket, other areas than nsdgeneral, and .nii.gz files.
+    None are published for another bucket, other areas than nsdgeneral, and .nii.gz files.
     """
     known = settings.root.rstrip("/") == BUCKET and settings.endpoint_url is None
     if not known or settings.roi != GENERAL or settings.betas_format == "nii.gz":
@@ -40,7 +40,7 @@ def published_plan(settings: NSDSettings, chunk: int, free: int, error: NetworkE
         ) from error
     sessions = chosen_sessions(settings.subject, settings.sessions)
     warnings.warn(
-        f"{settings.root} can't be reached: this plan counts what NSD publishes, at its largest",
+        f"{settings.root} can't be reached: this plan uses the published sizes of NSD, at their largest",
         LeanreconWarning,
         stacklevel=2,
     )

@@ -1,6 +1,6 @@
-"""A small Natural Scenes Dataset: files laid out as NSD's, but drawn scenes and the responses of a simulated cortex.
+"""A small Natural Scenes Dataset: files in NSD's layout, with drawn scenes and responses of a simulated cortex.
 
-What is simulated is described in ``cortex`` and ``scenes``. The volume is NSD's, scaled down; sessions keep their 750
+``cortex`` and ``scenes`` describe the simulation. The volume is NSD's, scaled down; sessions keep their 750
 trials and the file of images its 73,000 places, of which only those that were shown are written.
 """
 
@@ -57,7 +57,7 @@ SENTENCES = ("{}", "There is this: {}", "A scene. {}", "{} That is all.", "Here 
 """NSD's images have five captions or more; a scene has one, in five ways."""
 
 FORMATS = ("nii.gz", "hdf5")
-"""The forms that sessions of betas are published in."""
+"""The formats of published sessions of betas."""
 
 VOXEL_MM = 1.8
 SIGHT = 64  # height and width of the images that the simulated cortex sees
@@ -81,8 +81,8 @@ def simulate_nsd(
     """Write a small NSD into ``folder``: betas, design, masks, ncsnr, images and captions of one subject.
 
     ``scale`` shrinks the volume (at 1: subject 1's 81x104x83) and the images (425 pixels) along each side. The same
-    seed gives the same design and images to all subjects. Existing files are replaced, unless another version made
-    them: raises InputError there, since sessions that are left over would not fit the images.
+    seed gives the same design and images to all subjects. Existing files are replaced. Raises InputError if another
+    version made them, because sessions that are left over would not match the images.
     """
     if not 1 <= subject <= len(SESSIONS):
         raise SettingsError(f"subject = {subject}", expected=f"a number from 1 to {len(SESSIONS)}")
@@ -126,7 +126,7 @@ def simulate_nsd(
 
 
 def draw_design(seed: int) -> tuple[Array, Array]:
-    """Who sees what when, as in NSD: ``masterordering`` [30000], 1 to 10000 each three times; ``subjectim`` [8, 10000].
+    """The design, as in NSD: ``masterordering`` [30000], 1 to 10000 each three times; ``subjectim`` [8, 10000].
 
     Repeats come after lags from thirty trials to the whole experiment, as likely in each octave.
     """
@@ -174,7 +174,7 @@ def _save_design(path: Path, order: Array, images: Array) -> None:
 
 
 def _mask(shape: Sequence[int]) -> Array:
-    """A shell around the back of the volume, where the visual cortex lies: about 2 % of the voxels, as in NSD."""
+    """A shell around the back of the volume, like the visual cortex: about 2 % of the voxels, as in NSD."""
     x, y, z = ((np.arange(n) + 0.5) / n * 2 - 1 for n in shape)
     distance = np.sqrt((x / 0.8)[:, None, None] ** 2 + (y / 0.9)[:, None] ** 2 + ((z + 0.1) / 0.75) ** 2)
     behind: Array = (np.abs(distance - 0.85) < 0.11) & (y < -0.45)[:, None]

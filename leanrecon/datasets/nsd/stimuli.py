@@ -1,4 +1,4 @@
-"""The images of NSD that a subject saw, out of the one file of all 73,000; and what people wrote about them."""
+"""The images of NSD that a subject saw, from the file of all 73,000, and their captions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from leanrecon.net.ranges import SPAN, Bytes, RangeFile, coalesce
 
 Array = np.ndarray[Any, Any]
 
-_NEAR = 4096  # bytes between two images up to which they are fetched as one: images are large
+_NEAR = 4096  # bytes between two images up to which one request fetches both: images are large
 _CAPTION_ROWS = 256  # rows of captions that are read together
 
 
 def stimuli_layout(file: RangeFile) -> Layout:
-    """Find the images; raises InputError where they are not uint8 [images, height, width, 3]."""
+    """Find the images; raises InputError if they are not uint8 [images, height, width, 3]."""
     layout = read_layout(file, STIMULI_KEY)
     if len(layout.shape) != 4 or layout.shape[3] != 3 or layout.dtype != np.uint8:
         raise InputError(
@@ -32,19 +32,19 @@ def stimuli_layout(file: RangeFile) -> Layout:
 
 
 def stored_shape(shape: Sequence[int], size: int | None) -> ImageShape:
-    """Height, width and channels of the images as they are kept; ``shape`` is that of the file."""
+    """Height, width and channels of the images in the study; ``shape`` is that of the file."""
     height, width, channels = shape[1:]
     return (size, size, channels) if size else (height, width, channels)
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """Images that lie in the same chunks of the file."""
+    """Images in the same chunks of the file."""
 
     first: int
     """Number of the first image."""
     images: Array
-    """The wanted ones, counted from the first."""
+    """The needed images, counted from the first."""
     addresses: Array
     """First bytes of its chunks."""
 
@@ -54,12 +54,12 @@ def read_images(
 ) -> Iterator[tuple[Array, Array]]:
     """Yield the wanted images (numbers, ascending): their numbers, uint8 [n, *shape].
 
-    ``groups`` numbers the group of each image, ascending: groups come in their order, the images of one as they lie
-    in the file. Images that lie apart are fetched by themselves; where chunks hold several, each is fetched once.
+    ``groups`` numbers the group of each image, ascending: groups come in order, and the images of a group in the order
+    of the file. Images that lie apart are fetched separately; a chunk with several images is fetched once.
     """
     if len(images) and (images[0] < 0 or images[-1] >= layout.shape[0]):
         raise InputError(
-            f"{layout.name} holds {layout.shape[0]} images and number {images[-1]} is wanted",
+            f"{layout.name} holds {layout.shape[0]} images, and number {images[-1]} is needed",
             expected="the images that the design of the experiment shows",
         )
     if lie_apart(layout):
@@ -162,21 +162,21 @@ def _written(layout: Layout, addresses: Array, images: Array) -> Array:
 
 
 def apart_nbytes(of_file: Sequence[int], shape: ImageShape, held: int) -> int:
-    """Most bytes of memory that reading images takes that lie apart; ``held``: of ranges in memory, 0 from a disk."""
+    """The most bytes of memory for reading images that lie apart; ``held``: of ranges in memory, 0 from a disk."""
     image, kept = int(np.prod(of_file[1:])), int(np.prod(shape))
     span = max(SPAN, image)
     return held + span + ((held + span) // image + 1) * (image + kept)
 
 
 def together_nbytes(layout: Layout, shape: ImageShape) -> int:
-    """Most bytes of memory that reading images takes whose chunks hold several of them, or parts of them."""
+    """The most bytes of memory for reading images whose chunks hold several of them, or parts of them."""
     assert layout.chunk is not None
     image, kept = int(np.prod(layout.shape[1:])), int(np.prod(shape))
     return layout.file.held + 2 * layout.chunk_nbytes + layout.chunk[0] * (image + 2 * kept)
 
 
 def captions_of(spec: str, images: Sequence[int], total: int, base_dir: Path | None) -> list[list[str]]:
-    """What the annotation file says about each of these images, [1 or more sentences] an image.
+    """The captions of these images in the annotation file, one or more sentences for each image.
 
     The file has a row for each of NSD's ``total`` images: ``COCO_73k_annots_curated.npy``, or any that kind
     ``arrays`` reads. Raises InputError for another number of rows and for images without a caption.

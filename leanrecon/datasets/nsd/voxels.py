@@ -1,4 +1,4 @@
-"""The voxels of a region: read from NIfTI masks, kept beside the betas, and put back into the subject's volume."""
+"""The voxels of a region: read from NIfTI masks, kept beside the betas, and written back into the volume."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 Open = Callable[[str], RangeFile | None]
 
 MASKS = (".nii", ".nii.gz")
-"""Names of files end so; any other name of a region is that of an area."""
+"""Endings of file names; any other name of a region is an area."""
 
 _NIFTI_1, _NIFTI_2 = 352, 540  # bytes before the numbers, and of the header of version 2
 _MOST_VOLUME = 2**31  # bytes
@@ -41,13 +41,13 @@ class Voxels:
     shape: tuple[int, int, int]
     """Of the volume."""
     affine: Array
-    """[4, 4]: from voxel numbers to millimetres; that of the mask, since some of NSD's betas carry none."""
+    """[4, 4]: from voxel numbers to millimetres; from the mask, since some of NSD's betas have none."""
     index: Array
     """int64: place in the flattened volume"""
     areas: Array
     """str: name of the area, or empty"""
     ncsnr: Array
-    """float32: standard deviation of the signal over that of a trial's noise; NaN where it is not known"""
+    """float32: standard deviation of the signal over that of a trial's noise; NaN if not known"""
     labels: dict[str, Array]
     """int16 by the name of the atlas: the number that it gives the voxel"""
 
@@ -78,7 +78,7 @@ class Voxels:
 
     @classmethod
     def read(cls, path: LocationLike) -> "Voxels":
-        """Read ``voxels.npz``; raises InputError where it tells of no volume, or is not there."""
+        """Read ``voxels.npz``; raises InputError if there is none, or it describes no volume."""
         try:
             with np.load(path, allow_pickle=False) as found:
                 x, y, z = (int(n) for n in found["shape"])
@@ -103,7 +103,7 @@ class Volume:
 def parse_nifti(name: str, data: bytes) -> Volume:
     """Decode the bytes of a .nii or .nii.gz (NIfTI-1 or 2) of three dimensions; raises InputError where they are damaged.
 
-    Whole numbers that were saved scaled come back as whole: the step of the scaling is all that they may be off.
+    Integers that were saved with a scale are rounded back to integers, if they are off by no more than its step.
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data) as file:
@@ -114,7 +114,7 @@ def parse_nifti(name: str, data: bytes) -> Volume:
                 raise InputError(f"{name} holds {dtype} of shape {shape}", expected="a volume of three dimensions")
             size, offset = math.prod(shape) * dtype.itemsize, int(header["vox_offset"]) or _NIFTI_1
             if size > _MOST_VOLUME or not 0 <= offset <= _MOST_VOLUME:
-                raise ValueError(f"its header tells of {size} bytes from byte {offset} on")
+                raise ValueError(f"its header describes {size} bytes from byte {offset} on")
             file.seek(offset)
             raw = file.read(size)
             if len(raw) < size:
@@ -130,7 +130,7 @@ def parse_nifti(name: str, data: bytes) -> Volume:
 
 
 def unscaled(raw: Array, slope: float | None, shift: float | None) -> Array:
-    """Numbers of a volume in C order: ``raw`` times ``slope`` plus ``shift``, with whole numbers whole again.
+    """Numbers of a volume in C order: ``raw`` times ``slope`` plus ``shift``, with integers rounded back.
 
     Fitting 0 and 1 into 16 bits leaves 0 a step of the scaling off; a mask is compared with 0, labels with theirs.
     """
@@ -145,7 +145,7 @@ def unscaled(raw: Array, slope: float | None, shift: float | None) -> Array:
 
 
 def nifti_header(name: str, start: bytes) -> Any:
-    """The header that a file begins with, of NIfTI-1 or 2; raises InputError where it is neither."""
+    """The header that a file begins with, of NIfTI-1 or 2; raises InputError if it is neither."""
     nibabel = nibabel_library()
     try:
         if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
@@ -156,7 +156,7 @@ def nifti_header(name: str, start: bytes) -> Any:
 
 
 def nifti_errors() -> tuple[type[Exception], ...]:
-    """What reading a damaged NIfTI file raises."""
+    """The exceptions that reading a damaged NIfTI file raises."""
     nibabel = nibabel_library()
     return (
         OSError,
@@ -191,7 +191,7 @@ def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, Inp
 
 
 def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_dir: Path | None) -> Voxels:
-    """Find the voxels of a region, with their areas and ncsnr; ``open_file`` gives NSD's files, None for one not there.
+    """Find the voxels of a region, with their areas and ncsnr; ``open_file`` gives NSD's files, None for a missing one.
 
     Every voxel of the mask is kept. Raises InputError for unknown areas and for volumes of different shapes.
     """
@@ -226,10 +226,10 @@ def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_di
 
 
 def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], other: str) -> None:
-    """Refuse a volume of another shape."""
+    """Raise InputError for a volume of another shape."""
     if tuple(shape) != tuple(expected):
         raise InputError(
             f"{name} is a volume of {'x'.join(map(str, shape))} voxels and {other} of {'x'.join(map(str, expected))}",
-            expected="one shape, that of the betas",
+            expected="the shape of the betas",
             todo="resample the mask to the betas' grid (func1pt8mm)",
         )

@@ -1,4 +1,4 @@
-"""Where the large products of a ridge are taken: by BLAS on the CPU, or by PyTorch on a GPU (see ``on_torch``).
+"""The large products of a ridge: by BLAS on the CPU, or by PyTorch on a GPU (see ``on_torch``).
 
 The ridge's own steps are written once, over an ``Arithmetic``: what they work on is NumPy's on the CPU and PyTorch's
 elsewhere, and ``put``, ``take``, ``host`` and ``feeding`` carry numbers between the two. On the CPU these do nothing.
@@ -39,13 +39,13 @@ class Arithmetic(Protocol):
         """Memory for a result that ``take`` then brings into ``out``."""
 
     def take(self, found: Any, out: Array) -> Array:
-        """``out``, which holds what was found on the device."""
+        """Copy a result on the device into ``out``, and return it."""
 
     def host(self, found: Any) -> Array:
-        """What was found on the device, in memory of its own."""
+        """A result on the device, in new memory on the host."""
 
     def feeding(self, memories: Sequence[Array]) -> AbstractContextManager[Feed]:
-        """Carry what is read into some memories in turn to the device, while the next is read and the last is used."""
+        """Copy alternating memories to the device, while the next one is read and the last one is used."""
 
     def ahead(
         self, factor: "Panels", order: Iterable[int], memories: Sequence[Array | None], *, down_to: int = 0

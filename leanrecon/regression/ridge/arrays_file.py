@@ -1,4 +1,4 @@
-"""Arrays in one file with a checksum: what the driver and workers of a fit leave for each other."""
+"""Arrays in one file with a checksum, which the driver and workers of a fit exchange."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from leanrecon.places import Location
 
 Array = np.ndarray[Any, Any]
 
-AGAIN = "run the same command again, which makes them anew"
+AGAIN = "run the same command again, which makes them again"
 
 _ALIGNED = 64  # bytes
 _DIGEST = 32  # bytes of the checksum at the end
@@ -37,7 +37,7 @@ def write_arrays(path: Location, about: Mapping[str, Any], arrays: Sequence[Arra
 
 
 def read_arrays(path: Location, what: str, into: Sequence[Array] | None = None) -> tuple[dict[str, Any], list[Array]]:
-    """What ``write_arrays`` was given, in pages of its own, or ``into`` arrays with contiguous rows.
+    """Read the arrays of a file into new memory, or ``into`` arrays with contiguous rows.
 
     ``what`` names the arrays in messages. Raises StoreError for a file that is missing or damaged.
     """
@@ -48,9 +48,9 @@ def read_arrays(path: Location, what: str, into: Sequence[Array] | None = None) 
             listed = [(tuple(shape), np.dtype(dtype)) for shape, dtype in header.pop("arrays")]
             needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in listed)
             if len(line) + needed + _DIGEST != path.size():  # before memory is taken for what a damaged line says
-                raise ValueError("its size is not what its first line says")
+                raise ValueError("its size differs from that in its first line")
             if into is not None and [(array.shape, array.dtype) for array in into] != listed:
-                raise ValueError("its arrays are not those that are looked for")
+                raise ValueError("it holds other arrays")
             arrays = [buffer(shape, dtype) for shape, dtype in listed] if into is None else list(into)
             parts = [line, *(array.reshape(-1).view(np.uint8) for array in arrays)]
             for part in parts[1:]:

@@ -1,4 +1,4 @@
-"""Predictions are of one device's arithmetic: what a run on another device had begun is begun again."""
+"""Predictions come from one device: chunks of a run on another device are made again."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def of_one_device(store: "Store", device: str, context: Context) -> None:
-    """See to it that all chunks of a store of predictions come from one device, which its notes name (none: the CPU).
+    """Delete chunks of a store of predictions that come from another device, which its notes name (none: the CPU).
 
-    Two devices agree to rounding only, and near a tie they may choose neighbouring alphas. A complete store stays as it is.
+    Devices differ by rounding, and may choose neighbouring alphas near a tie. A complete store is not changed.
     """
     before = store.notes.get("device", "cpu")
     if store.complete or before == device:

@@ -91,7 +91,7 @@ def _read_signature(module: Any, name: str, signature: str) -> tuple[int, int]:
         raise LeanreconError(
             f"SciPy {scipy.__version__} publishes {module.__name__}.{name} as {signature!r}",
             expected="a routine that returns nothing and takes addresses of characters, numbers and int or int64_t",
-            todo="install another version of SciPy, and report this one",
+            todo="install another version of SciPy, and report this one as a bug",
         )
     return len(arguments), widths.pop() or 0
 
@@ -223,7 +223,7 @@ def syevd(a: Array) -> Array:
         work, len(work), integers, len(integers), info,
     )  # fmt: skip
     if info[0]:
-        raise ArithmeticError(f"LAPACK's syevd gave up with {int(info[0])}")
+        raise ArithmeticError(f"LAPACK's syevd failed with info = {int(info[0])}")
     return values
 
 

@@ -1,4 +1,4 @@
-"""The form of a decoder beyond its penalty: the kernel, its width, and how voxels are weighed. Loads no SciPy."""
+"""The form of a decoder: its kernel, γ of an rbf kernel, and the weights of voxels. Loads no SciPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ KERNELS = ("linear", "rbf", "auto")
 VOXEL_WEIGHTS = ("none", "accuracy", "reliability", "auto")
 
 FLOOR = 1e-4
-"""The least share of variance that a voxel is weighed by."""
+"""The least share of variance that weighs a voxel."""
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0)
-"""Widths that "loo" chooses from, in shares of the median squared distance."""
+"""γ of an rbf kernel that "loo" chooses from."""
 
 POWERS = (0.5, 1.0)
 """Powers of the shares of variance that "loo" chooses from."""
@@ -37,13 +37,13 @@ class Form:
         return kernel if self.source is None else f"{kernel}, voxels weighed by {self.source}^{self.power:g}"
 
     def as_dict(self) -> dict[str, Any]:
-        """What run.json keeps of it."""
+        """The form as run.json records it."""
         found = {"kernel": self.kernel, "gamma": self.gamma, "voxel_weights": self.source, "voxel_power": self.power}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def forms(kernel: str, gamma: float | str, voxel_weights: str, voxel_power: float | str) -> Sequence[Form]:
-    """The forms that some parameters leave to choose from, the plainest first."""
+    """The forms that the parameters allow, the simplest first."""
     kernels = ["linear", "rbf"] if kernel == "auto" else [kernel]
     gammas = GAMMAS if gamma == "loo" else (float(gamma),)
     powers = POWERS if voxel_power == "loo" else (float(voxel_power),)

@@ -1,7 +1,7 @@
-"""What ridges of one study have in common: moments, Gram matrices, eigenvectors, kernels of folds, projections.
+"""Intermediate results that ridges of one study share: moments, Gram matrices, eigenvectors, kernels, projections.
 
-All feature spaces are predicted from the same betas, and all areas predict the same targets. What is found again has the
-bytes that would be computed: copies of what an earlier fit made by the same calls.
+All feature spaces are predicted from the same betas, and all areas predict the same targets. A shared result has the
+bytes that would be computed, because an earlier fit made it by the same calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at the betas told (see ``estimator.Regressor``)."""
+    """Moments and warnings of betas (see ``estimator.Regressor``)."""
 
     betas: Matrix
     test: Matrix | None
@@ -81,7 +81,7 @@ class _Kernels:
 
 
 def look_found(kept: Kept, betas: Matrix, test: Matrix | None) -> Look | None:
-    """What an earlier look at the same betas told."""
+    """The moments and warnings of the same betas from an earlier fit, if any."""
     found: Look | None = kept.find(
         "moments", lambda one: same_matrix(one.betas, betas) and (test is None or _same_test(one.test, test))
     )
@@ -170,7 +170,7 @@ def kernels_of(
 def projections(
     kept: Kept | None, targets: Matrix, seed: int, dtype: Any, weights: Array | None, make: Callable[[], Array]
 ) -> Array:
-    """What ``make`` would find by ``project``, of targets that other fits may have projected; in memory that may be used up."""
+    """The result of ``make``, or projections of the same targets from another fit, in memory that may be changed."""
     if kept is None:
         return make()
 

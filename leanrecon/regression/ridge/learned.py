@@ -1,4 +1,4 @@
-"""What a decoder learns before its penalty: its form, and the weights of voxels."""
+"""The choice of a decoder's form and of the weights of voxels, before that of alpha."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Learned:
-    """The form that was chosen, and what its weights are made of."""
+    """The chosen form, and the shares of variance that give its weights."""
 
     form: Form
     choice: Choice | None = None
-    """How it was chosen; None where there was nothing to choose."""
+    """How it was chosen; None if there was only one."""
     share: Array | None = None
     """The share of each voxel's variance that the images explain, float64 [p]."""
     weights: Array | None = None
@@ -37,17 +37,17 @@ class Learned:
 
 
 class Formed(Regressor):
-    """A regressor whose form is learned before its penalty."""
+    """A regressor whose form is chosen before its alpha."""
 
     alpha: Any
     alphas: Sequence[float] | None
     standardize: bool
     seed: int
     kept: Kept | None = None
-    """What fits of the same betas or targets left, and take from one another; None: nothing."""
+    """Intermediate results that fits of the same betas or targets share; None: nothing is shared."""
 
     workers: "FitOnWorkers | None" = None
-    """Those that make parts of the fit; None: it is made in this process."""
+    """The workers that make parts of the fit; None: it is made in this process."""
 
     # Learned
     learned_: Learned

@@ -1,4 +1,4 @@
-"""Leave-one-out errors of every alpha from one eigendecomposition, and the alpha they choose.
+"""Leave-one-out errors of every alpha from one eigendecomposition, and the choice of alpha.
 
 S(α) is the hat matrix of the train rows, intercept included. The error of a row predicted from all others is its residual
 over 1 − S_ii (Allen 1974, "The relationship between variable selection and data augmentation"). Where an image is shown in

@@ -1,4 +1,4 @@
-"""What workers do of a fit, and leave in files beside the predictions for the driver to take."""
+"""The parts of a fit that workers make, and write into files beside the predictions for the driver."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 FOLDER = "fit"
-"""The folder beside the predictions of a space that holds parts of its fit, for a while."""
+"""The temporary folder beside the predictions of a space that holds parts of its fit."""
 
 GRAM, PROJECTED = "gram", "projected"
 """The kinds of parts."""
 
 _NOT_SHARED = (
-    "workers take hat matrices, and there is none: with an alpha for each target, with more than 1,024 test rows, and with "
-    "far more targets than voxels"
+    "there is no hat matrix to share (an alpha for each target, more than 1,024 test rows, or few voxels and many "
+    "targets)"
 )
 
 Work = Callable[[Sequence[int]], Any]
 
 
 class Parts(Protocol):
-    """Parts that are made apart, by their numbers."""
+    """Parts that are made independently, by their numbers."""
 
     @property
     def costs(self) -> list[float]:
@@ -59,7 +59,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class FitOnWorkers:
-    """Parts of one fit that workers make; those that a killed run left whole are taken as they are."""
+    """Parts of one fit that workers make; complete parts of a killed run are kept."""
 
     folder: Location
     of: str
@@ -75,7 +75,7 @@ class FitOnWorkers:
         return cls(store.path.parent / FOLDER, identity(store.made_of), context.executor, context)
 
     def takes_gram(self, betas: Centred, dtype: np.dtype[Any], test: Centred | None) -> bool:
-        """Whether a Gram matrix is worth the files: by its operations alone."""
+        """Whether workers form a Gram matrix: only if it takes enough operations."""
         return GramParts(betas, test, dtype).shapes.operations >= SHARED_OPERATIONS
 
     def gram(
@@ -105,7 +105,7 @@ class FitOnWorkers:
         return result, cross
 
     def takes_projections(self, targets: Matrix) -> bool:
-        """Whether projections of targets are worth the files: by their operations alone."""
+        """Whether workers project the targets: only if that takes enough operations."""
         s, t = targets.shape
         return t > PROJECTIONS and 2.0 * s * t * PROJECTIONS >= SHARED_OPERATIONS
 
@@ -122,9 +122,9 @@ class FitOnWorkers:
     def _made(
         self, kind: str, what: str, about: Mapping[str, Any], arrays: Sequence[Array], parts: Parts
     ) -> list[Location]:
-        """The files of all parts: those that are not there whole are made, and those of other fits deleted.
+        """The files of all parts: missing ones are made, and those of other fits are deleted.
 
-        ``about`` and ``arrays`` are what workers need to know.
+        ``about`` and ``arrays`` are the inputs of workers.
         """
         made_of = write_arrays(_description(self.folder, kind), {"of": self.of, **about}, arrays)
         costs, each = parts.costs, PROJECTION_TASKS if kind == PROJECTED else TASKS_EACH
@@ -144,7 +144,7 @@ class FitOnWorkers:
         return [_part_file(self.folder, kind, made_of, k) for k in range(len(costs))]
 
     def _whole(self, kind: str, made_of: str, count: int) -> Iterator[int]:
-        """The parts that an earlier run left whole."""
+        """The complete parts of an earlier run."""
         wanted = {_part_file(self.folder, kind, made_of, k).name: k for k in range(count)}
         for file in list(self.folder.glob(f"{kind}-*")):
             if file.name in wanted:
@@ -167,7 +167,7 @@ def stream(
     if context.executor is not None and out.store.missing_column_groups():
         hats = ridge.known_hats(out.store.chunk_columns)
         if hats is None:
-            context.progress.say(f"{context.label}: streamed in this process, as {_NOT_SHARED}")
+            context.progress.say(f"{context.label}: streamed in this process, because {_NOT_SHARED}")
     if hats is None or context.executor is None:
         ridge.predict_into(data.test, out.store, advance=advance)
     else:
@@ -177,9 +177,9 @@ def stream(
 
 
 def clear_fit(store: "Store") -> None:
-    """Delete the parts of the fit beside the predictions in a store, those that a killed run left, too.
+    """Delete the parts of the fit beside the predictions in a store, also those of a killed run.
 
-    Descriptions go first: a worker that writes a part late sees that it is not waited for.
+    Descriptions are deleted first, so that a late worker sees that its part is not needed.
     """
     folder = store.path.parent / FOLDER
     for kind in (GRAM, PROJECTED):
@@ -188,7 +188,7 @@ def clear_fit(store: "Store") -> None:
 
 
 def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any], context: Context) -> Work:
-    """What a worker does: it makes parts of the fit that the driver described, and returns their checksums."""
+    """The task of a worker: make parts of the fit that the driver described, and return their checksums."""
     description = _description(folder, given["fit"])
     about, arrays = read_arrays(description, "numbers of a fit")
     parts = _parts(given["fit"], data, about, arrays)
@@ -208,7 +208,7 @@ def part_of_fit(data: RegressionData, folder: Location, given: Mapping[str, Any]
 
 
 def _write_part(description: Location, given: Mapping[str, Any], k: int, part: Array) -> str:
-    """Write a part while the driver waits for it; returns its checksum."""
+    """Write a part if the driver still needs it; returns its checksum."""
     file = _part_file(description.parent, given["fit"], given["made_of"], k)
 
     def undo() -> None:
@@ -233,7 +233,7 @@ def _parts(kind: str, data: RegressionData, about: Mapping[str, Any], arrays: Se
 
 
 def _check_described(description: Location, made_of: str) -> None:
-    """Raise StoreError where the driver has begun another fit, or ended, since: nothing may be left behind then."""
+    """Raise StoreError if the driver has ended, or begun another fit: then no file may be left behind."""
     if checksum_of(description) != made_of:
         raise StoreError(f"{description} is not what this task was made for: another run began it since", todo=AGAIN)
 

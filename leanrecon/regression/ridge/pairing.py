@@ -1,4 +1,4 @@
-"""Which image each train row of betas shows, where images are shown several times.
+"""The pairing of train rows of betas with images that are shown several times.
 
 Targets y [s, t] hold each image once, and ``index`` [n] says which of their rows each row of betas is paired with: the
 targets of all rows are Y = y[index]. Their products with a hat matrix H [m, n] need each image once:

@@ -1,4 +1,4 @@
-"""Which parts of a fit workers take, and what each holds in memory: arithmetic only."""
+"""The parts of a fit that workers make, and the memory of each: arithmetic only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SHARED_OPERATIONS = 1e11
 """Operations from which parts are given to workers: one to four seconds of a core. Below, files and messages cost more."""
 
 TASKS_EACH = 4
-"""Tasks for each worker, about, where parts are small enough: so that none waits long for the last one."""
+"""Approximate number of tasks for each worker, so that none waits long for the last one."""
 
 PROJECTION_TASKS = 2
 """The same for projections of targets, since each task draws all of their signs."""

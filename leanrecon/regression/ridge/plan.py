@@ -1,4 +1,4 @@
-"""What a ridge will hold in memory, phase by phase, before any of it is done: arithmetic on shapes."""
+"""The memory plan of a ridge, phase by phase: arithmetic on shapes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ LOO_ROWS = 1000
 """Most train rows whose leave-one-out predictions give the moments of ``restandardize = "inductive"``."""
 
 PROJECTIONS = 512
-"""Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
+"""Random projections of the targets that replace them; fewer targets are used as they are."""
 
 SEARCH_ROWS = 1250
 """Most train rows whose eigenvectors tell where the search for the alpha of a large kernel begins."""

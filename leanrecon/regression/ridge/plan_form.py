@@ -1,4 +1,4 @@
-"""What a ridge will hold beside its fit: while its form is learned, for later fits, and for several pairings at once."""
+"""Plans of a ridge beyond its fit: for the choice of its form, for later fits, and for several pairings at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace

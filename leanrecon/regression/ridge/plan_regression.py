@@ -1,4 +1,4 @@
-"""What the regressor ``ridge`` will hold, write and compute in a study: arithmetic on its settings and shapes."""
+"""Memory, disk and operations of the regressor ``ridge`` in a study: arithmetic on its settings and shapes."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What run.json and the progress tell of a ridge that was fitted."""
+"""Records of a fitted ridge for run.json, and its lines of progress."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def form_sentences(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator[str]:
-    """What was learned of the form, in sentences, with the ``figures`` of what was tried or without."""
+    """The chosen form in sentences, with or without the ``figures`` of all forms that were compared."""
     learned = ridge.learned_
     if learned.choice is not None:
         yield learned.choice.told(figures=figures)
     if learned.share is not None and not (learned.share > FLOOR).any():
-        yield f"no voxel carries the images (by {learned.form.source}), so that all of them weigh the same"
+        yield f"no voxel follows the images (by {learned.form.source}), so all voxels have the same weight"
 
 
 def how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
@@ -27,14 +27,14 @@ def how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
 
 
 def device_record(ridge: "StreamingRidge") -> dict[str, Any]:
-    """What run.json keeps of a device that is not the CPU, or why it was not used."""
+    """The record of a device other than the CPU, or of the reason why it was not used."""
     if ridge.device_ == "cpu" and ridge.device_note_ is None:
         return {}
     return {"device": ridge.device_ if ridge.device_note_ is None else f"{ridge.device_}: {ridge.device_note_}"}
 
 
 def form_record(ridge: "StreamingRidge") -> dict[str, Any]:
-    """What run.json keeps of a form that is not the plain ridge."""
+    """The record of a form other than the linear ridge without weights."""
     learned = ridge.learned_
     if learned.form == Form() and learned.choice is None:
         return {}

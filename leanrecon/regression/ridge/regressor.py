@@ -54,14 +54,14 @@ class RidgeRegressor:
     """Whether workers may stream its targets (``piece``)."""
 
     alone: ClassVar = True
-    """Whether ``predict`` writes nothing but chunks of its stores, and small files by the context: a task for a worker."""
+    """Whether ``predict`` writes only chunks of its stores and small files, so that a worker can run it."""
 
     def __init__(self, settings: RidgeSettings) -> None:
         self.settings = settings
 
     @classmethod
     def notes(cls, settings: RidgeSettings, space: str) -> Iterable[str]:
-        """Sentences that a reader of the report must know about the predictions of a feature space."""
+        """Notes for the reader of the report about the predictions of a feature space."""
         yield from notes_on_moments(settings.restandardize, space)
         if settings.voxel_weights == "reliability":
             yield (
@@ -70,23 +70,23 @@ class RidgeRegressor:
             )
 
     def made_of(self) -> dict[str, Any]:
-        """All settings that decide the predictions; the grid of alphas only where one is chosen from it."""
+        """All settings that decide the predictions; the grid of alphas only if one is chosen from it."""
         unused = set() if self.settings.alpha == "loo" else {"alphas"}
         return self._used(unused)
 
     def _used(self, unused: Set[str] = frozenset()) -> dict[str, Any]:
-        """The settings without those that say nothing: of an rbf under a linear kernel, of weights without any."""
+        """The settings without unused ones: those of an rbf with a linear kernel, of weights without weights."""
         plain = {"kernel", "gamma"} if self.settings.kernel == "linear" else set()
         equal = {"voxel_weights", "voxel_power"} if self.settings.voxel_weights == "none" else set()
         return self.settings.model_dump(exclude_none=True, exclude={*unused, *plain, *equal})
 
     def keeps(self, predictions: "Location") -> "list[Location]":
-        """The small files that lie beside the predictions of a feature space: how voxels were weighed."""
+        """The small files beside the predictions of a feature space: the weights of voxels."""
         return [] if self.settings.voxel_weights == "none" else [voxel_weights_file.beside(predictions)]
 
     @property
     def wants_reliability(self) -> bool:
-        """Whether the dataset's word on how reliable voxels are is asked for."""
+        """Whether the dataset's reliability of voxels is used."""
         return self.settings.voxel_weights == "reliability"
 
     def plan(self, shapes: RegressionShapes, free: int) -> RegressionPlan:
@@ -98,7 +98,7 @@ class RidgeRegressor:
     def predict(
         self, data: RegressionData, outputs: Sequence[Output], context: Context, shared: dict[str, Any]
     ) -> dict[str, Any]:
-        """Fill the stores of all outputs, and finish them; returns what run.json keeps.
+        """Fill the stores of all outputs, and mark them complete; returns the record for run.json.
 
         Spaces with the same settings share a factor in ``shared``, unless alpha was chosen for each of them.
         """
@@ -143,7 +143,7 @@ class RidgeRegressor:
     def piece(
         targets: "Matrix", store: "Store", given: Mapping[str, Any], context: Context
     ) -> "Callable[[Sequence[int]], None]":
-        """What a worker does: it streams blocks of targets through the hat matrices that ``predict`` wrote."""
+        """The task of a worker: stream blocks of targets through the hat matrices that ``predict`` wrote."""
         from leanrecon.regression.ridge.hats import Hats
 
         hats = Hats.read(store.path.parent / "hats" / given["hats"])
@@ -154,15 +154,15 @@ class RidgeRegressor:
     def part(
         data: RegressionData, folder: "Location", given: Mapping[str, Any], context: Context
     ) -> "Callable[[Sequence[int]], Any]":
-        """What a worker does of a fit: parts that ``predict`` takes from files in the ``folder`` of the predictions."""
+        """The task of a worker in a fit: parts that ``predict`` reads from files in ``folder``."""
         from leanrecon.regression.ridge.on_workers import FOLDER, part_of_fit
 
         return part_of_fit(data, folder / FOLDER, given, context)
 
     def linear(self, record: Mapping[str, Any] | None, predictions: "Location") -> "Linear":
-        """The linear ridge of one feature space, from what run.json keeps of it and what lies beside its predictions.
+        """The linear ridge of one feature space, from its record in run.json and the files beside its predictions.
 
-        ``record`` None: that of a direction of no feature space, whose alpha is a number in the settings or is chosen.
+        ``record`` None: the ridge of a direction of no feature space; its alpha is the settings' number, or is chosen.
         Raises InputError for a kernel that has no weights of voxels.
         """
         from leanrecon.regression.ridge.directions import Linear
@@ -202,7 +202,7 @@ class RidgeRegressor:
     def predict_left_out(
         self, data: RegressionData, store: "Store", context: Context, shared: dict[str, Any]
     ) -> dict[str, Any]:
-        """Fill a store [n, t] with predictions of the train rows, each without its image; returns what run.json keeps."""
+        """Fill a store [n, t] with predictions of the train rows, each without its image; returns its record."""
         from leanrecon.regression.ridge.on_workers import clear_fit
         from leanrecon.stores.matrix import same_matrix
 
@@ -255,7 +255,7 @@ class RidgeRegressor:
         self, data: RegressionData, store: "Store", context: Context,
         *, test: "Matrix | None", shuffled: bool, kept: Kept | None,
     ) -> "StreamingRidge":  # fmt: skip
-        """Fit a ridge for the predictions in a store: here, or with parts that workers leave beside it."""
+        """Fit a ridge for the predictions in a store, in this process or with parts that workers make."""
         from leanrecon.regression.ridge.on_workers import FitOnWorkers
         from leanrecon.regression.ridge.ridge import StreamingRidge
 

@@ -1,9 +1,9 @@
-"""Giving predictions back the spread of their targets, which ridge shrinks.
+"""Rescaling of predictions to the spread of their targets, which ridge shrinks.
 
-``transductive`` is Brain-Diffuser's way (Ozcelik & VanRullen 2023): predictions are z-scored with their own moments over
-the test rows. So each prediction depends on the other test rows, and one alone can't be made. ``inductive`` takes the
-moments from leave-one-out predictions of train rows, which are as unseen as test rows are. It needs no test statistics,
-and works for one test image.
+``transductive`` is the method of Brain-Diffuser (Ozcelik & VanRullen 2023): predictions are z-scored with their own
+moments over the test rows. So each prediction depends on the other test rows, and a single one can't be made.
+``inductive`` takes the moments from leave-one-out predictions of train rows. It needs no test statistics, and works for
+one test image.
 """
 
 from collections.abc import Iterator, Sequence

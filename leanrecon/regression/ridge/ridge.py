@@ -70,26 +70,26 @@ class StreamingRidge(Together):
         Give predictions the spread of the train targets (see ``regression.restandardise``).
     kernel : {"linear", "rbf", "auto"}
         The kernel of betas. "rbf" is exp(−gamma · D² / median D²) of their distances D (see ``ridge.rbf``), "auto" the
-        one of the two with the least error for images that are held out (see ``ridge.choice``); it needs alpha "loo".
+        one of the two with less error for held-out images (see ``ridge.choice``), which needs alpha "loo".
     gamma : float or "loo"
-        The width of an rbf; ``"loo"`` chooses ¼, ½, 1 or 2 in the same way.
+        γ of an rbf kernel; ``"loo"`` chooses ¼, ½, 1 or 2 in the same way.
     voxel_weights : {"none", "accuracy", "reliability", "auto"}
-        Weigh voxels by how well they carry the images (see ``regression.voxel_weights``); "auto" takes "accuracy" where
-        that predicts held-out images better.
+        Weigh voxels by how well images predict them, or by reliability (see ``regression.voxel_weights``); "auto" takes
+        "accuracy" if that predicts held-out images better.
     voxel_power : float or "loo"
-        The power of those weights; ``"loo"`` chooses ½ or 1 in the same way.
+        The power of these weights; ``"loo"`` chooses ½ or 1 in the same way.
     budget : str, int or MemoryBudget, optional
-        What the process may hold, as in ``"4GB"``; by default 80 % of the free memory. It never changes a result.
+        Memory that the process may hold, as in ``"4GB"``; by default 80 % of the free memory. It changes no result.
     seed : int
         Seed of the random projections.
     scratch : path, optional
-        Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder.
+        Folder for a Gram matrix that does not fit into the budget; by default the system's temporary folder.
     device : {"cpu", "auto", "cuda", "mps"}
         Where the large products and the factors are computed (see ``ridge.on_torch``); "auto" is the CPU.
 
-    ``fit`` and ``predict`` take NumPy, Zarr and Dask arrays, stores, and paths of stores, [rows, columns]. The
-    targets are not read until predictions are made, so they must stay where they are; a pickled fit holds NumPy arrays
-    that it was given, and the paths of stores. Gram matrices up to order
+    ``fit`` and ``predict`` take NumPy, Zarr and Dask arrays, stores, and paths of stores, [rows, columns]. Targets
+    are read when predictions are made, so they must not be moved or changed before. A pickled fit holds its NumPy
+    arrays, and the paths of stores. Gram matrices up to order
     3072 are formed and factored in float64, larger ones in float32, where predictions are exact to about
     10⁻⁷ · (largest eigenvalue of the Gram matrix) / α of the targets' spread.
 
@@ -101,9 +101,9 @@ class StreamingRidge(Together):
     left_out_ : int
         Voxels left out because they are constant, or NaN in every row; ``fit`` warns of them.
     unreasonable_ : list of str
-        What is odd about the betas, such as a voxel of mere rounding; ``fit`` warns of it.
+        Warnings about the betas, such as a voxel that varies only by rounding; ``fit`` emits them.
     device_, device_note_ : str
-        Where it was fitted, and why not on the GPU that was asked for, as with workers.
+        The device of the fit, and the reason if it is not the requested one.
     n_features_in_ : int
     """
 
@@ -263,7 +263,7 @@ class StreamingRidge(Together):
         return kept_parts.spectrum_of(self._kept, self._train, kernel, self._rbf, make, alike=self._alike)
 
     def with_targets(self, y: Any) -> "StreamingRidge":
-        """The same fit for other targets of the same images: the factor is shared, nothing is computed again."""
+        """The same fit for other targets of the same images, with the same factor."""
         if self.per_target:
             raise SettingsError("alphas chosen for every target can't serve other targets", todo="call fit again")
         targets = as_matrix(y)
@@ -274,14 +274,14 @@ class StreamingRidge(Together):
 
     @property
     def shuffles(self) -> bool:
-        """Whether ``shuffled`` may be called: not once hat matrices of known test betas were folded by image."""
+        """Whether ``shuffled`` may be called; it can't after hat matrices of known test betas were summed by image."""
         return self._known is None or not self._known.folded
 
     def shuffled(self, seed: int | Sequence[int]) -> "StreamingRidge":
-        """The same fit with betas and targets paired at random: what is predicted without any information.
+        """The same fit with betas and targets paired at random, whose predictions have no information.
 
-        ``seed`` draws the permutation of the train rows. Alpha stays as it was chosen, and what is left out together
-        are still the rows whose betas are of one image.
+        ``seed`` draws the permutation of the train rows. Alpha stays the same. Rows whose betas are of one image
+        are still left out together.
         """
         self._check_fitted()
         if not self.shuffles:
@@ -299,10 +299,10 @@ class StreamingRidge(Together):
     def predict_blocks(
         self, X: Any, *, block: int | None = None, wanted: Sequence[int] | None = None, held: int = 0
     ) -> Iterator[tuple[range, range, Array]]:
-        """Yield ``(rows, columns, predictions)`` block by block; each is valid until the next one is asked for.
+        """Yield ``(rows, columns, predictions)`` block by block; each is valid until the next one is requested.
 
-        ``block`` columns make a block (by default as the targets lie on disk), ``wanted`` picks some of the blocks,
-        ``held`` bytes are kept by the caller.
+        ``block`` is the number of columns of a block (by default that of the targets on disk), ``wanted`` selects
+        blocks, and the caller keeps ``held`` bytes.
         """
         test = self._validated_test(X)
         targets = self.targets_ if block in (None, self.targets_.block) else Reblocked(self.targets_, block)

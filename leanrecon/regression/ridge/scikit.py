@@ -1,6 +1,6 @@
-"""The regressor as users import it: scikit-learn's own base class, so that all of its tools know it.
+"""``StreamingRidge`` for users: with scikit-learn's base class, so that its tools accept it.
 
-Studies use the class below it and load no scikit-learn.
+Studies use the parent class and load no scikit-learn.
 """
 
 from sklearn.base import BaseEstimator, RegressorMixin

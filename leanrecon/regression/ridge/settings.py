@@ -35,19 +35,19 @@ class RidgeSettings(BaseModel):
     standardize: bool = True
     """Whether voxels are divided by their standard deviation over the train rows."""
     restandardize: Restandardize = "none"
-    """Whether predictions get the spread of the train targets, by held-out train rows or by all test rows together."""
+    """Whether predictions are rescaled to the spread of train targets, by held-out train rows or by all test rows."""
     kernel: Literal["linear", "rbf", "auto"] = "linear"
-    """Kernel of betas; "auto" takes the one of less error for train images that are held out, which needs alpha "loo"."""
+    """Kernel of betas; "auto" takes the one with less error for held-out train images, and needs alpha "loo"."""
     gamma: PositiveOrLoo = "loo"
-    """Width of an rbf kernel, in shares of the median squared distance; "loo" chooses from ¼, ½, 1 and 2 in the same way."""
+    """γ of an rbf kernel exp(−γ d² / median d²); "loo" chooses from ¼, ½, 1 and 2 in the same way."""
     voxel_weights: Literal["none", "accuracy", "reliability", "auto"] = "none"
-    """Weights of voxels: accuracy: how well images predict them; reliability: over repeats; "auto" chooses none or accuracy."""
+    """Weights of voxels: how well images predict them, or their reliability; "auto" chooses none or accuracy."""
     voxel_power: Power = "loo"
     """Power of these weights; "loo" chooses from ½ and 1 in the same way."""
 
     @property
     def forms(self) -> Sequence[Form]:
-        """The forms that are left to choose from, the plainest first."""
+        """The forms to choose from, the simplest first."""
         return forms(self.kernel, self.gamma, self.voxel_weights, self.voxel_power)
 
     @property

@@ -1,4 +1,4 @@
-"""Where a fitted ridge works, and how it sends targets through its hat matrices."""
+"""The device of a fitted ridge, and the streaming of targets through its hat matrices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

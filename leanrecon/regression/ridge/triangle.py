@@ -1,4 +1,4 @@
-"""Where the panels of a Gram matrix lie, and which of them are formed together: arithmetic only."""
+"""The layout of the panels of a Gram matrix, and which panels are formed together: arithmetic only."""
 
 from collections.abc import Iterator
 

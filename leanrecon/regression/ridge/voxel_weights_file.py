@@ -1,4 +1,4 @@
-"""The file ``voxel_weights.npz`` beside predictions: how well each voxel carries the images, and what it weighs."""
+"""The file ``voxel_weights.npz`` beside predictions: how well images predict each voxel, and its weight."""
 
 import io
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What a ridge will hold on a GPU, phase by phase, before any of it is done: arithmetic on shapes.
+"""The plan of a ridge's memory on a GPU, phase by phase: arithmetic on shapes.
 
 The host's plan (see ``plan``) holds beside it: between steps the Gram matrix lies there.
 """
@@ -27,9 +27,9 @@ ASIDE = 200_000_000
 
 
 def place(wanted: str, shapes: Shapes, **work: Any) -> str:
-    """The device of a fit: a GPU only where it is asked for by name, so that ``"auto"`` has the same bytes on every machine.
+    """The device of a fit: a GPU only if settings name it, so that ``"auto"`` gives the same bytes on every machine.
 
-    Raises SettingsError where the device that was asked for is not there, and BudgetError where its memory is too small.
+    Raises SettingsError if the named device does not exist, and BudgetError if its memory is too small.
     """
     device = "cpu" if wanted == "auto" else choose(wanted)
     if device == "cuda":

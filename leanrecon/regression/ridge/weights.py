@@ -1,4 +1,4 @@
-"""The p×t weights of a ridge, a block of targets at a time: for many test rows, and for those who want to see them."""
+"""The p×t weights of a ridge, a block of targets at a time: for many test rows, and for maps."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -101,7 +101,7 @@ def write_weights(store: Store, columns: range, coef: Array, intercept: Array) -
 
 
 def contents(matrix: Matrix) -> str:
-    """SHA-256 of all that a matrix holds: known already of a store, else taken in one pass over it."""
+    """SHA-256 of the content of a matrix: kept with a store, else computed in one pass."""
     if isinstance(matrix, StoreMatrix):
         return matrix.store.content
     if isinstance(matrix, Reblocked):
