@@ -76,9 +76,9 @@ def test_what_is_no_folder_is_refused(study: Any, tmp_path: Path, monkeypatch: p
         ({"overwrite": "no"}, "overwrite = 'no'. Expected True or False"),
         ({"mirror": 5}, "5 is no path"),
         ({"progress": "bar"}, "progress = 'bar'. Expected a leanrecon.progress.Progress"),
-        ({"cluster": 5}, "5 is no cluster. Expected tcp://HOST:PORT"),
-        ({"cluster": []}, r"\[\] is no cluster"),
-        ({"cluster": "local:x"}, "is no cluster"),
+        ({"cluster": 5}, "5 is not a cluster. Expected tcp://HOST:PORT"),
+        ({"cluster": []}, r"\[\] is not a cluster"),
+        ({"cluster": "local:x"}, "is not a cluster"),
     ],
 )
 def test_options_of_a_run_are_checked(options: dict[str, Any], said: str, tmp_path: Path) -> None:

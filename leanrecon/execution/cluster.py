@@ -106,7 +106,7 @@ def local_workers(where: str) -> int | None:
             return int(match[1])
     elif where.endswith(".json") or _ADDRESS.fullmatch(where):
         return None
-    raise SettingsError(f'--cluster "{where}" names no cluster', expected=EXPECTED)
+    raise SettingsError(f'--cluster "{where}" is not a cluster', expected=EXPECTED)
 
 
 @contextlib.contextmanager

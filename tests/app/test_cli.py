@@ -458,7 +458,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(data):
             ["run", "small.toml", "--study", "new", "--set", "dataset.betas_train=beta_train.npy"],
             'perhaps "betas_train.npy"',
         ),
-        (["demo", "--recipe", "miyawaki", "--cluster", "nowhere"], '--cluster "nowhere" names no cluster'),
+        (["demo", "--recipe", "miyawaki", "--cluster", "nowhere"], '--cluster "nowhere" is not a cluster'),
         (["doctor", "--weights", "--bench"], "--bench and --weights are different checks"),
         (["doctor", "nsd"], "is given without --weights"),
         (["run", "small.toml", "--study", "small.toml"], r"small\.toml can't be written: File exists"),

@@ -34,7 +34,7 @@ def test_a_cluster_is_an_address_a_file_or_workers_of_this_machine(where: str, c
 
 @pytest.mark.parametrize("where", ["local", "local:0", "local:-2", "local:two", "10.0.0.1", "", "slurm"])
 def test_anything_else_is_refused_with_what_was_expected(where: str) -> None:
-    with pytest.raises(SettingsError, match=r"no cluster.*tcp://HOST:PORT.*local:N"):
+    with pytest.raises(SettingsError, match=r"not a cluster.*tcp://HOST:PORT.*local:N"):
         Cluster(where)
 
 
