@@ -150,26 +150,37 @@ def loo_errors(
 
 def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:
     """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
+    errors = DualErrors(spectrum, targets, alphas, arithmetic)
+    return np.array([errors.of(a) for a in range(len(alphas))])
+
+
+class DualErrors:
+    """Leave-one-out errors of targets [n, k] that are centred, from a kernel's eigenvectors, under one of ``alphas`` at a time."""
+
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
-    vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
-    n, k = targets.shape
-    shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
-    loadings, weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
-    residual = buffer((n, k), dtype)
-    placed, by, found = spectrum.placed(arithmetic), arithmetic.put(shrink), arithmetic.like(residual)
-    arithmetic.gemm(placed, arithmetic.put(targets), loadings, beta=0)
-    kept = np.zeros((n, len(alphas)), dtype)
-    for part in panels(n, PANEL):
-        blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], kept, ta=True)
-    kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
-    errors = np.zeros((len(alphas), k))
-    for a in range(len(alphas)):
-        arithmetic.multiply(loadings, by[:, a : a + 1], weighted)
-        arithmetic.gemm(placed, weighted, found, beta=0, ta=True)
-        arithmetic.take(found, residual)
-        residual /= kept[:, a : a + 1]
-        errors[a] = sums_of_squares(residual)
-    return errors
+
+    def __init__(self, spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> None:
+        vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
+        n, k = targets.shape
+        shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
+        self._loadings, self._weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
+        self._residual, self._arithmetic = buffer((n, k), dtype), arithmetic
+        self._vectors, self._shrink = spectrum.placed(arithmetic), arithmetic.put(shrink)
+        self._found = arithmetic.like(self._residual)
+        arithmetic.gemm(self._vectors, arithmetic.put(targets), self._loadings, beta=0)
+        self._kept = np.zeros((n, len(alphas)), dtype)
+        for part in panels(n, PANEL):
+            blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], self._kept, ta=True)
+        self._kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
+
+    def of(self, a: int) -> Array:
+        """Sums of squared errors under the alpha of this number, float64 [k]."""
+        on, by = self._arithmetic, slice(a, a + 1)
+        on.multiply(self._loadings, self._shrink[:, by], self._weighted)
+        on.gemm(self._vectors, self._weighted, self._found, beta=0, ta=True)
+        on.take(self._found, self._residual)
+        self._residual /= self._kept[:, by]
+        return sums_of_squares(self._residual)
 
 
 def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:

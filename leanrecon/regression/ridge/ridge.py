@@ -40,7 +40,7 @@ from leanrecon.regression.ridge.plan import (
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out
-from leanrecon.regression.ridge.search import Search, search
+from leanrecon.regression.ridge.search import Search, search, search_by_eigenvectors
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.regression.ridge.together import Together
@@ -247,6 +247,10 @@ class StreamingRidge(Together):
         if spectrum is None:
             self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
             errors = self.search_.errors
+        elif self._train.dual and not self._pairing.repeats:
+            errors = search_by_eigenvectors(
+                spectrum, self._pairing.expanded(projections), grid, seed=self.seed, arithmetic=on
+            )
         else:
             errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
