@@ -75,7 +75,8 @@ def first_means(targets: Matrix) -> Array:
 def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: Array | None = None) -> Array:
     """Some rows of the targets, whole panels of them, or their projections [rows, 512], before they are centred.
 
-    ``means`` are the ``first_means``, which rows that don't begin with the first one need.
+    ``means`` are the ``first_means``, which rows that don't begin with the first one need. Products of float32 targets are
+    float32 for each block of columns, and summed over blocks in ``dtype``.
     """
     t = targets.shape[1]
     k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
@@ -83,8 +84,10 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
     blocks = column_blocks(targets)
     parts = [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows))]
     items = [(j, part) for j in range(len(blocks)) for part in parts]
-    signs = np.empty((0, k), dtype)
+    within = np.promote_types(targets.dtype, np.float32) if dtype == np.float64 else dtype
+    signs = np.empty((0, k), within)
     shift = np.empty(0, dtype)
+    product = None if within == dtype else np.empty((min(PANEL, len(rows)), k), within)
 
     def read(item: tuple[int, range], memory: Array) -> Array:
         return targets.read_tile(item[1], item[0], memory)
@@ -96,13 +99,17 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
             out[:, columns.start : columns.stop] = part
             continue
         if some.start == rows.start:
-            signs = random_signs(columns, k, seed).astype(dtype)
-            signs /= dtype.type(np.sqrt(k))
+            signs = random_signs(columns, k, seed).astype(within)
+            signs /= within.type(np.sqrt(k))
             far = far_means(part) if means is None else means[columns.start : columns.stop]
-            shift = far.astype(dtype)
+            shift = far.astype(within)
         # Less a rough mean where that is large, so that it costs no precision; the exact one goes in the end.
         less = part - shift if shift.any() else part
-        blas.gemm(less.astype(dtype, copy=False), signs, out)
+        if product is None:
+            blas.gemm(less.astype(dtype, copy=False), signs, out)
+        else:
+            blas.gemm(less.astype(within, copy=False), signs, product[: len(out)], beta=0)
+            out += product[: len(out)]
     return result
 
 

@@ -19,7 +19,7 @@ from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
 from leanrecon.regression.ridge.form import Form, forms
-from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix
+from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix, train_hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
@@ -353,8 +353,10 @@ class StreamingRidge(Together):
         return hat_matrix(self._train, test, rows, factor, rbf=self._rbf, arithmetic=self._arithmetic, **given)
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
-        some = self._centred(RowSubset(self.betas_, rows))
-        hat = self._hat(some, range(len(rows)), factor)
+        if self._train.dual:
+            hat = train_hat_matrix(rows, factor, self.alpha_, self._arithmetic)
+        else:
+            hat = self._hat(self._centred(RowSubset(self.betas_, rows)), range(len(rows)), factor)
         leave_groups_out(hat, rows, self._pairing)
         return hat
 
