@@ -321,3 +321,33 @@ def test_what_was_freed_in_the_heap_is_given_back():
     give_back()
     assert process_memory() < held - 40_000_000
     assert last == bytes(1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' heaps have no such call")
+def test_the_heap_keeps_what_was_freed_until_it_is_given_back():
+    script = """
+import ctypes, resource
+from leanrecon.memory import give_back, keep_freed
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(6_000_000) for _ in range(4)]
+    for block in blocks:
+        libc.memset(block, 1, 6_000_000)
+    for block in blocks:
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+fresh = faults()
+keep_freed()
+faults()
+kept = faults()
+give_back()
+print(fresh, kept, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    fresh, kept, given_back = map(int, out.split())
+    assert kept < 100 < min(fresh, given_back)

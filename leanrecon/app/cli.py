@@ -1,6 +1,7 @@
 """The command line: all commands, and what becomes of errors. Heavy imports wait for the command that needs them."""
 
 import contextlib
+import gc
 import sys
 import warnings
 from importlib import import_module
@@ -28,11 +29,19 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
         raise typer.Exit
 
 
+_COLLECTING = 20_000, 20, 100
+"""Numbers of new objects, and of collections, after which Python looks for cycles of garbage: less often than by default.
+
+Importing the libraries of models makes a million objects that stay, which it looked through again and again.
+"""
+
+
 def main() -> None:
     """Run the command line; a user's mistake or a limit of the machine is one sentence and exit code 2.
 
     Where the reader of the output has gone, as `head` does, the command ends without a word.
     """
+    gc.set_threshold(*_COLLECTING)
     warnings.showwarning = show_warning
     output, errors = Output(sys.stdout), Output(sys.stderr)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from leanrecon.devices import choose
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.space import Array, FixedSpace
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, keep_freed
 from leanrecon.weights.folders import SHOWN, Weights
 from leanrecon.weights.libraries import exact_inference as exact_inference  # for the rooms above
 from leanrecon.weights.libraries import resized as resized
@@ -72,6 +72,7 @@ def load_weights(
 
     shapes = {name: tuple(v.shape) for name, v in module.state_dict().items() if name.startswith(tuple(parts))}
     _check(weights, shapes)
+    keep_freed()
     # One allocation, so that all of it returns to the system when the model is dropped.
     memory = buffer((weights.nbytes(parts, precision) if device == "cpu" else 0,), np.uint8)
     loaded: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ With centred targets Z [n, k] and z-scored betas B [n, p] the encoding ridge min
 image that is predicted from all others is its residual over 1 − S_ii, S being the hat matrix with the intercept (Allen
 1974, as in ``ridge.loo``). An image that is shown in r rows stands once for them, with their mean and weight r: that
 leaves all of its rows out together. One eigendecomposition of the smaller Gram matrix, ZᵀZ or ZZᵀ, serves every α.
+Betas in float32 are multiplied in float32, a block of voxels at a time, unless k > s / 2; all else is float64.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ import numpy as np
 
 from leanrecon.errors import InputError
 from leanrecon.memory import MemoryBudget, buffer
-from leanrecon.regression.image_rows import ImageRows
+from leanrecon.regression.image_rows import ImageRows, column_squares, voxels_at_once
 from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.loo import default_alphas, project
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan_form import VOXELS, plan_encoding
+from leanrecon.regression.ridge.plan_form import plan_encoding
 from leanrecon.stores.matrix import Matrix, as_matrix, panels
 
 Array = np.ndarray[Any, Any]
@@ -115,16 +116,20 @@ class _Images:
         The squared norms of an image's residuals over all voxels follow from C = scoresᵀB and CCᵀ, which are summed
         over blocks of voxels.
         """
-        s, r = self.scores.shape
+        (s, r), dtype = self.scores.shape, self._products(betas)
         product, cross, norms, within = buffer((r, r), np.float64), buffer((s, r), np.float64), np.zeros(s), 0.0
-        loadings = buffer((r, VOXELS), np.float64)
-        for _, means, inside, _ in self.rows.blocks(betas):
+        scores, loadings = self.scores.astype(dtype, copy=False), buffer((r, voxels_at_once(dtype)), dtype)
+        squared, crossed = buffer((r, r), dtype), buffer((s, r), dtype)
+        for _, means, inside, _ in self.rows.blocks(betas, dtype):
             c = loadings[:, : means.shape[1]]
-            blas.gemm(self.scores, means, c, beta=0, ta=True)
-            blas.syrk(c, product)
-            blas.gemm(means, c, cross, tb=True)
-            norms += np.einsum("ij,ij->i", means, means)
+            blas.gemm(scores, means, c, beta=0, ta=True)
+            blas.syrk(c, squared, beta=0)
+            blas.gemm(means, c, crossed, beta=0, tb=True)
+            product += squared
+            cross += crossed
+            norms += np.einsum("ij,ij->i", means, means, dtype=np.float64)
             within += float(inside.sum())
+        del scores, loadings, squared, crossed
         cross *= self.scores
         np.fill_diagonal(product, product.diagonal() / 2)  # x CCᵀ xᵀ is twice x L xᵀ of this lower half L
         errors = np.full(len(alphas), within)
@@ -141,20 +146,28 @@ class _Images:
 
     def _squared_errors(self, betas: Centred, alpha: float) -> tuple[Array, Array]:
         """Sums over rows of squared leave-one-out errors and of squares about the mean, for each voxel."""
-        s, r = self.scores.shape
+        (s, r), dtype = self.scores.shape, self._products(betas)
         squared, total = np.zeros(betas.shape[1]), np.zeros(betas.shape[1])
-        kept, shrink = self._kept(alpha, slice(0, s)), self._shrink(alpha)
-        loadings = buffer((r, VOXELS), np.float64)
-        for voxels, means, inside, about in self.rows.blocks(betas):
+        kept, shrink = self._kept(alpha, slice(0, s))[:, None].astype(dtype), self._shrink(alpha)[:, None].astype(dtype)
+        scores, loadings = self.scores.astype(dtype, copy=False), buffer((r, voxels_at_once(dtype)), dtype)
+        for voxels, means, inside, about in self.rows.blocks(betas, dtype):
             c = loadings[:, : means.shape[1]]
-            blas.gemm(self.scores, means, c, beta=0, ta=True)
-            c *= shrink[:, None]
-            blas.gemm(self.scores, c, means, alpha=-1)
-            means /= kept[:, None]
+            blas.gemm(scores, means, c, beta=0, ta=True)
+            c *= shrink
+            blas.gemm(scores, c, means, alpha=-1)
+            means /= kept
             part = slice(voxels.start, voxels.stop)
-            squared[part] = inside + np.einsum("ij,ij->j", means, means)
+            squared[part] = inside + column_squares(means)
             total[part] = about
         return squared, total
+
+    def _products(self, betas: Centred) -> np.dtype[Any]:
+        """The precision in which blocks of betas are multiplied: that of the betas, where they are float32.
+
+        Where the targets may fit most images exactly, residuals and 1 − S_ii are both small: their ratio needs float64.
+        """
+        s, r = self.scores.shape
+        return np.dtype(np.float32 if betas.matrix.dtype == np.float32 and 2 * r <= s else np.float64)
 
     def _shrink(self, alpha: float) -> Array:
         return 1 / np.maximum(self.values + alpha, np.finfo(np.float64).tiny)

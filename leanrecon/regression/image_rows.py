@@ -39,26 +39,38 @@ class ImageRows:
         result: Array = np.sqrt(self.counts)
         return result
 
-    def blocks(self, betas: Centred) -> Iterator[tuple[range, Array, Array, Array]]:
+    def blocks(self, betas: Centred, dtype: Any = np.float64) -> Iterator[tuple[range, Array, Array, Array]]:
         """Yield ``(voxels, means [s, v], within [v], squares [v])``: mean betas of each image times √rows, and sums of squares.
 
         ``within`` are the squares of rows about the mean of their image, ``squares`` those of all rows. What is yielded
-        is valid until the next one is asked for, which is read meanwhile.
+        is valid until the next one is asked for, which is read meanwhile. Means have the ``dtype``, squares are float64.
         """
         n, p = betas.shape
         memories = [buffer((n * min(VOXELS, p) * 8,), np.uint8) for _ in range(2)]
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
-        root = self.root[:, None]
+        root = self.root[:, None].astype(dtype)
 
         def read(voxels: range, memory: Array) -> Array:
-            return betas.read(range(n), voxels, memory, np.float64)
+            return betas.read(range(n), voxels, memory, dtype)
 
-        for voxels, block in read_ahead(panels(p, VOXELS), read, memories):
-            squares = np.einsum("ij,ij->j", block, block)
+        for voxels, block in read_ahead(panels(p, voxels_at_once(dtype)), read, memories):
+            squares = column_squares(block)
             if self.order is None:
                 yield voxels, block, np.zeros(len(voxels)), squares
                 continue
             means = np.add.reduceat(block[self.order], starts, axis=0)
             means /= root
-            within = np.maximum(squares - np.einsum("ij,ij->j", means, means), 0)
+            within = np.maximum(squares - column_squares(means), 0)
             yield voxels, means, within, squares
+
+
+def voxels_at_once(dtype: Any) -> int:
+    """Voxels that make a block: twice as many in float32, which take as much memory."""
+    itemsize: int = np.dtype(dtype).itemsize
+    return VOXELS * 8 // itemsize
+
+
+def column_squares(block: Array) -> Array:
+    """The sum of squares of each column, float64."""
+    sums: Array = np.einsum("ij,ij->j", block, block, dtype=np.float64)
+    return sums

@@ -148,6 +148,11 @@ class RowSubset:
 
     def read(self, rows: range, columns: range, out: Array) -> None:
         index = self.index[rows.start : rows.stop]
+        if isinstance(self.base, ArrayMatrix) and isinstance(self.base.array, np.ndarray):
+            for part in panels(len(index)):
+                some = index[part.start : part.stop]
+                out[part.start : part.stop] = self.base.array[some, columns.start : columns.stop]
+            return
         panel_of = index // PANEL
         for panel in np.unique(panel_of):
             wanted = np.nonzero(panel_of == panel)[0]

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,11 +43,17 @@ _ALTERED = 3
 
 def versions() -> dict[str, str]:
     """The versions of the libraries and packages of kinds that decide results, of those that are installed."""
-    installed = {}
-    for name in (*VERSIONS, *kinds.providers()):
-        with contextlib.suppress(PackageNotFoundError):
-            installed[name] = version(name)
-    return installed
+    found = {name: _version(name) for name in (*VERSIONS, *kinds.providers())}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

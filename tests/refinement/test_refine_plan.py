@@ -52,6 +52,17 @@ def test_settings_know_the_usual_steps():
     assert LCM.problem(4, 0.07) != ""
 
 
+def test_small_autoencoders_decode_the_images_of_a_batch_together():
+    small = Sizes(unet=2_000_000, vae=100_000, largest=300_000, unet_state=8 * 64 * 16**2, vae_state=32 * 64**2)
+    machine = Machine("cpu", 10**10)
+    together = plan_diffusion(small, Work(20, "float32"), machine)
+    alone = plan_diffusion(small, Work(20, "bfloat16"), machine)
+    assert (together.batch, together.decoded) == (8, 8)
+    assert (alone.batch, alone.decoded) == (8, 1)
+    assert plan_diffusion(SD15, Work(20, "float32"), machine).decoded == 1
+    assert plan_diffusion(small, Work(20, "float32"), Machine("cuda", 10**10, 10**10)).decoded == 1
+
+
 def planned(free, *, device="cpu", precision="float32", offload="auto", batch=None, rows=10, guided=False, vram=0):
     converted = (SD15.unet + SD15.vae) * {"float32": 4, "float16": 2, "bfloat16": 2}[precision]
     work = Work(rows, precision, offload=offload, batch=batch, guided=guided, converted=converted)

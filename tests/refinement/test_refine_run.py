@@ -137,8 +137,8 @@ def test_broken_images_are_drawn_again_in_float32(value, what, make, refine, dra
     expected = drawn(make(batch=1))  # they are drawn again one by one
     original = sampling.decoded
 
-    def broken(networks, latents):
-        images = original(networks, latents)
+    def broken(networks, latents, together):
+        images = original(networks, latents, together)
         if networks.precision == "bfloat16":
             images[:, :8] = value
             images[:] = value if value == 0 else images
@@ -152,7 +152,7 @@ def test_broken_images_are_drawn_again_in_float32(value, what, make, refine, dra
 
 
 def test_what_is_black_in_float32_too_is_kept_and_reported(make, refine, monkeypatch):
-    monkeypatch.setattr(sampling, "decoded", lambda n, latents: np.zeros((len(latents), SIZE, SIZE, 3), np.float32))
+    monkeypatch.setattr(sampling, "decoded", lambda n, latents, _: np.zeros((len(latents), SIZE, SIZE, 3), np.float32))
     said, generator = Said(), make()
     assert not refine(generator, progress=said).any()
     assert generator.record()["black"] == [0, 1, 2, 3, 4]
@@ -160,7 +160,7 @@ def test_what_is_black_in_float32_too_is_kept_and_reported(make, refine, monkeyp
 
 
 def test_what_is_not_finite_in_float32_is_an_error(make, refine, monkeypatch):
-    monkeypatch.setattr(sampling, "decoded", lambda n, latents: np.full((len(latents), SIZE, SIZE, 3), np.nan))
+    monkeypatch.setattr(sampling, "decoded", lambda n, latents, _: np.full((len(latents), SIZE, SIZE, 3), np.nan))
     with pytest.raises(InputError, match="image 0 is not finite in float32"):
         refine(make())
 

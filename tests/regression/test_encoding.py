@@ -54,6 +54,17 @@ def test_r2_is_that_of_ridges_fitted_without_each_image(seen, s, t, repeats):
     np.testing.assert_allclose(fixed.r2, 1 - expected[2].sum(axis=0) / total, rtol=1e-9)
 
 
+@pytest.mark.parametrize("repeats", [False, True], ids=["once", "repeated"])
+@pytest.mark.parametrize(("s", "t"), SHAPES)
+def test_betas_in_float32_have_the_r2_of_float64(seen, s, t, repeats):
+    Z, betas, stimulus = seen(s, t, p=700, repeats=repeats)  # several blocks of voxels in either precision
+    betas = betas.astype(np.float32)  # the same numbers for both
+    exact, found = (encoding(Z, betas.astype(dtype), stimulus=stimulus) for dtype in (np.float64, np.float32))
+    assert found.alpha == exact.alpha
+    np.testing.assert_allclose(found.r2, exact.r2, atol=1e-5)
+    np.testing.assert_allclose(found.errors, exact.errors, rtol=1e-5)
+
+
 def test_voxels_that_follow_the_images_have_the_larger_r2(seen):
     Z, betas, stimulus = seen(200, 10)
     r2 = encoding(Z, betas, stimulus=stimulus).r2

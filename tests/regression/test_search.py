@@ -13,12 +13,13 @@ from support.memory import held
 
 from leanrecon.memory import PeakMemory
 from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.ridge.arithmetic import ON_CPU
 from leanrecon.regression.ridge.hat import gram
 from leanrecon.regression.ridge.kernel import Panels, inverse_rows, part_of, solve_half
-from leanrecon.regression.ridge.loo import default_alphas, loo_errors
+from leanrecon.regression.ridge.loo import default_alphas, dual_errors, loo_errors, mean_eigenvalue
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.ridge import StreamingRidge
-from leanrecon.regression.ridge.search import _LeftOut, descend
+from leanrecon.regression.ridge.search import _LeftOut, descend, search_by_eigenvectors
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.stores.matrix import as_matrix
 
@@ -309,3 +310,21 @@ def test_a_search_stays_within_its_plan(study, tmp_path, constants, in_memory):
         fitted.fit(X, Y, test=T)
     assert memory.peak <= fitted.projected_
     assert fitted.search_ is not None
+
+
+@pytest.mark.parametrize("snr", [0.02, 0.3, 3.0])
+def test_eigenvectors_of_many_rows_tell_only_the_errors_beside_the_least(snr):
+    X, Y, _ = synthetic(600, decay=1.0, snr=snr)
+    Y = Y @ np.random.default_rng(1).standard_normal((Y.shape[1], 200))
+    betas = as_matrix(X)
+    kernel, _ = gram(Centred(betas, moments(betas), scale=True), np.float64)
+    alphas, spectrum = default_alphas(mean_eigenvalue(kernel)), eigenvectors(kernel, deflate=True)
+    centred = Y - Y.mean(axis=0)
+    expected = dual_errors(spectrum, centred, alphas, ON_CPU).sum(axis=1)
+    found = search_by_eigenvectors(spectrum, centred, alphas, seed=0)
+    tried = np.isfinite(found)
+    np.testing.assert_array_equal(found[tried], expected[tried])
+    assert np.argmin(found) == np.argmin(expected)
+    assert 2 <= tried.sum() < 9
+    few = search_by_eigenvectors(spectrum, centred[:, :50], alphas, seed=0)
+    np.testing.assert_array_equal(few, dual_errors(spectrum, centred[:, :50], alphas, ON_CPU).sum(axis=1))

@@ -136,6 +136,16 @@ def test_voxels_of_noise_are_not_weighed_by_chance():
     assert max(fitted.learned_.choice.r2) < 0.05
 
 
+def test_betas_in_float32_have_the_choice_of_float64(few_carry):
+    X, Y, *_ = few_carry()
+    X = X.astype(np.float32)  # the same numbers for both
+    how = {"kernel": "auto", "voxel_weights": "auto"}
+    exact, found = (StreamingRidge(**how).fit(X.astype(dtype), Y) for dtype in (np.float64, np.float32))
+    np.testing.assert_allclose(found.learned_.choice.r2, exact.learned_.choice.r2, atol=1e-5)
+    assert found.learned_.form == exact.learned_.form
+    assert found.learned_.choice.certain == exact.learned_.choice.certain
+
+
 def test_the_error_of_a_form_is_that_of_fits_without_the_fold(few_carry):
     X, Y, *_ = few_carry()
     alphas = [1.0, 10.0, 100.0, 1000.0]

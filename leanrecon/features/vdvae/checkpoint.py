@@ -11,7 +11,7 @@ import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.features.vdvae.config import Shape, VDVAEConfig, weight_shapes
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, keep_freed
 from leanrecon.places.disk import explained_disk_errors
 from leanrecon.places.paths import expanded
 from leanrecon.weights.libraries import require_installed
@@ -112,6 +112,7 @@ def read_weights(
 
     taken = set(found if only is None else only)
     names = [name for name in found if name in taken]
+    keep_freed()
     # One allocation, so that all of it returns to the system when the model is dropped.
     memory = torch.from_numpy(buffer((weights_nbytes(config, precision, names),), np.uint8))
     weights, start = {}, 0

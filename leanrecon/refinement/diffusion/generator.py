@@ -260,7 +260,7 @@ class DiffusionGenerator:
             self.settings.guidance,
         )
         end = sampling.denoised(networks, model.schedule(), start, conditions, generators)
-        return sampling.decoded(networks, end)
+        return sampling.decoded(networks, end, plan.decoded)
 
     def _checked(self, job: _Job, row: int, image: Array) -> Array:
         """The image, or one drawn in float32 where it is black or not finite."""

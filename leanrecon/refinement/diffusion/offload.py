@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leanrecon.memory import keep_freed
 from leanrecon.refinement.diffusion.networks import WeightSource, build, only_needed
 from leanrecon.refinement.diffusion.plan import Mode
 from leanrecon.weights.safetensors import MappedWeights, ReadWeights
@@ -29,6 +30,7 @@ def place(source: WeightSource, mode: Mode, *, device: str, scratch: Path, conte
     """
     import torch
 
+    keep_freed()
     # accelerate casts the weights that it loads to the dtype of those that they replace
     network = torch.nn.Module.to(build(source.part), getattr(torch, source.dtype))
     if source.part.kind in _AUTOENCODERS:

@@ -92,6 +92,8 @@ class DiffusionPlan(GeneratorPlan):
     vram: int = 0
     """Bytes on the GPU at the peak; 0 where there is none."""
     precision: str = "float32"
+    decoded: int = 1
+    """Images that the autoencoder decodes together."""
 
 
 def plan_diffusion(sizes: Sizes, work: Work, machine: Machine) -> DiffusionPlan:
@@ -116,7 +118,10 @@ def _modes(device: str) -> tuple[Mode, ...]:
 
 
 def _planned(sizes: Sizes, work: Work, machine: Machine, mode: Mode, batch: int) -> DiffusionPlan:
-    ram, vram = _memory(sizes, work, machine.device, mode, batch)
+    # The autoencoder's states are the largest. Only PyTorch's float32 gains where they are small.
+    small = machine.device == "cpu" and work.precision == "float32"
+    decoded = together_on_cpu(sizes.vae_state * itemsize("float32"), batch) if small else 1
+    ram, vram = _memory(sizes, work, machine.device, mode, batch, decoded)
     return DiffusionPlan(
         work=ram + machine.imports,
         summary=f"{work.precision}, {DESCRIPTIONS[mode]}, {counted(batch, 'images')} at once",
@@ -125,10 +130,11 @@ def _planned(sizes: Sizes, work: Work, machine: Machine, mode: Mode, batch: int)
         batch=batch,
         vram=vram,
         precision=work.precision,
+        decoded=decoded,
     )
 
 
-def _memory(sizes: Sizes, work: Work, device: str, mode: Mode, batch: int) -> tuple[int, int]:
+def _memory(sizes: Sizes, work: Work, device: str, mode: Mode, batch: int, decoded: int) -> tuple[int, int]:
     """Bytes of the process's memory and of the GPU's."""
     item = itemsize(work.precision)
     weights = (sizes.unet + sizes.vae) * item
@@ -136,7 +142,7 @@ def _memory(sizes: Sizes, work: Work, device: str, mode: Mode, batch: int) -> tu
     # Adding a LoRA takes the largest weight twice in float32, casting it once more.
     merging = sizes.largest * (8 + item) if work.converted or mode not in ("disk", "stream") else 0
     at_once = batch * (2 if work.guided else 1)
-    states = item * max(_UNET_STATES * sizes.unet_state * at_once, _VAE_STATES * sizes.vae_state)
+    states = item * max(_UNET_STATES * sizes.unet_state * at_once, _VAE_STATES * sizes.vae_state * decoded)
     states += one_layer  # products copy the weight that is used into another layout
     hooked = _HOOKED * one_layer
     held = {"none": weights, "model": weights, "sequential": weights + hooked, "disk": hooked, "stream": 0}[mode]

@@ -166,16 +166,19 @@ def denoised(
     return latents
 
 
-def decoded(networks: Networks, latents: "torch.Tensor") -> Array:
-    """Images float32 [images, height, width, 3] from 0 to 1 of scaled latents; not finite where the networks failed."""
+def decoded(networks: Networks, latents: "torch.Tensor", together: int = 1) -> Array:
+    """Images float32 [images, height, width, 3] from 0 to 1 of scaled latents; not finite where the networks failed.
+
+    The autoencoder decodes as many images ``together``.
+    """
     import torch
 
     images = []
-    for k in range(len(latents)):
-        latent = latents[k : k + 1]
+    for k in range(0, len(latents), together):
+        some = latents[k : k + together]
         with torch.inference_mode(), networks.faster():
-            scaled = (latent / networks.scaling).to(networks.device, networks.dtype)
-            image = networks.vae.network.decode(scaled).sample.float().cpu()
-        images.append((image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy())
+            scaled = (some / networks.scaling).to(networks.device, networks.dtype)
+            found = networks.vae.network.decode(scaled).sample.float().cpu()
+        images.append((found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
     networks.vae.release()
-    return np.stack(images)
+    return np.concatenate(images)

@@ -206,9 +206,10 @@ class _Fold:
     def _kernels(self, forms: Sequence[Form], rows: _Rows, scale: bool, weights: Array | None) -> Iterator[Turned]:
         betas, test = RowSubset(rows.betas, self.learned), RowSubset(rows.betas, self.held)
         x, t = (Centred(a, self.moments, scale=scale, weights=weights, dual=True) for a in (betas, test))
-        kernel, cross = gram(x, np.float64, test=t)
+        dtype = rows.betas.dtype  # float32 moves R² in its sixth digit; what is solved is float64
+        kernel, cross = gram(x, dtype, test=t)
         assert cross is not None
-        squares = squared_norms(t, range(len(self.held)), np.float64)
+        squares = squared_norms(t, range(len(self.held)), dtype)
         median = median_distance(kernel) if any(form.gamma is not None for form in forms) else 0.0
         for form in forms:
             if form.gamma is None:

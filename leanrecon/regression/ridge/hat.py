@@ -133,6 +133,21 @@ def hat_matrix(
     return hat
 
 
+def train_hat_matrix(rows: Array, factor: Panels, alpha: float, arithmetic: Arithmetic = ON_CPU) -> Array:
+    """H [len(rows), n] such that H Y are the predictions of some train rows, the intercept included; reads no betas.
+
+    ``factor`` is that of K + αI for a kernel K of the rows, as ``cholesky`` deflates it: K (K + αI)⁻¹ = I − α (K + αI)⁻¹.
+    """
+    n, dtype = factor.order, factor.dtype
+    hat, own = buffer((len(rows), n), dtype), (np.arange(len(rows)), rows)
+    hat[own] = 1
+    solve(factor, hat, arithmetic)
+    hat *= dtype.type(-alpha)
+    hat[own] += 1
+    hat += ((1 - refuse_nan_rows(hat, range(len(rows)))) / n)[:, None].astype(dtype)  # the part along the ones, too
+    return hat
+
+
 def refuse_nan_rows(products: Array, rows: range) -> Array:
     """The row sums of products with test betas, in float64; raises InputError where the betas made them NaN."""
     with np.errstate(invalid="ignore"):  # of infinities

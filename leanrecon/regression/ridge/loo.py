@@ -75,7 +75,8 @@ def first_means(targets: Matrix) -> Array:
 def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: Array | None = None) -> Array:
     """Some rows of the targets, whole panels of them, or their projections [rows, 512], before they are centred.
 
-    ``means`` are the ``first_means``, which rows that don't begin with the first one need.
+    ``means`` are the ``first_means``, which rows that don't begin with the first one need. Products of float32 targets are
+    float32 for each block of columns, and summed over blocks in ``dtype``.
     """
     t = targets.shape[1]
     k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
@@ -83,8 +84,10 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
     blocks = column_blocks(targets)
     parts = [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows))]
     items = [(j, part) for j in range(len(blocks)) for part in parts]
-    signs = np.empty((0, k), dtype)
+    within = np.promote_types(targets.dtype, np.float32) if dtype == np.float64 else dtype
+    signs = np.empty((0, k), within)
     shift = np.empty(0, dtype)
+    product = None if within == dtype else np.empty((min(PANEL, len(rows)), k), within)
 
     def read(item: tuple[int, range], memory: Array) -> Array:
         return targets.read_tile(item[1], item[0], memory)
@@ -96,13 +99,17 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
             out[:, columns.start : columns.stop] = part
             continue
         if some.start == rows.start:
-            signs = random_signs(columns, k, seed).astype(dtype)
-            signs /= dtype.type(np.sqrt(k))
+            signs = random_signs(columns, k, seed).astype(within)
+            signs /= within.type(np.sqrt(k))
             far = far_means(part) if means is None else means[columns.start : columns.stop]
-            shift = far.astype(dtype)
+            shift = far.astype(within)
         # Less a rough mean where that is large, so that it costs no precision; the exact one goes in the end.
         less = part - shift if shift.any() else part
-        blas.gemm(less.astype(dtype, copy=False), signs, out)
+        if product is None:
+            blas.gemm(less.astype(dtype, copy=False), signs, out)
+        else:
+            blas.gemm(less.astype(within, copy=False), signs, product[: len(out)], beta=0)
+            out += product[: len(out)]
     return result
 
 
@@ -150,26 +157,37 @@ def loo_errors(
 
 def dual_errors(spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:
     """Sums of squared leave-one-out errors, float64 [alphas, k], of targets [n, k] that are centred, from a kernel's eigenvectors."""
+    errors = DualErrors(spectrum, targets, alphas, arithmetic)
+    return np.array([errors.of(a) for a in range(len(alphas))])
+
+
+class DualErrors:
+    """Leave-one-out errors of targets [n, k] that are centred, from a kernel's eigenvectors, under one of ``alphas`` at a time."""
+
     # Residuals are αG Y with G = (K + αI)⁻¹, and 1 − S_ii = αG_ii less its part along the ones.
-    vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
-    n, k = targets.shape
-    shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
-    loadings, weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
-    residual = buffer((n, k), dtype)
-    placed, by, found = spectrum.placed(arithmetic), arithmetic.put(shrink), arithmetic.like(residual)
-    arithmetic.gemm(placed, arithmetic.put(targets), loadings, beta=0)
-    kept = np.zeros((n, len(alphas)), dtype)
-    for part in panels(n, PANEL):
-        blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], kept, ta=True)
-    kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
-    errors = np.zeros((len(alphas), k))
-    for a in range(len(alphas)):
-        arithmetic.multiply(loadings, by[:, a : a + 1], weighted)
-        arithmetic.gemm(placed, weighted, found, beta=0, ta=True)
-        arithmetic.take(found, residual)
-        residual /= kept[:, a : a + 1]
-        errors[a] = sums_of_squares(residual)
-    return errors
+
+    def __init__(self, spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> None:
+        vectors, dtype = spectrum.vectors, spectrum.vectors.dtype
+        n, k = targets.shape
+        shrink = (alphas / (spectrum.values[:, None] + alphas)).astype(dtype)
+        self._loadings, self._weighted = (arithmetic.zeros((n, k), dtype) for _ in range(2))
+        self._residual, self._arithmetic = buffer((n, k), dtype), arithmetic
+        self._vectors, self._shrink = spectrum.placed(arithmetic), arithmetic.put(shrink)
+        self._found = arithmetic.like(self._residual)
+        arithmetic.gemm(self._vectors, arithmetic.put(targets), self._loadings, beta=0)
+        self._kept = np.zeros((n, len(alphas)), dtype)
+        for part in panels(n, PANEL):
+            blas.gemm(np.square(vectors[part.start : part.stop]), shrink[part.start : part.stop], self._kept, ta=True)
+        self._kept -= (alphas / (n * (alphas + n * spectrum.constant))).astype(dtype)
+
+    def of(self, a: int) -> Array:
+        """Sums of squared errors under the alpha of this number, float64 [k]."""
+        on, by = self._arithmetic, slice(a, a + 1)
+        on.multiply(self._loadings, self._shrink[:, by], self._weighted)
+        on.gemm(self._vectors, self._weighted, self._found, beta=0, ta=True)
+        on.take(self._found, self._residual)
+        self._residual /= self._kept[:, by]
+        return sums_of_squares(self._residual)
 
 
 def _primal_errors(betas: Centred, spectrum: Spectrum, targets: Array, alphas: Array, arithmetic: Arithmetic) -> Array:

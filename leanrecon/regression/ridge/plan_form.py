@@ -49,7 +49,7 @@ def plan_encoding(
     reading = 2 * y_tile + (block * k * 20 + PANEL * block * 8 if t > k else 0)
     scores = s * k * 8 + max(reading, s * r * 8 + 3 * r * r * 8 + r * r * 8)
     images = blocks_nbytes(n, s) + 2 * s * VOXELS * 8
-    fitting = 2 * s * r * 8 + 2 * r * r * 8 + (2 * PANEL + VOXELS) * r * 8 + images
+    fitting = 3 * s * r * 8 + 3 * r * r * 8 + (2 * PANEL + VOXELS) * r * 8 + images
     return WORKSPACE + scratch + max(2 * x_tile + MOMENTS * p * 8, scores, fitting) + 4 * p * 8
 
 

@@ -21,9 +21,11 @@ def form_sentences(ridge: "StreamingRidge", *, figures: bool = True) -> Iterator
 
 
 def how_chosen(ridge: "StreamingRidge") -> dict[str, Any]:
-    """How leave-one-out chose alpha: by eigenvectors for all alphas, or by a search with few Cholesky factors."""
-    found = {"by": "eigenvectors"} if ridge.search_ is None else ridge.search_.as_dict()
-    return {"of": len(ridge.alphas_), **found}
+    """How leave-one-out chose alpha: by eigenvectors, or by a search with few Cholesky factors; and how many it tried."""
+    if ridge.search_ is not None:
+        return {"of": len(ridge.alphas_), **ridge.search_.as_dict()}
+    tried = len(ridge.alphas_) if ridge.per_target else int(np.isfinite(ridge.loo_errors_).sum())
+    return {"of": len(ridge.alphas_), "by": "eigenvectors", **({"tried": tried} if tried < len(ridge.alphas_) else {})}
 
 
 def device_record(ridge: "StreamingRidge") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
 from leanrecon.regression.ridge.form import Form, forms
-from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix
+from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix, train_hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
@@ -41,7 +41,7 @@ from leanrecon.regression.ridge.plan import (
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out
-from leanrecon.regression.ridge.search import Search, search
+from leanrecon.regression.ridge.search import Search, search, search_by_eigenvectors
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.regression.ridge.together import Together
@@ -250,6 +250,10 @@ class StreamingRidge(Together):
         if spectrum is None:
             self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
             errors = self.search_.errors
+        elif self._train.dual and not self._pairing.repeats:
+            errors = search_by_eigenvectors(
+                spectrum, self._pairing.expanded(projections), grid, seed=self.seed, arithmetic=on
+            )
         else:
             errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
@@ -352,8 +356,10 @@ class StreamingRidge(Together):
         return hat_matrix(self._train, test, rows, factor, rbf=self._rbf, arithmetic=self._arithmetic, **given)
 
     def _left_out(self, rows: Array, factor: Panels) -> Array:
-        some = self._centred(RowSubset(self.betas_, rows))
-        hat = self._hat(some, range(len(rows)), factor)
+        if self._train.dual:
+            hat = train_hat_matrix(rows, factor, self.alpha_, self._arithmetic)
+        else:
+            hat = self._hat(self._centred(RowSubset(self.betas_, rows)), range(len(rows)), factor)
         leave_groups_out(hat, rows, self._pairing)
         return hat
 

@@ -35,11 +35,11 @@ from leanrecon.regression.ridge.kernel import (
     solve,
     solve_half,
 )
-from leanrecon.regression.ridge.loo import dual_errors, random_signs
+from leanrecon.regression.ridge.loo import DualErrors, dual_errors, random_signs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
 from leanrecon.regression.ridge.restandardise import group_rows
-from leanrecon.regression.ridge.spectrum import eigenvectors
+from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.stores.matrix import panels
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +58,9 @@ SAMPLED = 256
 
 SURE = 3.0
 """Standard errors by which a slope differs from none, and an estimate from the least error."""
+
+FEW, MANY_ROWS = 8, 512
+"""Alphas that are all tried where their errors come from eigenvectors, and rows below which all others are too."""
 
 _STREAM = 43  # of random numbers, and the next two
 
@@ -94,6 +97,35 @@ def search(
     errors = left_out.descend(alphas, first)
     last_is_best = np.isfinite(errors).any() and left_out.alpha == alphas[int(np.argmin(errors))]
     return Search(rows, first, errors), left_out.factor if last_is_best else None
+
+
+def search_by_eigenvectors(
+    spectrum: Spectrum, targets: Array, alphas: Array, *, seed: int, arithmetic: Arithmetic = ON_CPU
+) -> Array:
+    """Sums of squared leave-one-out errors, float64 [alphas], from the eigenvectors of a kernel whose rows are left out alone.
+
+    ``targets`` are centred [n, k]; ``alphas`` ascend. Where there are many of all, a few projections of the targets tell
+    which alpha comes first. From there it goes to neighbours until both are worse; the others have infinite errors.
+    """
+    begun = targets.shape[0] >= MANY_ROWS and targets.shape[1] > 2 * SEARCH_PROJECTIONS and len(alphas) > FEW
+    if begun:
+        few = targets @ _signs(targets, seed)
+        first = int(np.argmin(dual_errors(spectrum, few, alphas, arithmetic).sum(axis=1)))
+        del few
+    errors = DualErrors(spectrum, targets, alphas, arithmetic)
+
+    def error(a: int) -> float:
+        return float(errors.of(a).sum())
+
+    if begun:
+        return descend(error, lambda: 0.0, len(alphas), first)
+    return np.array([error(a) for a in range(len(alphas))])
+
+
+def _signs(targets: Array, seed: int) -> Array:
+    """Random ±1 that turn targets [n, k] into a few projections."""
+    signs: Array = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
+    return signs
 
 
 def descend(error: Callable[[int], float], slope: Callable[[], float], count: int, first: int) -> Array:
@@ -139,7 +171,7 @@ def _begin(
     """
     if len(alphas) == 1:
         return [], 0
-    signs: Array = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
+    signs = _signs(targets, seed)
     sizes = [kernel.order]
     while sizes[0] > SEARCH_ROWS:
         sizes.insert(0, -(-sizes[0] // 2))

@@ -1,4 +1,4 @@
-"""A kernel as Q T Qᵀ with tridiagonal T: all that errors of known rows under many alphas need.
+"""A kernel as Q T Qᵀ with tridiagonal T, in float64: all that errors of known rows under many alphas need.
 
 T + αI is solved in time that is linear in its order, whatever α. LAPACK's syevd finds T on its way to eigenvectors, in
 about a quarter of its time.
@@ -43,14 +43,14 @@ class Turned:
 
     kernel: Tridiagonal
     scores: Array
-    """Products T Xᵀ of test rows, times Q: [m, order]."""
+    """Products T Xᵀ of test rows, times Q: [m, order], in the precision of the products."""
     mean_eigenvalue: float
 
     @classmethod
     def of(cls, kernel: Panels, cross: Array) -> "Turned":
         """Of a kernel and the products ``cross`` [m, order] of test rows with its rows."""
         found = tridiagonal(kernel)
-        return cls(found, found.turned(cross), mean_eigenvalue(kernel))
+        return cls(found, found.turned(cross).astype(cross.dtype, copy=False), mean_eigenvalue(kernel))
 
     def errors(self, targets: Array, expected: Array, alphas: Array) -> Array:
         """Sums of squared errors of T Xᵀ (K + αI)⁻¹ Y, float64 [alphas]; infinite where K + αI is singular.
@@ -58,19 +58,19 @@ class Turned:
         ``targets`` are Y [order, k], ``expected`` [m, k].
         """
         loadings = self.kernel.turned(targets.T)
-        solved, predicted = buffer(loadings.shape, loadings.dtype), buffer(expected.shape, loadings.dtype)
+        solved, predicted = buffer(loadings.shape, loadings.dtype), buffer(expected.shape, self.scores.dtype)
         errors = np.full(len(alphas), np.inf)
         for a, alpha in enumerate(alphas):
             solved[:] = loadings
             if blas.ptsv(self.kernel.diagonal + alpha, self.kernel.other.copy(), solved) == 0:
-                blas.gemm(self.scores, solved, predicted, beta=0, tb=True)
+                blas.gemm(self.scores, solved.astype(self.scores.dtype, copy=False), predicted, beta=0, tb=True)
                 errors[a] = np.square(expected - predicted).sum()
         return errors
 
 
 def tridiagonal(kernel: Panels) -> Tridiagonal:
-    """The tridiagonal form of a kernel, over one square copy of its lower triangle."""
-    square = buffer((kernel.order, kernel.order), kernel.dtype)
+    """The tridiagonal form of a kernel in float64, over one square copy of its lower triangle."""
+    square = buffer((kernel.order, kernel.order), np.float64)
     (memory,) = kernel.memories(1)
     for j, columns in enumerate(kernel.columns):
         square[columns.start :, columns.start : columns.stop] = kernel.load(j, memory)
