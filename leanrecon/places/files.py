@@ -45,7 +45,7 @@ def write_json(where: LocationLike, content: Any, *, indent: int | None = None) 
 
 
 def sweep(*folders: LocationLike) -> None:
-    """Delete what a killed process left half-written of the small files in these folders."""
+    """Delete unfinished small files of a killed process in these folders."""
     for folder in folders:
         as_location(folder).sweep()
 

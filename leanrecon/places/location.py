@@ -203,7 +203,7 @@ class Location:
         self.place.delete_tree(self.key)
 
     def sweep(self, *, deep: bool = False) -> None:
-        """Delete what a killed process left half-written in the folder, and with ``deep`` in its subfolders."""
+        """Delete unfinished files of a killed process in the folder, and with ``deep`` in its subfolders."""
         self.place.sweep(self.key, deep)
 
     def hold(self, by: str, todo: str) -> AbstractContextManager[None]:

@@ -89,7 +89,7 @@ class Place(Hashable, Protocol):
         """Delete a folder and all in it; one that is not there is no error."""
 
     def sweep(self, prefix: str, deep: bool = False) -> None:
-        """Delete what a killed process left half-written in a folder, and with ``deep`` in its subfolders."""
+        """Delete unfinished files of a killed process in a folder, and with ``deep`` in its subfolders."""
 
     def hold(self, prefix: str, by: str, todo: str) -> AbstractContextManager[None]:
         """Lock a folder against other processes; the lock ends with the process, however it ends.

@@ -62,7 +62,7 @@ class RefineStage:
             folders = [one.study.reconstructions("final") for one in every]
             networks = [variant.study.network(GENERATOR)] if learns(run.settings) else []
             with run.recorded(self.name, variant.study, folders, networks=networks) as (record, context):
-                generator = self._generator(run, context)
+                generator = self._generator(run)
                 learned = learn_generator(run, variant, generator, context) if networks else None
                 told: list[dict[str, Any]] = []
                 for one, folder in zip(every, folders, strict=True):
@@ -73,7 +73,7 @@ class RefineStage:
         join_pictures(run, predicted, "final", self.name)
 
     @staticmethod
-    def _generator(run: Run, context: Context) -> Any:
+    def _generator(run: Run) -> Any:
         kind = kinds.kind_of("generators", run.settings.refine)
         embeddings = read_unconditional(run.study, kind.unconditional_roles(run.settings.refine))
         return make_generator(run.settings, run.spaces, scratch=run.study.weights.workplace(), unconditional=embeddings)
@@ -106,7 +106,7 @@ class RefineStage:
     def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
         """Draws final images of one variant or baseline, on a worker."""
         whole = variant_named(run, named["variant"])
-        variant, generator = whole.made_from(named["baseline"]), self._generator(run, context)
+        variant, generator = whole.made_from(named["baseline"]), self._generator(run)
         if learns(run.settings):
             find_generator(run, whole, generator, context)
         first, rows = self._inputs(run, variant, generator).shown(context)

@@ -119,7 +119,7 @@ def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Pre
 
 
 def _find_sessions(files: Files, settings: "NSDSettings", sessions: Sequence[int]) -> dict[int, str]:
-    """The file of every session: .hdf5 where there is one, unless .nii.gz is asked for."""
+    """The file of every session: .hdf5 if there is one, unless settings name .nii.gz."""
     names = SubjectFiles(settings.subject)
     betas: dict[int, str] = {}
     for form in FORMATS if settings.betas_format == "auto" else (settings.betas_format,):

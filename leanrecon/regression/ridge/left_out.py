@@ -34,7 +34,7 @@ class LeftOut(WeightMaps):
     def predict_train_into(self, store: Store, *, advance: Callable[[int], None] = lambda n: None) -> None:
         """Write predictions of all train rows, each without its image, into a store [n, t]: the blocks that it lacks.
 
-        ``advance`` is told of every block that is done. Raises SettingsError where the factor was not kept.
+        ``advance`` is called for every finished block. Raises SettingsError if the factor was not kept.
         """
         self._check_fitted()
         factor, targets = self._kept_factor, Reblocked(self.targets_, store.chunk_columns)

@@ -173,7 +173,7 @@ def stream(
     else:
         hats.write(path)
         share_columns(out.store, context.executor, {"pairing": out.pairing, "hats": path.name}, advance)
-    path.parent.delete_tree()  # what a killed run left, too
+    path.parent.delete_tree()  # also parts of a killed run
 
 
 def clear_fit(store: "Store") -> None:
