@@ -257,13 +257,6 @@ class Stage(Protocol):
         """Do the missing work of the stage."""
 
 
-class SharedStage(Stage, Protocol):
-    """A stage whose work is shared among workers, if there are any."""
-
-    def piece(self, run: Run, named: Mapping[str, Any], context: Context) -> Piece:
-        """Open the inputs of a piece of the stage on a worker, and return the function that runs its tasks."""
-
-
 def make_spaces(settings: Settings, base_dir: Path | None) -> dict[str, Any]:
     """The feature spaces of a study by name; no weights are loaded.
 
