@@ -19,7 +19,10 @@ LOO_ROWS = 1000
 """Most train rows whose leave-one-out predictions give the moments of ``restandardize = "inductive"``."""
 
 PROJECTIONS = 512
-"""Random projections of the targets that stand for all of them; with no more targets than this, the targets do."""
+"""Random sums of the targets that stand for all of them; with no more targets than this, the targets do."""
+
+SUMMING = 3 * 8 * PANEL * PROJECTIONS
+"""Bytes of a tile of targets, as many as there are sums: less their means, in the sums' type, and with their signs."""
 
 SEARCH_ROWS = 1250
 """Most train rows whose eigenvectors tell where the search for the alpha of a large kernel begins."""
@@ -291,9 +294,7 @@ def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
     """Leave-one-out errors of a number of alphas: reading or projecting the targets, their loadings, and residuals."""
     n, s, p, e = shapes.n, shapes.width, shapes.p, shapes.itemsize
     k = min(shapes.t, WEIGHT_BLOCK if per_target else PROJECTIONS)
-    reading = 2 * shapes.y_tile + shapes.y_scratch
-    if shapes.t > k and not per_target:  # bits to signs, those of the block before, and the centred tile
-        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
+    reading = 2 * shapes.y_tile + shapes.y_scratch + (SUMMING if shapes.t > k and not per_target else 0)
     leaving = 3 * n * k * e if shapes.dual else 2 * p * k * e + 2 * DEPTH * (p + k) * e + shapes.slabs
     chosen = 8 * alphas * shapes.t if per_target else 0
     if shapes.s is None:
@@ -318,9 +319,7 @@ def _searching(shapes: Shapes, panel: int) -> dict[str, int]:
     k, most = min(shapes.t, PROJECTIONS), max(min(SEARCH_ROWS, n), shapes.largest)
     rows, pairs = n * k * e, n * (shapes.largest + 1) // 2
     triangle, half = (0, 0) if panel else (triangle_nbytes(order, e) for order in (n, -(-n // 2)))
-    reading = 2 * shapes.y_tile + shapes.y_scratch
-    if shapes.t > k:
-        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
+    reading = 2 * shapes.y_tile + shapes.y_scratch + (SUMMING if shapes.t > k else 0)
     taken = 2 * WIDTH * min(PAIRS, pairs) * e + 5 * pairs * 8
     beginning = rows + 2 * half + 2 * panel + max(3 * most**2 * e, 4 * WIDTH**2 * e) + most * e * 5 * SEARCH_PROJECTIONS
     inverting = 2 * panel + min(WIDTH, n) * n * e + taken
