@@ -18,6 +18,7 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
+from leanrecon.regression.ridge.arithmetic import ON_CPU
 from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
@@ -82,7 +83,8 @@ class StreamingRidge(Together):
     seed : int
         Seed of the random projections.
     scratch : path, optional
-        Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder.
+        Folder for the Gram matrix where the budget does not hold it; by default the system's temporary folder. Where one is
+        named, a search for alpha keeps the best factor there while it makes others, else it makes that one again.
     device : {"cpu", "auto", "cuda", "mps"}
         Where the large products and the factors are computed (see ``ridge.on_torch``); "auto" is the CPU.
 
@@ -233,7 +235,7 @@ class StreamingRidge(Together):
         return Centred(betas, self.moments_, scale=self.standardize, weights=self.voxel_weights_, dual=dual)
 
     def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any], *, searched: bool) -> Panels | None:
-        """Choose alpha; returns the Cholesky factor for it where a search made that one last."""
+        """Choose alpha; returns the Cholesky factor for it where a search still has that one."""
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
         self.alphas_, factor = grid, None
@@ -243,11 +245,16 @@ class StreamingRidge(Together):
             self._spectrum = spectrum
             self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing, on)
             return None
-        projections = self._projected(dtype)
         if spectrum is None:
-            self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
+            aside = kernel.directory or (None if self.scratch is None else Path(self.scratch))
+            # Nothing here holds the projections, a name no more than a tuple of arguments: they go once they are copied.
+            self.search_, factor = search(
+                kernel, self._projected(dtype), grid, self._pairing,
+                seed=self.seed, arithmetic=on, scratch=aside if on is ON_CPU else None,
+            )  # fmt: skip
             errors = self.search_.errors
         else:
+            projections = self._projected(dtype)
             errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
