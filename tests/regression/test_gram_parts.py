@@ -228,12 +228,11 @@ def test_projections_of_targets_are_those_of_one_process(
 
 
 def test_the_work_of_projecting_is_what_the_arrays_take() -> None:
-    """By hand: 1024 rows of 512 projections; two tiles; signs, their bits and those of the last block; differences."""
+    """By hand: 1024 rows of 512 sums; two tiles; and of 512 targets of a tile differences, numbers of the type, and signed ones."""
     targets = as_matrix(np.zeros((2000, 4096), np.float32))
     parts = projection_parts.ProjectionParts(targets, 0, np.dtype(np.float32), np.zeros(4096))
-    tiles, signs = 2 * 256 * 4096 * 4, 4096 * 512 * (2 * 4 + 3)
-    assert parts.work([0]) == 28_000_000 + 1024 * 512 * 4 + tiles + signs + 256 * 4096 * 8
-    assert sum(parts.costs) == 2.0 * 2000 * 4096 * 512
+    assert parts.work([0]) == 28_000_000 + 1024 * 512 * 4 + 2 * 256 * 4096 * 4 + 3 * 256 * 512 * 8
+    assert sum(parts.costs) == 128.0 * 2000 * 4096
 
 
 def test_areas_and_folds_are_read_as_the_driver_reads_them(tmp_path: Path, small: None) -> None:
@@ -346,7 +345,7 @@ def test_a_plan_tells_what_workers_share_of_a_fit() -> None:
     shapes = RegressionShapes(n=8859, p=15_724, m=982, t=91_168, s=8859, x_block=512, y_block=2048)
     gram_parts = GramShapes(n=8859, p=15_724, m=982, dual=True, itemsize=4, scratch=0)
     parts = [gram_parts.cost_of(part) for part in gram_parts.parts]
-    projections = 2.0 * 8859 * 91_168 * 512
+    projections = 128.0 * 8859 * 91_168
     fixed, chosen = (
         RidgeRegressor(RidgeSettings.model_validate({"alpha": alpha})).plan(shapes, 10**10) for alpha in (1000.0, "loo")
     )

@@ -15,6 +15,7 @@ from leanrecon.regression.ridge.loo import (
     loo_errors,
     mean_eigenvalue,
     project,
+    projected_rows,
 )
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.regression.ridge.spectrum import eigenvectors
@@ -133,8 +134,31 @@ def test_projections_do_not_depend_on_the_blocks_that_targets_are_read_in():
     targets = as_matrix(np.random.default_rng(0).standard_normal((300, 1500)))
     whole = project(targets, 3, np.float64)
     for block in (1500, 64, 100):
-        np.testing.assert_allclose(project(Reblocked(targets, block), 3, np.float64), whole, atol=1e-12)
+        np.testing.assert_array_equal(project(Reblocked(targets, block), 3, np.float64), whole)
     assert not np.allclose(project(targets, 4, np.float64), whole)
+
+
+@pytest.mark.parametrize("t", [15, 40])
+def test_each_target_is_in_one_sum_and_any_two_of_different_runs_meet_as_often(constants, t):
+    """The covariance of errors is kept on average, and varies by 2/k of its squares, as with vectors of random signs."""
+    constants(PROJECTIONS=8)
+    k, seeds, rng = 8, 4000, np.random.default_rng(2)
+    targets = as_matrix(np.eye(t))
+    errors = rng.standard_normal((3, t))
+    exact, met, totals = errors @ errors.T, np.zeros((t, t)), np.zeros((seeds, 3, 3))
+    for seed in range(seeds):
+        sums = projected_rows(targets, range(t), seed, np.float64)
+        assert (np.abs(sums).sum(axis=1) == 1).all()
+        met += np.abs(sums @ sums.T)
+        totals[seed] = errors @ sums @ sums.T @ errors.T
+    run = np.arange(t) // k
+    other = run[:, None] != run
+    np.testing.assert_array_equal(met[~other], np.eye(t)[~other] * seeds)
+    np.testing.assert_allclose(met[other] / seeds, 1 / k, atol=0.025)  # 4.8 standard errors
+    np.testing.assert_allclose(totals.mean(axis=0), exact, atol=5 * totals.std(axis=0).max() / np.sqrt(seeds))
+    gram = errors[0][:, None] * errors[0]
+    expected = 2 * np.square(gram[other]).sum() / k
+    assert totals[:, 0, 0].var() == pytest.approx(expected, rel=0.15)
 
 
 def test_the_seed_decides_the_projections(study):
@@ -197,6 +221,14 @@ def test_a_ridge_on_noise_warns(study):
         StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], standardize=False).fit(X, noise)
     with pytest.warns(LeanreconWarning, match=r"of its alphas, .* of the targets"):
         StreamingRidge("loo", alphas=[1.0, 10.0, 100.0], per_target=True, standardize=False).fit(X, noise)
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_targets_of_either_sign_are_named_and_nothing_else_is_said():
+    targets = np.random.default_rng(0).standard_normal((300, 700))
+    targets[270, 130:] = np.where(np.arange(570) % 2, np.inf, -np.inf)
+    with pytest.raises(InputError, match="target column 130 holds NaN or infinite values"):
+        project(as_matrix(targets), 0, np.float32)
 
 
 @pytest.mark.parametrize("t", [20, 700])

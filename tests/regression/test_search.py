@@ -13,13 +13,15 @@ from support.memory import held
 
 from leanrecon.memory import PeakMemory
 from leanrecon.regression.normalise import Centred, moments
+from leanrecon.regression.ridge import ridge
 from leanrecon.regression.ridge.arithmetic import ON_CPU
+from leanrecon.regression.ridge.descent import descend
 from leanrecon.regression.ridge.hat import gram
-from leanrecon.regression.ridge.kernel import Panels, inverse_rows, part_of, solve_half
+from leanrecon.regression.ridge.kernel import Panels, cholesky, copied, inverse_rows, part_of, solve_half
 from leanrecon.regression.ridge.loo import default_alphas, dual_errors, loo_errors, mean_eigenvalue
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.ridge import StreamingRidge
-from leanrecon.regression.ridge.search import _LeftOut, descend, search_by_eigenvectors
+from leanrecon.regression.ridge.search import _LeftOut, search, search_by_eigenvectors
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.stores.matrix import as_matrix
 
@@ -40,7 +42,7 @@ REAL = ["digits", "figures", "raiders"]
 def synthetic(n=220, *, decay, snr, sources=220, voxels=1.8, times=1, t=30):
     """Betas of unequal signal and targets that share sources whose variances fall by a power law."""
     rng = np.random.default_rng(7)
-    stimulus = rng.permutation(np.arange(n) // times)
+    stimulus = rng.permutation(np.arange(n) // times) if times > 1 else np.arange(n)
     z = rng.standard_normal((n // times, sources)) * np.arange(1, sources + 1) ** (-decay / 2)
     signal = z[stimulus] @ rng.standard_normal((sources, int(voxels * n)))
     X = snr * signal / signal.std() * np.exp(rng.standard_normal(signal.shape[1])) + rng.standard_normal(signal.shape)
@@ -213,6 +215,45 @@ def test_a_singular_alpha_has_no_error(study):
     left_out, _ = left_out_of(np.repeat(X[:75], 2, axis=0), Y, None, np.float32)
     assert left_out.error(1e-9) == np.inf
     assert np.isfinite(left_out.error(10.0))
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_factor_of_the_best_alpha_is_put_aside_while_others_are_tried(study, tmp_path, monkeypatch, on_disk):
+    X, Y, _ = study(150, 200)
+    betas = Centred(as_matrix(X), moments(as_matrix(X)), scale=False)
+    kernel, _ = gram(betas, np.float64, directory=tmp_path if on_disk else None)
+    grid, tried, error = np.logspace(0, 6, 13), [], _LeftOut.error
+    monkeypatch.setattr(_LeftOut, "error", lambda self, alpha: tried.append(alpha) or error(self, alpha))
+
+    def searched(scratch):
+        return search(kernel, Y - Y.mean(axis=0), grid, Pairing.of(None, 150, 150), seed=0, scratch=scratch)
+
+    found, factor = searched(tmp_path)
+    best = float(grid[np.argmin(found.errors)])
+    assert tried[-1] != best  # else the last factor would do
+    expected = copied(kernel)
+    cholesky(expected, best, deflate=True)
+    np.testing.assert_array_equal(_lower(factor), _lower(expected))
+    assert factor.on_disk == on_disk
+    assert list(tmp_path.iterdir()) == []
+    again, nothing = searched(None)
+    np.testing.assert_array_equal(again.errors, found.errors)
+    assert nothing is None
+
+
+@pytest.mark.usefixtures("searched")
+def test_predictions_have_the_same_bytes_where_the_best_factor_is_made_again(study, tmp_path, monkeypatch):
+    X, Y, T = study(150, 200)
+    made = []
+    monkeypatch.setattr(ridge, "cholesky", lambda *a, **k: made.append(1) or cholesky(*a, **k))
+    fits = {}
+    for scratch in (tmp_path, None):
+        made.clear()
+        fits[scratch] = StreamingRidge("loo", scratch=scratch).fit(X, Y)
+        assert len(made) == (0 if scratch else 1)
+    np.testing.assert_array_equal(fits[tmp_path].predict(T), fits[None].predict(T))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("directory", [False, True])

@@ -46,7 +46,11 @@ def mean_eigenvalue(gram: Panels) -> float:
 
 
 def project(targets: Matrix, seed: int, dtype: Any, weights: Array | None = None) -> Array:
-    """Centred targets [n, t], or 512 random ±1 projections of them over √512, which keep sums of squares on average.
+    """Centred targets [n, t], or 512 random sums of them, which keep sums of squares on average.
+
+    Each of more targets counts with a random sign in one sum: t operations for each row. Products with 512 vectors of
+    random signs would take 1024 t, and their sums of squares vary as much (Charikar, Chen & Farach-Colton 2004, "Finding
+    frequent items in data streams"). Of 512 neighbours each is in a sum of its own.
 
     Each row counts in the means as often as ``weights`` [n] say. NaN or infinite targets raise InputError with their
     column.
@@ -73,10 +77,9 @@ def first_means(targets: Matrix) -> Array:
 
 
 def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: Array | None = None) -> Array:
-    """Some rows of the targets, whole panels of them, or their projections [rows, 512], before they are centred.
+    """Some rows of the targets, whole panels of them, or random sums of them [rows, 512], before they are centred.
 
-    ``means`` are the ``first_means``, which rows that don't begin with the first one need. Products of float32 targets are
-    float32 for each block of columns, and summed over blocks in ``dtype``.
+    ``means`` are the ``first_means``, which rows that don't begin with the first one need.
     """
     t = targets.shape[1]
     k, dtype = min(t, PROJECTIONS), np.dtype(dtype)
@@ -84,10 +87,7 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
     blocks = column_blocks(targets)
     parts = [range(rows.start + part.start, rows.start + part.stop) for part in panels(len(rows))]
     items = [(j, part) for j in range(len(blocks)) for part in parts]
-    within = np.promote_types(targets.dtype, np.float32) if dtype == np.float64 else dtype
-    signs = np.empty((0, k), within)
     shift = np.empty(0, dtype)
-    product = None if within == dtype else np.empty((min(PANEL, len(rows)), k), within)
 
     def read(item: tuple[int, range], memory: Array) -> Array:
         return targets.read_tile(item[1], item[0], memory)
@@ -99,18 +99,32 @@ def projected_rows(targets: Matrix, rows: range, seed: int, dtype: Any, means: A
             out[:, columns.start : columns.stop] = part
             continue
         if some.start == rows.start:
-            signs = random_signs(columns, k, seed).astype(within)
-            signs /= within.type(np.sqrt(k))
             far = far_means(part) if means is None else means[columns.start : columns.stop]
-            shift = far.astype(within)
-        # Less a rough mean where that is large, so that it costs no precision; the exact one goes in the end.
-        less = part - shift if shift.any() else part
-        if product is None:
-            blas.gemm(less.astype(dtype, copy=False), signs, out)
-        else:
-            blas.gemm(less.astype(within, copy=False), signs, product[: len(out)], beta=0)
-            out += product[: len(out)]
+            shift = far.astype(dtype)
+        _add_signed(part, columns, shift if shift.any() else None, out, seed)
     return result
+
+
+@np.errstate(invalid="ignore")  # of infinities, which are refused in the end
+def _add_signed(tile: Array, columns: range, shift: Array | None, out: Array, seed: int) -> None:
+    """Add some targets [rows, columns] to random sums of them, ``out`` [rows, k], each with a random sign.
+
+    Runs of k targets are turned by a random number of places and added as they are. ``shift`` is a rough mean of each,
+    taken off where it is large, so that it costs no precision; the exact one goes in the end.
+    """
+    k, first = out.shape[1], columns.start
+    while first < columns.stop:
+        run, place = divmod(first, k)
+        some = slice(first - columns.start, min(first - place + k, columns.stop) - columns.start)
+        rng = np.random.default_rng([seed, run])
+        turn, signs = int(rng.integers(k)), rng.integers(2, size=k).astype(out.dtype) * 2 - 1
+        less = tile[:, some] if shift is None else tile[:, some] - shift[some]
+        signed = less.astype(out.dtype, copy=False) * signs[place : place + less.shape[1]]
+        to = (place + turn) % k
+        before_end = min(k - to, signed.shape[1])
+        out[:, to : to + before_end] += signed[:, :before_end]
+        out[:, : signed.shape[1] - before_end] += signed[:, before_end:]
+        first += signed.shape[1]
 
 
 def _refuse_nan(targets: Matrix) -> None:

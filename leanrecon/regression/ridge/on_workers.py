@@ -17,7 +17,7 @@ from leanrecon.regression.ridge.arrays_file import AGAIN, checksum_of, read_arra
 from leanrecon.regression.ridge.gram_parts import GramParts
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.loo import centre, first_means
-from leanrecon.regression.ridge.part_plan import PROJECTION_TASKS, SHARED_OPERATIONS, TASKS_EACH, tasks_of
+from leanrecon.regression.ridge.part_plan import PROJECTING, PROJECTION_TASKS, SHARED_OPERATIONS, TASKS_EACH, tasks_of
 from leanrecon.regression.ridge.plan import PROJECTIONS
 from leanrecon.regression.ridge.projection_parts import ProjectionParts
 from leanrecon.stores.matrix import Matrix
@@ -107,7 +107,7 @@ class FitOnWorkers:
     def takes_projections(self, targets: Matrix) -> bool:
         """Whether workers project the targets: only if that takes enough operations."""
         s, t = targets.shape
-        return t > PROJECTIONS and 2.0 * s * t * PROJECTIONS >= SHARED_OPERATIONS
+        return t > PROJECTIONS and PROJECTING * s * t >= SHARED_OPERATIONS
 
     def projections(self, targets: Matrix, seed: int, dtype: np.dtype[Any], weights: Array | None) -> Array:
         """Random projections of targets, as ``loo.project`` makes them."""

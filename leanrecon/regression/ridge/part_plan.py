@@ -14,8 +14,11 @@ SHARED_OPERATIONS = 1e11
 TASKS_EACH = 4
 """Approximate number of tasks for each worker, so that none waits long for the last one."""
 
+PROJECTING = 128
+"""Operations of a matrix product in the time that one number of a target takes to be added to a random sum, about."""
+
 PROJECTION_TASKS = 2
-"""The same for projections of targets, since each task draws all of their signs."""
+"""The same for random sums of targets, which are soon made."""
 
 PROJECTION_ROWS = 4 * PANEL
 """Rows of targets that are projected apart."""

@@ -19,7 +19,10 @@ LOO_ROWS = 1000
 """Most train rows whose leave-one-out predictions give the moments of ``restandardize = "inductive"``."""
 
 PROJECTIONS = 512
-"""Random projections of the targets that replace them; fewer targets are used as they are."""
+"""Random sums of the targets that replace them; fewer targets are used as they are."""
+
+SUMMING = 3 * 8 * PANEL * PROJECTIONS
+"""Bytes of a tile of targets, as many as there are sums: less their means, in the sums' type, and with their signs."""
 
 SEARCH_ROWS = 1250
 """Most train rows whose eigenvectors tell where the search for the alpha of a large kernel begins."""
@@ -28,7 +31,7 @@ SEARCH_ALPHAS = 64
 """Most alphas among which the best one is searched step by step; more are cheaper by eigenvectors."""
 
 SEARCH_PROJECTIONS = 64
-"""Random projections of the targets that these rows tell it by."""
+"""Random projections of the targets that these rows tell it by; the errors of as many are squared at once."""
 
 PROBES = 256
 """Random vectors that tell how leverages change with alpha: a multiple of 64."""
@@ -152,8 +155,8 @@ class FitPlan:
 
     @property
     def scratch(self) -> int:
-        """Bytes on disk of the Gram matrix, and of a factor beside it while alpha is searched."""
-        return 0 if self.in_memory else self.triangle * (2 if self.searched else 1)
+        """Bytes on disk of the Gram matrix, and of a factor beside it while alpha is searched; then that of the best alpha."""
+        return self.triangle * (self.searched + (0 if self.in_memory else 1 + self.searched))
 
     @property
     def work(self) -> int:
@@ -291,9 +294,7 @@ def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
     """Leave-one-out errors of a number of alphas: reading or projecting the targets, their loadings, and residuals."""
     n, s, p, e = shapes.n, shapes.width, shapes.p, shapes.itemsize
     k = min(shapes.t, WEIGHT_BLOCK if per_target else PROJECTIONS)
-    reading = 2 * shapes.y_tile + shapes.y_scratch
-    if shapes.t > k and not per_target:  # bits to signs, those of the block before, and the centred tile
-        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
+    reading = 2 * shapes.y_tile + shapes.y_scratch + (SUMMING if shapes.t > k and not per_target else 0)
     leaving = 3 * n * k * e if shapes.dual else 2 * p * k * e + 2 * DEPTH * (p + k) * e + shapes.slabs
     chosen = 8 * alphas * shapes.t if per_target else 0
     if shapes.s is None:
@@ -318,13 +319,12 @@ def _searching(shapes: Shapes, panel: int) -> dict[str, int]:
     k, most = min(shapes.t, PROJECTIONS), max(min(SEARCH_ROWS, n), shapes.largest)
     rows, pairs = n * k * e, n * (shapes.largest + 1) // 2
     triangle, half = (0, 0) if panel else (triangle_nbytes(order, e) for order in (n, -(-n // 2)))
-    reading = 2 * shapes.y_tile + shapes.y_scratch
-    if shapes.t > k:
-        reading += shapes.block * k * (2 * e + 3) + PANEL * shapes.block * 8
-    taken = 2 * WIDTH * min(PAIRS, pairs) * e + 5 * pairs * 8
+    reading = 2 * shapes.y_tile + shapes.y_scratch + (SUMMING if shapes.t > k else 0)
+    taken = (0 if shapes.s is None else 2 * WIDTH * min(PAIRS, pairs) * e) + 5 * pairs * 8
     beginning = rows + 2 * half + 2 * panel + max(3 * most**2 * e, 4 * WIDTH**2 * e) + most * e * 5 * SEARCH_PROJECTIONS
     inverting = 2 * panel + min(WIDTH, n) * n * e + taken
-    leaving = 2 * panel + 2 * rows + PROBES * n * (2 * e + 3) + taken + 3 * DEPTH * (k * e + 8 * shapes.largest)
+    moving = rows + min(k, SEARCH_PROJECTIONS) * n * e + PROBES * n * (2 * e + 3)
+    leaving = 2 * panel + moving + taken + 3 * DEPTH * (k * e + 8 * shapes.largest)
     searching = triangle + 2 * rows + max(3 * panel, inverting, leaving)
     expanding = 0 if shapes.s is None else rows
     return {"projections of targets": s * k * e + max(reading, expanding), "search": max(beginning, searching)}

@@ -6,13 +6,14 @@ from typing import Any
 
 from leanrecon.regression.regressor import RegressionShapes
 from leanrecon.regression.ridge.form import Form, Source
-from leanrecon.regression.ridge.part_plan import SHARED_OPERATIONS, GramShapes
+from leanrecon.regression.ridge.part_plan import PROJECTING, SHARED_OPERATIONS, GramShapes
 from leanrecon.regression.ridge.plan import (
     COMPONENTS,
     FOLDS,
     MOMENTS,
     ONE_EACH,
     PROJECTIONS,
+    SUMMING,
     TEST_ROWS,
     WORKSPACE,
     FitPlan,
@@ -46,7 +47,7 @@ def plan_encoding(
     """Bytes of work of ``encoding``, from the shapes of betas [n, p] and targets [s, t] that are read ``block`` at a time."""
     k = min(t, PROJECTIONS)
     r = min(k, s)
-    reading = 2 * y_tile + (block * k * 20 + PANEL * block * 8 if t > k else 0)
+    reading = 2 * y_tile + (SUMMING if t > k else 0)
     scores = s * k * 8 + max(reading, s * r * 8 + 3 * r * r * 8 + r * r * 8)
     images = blocks_nbytes(n, s) + 2 * s * VOXELS * 8
     fitting = 3 * s * r * 8 + 3 * r * r * 8 + (2 * PANEL + VOXELS) * r * 8 + images
@@ -75,7 +76,7 @@ def _learning(shapes: Shapes, forms: Sequence[Form]) -> dict[str, int]:
     phases = {}
     if len(forms) > 1 or "accuracy" in sources:
         tiles = 2 * shapes.y_tile + shapes.y_scratch
-        projecting = shapes.block * k * (2 * _FLOAT + 3) + PANEL * shapes.block * 8 if shapes.t > k else 0
+        projecting = SUMMING if shapes.t > k else 0
         phases["projections"] = WORKSPACE + held + tiles + projecting
     if sources:
         phases["voxel weights"] = held + plan_carried(n, p, s, k, sources, shapes.scratch)
@@ -167,7 +168,7 @@ def taken_by_workers(shapes: Shapes, *, loo: bool) -> tuple[float, int]:
 
 def _projecting(shapes: Shapes) -> float:
     """Operations of random projections of the targets; none where there are no more targets than projections."""
-    return 2.0 * shapes.width * shapes.t * PROJECTIONS if shapes.t > PROJECTIONS else 0.0
+    return float(PROJECTING) * shapes.width * shapes.t if shapes.t > PROJECTIONS else 0.0
 
 
 def shapes_of_regression(shapes: RegressionShapes, *, restandardized: bool = False) -> Shapes:

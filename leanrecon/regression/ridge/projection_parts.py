@@ -1,4 +1,4 @@
-"""Random projections of targets, made for some of their rows apart."""
+"""Random sums of targets, made for some of their rows apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from leanrecon.regression.ridge.loo import projected_rows
-from leanrecon.regression.ridge.part_plan import PROJECTION_ROWS
-from leanrecon.regression.ridge.plan import PROJECTIONS, WORKSPACE
-from leanrecon.stores.matrix import PANEL, Matrix, panels
+from leanrecon.regression.ridge.part_plan import PROJECTING, PROJECTION_ROWS
+from leanrecon.regression.ridge.plan import PROJECTIONS, SUMMING, WORKSPACE
+from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]
 
@@ -32,14 +32,14 @@ class ProjectionParts:
     @property
     def costs(self) -> list[float]:
         """Operations of each part."""
-        return [2.0 * len(rows) * self.targets.shape[1] * PROJECTIONS for rows in self.rows]
+        return [PROJECTING * len(rows) * self.targets.shape[1] for rows in self.rows]
 
     def work(self, numbers: Sequence[int]) -> int:
-        """Bytes of work of making some parts: the projections, signs of a block and of the one before, tiles of targets."""
-        k, e, block = PROJECTIONS, self.dtype.itemsize, self.targets.block
+        """Bytes of work of making some parts: the sums, tiles of targets, and a run of them with its signs."""
+        k, e = PROJECTIONS, self.dtype.itemsize
         made = sum(len(self.rows[i]) for i in numbers) * k * e
         reading = 2 * self.targets.tile_nbytes + self.targets.scratch_nbytes
-        return WORKSPACE + made + reading + block * k * (2 * e + 3) + PANEL * block * 8
+        return WORKSPACE + made + reading + SUMMING
 
     def make(self, numbers: Sequence[int]) -> list[Array]:
         """Some neighbouring parts, by their numbers, in one pass over their rows."""

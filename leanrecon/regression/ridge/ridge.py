@@ -19,12 +19,13 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
+from leanrecon.regression.ridge.arithmetic import ON_CPU
 from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix, train_hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
-from leanrecon.regression.ridge.loo import best_alpha, default_alphas, loo_errors, mean_eigenvalue
+from leanrecon.regression.ridge.loo import best_alpha, default_alphas, mean_eigenvalue
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.parameters import check_form, check_parameters
 from leanrecon.regression.ridge.plan import (
@@ -41,7 +42,7 @@ from leanrecon.regression.ridge.plan import (
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out
-from leanrecon.regression.ridge.search import Search, search, search_by_eigenvectors
+from leanrecon.regression.ridge.search import Search, errors_by_eigenvectors, search
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.regression.ridge.together import Together
@@ -83,7 +84,8 @@ class StreamingRidge(Together):
     seed : int
         Seed of the random projections.
     scratch : path, optional
-        Folder for a Gram matrix that does not fit into the budget; by default the system's temporary folder.
+        Folder for a Gram matrix that does not fit into the budget; by default the system's temporary folder. If it is given,
+        a search for alpha keeps the best factor there while it computes others; else it computes that one again.
     device : {"cpu", "auto", "cuda", "mps"}
         Where the large products and the factors are computed (see ``ridge.on_torch``); "auto" is the CPU.
 
@@ -236,7 +238,7 @@ class StreamingRidge(Together):
         return Centred(betas, self.moments_, scale=self.standardize, weights=self.voxel_weights_, dual=dual)
 
     def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any], *, searched: bool) -> Panels | None:
-        """Choose alpha; returns the Cholesky factor for it where a search made that one last."""
+        """Choose alpha; returns the Cholesky factor for it where a search still has that one."""
         default = self.alphas is None
         grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
         self.alphas_, factor = grid, None
@@ -246,16 +248,19 @@ class StreamingRidge(Together):
             self._spectrum = spectrum
             self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing, on)
             return None
-        projections = self._projected(dtype)
         if spectrum is None:
-            self.search_, factor = search(kernel, projections, grid, self._pairing, seed=self.seed, arithmetic=on)
+            aside = kernel.directory or (None if self.scratch is None else Path(self.scratch))
+            # Nothing here holds the projections, a name no more than a tuple of arguments: they go once they are copied.
+            self.search_, factor = search(
+                kernel, self._projected(dtype), grid, self._pairing,
+                seed=self.seed, arithmetic=on, scratch=aside if on is ON_CPU else None,
+            )  # fmt: skip
             errors = self.search_.errors
-        elif self._train.dual and not self._pairing.repeats:
-            errors = search_by_eigenvectors(
-                spectrum, self._pairing.expanded(projections), grid, seed=self.seed, arithmetic=on
-            )
         else:
-            errors = loo_errors(self._train, spectrum, projections, grid, self._pairing, on).sum(axis=1)
+            projections = self._projected(dtype)
+            errors = errors_by_eigenvectors(
+                self._train, spectrum, projections, grid, self._pairing, seed=self.seed, arithmetic=on
+            )
         self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
         self.alpha_ = float(best_alpha(errors, grid))
         return factor

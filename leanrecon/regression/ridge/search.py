@@ -17,13 +17,16 @@ of a total (Cochran 1977, "Sampling techniques", chapter 7). L⁻¹ is formed un
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.errors import InputError
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, give_back
+from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
+from leanrecon.regression.ridge.descent import descend
 from leanrecon.regression.ridge.group_errors import dual_group_errors, left_out_squares
 from leanrecon.regression.ridge.kernel import (
     Panels,
@@ -35,7 +38,7 @@ from leanrecon.regression.ridge.kernel import (
     solve,
     solve_half,
 )
-from leanrecon.regression.ridge.loo import DualErrors, dual_errors, random_signs
+from leanrecon.regression.ridge.loo import DualErrors, dual_errors, loo_errors, random_signs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
 from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
 from leanrecon.regression.ridge.restandardise import group_rows
@@ -83,20 +86,46 @@ class Search:
 
 
 def search(
-    kernel: Panels, targets: Array, alphas: Array, pairing: Pairing, *, seed: int, arithmetic: Arithmetic = ON_CPU
+    kernel: Panels,
+    targets: Array,
+    alphas: Array,
+    pairing: Pairing,
+    *,
+    seed: int,
+    arithmetic: Arithmetic = ON_CPU,
+    scratch: Path | None = None,
 ) -> tuple[Search, Panels | None]:
     """Look for the alpha of least leave-one-out error; ``kernel`` K [n, n] of centred rows stays as it is.
 
     ``targets`` are centred [s, k] and used up; ``alphas`` ascend. Returns also the factor for the best alpha, where it was
-    made last. Where no alpha leaves K + αI regular all errors are infinite.
+    made last, or put aside in the folder ``scratch`` while others were tried. Where no alpha leaves K + αI regular all
+    errors are infinite.
     """
     targets = pairing.expanded(targets)
     rows, first = _begin(kernel, targets, alphas, pairing, seed, arithmetic)
-    left_out = _LeftOut(kernel, targets, pairing, seed, arithmetic)
+    give_back()  # the heap would keep 20 MB of what the parts took at NSD size
+    left_out = _LeftOut(kernel, targets, pairing, seed, arithmetic, scratch)
     del targets  # a copy is kept
     errors = left_out.descend(alphas, first)
-    last_is_best = np.isfinite(errors).any() and left_out.alpha == alphas[int(np.argmin(errors))]
-    return Search(rows, first, errors), left_out.factor if last_is_best else None
+    found = np.isfinite(errors).any()
+    return Search(rows, first, errors), left_out.factor_for(float(alphas[np.argmin(errors)])) if found else None
+
+
+def errors_by_eigenvectors(
+    train: Centred,
+    spectrum: Spectrum,
+    targets: Array,
+    alphas: Array,
+    pairing: Pairing,
+    *,
+    seed: int,
+    arithmetic: Arithmetic = ON_CPU,
+) -> Array:
+    """Sums of squared leave-one-out errors, float64 [alphas], of centred targets [s, k]; infinite where they are not needed."""
+    if train.dual and not pairing.repeats:
+        return search_by_eigenvectors(spectrum, pairing.expanded(targets), alphas, seed=seed, arithmetic=arithmetic)
+    errors: Array = loo_errors(train, spectrum, targets, alphas, pairing, arithmetic).sum(axis=1)
+    return errors
 
 
 def search_by_eigenvectors(
@@ -126,40 +155,6 @@ def _signs(targets: Array, seed: int) -> Array:
     """Random ±1 that turn targets [n, k] into a few projections."""
     signs: Array = random_signs(range(targets.shape[1]), SEARCH_PROJECTIONS, [seed, _STREAM]).astype(targets.dtype)
     return signs
-
-
-def descend(error: Callable[[int], float], slope: Callable[[], float], count: int, first: int) -> Array:
-    """Errors of ``count`` points of a grid on the way down from ``first`` to the least; infinite where they are not asked for.
-
-    ``slope`` is that of the point whose error was asked for last, 0 where it can't be told. The way ends where it goes
-    up, or is known to before the next point. An end of the grid is believed only if the middle of it is no better.
-    """
-    errors = np.full(count, np.inf)
-    _walk(error, slope, errors, first)
-    best, middle = int(np.argmin(errors)), count // 2
-    if best in (0, count - 1) and np.isinf(errors[middle]):  # a plateau may hide the valley
-        _walk(error, slope, errors, middle, below=float(errors[best]))
-    return errors
-
-
-def _walk(
-    error: Callable[[int], float], slope: Callable[[], float], errors: Array, first: int, below: float = np.inf
-) -> None:
-    """Fill in errors from ``first`` to the least that is reached; no further than ``first`` if its error isn't ``below``."""
-    errors[first] = error(first)
-    if np.isfinite(below) and errors[first] >= below:
-        return
-    tilt = slope() if np.isfinite(errors[first]) else -1.0
-    for step in (1, -1):
-        at = first
-        while tilt * step <= 0 and 0 <= at + step < len(errors):
-            errors[at + step] = error(at + step)
-            if errors[at + step] > errors[at]:
-                break
-            at += step
-            tilt = slope() if np.isfinite(errors[at]) else -1.0
-        if at != first:
-            break
 
 
 def _begin(
@@ -204,7 +199,13 @@ class _LeftOut:
     """Leave-one-out errors of all rows under one alpha after the other, and their slopes."""
 
     def __init__(
-        self, kernel: Panels, targets: Array, pairing: Pairing, seed: int, arithmetic: Arithmetic = ON_CPU
+        self,
+        kernel: Panels,
+        targets: Array,
+        pairing: Pairing,
+        seed: int,
+        arithmetic: Arithmetic = ON_CPU,
+        scratch: Path | None = None,
     ) -> None:
         n = kernel.order
         self.kernel, self.seed, self.arithmetic = kernel, seed, arithmetic
@@ -212,6 +213,8 @@ class _LeftOut:
         (memory,) = kernel.memories(1)
         self.constant = float(kernel.dtype.type(deflation(kernel.load(0, memory))))
         self.factor: Panels | None = None
+        self.aside = None if scratch is None else Panels(n, kernel.dtype, directory=scratch)
+        self.alpha_aside, self.best = np.nan, (np.inf, np.nan)
         self.targets = buffer((targets.shape[1], n), kernel.dtype)
         self.targets[:] = targets.T
         self.residual = buffer(self.targets.shape, kernel.dtype)
@@ -227,23 +230,35 @@ class _LeftOut:
 
         Infinite where K + αI is singular in the kernel's precision.
         """
+        if self.aside is not None and self.factor is not None and self.alpha == self.best[1] != self.alpha_aside:
+            copied(self.factor, self.aside)  # another takes its place
+            self.alpha_aside = self.alpha
         self.alpha = alpha
+        self.found = self._error()
+        self.best = min(self.best, (self.found, alpha))
+        return self.found
+
+    def factor_for(self, alpha: float) -> Panels | None:
+        """The factor for an alpha, where it was made last or put aside."""
+        if alpha == self.alpha:
+            return self.factor
+        return copied(self.aside, self.factor) if self.aside is not None and alpha == self.alpha_aside else None
+
+    def _error(self) -> float:
         self.factor = copied(self.kernel, self.factor)
         try:
-            cholesky(self.factor, alpha, deflate=True, arithmetic=self.arithmetic)
+            cholesky(self.factor, self.alpha, deflate=True, arithmetic=self.arithmetic)
         except InputError:  # the search goes on with a larger alpha
-            self.found = np.inf
             return np.inf
         self.residual[:] = self.targets
         self._shrink(self.residual, self.factor)
         if self.least is not None and len(self.groups.pairs[0]) == self.kernel.order:
             least, before = self.least
-            self.found, off = self._estimate(self.factor, before)
-            if self.found - SURE * off > least:
-                return self.found
+            found, off = self._estimate(self.factor, before)
+            if found - SURE * off > least:
+                return found
         self.kept = self._kept(self.factor)
-        self.found = self._squares(self.residual.copy(), self.kept)
-        return self.found
+        return self._squares(self.residual, self.kept)
 
     def _estimate(self, factor: Panels, before: Array) -> tuple[float, float]:
         """The sum of squared errors of rows that are left out alone, and its standard error.
@@ -258,7 +273,7 @@ class _LeftOut:
         kept = line(before)
         if min(kept.min(), known.min()) <= 0:
             return np.inf, np.inf
-        squares = np.square(self.residual).sum(axis=0, dtype=np.float64)
+        squares = np.square(self.residual, out=buffer(self.residual.shape, factor.dtype)).sum(axis=0, dtype=np.float64)
         missed = squares[rows] / np.square(known) - squares[rows] / np.square(kept[rows])
         off = float(np.std(missed, ddof=1)) * n * np.sqrt((1 - len(rows) / n) / len(rows))
         return float((squares / np.square(kept)).sum() + n * missed.mean()), off
@@ -273,9 +288,10 @@ class _LeftOut:
         moved *= dtype.type(-STEP)
         for row, residual in zip(moved, self.residual, strict=True):
             row += residual * dtype.type(1 + STEP)
-        z = np.ascontiguousarray(random_signs(range(n), PROBES, [self.seed, _STREAM + 1]).T, dtype)
+        z, w = buffer((PROBES, n), dtype), buffer((PROBES, n), dtype)
+        z[:] = random_signs(range(n), PROBES, [self.seed, _STREAM + 1]).T
         z -= z.mean(axis=1, dtype=np.float64)[:, None].astype(dtype)
-        w = z.copy()
+        w[:] = z
         self._shrink(w, self.factor)
         z -= w
         self.least = self.found, self.kept
@@ -284,7 +300,7 @@ class _LeftOut:
         for some in panels(PROBES, PROBES // PARTS):
             a, b = w[some.start : some.stop], z[some.start : some.stop]
             changes = (ON_CPU.products(a, b, left, right) + ON_CPU.products(b, a, left, right)) / (2 * len(some))
-            slopes.append((self._squares(moved.copy(), self.kept + STEP * changes) - self.found) / STEP)
+            slopes.append((self._squares(moved, self.kept + STEP * changes) - self.found) / STEP)
         mean, error = float(np.mean(slopes)), float(np.std(slopes, ddof=1)) / np.sqrt(PARTS)
         return mean if abs(mean) > SURE * error else 0.0
 
@@ -316,7 +332,9 @@ class _LeftOut:
         rows *= rows.dtype.type(self.alpha)
 
     def _squares(self, residual: Array, kept: Array) -> float:
-        return float(left_out_squares(residual.T, kept, self.groups).sum())
+        """The sum of squared errors of some residuals [k, n] of the fit to all rows."""
+        parts = (residual[some.start : some.stop].copy() for some in panels(len(residual), SEARCH_PROJECTIONS))
+        return float(np.concatenate([left_out_squares(part.T, kept, self.groups) for part in parts]).sum())
 
 
 def _line(x: Array, y: Array) -> Callable[[Array], Array]:
