@@ -20,8 +20,8 @@ from support.arrays import open_array
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
-from leanrecon.datasets.arrays.inputs import OVERHEAD
 from leanrecon.datasets.captions import caption_size
+from leanrecon.datasets.files.libraries import LEAST
 from leanrecon.datasets.files.rows import NpyRows, Rows
 from leanrecon.datasets.images import Values, image_shape_of, scale_of
 from leanrecon.datasets.ingest import bands, plan_store
@@ -909,7 +909,7 @@ def test_the_plan_reads_headers_only(here, monkeypatch):
 
 def test_too_small_a_budget_is_refused_before_anything_is_written(here):
     with pytest.raises(BudgetError, match="reading the arrays needs at least"):
-        run(of_files(), budget=MemoryBudget(OVERHEAD, reserved=0))
+        run(of_files(), budget=MemoryBudget(LEAST, reserved=0))
     assert not Path("study").exists()
 
 

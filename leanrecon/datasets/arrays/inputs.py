@@ -17,6 +17,7 @@ from leanrecon.datasets.builder.columns import Columns
 from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, small_files
 from leanrecon.datasets.files.captions import read_captions
+from leanrecon.datasets.files.libraries import loaded_nbytes
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import Convert, Pooled, Rows
 from leanrecon.datasets.files.turned import Turned
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _Part = tuple[Rows, Array]
 """An array, and some of its rows, ascending."""
-
-OVERHEAD = 32 * 10**6
-"""Bytes that h5py, scipy.io and Zarr take when they are loaded, with room for ids and captions."""
-
 
 ROW_NBYTES = 650
 """Bytes of a row beside its numbers: ids, places and trials in lists, and the same as JSON."""
@@ -78,6 +75,7 @@ class Inputs:
 
     def __init__(self, settings: "ArraysSettings", base_dir: Path | None, opened: ExitStack) -> None:
         self.settings = settings
+        self.overhead = loaded_nbytes(settings)
         self.base_dir = base_dir
         self.paired = settings.betas is None
         self.roles = [role for role in ("betas", "stimuli") if getattr(settings, self.names(role)[0])]
@@ -181,7 +179,7 @@ class Inputs:
             together=n if averaged and rows.away else rows.together,  # a band of means goes through the file
             held=rows.held + self.captions_nbytes + ROW_NBYTES * self.n_rows,
             scratch=(read_nbytes(rows, chunk) if role == "betas" else rows.scratch)
-            + OVERHEAD
+            + self.overhead
             + averaged * self.voxels * 8,
             working=Averaged.working if averaged else 1,
         )
@@ -190,7 +188,7 @@ class Inputs:
         """Copies of betas in buckets, which are made where images are repeated: that is not known before they are read."""
         from leanrecon.datasets.nearby import plan_copy
 
-        held = OVERHEAD + self.captions_nbytes + ROW_NBYTES * self.n_rows
+        held = self.overhead + self.captions_nbytes + ROW_NBYTES * self.n_rows
         betas = [rows for rows in self.arrays["betas"] if rows.away and "stimuli" in self.roles]
         copies = [plan_copy(rows, chunk, free - held) for rows in betas]
         return [replace(copy, work=copy.work + held) for copy in copies]
@@ -314,7 +312,7 @@ class Inputs:
         """Bytes that telling voxels' noise and reliability from repeats takes, beside what reading rows takes."""
         rows = self.arrays["betas"]
         reading = max(of.held + of.scratch for of in rows) + self.captions_nbytes + ROW_NBYTES * self.n_rows
-        return reading + OVERHEAD + max(select_nbytes(self.voxels), _NOISE * self.voxels)
+        return reading + self.overhead + max(select_nbytes(self.voxels), _NOISE * self.voxels)
 
     def _image_form(self) -> dict[str, Any]:
         flat = len(self.arrays["stimuli"][0].shape) == 2

@@ -262,7 +262,7 @@ class NpyRows(Rows):
             self.together = len(self)
             self.scratch = (3 + widened) * max(BLOCK, len(self) * self.stored.itemsize) + BLOCK
         else:
-            self.scratch = (3 + widened) * max(BLOCK, self.stored_nbytes) + BLOCK
+            self.scratch = (3 + widened) * max(min(BLOCK, self.nbytes), self.stored_nbytes) + BLOCK
 
     @property
     def nbytes(self) -> int:
