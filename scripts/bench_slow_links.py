@@ -9,7 +9,7 @@ every further one (RFC 6928), again after it was idle. Packets are never lost. E
 shows, as subject 1 saw 9,841 in 37 sessions.
 
 Prints the seconds of the stage dataset over the time that the wanted voxels' and images' bytes alone take at the link's
-rate. ``--against`` measures another checkout's leanrecon before each line of this one.
+rate, and over the time of all bytes that came. ``--against`` measures another checkout's leanrecon before each line of this one.
 """
 
 import argparse
@@ -149,7 +149,8 @@ def serve(root: Path, rate: float, latency: float) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()
-    print(json.dumps({"open": Server.most_open, "requests": Server.requests, "nbytes": Server.nbytes}), flush=True)
+    found = {"open": Server.most_open, "requests": Server.requests, "nbytes": Server.nbytes}
+    print(json.dumps(found | {"server": time.process_time()}), flush=True)
 
 
 def fetch(folder: Path, port: int, sessions: int) -> None:
@@ -193,10 +194,12 @@ def line(root: Path, rate: float, latency: float, given: argparse.Namespace, tre
     found = measure(root, rate, latency, given.sessions, tree)
     wanted = given.sessions * (VOXELS * 1500 + SHOWN * SIDE * SIDE * 3)
     ideal = wanted / (rate * 1e6 / 8)
+    come = found["nbytes"] / (rate * 1e6 / 8)
     return (
-        f"{found['seconds'] / ideal:.2f}x: {found['seconds']:.1f} s, the link alone {ideal:.1f} s; "
-        f"{found['cpu']:.1f} s of CPU; {found['requests']:.0f} requests, {found['nbytes'] / 1e6:.0f} MB, "
-        f"{found['open']:.0f} connections; peak {found['peak'] / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
+        f"{found['seconds'] / ideal:.2f}x ({found['seconds'] / come:.2f}x of what came): {found['seconds']:.1f} s, "
+        f"the link alone {ideal:.1f} s; {found['cpu']:.1f} s of CPU beside {found['server']:.1f} s of the server; "
+        f"{found['requests']:.0f} requests, {found['nbytes'] / 1e6:.0f} MB, {found['open']:.0f} connections; "
+        f"peak {found['peak'] / 1e6:.0f} MB of {found['planned'] / 1e6:.0f} MB planned"
     )
 
 

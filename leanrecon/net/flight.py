@@ -2,7 +2,12 @@
 
 import threading
 import time
-from types import TracebackType
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 FIRST = 32
 """Requests under way at the beginning."""
@@ -13,69 +18,58 @@ HELPS = 1.2
 AGAIN = 16
 """Measurements after which more requests are tried again: networks change."""
 
+CALM = 1.0
+"""Seconds after a refusal in which further ones say nothing new."""
+
 _LEAST = 0.1  # seconds of a measurement
 
 
-class Flight:
-    """Lets so many requests be under way at once; ``with`` it, a thread waits for its turn.
+class Pace:
+    """How many requests may be under way: their number doubles as long as that raises the pace, up to ``most``.
 
-    Their number doubles as long as that raises the pace, up to ``most``. The pace is the geometric mean of requests and
-    bytes a second: one is steady where latency decides, the other where the link's rate does.
+    The pace is the geometric mean of requests and bytes a second: one is steady where latency decides, the other where
+    the link's rate does.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.limit = min(FIRST, most)
-        self._busy = 0
-        self._asked = 0
-        """Those that are under way and those that wait."""
-        self._free = threading.Condition()
         self._before: float | None = None
         """The pace with half as many requests; None where it is not known."""
         self._rests = 0
+        self._refused: float | None = None
+        """When fewer requests were asked for."""
         self._requests = self._counted = 0
         self._since = time.monotonic()
 
-    @classmethod
-    def alone(cls, nbytes: int) -> "Flight":
-        """One request after the other, of any size."""
-        return cls(1)
+    def landed(self, nbytes: int, asked: int) -> None:
+        """Take note of a request whose ``nbytes`` have all come; ``asked`` are under way, this one among them, or wait."""
+        if asked < self.limit:  # too little was asked for to learn from it
+            self._begin()
+            return
+        self._requests += 1
+        if self._requests == self.limit:  # those before may have opened their connections
+            self._since, self._counted = time.monotonic(), 0
+        if self._requests <= self.limit:
+            return
+        self._counted += nbytes
+        n, seconds = self._requests - self.limit, time.monotonic() - self._since
+        if n >= 2 * self.limit and seconds >= _LEAST:
+            self._learn((n * self._counted) ** 0.5 / seconds)
+            self._begin()
 
-    def __enter__(self) -> "Flight":
-        with self._free:
-            self._asked += 1
-            while self._busy >= self.limit:
-                self._free.wait()
-            self._busy += 1
-        return self
+    def refused(self) -> None:
+        """Take note that the server asked for fewer requests: halve them."""
+        now = time.monotonic()
+        if self._refused is not None and now - self._refused < CALM:
+            return
+        self._refused, self.limit = now, max(self.limit // 2, 1)
+        self._before, self._rests = None, AGAIN
+        self._begin()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self._free:
-            self._asked -= 1
-            self._busy -= 1
-            self._free.notify()
-
-    def landed(self, nbytes: int) -> None:
-        """Take note of a request, still under way, whose ``nbytes`` have all come."""
-        with self._free:
-            now = time.monotonic()
-            if self._asked < self.limit:  # too little was asked for to learn from it
-                self._begin(now)
-                return
-            self._requests += 1
-            if self._requests == self.limit:  # those before may have opened their connections
-                self._since, self._counted = now, 0
-            if self._requests <= self.limit:
-                return
-            self._counted += nbytes
-            n, seconds = self._requests - self.limit, now - self._since
-            if n >= 2 * self.limit and seconds >= _LEAST:
-                self._learn((n * self._counted) ** 0.5 / seconds)
-                self._begin(now)
-
-    def _begin(self, now: float) -> None:
+    def _begin(self) -> None:
         self._requests = self._counted = 0
-        self._since = now
+        self._since = time.monotonic()
 
     def _learn(self, pace: float) -> None:
         """Double the requests, or go back, by the pace that was measured."""
@@ -88,6 +82,67 @@ class Flight:
         elif self.limit < self.most:
             self._before = pace
             self.limit = min(2 * self.limit, self.most)
-            self._free.notify_all()
         else:
             self._before = None
+
+
+class Flight:
+    """Requests under way, as many as a pace says, each in a thread that takes the next one as soon as it is done."""
+
+    def __init__(self, most: int, name: str = "") -> None:
+        self._pace = Pace(most)
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix=name)
+        self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._busy = 0
+        self._lock = threading.Lock()
+
+    @property
+    def limit(self) -> int:
+        """How many are under way at once."""
+        return self._pace.limit
+
+    def submit(self, work: Callable[..., Made], *given: Any) -> Future[Made]:
+        """Do ``work``, a request and what is made of its answer, when its turn comes."""
+        future: Future[Made] = Future()
+        with self._lock:
+            self._waiting.append((future, work, given))
+            self._start(1)
+        return future
+
+    def landed(self, nbytes: int) -> None:
+        """Take note of a request, still under way, whose ``nbytes`` have all come."""
+        with self._lock:
+            self._pace.landed(nbytes, self._busy + len(self._waiting))
+            self._start(len(self._waiting))
+
+    def refused(self) -> None:
+        """Take note that the server asked for fewer requests."""
+        with self._lock:
+            self._pace.refused()
+
+    def close(self) -> None:
+        """Wait until all is done that was submitted."""
+        self._pool.shutdown(wait=True)
+
+    def _start(self, most: int) -> None:
+        for _ in range(min(self.limit - self._busy, most)):
+            self._busy += 1
+            self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """Do what waits, one after the other."""
+        while True:
+            with self._lock:
+                if not self._waiting or self._busy > self.limit:
+                    self._busy -= 1
+                    return
+                future, work, given = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    made = work(*given)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(made)
+                    del made
+            del future, work, given  # or they would be in memory until the next is done

@@ -64,10 +64,8 @@ class RangeFile(Seekable):
         super().__init__(size)
         self.name = name
         self.print = print_
-        self.pool: Executor | None = None
-        """Where ranges are fetched concurrently; None: one after the other, as is best for a disk."""
-        self.flight: Callable[[int], Flight] = Flight.alone
-        """How many ranges of about so many bytes are fetched at once."""
+        self.flight: Callable[[int], Flight] | None = None
+        """What fetches ranges of about so many bytes concurrently; None: one after the other, as is best for a disk."""
         self.held = 0
         """Most bytes of ranges that are in memory at once, or one range."""
         self._blocks: OrderedDict[int, Bytes] = OrderedDict()
@@ -77,34 +75,37 @@ class RangeFile(Seekable):
         """The bytes ``start:stop``, all of them or an error."""
         raise NotImplementedError
 
-    def in_order(self, spans: Sequence[tuple[int, int]], work: Callable[[int, Bytes], Made]) -> Iterator[Made]:
+    def in_order(
+        self, spans: Sequence[tuple[int, int]], work: Callable[[int, Bytes], Made], held: int | None = None
+    ) -> Iterator[Made]:
         """Yield ``work(k, bytes of span k)`` for every span in order; spans are fetched and processed concurrently.
 
-        At most ``held`` bytes of them are in memory, or one span.
+        At most ``held`` bytes of them are in memory (the file's, where none are given), or one span.
         """
-        if self.pool is None or not spans:
+        if self.flight is None or not spans:
             yield from (work(k, self.fetch(*span)) for k, span in enumerate(spans))
             return
         flight = self.flight(sum(stop - start for start, stop in spans) // len(spans))
+        most = self.held if held is None else held
 
         def one(k: int) -> Made:
-            with flight:
-                data = self.fetch(*spans[k])
-                flight.landed(len(data))
+            data = self.fetch(*spans[k])
+            flight.landed(len(data))
             return work(k, data)
 
         ahead: deque[tuple[Future[Made], int]] = deque()
-        held = 0
+        waiting = 0
         try:
             for k, (start, stop) in enumerate(spans):
                 while ahead and (
-                    held + stop - start > self.held or len(ahead) >= 2 * flight.limit + AHEAD or ahead[0][0].done()
+                    waiting + stop - start > most or len(ahead) >= 2 * flight.limit + AHEAD or ahead[0][0].done()
                 ):
                     future, nbytes = ahead.popleft()
-                    held -= nbytes
+                    waiting -= nbytes
                     yield future.result()
-                ahead.append((self.pool.submit(one, k), stop - start))
-                held += stop - start
+                    del future
+                ahead.append((flight.submit(one, k), stop - start))
+                waiting += stop - start
             while ahead:
                 yield ahead.popleft()[0].result()
         finally:
@@ -258,30 +259,39 @@ class Folder(Source):
         return None
 
 
-def one_ahead(pool: Executor | None, work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """Yield ``work`` of every item in order; that of the next is done in ``pool`` while one is used (None: in its turn).
+def done_ahead(
+    pool: Executor | None, work: Callable[[Item], Made], items: Iterable[Item], most: int = 1
+) -> Iterator[Made]:
+    """Yield ``work`` of every item in order; that of the next ``most`` is done in ``pool`` while one is used.
 
-    An item that can't be had ends it only after what was begun before.
+    Without a pool each is done in its turn. An item that can't be had ends it only after what was begun before.
     """
     if pool is None:
         yield from map(work, items)
         return
-    coming: Future[Made] | None = None
+    coming: deque[Future[Made]] = deque()
     try:
         for item in items:
-            if coming is None:
-                coming = pool.submit(work, item)
-                continue
-            made = coming.result()
-            coming = pool.submit(work, item)
-            yield made
-            del made  # or it would be in memory until the next is there
+            if len(coming) == most:
+                made = coming.popleft().result()
+                coming.append(pool.submit(work, item))
+                yield made
+                del made  # or it would be in memory until the next is there
+            else:
+                coming.append(pool.submit(work, item))
     except LeanreconError:
-        if coming is not None:
-            yield coming.result()
+        while coming:
+            yield coming.popleft().result()
         raise
-    if coming is not None:
-        yield coming.result()
+    while coming:
+        yield coming.popleft().result()
+
+
+def done_together(pool: Executor | None, works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each work gives, all done in ``pool`` at once (None: one after the other); the first error is raised."""
+    if pool is None:
+        return [work() for work in works]
+    return [future.result() for future in [pool.submit(work) for work in works]]
 
 
 def changed(name: str) -> InputError:

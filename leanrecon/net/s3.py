@@ -18,11 +18,23 @@ from leanrecon.net.flight import Flight
 from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
 from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 
-CONNECTIONS = 128
-"""Most concurrent requests; there are fewer where more don't help."""
+CONNECTIONS = 256
+"""Most concurrent requests of small ranges, and of large ones; there are fewer where more don't help."""
+
+CONNECTION_NBYTES = 100_000
+"""Bytes of memory that a connection takes with its thread, about."""
+
+LARGE = 128 * 1024
+"""Bytes from which on a range is large: it goes through connections of its own, as TCP has to learn what these carry."""
+
+AT_ONCE = 4
+"""Files that are read at once, each in a thread that waits for its ranges."""
+
+_FINDERS = 32  # objects that are found at once
 
 _PIECE = 256 * 1024  # bytes per read: the most that a broken connection loses
 _TOLD = ("Code", "Message")  # of an error, in XML
+_BUSY = (429, 503)  # how a server asks for fewer requests
 _RETRIED_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 
 
@@ -48,26 +60,31 @@ class Bucket(Source):
         """Ends all retries."""
         self.timeout = TIMEOUT if timeout is None else timeout
         self.client = _client(endpoint_url, self.connections, self.timeout)
-        self.session = _session(self.client.meta.endpoint_url, self.connections, self.timeout)
-        self.pool = ThreadPoolExecutor(self.connections, thread_name_prefix="s3")
-        self.aside = self._files = ThreadPoolExecutor(2, thread_name_prefix="s3 file")
-        self._flights: dict[int, Flight] = {}
+        self.pool = ThreadPoolExecutor(min(_FINDERS, self.connections), thread_name_prefix="s3")
+        self.aside = self._files = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="s3 file")
+        self.lanes = tuple(Lane(self, name) for name in ("s3 small", "s3 large"))
         self._lock = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        for lane in self.lanes:
+            lane.flight.close()
         self._files.shutdown(wait=True, cancel_futures=True)
-        self.session.close()
+        for lane in self.lanes:
+            lane.session.close()
         self.client.close()
 
     def stop(self) -> None:
         self.closed.set()
 
+    def lane(self, nbytes: int) -> "Lane":
+        """What ranges of about so many bytes go through."""
+        return self.lanes[nbytes >= LARGE]
+
     def flight(self, nbytes: int) -> Flight:
-        """How many requests of about so many bytes are under way at once: remembered by the power of four."""
-        with self._lock:
-            return self._flights.setdefault(nbytes.bit_length() // 2, Flight(self.connections))
+        """What fetches ranges of about so many bytes concurrently."""
+        return self.lane(nbytes).flight
 
     def address(self, name: str) -> str:
         """The URL of an object."""
@@ -103,6 +120,14 @@ class Bucket(Source):
         return S3File(self, name, found)
 
 
+class Lane:
+    """Connections for ranges of like size, and how many of them are used at once."""
+
+    def __init__(self, bucket: Bucket, name: str) -> None:
+        self.flight = Flight(bucket.connections, name)
+        self.session = _session(bucket.client.meta.endpoint_url, bucket.connections, bucket.timeout)
+
+
 class S3File(RangeFile):
     """One object of a bucket; every range must come from the version that was found at first."""
 
@@ -111,7 +136,6 @@ class S3File(RangeFile):
         self.bucket = bucket
         self.key = name
         self.url = bucket.address(name)
-        self.pool = bucket.pool
         self.flight = bucket.flight
         self.held = ranges.HELD
 
@@ -124,21 +148,23 @@ class S3File(RangeFile):
             )
         data = bytearray(stop - start)
         done = 0
-        retry = _Retry(self.name, self.bucket)
+        retry, lane = _Retry(self.name, self.bucket), self.bucket.lane(len(data))
         while done < len(data):
             before = done
             try:
                 with memoryview(data) as view:
-                    for n in self._receive(start + done, stop, view[done:]):
+                    for n in self._receive(lane, start + done, stop, view[done:]):
                         done += n
                 error: Exception = EOFError(f"{stop - start - done} bytes are missing")
             except Exception as failure:  # raised by _Retry unless it can be retried
                 error = failure
+                if _status(failure) in _BUSY:
+                    lane.flight.refused()
             if done < len(data):
                 retry.after(error, progress=done > before)
         return data
 
-    def _receive(self, start: int, stop: int, memory: memoryview) -> Any:
+    def _receive(self, lane: Lane, start: int, stop: int, memory: memoryview) -> Any:
         from botocore.awsrequest import AWSPreparedRequest
 
         if self.bucket.closed.is_set():
@@ -146,7 +172,7 @@ class S3File(RangeFile):
         self.bucket.traffic.add(1, 0)
         wanted = {"Range": f"bytes={start}-{stop - 1}", "If-Match": self.print, "Accept-Encoding": "identity"}
         wanted["User-Agent"] = "leanrecon"
-        answer = self.bucket.session.send(AWSPreparedRequest("GET", self.url, wanted, None, True))
+        answer = lane.session.send(AWSPreparedRequest("GET", self.url, wanted, None, True))
         whole = False
         try:
             if answer.status_code >= 300:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from leanrecon.datasets.nsd.hdf5_index import UNWRITTEN, Layout, locate_chunks, read_layout
+from leanrecon.datasets.nsd.chunks import Located, locate, read_chunks
+from leanrecon.datasets.nsd.hdf5_index import Layout, read_layout
 from leanrecon.datasets.nsd.layout import BETAS_KEY, TRIALS
 from leanrecon.datasets.nsd.voxels import Voxels, check_shape, nifti_errors, nifti_header
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.net.ranges import SPAN, Bytes, RangeFile, coalesce
+from leanrecon.net.ranges import SPAN, RangeFile
 from leanrecon.places.disk import explained_disk_errors
 
 Array = np.ndarray[Any, Any]
@@ -54,35 +55,20 @@ def check_trials(name: str, trials: int) -> None:
         )
 
 
-def locate_trials(file: RangeFile, voxels: Voxels) -> tuple[Layout, Array]:
-    """Find the chunks of the voxels in a session's .hdf5 file: their first bytes, in the order of the voxels."""
+def locate_trials(file: RangeFile, voxels: Voxels) -> Located:
+    """Find the chunks of the voxels in a session's .hdf5 file, in the order of the voxels."""
     layout = betas_layout(file)
     check_shape(layout.name, layout.shape[:0:-1], voxels.shape, "the mask")
     corners = np.zeros((len(voxels.index), 4), np.int64)
     corners[:, 1:] = voxels.corners[:, ::-1]
-    return layout, locate_chunks(layout, corners)
+    return locate(layout, corners)
 
 
-def read_hdf5(layout: Layout, addresses: Array) -> Array:
-    """The trials of a session, int16 [trials, voxels], from the chunks at these addresses alone."""
-    out = buffer((len(addresses), TRIALS), np.int16)
-    order = np.argsort(addresses, kind="stable")
-    unwritten = int(np.searchsorted(addresses[order], UNWRITTEN, side="right"))
-    out[order[:unwritten]] = 0
-    order = order[unwritten:]
-    starts = addresses[order]
-    begins, ends, first = coalesce(starts, starts + layout.chunk_nbytes)
-    lasts = [*first[1:].tolist(), len(order)]
-    raw = out.view(np.uint8)
-
-    def place(k: int, data: Bytes) -> None:
-        span = np.frombuffer(data, np.uint8)
-        for n in range(int(first[k]), lasts[k]):
-            at = starts[n] - begins[k]
-            raw[order[n]] = span[at : at + layout.chunk_nbytes]
-
-    for _ in layout.file.in_order(list(zip(begins.tolist(), ends.tolist(), strict=True)), place):
-        pass
+def read_hdf5(located: Located, held: int | None = None) -> Array:
+    """The trials of a session, int16 [trials, voxels], from their chunks alone; ``held`` as ``read_chunks`` has it."""
+    layout = located.layout
+    out = buffer((len(located.place), TRIALS), np.int16)
+    read_chunks(located, out.view(np.uint8), held)
     if layout.dtype.newbyteorder("=") != layout.dtype:
         out.byteswap(inplace=True)
     return out.T
@@ -171,7 +157,7 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
     has ended well.
     """
     if file.name.endswith(".hdf5"):
-        yield read_hdf5(*locate_trials(file, voxels))
+        yield read_hdf5(locate_trials(file, voxels))
         return
     fetched = download(file, scratch) if path is None else path
     session = buffer((TRIALS, len(voxels.index)), np.int16)
@@ -186,15 +172,19 @@ def session_trials(file: RangeFile, path: Path | None, voxels: Voxels, scratch: 
         fetched.unlink()
 
 
-def session_nbytes(voxels: Voxels, names: Iterable[str], held: int) -> int:
+def session_nbytes(voxels: Voxels, names: Iterable[str], held: int, ahead: int = 1) -> int:
     """Most bytes of memory that sessions of files of these names take; ``held``: of ranges in memory, 0 from a disk.
 
-    From afar, a session of .hdf5 files comes while the one before is written and the next one is located.
+    From afar, so many sessions of .hdf5 files come while the one before is written and the next one is located.
     """
     names = list(names)
     n, volume = len(voxels.index), int(np.prod(voxels.shape)) * 2
     session = n * (TRIALS * 2 + 200)
-    surgical = session * (2 if held else 1) + held + SPAN if any(name.endswith(".hdf5") for name in names) else 0
+    surgical = (
+        session * (1 + ahead if held else 1) + held + ahead * SPAN
+        if any(name.endswith(".hdf5") for name in names)
+        else 0
+    )
     streamed = (
         2 * volume + held + PIECE + n * (TRIALS * 2 + 40) if any(name.endswith(".nii.gz") for name in names) else 0
     )

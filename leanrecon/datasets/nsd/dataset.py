@@ -33,6 +33,9 @@ FORMAT = 2
 OVERHEAD = 110 * 10**6
 """Bytes that boto3, nibabel, SciPy's reader and Zarr take when they are loaded, with lists of trials and ids."""
 
+TOGETHER = 2
+"""Sessions that come at once while images do, so that requests for one fill the pauses of the other."""
+
 CAPTION_NBYTES = 1600
 """Bytes that the five or six captions of an image take while they are read and written."""
 
@@ -41,7 +44,7 @@ _LISTED = 8
 """Requests that list and delete the rows which wait for the rest of their chunk of trials."""
 
 INDEX_SHARE = 0.35
-"""Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.32 in subject 1's volume."""
+"""Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.30 in subject 1's volume."""
 
 
 class NSDSettings(DatasetSettings):
@@ -334,7 +337,10 @@ def fetch_nbytes(
 
 
 def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, free: int) -> bool:
-    """Whether images come while sessions do: out of a bucket, where each is one run of bytes and memory is enough."""
+    """Whether images come while sessions do, and these two at once: where memory is enough, out of a bucket.
+
+    Each image has to be one run of bytes.
+    """
     from leanrecon.datasets.nsd.stimuli import lie_apart
 
     if images.file.held == 0 or not lie_apart(images):
@@ -344,9 +350,12 @@ def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout",
 
 def together_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
     """Most bytes of memory that sessions take, or their check, while images come."""
+    from leanrecon.net.s3 import CONNECTION_NBYTES, CONNECTIONS
+
     held = images.file.held
-    sessions = max(sessions_step(prepared, held, chunk), _check_step(prepared, chunk))
-    return sessions + images_step(settings, prepared, held, chunk, images)
+    sessions = max(sessions_step(prepared, held, chunk, TOGETHER), _check_step(prepared, chunk))
+    connections = CONNECTIONS * CONNECTION_NBYTES
+    return sessions + images_step(settings, prepared, held, chunk, images) + connections
 
 
 def _check_step(prepared: "Prepared", chunk: int) -> int:
@@ -355,11 +364,11 @@ def _check_step(prepared: "Prepared", chunk: int) -> int:
     return trials * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk
 
 
-def sessions_step(prepared: "Prepared", held: int, chunk: int) -> int:
-    """Most bytes of memory that fetching sessions takes; ``held``: of ranges in memory, 0 from a disk."""
+def sessions_step(prepared: "Prepared", held: int, chunk: int, ahead: int = 1) -> int:
+    """Most bytes of memory that fetching sessions takes, so many ``ahead``; ``held``: of ranges, 0 from a disk."""
     from leanrecon.datasets.nsd.betas import session_nbytes
 
-    return session_nbytes(prepared.voxels, prepared.betas.values(), held) + 3 * _group_nbytes(prepared, chunk)
+    return session_nbytes(prepared.voxels, prepared.betas.values(), held, ahead) + 3 * _group_nbytes(prepared, chunk)
 
 
 def images_step(

@@ -15,6 +15,7 @@ from leanrecon.datasets.nsd.dataset import (
     FORMAT,
     OVERHEAD,
     SPLITS,
+    TOGETHER,
     NSDSettings,
     come_together,
     fetch_nbytes,
@@ -227,7 +228,7 @@ class Fetch:
                 if context.executor is not None:
                     share_sessions(staging, sessions, context.executor, files.source.traffic, advance)
                     continue
-                for k in fetch_sessions(files, prepared, staging, sessions):
+                for k in fetch_sessions(files, prepared, staging, sessions, 1 if images is None else TOGETHER):
                     staging.seal(staging.ends(rows_of_session(k)))
                     advance(1)
                     if images is not None:
@@ -287,8 +288,11 @@ class Fetch:
 
     @staticmethod
     def _fill_images(prepared: Prepared, layout: Layout, stores: dict[str, Store], advance: Advance) -> None:
-        """Fetch the images that are missing, in this process."""
-        for split, store in stores.items():
+        """Fetch the images that are missing, in this process.
+
+        The fewer test images come first: while sessions come as well, nothing is lost between the two.
+        """
+        for split, store in reversed(stores.items()):
             numbers, shape = list(prepared.design.shown(split)), (store.shape[1], store.shape[2], store.shape[3])
             fill_images(store, numbers, store.missing_row_groups(), images_in(layout, shape), advance)
             store.finish()

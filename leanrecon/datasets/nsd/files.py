@@ -1,6 +1,6 @@
 """The files of NSD that a study is made from: found once, recorded beside the betas, and checked for changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,10 @@ import numpy as np
 from leanrecon.datasets.files.open import locate
 from leanrecon.datasets.nsd.betas import betas_layout, check_trials, nifti_shape
 from leanrecon.datasets.nsd.layout import (
+    ATLASES,
     DESIGN,
     FORMATS,
+    GENERAL,
     STIMULI,
     Design,
     SubjectFiles,
@@ -23,7 +25,7 @@ from leanrecon.datasets.nsd.stimuli import stimuli_layout
 from leanrecon.datasets.nsd.voxels import Voxels, check_shape, mask_files, read_voxels
 from leanrecon.datasets.sidecars import sources_path
 from leanrecon.errors import InputError, StoreError
-from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed
+from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed, done_together
 from leanrecon.places import Location
 from leanrecon.places.paths import find
 from leanrecon.study.layout import Study
@@ -59,12 +61,21 @@ class Files:
 
     source: Source
     found: dict[str, Found] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
 
     def find(self, name: str) -> Found | None:
-        """The file of a name, found now or earlier."""
-        if name not in self.found and (now := self.source.find(name)) is not None:
-            self.found[name] = now
-        return self.found.get(name)
+        """The file of a name, found now or earlier; None if there is none."""
+        return self.find_all([name])[0]
+
+    def find_all(self, names: Sequence[str]) -> list[Found | None]:
+        """The files of these names, None where there is none; new names are looked for at once."""
+        new = [name for name in names if name not in self.found and name not in self.absent]
+        for name, now in zip(new, self.source.find_all(new), strict=True):
+            if now is None:
+                self.absent.add(name)
+            else:
+                self.found[name] = now
+        return [self.found.get(name) for name in names]
 
     def open(self, name: str) -> RangeFile | None:
         """Open a file; None if there is none."""
@@ -103,18 +114,30 @@ def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Pre
     if settings.captions is not None:
         locate(settings.captions, None, base_dir)
     betas = _find_sessions(files, settings, sessions)
-    with files.need(STIMULI) as file:
-        stimuli = stimuli_layout(file).shape
-    with files.need(DESIGN) as file:
-        design = read_design(file, settings.subject, sessions, settings.shared_train)
+
+    def images() -> tuple[int, ...]:
+        with files.need(STIMULI) as file:
+            return stimuli_layout(file).shape
+
+    def presented() -> Design:
+        with files.need(DESIGN) as file:
+            return read_design(file, settings.subject, sessions, settings.shared_train)
+
+    def masked() -> Voxels:
+        return read_voxels(settings.roi, settings.subject, files.open, base_dir)
+
+    def first() -> tuple[str, tuple[int, ...]]:
+        with files.need(betas[sessions[0]]) as file:
+            return file.name, _shape(file)
+
+    works: tuple[Callable[[], Any], ...] = (images, presented, masked, first)
+    stimuli, design, voxels, (name, shape) = done_together(files.source.aside, works)
     if design.stimulus.max() >= stimuli[0]:
         raise InputError(
             f"the design shows image {design.stimulus.max() + 1}, and {files.source.where(STIMULI)} has {stimuli[0]}",
             todo="check that they belong together",
         )
-    voxels = read_voxels(settings.roi, settings.subject, files.open, base_dir)
-    with files.need(betas[sessions[0]]) as file:
-        _check_volume(file, voxels)
+    _check_volume(name, shape, voxels)
     return Prepared(design, voxels, betas, stimuli, files.found)
 
 
@@ -122,13 +145,12 @@ def _find_sessions(files: Files, settings: "NSDSettings", sessions: Sequence[int
     """The file of every session: .hdf5 if there is one, unless settings name .nii.gz."""
     names = SubjectFiles(settings.subject)
     betas: dict[int, str] = {}
+    others = [STIMULI, DESIGN, *map(names.roi, (GENERAL, *ATLASES)), names.ncsnr]  # what is read next
     for form in FORMATS if settings.betas_format == "auto" else (settings.betas_format,):
         left = [session for session in sessions if session not in betas]
         wanted = [names.betas(session, form) for session in left]
-        for session, name, found in zip(left, wanted, files.source.find_all(wanted), strict=True):
-            if found is not None:
-                files.found[name] = found
-                betas[session] = name
+        found = files.find_all([*wanted, *others])
+        betas |= {session: name for session, name, now in zip(left, wanted, found, strict=False) if now is not None}
     missing = [session for session in sessions if session not in betas]
     if missing:
         form = FORMATS[0] if settings.betas_format == "auto" else settings.betas_format
@@ -143,13 +165,19 @@ def _find_sessions(files: Files, settings: "NSDSettings", sessions: Sequence[int
     return betas
 
 
-def _check_volume(file: RangeFile, voxels: Voxels) -> None:
-    if file.name.endswith(".hdf5"):
-        check_shape("the mask", voxels.shape, betas_layout(file).shape[:0:-1], file.name)
+def _shape(file: RangeFile) -> tuple[int, ...]:
+    """The shape of a session's betas: that of a volume, and trials unless they are known to be all."""
+    return betas_layout(file).shape[:0:-1] if file.name.endswith(".hdf5") else nifti_shape(file)
+
+
+def _check_volume(name: str, shape: tuple[int, ...], voxels: Voxels) -> None:
+    """Refuse a first session that the mask or the design doesn't fit; ``shape`` is what it holds."""
+    if name.endswith(".hdf5"):
+        check_shape("the mask", voxels.shape, shape, name)
         return
-    *volume, trials = nifti_shape(file)
-    check_shape("the mask", voxels.shape, tuple(volume), file.name)
-    check_trials(file.name, trials)
+    *volume, trials = shape
+    check_shape("the mask", voxels.shape, tuple(volume), name)
+    check_trials(name, trials)
 
 
 # What is kept of it

@@ -60,7 +60,7 @@ def read_layout(file: RangeFile, key: str) -> Layout:
 
     Raises InputError for a damaged file and a missing dataset, UnknownLayoutError for other formats.
     """
-    with _explained(file):
+    with explained(file):
         return _read_layout(file, key)
 
 
@@ -98,42 +98,100 @@ def locate_chunks(layout: Layout, corners: Array) -> Array:
 
     Memory: a few hundred bytes a chunk. Raises InputError for a damaged index.
     """
-    with _explained(layout.file):
+    with explained(layout.file):
         return _locate_chunks(layout, corners)
 
 
 def _locate_chunks(layout: Layout, corners: Array) -> Array:
-    assert layout.chunk is not None
-    wanted = _rank(corners, layout.shape)
+    wanted = rank_of(corners, layout.shape)
     order = np.argsort(wanted, kind="stable")
     ranks = wanted[order]
-    found = np.full(len(ranks), UNWRITTEN, np.int64)
-    nodes = [(layout.address, 0, len(ranks))] if layout.address is not None and len(ranks) else []
+    addresses = np.empty(len(ranks), np.int64)
+    addresses[order] = leaf_addresses(layout, find_leaves(layout, ranks), ranks)
+    return addresses
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The nodes of an index that list wanted chunks, ascending by address, as the nodes above tell of them.
+
+    A chunk's rank orders chunks as HDF5 does. All are int64 [leaves].
+    """
+
+    address: Array
+    first: Array
+    """The first wanted chunk that each lists."""
+    last: Array
+    """The wanted chunk behind its last one."""
+    start: Array
+    """Rank of its first chunk, wanted or not."""
+    before: Array
+    """Rank of the first chunk of the leaf before; -1 where another node tells of it."""
+    after: Array
+    """Address of the leaf behind; -1 where another node tells of it."""
+    root: Bytes | None = None
+    """The only node, where there are no others."""
+
+    def own(self, k: int) -> slice:
+        """The wanted chunks that leaf ``k`` lists."""
+        return slice(int(self.first[k]), int(self.last[k]))
+
+
+def find_leaves(layout: Layout, ranks: Array) -> Leaves:
+    """The leaves that list chunks of these ranks, ascending: the nodes above them are read.
+
+    Raises InputError for a damaged index.
+    """
+    nodes: list[tuple[int, ...]] = []
+    if layout.address is not None and len(ranks):
+        nodes.append((layout.address, 0, len(ranks), 0, -1, -1))
     level: int | None = None
-    while nodes:
-        below: list[tuple[int, int, int]] = []
-        for (_, first, last), node in zip(nodes, _fetch_nodes(layout, [n[0] for n in nodes]), strict=True):
+    while nodes and level != 1:
+        below: list[tuple[int, ...]] = []
+        for (_, first, last, *_), node in zip(nodes, fetch_nodes(layout, [n[0] for n in nodes]), strict=True):
             keys, children, own = _parse(layout, node)
             if level is not None and own != level - 1:
                 raise damaged(layout.file, "its index is not a tree")
             if own == 0:
-                at = np.searchsorted(keys[:-1], ranks[first:last])
-                hit = keys[:-1][np.minimum(at, len(children) - 1)] == ranks[first:last]
-                found[first:last][hit] = children[at[hit]]
-                continue
+                return Leaves(*_columns(nodes), root=node)
             cuts = np.searchsorted(ranks[first:last], keys) + first
             cuts[0], cuts[-1] = first, last
-            below += [
-                (int(children[i]), int(cuts[i]), int(cuts[i + 1]))
-                for i in np.flatnonzero(cuts[1:] > cuts[:-1]).tolist()
-            ]
+            before, after = np.append(-1, keys[:-2]), np.append(children[1:], -1)
+            table = np.stack([children, cuts[:-1], cuts[1:], keys[:-1], before, after], axis=1)
+            below += map(tuple, table[cuts[1:] > cuts[:-1]].tolist())
         level = own
         nodes = sorted(below)
-    if ((found != UNWRITTEN) & (found + layout.chunk_nbytes > layout.file.size)).any():
+    return Leaves(*_columns(nodes))
+
+
+def _columns(nodes: list[tuple[int, ...]]) -> tuple[Array, Array, Array, Array, Array, Array]:
+    address, first, last, start, before, after = np.array(nodes, np.int64).reshape(-1, 6).T
+    return address, first, last, start, before, after
+
+
+def leaf_addresses(layout: Layout, leaves: Leaves, ranks: Array) -> Array:
+    """Addresses of the chunks of these ranks, ascending, from their leaves; UNWRITTEN where there is none."""
+    found = np.full(len(ranks), UNWRITTEN, np.int64)
+    nodes = fetch_nodes(layout, leaves.address.tolist()) if leaves.root is None else [leaves.root]
+    for k, node in enumerate(nodes):
+        found[leaves.own(k)] = leaf_entries(layout, node, ranks[leaves.own(k)])
+    check_end(layout, found)
+    return found
+
+
+def leaf_entries(layout: Layout, node: Bytes, ranks: Array) -> Array:
+    """Addresses of the chunks of these ranks, ascending, that a leaf of the index lists; UNWRITTEN for the others."""
+    keys, children, level = _parse(layout, node)
+    if level:
+        raise damaged(layout.file, "its index is not a tree")
+    at = np.minimum(np.searchsorted(keys[:-1], ranks), len(children) - 1)
+    return np.where(keys[at] == ranks, children[at], UNWRITTEN)
+
+
+def check_end(layout: Layout, addresses: Array) -> None:
+    """Refuse a file that ends before chunks at these addresses do."""
+    if ((addresses != UNWRITTEN) & (addresses + layout.chunk_nbytes > layout.file.size)).any():
         raise damaged(layout.file, f"it ends at byte {layout.file.size}, before chunks that it lists")
-    addresses = np.empty_like(found)
-    addresses[order] = found
-    return addresses
 
 
 def damaged(file: RangeFile, what: object) -> InputError:
@@ -142,7 +200,7 @@ def damaged(file: RangeFile, what: object) -> InputError:
 
 
 @contextlib.contextmanager
-def _explained(file: RangeFile) -> Iterator[None]:
+def explained(file: RangeFile) -> Iterator[None]:
     """Raise InputError if the headers of a file have impossible values."""
     try:
         yield
@@ -152,12 +210,23 @@ def _explained(file: RangeFile) -> Iterator[None]:
         raise damaged(file, f"its headers make no sense ({error})") from error
 
 
-def _rank(corners: Array, shape: tuple[int, ...]) -> Array:
+def rank_of(corners: Array, shape: tuple[int, ...]) -> Array:
     """One number for each corner, in HDF5's order: by the first dimension, then the second, …"""
     rank = np.zeros(len(corners), np.int64)
     for axis, n in enumerate(shape):
         rank = rank * (2 * n + 2) + corners[:, axis]  # the last key of a node may lie one chunk beyond the edge
     return rank
+
+
+def numbers_of(ranks: Array, layout: Layout) -> Array:
+    """The number of the chunk of each rank in HDF5's order, had all of the grid been written."""
+    assert layout.chunk is not None
+    left, number, stride = ranks.copy(), np.zeros(len(ranks), np.int64), 1
+    for n, size in zip(reversed(layout.shape), reversed(layout.chunk), strict=True):
+        left, corner = np.divmod(left, 2 * n + 2)
+        number += corner // size * stride
+        stride *= -(-n // size)
+    return number
 
 
 def node_nbytes(layout: Layout) -> int:
@@ -170,7 +239,7 @@ def _key_nbytes(layout: Layout) -> int:
     return 8 + 8 * (len(layout.shape) + 1)
 
 
-def _fetch_nodes(layout: Layout, addresses: list[int]) -> Iterator[Bytes]:
+def fetch_nodes(layout: Layout, addresses: list[int]) -> Iterator[Bytes]:
     """The nodes at ascending addresses."""
     size = node_nbytes(layout)
     starts = np.array(addresses, np.int64)
@@ -205,7 +274,7 @@ def _parse(layout: Layout, node: Bytes) -> tuple[Array, Array, int]:
     last = np.frombuffer(node, "<i8", dimensions, 24 + entries * pair.itemsize + 8)
     if level == 0 and (pairs["nbytes"] != layout.chunk_nbytes).any():
         raise damaged(layout.file, f"its chunks are not of {layout.chunk_nbytes} bytes")
-    keys = _rank(np.concatenate([pairs["corner"], last[None]]), layout.shape)
+    keys = rank_of(np.concatenate([pairs["corner"], last[None]]), layout.shape)
     return keys, pairs["child"] + layout.base, level
 
 

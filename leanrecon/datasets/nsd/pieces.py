@@ -14,6 +14,7 @@ import numpy as np
 
 from leanrecon.context import Context, Executor
 from leanrecon.datasets.nsd.betas import locate_trials, read_hdf5, session_trials
+from leanrecon.datasets.nsd.chunks import Located
 from leanrecon.datasets.nsd.dataset import OVERHEAD, images_step, sessions_step
 from leanrecon.datasets.nsd.files import Files, Prepared, open_source, recall
 from leanrecon.datasets.nsd.hdf5_index import Layout
@@ -23,7 +24,7 @@ from leanrecon.datasets.nsd.stimuli import locate_images, read_apart, read_image
 from leanrecon.errors import StoreError
 from leanrecon.images import ImageShape
 from leanrecon.memory import buffer
-from leanrecon.net.ranges import Source, Traffic, one_ahead
+from leanrecon.net.ranges import Source, Traffic, done_ahead
 from leanrecon.places import Location
 from leanrecon.progress import Advance
 from leanrecon.stores.shared import StorePart, confirm, identity, receipts_of
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from leanrecon.datasets.nsd.dataset import NSDSettings
 
 Array = np.ndarray[Any, Any]
-Images = Iterator[tuple[Array, Array]]
+Images = Iterator[tuple[Array, Sequence[Array]]]
 Read = Callable[[Array, Array, Array], Images]
-"""Yields images by their numbers, of these rows, for these row groups: numbers, uint8 [n, height, width, channels]."""
+"""Yields images by their numbers, of these rows, for these row groups: numbers, each with its uint8 [height, width, channels]."""
 
 SESSIONS, IMAGES = "sessions", "images"
 """What workers share."""
@@ -66,11 +67,13 @@ def rows_of_session(k: int) -> range:
     return range(k * TRIALS, (k + 1) * TRIALS)
 
 
-def fetch_sessions(files: Files, prepared: Prepared, staging: Staging, sessions: Sequence[int]) -> Iterator[int]:
-    """Fetch sessions, by their numbers within the study, and yield each once all of it is put."""
+def fetch_sessions(
+    files: Files, prepared: Prepared, staging: Staging, sessions: Sequence[int], ahead: int = 1
+) -> Iterator[int]:
+    """Fetch sessions, by their numbers within the study, so many ``ahead``; yield each once all of it is put."""
     names = [prepared.betas[prepared.design.sessions[k]] for k in sessions]
     scratch = (staging.own / "download").workplace()
-    for k, name, session in zip(sessions, names, _early(prepared, files, names), strict=True):
+    for k, name, session in zip(sessions, names, _early(prepared, files, names, ahead), strict=True):
         if session is not None:
             staging.put(k * TRIALS, session)
         else:
@@ -80,20 +83,20 @@ def fetch_sessions(files: Files, prepared: Prepared, staging: Staging, sessions:
         yield k
 
 
-def _early(prepared: Prepared, files: Files, names: Sequence[str]) -> Iterator[Array | None]:
-    """The trials of every .hdf5 file, one ahead; None for a .nii.gz, which needs the disk and is read in its turn."""
+def _early(prepared: Prepared, files: Files, names: Sequence[str], ahead: int) -> Iterator[Array | None]:
+    """The trials of every .hdf5 file, so many ahead; None for a .nii.gz, which needs the disk and is read in its turn."""
 
-    def locate(name: str) -> tuple[Layout, Array] | None:
+    def locate(name: str) -> Located | None:
         return locate_trials(files.need(name), prepared.voxels) if name.endswith(".hdf5") else None
 
-    def read(located: tuple[Layout, Array] | None) -> Array | None:
+    def read(located: Located | None) -> Array | None:
         if located is None:
             return None
-        with located[0].file:
-            return read_hdf5(*located)
+        with located.layout.file as file:
+            return read_hdf5(located, file.held // ahead)
 
     aside = files.source.aside
-    yield from one_ahead(aside, read, one_ahead(aside, locate, names))
+    yield from done_ahead(aside, read, done_ahead(aside, locate, names), ahead)
 
 
 def share_sessions(

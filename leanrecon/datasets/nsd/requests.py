@@ -5,16 +5,19 @@ is full. A file that was written in the order of its chunks, as MATLAB writes an
 place that follows from its number. That order is taken for granted; a file of another order needs other requests.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanrecon.datasets.nsd.betas import PIECE, betas_layout
+from leanrecon.datasets.nsd.chunks import NEAR, filled_entries
 from leanrecon.datasets.nsd.hdf5_index import Layout, node_nbytes
 from leanrecon.datasets.nsd.stimuli import lie_apart, spans_of, stored_shape
-from leanrecon.net.ranges import coalesce
+from leanrecon.net.ranges import GAP, coalesce
 from leanrecon.stores.layout import plan_chunks
 
 if TYPE_CHECKING:
@@ -22,9 +25,6 @@ if TYPE_CHECKING:
     from leanrecon.datasets.nsd.files import Files, Prepared
 
 Array = np.ndarray[Any, Any]
-
-FILLED = 0.9
-"""Share of a node's entries that HDF5 leaves in it, where chunks are written in order and it had to be split."""
 
 _ODD = 0.15  # how much emptier nodes have to be to be taken for those of another order
 
@@ -82,7 +82,14 @@ def session_traffic(layout: Layout, index: Array, size: int) -> Moved:
     chunks = math.prod(layout.shape[1:])
     index = np.sort(index)
     tree = Tree.of(layout, chunks, size)
-    return tree.nodes_traffic(index) + _joined(tree.places(index), layout.chunk_nbytes)
+    starts, nbytes = tree.places(index), layout.chunk_nbytes
+    if not tree.orderly or chunks <= tree.room:
+        return tree.nodes_traffic(index) + _joined(starts, nbytes, NEAR)
+    leaves, above = next(tree.levels(index)), tree.nodes_traffic(index, above=1)
+    starts, stops = np.append(starts, leaves), np.append(starts + nbytes, leaves + tree.node)
+    order = np.argsort(starts, kind="stable")
+    begins, ends, _ = coalesce(starts[order], stops[order], gap=NEAR)
+    return above + Moved(len(begins), int((ends - begins).sum()))
 
 
 def images_traffic(layout: Layout, images: Array, every: Array, groups: Array) -> Moved:
@@ -109,7 +116,7 @@ def _written(layout: Layout, wanted: Array, shown: Array, total: int, chunks: in
     ``shown`` holds all that is surely there, of ``total``; each of them has so many chunks. How many there are is told
     by the file's size, and those beside the shown ones are drawn among the rest.
     """
-    node, filled = node_nbytes(layout), _filled(layout)
+    node, filled = node_nbytes(layout), filled_entries(layout.branching)
     held = round(layout.file.size / (layout.chunk_nbytes + node / filled) / chunks)
     held = min(max(held, len(shown)), total)
     share = (held - len(shown)) / max(total - len(shown), 1)
@@ -133,32 +140,42 @@ class Tree:
     """Most entries of a node: with more it is split."""
     chunks: int
 
+    orderly: bool = True
+    """Whether its chunks were written in order."""
+
     @classmethod
     def of(cls, layout: Layout, chunks: int, size: int) -> "Tree":
         """The tree of a file of this size; how full its nodes are is told by what the chunks leave of it."""
-        node, filled = node_nbytes(layout), _filled(layout)
+        node, filled = node_nbytes(layout), filled_entries(layout.branching)
         told = chunks * node / max(size - chunks * layout.chunk_nbytes, 1)
-        if 0 < told < (1 - _ODD) * filled:  # written in another order, which leaves nodes half empty
+        orderly = not 0 < told < (1 - _ODD) * filled
+        if not orderly:  # nodes are half empty
             filled = max(round(told), 1)
-        return cls(layout.chunk_nbytes, node, filled, 2 * layout.branching, chunks)
+        return cls(layout.chunk_nbytes, node, filled, 2 * layout.branching, chunks, orderly)
 
     def places(self, chunks: Array) -> Array:
         """The first bytes of chunks, from the beginning of the first one."""
         found: Array = chunks * self.chunk + self._before(chunks) * self.node
         return found
 
-    def nodes_traffic(self, chunks: Array) -> Moved:
-        """The nodes on the way to these chunks, ascending, level by level from the leaves to the root."""
-        moved, each, count, split = Moved(), self.filled, self.chunks, self.room
+    def nodes_traffic(self, chunks: Array, above: int = 0) -> Moved:
+        """The nodes on the way to these chunks, ascending, from the leaves or from the level ``above`` to the root."""
+        moved = Moved(1, self.node)
+        for starts in itertools.islice(self.levels(chunks), above, None):
+            moved += _joined(starts, self.node)
+        return moved
+
+    def levels(self, chunks: Array) -> Iterator[Array]:
+        """The first bytes of the nodes on the way to these chunks, level by level from the leaves to below the root."""
+        each, count, split = self.filled, self.chunks, self.room
         while count > self.room:
             count = -(-count // self.filled)
             own = np.unique(chunks // each)
             # A node is made when the one before it is full; the first one moves away from the root's place then.
             after = np.maximum(own - 1, 0) * each + split
-            moved += _joined(np.sort(self.places(after) + self.chunk + np.where(own == 0, self.node, 0)), self.node)
+            yield np.sort(self.places(after) + self.chunk + np.where(own == 0, self.node, 0))
             split += (self.room - 1) * each
             each *= self.filled
-        return moved + Moved(1, self.node)
 
     def _before(self, chunks: Array) -> Array:
         """How many leaves lie before chunks: one more whenever the last one is full, and two at the first time."""
@@ -166,12 +183,7 @@ class Tree:
         return np.where(made > 0, made + 1, 0)
 
 
-def _filled(layout: Layout) -> int:
-    """How many entries of a node are used where chunks were written in order."""
-    return max(int(FILLED * 2 * layout.branching), 1)
-
-
-def _joined(starts: Array, nbytes: int) -> Moved:
+def _joined(starts: Array, nbytes: int, gap: int = GAP) -> Moved:
     """Ranges of so many bytes, joined as they are fetched."""
-    begins, ends, _ = coalesce(starts, starts + nbytes)
+    begins, ends, _ = coalesce(starts, starts + nbytes, gap=gap)
     return Moved(len(begins), int((ends - begins).sum()))
