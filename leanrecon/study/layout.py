@@ -98,7 +98,7 @@ LAYOUT = _items(
     Item("evaluation/scores.csv", Role.RECORD, ("evaluate",), "the scores of each test row"),
     Item("evaluation/latent_r2/*.npy", Role.RECORD, ("evaluate",), "R² of each dimension of a feature space"),
     Item("evaluation/latent_r/*.npy", Role.RECORD, ("evaluate",), "correlation of each dimension, in studies without images"),
-    Item("evaluation/check.json", Role.SCRATCH, ("check",), "whether the train rows carry the images, by `leanrecon check`"),
+    Item("evaluation/check.json", Role.SCRATCH, ("check",), "whether train betas carry information about the images, by `leanrecon check`"),
     Item("evaluation/*", Role.RECORD, ("evaluate",), "other tables of the evaluation"),
     Item("maps/**", Role.SCRATCH, ("export",), "maps in the space of the data, by `leanrecon export`"),
     Item("figures/**", Role.SCRATCH, ("export",), "scores and plots for papers, by `leanrecon export figures`"),
