@@ -103,7 +103,7 @@ def test_the_memory_that_is_told_is_what_the_plan_says(name: str, tmp_path: Path
     command += [part for one in sets for part in ("--set", one)]
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "LEANRECON_CACHE": str(tmp_path), "HF_HUB_CACHE": str(tmp_path)}
     found = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **nowhere})
-    assert ("counts what NSD publishes" in found.stderr) == (name in FIRST_IMAGES)
+    assert ("uses the published sizes of NSD" in found.stderr) == (name in FIRST_IMAGES)
     peak = parse_bytes(re.search(r"peak memory ([\d.]+ [MG]B)", found.stdout)[1])
     (told,) = (one.memory for one in every() if one.name == name)
     assert parse_bytes(told.partition(" planned")[0]) == pytest.approx(peak, rel=0.05)

@@ -477,7 +477,7 @@ def test_sessions_that_the_subject_does_not_have_are_named(small_nsd: Path, tmp_
 
 
 def test_missing_sessions_are_named_with_how_to_go_on_without(small_nsd: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"session 3, 4 of subject 1 is not there.*sessions = \[1, 2\]"):
+    with pytest.raises(InputError, match=r"session 3, 4 of subject 1 does not exist.*sessions = \[1, 2\]"):
         run(small_nsd, tmp_path, sessions=[1, 2, 3, 4])
     assert list(tmp_path.iterdir()) == []
 
@@ -486,7 +486,7 @@ def test_nifti_files_stand_in_for_missing_hdf5_ones(copied: Path, study: Study, 
     (copied / NAMES.betas(1, "hdf5")).unlink()
     mixed = run(copied, tmp_path / "study")
     assert np.array_equal(read(mixed.betas("train")), read(study.betas("train")))
-    with pytest.raises(InputError, match=r"session 1 of subject 1 is not there.*session01\.hdf5.*sessions = \[2\]"):
+    with pytest.raises(InputError, match=r"session 1 of subject 1 does not exist.*session01\.hdf5.*sessions = \[2\]"):
         run(copied, tmp_path / "other", betas_format="hdf5")
 
 
@@ -619,7 +619,7 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         run(tmp_path / "nowhere", tmp_path / "study")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="session 1, 2 of subject 1 is not there.*Check dataset.root"):
+    with pytest.raises(InputError, match="session 1, 2 of subject 1 does not exist.*Check dataset.root"):
         run(tmp_path / "empty", tmp_path / "study")
 
 
