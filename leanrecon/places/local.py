@@ -84,8 +84,9 @@ class LocalPlace:
         try:
             with explained_disk_errors(path), os.scandir(path) as entries:
                 names = [f"{e.name}/" if e.is_dir() else e.name for e in entries if not e.name.endswith(PARTIAL)]
-        except OSError:
-            if path.is_dir():
+        except OSError as error:
+            absent = isinstance(error.__cause__, FileNotFoundError)  # another process may have made it since
+            if path.is_dir() and not absent:
                 raise
             return []
         return sorted(names, key=lambda name: name.rstrip("/"))

@@ -327,3 +327,18 @@ def test_a_folder_that_another_process_still_writes_to_is_deleted(
     as_location(folder).delete_tree()
     assert not folder.exists()
     assert next(late, None) is None
+
+
+def test_a_folder_that_another_process_makes_just_now_has_no_children_yet(tmp_path, monkeypatch):
+    folder, scandir = tmp_path / "later", os.scandir
+
+    def late(path):
+        try:
+            return scandir(path)
+        except FileNotFoundError:
+            folder.mkdir()
+            raise
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert list(as_location(folder).iterdir()) == []
+    assert folder.is_dir()

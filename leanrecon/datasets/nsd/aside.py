@@ -2,8 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 
 from leanrecon.progress import Advance
@@ -17,7 +16,9 @@ class Aside:
     ``work`` is given what to tell of its progress by; ``interrupt`` ends what it waits for.
     """
 
-    def __init__(self, work: Callable[[Advance], None], interrupt: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[Advance], None], interrupt: Callable[[], None], missing: int = 0) -> None:
+        self.missing = missing
+        """What the work will have told in the end."""
         self.count = 0
         """What the work has told so far."""
         self._stopped = threading.Event()
@@ -46,20 +47,16 @@ class Aside:
         if self._future.done():
             self._future.result()
 
-    def wait(self, advance: Advance) -> None:
-        """Wait for the end of the work; ``advance`` is told of what is done meanwhile."""
-        told = self.count
-        while True:
-            try:
-                self._future.result(timeout=_LOOK_EVERY)
-            except NotYet:
-                if self._future.done():
-                    raise
+    def wait(self, advance: Advance, told: int) -> None:
+        """Wait for the end of the work; ``advance`` is told of what is done beyond the count that was ``told`` before."""
+        ended = False
+        while not ended:
+            wait([self._future], timeout=_LOOK_EVERY)
+            ended = self._future.done()  # before the count is read, which grows until then
             now = self.count
             advance(now - told)
             told = now
-            if self._future.done():
-                return
+        self._future.result()
 
 
 class _StoppedError(Exception):

@@ -214,7 +214,9 @@ class Fetch:
         done = trials.complete or all(store.complete for store in stores.values())
         if done or self.context.executor or not come_together(self.settings, prepared, layout, chunk, free):
             return nullcontext()
-        return Aside(lambda advance: self._fill_images(prepared, layout, stores, advance), files.source.stop)
+        return Aside(
+            lambda advance: self._fill_images(prepared, layout, stores, advance), files.source.stop, _missing(stores)
+        )
 
     def _fetch_trials(self, prepared: Prepared, files: Files, store: Store, images: Aside | None = None) -> None:
         """Fetch the sessions that are missing; ``images`` come meanwhile, if at all."""
@@ -269,14 +271,15 @@ class Fetch:
     ) -> None:
         """Fetch the images that are missing, or wait until those that come aside are there."""
         total = sum(store.rows for store in stores.values())
-        missing = sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
+        told = 0 if aside is None else aside.count
+        missing = _missing(stores) if aside is None else aside.missing - told
         context, executor = self.context.named("stimuli"), self.context.executor
         if executor is not None and not lie_apart(layout):
             self.context.progress.say("stimuli: in this process, because the file keeps several images in a chunk")
             executor = None
         with context.task(total=total, unit="images", done=total - missing) as advance:
             if aside is not None:
-                aside.wait(advance)
+                aside.wait(advance, told)
             elif executor is None:
                 self._fill_images(prepared, layout, stores, advance)
             else:
@@ -324,6 +327,11 @@ class Fetch:
                     run=design.run[own].tolist(),
                 )
         Rows(splits, ids).write(self.study)
+
+
+def _missing(stores: dict[str, Store]) -> int:
+    """How many rows have yet to be written."""
+    return sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
 
 
 def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:
