@@ -1,5 +1,6 @@
 """From NSD's files to a study's stores: trials, the check that they match the images, betas, images and captions."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,9 @@ class Fetch:
         if done or self.context.executor or not come_together(self.settings, prepared, layout, chunk, free):
             return nullcontext()
         return Aside(
-            lambda advance: self._fill_images(prepared, layout, stores, advance), files.source.stop, _missing(stores)
+            lambda advance: self._fill_images(prepared, layout, stores, advance),
+            files.source.stop,
+            _missing(stores.values()),
         )
 
     def _fetch_trials(self, prepared: Prepared, files: Files, store: Store, images: Aside | None = None) -> None:
@@ -260,7 +263,7 @@ class Fetch:
                 average(trials, design, averages, zscore=zscore, advance=advance)
         for split, store in betas.items():
             if not self.settings.averages(split):
-                done = store.rows - sum(len(store.group_rows(i)) for i in store.missing_row_groups())
+                done = store.rows - _missing([store])
                 context = self.context.named(f"betas, {split}")
                 with context.task(total=store.rows, unit="rows", done=done) as advance:
                     single(trials, design, store, design.trials(split), zscore=zscore, advance=advance)
@@ -272,7 +275,7 @@ class Fetch:
         """Fetch the images that are missing, or wait until those that come aside are there."""
         total = sum(store.rows for store in stores.values())
         told = 0 if aside is None else aside.count
-        missing = _missing(stores) if aside is None else aside.missing - told
+        missing = _missing(stores.values()) if aside is None else aside.missing - told
         context, executor = self.context.named("stimuli"), self.context.executor
         if executor is not None and not lie_apart(layout):
             self.context.progress.say("stimuli: in this process, because the file keeps several images in a chunk")
@@ -329,9 +332,9 @@ class Fetch:
         Rows(splits, ids).write(self.study)
 
 
-def _missing(stores: dict[str, Store]) -> int:
-    """How many rows have yet to be written."""
-    return sum(len(store.group_rows(i)) for store in stores.values() for i in store.missing_row_groups())
+def _missing(stores: Iterable[Store]) -> int:
+    """Number of rows that are not written yet."""
+    return sum(len(store.group_rows(i)) for store in stores for i in store.missing_row_groups())
 
 
 def _accept(settings: NSDSettings, study: Study, progress: Progress) -> None:

@@ -136,19 +136,15 @@ def search_by_eigenvectors(
     ``targets`` are centred [n, k]; ``alphas`` ascend. Where there are many of all, a few projections of the targets tell
     which alpha comes first. From there it goes to neighbours until both are worse; the others have infinite errors.
     """
-    begun = targets.shape[0] >= MANY_ROWS and targets.shape[1] > 2 * SEARCH_PROJECTIONS and len(alphas) > FEW
-    if begun:
-        few = targets @ _signs(targets, seed)
-        first = int(np.argmin(dual_errors(spectrum, few, alphas, arithmetic).sum(axis=1)))
-        del few
+    n, k = targets.shape
+    if n < MANY_ROWS or k <= 2 * SEARCH_PROJECTIONS or len(alphas) <= FEW:
+        every: Array = dual_errors(spectrum, targets, alphas, arithmetic).sum(axis=1)
+        return every
+    few = targets @ _signs(targets, seed)
+    first = int(np.argmin(dual_errors(spectrum, few, alphas, arithmetic).sum(axis=1)))
+    del few
     errors = DualErrors(spectrum, targets, alphas, arithmetic)
-
-    def error(a: int) -> float:
-        return float(errors.of(a).sum())
-
-    if begun:
-        return descend(error, lambda: 0.0, len(alphas), first)
-    return np.array([error(a) for a in range(len(alphas))])
+    return descend(lambda a: float(errors.of(a).sum()), lambda: 0.0, len(alphas), first)
 
 
 def _signs(targets: Array, seed: int) -> Array:
