@@ -174,9 +174,9 @@ def give_back() -> None:
 
 
 def keep_freed() -> None:
-    """Let the heap keep 32 MB that were freed for what comes next, until ``give_back`` (glibc; nothing elsewhere).
+    """Let the heap keep up to 32 MB of freed memory for reuse, until ``give_back`` (glibc; nothing elsewhere).
 
-    Networks free and take the same states over and over. New pages for each of them took a tenth of a network's time.
+    Networks allocate and free the same states again and again. New pages for each of them took a tenth of a network's time.
     """
     if sys.platform == "linux" and (option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         option(_MMAP_THRESHOLD, KEPT_IN_HEAP)

@@ -87,7 +87,7 @@ class Pace:
 
 
 class Flight:
-    """Requests under way, as many as a pace says, each in a thread that takes the next one as soon as it is done."""
+    """Runs requests concurrently, as many as its pace allows. A thread takes the next request when it has finished one."""
 
     def __init__(self, most: int, name: str = "") -> None:
         self._pace = Pace(most)
@@ -102,7 +102,7 @@ class Flight:
         return self._pace.limit
 
     def submit(self, work: Callable[..., Made], *given: Any) -> Future[Made]:
-        """Do ``work``, a request and what is made of its answer, when its turn comes."""
+        """Queue ``work``, a request and the processing of its answer; it starts when the pace allows."""
         future: Future[Made] = Future()
         with self._lock:
             self._waiting.append((future, work, given))
@@ -110,18 +110,18 @@ class Flight:
         return future
 
     def landed(self, nbytes: int) -> None:
-        """Take note of a request, still under way, whose ``nbytes`` have all come."""
+        """Count a request whose ``nbytes`` have all arrived; its answer is still to be processed."""
         with self._lock:
             self._pace.landed(nbytes, self._busy + len(self._waiting))
             self._start(len(self._waiting))
 
     def refused(self) -> None:
-        """Take note that the server asked for fewer requests."""
+        """Reduce the requests because the server answered that it has too many."""
         with self._lock:
             self._pace.refused()
 
     def close(self) -> None:
-        """Wait until all is done that was submitted."""
+        """Wait until all submitted requests have finished."""
         self._pool.shutdown(wait=True)
 
     def _start(self, most: int) -> None:
@@ -130,7 +130,7 @@ class Flight:
             self._pool.submit(self._work)
 
     def _work(self) -> None:
-        """Do what waits, one after the other."""
+        """Run queued requests, one after the other."""
         while True:
             with self._lock:
                 if not self._waiting or self._busy > self.limit:

@@ -1,4 +1,4 @@
-"""A study that a run begins: a run that is refused before it did anything leaves nothing of it."""
+"""New studies of runs that are refused before any work: their first files are removed."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ _BEGUN = {seals.SETTINGS, seals.MANIFEST}  # what a run writes before its first 
 
 @contextlib.contextmanager
 def undone(root: Location) -> Iterator[None]:
-    """Remove the settings and the record that a block wrote into a study or a mirror, where it raises and wrote no more.
+    """Remove the settings and the record of a new study or mirror if the block raises before it writes other files.
 
-    What was there before stays.
+    Files that were there before stay.
     """
     folder = root.place.local_path(root.key)
     with contextlib.nullcontext() if folder is None else no_empty_folders(folder):

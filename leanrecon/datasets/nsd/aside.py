@@ -18,7 +18,7 @@ class Aside:
 
     def __init__(self, work: Callable[[Advance], None], interrupt: Callable[[], None], missing: int = 0) -> None:
         self.missing = missing
-        """What the work will have told in the end."""
+        """The count when all work is done."""
         self.count = 0
         """What the work has told so far."""
         self._stopped = threading.Event()
@@ -48,7 +48,7 @@ class Aside:
             self._future.result()
 
     def wait(self, advance: Advance, told: int) -> None:
-        """Wait for the end of the work; ``advance`` is told of what is done beyond the count that was ``told`` before."""
+        """Wait for the end of the work. ``advance`` is given the progress beyond the count that was ``told`` before."""
         ended = False
         while not ended:
             wait([self._future], timeout=_LOOK_EVERY)

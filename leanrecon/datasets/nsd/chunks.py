@@ -1,8 +1,8 @@
 """The wanted chunks of an HDF5 file that was written in their order: fetched together with the index that lists them.
 
 HDF5 gives every chunk the next free place when it is first written, and every leaf of the index when the one before it
-is full. So the places of leaves tell where each chunk ought to lie between them. Leaves and chunks are fetched at once,
-near ones as one range, and a chunk counts only where its leaf lists it. What lies elsewhere is fetched from there.
+is full. So the addresses of leaves predict the address of each chunk between them. Leaves and chunks are fetched together,
+near ones as one range. A chunk is used only if its leaf lists it there; the others are fetched from their true address.
 """
 
 from dataclasses import dataclass

@@ -202,7 +202,7 @@ class NSD:
 
 
 def _without_missing(settings: NSDSettings, base_dir: Path | None) -> NSDSettings:
-    """The settings without captions that `leanrecon fetch-weights` downloads, where they are not here: no plan reads them."""
+    """The settings, without captions if `leanrecon fetch-weights` has yet to download them: plans don't read captions."""
     lacking = settings.captions in FILES and find(str(settings.captions), base_dir) is None
     return settings.model_copy(update={"captions": None}) if lacking else settings
 
@@ -268,7 +268,7 @@ def plan_fetch(
 def _beside(
     settings: NSDSettings, prepared: "Prepared", n: Mapping[str, int], shape: tuple[int, ...], chunk: int
 ) -> Cost:
-    """Of reading the store of single trials, and of the check of images."""
+    """The cost of reading the store of single trials, and of the check of images."""
     design = prepared.design
     trials = (len(design.trial), len(prepared.voxels.index))
     costs = [store_read(trials, np.int16, chunk, _times_read(settings, n, trials, chunk))]
@@ -278,7 +278,7 @@ def _beside(
 
 
 def _by_sessions(prepared: "Prepared", chunk: int) -> Cost:
-    """Of the store of single trials, and of the rows that wait for the rest of their chunk."""
+    """The cost of writing single trials: their store, and files of rows that wait for the rest of their chunk."""
     design = prepared.design
     costs = [store_made((len(design.trial), len(prepared.voxels.index)), np.int16, chunk)]
     if waiting := 2 * len(design.sessions) - 2:
@@ -337,9 +337,9 @@ def fetch_nbytes(
 
 
 def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, free: int) -> bool:
-    """Whether images come while sessions do, and these two at once: where memory is enough, out of a bucket.
+    """Whether images are fetched while sessions are, and two sessions at once.
 
-    Each image has to be one run of bytes.
+    That needs a bucket, enough memory, and a file where each image is one run of bytes.
     """
     from leanrecon.datasets.nsd.stimuli import lie_apart
 
@@ -365,7 +365,7 @@ def _check_step(prepared: "Prepared", chunk: int) -> int:
 
 
 def sessions_step(prepared: "Prepared", held: int, chunk: int, ahead: int = 1) -> int:
-    """Most bytes of memory that fetching sessions takes, so many ``ahead``; ``held``: of ranges, 0 from a disk."""
+    """The most bytes of memory for fetching sessions, ``ahead`` of them at once; ``held``: of ranges, 0 from a disk."""
     from leanrecon.datasets.nsd.betas import session_nbytes
 
     return session_nbytes(prepared.voxels, prepared.betas.values(), held, ahead) + 3 * _group_nbytes(prepared, chunk)
