@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 
@@ -23,9 +24,14 @@ def set_apart(items: Sequence[pytest.Item]) -> None:
 
 def _in_a_process(item: pytest.Item) -> None:
     command = [sys.executable, "-m", "pytest", item.nodeid, "-m", "", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    ran = subprocess.run(
-        command, cwd=item.config.rootpath, env=os.environ | {INSIDE: "1"}, capture_output=True, text=True
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        ran = subprocess.run(
+            [*command, f"--basetemp={scratch}/files"],
+            cwd=item.config.rootpath,
+            env=os.environ | {INSIDE: "1"},
+            capture_output=True,
+            text=True,
+        )
     told = ran.stdout + ran.stderr
     if ran.returncode:
         pytest.fail(told, pytrace=False)
