@@ -273,3 +273,37 @@ def test_help_answers_at_once_and_loads_nothing_heavy():
     assert min(seconds) < 1
     for command in ("run", "plan", "verify", "export", "recipes", "kinds"):
         assert command in shown.stdout
+
+
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_that_measure_memory_in_their_process_run_alone(path):
+    """What earlier tests left in the heap would count as memory that the test takes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if any(isinstance(node, ast.Assign) and names(node) >= {"pytestmark", "alone"} for node in tree.body):
+        return
+    defined = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    measuring = {function.name for function in defined if measures(function)}
+    tests = [function for function in defined if function.name.startswith("test_")]
+    assert [
+        test.name
+        for test in tests
+        if (test.name in measuring or names(test) & measuring)
+        and not any("alone" in names(mark) for mark in test.decorator_list)
+    ] == []
+
+
+def measures(function: ast.FunctionDef) -> bool:
+    """Whether a function holds a block in which memory is measured."""
+    blocks = [node for node in ast.walk(function) if isinstance(node, ast.With)]
+    return any("PeakMemory" in names(item) for block in blocks for item in block.items)
+
+
+def names(node: ast.AST) -> set[str]:
+    """All names and attributes in a part of a file."""
+    parts = list(ast.walk(node))
+    return {part.id for part in parts if isinstance(part, ast.Name)} | {
+        part.attr for part in parts if isinstance(part, ast.Attribute)
+    }
