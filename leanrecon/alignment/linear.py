@@ -155,7 +155,7 @@ class Estimator:
         method = self._method()
         if isinstance(matrices, str | bytes | Mapping) or not isinstance(matrices, Iterable):
             raise InputError(
-                f"{shown(matrices)} is no list of matrices", expected="one [rows, voxels] for each subject"
+                f"{shown(matrices)} is not a list of matrices", expected="one [rows, voxels] for each subject"
             )
         subjects = [as_matrix(matrix) for matrix in matrices]
         check_subjects([matrix.shape for matrix in subjects])
@@ -297,7 +297,7 @@ class LinearAlignment:
         lacking = [name for name in subjects if f"weights {name}" not in state or f"mean {name}" not in state]
         if lacking:
             raise InputError(
-                f"the alignment that is kept knows no subject {lacking[0]}",
+                f"the alignment that is kept was learned without subject {lacking[0]}",
                 todo="run the stage dataset again with --overwrite",
             )
         self._state = dict(state)

@@ -198,7 +198,7 @@ class Bucket:
         self._ask(source, "copy", target, what="copied")
 
     def delete(self, *keys: str) -> None:
-        """Delete files; those that are not there are no error."""
+        """Delete files; those that are not there are not an error."""
         for start in range(0, len(keys), 1000):
             part = list(keys[start : start + 1000])
             try:
@@ -216,7 +216,7 @@ class Bucket:
         try:
             return getattr(obstore, name)(self._store, key, *more, **options)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            if type(error).__name__ != "PanicException":  # of Rust, which is not an Exception
                 raise
             raise InputError(
                 f"{self.url} can't be reached: an environment variable holds characters that no request can carry",
@@ -325,12 +325,12 @@ def _opened(url: str, retries: int = 0) -> Any:
 
 
 def _check_environment(scheme: str, endpoint: str) -> None:
-    """Raise SettingsError for an endpoint that is no URL, and for keys with spaces or line breaks; show neither."""
+    """Raise SettingsError for an endpoint that is not a URL, and for keys with spaces or line breaks; show neither."""
     if endpoint and not re.fullmatch(
         r"https?://[\w.-]+(:[0-9]{1,5})?(/[!-~]*)?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?/?", endpoint
     ):
         names = " or ".join(name for name in _SERVERS[scheme] if os.environ.get(name))
-        raise SettingsError(f"{names} is not the address of a server", expected="such as https://host:port")
+        raise SettingsError(f"{names} is not the address of a server", expected="a URL such as https://host:port")
     for name in sorted(os.environ):
         value = os.environ[name]
         if name.startswith(_PREFIXES[scheme]) and _SECRET.search(name) and not re.fullmatch(r"[!-~]*", value):

@@ -102,7 +102,7 @@ class Maps:
                 steps.append(Step(name, WORKSPACE, self._known(name)))
             else:
                 raise InputError(
-                    f"{name} is no map ({nearest(name, [*KNOWN, *DIRECTED])})",
+                    f"{name} is not a map ({nearest(name, [*KNOWN, *DIRECTED])})",
                     expected=f"{', '.join(KNOWN)}, weights:SPACE:NUMBER or pattern:luminance:ROW,COLUMN",
                 )
         return steps + [self._directed(space, wanted, context) for space, wanted in directed.items()]

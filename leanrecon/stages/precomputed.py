@@ -75,9 +75,9 @@ class PrecomputedSettings(BaseModel):
         if self.array is None and not (self.train and self.test):
             raise ValueError("no features are given: set train and test, or array")
         if self.array is not None and (self.ids_train or self.ids_test):
-            raise ValueError("the ids of array are given as ids; ids_train and ids_test are those of train and test")
+            raise ValueError("array takes its ids from ids, not from ids_train and ids_test")
         if self.array is None and self.ids:
-            raise ValueError("ids are those of array; give ids_train and ids_test with train and test")
+            raise ValueError("train and test take their ids from ids_train and ids_test, not from ids")
         if bool(self.ids_train) != bool(self.ids_test):
             given, other = ("ids_train", "ids_test") if self.ids_train else ("ids_test", "ids_train")
             raise ValueError(f"{given} is given without {other}")
@@ -146,7 +146,7 @@ class Precomputed(FixedSpace):
         if len(widths) > 1:
             raise InputError(
                 f"{every[0].name} has shape {every[0].shape} and {every[1].name} {every[1].shape}",
-                expected="as many features an image for train and test",
+                expected="the same number of features per image in train and test",
             )
         return widths.pop()
 

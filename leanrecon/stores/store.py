@@ -388,7 +388,7 @@ def remove(path: LocationLike) -> None:
         return
     if others := [name for name in path.place.children(path.key) if name not in (metadata.NAME, "c/")]:
         raise StoreError(
-            f"{path} is no store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"
+            f"{path} is not a store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"
         )
     (path / metadata.NAME).unlink(missing_ok=True)
     path.delete_tree()

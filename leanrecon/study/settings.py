@@ -374,7 +374,7 @@ class _Checker:
 
 
 def _text(value: Any) -> str:
-    """A kind's name; what is none is shown as text, which is no kind and is refused as one."""
+    """A kind's name; other values are shown as text and refused as unknown kinds."""
     return value if isinstance(value, str) else shown(value)
 
 

@@ -138,7 +138,7 @@ def test_a_number_that_is_no_character_is_refused_with_its_row(tmp_path):
     data = bytearray((tmp_path / "x.npy").read_bytes())
     data[-1] = 0xFF
     (tmp_path / "x.npy").write_bytes(data)
-    with pytest.raises(InputError, match="row 1 .* no character"):
+    with pytest.raises(InputError, match="row 1 .* not the code of a character"):
         read_captions(str(tmp_path / "x.npy"))
 
 

@@ -136,7 +136,11 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_told(s3: str, ro
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("AWS_ENDPOINT_URL", "not a url", "AWS_ENDPOINT_URL is not the address of a server. Expected such as https://"),
+        (
+            "AWS_ENDPOINT_URL",
+            "not a url",
+            "AWS_ENDPOINT_URL is not the address of a server. Expected a URL such as https://",
+        ),
         ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is not the address of a server"),
         ("AWS_ENDPOINT_URL", "http://localhost:port", "AWS_ENDPOINT_URL is not the address of a server"),
         ("AWS_ACCESS_KEY_ID", "hidden\n", "AWS_ACCESS_KEY_ID holds a space, a line break"),

@@ -139,7 +139,9 @@ class ArraysSettings(DatasetSettings):
             if str(getattr(self, name)).startswith(":") and self.path is None:
                 raise ValueError(f'{name} = "{getattr(self, name)}" is a key of `path`, which is not set')
         if self.folds and self.repeats != self.test_repeats:
-            raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+            raise ValueError(
+                "with folds every row is trained on and tested, so repeats and test_repeats must be the same"
+            )
         if self.voxels and not self.areas:
             raise ValueError("voxels names areas, which are not given: set areas")
         if self.folds and self.min_reliability is not None:

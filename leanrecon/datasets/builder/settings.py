@@ -54,7 +54,9 @@ class BuilderSettings(DatasetSettings):
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} are given: only one can say what is tested")
         if self.folds and self.repeats != self.test_repeats:
-            raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+            raise ValueError(
+                "with folds every row is trained on and tested, so repeats and test_repeats must be the same"
+            )
         if self.folds and self.min_reliability is not None:
             raise ValueError(
                 "min_reliability is taken from train rows alone, and with folds every row is tested: leave it out, or "

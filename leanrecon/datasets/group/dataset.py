@@ -119,7 +119,7 @@ class Group:
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what would be written and taken, from the members' rows and the headers of their stores.
 
-        Raises InputError for members that are no studies or don't fit together, StoreError for incomplete ones.
+        Raises InputError for members that are not studies or don't fit together, StoreError for incomplete ones.
         """
         from leanrecon.datasets.group.members import open_members
 

@@ -82,7 +82,7 @@ class Members:
 def open_members(settings: "GroupSettings", base_dir: Path | None, *, shared: bool) -> Members:
     """Open the members' studies; ``shared`` says that there have to be train images that all of them saw.
 
-    Raises InputError for folders that are no studies, members with folds or without images, images of different
+    Raises InputError for folders that are not studies, members with folds or without images, images of different
     shapes, and an area that a member lacks. It also does for images trained on and tested, and where no train images are
     shared. Raises StoreError for members whose dataset stage is not complete.
     """

@@ -140,7 +140,7 @@ class Bdpy(Builder):
             if len(own) != len(columns[0]):
                 raise InputError(
                     f"{data[0].path} has {len(columns[0])} voxels of {', '.join(keys)} and {of.path} {len(own)}",
-                    expected="as many",
+                    expected="the same number",
                 )
         stimulus, split, run, test_set = [], [], [], []
         for name, of in zip((None, *tests), data, strict=True):

@@ -58,7 +58,7 @@ class BrainDiffuser(Builder):
         if betas[0].shape[1] != betas[1].shape[1]:
             raise InputError(
                 f"{betas[0].name} has {betas[0].shape[1]} voxels and {betas[1].name} {betas[1].shape[1]}",
-                expected="as many",
+                expected="the same number",
             )
         names = [[f"{split}-{row:05}" for row in range(len(part))] for split, part in zip(SPLITS, betas, strict=True)]
         every = names[0] + names[1]
@@ -108,7 +108,7 @@ class _Captions:
         for path, names in zip(self.files, self.names, strict=True):
             rows = read_captions(str(path))
             if len(rows) != len(names):
-                raise InputError(f"{path} has {len(rows)} rows and the betas {len(names)}", expected="as many")
+                raise InputError(f"{path} has {len(rows)} rows and the betas {len(names)}", expected="the same number")
             texts |= dict(zip(names, rows, strict=True))
         return [texts[name] for name in wanted]
 

@@ -58,7 +58,9 @@ class Joined(Several):
         first = parts[0]
         for part in parts[1:]:
             if len(part) != len(first):
-                raise InputError(f"{part.name} has {len(part)} rows and {first.name} {len(first)}", expected="as many")
+                raise InputError(
+                    f"{part.name} has {len(part)} rows and {first.name} {len(first)}", expected="the same number"
+                )
         super().__init__(parts, (len(first), sum(part.shape[1] for part in parts)), np.float32)
 
     def blocks(self, index: Array) -> Iterator[Block]:

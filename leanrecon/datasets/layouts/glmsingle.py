@@ -116,7 +116,7 @@ class LastAxis(Rows):
         from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 
         if not is_hdf5(path):
-            raise InputError(f"{path} is no HDF5 file", expected="GLMsingle's .hdf5, or .mat of version 7.3")
+            raise InputError(f"{path} is not an HDF5 file", expected="GLMsingle's .hdf5, or .mat of version 7.3")
         self.opened = open_h5(path, KEY)
         self.data, self.matlab = self.opened.dataset, self.opened.transposed
         data, shape = self.data, self.opened.shape

@@ -125,7 +125,9 @@ def read_labels(path: InputFile, volumes: int) -> Array:
         with open_text(path) as file:
             labels = np.loadtxt(file, delimiter=",", dtype=np.float64, ndmin=2)
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no table of patterns: {error}", expected="100 numbers for each volume") from error
+        raise InputError(
+            f"{path} is not a table of patterns: {error}", expected="100 numbers for each volume"
+        ) from error
     if labels.shape != (volumes, SIDE * SIDE) or not np.isin(labels, (-1, 0, 1)).all():
         raise InputError(
             f"{path} holds {labels.shape} numbers from {labels.min(initial=0):g} to {labels.max(initial=0):g}",

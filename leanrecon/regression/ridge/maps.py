@@ -63,7 +63,7 @@ class WeightMaps(Formed):
     def write_weights(self, path: str | Path, *, overwrite: bool = False) -> Store:
         """Write the weights to a store [targets, p + 1], the last column being the intercept; resumable.
 
-        Arrays that are no stores are read once more, for a fingerprint.
+        Arrays that are not stores are read once more, for a fingerprint.
         """
         self._check_fitted()
         t, p = self.targets_.shape[1], self.n_features_in_

@@ -310,7 +310,7 @@ def _leaving_out(shapes: Shapes, alphas: int, per_target: bool) -> int:
 
 
 def _searching(shapes: Shapes, panel: int) -> dict[str, int]:
-    """Work of a search for alpha beside the Gram matrix, whose panels are read one by one where ``panel`` is no 0.
+    """Work of a search for alpha beside the Gram matrix, whose panels are read one by one where ``panel`` is not 0.
 
     Halves of the rows tell where it begins: the smallest by eigenvectors. Then a factor and rows of its inverse, and
     residuals: as they are, moved, and squared.
