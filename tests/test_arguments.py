@@ -111,7 +111,8 @@ def test_names_of_results_are_checked(results: StudyResults, name: Any) -> None:
         lambda: results.maps(name),
     ):
         with pytest.raises(
-            (InputError, SettingsError), match="space = |split = |not a variant|stage = |not the name of a map"
+            (InputError, SettingsError),
+            match="space = |split = |not a variant|stage = |not the name of a map|not a map",
         ):
             act()
 

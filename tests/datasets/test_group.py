@@ -324,7 +324,7 @@ def test_images_of_other_shapes_folds_and_missing_images_are_refused(root: Path,
     ("changes", "words"),
     [
         ({"members": ["a"]}, r"dataset\.members"),
-        ({"alignment": "joint-pc"}, r"'joint-pc' \(did you mean joint-pca\?\)"),
+        ({"alignment": "joint-pc"}, r"'joint-pc' is unknown \(did you mean joint-pca\?\)"),
         ({"alignment": {"kind": "joint-pca", "dims": "many"}}, r"dataset\.alignment\.dims = 'many'"),
         ({"alignment": 3}, "name an alignment, or give a table"),
         ({"folds": 3}, "leave folds out"),

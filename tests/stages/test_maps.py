@@ -360,7 +360,7 @@ def test_too_small_a_budget_is_refused_before_anything_is_written(wide: tuple[La
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("acuracy", "acuracy is not a map.*accuracy"),
+        ("acuracy", "'acuracy' is not a map.*accuracy"),
         ("reliability", "reliability of these voxels is not known"),
         ("accuracy:vdvae", "there is no feature space vdvae"),
         ("weights:pca", "'pca' is not a direction.*SPACE:NUMBER"),
