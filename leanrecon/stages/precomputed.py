@@ -3,9 +3,9 @@
 The module is among the stages because it uses both the file readers of datasets and the feature spaces.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, small_files
 from leanrecon.datasets.files.captions import read_captions
-from leanrecon.datasets.files.open import SUFFIXES, locate, located_array, open_array
+from leanrecon.datasets.files.open import SUFFIXES, locate, located_array, needed_array, open_array
 from leanrecon.datasets.files.picked import Picked
 from leanrecon.datasets.files.rows import Pooled, Rows
 from leanrecon.datasets.ingest import Source, StorePlan, fill_store, plan_store
@@ -91,6 +91,11 @@ class PrecomputedSettings(BaseModel):
         """The same settings with absolute paths to files that exist."""
         given = {name: located_array(spec, base_dir) for name in ("path", *_ARRAYS) if (spec := getattr(self, name))}
         return self.model_copy(update=given)
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        """What finds each array that is named here, and raises InputError where it is not there."""
+        given = {name: spec for name in ("path", *_ARRAYS) if (spec := getattr(self, name))}
+        return [partial(needed_array, spec, self.path, base_dir, name) for name, spec in given.items()]
 
     def parts(self, split: str, folds: bool) -> list[tuple[str, str]]:
         """The settings with the arrays of a split and their ids. With folds all images are train images."""

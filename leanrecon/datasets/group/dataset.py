@@ -1,6 +1,7 @@
 """A group: the studies of several subjects as one, their betas aligned on the train images that all of them saw."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -73,6 +74,11 @@ class GroupSettings(DatasetSettings):
 
     def located(self, base_dir: Path | None) -> Self:
         return self.model_copy(update={"members": [located(member, base_dir, Path.is_dir) for member in self.members]})
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        from leanrecon.datasets.group.members import find_member
+
+        return [partial(find_member, member, base_dir) for member in self.members]
 
     @property
     def chosen_areas(self) -> list[str] | None:

@@ -1,6 +1,7 @@
 """A new subject joins a finished group, from the images that it shares with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -63,6 +64,11 @@ class JoinedSettings(DatasetSettings):
         return self.model_copy(
             update={key: located(getattr(self, key), base_dir, Path.is_dir) for key in ("joins", "member")}
         )
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        from leanrecon.datasets.group.members import find_member
+
+        return [partial(find_member, getattr(self, key), base_dir, f"dataset.{key}") for key in ("joins", "member")]
 
     @property
     def has_areas(self) -> bool:

@@ -44,11 +44,12 @@ class BrainDiffuser(Builder):
     def materials(self, base_dir: Path | None) -> "Materials":
         """Open the arrays of both splits. Images have no ids in these files, so each row is an image of its own."""
         from leanrecon.datasets.builder.materials import Materials, Trials, VoxelTable
+        from leanrecon.datasets.files.named import needed_folder
         from leanrecon.datasets.files.rows import Pooled
-        from leanrecon.datasets.layouts.files import Divided, below, one_of, opened
+        from leanrecon.datasets.layouts.files import Divided, one_of, opened
 
         subject = self.settings.subject
-        root = below(self.settings.root, base_dir)
+        root = needed_folder(self.settings.root, base_dir, "root")
         root = next((f for name in (f"subj{subject:02}", f"subj0{subject}") if (f := root / name).is_dir()), root)
         files: dict[str, list[InputFile]] = {
             what: [one_of(root, [f"nsd_{split}_{name}_sub{subject}.npy"], what) for split in SPLITS]
