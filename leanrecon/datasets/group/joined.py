@@ -9,13 +9,16 @@ from pydantic import BaseModel, Field, model_validator
 
 from leanrecon.alignment.ridge import map_nbytes
 from leanrecon.context import Context
-from leanrecon.datasets.group.dataset import OVERHEAD, PANEL
+from leanrecon.datasets.group.dataset import PANEL
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
 
 Route = Literal["auto", "group", "own"]
+
+OVERHEAD = 40 * 10**6
+"""Bytes that SciPy and BLAS take when they are first used, with room for ids, trials and captions."""
 
 MOST_TRIED = 1000
 """Most own train images that a route is chosen on."""
