@@ -11,8 +11,9 @@ from leanrecon.memory import MemoryBudget
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.learned import Formed
+from leanrecon.regression.ridge.limits import WEIGHT_BLOCK
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import WEIGHT_BLOCK, Shapes, plan_weights
+from leanrecon.regression.ridge.plan import Shapes, plan_weights
 from leanrecon.regression.ridge.weights import (
     contents,
     for_measured_betas,
