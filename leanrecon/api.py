@@ -124,8 +124,8 @@ def _settings(
     overrides = checked_texts("set", overrides, '["regression.alpha=1000"]')
     if not isinstance(recipe, str | os.PathLike | Mapping):
         raise SettingsError(
-            f"{shown(recipe)} is no recipe",
-            expected="the name of one, the path of a settings file, or a dict of settings",
+            f"{shown(recipe)} is not a recipe",
+            expected="the name of a recipe, the path of a settings file, or a dict of settings",
         )
     if isinstance(recipe, Mapping):
         return read_tables(recipe, Path.cwd(), overrides, memory=memory)
@@ -234,7 +234,7 @@ class StudyResults:
     def images(self, stage: Literal["stage1", "final"] = "final") -> "list[PillowImage]":
         """Reconstructions of the test rows, as Pillow images in RGB or grey. Raises SettingsError for another stage."""
         if stage not in ("stage1", "final"):
-            raise SettingsError(f"there are no images {shown(stage)}", expected='"stage1" (first images) or "final"')
+            raise SettingsError(f"stage = {shown(stage)}", expected='"stage1" (first images) or "final"')
         from PIL import Image
 
         from leanrecon.stores.pictures import Pictures
@@ -286,13 +286,15 @@ class StudyResults:
 def _split(split: Any) -> Split:
     """The name of a split; raises SettingsError for others."""
     if split not in ("train", "test"):
-        raise SettingsError(f"there is no split {shown(split)}", expected='"train" or "test"')
+        raise SettingsError(f"split = {shown(split)}", expected='"train" or "test"')
     return "train" if split == "train" else "test"
 
 
 def _check_maps(names: Iterable[Any]) -> None:
     if other := [name for name in names if not isinstance(name, str)]:
-        raise InputError(f"{shown(other[0])} is no map", expected='the names of maps, each as text, such as "ncsnr"')
+        raise InputError(
+            f"{shown(other[0])} is not the name of a map", expected='the names of maps as text, such as "ncsnr"'
+        )
 
 
 def _array(path: Any) -> "np.ndarray[Any, Any]":

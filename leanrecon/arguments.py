@@ -59,11 +59,11 @@ def checked_texts(name: str, value: Any, example: str) -> list[str]:
 def plain_values(value: Any) -> Any:
     """Settings given in Python as TOML has them: paths as texts, tuples as lists, numbers and short vectors of NumPy.
 
-    Raises SettingsError for tables whose keys are no texts.
+    Raises SettingsError for tables whose keys are not text.
     """
     if isinstance(value, Mapping):
         if other := [key for key in value if not isinstance(key, str)]:
-            raise SettingsError(f"{shown(other[0])} is no key of a table", expected="text")
+            raise SettingsError(f"the settings hold {shown(other[0])} as a key", expected="keys that are text")
         return {key: plain_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(part) for part in value]

@@ -178,7 +178,7 @@ def settings_of(group: str, table: Mapping[str, Any], prefix: str, *, default: s
     known = entries(group)
     if not isinstance(name, str) or (name not in known and "kind" in table):
         hint = nearest(name if isinstance(name, str) else "", known) if known else "none is installed"
-        raise SettingsError(f"{prefix}kind = {shown(name)} ({hint})")
+        raise SettingsError(f"{prefix}kind = {shown(name)} is unknown ({hint})")
     try:
         kind = get(group, name)
     except SettingsError as error:

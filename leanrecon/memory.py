@@ -24,7 +24,7 @@ _UNITS = {"": 1, "B": 1} | {
     for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
 
-_LARGEST = 2**62  # bytes; more is no size of a memory or a disk
+_LARGEST = 2**62  # bytes; no memory or disk is larger
 
 LEAST_BUDGET = 1_000_000
 """Bytes below which a budget was given without its unit: Python alone takes more."""

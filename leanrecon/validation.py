@@ -20,7 +20,7 @@ _OF_RANGE = ("greater_than", "less_than", "multiple_of", "finite_number")  # wha
 def validate(model: type[Model], table: Mapping[str, Any], prefix: str) -> Model:
     """The table as an instance of its model; ``prefix`` names it, as in ``dataset.``.
 
-    Numbers are finite, and neither true nor false nor a text of digits; true and false are no numbers or texts either.
+    Numbers are finite, and neither true nor false nor a text of digits; true and false are neither numbers nor text.
     Raises SettingsError with all problems, one sentence each.
     """
     try:
@@ -42,7 +42,7 @@ def validate(model: type[Model], table: Mapping[str, Any], prefix: str) -> Model
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """A hint to the nearest known name, or to all of them where it is no text."""
+    """A hint to the nearest known name, or to all of them where it is not text."""
     known = list(known)
     close = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"

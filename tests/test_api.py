@@ -42,7 +42,7 @@ def test_images_are_pillow_images_of_the_test_rows(done):
 
 @pytest.mark.parametrize("stage", ["nope", "../final", "", None, 5])
 def test_images_of_another_stage_are_refused_with_those_there_are(done, stage):
-    with pytest.raises(SettingsError, match=r'there are no images .*Expected "stage1" \(first images\) or "final"'):
+    with pytest.raises(SettingsError, match=r'stage = .*Expected "stage1" \(first images\) or "final"'):
         done.images(stage)
 
 

@@ -51,7 +51,7 @@ def test_what_is_no_recipe_is_refused(recipe: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", [5, None, [], b"x", True, 3.5, ""])
 def test_what_is_no_folder_is_refused(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = "the path is empty" if study == "" else "is no path. Expected a path or a URL"
+    said = "the path is empty" if study == "" else "is not a path. Expected a path or a URL"
     for act in (
         lambda: leanrecon.run(SETTINGS, study=study, progress=Progress()),
         lambda: leanrecon.plan(SETTINGS, study=study),
@@ -74,7 +74,7 @@ def test_what_is_no_folder_is_refused(study: Any, tmp_path: Path, monkeypatch: p
         ({"memory": True}, "memory = true: a number and a unit as text are expected"),
         ({"memory": 10**9}, "memory = 1000000000: a number and a unit as text are expected"),
         ({"overwrite": "no"}, "overwrite = 'no'. Expected True or False"),
-        ({"mirror": 5}, "5 is no path"),
+        ({"mirror": 5}, "5 is not a path"),
         ({"progress": "bar"}, "progress = 'bar'. Expected a leanrecon.progress.Progress"),
         ({"cluster": 5}, "5 is not a cluster. Expected tcp://HOST:PORT"),
         ({"cluster": []}, r"\[\] is not a cluster"),
@@ -110,7 +110,10 @@ def test_names_of_results_are_checked(results: StudyResults, name: Any) -> None:
         lambda: results.images(name),
         lambda: results.maps(name),
     ):
-        with pytest.raises((InputError, SettingsError), match="space = |no split|not a variant|no images|no map"):
+        with pytest.raises(
+            (InputError, SettingsError),
+            match="space = |split = |not a variant|stage = |not the name of a map|not a map",
+        ):
             act()
 
 

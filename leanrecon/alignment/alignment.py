@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+SCIPY = 12 * 10**6
+"""Bytes that SciPy's linear algebra takes when it is first used: 11 MB measured."""
+
+
 @dataclass(frozen=True)
 class AlignmentShapes:
     """Shapes of one alignment: voxels of each subject, and how many train images all of them saw."""
@@ -33,6 +37,10 @@ class AlignmentPlan:
     """Shared dimensions."""
     scratch: int = 0
     """Bytes on disk that are needed while it is fitted."""
+    held: int | None = None
+    """Bytes of what was learned, which stays in memory while betas are transformed; None: as much as ``work``."""
+    libraries: int = SCIPY
+    """Bytes of libraries that the fit loads."""
 
 
 class Alignment(Protocol):

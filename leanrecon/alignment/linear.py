@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from leanrecon.alignment.alignment import AlignmentPlan, AlignmentShapes
+from leanrecon.alignment.alignment import SCIPY, AlignmentPlan, AlignmentShapes
 from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
 from leanrecon.arguments import check_flag, check_whole
 from leanrecon.errors import InputError, shown
@@ -155,7 +155,7 @@ class Estimator:
         method = self._method()
         if isinstance(matrices, str | bytes | Mapping) or not isinstance(matrices, Iterable):
             raise InputError(
-                f"{shown(matrices)} is no list of matrices", expected="one [rows, voxels] for each subject"
+                f"{shown(matrices)} is not a list of matrices", expected="one [rows, voxels] for each subject"
             )
         subjects = [as_matrix(matrix) for matrix in matrices]
         check_subjects([matrix.shape for matrix in subjects])
@@ -230,6 +230,8 @@ class LinearAlignment:
 
     Settings: ClassVar[type[BaseModel]]
     learns: ClassVar[bool] = True
+    libraries: ClassVar[int] = SCIPY
+    """Bytes of libraries that the fit loads."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -255,7 +257,9 @@ class LinearAlignment:
         method = self.method()
         work, kept = fit_nbytes(method, shapes.shared, voxels, free)
         grams = 0 if kept else len(voxels) * gram_nbytes(shapes.shared, kept=True)
-        return AlignmentPlan(work=work, dims=method.dims(shapes.shared), scratch=grams)
+        dims = method.dims(shapes.shared)
+        held = sum(voxels) * (4 * dims + 8) + self.settings.held_out * len(voxels) * shapes.shared * dims * 4
+        return AlignmentPlan(work, dims, scratch=grams, held=held, libraries=self.libraries)
 
     def fit(self, matrices: "Mapping[str, Matrix]", context: "Context") -> None:
         """Learn from the train betas of each subject for the common images."""
@@ -297,7 +301,7 @@ class LinearAlignment:
         lacking = [name for name in subjects if f"weights {name}" not in state or f"mean {name}" not in state]
         if lacking:
             raise InputError(
-                f"the alignment that is kept knows no subject {lacking[0]}",
+                f"the alignment that is kept was learned without subject {lacking[0]}",
                 todo="run the stage dataset again with --overwrite",
             )
         self._state = dict(state)

@@ -132,6 +132,7 @@ class SRMAlignment(LinearAlignment):
     """A shared response model: orthonormal maps to dimensions in which subjects respond alike."""
 
     Settings: ClassVar[type[BaseModel]] = SRMSettings
+    libraries: ClassVar[int] = 0
 
     def method(self) -> Method:
         return SharedResponseModel(self.settings.k, self.settings.model, self.settings.n_iter)

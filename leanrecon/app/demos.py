@@ -3,6 +3,7 @@
 ``recipes/demos/NAME.toml`` tells what is simulated and what is changed. All other settings are the recipe's.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -10,16 +11,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanrecon.app.terminal import say, tell_end
-from leanrecon.errors import SettingsError, StoreError
+from leanrecon.errors import BudgetError, SettingsError, StoreError
+from leanrecon.memory import SPARE, MemoryBudget, format_bytes, give_back
 from leanrecon.places.files import read_json, write_json
+from leanrecon.places.hold import no_empty_folders
 from leanrecon.progress import Progress
 from leanrecon.study.needs import require_weights
 from leanrecon.study.recipes import RECIPES, read_tables, read_toml, recipes
 from leanrecon.study.settings import Settings
 from leanrecon.validation import nearest
+
+if TYPE_CHECKING:
+    from leanrecon.study.layout import Study
 
 FOLDER = RECIPES / "demos"
 
@@ -116,6 +122,24 @@ class Demo:
         """The settings of the study, and the folder that their paths start from."""
         return read_tables(self.tables(data), RECIPES, sets or (), memory=memory)
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What the data's file ``MARK`` says, beside whether they are complete."""
+        return {"recipe": self.name, "layout": self.layout, "write": self.writes}
+
+    @contextlib.contextmanager
+    def undone(self, data: Path, study: "Study") -> Iterator[None]:
+        """Remove the data that the block wrote if it raises before the study has its dataset; other files stay."""
+        marks = [{**self.mark, "complete": complete} for complete in (False, True)]
+        there = read_json(data / MARK) == marks[True]
+        with no_empty_folders(data.parent):
+            try:
+                yield
+            except Exception:
+                if not there and read_json(data / MARK) in marks and not study.rows.is_file():
+                    shutil.rmtree(data)
+                raise
+
     def prepare(self, data: Path, *, memory: str | None, overwrite: bool, progress: Progress) -> None:
         """Write the simulated data and the studies of members, as far as they are not there.
 
@@ -124,8 +148,7 @@ class Demo:
         from leanrecon.stages.pipeline import Pipeline
         from leanrecon.study.layout import Study
 
-        wanted = {"recipe": self.name, "layout": self.layout, "write": self.writes}
-        kept = read_json(data / MARK) if (data / MARK).exists() else None
+        wanted, kept = self.mark, read_json(data / MARK)
         if kept != {**wanted, "complete": True}:
             _make_room(data, kept, wanted, overwrite)
             write_json(data / MARK, {**wanted, "complete": False})
@@ -207,6 +230,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+def _require_memory(settings: Settings, base_dir: Path, study: Path) -> None:
+    """Raise BudgetError if any stage is planned to take more than is allowed: before any of them, not after hours."""
+    from leanrecon.stages.pipeline import plan_study
+
+    give_back()
+    allowed = MemoryBudget.of(settings.general.memory).allowed
+    largest = max(plan_study(settings, base_dir=base_dir, study=study), key=lambda stage: stage.memory)
+    if largest.memory > allowed:
+        enough = -(-(largest.memory + SPARE) // 1_000_000)
+        raise BudgetError(
+            f"{largest.stage} needs at least {format_bytes(largest.memory)}, more than the {format_bytes(allowed)} allowed",
+            todo=f'raise the budget to "{enough}MB" or more (setting `memory`, option --memory)',
+        )
+
+
 def run_demo(
     name: str,
     study: Path | None,
@@ -234,9 +272,11 @@ def run_demo(
     if demo.networks:
         keys = ", ".join(line.partition(" = ")[0] for line in demo.networks)
         say(f"  {keys}: the small networks that come with leanrecon")
-    demo.prepare(data, memory=memory, overwrite=overwrite, progress=progress())
-    settings, base_dir = demo.settings(data, sets, memory)  # now that its files are there
-    options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "cluster": workers}
-    Pipeline(settings, Study(folder), base_dir=base_dir, **options).run()
+    with demo.undone(data, Study(folder)):
+        demo.prepare(data, memory=memory, overwrite=overwrite, progress=progress())
+        settings, base_dir = demo.settings(data, sets, memory)  # now that its files are there
+        _require_memory(settings, base_dir, folder)
+        options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "cluster": workers}
+        Pipeline(settings, Study(folder), base_dir=base_dir, **options).run()
     tell_end(folder, stages_of(settings)[-1].name, time.monotonic() - began)
     say(f"done: {Study(folder).report}")

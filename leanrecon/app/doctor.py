@@ -85,7 +85,7 @@ def packaged() -> tuple[str, str]:
 def requirements(memory: str | None = None) -> Iterator[Requirement]:
     """What each recipe that comes with leanrecon needs, and whether it fits here."""
     if memory is not None:
-        parse_budget(memory)  # refuses what is no size, once
+        parse_budget(memory)  # refuses what is not a size, once
     free = shutil.disk_usage(Path.cwd()).free
     for name, path in recipes().items():
         lacking = ""

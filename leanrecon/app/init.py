@@ -15,7 +15,7 @@ from leanrecon.errors import InputError
 from leanrecon.places import elsewhere
 from leanrecon.places.paths import expanded
 from leanrecon.study.evaluate_settings import EvaluateSettings
-from leanrecon.study.settings import GeneralSettings, StageOneSettings
+from leanrecon.study.sections import GeneralSettings, StageOneSettings
 
 WIDTH = 100
 """Letters of a line of comment at most."""

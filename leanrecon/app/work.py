@@ -19,7 +19,9 @@ def parse_bandwidth(text: str) -> float:
     match = re.fullmatch(r"\s*([0-9]{1,12}\.?[0-9]{0,9})\s*([kmgt]?)(bit|b)(?:/s)?\s*", text, re.IGNORECASE | re.ASCII)
     rate = float(match[1]) * _PREFIXES[match[2].lower()] / (8 if match[3].lower() == "bit" else 1) if match else 0.0
     if rate <= 0:
-        raise SettingsError(f"{shown(text)} is no bandwidth", expected='a rate such as "1Gbit" or "125MB", a second')
+        raise SettingsError(
+            f"{shown(text)} is not a bandwidth", expected='a rate per second, such as "1Gbit" or "125MB"'
+        )
     return rate
 
 

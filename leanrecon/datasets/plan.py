@@ -1,5 +1,6 @@
 """What every kind of dataset says before it is read: its settings, and what it would write and take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -65,6 +66,13 @@ class DatasetSettings(BaseModel):
     def located(self, base_dir: Path | None) -> Self:
         """The same settings with absolute paths to files that exist, so that any folder can continue the study."""
         return self
+
+    def finders(self, base_dir: Path | None) -> "list[Callable[[], object]]":
+        """What finds each file and folder that is named here, and raises InputError where there is none.
+
+        Nothing is read, and what lies behind a URL is not asked for: a run looks for all inputs before it begins.
+        """
+        return []
 
     def averages(self, split: str) -> bool:
         """Whether each row of a split averages all trials of its image. With folds all rows are train rows."""

@@ -196,7 +196,7 @@ def export_nifti(study: Study, vector: str | Path, out: str | Path) -> None:
             expected=f"one number for each of {space.voxels} voxels",
         )
     if not str(out).endswith((".nii", ".nii.gz")):
-        raise InputError(f"{out} is no name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
+        raise InputError(f"{out} is not the name of a NIfTI file", expected="one that ends in .nii or .nii.gz")
     from leanrecon.places.files import write_whole
 
     packed = str(out).endswith(".gz")

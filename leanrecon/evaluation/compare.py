@@ -255,7 +255,7 @@ def _published(against: str | None) -> list[Line]:
     protocols = tables.pop("protocols")
     if against != "all" and against not in tables:
         raise SettingsError(
-            f"{against} is no table of published scores ({nearest(against, [*tables, 'all'])})",
+            f"{against} is not a table of published scores ({nearest(against, [*tables, 'all'])})",
             expected=f"one of {', '.join(tables)}, all",
         )
     return [

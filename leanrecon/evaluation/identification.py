@@ -22,7 +22,7 @@ def identify(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores
 
     ``two_way_SUFFIX``: the share of other stimuli that a reconstruction is less like than its own; ties lose.
     ``top1_SUFFIX``: 1 where it is less like all of them. ``…_reverse``: the same for a stimulus among the reconstructions.
-    ``names`` says which stimulus a row shows: rows of the same one are no distractors to each other. None where
+    ``names`` says which stimulus a row shows: rows of the same one are not distractors of each other. None where
     all show the same.
     """
     stimulus, others = _others(names)
@@ -49,7 +49,7 @@ def identify(parts: Sequence[Part], names: Sequence[str], suffix: str) -> Scores
 def wins_of(parts: Sequence[Part], names: Sequence[str], *, centred: bool = True) -> tuple[Array, Array, Array]:
     """How many rows of other stimuli each reconstruction is less like than its own, and each stimulus in turn.
 
-    By Pearson's r, or by the cosine where rows are not ``centred``; ties are no wins. With them how many rows show
+    By Pearson's r, or by the cosine where rows are not ``centred``; ties are not wins. With them how many rows show
     another stimulus; all float64 [m].
     """
     stimulus, others = _others(names)

@@ -154,7 +154,7 @@ class ConstantImage:
         return np.zeros(m, np.int64)
 
     def plain(self) -> None:
-        """A single image is no work to share."""
+        """A single image is not worth sharing."""
 
 
 def mean_image(images: Store, index: Sequence[int] | Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.places.disk import explained_disk_errors, write_array
-from leanrecon.stores.matrix import PANEL, Matrix, same_matrix
+from leanrecon.stores.matrix import BlockMatrix, Matrix, same_matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -52,32 +52,7 @@ def stacked(matrices: Sequence[Matrix]) -> Matrix:
     return matrices[0] if len(matrices) == 1 else Stacked(matrices)
 
 
-class _Rows:
-    """What every matrix here shares: a tile is read as any block."""
-
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    block: int
-
-    @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * int(self.dtype.itemsize)
-
-    @property
-    def scratch_nbytes(self) -> int:
-        return 0
-
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        columns = range(j * self.block, min((j + 1) * self.block, self.shape[1]))
-        tile = memory[: len(rows) * len(columns) * self.dtype.itemsize].view(self.dtype).reshape(len(rows), -1)
-        self.read(rows, columns, tile)
-        return tile
-
-    def read(self, rows: range, columns: range, out: Array) -> None:
-        raise NotImplementedError
-
-
-class Stacked(_Rows):
+class Stacked(BlockMatrix):
     """The rows of several matrices of the same columns, one below the other."""
 
     def __init__(self, matrices: Sequence[Matrix]) -> None:
@@ -139,7 +114,7 @@ class Spool:
                 view = view[self._file.readinto(view) or len(view) :]
 
 
-class SpooledRows(_Rows):
+class SpooledRows(BlockMatrix):
     """uint8 [rows, columns] in a spool."""
 
     dtype = np.dtype(np.uint8)
@@ -151,7 +126,10 @@ class SpooledRows(_Rows):
         self._spool.write(self._start + row * self.shape[1], data)
 
     def read(self, rows: range, columns: range, out: Array) -> None:
+        self.read_rows(np.arange(rows.start, rows.stop), columns, out)
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
         memory = np.empty(self.shape[1], np.uint8)
-        for k, row in enumerate(rows):  # one at a time: callers hold the panel in another type
+        for k, row in enumerate(index.tolist()):  # one at a time: callers hold the panel in another type
             self._spool.read(self._start + row * self.shape[1], memory)
             out[k] = memory[columns.start : columns.stop]

@@ -19,7 +19,7 @@ CONNECT_WITHIN = 10.0
 def connected(distributed: Any, where: str) -> Iterator[Any]:
     """A client of the scheduler at an address, or at the address in a scheduler's JSON file.
 
-    Raises SettingsError for a value that is no address, NetworkError if no scheduler answers.
+    Raises SettingsError for a value that is not an address, NetworkError if no scheduler answers.
     """
     address = address_of(Path(where)) if where.endswith(".json") else where
     todo = f"check the address and that `dask scheduler` runs there (--cluster {where})"

@@ -111,7 +111,7 @@ class AutoKL(PretrainedSpace):
         return channels * height * width
 
     def check(self) -> None:
-        """Raise InputError for files that are no autoencoder of this kind; reads headers and configs only."""
+        """Raise InputError for files that are not an autoencoder of this kind; reads headers and configs only."""
         for use in _PARTS:
             self._cost(use)
             weights = self._network(use)[1]

@@ -238,7 +238,7 @@ def _refuse_empty(normal: Normal) -> Normal:
         raise InputError(
             "all predictions out of fold are 0, so no weights can be learned from them",
             expected="predictions that vary with the images",
-            todo='set combine = "equal", or look at the targets: images that are all black have none',
+            todo='set combine = "equal", or look at the images: nothing can be learned from images that are all black',
         )
     return normal
 

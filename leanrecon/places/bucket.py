@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from leanrecon.errors import InputError, NetworkError, SettingsError, StoreError, installing
+from leanrecon.places import credentials
 from leanrecon.places.listing import Entry
 
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure"}
@@ -37,20 +38,6 @@ HELD_NBYTES = 32_000_000
 that is being uploaded. Chunks are sent from where they lie."""
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
-_CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server other than Amazon's)",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}
-_SERVERS = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-    "gs": ("STORAGE_EMULATOR_HOST",),
-    "az": ("AZURE_STORAGE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
-}
-"""Variables with the address of a server other than the vendor's, as the vendors' own clients know them."""
-
-_PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-_SECRET = re.compile("ACCESS_KEY|ACCOUNT_KEY|ACCOUNT_NAME|SESSION_TOKEN|SAS_TOKEN")
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 
 Result = TypeVar("Result")
@@ -198,7 +185,7 @@ class Bucket:
         self._ask(source, "copy", target, what="copied")
 
     def delete(self, *keys: str) -> None:
-        """Delete files; those that are not there are no error."""
+        """Delete files; those that are not there are not an error."""
         for start in range(0, len(keys), 1000):
             part = list(keys[start : start + 1000])
             try:
@@ -216,11 +203,11 @@ class Bucket:
         try:
             return getattr(obstore, name)(self._store, key, *more, **options)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            if type(error).__name__ != "PanicException":  # of Rust, which is not an Exception
                 raise
             raise InputError(
                 f"{self.url} can't be reached: an environment variable holds characters that no request can carry",
-                todo=f"{_CREDENTIALS[self.url.partition(':')[0]]}, without spaces and line breaks",
+                todo=f"{credentials.TO_SET[self.scheme]}, without spaces and line breaks",
             ) from None
 
     def _ask(self, key: str, name: str, *more: Any, what: str = "read", of: Any = None) -> Any:
@@ -266,16 +253,16 @@ class Bucket:
         """Raise StoreError with the reason. The server's answer is not repeated: it may contain the name of a key."""
         where = f"{self.url}/{key}"
         if code in _NO_BUCKET:
-            variable = _SERVERS[self.scheme][-1]
+            variable = credentials.SERVERS[self.scheme][-1]
             raise StoreError(f"there is no bucket {self.url}", todo=f"create it, or check its name and {variable}")
         if status in (401, 403):
-            known = f"the {SCHEMES[self.scheme]} server refused it"
-            if status == 401 or not _has_credentials(self.scheme):
-                known = "there are no credentials in the environment"
+            known, todo = f"the {SCHEMES[self.scheme]} server refused it", credentials.TO_SET[self.scheme]
+            if status == 401 or not credentials.has_credentials(self.scheme):
+                known, todo = credentials.missing(self.scheme)
             may = "read" if what in ("read", "listed") else "write"
             raise StoreError(
                 f"{where} can't be {what}: {known}" + (f" ({code})" if code else ""),
-                todo=f"{_CREDENTIALS[self.scheme]}, of an account that may {may} there",
+                todo=f"{todo}, of an account that may {may} there",
             )
         reason = _reason(error) if error is not None else code
         raise StoreError(f"{where} can't be {what}: {reason}", todo="check its name and the server")
@@ -309,8 +296,8 @@ def _opened(url: str, retries: int = 0) -> Any:
     except ImportError:
         raise SettingsError(f"{url} is a bucket, and reading buckets needs obstore", todo=installing("cloud")) from None
     scheme = url.partition(":")[0]
-    endpoint = next((os.environ[name] for name in _SERVERS[scheme] if os.environ.get(name)), "")
-    _check_environment(scheme, endpoint)
+    credentials.check_environment(scheme)
+    endpoint = credentials.endpoint_of(scheme)
     own: Any = {"endpoint": endpoint} if endpoint and scheme == "s3" else {}  # obstore reads Azure's itself
     if endpoint and scheme == "gs":  # emulators need no credentials
         nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
@@ -320,31 +307,10 @@ def _opened(url: str, retries: int = 0) -> Any:
     try:
         return from_url(url, client_options=client, retry_config=again, **own)
     except Exception as error:
-        reason = _reason(error) if _has_credentials(scheme) else "there are no credentials in the environment"
-        raise InputError(f"{url} can't be opened: {reason}", todo=_CREDENTIALS[scheme]) from None
-
-
-def _check_environment(scheme: str, endpoint: str) -> None:
-    """Raise SettingsError for an endpoint that is no URL, and for keys with spaces or line breaks; show neither."""
-    if endpoint and not re.fullmatch(
-        r"https?://[\w.-]+(:[0-9]{1,5})?(/[!-~]*)?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?/?", endpoint
-    ):
-        names = " or ".join(name for name in _SERVERS[scheme] if os.environ.get(name))
-        raise SettingsError(f"{names} is not the address of a server", expected="such as https://host:port")
-    for name in sorted(os.environ):
-        value = os.environ[name]
-        if name.startswith(_PREFIXES[scheme]) and _SECRET.search(name) and not re.fullmatch(r"[!-~]*", value):
-            raise SettingsError(
-                f"{name} holds a space, a line break, or another character that no key has",
-                todo="set it again without them",
-            )
-
-
-def _has_credentials(scheme: str) -> bool:
-    secret = re.compile("KEY|TOKEN|CREDENTIALS|ACCOUNT|SECRET")
-    return any(
-        name.startswith(_PREFIXES[scheme]) and secret.search(name) and value for name, value in os.environ.items()
-    )
+        lacking, todo = credentials.missing(scheme)
+        if credentials.has_credentials(scheme):
+            lacking, todo = _reason(error), credentials.TO_SET[scheme]
+        raise InputError(f"{url} can't be opened: {lacking}", todo=todo) from None
 
 
 def _entry(meta: Any) -> Entry:

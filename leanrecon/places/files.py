@@ -51,7 +51,7 @@ def sweep(*folders: LocationLike) -> None:
 
 
 def read_json(where: LocationLike) -> Any:
-    """The values in a JSON file; None if there is no file, or it is no JSON.
+    """The values in a JSON file; None if there is no file, or it is not JSON.
 
     Raises StoreError for a file that does not match the checksum that its study keeps.
     """
@@ -74,7 +74,7 @@ def read_record(where: LocationLike) -> dict[str, Any] | None:
     if content is None and not location.is_file():
         return None
     if not isinstance(content, dict):
-        raise unreadable(location, "it holds no table")
+        raise unreadable(location, "it does not hold a table")
     return content
 
 

@@ -47,7 +47,7 @@ def input_file(text: str | os.PathLike[str]) -> InputFile:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL rather than a path; a drive letter is no scheme."""
+    """Whether a text is a URL rather than a path; a drive letter is not a scheme."""
     scheme, colon, _ = text.partition("://")
     return bool(colon) and len(scheme) > 1 and scheme.replace("+", "").isalnum()
 
@@ -132,7 +132,9 @@ def missing(file: Location) -> InputError:
     with contextlib.suppress(FileNotFoundError):
         file.place.read_into(file.key, np.empty(1, np.uint8))
     return InputError(
-        f"there is no file {file}", expected="an object of this key", todo="check the key; a folder is no file"
+        f"there is no file {file}",
+        expected="an object of this key",
+        todo="check the key, which must name a file, not a folder",
     )
 
 

@@ -272,11 +272,12 @@ def as_location(where: LocationLike) -> Location:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bucket) or ".." in key.split("/") or has_credentials(text):
             raise InputError(
                 f"{text} names no bucket",
-                expected=f"such as {scheme}://bucket/folder; credentials belong in environment variables",
+                expected=f"the URL of a folder, such as {scheme}://bucket/folder",
+                todo="leave credentials out of it: they belong in environment variables",
             )
         return Location(ObjectPlace(f"{scheme}://{bucket}"), str(PurePosixPath(key)))
     if _NO_BUCKET.fullmatch(text):
-        raise InputError(f"{text} names no bucket", expected="such as s3://bucket/folder")
+        raise InputError(f"{text} names no bucket", expected="the URL of a folder, such as s3://bucket/folder")
     if found := _OTHER_URL.fullmatch(text):
         raise InputError(
             f"{found[1]}://{found[2].lstrip('/')} is a URL",
@@ -287,10 +288,10 @@ def as_location(where: LocationLike) -> Location:
 
 
 def _text(where: Any) -> str:
-    """The text of a path; raises InputError for what is none."""
+    """The text of a path; raises InputError for anything else."""
     text = os.fspath(where) if isinstance(where, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise InputError(f"{shown(where)} is no path", expected="a path or a URL, as text or pathlib.Path")
+        raise InputError(f"{shown(where)} is not a path", expected="a path or a URL, as text or pathlib.Path")
     return text
 
 

@@ -83,10 +83,10 @@ class Place(Hashable, Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Delete a file; one that is not there is no error."""
+        """Delete a file; one that is not there is not an error."""
 
     def delete_tree(self, prefix: str) -> None:
-        """Delete a folder and all in it; one that is not there is no error."""
+        """Delete a folder and all in it; one that is not there is not an error."""
 
     def sweep(self, prefix: str, deep: bool = False) -> None:
         """Delete unfinished files of a killed process in a folder, and with ``deep`` in its subfolders."""

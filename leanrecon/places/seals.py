@@ -66,7 +66,7 @@ def load(root: Location) -> dict[str, Any] | None:
         known = isinstance(content, dict) and isinstance(content["stages"], dict)
         sealed = known and bool({CHECKSUM, CHECKSUMS} & set(content))
         if not known or (sealed and content.pop(CHECKSUM, None) != _own_checksum(content)):
-            raise ValueError("it does not match its checksum" if known else "it is no record of a study")
+            raise ValueError("it does not match its checksum" if known else "it is not the record of a study")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error})", todo=repair(root)) from None
     checked: dict[str, Any] = content

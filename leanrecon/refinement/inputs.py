@@ -57,7 +57,7 @@ class Inputs:
         counts = {"first images": self.first.rows, "images to draw": images}
         counts |= {f"rows of {role}": matrix.shape[0] for role, matrix in self.predicted.items()}
         if len(set(counts.values())) > 1:
-            raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="as many of each")
+            raise InputError(", ".join(f"{n} {name}" for name, n in counts.items()), expected="the same number of each")
 
 
 def read_rows(matrix: Rows, rows: range) -> Array:

@@ -27,7 +27,9 @@ class NoRefinementSettings(GeneratorSettings):
     @model_validator(mode="after")
     def _without_baselines(self) -> Self:
         if self.baselines:
-            raise ValueError('baselines are drawn by a generator, and kind = "none" has none: leave them out')
+            raise ValueError(
+                'baselines are drawn by a generator, and kind = "none" does not have one: leave baselines out'
+            )
         return self
 
 

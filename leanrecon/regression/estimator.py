@@ -162,7 +162,8 @@ class Regressor:
         betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
         if stimulus is None and targets.shape[0] != betas.shape[0]:
             raise InputError(
-                f"{betas.shape[0]} rows of betas and {targets.shape[0]} rows of targets", expected="as many of each"
+                f"{betas.shape[0]} rows of betas and {targets.shape[0]} rows of targets",
+                expected="the same number of each",
             )
         self.n_features_in_ = betas.shape[1]
         return betas, targets
@@ -192,7 +193,7 @@ def is_lazy(source: Any) -> bool:
 
 
 def check_array_like(name: str, values: Any) -> None:
-    """Raise InputError for what is no array of numbers, where scikit-learn would convert it or say little."""
+    """Raise InputError for what is not an array of numbers, where scikit-learn would convert it or say little."""
     if values is None or is_lazy(values):  # scikit-learn asks for targets itself
         return
     kind = getattr(getattr(values, "dtype", None), "kind", "f")

@@ -43,7 +43,8 @@ def carried(
         return intraclass_correlation(Centred(betas, train, scale=True), pairing, train.usable)
     if reliability is None:
         raise InputError(
-            'voxel_weights = "reliability", and no train image is shown twice nor is the ncsnr of voxels known',
+            'voxel_weights = "reliability", but this dataset repeats no train image and gives no ncsnr of its voxels',
+            expected="train images that were shown twice or more, or a published ncsnr",
             todo='set voxel_weights = "accuracy", or keep single trials (dataset.repeats = "single")',
         )
     return np.where(train.usable, reliability, np.nan)

@@ -35,7 +35,7 @@ def check_calibration(run: Run) -> None:
     """Raise SettingsError if both the feature space and ``stage1.calibrate`` learn from the same train rows."""
     if make_calibration(run.settings).calibrates and run.first_space.calibrates:
         raise SettingsError(
-            f"stage1.calibrate, and the feature space {run.first_space.name} learns its decode from the same train rows",
+            f"stage1.calibrate is set, but {run.first_space.name} learns from predictions of the same train rows itself",
             todo='set stage1.calibrate = "none"',
         )
 

@@ -38,7 +38,7 @@ class Direction:
         found = _PLACE.fullmatch(text)
         if found is None or (found["column"] is not None and found["space"] != LUMINANCE):
             raise InputError(
-                f"{shown(text)} is no direction",
+                f"{shown(text)} is not a direction",
                 expected=f"SPACE:NUMBER, as in pca:0, or {LUMINANCE}:ROW,COLUMN",
             )
         return cls(found["space"], tuple(int(part) for part in (found["row"], found["column"]) if part is not None))

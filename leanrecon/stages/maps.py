@@ -10,9 +10,9 @@ import numpy as np
 from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.datasets.ceiling import noise_ceiling
-from leanrecon.errors import InputError, StoreError
+from leanrecon.errors import InputError, StoreError, shown
 from leanrecon.regression.ridge.directions import Linear, learn_directions, plan_directions
-from leanrecon.regression.ridge.plan import MOMENTS, WORKSPACE
+from leanrecon.regression.ridge.limits import MOMENTS, WORKSPACE
 from leanrecon.regression.ridge.plan_form import plan_encoding
 from leanrecon.stages.directions import LUMINANCE, Direction, read_directions, reading_nbytes
 from leanrecon.stages.stage import Run
@@ -102,7 +102,7 @@ class Maps:
                 steps.append(Step(name, WORKSPACE, self._known(name)))
             else:
                 raise InputError(
-                    f"{name} is no map ({nearest(name, [*KNOWN, *DIRECTED])})",
+                    f"{shown(name)} is not a map ({nearest(name, [*KNOWN, *DIRECTED])})",
                     expected=f"{', '.join(KNOWN)}, weights:SPACE:NUMBER or pattern:luminance:ROW,COLUMN",
                 )
         return steps + [self._directed(space, wanted, context) for space, wanted in directed.items()]

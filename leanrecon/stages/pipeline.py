@@ -30,7 +30,7 @@ from leanrecon.study.heal import heal
 from leanrecon.study.layout import Study
 from leanrecon.study.lock import only_run
 from leanrecon.study.mirror import Mirror
-from leanrecon.study.needs import require_weights
+from leanrecon.study.needs import require_inputs, require_weights
 from leanrecon.study.readable import problem_of
 from leanrecon.study.record import HEADER, check_format, is_study, sweep
 from leanrecon.study.settings import Settings, check_settings
@@ -120,8 +120,8 @@ class Pipeline:
     def run(self, until: str | None = None) -> None:
         """Run the stages up to and including ``until``; None: all."""
         run, settings = self._run, self._run.settings
+        self.check(until)
         stages = stages_until(settings, until)
-        self._check(stages)
         root = run.study.root
         with only_run(root), undone(root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
@@ -144,23 +144,29 @@ class Pipeline:
             if run.mirror is not None:
                 run.mirror.keep()
 
+    def check(self, until: str | None = None) -> None:
+        """Raise what is wrong with settings, and which inputs are missing, as ``run`` does before any work is done."""
+        run, stages = self._run, stages_until(self._run.settings, until)
+        if run.study.settings.exists() and not is_study(run.study.root):
+            raise StoreError(
+                f"{run.study.settings} was not written by leanrecon, and would be replaced",
+                todo="choose a folder of its own for the study with --study",
+            )
+        require_inputs(run.settings, run.base_dir, [stage.name for stage in stages], begun=self._has_dataset())
+        for stage in stages:
+            stage.check(run)
+
     def _place(self, stage: Stage) -> str:
         """Where a stage runs, if there are workers."""
         if self._run.workers is None:
             return ""
         return ", on workers" if hasattr(stage, "piece") else ", in this process"
 
-    def _check(self, stages: Sequence[Stage]) -> None:
-        """Raise errors of settings and inputs before any work is done."""
+    def _has_dataset(self) -> bool:
+        """Whether the study, or its mirror, has all that the stage dataset makes."""
         run = self._run
-        if run.study.settings.exists() and not is_study(run.study.root):
-            raise StoreError(
-                f"{run.study.settings} was not written by leanrecon, and would be replaced",
-                todo="choose a folder of its own for the study with --study",
-            )
-        require_weights(run.settings, [stage.name for stage in stages])
-        for stage in stages:
-            stage.check(run)
+        studies = [run.study, *([Study(run.mirror.folder)] if run.mirror else [])]
+        return not run.overwrite and any(study.rows.is_file() for study in studies)
 
     def _write_settings(self, accepted: Sequence[Stage]) -> None:
         """Write study.toml: the settings that these stages accepted, and those of earlier runs for later stages."""

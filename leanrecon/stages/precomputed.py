@@ -3,9 +3,9 @@
 The module is among the stages because it uses both the file readers of datasets and the feature spaces.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ from leanrecon.context import Context
 from leanrecon.datasets.captions import caption_size
 from leanrecon.datasets.files.asked import Asked, known_by_content, read_once, small_files
 from leanrecon.datasets.files.captions import read_captions
-from leanrecon.datasets.files.open import SUFFIXES, locate, located_array, open_array
+from leanrecon.datasets.files.open import SUFFIXES, locate, located_array, needed_array, open_array
 from leanrecon.datasets.files.picked import Picked
 from leanrecon.datasets.files.rows import Pooled, Rows
 from leanrecon.datasets.ingest import Source, StorePlan, fill_store, plan_store
@@ -75,9 +75,9 @@ class PrecomputedSettings(BaseModel):
         if self.array is None and not (self.train and self.test):
             raise ValueError("no features are given: set train and test, or array")
         if self.array is not None and (self.ids_train or self.ids_test):
-            raise ValueError("the ids of array are given as ids; ids_train and ids_test are those of train and test")
+            raise ValueError("array takes its ids from ids, not from ids_train and ids_test")
         if self.array is None and self.ids:
-            raise ValueError("ids are those of array; give ids_train and ids_test with train and test")
+            raise ValueError("train and test take their ids from ids_train and ids_test, not from ids")
         if bool(self.ids_train) != bool(self.ids_test):
             given, other = ("ids_train", "ids_test") if self.ids_train else ("ids_test", "ids_train")
             raise ValueError(f"{given} is given without {other}")
@@ -91,6 +91,11 @@ class PrecomputedSettings(BaseModel):
         """The same settings with absolute paths to files that exist."""
         given = {name: located_array(spec, base_dir) for name in ("path", *_ARRAYS) if (spec := getattr(self, name))}
         return self.model_copy(update=given)
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        """What finds each array that is named here, and raises InputError where it is not there."""
+        given = {name: spec for name in ("path", *_ARRAYS) if (spec := getattr(self, name))}
+        return [partial(needed_array, spec, self.path, base_dir, name) for name, spec in given.items()]
 
     def parts(self, split: str, folds: bool) -> list[tuple[str, str]]:
         """The settings with the arrays of a split and their ids. With folds all images are train images."""
@@ -146,7 +151,7 @@ class Precomputed(FixedSpace):
         if len(widths) > 1:
             raise InputError(
                 f"{every[0].name} has shape {every[0].shape} and {every[1].name} {every[1].shape}",
-                expected="as many features an image for train and test",
+                expected="the same number of features per image in train and test",
             )
         return widths.pop()
 

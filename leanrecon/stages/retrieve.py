@@ -59,7 +59,7 @@ def retrieve(
     """Find the ``k`` nearest pictures of a gallery for every test row; returns the table and the page.
 
     Nearest are those whose features correlate best with the predicted ones. Features of the gallery
-    are kept in STUDY/retrieval/, so that a stopped run continues. Raises InputError for a path that is no gallery,
+    are kept in STUDY/retrieval/, so that a stopped run continues. Raises InputError for a path that is not a gallery,
     StoreError for a study without predictions, and BudgetError before any work.
     """
     if not 1 <= k <= MOST:

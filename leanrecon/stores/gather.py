@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from leanrecon.memory import scratch
-from leanrecon.stores.matrix import PANEL, Matrix, RowSubset
+from leanrecon.stores.matrix import PANEL, BlockMatrix, Matrix, RowSubset
 
 Array = np.ndarray[Any, Any]
 
 
-class RowGather:
+class RowGather(BlockMatrix):
     """The rows ``index`` of a matrix, in that order; a row may occur more than once."""
 
     def __init__(self, base: Matrix, index: Sequence[int] | Array) -> None:
@@ -22,26 +22,15 @@ class RowGather:
         self.block = base.block
 
     @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * self.dtype.itemsize
-
-    @property
     def scratch_nbytes(self) -> int:
         return self.base.scratch_nbytes + 2 * self.tile_nbytes
-
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        columns = range(j * self.block, min((j + 1) * self.block, self.shape[1]))
-        nbytes = len(rows) * len(columns) * self.dtype.itemsize
-        tile = memory[:nbytes].view(self.dtype).reshape(len(rows), len(columns))
-        self.read(rows, columns, tile)
-        return tile
 
     def read(self, rows: range, columns: range, out: Array) -> None:
         for start in range(rows.start, rows.stop, PANEL):  # a panel at a time, whatever was asked for
             stop = min(start + PANEL, rows.stop)
             different, place = np.unique(self.index[start:stop], return_inverse=True)
             block = scratch((len(different), len(columns)), self.dtype)
-            RowSubset(self.base, different).read(range(len(different)), columns, block)
+            self.base.read_rows(different, columns, block)
             out[start - rows.start : stop - rows.start] = block[place]
 
 

@@ -48,8 +48,50 @@ class Matrix(Protocol):
     def read(self, rows: range, columns: range, out: Array) -> None:
         """Any block, into ``out`` [len(rows), len(columns)], cast to its dtype."""
 
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        """Any rows, ascending, into ``out`` [len(index), len(columns)], cast to its dtype.
 
-class StoreMatrix:
+        It takes at most the bytes of a tile beyond ``scratch_nbytes``, where ``columns`` are those of a block.
+        """
+
+
+class BlockMatrix:
+    """A matrix that reads its tiles, and rows that lie apart, as blocks of neighbouring rows."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    block: int
+
+    @property
+    def tile_nbytes(self) -> int:
+        return PANEL * self.block * int(self.dtype.itemsize)
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return 0
+
+    def read(self, rows: range, columns: range, out: Array) -> None:
+        raise NotImplementedError
+
+    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
+        columns = range(j * self.block, min((j + 1) * self.block, self.shape[1]))
+        nbytes = len(rows) * len(columns) * self.dtype.itemsize
+        tile = memory[:nbytes].view(self.dtype).reshape(len(rows), len(columns))
+        self.read(rows, columns, tile)
+        return tile
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        panel_of = index // PANEL
+        for panel in np.unique(panel_of):
+            wanted = np.nonzero(panel_of == panel)[0]
+            start = int(index[wanted[0]])
+            span = range(start, int(index[wanted[-1]]) + 1)
+            block = scratch((len(span), len(columns)), self.dtype)
+            self.read(span, columns, block)
+            out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
+
+
+class StoreMatrix(BlockMatrix):
     """The rows of a store; tiles are its chunks, read whole and checked."""
 
     def __init__(self, store: Store) -> None:
@@ -97,11 +139,13 @@ class StoreMatrix:
                     target[...] = chunk[a - group.start : b - group.start, c - wanted.start : d - wanted.start]
 
 
-class ArrayMatrix:
+class ArrayMatrix(BlockMatrix):
     """Anything two-dimensional that is sliced as ``array[a:b, c:d]``: NumPy, Zarr, Dask, h5py."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
+        self.in_memory = isinstance(array, np.ndarray)
+        """Whether slices are views and any rows can be taken, so that reading needs no memory of its own."""
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(array.dtype)
         chunks = getattr(array, "chunks", None)
@@ -109,21 +153,22 @@ class ArrayMatrix:
         self.block = max(min(width if isinstance(width, int) else max(width), BLOCK, self.shape[1]), 1)
 
     @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * int(self.dtype.itemsize)
-
-    @property
     def scratch_nbytes(self) -> int:
-        return 0 if isinstance(self.array, np.ndarray) else self.tile_nbytes
-
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        return _tile_of(self, rows, j, memory)
+        return 0 if self.in_memory else self.tile_nbytes
 
     def read(self, rows: range, columns: range, out: Array) -> None:
         np.copyto(out, np.asarray(self.array[rows.start : rows.stop, columns.start : columns.stop]), casting="unsafe")
 
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        if not self.in_memory:
+            super().read_rows(index, columns, out)
+            return
+        for part in panels(len(index)):
+            some = index[part.start : part.stop]
+            out[part.start : part.stop] = self.array[some, columns.start : columns.stop]
 
-class RowSubset:
+
+class RowSubset(BlockMatrix):
     """Some rows of a matrix, in ascending order: the train or test rows of a fold."""
 
     def __init__(self, base: Matrix, index: Sequence[int] | Array) -> None:
@@ -136,34 +181,17 @@ class RowSubset:
         self.block = base.block
 
     @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * self.dtype.itemsize
-
-    @property
     def scratch_nbytes(self) -> int:
         return self.base.scratch_nbytes + self.tile_nbytes
 
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        return _tile_of(self, rows, j, memory)
-
     def read(self, rows: range, columns: range, out: Array) -> None:
-        index = self.index[rows.start : rows.stop]
-        if isinstance(self.base, ArrayMatrix) and isinstance(self.base.array, np.ndarray):
-            for part in panels(len(index)):
-                some = index[part.start : part.stop]
-                out[part.start : part.stop] = self.base.array[some, columns.start : columns.stop]
-            return
-        panel_of = index // PANEL
-        for panel in np.unique(panel_of):
-            wanted = np.nonzero(panel_of == panel)[0]
-            start = int(index[wanted[0]])
-            span = range(start, int(index[wanted[-1]]) + 1)
-            block = scratch((len(span), len(columns)), self.dtype)
-            self.base.read(span, columns, block)
-            out[wanted[0] : wanted[-1] + 1] = block[index[wanted] - start]
+        self.base.read_rows(self.index[rows.start : rows.stop], columns, out)
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        self.base.read_rows(self.index[index], columns, out)
 
 
-class ColumnSubset:
+class ColumnSubset(BlockMatrix):
     """Some columns of a matrix, in ascending order: the voxels of an area.
 
     Reading takes from the base only the blocks of columns that hold them.
@@ -179,15 +207,8 @@ class ColumnSubset:
         self.block = subset_block(base.block, len(self.index))
 
     @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * self.dtype.itemsize
-
-    @property
     def scratch_nbytes(self) -> int:
         return self.base.scratch_nbytes + PANEL * self.base.block * self.dtype.itemsize
-
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        return _tile_of(self, rows, j, memory)
 
     def read(self, rows: range, columns: range, out: Array) -> None:
         index = self.index[columns.start : columns.stop]
@@ -207,15 +228,7 @@ class ColumnSubset:
                 target[...] = block[:, picked - span.start]
 
 
-def _tile_of(matrix: Matrix, rows: range, j: int, memory: Array) -> Array:
-    columns = range(j * matrix.block, min((j + 1) * matrix.block, matrix.shape[1]))
-    n = len(rows) * len(columns) * matrix.dtype.itemsize
-    tile = memory[:n].view(matrix.dtype).reshape(len(rows), len(columns))
-    matrix.read(rows, columns, tile)
-    return tile
-
-
-class Reblocked:
+class Reblocked(BlockMatrix):
     """A matrix in blocks of another number of columns."""
 
     def __init__(self, base: Matrix, block: int) -> None:
@@ -225,18 +238,14 @@ class Reblocked:
         self.block = block
 
     @property
-    def tile_nbytes(self) -> int:
-        return PANEL * self.block * self.dtype.itemsize
-
-    @property
     def scratch_nbytes(self) -> int:
         return self.base.scratch_nbytes
 
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        return _tile_of(self, rows, j, memory)
-
     def read(self, rows: range, columns: range, out: Array) -> None:
         self.base.read(rows, columns, out)
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        self.base.read_rows(index, columns, out)
 
 
 def as_matrix(source: Any) -> Matrix:

@@ -107,7 +107,7 @@ def write(path: Location, described: Metadata) -> None:
 
 def _parse(document: dict[str, Any]) -> Metadata:
     if not isinstance(document, dict):
-        raise ValueError("it holds no table")
+        raise ValueError("it does not hold a table")
     if document["zarr_format"] != 3 or document["node_type"] != "array":
         raise ValueError(f"it describes a {document['node_type']} of Zarr version {document['zarr_format']}")
     record = dict(document.get("attributes", {}).get(ATTRIBUTE, {}))
@@ -139,10 +139,10 @@ def _check_record(record: dict[str, Any]) -> None:
         if key in record and not isinstance(record[key], kind):
             raise ValueError(f"{key} of its record is {type(record[key]).__name__}, not {kind.__name__}")
     if record.get("complete") and "content" not in record:
-        raise ValueError("its record is complete and has no content")
+        raise ValueError("its record is complete but lacks its checksum (content)")
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(n) is int and 0 <= n < 2**53 for n in values):
-        raise ValueError(f"{json.dumps(values)[:60]} is no shape")
+        raise ValueError(f"{json.dumps(values)[:60]} is not a shape")
     return tuple(values)

@@ -214,7 +214,7 @@ class Pictures:
         except StoreError:
             raise
         except UnidentifiedImageError:
-            raise self._damage(row, "can't be read (it is no PNG image)") from None
+            raise self._damage(row, "can't be read (it is not a PNG image)") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise self._damage(row, f"can't be read ({error})") from None
         if image.shape != ((height, width) if channels == 1 else self.shape) or image.dtype != np.uint8:
@@ -317,7 +317,7 @@ def png_problem(data: bytes) -> str:
     if not data:
         return "is empty"
     if data[:8] != b"\x89PNG\r\n\x1a\n":
-        return "can't be read (it is no PNG image)"
+        return "can't be read (it is not a PNG image)"
     start, kind = 8, b""
     while start + 12 <= len(data) and kind != b"IEND":
         length = int.from_bytes(data[start : start + 4], "big")

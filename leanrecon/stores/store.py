@@ -18,8 +18,8 @@ import numpy as np
 from leanrecon.errors import LeanreconWarning, StoreError
 from leanrecon.memory import buffer, parse_bytes, scratch
 from leanrecon.places import Location, LocationLike, as_location
-from leanrecon.places.disk import PAGE
 from leanrecon.stores import metadata
+from leanrecon.stores.chunks import CRC, Chunks
 from leanrecon.stores.fingerprint import differences, fingerprint
 from leanrecon.stores.layout import DEFAULT_CHUNK, chunks_of_many_rows, plan_chunks
 from leanrecon.stores.metadata import Metadata
@@ -29,11 +29,10 @@ __all__ = ["Store", "remove"]
 Array = np.ndarray[Any, Any]
 
 FORMAT = 1
-_CRC = 4  # bytes of the checksum behind a chunk
 _PIECE = 2**20  # bytes of a chunk that are checked at once
 
 
-class Store:
+class Store(Chunks):
     """A row store, being written or complete.
 
     ``Store.create`` opens one for writing and continues where an earlier run stopped; ``Store.open`` opens a
@@ -42,19 +41,7 @@ class Store:
     """
 
     def __init__(self, path: Location, described: Metadata) -> None:
-        self.path = path
-        self.shape = described.shape
-        self.dtype = described.dtype
-        self.chunks = described.chunks
-        self.fill_value = described.fill_value
-        self._metadata = described
-        self.rows = self.shape[0]
-        self.columns = math.prod(self.shape[1:])
-        self.chunk_rows = self.chunks[0]
-        self.chunk_columns = math.prod(self.chunks[1:])
-        self.chunk_nbytes = self.chunk_rows * self.chunk_columns * self.dtype.itemsize
-        self.row_groups = math.ceil(self.rows / self.chunk_rows)
-        self.column_groups = math.ceil(self.columns / self.chunk_columns)
+        super().__init__(path, described)
         self.checked: set[tuple[int, int]] = set()
         """Chunks that matched their checksum since the store was opened."""
 
@@ -147,61 +134,6 @@ class Store:
             )
         return store
 
-    @property
-    def _record(self) -> dict[str, Any]:
-        return self._metadata.record
-
-    @property
-    def made_of(self) -> dict[str, Any]:
-        return dict(self._record.get("made_of", {}))
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What the run that created the store noted down for those that continue it."""
-        return dict(self._record.get("notes", {}))
-
-    @property
-    def complete(self) -> bool:
-        return bool(self._record.get("complete"))
-
-    @property
-    def content(self) -> str:
-        """SHA-256 over the checksums of all chunks, fixed when the store was completed: what later stages are made of."""
-        return str(self._record["content"])
-
-    # Chunks
-
-    def name_of(self, i: int, j: int = 0) -> str:
-        """The key of the chunk in row group ``i`` and column group ``j`` within the store, such as ``c/0/1``."""
-        return "/".join(["c", str(i), str(j), *["0"] * (len(self.shape) - 2)])
-
-    def chunk_path(self, i: int, j: int = 0) -> Location:
-        """The file of the chunk in row group ``i`` and column group ``j``."""
-        return self.path / self.name_of(i, j)
-
-    def has(self, i: int, j: int = 0) -> bool:
-        """Whether the chunk's file is there at its full size (it appears whole, or not at all)."""
-        return self.chunk_path(i, j).size() == self.chunk_nbytes + _CRC
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The chunks that are still to be written, row group by row group."""
-        self.path.place.refresh(self.path.key)
-        return [ij for ij in itertools.product(range(self.row_groups), range(self.column_groups)) if not self.has(*ij)]
-
-    def missing_row_groups(self) -> list[int]:
-        """The groups of rows that lack a chunk, in order."""
-        return sorted({i for i, _ in self.missing()})
-
-    def missing_column_groups(self) -> list[int]:
-        """The blocks of columns that lack a chunk, in order."""
-        return sorted({j for _, j in self.missing()})
-
-    def group_rows(self, i: int) -> range:
-        return range(i * self.chunk_rows, min((i + 1) * self.chunk_rows, self.rows))
-
-    def group_columns(self, j: int) -> range:
-        return range(j * self.chunk_columns, min((j + 1) * self.chunk_columns, self.columns))
-
     # Writing
 
     def write_rows(self, i: int, rows: Array) -> None:
@@ -265,12 +197,6 @@ class Store:
         self._record.update(entries)
         metadata.write(self.path, self._metadata)
 
-    def checksum(self, i: int, j: int = 0) -> bytes:
-        """The checksum that was written behind a chunk."""
-        memory = np.empty(_CRC, np.uint8)
-        place, key = self.path.place, self.chunk_path(i, j).key
-        return memory[: place.read_into(key, memory, self.chunk_nbytes)].tobytes()
-
     def _content_now(self) -> str:
         digest = hashlib.sha256(repr((self.shape, self.dtype.name, self.chunks)).encode())
         for i, j in itertools.product(range(self.row_groups), range(self.column_groups)):
@@ -278,10 +204,6 @@ class Store:
         return digest.hexdigest()
 
     # Reading
-
-    def buffer_nbytes(self) -> int:
-        """Bytes that ``read_chunk`` needs: the chunk, its checksum, and the rest of the last page."""
-        return -(-(self.chunk_nbytes + _CRC) // PAGE) * PAGE
 
     def read_chunk(self, i: int, j: int, memory: Array, *, cached: bool = True) -> Array:
         """Read and check one whole chunk into ``memory`` (uint8, ``buffer_nbytes`` long); returns it as [rows, columns].
@@ -294,8 +216,8 @@ class Store:
             n = self.path.place.read_into(self.chunk_path(i, j).key, target, cached=cached)
         except FileNotFoundError:
             raise self._damage(i, j, "is missing") from None
-        if n != self.chunk_nbytes + _CRC:
-            raise self._damage(i, j, f"has {n} bytes instead of {self.chunk_nbytes + _CRC}")
+        if n != self.chunk_nbytes + CRC:
+            raise self._damage(i, j, f"has {n} bytes instead of {self.chunk_nbytes + CRC}")
         data = memory[: self.chunk_nbytes]
         if bytes(memory[self.chunk_nbytes : n]) != _checksum(data):
             raise self._damage(i, j, "does not match its checksum")
@@ -349,14 +271,14 @@ class Store:
         place, path = self.path.place, self.chunk_path(i, j)
         if (size := path.size()) is None:
             return "is missing"
-        if size != self.chunk_nbytes + _CRC:
-            return f"has {size} bytes instead of {self.chunk_nbytes + _CRC}"
+        if size != self.chunk_nbytes + CRC:
+            return f"has {size} bytes instead of {self.chunk_nbytes + CRC}"
         value = 0
         for start in range(0, self.chunk_nbytes, len(memory)):
             piece = memory[: min(len(memory), self.chunk_nbytes - start)]
             n = place.read_into(path.key, piece, start)
             value = google_crc32c.extend(value, piece[:n].tobytes())
-        return "" if value.to_bytes(_CRC, "little") == self.checksum(i, j) else "does not match its checksum"
+        return "" if value.to_bytes(CRC, "little") == self.checksum(i, j) else "does not match its checksum"
 
     def _discard_damage(self) -> None:
         """Remove what a power cut left damaged of an unfinished store, so that it is made again."""
@@ -388,11 +310,11 @@ def remove(path: LocationLike) -> None:
         return
     if others := [name for name in path.place.children(path.key) if name not in (metadata.NAME, "c/")]:
         raise StoreError(
-            f"{path} is no store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"
+            f"{path} is not a store: it holds {others[0].rstrip('/')}", todo="choose another path, or empty this folder"
         )
     (path / metadata.NAME).unlink(missing_ok=True)
     path.delete_tree()
 
 
 def _checksum(data: Array) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(_CRC, "little")
+    return int(google_crc32c.value(data)).to_bytes(CRC, "little")

@@ -265,7 +265,7 @@ class Study:
     # Variants and what is there
 
     def variant(self, name: str) -> "Study":
-        """A variant by its name; variants are no deeper than one folder."""
+        """A variant by its name; a variant lies one folder below its study."""
         return Study(self.root / VARIANTS / name)
 
     def variants(self) -> "list[Study]":
@@ -295,7 +295,7 @@ class Study:
                 yield store
 
     def links(self) -> list[Location]:
-        """The links in the study that lead out of it: what they lead to is no part of it, and is not followed."""
+        """The links in the study that lead out of it: what they lead to is not part of it, and is not followed."""
         root = self.root.place.local_path(self.root.key)
         return [] if root is None else [self.root / link.relative_to(root).as_posix() for link in _links(root, root)]
 

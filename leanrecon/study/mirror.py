@@ -207,7 +207,7 @@ class Mirror:
         others = [path.name for path in self.folder.iterdir()]
         if others and not is_study(self.folder):
             raise SettingsError(
-                f"{self.folder} holds {others[0]} and is no mirror of a study",
+                f"{self.folder} holds {others[0]} and is not a mirror of a study",
                 todo="choose an empty folder, or one that is not there yet",
             )
         for folder in (self.root, self.folder):  # what an earlier copy left half-written, either way

@@ -35,7 +35,7 @@ def _read_html(file: IO[bytes]) -> None:
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - 64, 0))
     if not file.read().rstrip().endswith(b"</html>"):
-        raise ValueError("it has no end")
+        raise ValueError("its end is missing")
 
 
 def _read_npz(file: IO[bytes]) -> None:

@@ -130,7 +130,7 @@ def _require_writable(value: Any, name: str = "") -> None:
             _require_writable(part, name)
     elif isinstance(value, str):
         if "\0" in value or not _is_unicode(value):
-            raise SettingsError(f"{name} = {shown(value)} holds a zero byte or bytes that are no UTF-8")
+            raise SettingsError(f"{name} = {shown(value)} holds a zero byte or bytes that are not UTF-8")
         if expanded(value).parts[:1] == Path(value).parts[:1] and re.match(r"~[\w.-]+(/|$)", value):
             raise SettingsError(f"{name} = {shown(value)}: there is no user {shown(value[1:].partition('/')[0])} here")
         if has_credentials(value):

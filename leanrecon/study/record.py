@@ -161,7 +161,7 @@ def check_format(study: Study) -> None:
     """Raise StoreError for a study that an earlier leanrecon wrote, in format 1."""
     try:
         rows = read_json(study.rows)
-    except StoreError:  # damaged, which is no other format
+    except StoreError:  # damaged, which is not another format
         return
     if isinstance(rows, dict) and rows.get("format") != FORMAT and (study.betas("train") / metadata.NAME).is_file():
         raise StoreError(

@@ -4,21 +4,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel
 
 from leanrecon import kinds
-from leanrecon.devices import Device
 from leanrecon.errors import SettingsError, shown
-from leanrecon.memory import parse_budget, parse_bytes
 from leanrecon.study.evaluate_settings import EvaluateSettings
 from leanrecon.study.layout import GENERATOR
 from leanrecon.study.protocols import PROTOCOLS
+from leanrecon.study.sections import GeneralSettings, StageOneSettings, StoresSettings
 from leanrecon.validation import nearest, validate
-
-Side = Annotated[int, Field(strict=True, ge=1, le=8192)]
-"""A side of an image in pixels."""
 
 SECTIONS = (
     "dataset",
@@ -41,63 +37,6 @@ LONGEST_NAME = 99
 
 _FILE = re.compile(r"\.(zarr|json|npz|npy|png|csv|toml|html|partial|safetensors)$|\.$", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(?:-[A-Za-z0-9_.]+)*")  # a name that is also that of a folder
-
-
-class GeneralSettings(BaseModel):
-    """The keys outside of any table."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    memory: str | None = None
-    """Memory that the process may hold, as in "4GB"; by default 80 % of the free memory."""
-    device: Device = "auto"
-    """Where networks and the ridge run; pixels and principal components run on the CPU."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of splits, noise, permutations and bootstrap resamples."""
-
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _size(cls, text: Any) -> str | None:
-        return None if text is None else _is_size(text, parse_budget)
-
-
-class StoresSettings(BaseModel):
-    """``[stores]``"""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    chunk: str = "8MB"
-    """Size of a chunk file."""
-
-    @field_validator("chunk", mode="before")
-    @classmethod
-    def _size(cls, text: Any) -> str:
-        return _is_size(text)
-
-    @property
-    def chunk_bytes(self) -> int:
-        return parse_bytes(self.chunk)
-
-
-class StageOneSettings(BaseModel):
-    """``[stage1]``"""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    space: str | None = None
-    """The feature space that first images are decoded from; by default the first one with a decoder."""
-    size: Side | tuple[Side, Side] | Literal["stimuli", "decoded"] = "stimuli"
-    """The longer side of first images in pixels, or [height, width]; "stimuli": the size of the stimuli."""
-    calibrate: SerializeAsAny[BaseModel] = Field(default="none", validate_default=True)
-    """How first images are mended, learned from out-of-fold ones of train rows: "none", "linear", "boost" or "conv"."""
-
-    @field_validator("calibrate", mode="before")
-    @classmethod
-    def _of_its_kind(cls, value: Any) -> BaseModel:
-        if isinstance(value, BaseModel):
-            return value
-        table = value if isinstance(value, Mapping) else {"kind": value}
-        return kinds.settings_of("calibrations", table, "stage1.calibrate.", default="none")
 
 
 @dataclass(frozen=True)
@@ -374,7 +313,7 @@ class _Checker:
 
 
 def _text(value: Any) -> str:
-    """A kind's name; what is none is shown as text, which is no kind and is refused as one."""
+    """A kind's name; other values are shown as text and refused as unknown kinds."""
     return value if isinstance(value, str) else shown(value)
 
 
@@ -387,13 +326,3 @@ def _located(space: Any, base_dir: Path | None) -> BaseModel:
 
 def _dump(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(exclude_none=True)
-
-
-def _is_size(text: Any, parse: Callable[[str], int] = parse_bytes) -> str:
-    if not isinstance(text, str):
-        raise ValueError('a number and a unit as text are expected, as in "4GB"')
-    try:
-        parse(text)
-    except SettingsError as error:
-        raise ValueError(str(error).rstrip(".")) from None
-    return text

@@ -31,7 +31,7 @@ def area_voxels(study: Study, areas: Mapping[str, Sequence[str]]) -> dict[str, A
         for part in parts:
             if part not in known:
                 raise InputError(
-                    f"areas.{name} names {part!r}, which is no area of these voxels ({nearest(part, known)})",
+                    f"areas.{name} names {part!r}, which is not an area of these voxels ({nearest(part, known)})",
                     expected=f"areas of {study.voxels}: {', '.join(known)}",
                 )
         chosen[name] = np.flatnonzero(np.logical_or.reduce([masks[part] for part in parts]))

@@ -90,7 +90,7 @@ def read_header(file: Path) -> tuple[Entries, dict[str, str]]:
             header = json.loads(source.read(length))
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that is no table of texts")
+            raise ValueError("metadata that is not a table of text")
         entries = {name: _entry(file, 8 + length, name, table) for name, table in header.items()}
         end = 8 + length
         for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.nbytes)):

@@ -79,7 +79,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_whole_numbers_are_centred_by_their_exact_means() -> None:
-    """The same numbers as float64 give the same map and scores, though means are no whole numbers."""
+    """The same numbers as float64 give the same map and scores, though means are not whole numbers."""
     whole = np.round(10 * SUBJECTS[0]).astype(np.int16)
     targets = GroupPCA(k=3).fit(SUBJECTS).shared_
     for standardize in (False, True):

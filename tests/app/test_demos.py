@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.memory import held
 from typer.testing import CliRunner
 
 from leanrecon.app import cli, demos
@@ -17,9 +18,11 @@ from leanrecon.app.demos import Demo
 from leanrecon.app.options import read
 from leanrecon.app.recipes import every, text_of
 from leanrecon.datasets.nsd.simulate import simulate_nsd
-from leanrecon.errors import InputError, SettingsError, StoreError
+from leanrecon.errors import BudgetError, InputError, SettingsError, StoreError
 from leanrecon.memory import parse_bytes
 from leanrecon.progress import Progress
+from leanrecon.stages import pipeline
+from leanrecon.stages.stage import PlannedStage
 from leanrecon.study.recipes import read_settings, recipes
 from leanrecon.study.settings import check_settings
 
@@ -133,6 +136,19 @@ FAST = {"miyawaki": {"scale": 0.3, "random_runs": 6, "figure_runs": 2}}
 """Smaller data for the test that runs with every change."""
 
 
+@pytest.fixture
+def small_miyawaki(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Demos on smaller data."""
+    of = Demo.of
+
+    def smaller(name: str) -> Demo:
+        demo = of(name)
+        demo.writes.update(FAST[name])
+        return demo
+
+    monkeypatch.setattr(Demo, "of", staticmethod(smaller))
+
+
 def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) -> dict:
     monkeypatch.chdir(folder)
     demos.run_demo(name, None, "2GB", overwrite=False, sets=list(sets))
@@ -152,17 +168,9 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) -
 
 @pytest.mark.slow
 def test_the_demo_of_local_decoders_runs_to_its_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_miyawaki: None
 ) -> None:
     pytest.importorskip("nibabel")
-    of = Demo.of
-
-    def smaller(name: str) -> Demo:
-        demo = of(name)
-        demo.writes.update(FAST[name])
-        return demo
-
-    monkeypatch.setattr(Demo, "of", staticmethod(smaller))
     metrics = _run("miyawaki", tmp_path, monkeypatch, "features.patches.scales=[[1,1]]", "evaluate.permutations=0")
     assert metrics["final"]["two_way_pixels"]["low"] > 0.5
     said = capsys.readouterr().out
@@ -170,6 +178,44 @@ def test_the_demo_of_local_decoders_runs_to_its_report(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     _run("miyawaki", tmp_path, monkeypatch, "features.patches.scales=[[1,1]]", "evaluate.permutations=0")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def _refused(name: str, study: Path, memory: str) -> str:
+    with pytest.raises(BudgetError) as refused:
+        demos.run_demo(name, study, memory, overwrite=False, sets=["features.patches.scales=[[1,1]]"])
+    return str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_refused_for_its_budget_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_miyawaki: None
+) -> None:
+    pytest.importorskip("nibabel")
+    monkeypatch.chdir(tmp_path)
+    told = _refused("miyawaki", Path("a/b/demo"), f"{held() // 10**6 + 1}MB")
+    assert re.search(r"needs at least [\d.]+ MB.*raise the budget to", told, re.IGNORECASE)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "demo-data").mkdir()
+    (tmp_path / "demo-data" / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="holds other files"):
+        demos.run_demo("miyawaki", Path("demo"), None, overwrite=False, sets=None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo-data", "mine.txt"]
+
+
+@pytest.mark.slow
+def test_a_demo_is_refused_before_its_first_stage_and_keeps_data_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_miyawaki: None
+) -> None:
+    """The first stages fit into the budget, and a later one does not."""
+    pytest.importorskip("nibabel")
+    plan = pipeline.plan_study
+    too_much = PlannedStage("a later stage", "", 50 * 10**9, 0)
+    monkeypatch.setattr(pipeline, "plan_study", lambda *given, **named: [*plan(*given, **named), too_much])
+    Demo.of("miyawaki").prepare(tmp_path / "demo-data", memory=None, overwrite=False, progress=Progress())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    told = _refused("miyawaki", tmp_path / "demo", "2GB")
+    assert told.startswith("a later stage needs at least 50 GB, more than the 2 GB allowed. Raise the budget to")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_two_variables_of_one_name_and_bytes_behind_the_last_are_refused(tmp_pat
 
 def test_a_text_file_named_mat_is_no_matlab_file(tmp_path):
     (tmp_path / "x.mat").write_text("1 2 3\n" * 100)
-    assert "copied whole" not in refused(tmp_path / "x.mat", "no MATLAB file")
+    assert "copied whole" not in refused(tmp_path / "x.mat", "not a MATLAB file")
 
 
 def test_a_flipped_byte_in_a_deflated_variable_is_an_input_error():
@@ -138,7 +138,7 @@ def test_a_number_that_is_no_character_is_refused_with_its_row(tmp_path):
     data = bytearray((tmp_path / "x.npy").read_bytes())
     data[-1] = 0xFF
     (tmp_path / "x.npy").write_bytes(data)
-    with pytest.raises(InputError, match="row 1 .* no character"):
+    with pytest.raises(InputError, match="row 1 .* not the code of a character"):
         read_captions(str(tmp_path / "x.npy"))
 
 

@@ -210,7 +210,7 @@ def test_names_in_vmap_are_the_stimuli(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: file.pop("metadata"), "no BData file"),
+        (lambda file: file.pop("metadata"), "not a BData file"),
         (lambda file: file["metadata"].pop("key"), "no array 'metadata/key'"),
         (lambda file: file.move("dataset", "metadata/x") or file.__setitem__("dataset", np.ones(3)), r"shape \(3,\)"),
         (

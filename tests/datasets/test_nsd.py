@@ -532,9 +532,9 @@ def test_damaged_masks_are_named(copied: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_areas_are_refused_with_those_there(small_nsd: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'V9' is no area here.*nsdgeneral.*V1.*FFA-1.*ventral"):
+    with pytest.raises(InputError, match=r"'V9' is not an area of this subject.*nsdgeneral.*V1.*FFA-1.*ventral"):
         run(small_nsd, tmp_path, roi="V9")
-    with pytest.raises(InputError, match=r"'hv4' is no area here \(did you mean hV4"):
+    with pytest.raises(InputError, match=r"'hv4' is not an area of this subject \(did you mean hV4"):
         run(small_nsd, tmp_path, roi=["V1", "hv4"])
     with pytest.raises(InputError, match="'midlateral': this area has no voxels in this subject"):
         run(small_nsd, tmp_path, roi="midlateral")

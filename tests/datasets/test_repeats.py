@@ -245,7 +245,7 @@ def test_bad_runs_are_refused(here, runs, words):
         ({"repeats": "both"}, "repeats"),
         ({"rescale_average": True}, "rescale_average is for averaged test rows"),
         ({"rescale_average": True, "repeats": "average", "test_repeats": "average"}, "rescale_average is for"),
-        ({"folds": 3, "test_repeats": "average"}, "repeats and test_repeats must be alike"),
+        ({"folds": 3, "test_repeats": "average"}, "repeats and test_repeats must be the same"),
         ({"runs_train": "a"}, "runs_train is given without runs_test"),
     ],
 )

@@ -23,6 +23,7 @@ from leanrecon.errors import BudgetError, SettingsError, StoreError
 from leanrecon.memory import MemoryBudget, PeakMemory
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores import Store
+from leanrecon.stores.metadata import load_library
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows
 from leanrecon.validation import validate
@@ -374,14 +375,19 @@ def test_too_small_a_budget_is_refused_before_any_work(tmp_path):
 
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{}, {"voxels": 12_000, "presentations": 1}, {"size": 96}, {"repeats": "single"}])
-def test_the_plan_holds(tmp_path, sizes):
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"voxels": 12_000, "presentations": 1}, {"size": 96}, {"size": 256}, {"repeats": "single", "voxels": 6000}],
+)
+def test_the_plan_holds_and_is_near(tmp_path, sizes):
     settings = SimulatedSettings(**({"n_train": 30, "n_test": 5, "size": 16} | sizes))
+    load_library()  # as every run does before its first stage
     context = Context.of("8GB")
     with PeakMemory() as memory:
         Simulated(settings).ingest(Study(tmp_path), base_dir=None, context=context)
     plan = Simulated(settings).plan(base_dir=None, chunk=context.chunk, free=context.budget.free)
-    assert memory.peak <= context.peaks.largest == context.budget.reserved + plan.work
+    print(f"{memory.peak / 1e6:.0f} of {context.peaks.largest / 1e6:.0f} MB")
+    assert 0.85 * context.peaks.largest <= memory.peak <= context.peaks.largest == context.budget.reserved + plan.work
     stored = sum(len(data) for name, data in contents(tmp_path).items() if ".zarr/c/" in name)
     assert stored == pytest.approx(plan.disk, rel=1e-3)
     assert (plan.train_images, plan.test_images, plan.voxels, plan.folds) == (30, 5, settings.voxels, None)

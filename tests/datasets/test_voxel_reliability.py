@@ -255,7 +255,7 @@ def test_the_report_tells_of_areas_of_any_name_and_who_estimated_the_noise(array
     ("dataset", "words"),
     [
         ({"mask": "test.npy"}, "tells of 20 voxels and the betas have 30"),
-        ({"areas": "areas.npz", "voxels": "V9"}, "'V9', which is no area"),
+        ({"areas": "areas.npz", "voxels": "V9"}, "'V9', which is not an area"),
         ({"areas": "nowhere.npz"}, "there is no file"),
     ],
 )

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from support.memory import held
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.dataset import Arrays, ArraysSettings
 from leanrecon.datasets.files import zarrs
 from leanrecon.datasets.files.open import array_keys, open_array
 from leanrecon.errors import InputError, StoreError
+from leanrecon.memory import PeakMemory
 from leanrecon.stores import Store
 from leanrecon.study.layout import Study
 
@@ -50,6 +52,42 @@ def test_any_rows_are_those_of_zarr(
             out = np.zeros((len(index), *shape[1:]), np.float32)
             rows.read(index, out)
             np.testing.assert_array_equal(out, array[index].astype(np.float32))
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "how"),
+    [
+        ((4000, 8000), "f4", {}),  # chunks as zarr-python chooses them: 1 to 2 MB, several of them side by side
+        ((600, 192, 192, 3), "u1", {}),
+        ((100, 200_000), "f4", {}),
+        ((2000, 12_000), "f4", {"chunks": (1000, 1000)}),  # as wide as is not read together any more
+        ((2000, 8000), "f4", {"chunks": (2000, 2000)}),
+        ((1500, 8000), "f4", {"chunks": (750, 8000)}),
+        ((2000, 8000), "f4", {"chunks": (100, 1000), "shards": (500, 2000)}),
+    ],
+)
+def test_reading_takes_no_more_than_is_planned(
+    shape: tuple[int, ...], dtype: str, how: dict[str, Any], step: int, tmp_path: Path
+) -> None:
+    array = RNG.integers(0, 256, shape, np.uint8) if dtype == "u1" else RNG.standard_normal(shape, np.float32)
+    write(tmp_path / "a.zarr", array, **how)
+    del array
+    write(tmp_path / "small.zarr", np.ones((64, 64), "f4"), chunks=(16, 16))
+    with open_array(str(tmp_path / "small.zarr")) as rows:
+        rows[0 : len(rows)]  # zarr's threads and codecs are there
+    with open_array(str(tmp_path / "a.zarr")) as rows:
+        out = np.ones((min(rows.together, len(rows)), *shape[1:]), np.float32)
+        before = held()
+        with PeakMemory() as memory:
+            for start in range(0, len(rows), len(out)):
+                index = np.arange(start, min(start + len(out), len(rows)))[::step]
+                rows.read(index, out[: len(index)])
+        planned, taken = rows.held + rows.scratch, memory.peak - before
+    print(f"{taken / 1e6:.0f} of {planned / 1e6:.0f} MB")
+    assert taken <= planned
 
 
 def test_arrays_of_a_group_are_named_by_their_keys(tmp_path: Path) -> None:

@@ -32,7 +32,11 @@ def test_betas_are_z_scored_and_voxels_that_tell_nothing_are_zero():
     betas = betas_of(600, 7)
     betas[:, 2] = 4.0
     betas[17, 5] = np.nan
-    found = read(Standardised.of(ArrayMatrix(betas)))
+    matrix = Standardised.of(ArrayMatrix(betas))
+    found = read(matrix)
+    some = np.empty((2, 3), np.float32)
+    matrix.read_rows(np.array([1, 7]), range(2, 5), some)
+    np.testing.assert_array_equal(some, found[[1, 7], 2:5])
     kept = [0, 1, 3, 4, 6]
     np.testing.assert_allclose(found[:, kept], z_scored(betas[:, kept].astype(float)), atol=2e-5)
     assert not found[:, [2, 5]].any()
@@ -79,6 +83,8 @@ def test_noise_follows_from_seed_stream_and_row_and_not_from_betas():
     np.testing.assert_array_equal(read(one), read(two))
     part = np.empty((1, 10), np.float32)
     one.read(range(5, 6), range(20, 30), part)
+    np.testing.assert_array_equal(part[0], read(one)[5, 20:30])
+    one.read_rows(np.array([5]), range(20, 30), part)
     np.testing.assert_array_equal(part[0], read(one)[5, 20:30])
     assert np.corrcoef(read(one)[:2])[0, 1] < 0.5
     assert (read(one) != read(Noise(one.matrix, 3, 2))).all()

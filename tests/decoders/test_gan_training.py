@@ -239,7 +239,7 @@ def test_collapse_is_told():
         ({"crop": 96}, "crop = 96 is larger than size = 64"),
         ({"comparator": "alexnett"}, "decode.comparator"),
         ({"comparator": {"kind": "pixels"}}, "pixels can't compare"),
-        ({"comparator": {"kind": "nothing"}}, "neither a feature space nor a judge"),
+        ({"comparator": {"kind": "nothing"}}, "not the kind of a feature space or of a judge"),
         ({"image_weight": 0.0, "adversarial_weight": 0.0}, "no loss is left"),
         ({"learning_rate": 0.0}, "decode.learning_rate"),
         ({"epoch": 3}, "did you mean epochs"),

@@ -117,7 +117,7 @@ def test_published_tables_stand_beside_with_protocol_and_source(tmp_path: Path) 
     assert all(0 < value < 1 for one in published for value, _, _ in one.figures.values())
     one = compare_studies([tmp_path / "a"], against="mindeye2")
     assert line(one, "MindEye2 (subjects 1, 2, 5, 7)").figures["pixcorr"] == (0.322, None, None)
-    with pytest.raises(SettingsError, match=r"mindeye3 is no table .*did you mean mindeye"):
+    with pytest.raises(SettingsError, match=r"mindeye3 is not a table .*did you mean mindeye"):
         compare_studies([tmp_path / "a"], against="mindeye3")
 
 

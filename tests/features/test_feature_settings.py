@@ -68,7 +68,7 @@ def test_settings_survive_a_round_through_the_written_study():
         ("pixels", {"size": [8, 8, 3]}, "features.pixels.size"),
         ("pixel", {}, "features.pixel: 'pixel' is not a feature space (did you mean pixels?)"),
         ("mine", {}, "give [features.mine] a kind"),
-        ("mine", {"kind": "vqvae"}, "features.mine.kind = 'vqvae' (did you mean vdvae?)"),
+        ("mine", {"kind": "vqvae"}, "features.mine.kind = 'vqvae' is unknown (did you mean vdvae?)"),
         ("../elsewhere", {"kind": "pca"}, "features.../elsewhere is not a name"),
     ],
 )

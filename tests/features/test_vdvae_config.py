@@ -87,7 +87,7 @@ def test_a_config_survives_its_table():
         ({"enc_blocks": "8x0"}, "enc_blocks has '8x0'"),
         ({"enc_blocks": "4x1,4d4,1x1"}, "enc_blocks: block 0 is at 4, what it is given is 8 pixels wide"),
         ({"enc_blocks": "8x1,8d2,4x1,2x1"}, "enc_blocks: block 3 is at 2, what it is given is 4"),
-        ({"enc_blocks": "8x1,8d3"}, "block 1 divides 8 pixels by 3, which leaves a rest"),
+        ({"enc_blocks": "8x1,8d3"}, "block 1 divides 8 pixels by 3, which leaves a remainder"),
         ({"dec_blocks": "1x2,4d1"}, "dec_blocks has '4d1'"),
         ({"dec_blocks": "1x2,2m1,4m2,8m4"}, "dec_blocks: block 2 is at 2, where the encoder has no output"),
         ({"dec_blocks": "1x2,8m4"}, "block 2 at 8 adds the state at 4"),

@@ -133,10 +133,56 @@ def test_a_bucket_that_is_not_there_and_missing_credentials_are_told(s3: str, ro
         root.is_dir()
 
 
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])
+def test_a_profile_without_keys_is_refused_before_any_request(
+    name: str, proxy: Proxy, root: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(proxy.answers)
+    with buckets.environment(proxy.url, key=None):
+        monkeypatch.setenv(name, "my lab")
+        with pytest.raises(SettingsError) as refused:
+            root.is_dir()
+    assert f"{name} is set to 'my lab', but leanrecon reads no profiles" in str(refused.value)
+    assert "Expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY." in str(refused.value)
+    assert "aws configure export-credentials --profile 'my lab' --format env" in str(refused.value)
+    assert f"or unset {name}" in str(refused.value)
+    assert len(proxy.answers) == before
+
+
+def test_a_profile_beside_keys_is_left_alone(proxy: Proxy, root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    with buckets.environment(proxy.url):
+        monkeypatch.setenv("AWS_PROFILE", "lab")
+        assert not (root / "nothing").is_dir()
+
+
+@pytest.mark.parametrize("variable", [None, "AWS_SHARED_CREDENTIALS_FILE"])
+def test_a_file_of_profiles_that_is_not_read_is_named(
+    variable: str | None, s3: str, root: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".aws" / "credentials" if variable is None else tmp_path / "elsewhere"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"[default]\naws_access_key_id = {buckets.KEY}\naws_secret_access_key = {buckets.SECRET}\n")
+    with buckets.environment(s3, key=None):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        if variable is not None:
+            monkeypatch.setenv(variable, str(file))
+        with pytest.raises(StoreError) as refused:
+            root.is_dir()
+    told = str(refused.value)
+    assert f"there are no credentials in the environment, and leanrecon does not read {file}" in told
+    assert 'eval "$(aws configure export-credentials --format env)"' in told
+    assert buckets.KEY not in told
+    assert buckets.SECRET not in told
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("AWS_ENDPOINT_URL", "not a url", "AWS_ENDPOINT_URL is not the address of a server. Expected such as https://"),
+        (
+            "AWS_ENDPOINT_URL",
+            "not a url",
+            "AWS_ENDPOINT_URL is not the address of a server. Expected a URL such as https://",
+        ),
         ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is not the address of a server"),
         ("AWS_ENDPOINT_URL", "http://localhost:port", "AWS_ENDPOINT_URL is not the address of a server"),
         ("AWS_ACCESS_KEY_ID", "hidden\n", "AWS_ACCESS_KEY_ID holds a space, a line break"),

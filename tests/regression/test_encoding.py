@@ -10,7 +10,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from leanrecon.errors import BudgetError, InputError
 from leanrecon.regression.encoding import encoding
-from leanrecon.regression.ridge.plan import WORKSPACE
+from leanrecon.regression.ridge.limits import WORKSPACE
 from leanrecon.stores import as_matrix
 
 SHAPES = [pytest.param(60, 20, id="many images"), pytest.param(30, 90, id="many targets")]

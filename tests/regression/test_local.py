@@ -302,7 +302,7 @@ def test_voxels_that_do_not_vary_are_left_out(data, tmp_path):
         ({"estimator": "os.system"}, "a class of scikit-learn as sklearn.MODULE.CLASS is expected"),
         ({"estimator": "sklearn.linear_model.Lasoo"}, "scikit-learn has no sklearn.linear_model.Lasoo"),
         ({"estimator": "sklearn.nothing.Lasso"}, "scikit-learn has no sklearn.nothing.Lasso"),
-        ({"estimator": "sklearn.metrics.r2_score"}, "is no estimator that fits and predicts"),
+        ({"estimator": "sklearn.metrics.r2_score"}, "has no methods fit and predict"),
         ({"estimator": "linear", "options": ["alpah=3"]}, "linear has no parameter alpah"),
         ({"estimator": "linear", "options": ["alpha"]}, "is not written as NAME=VALUE"),
         ({"estimator": "omp", "options": ["tol=1"]}, "options are for scikit-learn's estimators"),

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from leanrecon.errors import SettingsError
-from leanrecon.regression.ridge.plan import LOO_ROWS
+from leanrecon.regression.ridge.limits import LOO_ROWS
 from leanrecon.regression.ridge.restandardise import leave_one_out, loo_rows, restandardise, spread
 from leanrecon.regression.ridge.ridge import StreamingRidge
 

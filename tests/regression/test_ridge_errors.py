@@ -46,7 +46,7 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("lazy", [as_matrix, dask.array.from_array])
 def test_rows_that_differ_in_number_are_refused(study, lazy):
     X, Y, _ = study(60, 90)
-    with pytest.raises(InputError, match="60 rows of betas and 59 rows of targets. Expected as many of each"):
+    with pytest.raises(InputError, match="60 rows of betas and 59 rows of targets. Expected the same number of each"):
         StreamingRidge(1.0, standardize=False).fit(lazy(X), lazy(Y[:-1]))
     with pytest.raises(InputError, match="60 rows of betas and 59 rows of targets"):
         StreamingRidge(1.0, standardize=False).fit(X, Y).with_targets(Y[:-1])

@@ -6,17 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanrecon.regression.ridge.plan import (
-    TEST_ROWS,
-    WARM,
-    WORKSPACE,
-    Shapes,
-    plan_fit,
-    plan_per_target,
-    plan_predict,
-    plan_stream,
-    plan_weights,
-)
+from leanrecon.regression.ridge.limits import TEST_ROWS, WARM, WORKSPACE
+from leanrecon.regression.ridge.plan import Shapes, plan_fit, plan_per_target, plan_predict, plan_stream, plan_weights
 from leanrecon.regression.ridge.triangle import DEPTH, panel_nbytes, triangle_nbytes
 
 GB = 10**9

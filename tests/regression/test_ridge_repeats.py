@@ -290,7 +290,7 @@ def test_stimuli_that_are_no_rows_of_the_targets_are_refused(study, stimulus, fo
 
 def test_targets_of_another_number_of_rows_need_their_stimuli(study):
     X, Y, _ = study(60, 90)
-    with pytest.raises(InputError, match="60 rows of betas and 23 rows of targets. Expected as many of each"):
+    with pytest.raises(InputError, match="60 rows of betas and 23 rows of targets. Expected the same number of each"):
         StreamingRidge(1.0).fit(as_matrix(X), as_matrix(Y[:23]))
 
 

@@ -100,7 +100,7 @@ def test_reliability_by_repeats_or_as_given(few_carry):
     np.testing.assert_allclose(fitted.voxel_weights_, weights_of(given, 1.0))
     repeated = StreamingRidge(20.0, **how).fit(X, Y[:40], stimulus=np.arange(80) // 2, reliability=given)
     assert not np.allclose(repeated.voxel_weights_, fitted.voxel_weights_)
-    with pytest.raises(InputError, match="no train image is shown twice nor is the ncsnr of voxels known"):
+    with pytest.raises(InputError, match="repeats no train image and gives no ncsnr"):
         StreamingRidge(20.0, **how).fit(X, Y)
 
 

@@ -360,10 +360,10 @@ def test_too_small_a_budget_is_refused_before_anything_is_written(wide: tuple[La
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("acuracy", "acuracy is no map.*accuracy"),
+        ("acuracy", "'acuracy' is not a map.*accuracy"),
         ("reliability", "reliability of these voxels is not known"),
         ("accuracy:vdvae", "there is no feature space vdvae"),
-        ("weights:pca", "'pca' is no direction.*SPACE:NUMBER"),
+        ("weights:pca", "'pca' is not a direction.*SPACE:NUMBER"),
         ("weights:pca:-1", "no direction"),
         ("weights:pca:1,2", "no direction"),
         ("weights:pca:4", "rows of pca have 4 numbers.*0 to 3"),

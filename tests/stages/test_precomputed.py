@@ -267,7 +267,7 @@ def arrays_with(data: Data, folder: Path, train: Array, **more: Any) -> dict[str
     ("change", "words"),
     [
         ("short", ["59 rows for the 60 trials", "ids_train"]),
-        ("wide", ["shape (60, 9)", "as many features"]),
+        ("wide", ["shape (60, 9)", "same number of features"]),
         ("nan", ["NaN or infinite in 1 of", "(4)"]),
         ("text", ["features.net.train", "numbers"]),
         ("flat", ["shape (60,)", "[images, dims]"]),
@@ -331,7 +331,7 @@ def test_a_stage_that_needs_images_says_so(data: Data) -> None:
         ({"array": ":x"}, "key of `path`"),
         ({"train": "a.npy", "test": "b.npy", "ids_train": "c.txt"}, "without ids_test"),
         ({"array": "a.npy", "ids_train": "c.txt", "ids_test": "d.txt"}, "given as ids"),
-        ({"train": "a.npy", "test": "b.npy", "ids": "c.txt"}, "ids are those of array"),
+        ({"train": "a.npy", "test": "b.npy", "ids": "c.txt"}, "train and test take their ids from ids_train"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(space: dict[str, str], words: str) -> None:

@@ -11,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanrecon.errors import InputError, StoreError
+from leanrecon.evaluation.pool import Stacked
 from leanrecon.memory import buffer
 from leanrecon.stores import Store, matrix
+from leanrecon.stores.gather import RowGather
 from leanrecon.stores.matrix import (
     PANEL,
     ArrayMatrix,
+    BlockMatrix,
     ColumnSubset,
     Reblocked,
     RowSubset,
@@ -31,6 +34,8 @@ from leanrecon.stores.matrix import (
 RNG = np.random.default_rng(5)
 ROWS = RNG.standard_normal((600, 2500)).astype(np.float32)
 INDEX = np.flatnonzero(RNG.random(600) < 0.4)
+SOME = np.flatnonzero(RNG.random(len(INDEX)) < 0.5)
+ORDER = RNG.integers(0, 600, 300)
 VOXELS = np.flatnonzero(np.r_[RNG.random(2000) < 0.3, np.zeros(400, bool), np.ones(100, bool)])
 IMAGES = RNG.integers(0, 256, (600, 10, 10, 3), np.uint8)
 
@@ -76,6 +81,10 @@ def sources(tmp_path_factory):
         "columns of an array": (ColumnSubset(as_matrix(ROWS), VOXELS), ROWS[:, VOXELS]),
         "rows of columns of a store": (RowSubset(ColumnSubset(store, VOXELS), INDEX), ROWS[INDEX][:, VOXELS]),
         "columns of rows of a store": (ColumnSubset(RowSubset(store, INDEX), VOXELS), ROWS[INDEX][:, VOXELS]),
+        "rows of rows of a store": (RowSubset(RowSubset(store, INDEX), SOME), ROWS[INDEX][SOME]),
+        "rows of rows of an array": (RowSubset(RowSubset(as_matrix(ROWS), INDEX), SOME), ROWS[INDEX][SOME]),
+        "rows in any order": (RowGather(store, ORDER), ROWS[ORDER]),
+        "stores one below the other": (Stacked([store, as_matrix(ROWS)]), np.concatenate([ROWS, ROWS])),
         "store in other blocks": (Reblocked(store, 1000), ROWS),
         "array in other blocks": (Reblocked(as_matrix(ROWS), 77), ROWS),
     }
@@ -86,6 +95,7 @@ NAMES = [
     "store", "store of whole panels", "store of images", "numpy", "numpy in Fortran order", "numpy in float64",
     "foreign zarr", "dask", "h5py", "h5py in chunks", "rows of a store", "rows of an array",
     "columns of a store", "columns of an array", "rows of columns of a store", "columns of rows of a store",
+    "rows of rows of a store", "rows of rows of an array", "rows in any order", "stores one below the other",
     "store in other blocks", "array in other blocks",
 ]  # fmt: skip
 
@@ -114,6 +124,18 @@ def test_any_block_equals_a_slice(sources, name, data):
     np.testing.assert_array_equal(out, expected[rows.start : rows.stop, columns.start : columns.stop])
     assert out is not left or (wide[:, shape[1] :] == 7).all()
     assert out is not every_other or (wide[:, 1::2] == 7).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_rows_equal_a_selection(sources, name, data):
+    source, expected = sources[name]
+    index = np.array(sorted(data.draw(st.sets(st.integers(0, source.shape[0] - 1), max_size=60))), np.int64)
+    columns = a_range(data, source.shape[1])
+    out = np.empty((len(index), len(columns)), data.draw(st.sampled_from([np.float32, np.float64])))
+    source.read_rows(index, columns, out)
+    np.testing.assert_array_equal(out, expected[index][:, columns.start : columns.stop])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,6 +172,10 @@ def test_blocks_are_those_that_a_source_is_stored_in(sources):
         "columns of an array": len(VOXELS),
         "rows of columns of a store": len(VOXELS),
         "columns of rows of a store": len(VOXELS),
+        "rows of rows of a store": 848,
+        "rows of rows of an array": 2500,
+        "rows in any order": 848,
+        "stores one below the other": 848,
         "store in other blocks": 1000,
         "array in other blocks": 77,
     }
@@ -336,6 +362,26 @@ def test_rows_of_a_subset_are_read_panel_by_panel(monkeypatch):
     np.testing.assert_array_equal(out, ROWS[[0, 255, 256, 599]])
     assert spans == [256, 1, 1]
     assert subset.scratch_nbytes >= PANEL * 2500 * 4
+
+
+class Apart(BlockMatrix):
+    """A matrix that gives any rows by themselves."""
+
+    shape, dtype, block = ROWS.shape, ROWS.dtype, 2500
+
+    def read_rows(self, index, columns, out):
+        out[...] = ROWS[index, columns.start : columns.stop]
+
+
+@pytest.mark.parametrize(
+    "around", [lambda base: base, lambda base: Reblocked(base, 100), lambda base: RowSubset(base, INDEX)]
+)
+def test_rows_of_a_matrix_that_gives_any_rows_are_read_alone(around):
+    base = around(Apart())  # which reads no blocks: BlockMatrix.read raises NotImplementedError
+    out = np.empty((3, 7), np.float32)
+    RowSubset(base, [0, 99, 200]).read(range(3), range(10, 17), out)
+    chosen = INDEX[[0, 99, 200]] if isinstance(base, RowSubset) else [0, 99, 200]
+    np.testing.assert_array_equal(out, ROWS[chosen, 10:17])
 
 
 def test_columns_of_a_subset_are_read_within_the_memory_that_is_said(monkeypatch):

@@ -211,7 +211,7 @@ def test_a_folder_of_something_else_is_never_removed(tmp_path, overwrite):
     thesis = tmp_path / "results" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
-    with pytest.raises(StoreError, match=r"results is no store: it holds thesis\.txt\. Choose another path"):
+    with pytest.raises(StoreError, match=r"results is not a store: it holds thesis\.txt\. Choose another path"):
         create(tmp_path / "results", WIDE, overwrite=overwrite)
     assert thesis.read_text() == "years of work"
 

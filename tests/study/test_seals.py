@@ -70,7 +70,7 @@ def test_reading_a_damaged_record_names_it_and_the_repair(study: Study, name: st
 @pytest.mark.parametrize("content", [3, None, [], "text"])
 def test_a_record_of_another_type_is_refused_where_no_checksum_is_kept(tmp_path: Path, content: Any) -> None:
     write_json(tmp_path / "metrics.json", content)
-    with pytest.raises(StoreError, match=r"metrics\.json is damaged: it holds no table.*--repair"):
+    with pytest.raises(StoreError, match=r"metrics\.json is damaged: it does not hold a table.*--repair"):
         read_record(tmp_path / "metrics.json")
     assert read_record(tmp_path / "other.json") is None
 

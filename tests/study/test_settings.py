@@ -158,7 +158,7 @@ def test_every_problem_is_listed_at_once():
             r"^regression\.alhpa is unknown \(did you mean alpha\?\)\.$",
         ),
         ({"regression": {"pac": {"alpha": 1}}}, r"not there \(did you mean pca\?\)\.$"),
-        ({"dataset": {"kind": "array"}}, r"^dataset\.kind = 'array' \(did you mean arrays\?\)\.$"),
+        ({"dataset": {"kind": "array"}}, r"^dataset\.kind = 'array' is unknown \(did you mean arrays\?\)\.$"),
         ({"regression": 5}, r"^regression is not a table, as in \[regression\]\.$"),
         ({"dataset": "betas.npy"}, r"^dataset is not a table, as in \[dataset\]\.$"),
         ({"features": {"pca": 5}}, r"^features\.pca is not a table, as in \[features\.pca\]\.$"),
@@ -337,8 +337,8 @@ def test_kinds_of_regression_may_differ_between_spaces():
 @pytest.mark.parametrize(
     ("regression", "found"),
     [
-        ({"kind": "mpl"}, r"^regression\.kind = 'mpl' \(did you mean mlp\?\)\.$"),
-        ({"pca": {"kind": "mpl"}}, r"^regression\.pca\.kind = 'mpl' \(did you mean mlp\?\)\.$"),
+        ({"kind": "mpl"}, r"^regression\.kind = 'mpl' is unknown \(did you mean mlp\?\)\.$"),
+        ({"pca": {"kind": "mpl"}}, r"^regression\.pca\.kind = 'mpl' is unknown \(did you mean mlp\?\)\.$"),
         ({"kind": "mlp", "epoch": 3}, r"^regression\.epoch is unknown \(did you mean epochs\?\)\.$"),
         ({"epochs": 3}, r"^regression\.epochs is unknown"),
         ({"pca": {"kind": "mlp", "hiden": 3}}, r"^regression\.pca\.hiden is unknown \(did you mean hidden\?\)\.$"),

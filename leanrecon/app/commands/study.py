@@ -58,8 +58,6 @@ def run(
     Examples: leanrecon run demo-fast; leanrecon run study.toml --study results --memory 4GB --set regression.alpha=1000
     """
     settings, base_dir = read(source, sets, memory)
-    if accepts_terms(settings):
-        settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
     from leanrecon.execution.cluster import Cluster
     from leanrecon.stages.pipeline import Pipeline, stages_until
     from leanrecon.study.layout import Study
@@ -70,6 +68,10 @@ def run(
     began = time.monotonic()
     options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "mirror": mirror, "cluster": workers}
     with telling_data(source, sets):
+        if settings.dataset.open_terms:  # nobody reads terms for a run that lacks a file
+            Pipeline(settings, Study(folder), base_dir=base_dir, **options).check(last)
+        if accepts_terms(settings):
+            settings, base_dir = read(source, [*(sets or ()), "dataset.accept_terms=true"], memory)
         Pipeline(settings, Study(folder), base_dir=base_dir, **options).run(last)
     tell_end(folder, last, time.monotonic() - began)
     say(f"done: {Study(folder).report if last == 'evaluate' else folder}")

@@ -6,7 +6,7 @@ from leanrecon.errors import InputError
 
 def check_length(name: str, n: int, betas: Rows) -> None:
     if n != len(betas):
-        raise InputError(f"{name} has {n} rows and {betas.name} has {len(betas)}", expected="as many")
+        raise InputError(f"{name} has {n} rows and {betas.name} has {len(betas)}", expected="the same number")
 
 
 def check_numbers(rows: Rows, kinds: str, what: str) -> None:

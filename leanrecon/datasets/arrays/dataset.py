@@ -3,8 +3,9 @@
 Zarr, h5py and SciPy are imported by the functions that need them, so that settings can be checked without.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from leanrecon.context import Context
 from leanrecon.datasets.arrays.inputs import Inputs
-from leanrecon.datasets.files.open import located_array
+from leanrecon.datasets.files.open import located_array, needed_array
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings, Repeats
 from leanrecon.study.costs import inputs_read
 from leanrecon.study.layout import Study
@@ -102,16 +103,20 @@ class ArraysSettings(DatasetSettings):
         """The areas whose voxels are used; None for all."""
         return [self.voxels] if isinstance(self.voxels, str) else self.voxels
 
+    @property
+    def _files(self) -> dict[str, str]:
+        """What settings name files, and the files that they name."""
+        roles = (f"{role}{split}" for role in _ROLES for split in ("", "_train", "_test"))
+        names = ("path", *roles, "test_index", "mask", "areas")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
     def located(self, base_dir: Path | None) -> Self:
-        names = (
-            "path",
-            "test_index",
-            "mask",
-            "areas",
-            *(f"{role}{split}" for role in _ROLES for split in ("", "_train", "_test")),
-        )
-        given = {name: getattr(self, name) for name in names if getattr(self, name)}
-        return self.model_copy(update={name: located_array(spec, base_dir) for name, spec in given.items()})
+        return self.model_copy(update={name: located_array(spec, base_dir) for name, spec in self._files.items()})
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        return [
+            partial(needed_array, spec, self.path, base_dir, f"dataset.{name}") for name, spec in self._files.items()
+        ]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -139,7 +144,9 @@ class ArraysSettings(DatasetSettings):
             if str(getattr(self, name)).startswith(":") and self.path is None:
                 raise ValueError(f'{name} = "{getattr(self, name)}" is a key of `path`, which is not set')
         if self.folds and self.repeats != self.test_repeats:
-            raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+            raise ValueError(
+                "with folds every row is trained on and tested, so repeats and test_repeats must be the same"
+            )
         if self.voxels and not self.areas:
             raise ValueError("voxels names areas, which are not given: set areas")
         if self.folds and self.min_reliability is not None:

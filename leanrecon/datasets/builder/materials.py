@@ -80,7 +80,7 @@ class VoxelTable:
             return np.arange(self.n)
         if unknown := [name for name in names if name not in self.areas]:
             raise InputError(
-                f"dataset.voxels names {unknown[0]!r}, which is no area of these voxels",
+                f"dataset.voxels names {unknown[0]!r}, which is not an area of these voxels",
                 expected=f"areas among {', '.join(self.areas)}" if self.areas else "files that tell areas",
             )
         found = np.flatnonzero(np.logical_or.reduce([self.areas[name] for name in names]))
@@ -125,5 +125,5 @@ class Materials:
         if self.voxels.n != self.responses.shape[1]:
             raise InputError(
                 f"{self.responses.name} has {self.responses.shape[1]} voxels and their table {self.voxels.n}",
-                expected="as many",
+                expected="the same number",
             )

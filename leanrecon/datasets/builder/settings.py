@@ -1,11 +1,14 @@
 """Settings that all datasets of the builder share: splits, repeats, z-scores and the choice of voxels."""
 
 import glob
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from leanrecon.datasets.files.named import matching, needed_file, needed_folder
 from leanrecon.datasets.files.open import located_array
 from leanrecon.datasets.plan import DatasetSettings
 from leanrecon.places.inputs import is_url
@@ -48,13 +51,18 @@ class BuilderSettings(DatasetSettings):
             return self
         return self.model_copy(update={"test_ids": located_array(self.test_ids, base_dir)})
 
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        return [] if self.test_ids is None else [partial(needed_file, self.test_ids, base_dir, "test_ids")]
+
     @model_validator(mode="after")
     def _check_builder(self) -> Self:
         rules = [name for name in ("test_ids", "test_fraction", "folds") if getattr(self, name) is not None]
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} are given: only one can say what is tested")
         if self.folds and self.repeats != self.test_repeats:
-            raise ValueError("with folds every row is trained on and tested, so repeats and test_repeats must be alike")
+            raise ValueError(
+                "with folds every row is trained on and tested, so repeats and test_repeats must be the same"
+            )
         if self.folds and self.min_reliability is not None:
             raise ValueError(
                 "min_reliability is taken from train rows alone, and with folds every row is tested: leave it out, or "
@@ -72,6 +80,12 @@ class FolderSettings(BuilderSettings):
     def located(self, base_dir: Path | None) -> Self:
         own = super().located(base_dir)
         return own.model_copy(update={"root": located(own.root, base_dir)})
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        return [partial(self._find_root, base_dir), *super().finders(base_dir)]
+
+    def _find_root(self, base_dir: Path | None) -> object:
+        return needed_folder(self.root, base_dir, "root")
 
 
 class TrialsSettings(BuilderSettings):
@@ -96,10 +110,25 @@ class TrialsSettings(BuilderSettings):
 
     def located(self, base_dir: Path | None) -> Self:
         own = super().located(base_dir)
-        names = ("trials", "images", "mask", "areas", "area_names")
-        return own.model_copy(
-            update={name: located_files(text, base_dir) for name in names if (text := getattr(own, name))}
-        )
+        given = {name: text for name in _TRIALS_FILES if (text := getattr(own, name))}
+        return own.model_copy(update={name: located_files(text, base_dir) for name, text in given.items()})
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        found = super().finders(base_dir)
+        for name, find in _TRIALS_FILES.items():
+            if (text := getattr(self, name)) and not (is_url(text) and glob.has_magic(text)):
+                found.append(partial(find, text, base_dir, name))
+        return found
+
+
+_TRIALS_FILES: dict[str, Callable[[str, Path | None, str], object]] = {
+    "trials": needed_file,
+    "images": needed_folder,
+    "mask": needed_file,
+    "areas": matching,
+    "area_names": needed_file,
+}
+"""The settings that name files of these datasets, and what finds them."""
 
 
 def located_files(text: str, base_dir: Path | None) -> str:

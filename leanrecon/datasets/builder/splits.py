@@ -8,7 +8,7 @@ import numpy as np
 from leanrecon.datasets.arrays.repeats import Repeats
 from leanrecon.datasets.builder.materials import Images, Trials
 from leanrecon.datasets.builder.settings import BuilderSettings
-from leanrecon.datasets.files.open import find_file
+from leanrecon.datasets.files.named import needed_file
 from leanrecon.datasets.splits import check_split, fraction_rows
 from leanrecon.errors import InputError
 from leanrecon.places.inputs import open_text
@@ -101,9 +101,7 @@ def _run_numbers(trials: Trials) -> Array:
 
 
 def _listed(trials: Trials, spec: str, base_dir: Path | None) -> Array:
-    path = find_file(spec, base_dir)
-    if path is None:
-        raise InputError(f"dataset.test_ids: there is no file {spec}", expected="a text file of stimuli, one a line")
+    path = needed_file(spec, base_dir, "test_ids")
     try:
         with open_text(path) as file:
             wanted = {line.strip() for line in file.read().splitlines() if line.strip()}

@@ -131,13 +131,13 @@ def _read_npy(rows: NpyRows) -> Iterator[tuple[int, str]]:
 
 
 def cell_text(name: str, row: int, cell: Array) -> str:
-    """The text of one cell, [1], of an array of strings; raises InputError where its numbers are no characters."""
+    """The text of one cell, [1], of an array of strings; raises InputError where its numbers are not characters."""
     if cell.dtype.kind == "S":
         return str(cell.tobytes().rstrip(b"\0").decode("utf-8"))
     codes = np.ascontiguousarray(cell).view(cell.dtype.byteorder.replace("|", "=") + "u4")
     if codes.max(initial=0) > _HIGHEST:
         raise InputError(
-            f"row {row} of {name} holds {codes.max()}, which is no character: the file is damaged",
+            f"row {row} of {name} holds {codes.max()}, which is not the code of a character: the file is damaged",
             expected="text",
             todo="copy or save it again",
         )

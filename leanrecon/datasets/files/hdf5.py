@@ -229,7 +229,7 @@ def top_names(path: InputFile) -> list[str]:
 
 
 def texts_below(path: InputFile, group: str) -> dict[str, dict[str, str]]:
-    """The strings two levels below a group, by both names; what is no string is left out.
+    """The strings two levels below a group, by both names; what is not a string is left out.
 
     Raises InputError for damage.
     """

@@ -152,14 +152,14 @@ def _name(of: Stretch, element: Element) -> str:
 
 
 def variables(name: str, source: Bytes, size: int) -> Iterator[Variable]:
-    """The variables of a file of ``size`` bytes, one after the other; raises InputError for what is no such file."""
+    """The variables of a file of ``size`` bytes, one after the other; raises InputError for other files."""
     top = Stretch(name, source, "<")
     head = top.take(0, min(size, 128))
     if len(head) == 128 and 0 not in head[:4]:
         if head[126:] not in (b"IM", b"MI"):
             raise unreadable(
                 name,
-                f"it is no MATLAB file, it begins with {head[:20]!r}",
+                f"it is not a MATLAB file: it begins with {head[:20]!r}",
                 "save it with MATLAB's save, or name the file by its kind",
             )
         order = "<" if head[126:] == b"IM" else ">"
@@ -203,7 +203,9 @@ def _variables_4(name: str, source: Bytes, size: int) -> Iterator[Variable]:
         sound = kind < 5000 and order == (of.order == ">") and not zero and precision < 6 and form < 3
         sound = sound and (form == 0 or precision in (0, 5))  # text is kept as doubles or bytes
         if not sound or imaginary > 1 or not 0 < length <= _MOST_NAME:
-            raise unreadable(name, "it is no MATLAB file", "save it with MATLAB's save, or name the file by its kind")
+            raise unreadable(
+                name, "it is not a MATLAB file", "save it with MATLAB's save, or name the file by its kind"
+            )
         dtype = np.dtype(of.order + ("f8", "f4", "i4", "i2", "u2", "u1")[precision])
         start = at + 20 + length
         end = start + rows * columns * dtype.itemsize * (1 + imaginary)

@@ -87,7 +87,7 @@ def _units(variable: Variable, n: int) -> Array:
         width = (variable.end - variable.data) // n
         codes = np.frombuffer(of.take(variable.data, width * n), np.dtype(f"{of.order}{'f8' if width == 8 else 'u1'}"))
         if not ((codes >= 0) & (codes < 2**16)).all():
-            raise unreadable(of.name, f"{variable.name} holds codes that are no characters")
+            raise unreadable(of.name, f"{variable.name} holds numbers that are not codes of characters")
         return codes.astype("<u2")
     element = Element.read(of, variable.data, variable.end)
     data = of.take(element.start, element.nbytes)

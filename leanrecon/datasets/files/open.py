@@ -73,7 +73,15 @@ def locate(spec: str, default_path: str | None, base_dir: Path | None) -> tuple[
                 return path, spec[at + 1 :]
         left, _, right = spec.rpartition(":")
         text = left if Path(left).suffix.lower() in SUFFIXES and not Path(right).suffix else spec
-    raise _missing_file(text, base_dir)
+    raise missing_file(text, base_dir)
+
+
+def needed_array(spec: str, default_path: str | None, base_dir: Path | None, setting: str) -> InputFile:
+    """The file of an array that a setting names, as ``locate`` reads it; raises InputError where there is none."""
+    try:
+        return locate(spec, default_path, base_dir)[0]
+    except InputError as error:
+        raise InputError(f"{setting}: {error.found}", expected=error.expected, todo=error.todo) from None
 
 
 def located_array(spec: str, base_dir: Path | None) -> str:
@@ -97,7 +105,8 @@ def _not_read(url: str) -> InputError:
     )
 
 
-def _missing_file(text: str, base_dir: Path | None) -> InputError:
+def missing_file(text: str, base_dir: Path | None) -> InputError:
+    """The error of a file that is not there: what is in its place, or a name like it."""
     folders = [Path.cwd(), *([base_dir.absolute()] if base_dir else [])]
     places = [(folder / expanded(text)).absolute() for folder in folders]
     for place in places:

@@ -52,7 +52,7 @@ class Table:
 
 
 def read_table(path: InputFile) -> Table:
-    """Read a .tsv, .csv or .txt table; raises InputError where it is no table, or its lines differ in length.
+    """Read a .tsv, .csv or .txt table; raises InputError where it is not a table, or its lines differ in length.
 
     The delimiter is a tab, a comma or a semicolon: the one that splits the header line most often.
     """
@@ -69,7 +69,7 @@ def read_table(path: InputFile) -> Table:
                 if len(line) != len(names):
                     raise InputError(
                         f"{path} has {len(line)} fields in line {number} and {len(names)} in its header",
-                        expected="as many fields in every line",
+                        expected="the same number of fields in every line",
                     )
                 for column, value in zip(columns, line, strict=True):
                     column.append(value.strip())

@@ -20,7 +20,7 @@ _BLANK = " \t\n\r"
 
 
 class JsonText:
-    """The characters of a JSON file, as many at a time as the next string takes; raises ValueError for what is no JSON."""
+    """The characters of a JSON file, as many at a time as the next string takes; raises ValueError for what is not JSON."""
 
     def __init__(self, file: Any) -> None:
         self.file = file

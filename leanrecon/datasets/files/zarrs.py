@@ -14,6 +14,7 @@ from leanrecon.datasets.files.keys import choose_key
 from leanrecon.datasets.files.rows import BLOCK, Block, Rows, explained_damage
 from leanrecon.datasets.files.zarr_gaps import Gaps, refuse_absent
 from leanrecon.errors import InputError
+from leanrecon.memory import give_back
 from leanrecon.places.inputs import InputFile, folder_files, listed
 from leanrecon.places.location import as_location
 
@@ -24,6 +25,12 @@ _METADATA = ("zarr.json", ".zarray")
 
 _KEPT = 32 * 10**6
 """Bytes of chunks that lie side by side up to which they are read together, and kept."""
+
+_LARGE = 8 * 10**6
+"""Bytes of a chunk from which what was freed is given back after each: the heaps of zarr's threads keep it otherwise."""
+
+_REQUESTED = 10
+"""Most chunks that are requested from a bucket at once, as by zarr itself; one at a time is read from a disk."""
 
 
 class ZarrRows(Rows):
@@ -36,7 +43,7 @@ class ZarrRows(Rows):
         self.opened = opened
         self.grid = tuple(int(n) for n in (array.shards or array.chunks))
         self.chunk_nbytes = math.prod(self.grid) * int(array.dtype.itemsize)
-        beside = (math.ceil(n / c) for n, c in zip(self.shape[1:], self.grid[1:], strict=True))
+        beside = [math.ceil(n / c) for n, c in zip(self.shape[1:], self.grid[1:], strict=True)]
         side_by_side = self.chunk_nbytes * math.prod(beside)
         self.kept = side_by_side <= _KEPT
         """Whether all chunks side by side are read together, and kept for the rows that are asked for next."""
@@ -44,7 +51,11 @@ class ZarrRows(Rows):
         """Rows that are read together: several chunks where these are small."""
         self.together = self.grid[0]
         self.held = max(BLOCK, side_by_side) if self.kept else 0
-        self.scratch = 3 * self.held + BLOCK if self.kept else 4 * self.chunk_nbytes
+        in_band = math.prod(beside) * -(-self.span // self.grid[0]) if self.kept else 1
+        self.at_once = max(min(_REQUESTED, in_band, _KEPT // max(self.chunk_nbytes, 1)), 1) if self.away else 1
+        """Chunks that are read at once: each takes several times its bytes."""
+        picked = self.held if self.kept else self.chunk_nbytes
+        self.scratch = picked + decoding_nbytes(self.chunk_nbytes, self.at_once) + BLOCK
         self.pieces = math.prod(math.ceil(n / c) for n, c in zip(self.shape, self.grid, strict=True))
         self._last: tuple[int, Array] | None = None
         self._gaps = Gaps(self.name, array) if array.shards and self.dtype.kind in "iuf" else None
@@ -78,11 +89,16 @@ class ZarrRows(Rows):
         return self._last[1]
 
     def _read(self, region: tuple[slice, ...]) -> Array:
+        import zarr
+
         with explained_damage(self.name):
-            found = np.asarray(self.array[region])
+            with zarr.config.set({"async.concurrency": self.at_once}):
+                found = np.asarray(self.array[region])
             if self._gaps is not None:
                 self._gaps.refuse(region, found)
-            return found
+        if self.chunk_nbytes >= _LARGE:
+            give_back()
+        return found
 
     def release(self) -> None:
         self._last = None
@@ -90,6 +106,16 @@ class ZarrRows(Rows):
     def close(self) -> None:
         self.release()
         self.opened.close()
+
+
+def decoding_nbytes(chunk: int, at_once: int) -> int:
+    """Bytes that zarr-python takes to read chunks, or shards, of ``chunk`` bytes: 7 to 8 times a small one measured.
+
+    As it is packed and unpacked, copies of these, and what the heaps of threads keep of others; of large ones these
+    are given back. Each more of those that are read ``at_once`` takes 4 to 5 times its bytes.
+    """
+    small = min(chunk, _LARGE)
+    return 9 * small + 4 * (chunk - small) + 5 * chunk * (at_once - 1)
 
 
 def _picks(index: Array) -> Any:

@@ -1,6 +1,7 @@
 """A group: the studies of several subjects as one, their betas aligned on the train images that all of them saw."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -17,8 +18,8 @@ from leanrecon.study.rows import AVERAGE, refuse_earlier_format
 if TYPE_CHECKING:
     from leanrecon.datasets.group.members import Members
 
-OVERHEAD = 40 * 10**6
-"""Bytes that Zarr and BLAS take when they are first used, with room for ids, trials and captions."""
+OVERHEAD = 6 * 10**6
+"""Bytes that BLAS takes when it is first used, with room for ids and trials, and what stays of freed blocks."""
 
 PANEL = 256
 """Rows that are brought into the shared space together, counted from a member's first: whatever the budget."""
@@ -74,6 +75,11 @@ class GroupSettings(DatasetSettings):
     def located(self, base_dir: Path | None) -> Self:
         return self.model_copy(update={"members": [located(member, base_dir, Path.is_dir) for member in self.members]})
 
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        from leanrecon.datasets.group.members import find_member
+
+        return [partial(find_member, member, base_dir) for member in self.members]
+
     @property
     def chosen_areas(self) -> list[str] | None:
         """The areas whose voxels are used; None for all."""
@@ -119,7 +125,7 @@ class Group:
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what would be written and taken, from the members' rows and the headers of their stores.
 
-        Raises InputError for members that are no studies or don't fit together, StoreError for incomplete ones.
+        Raises InputError for members that are not studies or don't fit together, StoreError for incomplete ones.
         """
         from leanrecon.datasets.group.members import open_members
 
@@ -143,17 +149,15 @@ class Group:
         rows["test"] += images["test"] if self.settings.average else 0
         image = height * width * channels
         image_chunk = plan_chunks((max(images.values()), height, width, channels), "uint8", chunk)[0] * image
-        most = max(members.voxels.values())
-        group = plan_chunks((max(rows.values()), aligned.dims), "float32", chunk)[0] * aligned.dims * 4
-        # A panel read and its chunk, in the shared space twice, a group of rows with a chunk made contiguous and padded.
-        transform = 2 * PANEL * most * 4 + 3 * PANEL * aligned.dims * 4 + 3 * group + members.chunk_nbytes("betas")
-        transform += members.n_rows("train") * 16 + len(members.shared) * aligned.dims * 4
-        transform += images["test"] * aligned.dims * 8 if self.settings.average else 0
         shared = {name: (len(members.shared), n) for name, n in members.voxels.items()} if self.learns else {}
+        of_betas, of_stimuli = members.chunk_nbytes("betas"), members.chunk_nbytes("stimuli")
+        fitted = aligned.libraries if self.learns else 0  # from the fit on
         work = max(
-            *(averaging_nbytes(shape, chunk, free) + members.chunk_nbytes("betas") for shape in shared.values()),
-            aligned.work + transform,
-            3 * image_chunk + (len(members.each) + 2) * members.chunk_nbytes("stimuli"),
+            *(averaging_nbytes(shape, chunk, free, reading=of_betas) for shape in shared.values()),
+            aligned.work + fitted,
+            self._transform_nbytes(members, aligned, max(rows.values()), chunk) + fitted,
+            # A group of images, a chunk of each member, and what is compared or padded.
+            image_chunk + len(members.each) * of_stimuli + max(image_chunk, 2 * min(image_chunk, of_stimuli)),
         )
         disk = sum(store_nbytes((n, aligned.dims), "float32", chunk) for n in rows.values())
         disk += sum(store_nbytes((n, height, width, channels), "uint8", chunk) for n in images.values())
@@ -172,6 +176,20 @@ class Group:
             captions=captions,
             scratch=aligned.scratch + sum(store_nbytes(shape, "float32", chunk) for shape in shared.values()),
         )
+
+    def _transform_nbytes(self, members: "Members", aligned: AlignmentPlan, rows: int, chunk: int) -> int:
+        """Most bytes that bringing rows into the shared space takes: of a panel, and of a group of rows."""
+        from leanrecon.stores.layout import plan_chunks
+
+        tall, wide = plan_chunks((rows, aligned.dims), "float32", chunk)
+        given, out = PANEL * max(members.voxels.values()) * 4, PANEL * aligned.dims * 4
+        # Read with its chunk; centred, and in the shared space, of which what is absent or left out is a copy each.
+        making = max(given + members.chunk_nbytes("betas"), 2 * given * self.learns + 3 * out)
+        held = (aligned.work if aligned.held is None else aligned.held) + members.n_rows("train") * 16
+        if self.settings.average:
+            held += len(members.images["test"]) * aligned.dims * 8
+            making += 2 * out  # their sums and counts, in float64
+        return held + tall * aligned.dims * 4 + max(making, out + tall * wide * 4)
 
     def ingest(self, study: Study, *, base_dir: Path | None, context: Context) -> None:
         """Fit the alignment and write the rows of all members in the shared space, each image once.

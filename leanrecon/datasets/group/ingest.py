@@ -16,7 +16,7 @@ from leanrecon.datasets.group.versions import Versions
 from leanrecon.datasets.shared_images import refuse_shared_images
 from leanrecon.datasets.sidecars import forget_other_kind, keep_json, n_voxels, remove_others, sources_path, sweep
 from leanrecon.errors import InputError, StoreError
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, give_back
 from leanrecon.places import Location
 from leanrecon.places.files import read_json, write_whole
 from leanrecon.stores.fingerprint import fingerprint
@@ -79,9 +79,12 @@ class Ingest:
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             for split in SPLITS:
                 self._copy_images(split, stores["stimuli", split])
+                give_back()
             self._refuse_shared_images()
+            give_back()
             if not all(stores["betas", split].complete for split in SPLITS):
                 self._fit()
+                give_back()
                 for split in SPLITS:
                     self._transform(split, stores["betas", split])
         for split, texts in captions.items():

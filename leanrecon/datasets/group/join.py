@@ -63,7 +63,7 @@ class Pair:
 def open_pair(settings: JoinedSettings, base_dir: Path | None, seed: int) -> Pair:
     """Open both studies and find what they share.
 
-    Raises InputError for what is no group, for other images, a name that the group has, images trained on and tested,
+    Raises InputError for what is not a group, for other images, a name that the group has, images trained on and tested,
     and too few common images; StoreError where a dataset stage is not complete.
     """
     group = open_member("the group", settings.joins, base_dir, role="dataset.joins")

@@ -1,6 +1,7 @@
 """A new subject joins a finished group, from the images that it shares with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -8,13 +9,16 @@ from pydantic import BaseModel, Field, model_validator
 
 from leanrecon.alignment.ridge import map_nbytes
 from leanrecon.context import Context
-from leanrecon.datasets.group.dataset import OVERHEAD, PANEL
+from leanrecon.datasets.group.dataset import PANEL
 from leanrecon.datasets.plan import DatasetPlan, DatasetSettings
 from leanrecon.places.paths import located
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import refuse_earlier_format
 
 Route = Literal["auto", "group", "own"]
+
+OVERHEAD = 40 * 10**6
+"""Bytes that SciPy and BLAS take when they are first used, with room for ids, trials and captions."""
 
 MOST_TRIED = 1000
 """Most own train images that a route is chosen on."""
@@ -63,6 +67,11 @@ class JoinedSettings(DatasetSettings):
         return self.model_copy(
             update={key: located(getattr(self, key), base_dir, Path.is_dir) for key in ("joins", "member")}
         )
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        from leanrecon.datasets.group.members import find_member
+
+        return [partial(find_member, getattr(self, key), base_dir, f"dataset.{key}") for key in ("joins", "member")]
 
     @property
     def has_areas(self) -> bool:

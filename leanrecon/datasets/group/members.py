@@ -82,7 +82,7 @@ class Members:
 def open_members(settings: "GroupSettings", base_dir: Path | None, *, shared: bool) -> Members:
     """Open the members' studies; ``shared`` says that there have to be train images that all of them saw.
 
-    Raises InputError for folders that are no studies, members with folds or without images, images of different
+    Raises InputError for folders that are not studies, members with folds or without images, images of different
     shapes, and an area that a member lacks. It also does for images trained on and tested, and where no train images are
     shared. Raises StoreError for members whose dataset stage is not complete.
     """
@@ -130,8 +130,8 @@ def is_simulated(folder: str) -> bool:
         return False
 
 
-def open_member(name: str, folder: str, base_dir: Path | None, *, role: str = "dataset.members") -> Member:
-    """Open one study; ``role`` is the setting that names it in messages."""
+def find_member(folder: str, base_dir: Path | None, role: str = "dataset.members") -> Study:
+    """The study of a member, whose dataset stage is complete; ``role`` is the setting that names it in messages."""
     if is_url(folder):
         raise InputError(
             f"{role}: {folder} is a URL",
@@ -149,6 +149,12 @@ def open_member(name: str, folder: str, base_dir: Path | None, *, role: str = "d
             expected="the folder of a study whose dataset stage is complete",
             todo=f"run `leanrecon run {folder} --until dataset` first" if known else None,
         )
+    return study
+
+
+def open_member(name: str, folder: str, base_dir: Path | None, *, role: str = "dataset.members") -> Member:
+    """Open one study; ``role`` is the setting that names it in messages."""
+    study = find_member(folder, base_dir, role)
     rows = Rows.read(study)
     if "test" not in rows:
         raise InputError(f"{role}: {folder} has folds", expected="members whose train and test rows are split once")

@@ -90,9 +90,9 @@ def _bands(width: int, chunk_rows: int, free: int) -> int:
     return max(free // 2 // (8 * width * chunk_rows), 1)
 
 
-def averaging_nbytes(shape: tuple[int, int], chunk: int, free: int) -> int:
-    """Most bytes of memory that ``shared_betas`` takes for a store of ``shape``, beside a chunk of the betas."""
+def averaging_nbytes(shape: tuple[int, int], chunk: int, free: int, *, reading: int = 0) -> int:
+    """Most bytes of memory that ``shared_betas`` takes for a store of ``shape``; ``reading`` are those of a chunk of betas."""
     rows, width = plan_chunks(shape, np.float32, chunk)
     groups = -(-shape[0] // rows)
     summed = min(_bands(width, rows, free), groups) * rows * width * 8
-    return summed + PANEL * width * 4 + rows * width * (8 + 4 + 4)
+    return summed + PANEL * width * 4 + max(reading, rows * width * (8 + 4 + 4))

@@ -53,9 +53,10 @@ class Algonauts(Builder):
         """Open the training responses and images of the subject: row k is image k in the order of file names."""
         from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
         from leanrecon.datasets.files.folder import FolderRows, image_size
-        from leanrecon.datasets.layouts.files import Joined, below, one_of, opened
+        from leanrecon.datasets.files.named import needed_folder
+        from leanrecon.datasets.layouts.files import Joined, one_of, opened
 
-        root = below(self.settings.root, base_dir)
+        root = needed_folder(self.settings.root, base_dir, "root")
         name = f"subj{self.settings.subject:02}"
         root = root / name if (root / name).is_dir() else root
         fmri, folder = root / "training_split" / "training_fmri", root / "training_split" / "training_images"

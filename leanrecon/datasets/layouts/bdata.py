@@ -29,7 +29,7 @@ class BData:
         top = top_names(path)
         data, meta = (next((name for name in of if name in top), None) for of in _SPELLINGS)
         if data is None or meta is None:
-            raise InputError(f"{path} is no BData file", expected="dataset, and metadata with key and value")
+            raise InputError(f"{path} is not a BData file", expected="dataset, and metadata with key and value")
         self.matrix = f"{path}:{data}"
         with opened(path, data, shape=(None, None)) as matrix:
             self.rows, columns = matrix.shape
@@ -81,7 +81,10 @@ class BData:
     def whole(self, key: str, values: Array) -> list[int]:
         """Label values as whole numbers; raises InputError where they are none."""
         if not np.array_equal(values, np.rint(values)):
-            raise InputError(f"{self.path} has a {key} that is no whole number", expected=f"a {key} for every trial")
+            raise InputError(
+                f"{self.path} has a {key} that is not a whole number",
+                expected=f"whole numbers as {key}, one for every trial",
+            )
         return [int(value) for value in values.tolist()]
 
     def label_key(self, key: str) -> str:
@@ -126,7 +129,7 @@ def label_text(value: float) -> str:
 
 
 def _by_number(texts: dict[str, dict[str, str]]) -> dict[str, dict[float, str]]:
-    """Names of label values by key: ``/vmap/KEY/VALUE`` holds a string. What is no number names no value."""
+    """Names of label values by key: ``/vmap/KEY/VALUE`` holds a string. What is not a number names no value."""
     return {key: {float(value): text for value, text in of.items() if _is_number(value)} for key, of in texts.items()}
 
 

@@ -1,6 +1,7 @@
 """BData files of Kamitani Lab (Generic Object Decoding, Deep Image Reconstruction): voxels and labels as columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from re import fullmatch
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -10,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import BuilderSettings
+from leanrecon.datasets.files.named import needed_file, needed_folder
 from leanrecon.errors import InputError
-from leanrecon.places.inputs import InputFile, input_file, is_there
+from leanrecon.places.inputs import input_file, is_there
 from leanrecon.places.paths import located
 
 if TYPE_CHECKING:
@@ -85,6 +87,20 @@ class BdpySettings(BuilderSettings):
             return own.model_copy(update={**found, "tests": tests})
         return own.model_copy(update=found)
 
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        found: list[Callable[[], object]] = [
+            partial(needed_file, spec, base_dir, name) for name, spec in self.files.items()
+        ]
+        if self.images:
+            found.append(partial(needed_folder, self.images, base_dir, "images"))
+        return [*found, *super().finders(base_dir)]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The BData files, each by the setting that names it: that of all or of train trials first."""
+        first = {"path": self.path} if self.path else {"train": str(self.train)}
+        return first | {f"tests.{name}" if name else "test": of.path for name, of in self.test_files.items()}
+
     @field_validator("tests", mode="before")
     @classmethod
     def _named(cls, tests: Any) -> Any:
@@ -132,15 +148,14 @@ class Bdpy(Builder):
 
         settings = self.settings
         tests = settings.test_files
-        given = [settings.path or settings.train, *(of.path for of in tests.values())]
-        data = [BData(_file(str(spec), base_dir)) for spec in given]
+        data = [BData(needed_file(spec, base_dir, name)) for name, spec in settings.files.items()]
         keys = [settings.voxels or "VoxelData"] if isinstance(settings.voxels, str | None) else settings.voxels
         columns = [np.unique(np.concatenate([of.columns_of(key) for key in keys])) for of in data]
         for of, own in zip(data, columns, strict=True):
             if len(own) != len(columns[0]):
                 raise InputError(
                     f"{data[0].path} has {len(columns[0])} voxels of {', '.join(keys)} and {of.path} {len(own)}",
-                    expected="as many",
+                    expected="the same number",
                 )
         stimulus, split, run, test_set = [], [], [], []
         for name, of in zip((None, *tests), data, strict=True):
@@ -176,23 +191,13 @@ class Bdpy(Builder):
     def _images(self, names: Sequence[str], base_dir: Path | None) -> "Images | None":
         from leanrecon.datasets.builder.materials import Images
         from leanrecon.datasets.files.folder import FolderRows, find_images, image_size
-        from leanrecon.datasets.layouts.files import below
 
         if self.settings.images is None:
             return None
-        folder = below(self.settings.images, base_dir)
+        folder = needed_folder(self.settings.images, base_dir, "images")
         paths = find_images(folder, names)
         height, width, channels = image_size(paths[names[0]])
         side = self.settings.image_size
         shape = (side, side, channels) if side else (height, width, channels)
         rows = FolderRows([paths[name] for name in names], shape, folder)
         return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)
-
-
-def _file(spec: str, base_dir: Path | None) -> InputFile:
-    from leanrecon.datasets.files.open import find_file
-
-    path = find_file(spec, base_dir)
-    if path is None:
-        raise InputError(f"there is no file {spec}", expected="a BData file (.h5 or .mat)", todo="check the path")
-    return path

@@ -44,11 +44,12 @@ class BrainDiffuser(Builder):
     def materials(self, base_dir: Path | None) -> "Materials":
         """Open the arrays of both splits. Images have no ids in these files, so each row is an image of its own."""
         from leanrecon.datasets.builder.materials import Materials, Trials, VoxelTable
+        from leanrecon.datasets.files.named import needed_folder
         from leanrecon.datasets.files.rows import Pooled
-        from leanrecon.datasets.layouts.files import Divided, below, one_of, opened
+        from leanrecon.datasets.layouts.files import Divided, one_of, opened
 
         subject = self.settings.subject
-        root = below(self.settings.root, base_dir)
+        root = needed_folder(self.settings.root, base_dir, "root")
         root = next((f for name in (f"subj{subject:02}", f"subj0{subject}") if (f := root / name).is_dir()), root)
         files: dict[str, list[InputFile]] = {
             what: [one_of(root, [f"nsd_{split}_{name}_sub{subject}.npy"], what) for split in SPLITS]
@@ -58,7 +59,7 @@ class BrainDiffuser(Builder):
         if betas[0].shape[1] != betas[1].shape[1]:
             raise InputError(
                 f"{betas[0].name} has {betas[0].shape[1]} voxels and {betas[1].name} {betas[1].shape[1]}",
-                expected="as many",
+                expected="the same number",
             )
         names = [[f"{split}-{row:05}" for row in range(len(part))] for split, part in zip(SPLITS, betas, strict=True)]
         every = names[0] + names[1]
@@ -108,7 +109,7 @@ class _Captions:
         for path, names in zip(self.files, self.names, strict=True):
             rows = read_captions(str(path))
             if len(rows) != len(names):
-                raise InputError(f"{path} has {len(rows)} rows and the betas {len(names)}", expected="as many")
+                raise InputError(f"{path} has {len(rows)} rows and the betas {len(names)}", expected="the same number")
             texts |= dict(zip(names, rows, strict=True))
         return [texts[name] for name in wanted]
 

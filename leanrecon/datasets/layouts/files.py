@@ -1,7 +1,6 @@
 """Arrays of published folders: found below a root, joined by columns, scaled, and turned into images."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,20 +8,9 @@ import numpy as np
 from leanrecon.datasets.files.open import open_array
 from leanrecon.datasets.files.rows import BLOCK, Block, Derived, Rows, Several
 from leanrecon.errors import InputError
-from leanrecon.places.inputs import InputFile, is_url
-from leanrecon.places.location import elsewhere
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
-
-
-def below(root: str, base_dir: Path | None) -> InputFile:
-    """The folder of a dataset; raises InputError where there is none."""
-    from leanrecon.places.paths import find
-
-    path = elsewhere(root) if is_url(root) else find(root, base_dir, Path.is_dir)
-    if path is None:
-        raise InputError(f"dataset.root: there is no folder {root}", todo="check the path")
-    return path
 
 
 def one_of(folder: InputFile, names: Sequence[str], what: str) -> InputFile:
@@ -58,7 +46,9 @@ class Joined(Several):
         first = parts[0]
         for part in parts[1:]:
             if len(part) != len(first):
-                raise InputError(f"{part.name} has {len(part)} rows and {first.name} {len(first)}", expected="as many")
+                raise InputError(
+                    f"{part.name} has {len(part)} rows and {first.name} {len(first)}", expected="the same number"
+                )
         super().__init__(parts, (len(first), sum(part.shape[1] for part in parts)), np.float32)
 
     def blocks(self, index: Array) -> Iterator[Block]:

@@ -33,6 +33,9 @@ class GLMsingleSettings(TrialsSettings, FolderSettings):
     kind: Literal["glmsingle"] = "glmsingle"
     """Outputs of GLMsingle."""
 
+    def _find_root(self, base_dir: Path | None) -> object:
+        return self.root if is_url(self.root) else _model_file(self.root, base_dir)
+
 
 class GLMsingle(Builder):
     """Outputs of GLMsingle as a dataset."""
@@ -42,8 +45,9 @@ class GLMsingle(Builder):
     def materials(self, base_dir: Path | None) -> "Materials":
         """Open the betas, the table, the mask and the areas. Betas are (x, y, z, trials) or (voxels, trials)."""
         from leanrecon.datasets.builder.materials import Materials, VoxelTable
+        from leanrecon.datasets.files.named import needed_file
         from leanrecon.datasets.files.table import read_table, table_nbytes
-        from leanrecon.datasets.nifti.read import area_masks, folder_images, needed_file, trials_of
+        from leanrecon.datasets.nifti.read import area_masks, folder_images, trials_of
 
         settings = self.settings
         path = _model_file(settings.root, base_dir)
@@ -116,7 +120,7 @@ class LastAxis(Rows):
         from leanrecon.datasets.files.hdf5 import is_hdf5, open_h5
 
         if not is_hdf5(path):
-            raise InputError(f"{path} is no HDF5 file", expected="GLMsingle's .hdf5, or .mat of version 7.3")
+            raise InputError(f"{path} is not an HDF5 file", expected="GLMsingle's .hdf5, or .mat of version 7.3")
         self.opened = open_h5(path, KEY)
         self.data, self.matlab = self.opened.dataset, self.opened.transposed
         data, shape = self.data, self.opened.shape

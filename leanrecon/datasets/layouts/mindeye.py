@@ -56,9 +56,10 @@ class MindEye(Builder):
     def materials(self, base_dir: Path | None) -> "Materials":
         """Open the files of the subject. Test trials are those of the 1,000 images that all subjects saw."""
         from leanrecon.datasets.builder.materials import Materials, Trials, VoxelTable
-        from leanrecon.datasets.layouts.files import below, one_of, opened, whole_array
+        from leanrecon.datasets.files.named import needed_folder
+        from leanrecon.datasets.layouts.files import one_of, opened, whole_array
 
-        root, subject = below(self.settings.root, base_dir), f"subj{self.settings.subject:02}"
+        root, subject = needed_folder(self.settings.root, base_dir, "root"), f"subj{self.settings.subject:02}"
         betas_file = one_of(root, [f"betas_all_{subject}_fp32_renorm.hdf5", f"betas_all_{subject}.hdf5"], "betas")
         index_file = one_of(root, ["COCO_73k_subj_indices.hdf5"], "table of trials")
         shared_file = one_of(root, ["shared1000.npy"], "list of shared images")

@@ -65,12 +65,12 @@ class Miyawaki(Builder):
     def materials(self, base_dir: Path | None) -> "Materials":
         """Open the runs, their labels and the masks; random runs are for training, figure runs for testing."""
         from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
+        from leanrecon.datasets.files.named import needed_folder
         from leanrecon.datasets.files.nifti import NiftiHeader, NiftiRows, check_grid, is_inside, read_volume
         from leanrecon.datasets.images import stimulus_ids
         from leanrecon.datasets.layouts.blocks import BlockRows, InMemory, stimulus_blocks
-        from leanrecon.datasets.layouts.files import below
 
-        settings, root = self.settings, below(self.settings.root, base_dir)
+        settings, root = self.settings, needed_folder(self.settings.root, base_dir, "root")
         mask_header, mask = read_volume(_need(root / "mask" / "mask.nii.gz"))
         index = np.flatnonzero(is_inside(mask_header, mask).reshape(-1))
         files = [root / "mask" / "mask.nii.gz"]
@@ -125,7 +125,9 @@ def read_labels(path: InputFile, volumes: int) -> Array:
         with open_text(path) as file:
             labels = np.loadtxt(file, delimiter=",", dtype=np.float64, ndmin=2)
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no table of patterns: {error}", expected="100 numbers for each volume") from error
+        raise InputError(
+            f"{path} is not a table of patterns: {error}", expected="100 numbers for each volume"
+        ) from error
     if labels.shape != (volumes, SIDE * SIDE) or not np.isin(labels, (-1, 0, 1)).all():
         raise InputError(
             f"{path} holds {labels.shape} numbers from {labels.min(initial=0):g} to {labels.max(initial=0):g}",

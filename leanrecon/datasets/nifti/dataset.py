@@ -1,5 +1,7 @@
 """A study from a lab's own betas: 4-D NIfTI files, a mask, a table of trials and a folder of images."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -7,6 +9,8 @@ from pydantic import BaseModel
 
 from leanrecon.datasets.builder.dataset import Builder
 from leanrecon.datasets.builder.settings import TrialsSettings, located_files
+from leanrecon.datasets.files.named import matching
+from leanrecon.places.inputs import is_url
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -23,6 +27,10 @@ class NiftiSettings(TrialsSettings):
     def located(self, base_dir: Path | None) -> Self:
         own = super().located(base_dir)
         return own.model_copy(update={"betas": located_files(own.betas, base_dir)})
+
+    def finders(self, base_dir: Path | None) -> list[Callable[[], object]]:
+        of_betas = [] if is_url(self.betas) else [partial(matching, self.betas, base_dir, "betas")]
+        return [*of_betas, *super().finders(base_dir)]
 
 
 class Nifti(Builder):

@@ -1,9 +1,6 @@
 """The materials of a study from NIfTI files: headers, the mask, areas, the table and the names of images."""
 
-import fnmatch
-import glob
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,13 @@ import numpy as np
 
 from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
 from leanrecon.datasets.files.folder import FolderRows, find_images, image_size
+from leanrecon.datasets.files.named import matching, needed_file, needed_folder
 from leanrecon.datasets.files.nifti import NiftiHeader, NiftiRows, check_grid, is_inside, read_volume
-from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.files.rows import Pooled, Rows
 from leanrecon.datasets.files.table import Table, read_table, table_nbytes
 from leanrecon.datasets.nifti.dataset import NiftiSettings
 from leanrecon.errors import InputError
-from leanrecon.places.inputs import InputFile, is_url
-from leanrecon.places.location import Location, elsewhere
-from leanrecon.places.paths import expanded, find
+from leanrecon.places.inputs import InputFile
 
 Array = np.ndarray[Any, Any]
 
@@ -85,53 +80,6 @@ def check_files(betas: Sequence[NiftiHeader], trials: Trials) -> None:
             )
 
 
-def matching(pattern: str, base_dir: Path | None, setting: str) -> list[InputFile]:
-    """The files that a path or pattern names, sorted by name with numbers in order; relative ones as everywhere."""
-    if not glob.has_magic(pattern):
-        return [needed_file(pattern, base_dir, setting)]
-    if is_url(pattern):
-        return [*_matching_in_bucket(pattern, setting)]
-    for folder in (Path.cwd(), *([base_dir] if base_dir else [])):
-        paths = [Path(path) for path in glob.glob(str(folder / expanded(pattern)), recursive=True)]
-        if paths := [path for path in paths if path.is_file()]:
-            return sorted(paths, key=_natural)
-    raise InputError(
-        f"dataset.{setting}: no file matches {pattern}", expected="at least one file", todo="check the pattern"
-    )
-
-
-def _matching_in_bucket(pattern: str, setting: str) -> list[Location]:
-    """The files of a bucket that match a pattern in its last part."""
-    above, _, last = pattern.rpartition("/")
-    folder = None if glob.has_magic(above) else elsewhere(above)
-    if folder is None:
-        raise InputError(
-            f"dataset.{setting} = {pattern} can't be looked for",
-            expected="a URL (s3://, gs://, az://) with * or ? behind its last / alone",
-            todo="put the files into one folder, and write the pattern of their names",
-        )
-    names = [name for name in folder.place.children(folder.key) if not name.endswith("/")]
-    if found := [folder / name for name in names if fnmatch.fnmatchcase(name, last)]:
-        return sorted(found, key=_natural)
-    raise InputError(
-        f"dataset.{setting}: no file matches {pattern}",
-        expected="at least one file",
-        todo=f"the folder holds {', '.join(names[:5]) or 'no files'}",
-    )
-
-
-def _natural(path: InputFile) -> list[Any]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def needed_file(text: str, base_dir: Path | None, setting: str) -> InputFile:
-    """The file that a setting names; raises InputError where there is none."""
-    path = find_file(text, base_dir)
-    if path is None:
-        raise InputError(f"dataset.{setting}: there is no file {text}", todo="check the path")
-    return path
-
-
 def trials_of(table: Table) -> Trials:
     """The trials of a table with a column ``stimulus`` (or ``stim_file``, as BIDS has it)."""
     column = "stim_file" if "stimulus" not in table and "stim_file" in table else "stimulus"
@@ -181,9 +129,7 @@ def folder_images(
     """The images of trials in a folder, by name; their shape is ``size``, or that of the first."""
     if folder is None:
         return None
-    where = elsewhere(folder) if is_url(folder) else find(folder, base_dir, Path.is_dir)
-    if where is None:
-        raise InputError(f"dataset.images: there is no folder {folder}", todo="check the path")
+    where = needed_folder(folder, base_dir, "images")
     names = list(dict.fromkeys(trials.stimulus))
     paths = find_images(where, names)
     height, width, channels = image_size(paths[names[0]])

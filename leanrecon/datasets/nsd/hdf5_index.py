@@ -295,7 +295,7 @@ class _Superblock:
         starts = (0, *(512 << k for k in range(12)))  # behind what else a file may begin with
         base = next((at for at in starts if at < file.size and _read(file, at, 8, short=True) == _SIGNATURE), None)
         if base is None:
-            raise damaged(file, "it is no HDF5 file")
+            raise damaged(file, "it is not an HDF5 file")
         head = _read(file, base, 100)
         if head[8] > 1 or head[13:15] != b"\x08\x08":
             raise UnknownLayoutError(

@@ -235,7 +235,7 @@ def region(name: str, labelled: dict[str, Array]) -> Array:
     if found is None:
         names = area_names(list(labelled))
         raise InputError(
-            f"dataset.roi = {name!r} is no area here ({nearest(name, names)})",
+            f"dataset.roi = {name!r} is not an area of this subject ({nearest(name, names)})",
             expected=f"one of {', '.join(names)}, a list of these, or a file .nii.gz",
         )
     if not found.any():

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.datasets.files.named import needed_file
 from leanrecon.datasets.files.nifti import nibabel_library
-from leanrecon.datasets.files.open import find_file
 from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels_of, region
 from leanrecon.errors import InputError
 from leanrecon.net.ranges import RangeFile
@@ -180,14 +180,7 @@ def names_of(roi: str | Sequence[str]) -> list[str]:
 
 def mask_files(roi: str | Sequence[str], base_dir: Path | None) -> dict[str, InputFile]:
     """The NIfTI files among the names of a region."""
-    found = {}
-    for name in names_of(roi):
-        if name.endswith(MASKS):
-            path = find_file(name, base_dir)
-            if path is None:
-                raise InputError(f"dataset.roi: there is no file {name}", todo="check the path")
-            found[name] = path
-    return found
+    return {name: needed_file(name, base_dir, "roi") for name in names_of(roi) if name.endswith(MASKS)}
 
 
 def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_dir: Path | None) -> Voxels:

@@ -317,11 +317,31 @@ def _field(prf: Array, places: int) -> Array:
     return field.reshape(places**2, -1)
 
 
-def cortex_nbytes(size: int, voxels: int) -> int:
-    """Most bytes of memory that a cortex takes while it is made and while it responds to one panel."""
-    panel = PANEL * size**2 * 40 + size**2 * 120  # images twice, in RGB and luminance; one more being painted
-    mixing = 4 * N_FEATURES * voxels + 12 * N_FEATURES * min(voxels, BLOCK)
-    drawn = 4 * voxels * (40 + 3 * (len(WORDS) + 3 * LAYOUT**2))
-    calibration = 12 * N_FEATURES * len(CALIBRATION)
-    responses = voxels * (20 * PANEL + 16)
-    return panel + mixing + drawn + calibration + responses
+def making_nbytes(size: int, voxels: int) -> int:
+    """Most bytes of memory that making a cortex takes, with what it holds then."""
+    features = 4 * N_FEATURES * len(CALIBRATION)
+    calibrating = features + max(panel_nbytes(min(size, CALIBRATION_SIZE)), 3 * features)
+    mixing = (
+        11 * N_FEATURES * min(voxels, BLOCK)
+    )  # the weights of a block of voxels in float64, then its receptive fields
+    return max(_DRAWING * voxels, _held_nbytes(size, voxels) + max(mixing, calibrating))
+
+
+def responding_nbytes(size: int, voxels: int) -> int:
+    """Most bytes of memory that a cortex takes while it responds to a panel of images, and holds."""
+    features = 4 * N_FEATURES * len(CALIBRATION)  # kept for other subjects
+    answers = voxels * (12 * PANEL + 24)  # a panel's, joined and picked; the noise of a row
+    return _held_nbytes(size, voxels) + features + max(panel_nbytes(size), answers)
+
+
+def panel_nbytes(size: int) -> int:
+    """Bytes that describing a panel of images takes: 40 a pixel beside the images, which are there twice, and places."""
+    return PANEL * size**2 * (41 + 2 * 3) + 200_000
+
+
+def _held_nbytes(size: int, voxels: int) -> int:
+    """Bytes of a cortex: its weights, what was drawn for its voxels, and its filters."""
+    return 4 * N_FEATURES * voxels + _DRAWN * voxels + 2000 * size
+
+
+_DRAWN, _DRAWING = 410, 1150  # bytes of a voxel as it is kept, and while it is drawn: 380 and 1,130 measured

@@ -16,15 +16,16 @@ from leanrecon.datasets.simulated.cortex import (
     CALIBRATION,
     PANEL,
     Cortex,
-    cortex_nbytes,
     draw_voxels,
+    making_nbytes,
+    responding_nbytes,
     trial_numbers,
     word_rows,
 )
-from leanrecon.datasets.simulated.scenes import KEPT, SCENE_NBYTES, TEST, compose, describe, paint
+from leanrecon.datasets.simulated.scenes import KEPT, SCENE_NBYTES, TEST, compose, describe, paint, painting_nbytes
 from leanrecon.datasets.splits import check_shared
 from leanrecon.errors import StoreError
-from leanrecon.memory import buffer
+from leanrecon.memory import buffer, give_back
 from leanrecon.study.costs import store_read, total
 from leanrecon.study.layout import Study
 from leanrecon.study.rows import Rows, SplitRows, refuse_earlier_format
@@ -41,8 +42,8 @@ FORMAT = 2
 FIRST = {"train": 0, "test": TEST}
 """Index of a split's first scene."""
 
-OVERHEAD = 32 * 10**6
-"""Bytes that Zarr and BLAS take when they are first used, with room for captions and ids."""
+OVERHEAD = 6 * 10**6
+"""Bytes that BLAS takes when it is first used, and what stays of freed blocks between others: 1 to 4 MB measured."""
 
 _SPLITS = ("train", "test")
 
@@ -136,16 +137,22 @@ class Simulated:
             group[role] = max(n[0] * prod(shape[1:]) * itemsize for n, shape in zip(cells, shapes, strict=True))
             chunks[role] = max(prod(n) * itemsize for n in cells)
             disk += sum(store_nbytes(shape, dtype, chunk) for shape in shapes)
-        # A group of rows, with a chunk of it made contiguous, then padded, and the images it answers or is read into.
+        # A group of rows with a chunk of it made contiguous or padded, beside what draws them or answers to images.
+        pixels = settings.size**2
+        drawing = max(PANEL * pixels * 6 + painting_nbytes(settings.size), chunks["stimuli"])
+        responding = responding_nbytes(settings.size, settings.voxels) + chunks["betas"]
         filling = max(
-            group["betas"] + 2 * chunks["betas"] + chunks["stimuli"], 2 * (group["stimuli"] + chunks["stimuli"])
+            group["stimuli"] + drawing,
+            making_nbytes(settings.size, settings.voxels),
+            group["betas"] + chunks["stimuli"] + responding,
+            group["stimuli"] + chunks["stimuli"],  # of the ids
         )
         # Images are read for what voxels answer to, and for the ids.
         seen = [store_read(settings.shape("stimuli", split), np.uint8, chunk, 2) for split in _SPLITS]
         n = {split: settings.shape("betas", split)[0] for split in _SPLITS}
         texts = 600 * sum(n.values())  # of captions, ids and trials
         texts += SCENE_NBYTES * min(KEPT, settings.n_train + settings.n_test + len(CALIBRATION))
-        work = OVERHEAD + texts + cortex_nbytes(settings.size, settings.voxels) + filling
+        work = OVERHEAD + texts + filling
         return DatasetPlan(
             n_train=n["train"],
             n_test=n["test"],
@@ -184,7 +191,9 @@ class Simulated:
             study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
             for split in _SPLITS:
                 _draw(stores["stimuli", split], split, context)
+                give_back()
             _simulate(settings, stores, context)
+            give_back()
         for split in _SPLITS:
             scenes = range(FIRST[split], FIRST[split] + settings.images(split))
             captions = [[describe(compose(seed, i))] for i in scenes]
@@ -263,6 +272,7 @@ def _simulate(settings: SimulatedSettings, stores: dict[tuple[str, str], "Store"
     trials = _trials(settings, brain)
     n_trials = sum(numbers.size for numbers in trials.values())
     cortex = Cortex(brain, settings.size, settings.voxels, settings.noise, n_trials)
+    give_back()
     for split in _SPLITS:
         images = ImageReader(stores["stimuli", split])
         subject = _Subject(settings, split, cortex, images, trials[split], context.seed)

@@ -52,9 +52,9 @@ def checked(given: Any) -> Any:
         raise ValueError(f'one of {known} is expected, or a table with a kind, as in {{kind = "vdvae", …}}')
     group = group_of(table["kind"])
     if group is None:
-        raise ValueError(f"{shown(table['kind'])} is neither a feature space nor a judge")
+        raise ValueError(f"{shown(table['kind'])} is not the kind of a feature space or of a judge")
     if not getattr(kinds.get(group, table["kind"]), "differentiable", False):
-        raise ValueError(f"{table['kind']} can't compare: gradients do not go through it")
+        raise ValueError(f"{table['kind']} can't compare images in training, as it gives no gradients")
     try:
         return kinds.settings_of(group, table, SETTING, default="")
     except SettingsError as error:

@@ -15,7 +15,7 @@ from leanrecon.alignment.grams import Gram
 from leanrecon.decoders.gan.plan import FOLDED, takes_rows
 from leanrecon.errors import InputError
 from leanrecon.memory import buffer
-from leanrecon.stores.matrix import PANEL, RowSubset, panels
+from leanrecon.stores.matrix import PANEL, BlockMatrix, RowSubset, panels
 
 if TYPE_CHECKING:
     from leanrecon.decoders.gan.settings import GANSettings
@@ -27,7 +27,7 @@ RANK = 1e-6
 """Eigenvalues below this share of the largest are of rounding: products are taken in float32."""
 
 
-class Standardised:
+class Standardised(BlockMatrix):
     """Betas less the train mean of each voxel, over its train deviation: float32, 0 where a voxel tells nothing."""
 
     def __init__(self, matrix: "Matrix", mean: Array, factor: Array) -> None:
@@ -74,16 +74,16 @@ class Standardised:
     def scratch_nbytes(self) -> int:
         return self.matrix.scratch_nbytes
 
-    def read_tile(self, rows: range, j: int, memory: Array) -> Array:
-        columns = range(j * self.block, min((j + 1) * self.block, self.shape[1]))
-        count = len(rows) * len(columns) * self.dtype.itemsize
-        tile = memory[:count].view(self.dtype).reshape(len(rows), len(columns))
-        self.read(rows, columns, tile)
-        return tile
-
     def read(self, rows: range, columns: range, out: Array) -> None:
-        part = slice(columns.start, columns.stop)
         self.matrix.read(rows, columns, out)
+        self._standardise(columns, out)
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        self.matrix.read_rows(index, columns, out)
+        self._standardise(columns, out)
+
+    def _standardise(self, columns: range, out: Array) -> None:
+        part = slice(columns.start, columns.stop)
         out -= self.mean[part].astype(np.float32)
         out *= self.factor[part].astype(np.float32)
         out[:, self._left_out[part]] = 0
@@ -98,7 +98,10 @@ class Noise(Standardised):
         self.seed, self.stream = seed, stream
 
     def read(self, rows: range, columns: range, out: Array) -> None:
-        for place, row in enumerate(rows):
+        self.read_rows(np.arange(rows.start, rows.stop), columns, out)
+
+    def read_rows(self, index: Array, columns: range, out: Array) -> None:
+        for place, row in enumerate(index.tolist()):
             drawn = np.random.default_rng([self.seed, self.stream, row]).standard_normal(self.shape[1], np.float32)
             out[place] = drawn[columns.start : columns.stop]
 
@@ -127,7 +130,7 @@ class Inputs:
         if self.coordinates is not None:
             np.take(self.coordinates, rows, axis=0, out=out)
         else:
-            RowSubset(self.betas, rows).read(range(len(rows)), range(self.dims), out)
+            self.betas.read_rows(rows, range(self.dims), out)
 
     def first_layer(self, weights: Array) -> Array:
         """The first layer over voxels, float32 [h, p], of weights over coordinates [h, r]."""
@@ -199,7 +202,7 @@ def _by_voxels(betas: Standardised, fit: Array, explained: float | None) -> Inpu
 
 
 def _largest(symmetric: Array, explained: float | None) -> tuple[Array, Array]:
-    """The largest eigenvalues, descending, and their eigenvectors: all that are no rounding, or a share of the sum."""
+    """The largest eigenvalues, descending, and their eigenvectors: all that are not rounding, or a share of the sum."""
     from scipy.linalg import eigh
 
     values, vectors = eigh(symmetric.T, overwrite_a=True, check_finite=False)

@@ -83,7 +83,7 @@ class TorchvisionSettings(NetworkSettings):
         if not self.weights:
             known = [f"{version} of {model}" for model, version in VERSIONS]
             raise ValueError(
-                f"weights are not given, and version names none that is known here ({', '.join(known)}); "
+                f"weights are not given, and version does not name known ones ({', '.join(known)}); "
                 "set weights to a file, or to the name of one of torchvision's"
             )
         if self.version and (self.model, self.version) not in VERSIONS:

@@ -31,7 +31,7 @@ class Drawing:
 
 
 def pattern_plots(metrics: Mapping[str, Any]) -> Iterator[Drawing]:
-    """The drawings of the section; none where images are no patterns."""
+    """The drawings of the section; none where images are not patterns."""
     patterns = metrics.get("patterns") or {}
     curve = [row for row in patterns.get("identification") or [] if number(row.get("value")) is not None]
     if len(curve) > 1:

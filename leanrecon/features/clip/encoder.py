@@ -79,7 +79,7 @@ class Encoder:
         name = f"{_PROJECTION[self.half]}.weight"
         if name not in self.weights.entries:
             raise InputError(
-                f"{self.folder} has no {name}; the text encoder of Stable Diffusion has none",
+                f"{self.folder} has no {name}; the text encoder of Stable Diffusion lacks it",
                 expected="a whole CLIP, or its half with the projection",
                 todo="set model to openai/clip-vit-large-patch14 or to Versatile Diffusion's folder",
             )

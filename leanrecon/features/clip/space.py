@@ -48,7 +48,7 @@ class CLIPSpace(PretrainedSpace):
         self.precision = runs_in(settings.precision, self.device, self.setting("precision"))
 
     def check(self) -> None:
-        """Raise InputError for files that are no CLIP of this half; reads headers and configs only."""
+        """Raise InputError for files that are not a CLIP of this half; reads headers and configs only."""
         space: Any = self
         space.cost((64, 64, 3))
 

@@ -302,7 +302,7 @@ def _check_encoder(config: VDVAEConfig) -> None:
             )
         if resolution % block.down:
             raise SettingsError(
-                f"enc_blocks: block {i} divides {resolution} pixels by {block.down}, which leaves a rest"
+                f"enc_blocks: block {i} divides {resolution} pixels by {block.down}, which leaves a remainder"
             )
         resolution = block.output
 

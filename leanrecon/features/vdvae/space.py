@@ -71,7 +71,7 @@ class VDVAESettings(BaseModel):
         if config == "imagenet64":
             return config
         if not isinstance(config, dict):
-            raise ValueError('neither "imagenet64" nor a table of sizes')
+            raise ValueError('"imagenet64" or a table of sizes is expected')
         return VDVAEConfig.from_table(config).as_table()
 
     @model_validator(mode="after")

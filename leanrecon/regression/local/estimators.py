@@ -158,7 +158,7 @@ def make_estimator(settings: LocalSettings, seed: int) -> Any:
         ) from None
     if not (inspect.isclass(kind) and all(hasattr(kind, part) for part in ("fit", "predict", "get_params"))):
         raise SettingsError(
-            f'regression.estimator = "{settings.estimator}" is no estimator that fits and predicts',
+            f'regression.estimator = "{settings.estimator}" has no methods fit and predict',
             expected="a regressor or classifier of scikit-learn",
         )
     parameters = DEFAULTS.get(settings.estimator, {}) | settings.parameters

@@ -40,7 +40,7 @@ def picked(scores: Array, count: int) -> Array:
 
 
 def levels_of(y: Array, target: int) -> tuple[Array, Array]:
-    """The different values of a target, and which of them each row has; raises InputError where they are no classes."""
+    """The different values of a target, and which of them each row has; raises InputError where they are not classes."""
     levels, labels = np.unique(y, return_inverse=True)
     if len(levels) > MOST_LEVELS:
         raise InputError(

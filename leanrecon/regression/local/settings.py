@@ -79,7 +79,7 @@ class LocalSettings(BaseModel):
                 "leave voxels out, or use sklearn.linear_model.Ridge"
             )
         if self.options and self.estimator in ("auto", "ridge", "omp", "univariate"):
-            raise ValueError(f'options are for scikit-learn\'s estimators, and estimator = "{self.estimator}" is none')
+            raise ValueError(f"options are for scikit-learn's estimators, and \"{self.estimator}\" is leanrecon's own")
         return self
 
     @property

@@ -20,7 +20,7 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import gram, row_slabs
-from leanrecon.regression.ridge.plan import FLOAT64_ORDER
+from leanrecon.regression.ridge.limits import FLOAT64_ORDER
 from leanrecon.regression.ridge.spectrum import eigenvectors
 from leanrecon.stores.matrix import Matrix
 

@@ -31,8 +31,8 @@ from leanrecon.regression.mlp.targets import Components, EveryTarget
 from leanrecon.regression.mlp.trained import Trained
 from leanrecon.regression.mlp.training import WEIGHTS, Data, train
 from leanrecon.regression.normalise import Centred
+from leanrecon.regression.ridge.limits import TEST_ROWS
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.shapes import targets_scratch_nbytes
 from leanrecon.regression.ridge.weights import contents
 from leanrecon.stores.fingerprint import fingerprint

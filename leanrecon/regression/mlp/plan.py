@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from leanrecon.regression.mlp.network import n_weights
 from leanrecon.regression.mlp.settings import VALIDATION_ROWS, MLPSettings
-from leanrecon.regression.ridge.plan import MOMENTS, TEST_ROWS, WORKSPACE, FitPlan, Shapes, plan_fit
+from leanrecon.regression.ridge.limits import MOMENTS, TEST_ROWS, WORKSPACE
+from leanrecon.regression.ridge.plan import FitPlan, Shapes, plan_fit
 from leanrecon.regression.ridge.triangle import panel_nbytes, pass_groups, triangle_nbytes
 from leanrecon.stores.layout import PANEL
 

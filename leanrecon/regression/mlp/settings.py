@@ -90,5 +90,7 @@ class MLPSettings(BaseModel):
         if self.inputs == "ridge" and self.skip == "none":
             raise ValueError('inputs = "ridge" needs skip = "ridge"; with skip = "none", set inputs = "betas"')
         if self.restandardize == "inductive" and self.validation == 0:
-            raise ValueError('restandardize = "inductive" takes its moments from validation rows, and validation = 0')
+            raise ValueError(
+                'restandardize = "inductive" takes its moments from validation rows, so validation must be above 0'
+            )
         return self

@@ -16,8 +16,8 @@ from leanrecon.regression.mlp.settings import MLPSettings
 from leanrecon.regression.mlp.targets import Components, EveryTarget, from_hats
 from leanrecon.regression.normalise import Centred, Moments
 from leanrecon.regression.ridge.hat import converted, refuse_nan_rows
+from leanrecon.regression.ridge.limits import TEST_ROWS
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import TEST_ROWS
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.stores.matrix import PANEL, Matrix, Reblocked, RowSubset, column_blocks, panels
 from leanrecon.weights.checkpoint import weights_of

@@ -18,9 +18,10 @@ from leanrecon.regression.normalise import Centred, Moments, moments
 from leanrecon.regression.ridge.form import Form, Source
 from leanrecon.regression.ridge.hat import gram
 from leanrecon.regression.ridge.kept_parts import kernels_of, placed
+from leanrecon.regression.ridge.limits import COMPONENTS, FEWEST_IMAGES, FOLDS, ONE_EACH
 from leanrecon.regression.ridge.loo import default_alphas
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import COMPONENTS, FEWEST_IMAGES, FOLDS, ONE_EACH, choice_rows
+from leanrecon.regression.ridge.plan import choice_rows
 from leanrecon.regression.ridge.rbf import into_rbf, median_distance, squared_norms
 from leanrecon.regression.ridge.restandardise import group_rows
 from leanrecon.regression.ridge.tridiagonal import Turned

@@ -16,16 +16,8 @@ import numpy as np
 from leanrecon.context import Context
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred, moments
-from leanrecon.regression.ridge.plan import (
-    ALPHAS,
-    FLOAT64_ORDER,
-    MOMENTS,
-    WORKSPACE,
-    FitPlan,
-    Shapes,
-    plan_fit,
-    plan_weights,
-)
+from leanrecon.regression.ridge.limits import ALPHAS, FLOAT64_ORDER, MOMENTS, WORKSPACE
+from leanrecon.regression.ridge.plan import FitPlan, Shapes, plan_fit, plan_weights
 
 if TYPE_CHECKING:
     from leanrecon.regression.ridge.kernel import Panels

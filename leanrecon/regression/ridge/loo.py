@@ -19,8 +19,8 @@ from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.group_errors import dual_group_errors, primal_group_errors, sums_of_squares
 from leanrecon.regression.ridge.hat import column_means, far_means, refuse_nan_columns, row_slabs
 from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.limits import PROJECTIONS
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import PROJECTIONS
 from leanrecon.regression.ridge.spectrum import Spectrum
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import PANEL, Matrix, column_blocks, panels, read_ahead, tile_memories

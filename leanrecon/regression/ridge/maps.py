@@ -11,8 +11,9 @@ from leanrecon.memory import MemoryBudget
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.kernel import Panels
 from leanrecon.regression.ridge.learned import Formed
+from leanrecon.regression.ridge.limits import WEIGHT_BLOCK
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import WEIGHT_BLOCK, Shapes, plan_weights
+from leanrecon.regression.ridge.plan import Shapes, plan_weights
 from leanrecon.regression.ridge.weights import (
     contents,
     for_measured_betas,
@@ -63,7 +64,7 @@ class WeightMaps(Formed):
     def write_weights(self, path: str | Path, *, overwrite: bool = False) -> Store:
         """Write the weights to a store [targets, p + 1], the last column being the intercept; resumable.
 
-        Arrays that are no stores are read once more, for a fingerprint.
+        Arrays that are not stores are read once more, for a fingerprint.
         """
         self._check_fitted()
         t, p = self.targets_.shape[1], self.n_features_in_

@@ -16,9 +16,9 @@ from leanrecon.regression.regressor import Output, RegressionData
 from leanrecon.regression.ridge.arrays_file import AGAIN, checksum_of, read_arrays, write_arrays
 from leanrecon.regression.ridge.gram_parts import GramParts
 from leanrecon.regression.ridge.kernel import Panels
+from leanrecon.regression.ridge.limits import PROJECTIONS
 from leanrecon.regression.ridge.loo import centre, first_means
 from leanrecon.regression.ridge.part_plan import PROJECTING, PROJECTION_TASKS, SHARED_OPERATIONS, TASKS_EACH, tasks_of
-from leanrecon.regression.ridge.plan import PROJECTIONS
 from leanrecon.regression.ridge.projection_parts import ProjectionParts
 from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.shared import identity, share_columns, wait_until_seen, while_begun

@@ -33,11 +33,11 @@ class Pairing:
     def of(cls, stimulus: Sequence[int] | Array | None, n: int, s: int) -> "Pairing":
         """The pairing of ``n`` rows of betas with ``s`` rows of targets.
 
-        Raises InputError where the numbers of rows don't agree or a stimulus is no row of the targets.
+        Raises InputError where the numbers of rows don't agree or a stimulus is not a row of the targets.
         """
         if stimulus is None:
             if n != s:
-                raise InputError(f"{n} rows of betas and {s} rows of targets", expected="as many of each")
+                raise InputError(f"{n} rows of betas and {s} rows of targets", expected="the same number of each")
             return cls(n, s)
         index = np.asarray(stimulus)
         if index.shape != (n,) or index.dtype.kind not in "iu":

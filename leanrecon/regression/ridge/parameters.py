@@ -9,7 +9,7 @@ from leanrecon.errors import SettingsError, shown
 from leanrecon.regression.ridge.form import KERNELS, MOST_POWER, VOXEL_WEIGHTS
 from leanrecon.regression.ridge.restandardise import Kind
 
-_LARGEST = sys.float_info.max  # larger integers are no floats
+_LARGEST = sys.float_info.max  # larger integers are not floats
 
 
 def _is_other(value: Any) -> bool:

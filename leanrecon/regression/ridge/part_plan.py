@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from leanrecon.regression.ridge.plan import WORKSPACE
+from leanrecon.regression.ridge.limits import WORKSPACE
 from leanrecon.regression.ridge.triangle import DEPTH, ROWS, WIDTH, panel_parts
 from leanrecon.stores.layout import PANEL
 

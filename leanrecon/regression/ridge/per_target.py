@@ -13,9 +13,9 @@ from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.hat import cross_kernel, refuse_nan_rows, row_slabs, target_columns
+from leanrecon.regression.ridge.limits import WEIGHT_BLOCK
 from leanrecon.regression.ridge.loo import best_alpha, loo_errors
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import WEIGHT_BLOCK
 from leanrecon.regression.ridge.rbf import Rbf, squared_norms
 from leanrecon.regression.ridge.restandardise import Kind, restandardise, spread
 from leanrecon.regression.ridge.spectrum import Spectrum

@@ -6,8 +6,7 @@ from typing import Any
 
 from leanrecon.regression.regressor import RegressionShapes
 from leanrecon.regression.ridge.form import Form, Source
-from leanrecon.regression.ridge.part_plan import PROJECTING, SHARED_OPERATIONS, GramShapes
-from leanrecon.regression.ridge.plan import (
+from leanrecon.regression.ridge.limits import (
     COMPONENTS,
     FOLDS,
     MOMENTS,
@@ -16,12 +15,9 @@ from leanrecon.regression.ridge.plan import (
     SUMMING,
     TEST_ROWS,
     WORKSPACE,
-    FitPlan,
-    Shapes,
-    choice_rows,
-    plan_fit,
-    plan_stream,
 )
+from leanrecon.regression.ridge.part_plan import PROJECTING, SHARED_OPERATIONS, GramShapes
+from leanrecon.regression.ridge.plan import FitPlan, Shapes, choice_rows, plan_fit, plan_stream
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.layout import BLOCK, PANEL, subset_block
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from leanrecon.progress import counted
 from leanrecon.regression.regressor import RegressionPlan, RegressionShapes
-from leanrecon.regression.ridge.plan import ALPHAS, FOLDS, LOO_ROWS, FitPlan, Shapes, plan_left_out
+from leanrecon.regression.ridge.limits import ALPHAS, FOLDS, LOO_ROWS
+from leanrecon.regression.ridge.plan import FitPlan, Shapes, plan_left_out
 from leanrecon.regression.ridge.plan_form import (
     kept_nbytes,
     kernels_nbytes,

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from leanrecon.regression.ridge.limits import PROJECTIONS, SUMMING, WORKSPACE
 from leanrecon.regression.ridge.loo import projected_rows
 from leanrecon.regression.ridge.part_plan import PROJECTING, PROJECTION_ROWS
-from leanrecon.regression.ridge.plan import PROJECTIONS, SUMMING, WORKSPACE
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]

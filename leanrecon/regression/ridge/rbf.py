@@ -16,7 +16,7 @@ from leanrecon.errors import InputError
 from leanrecon.memory import buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge.kernel import Panels
-from leanrecon.regression.ridge.plan import MEDIAN_ROWS
+from leanrecon.regression.ridge.limits import MEDIAN_ROWS
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import PANEL, panels
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.hat import stream
+from leanrecon.regression.ridge.limits import LOO_ROWS
 from leanrecon.regression.ridge.pairing import Groups, Pairing
-from leanrecon.regression.ridge.plan import LOO_ROWS
 from leanrecon.stores.matrix import Matrix, panels
 
 Array = np.ndarray[Any, Any]

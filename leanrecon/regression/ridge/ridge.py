@@ -8,6 +8,7 @@ Each works in memory or from disk with the same bytes as result.
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,30 +20,21 @@ from leanrecon.errors import InputError, SettingsError
 from leanrecon.memory import MemoryBudget, buffer
 from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import kept_parts, per_target
-from leanrecon.regression.ridge.arithmetic import ON_CPU
+from leanrecon.regression.ridge.alpha import Chosen, choose_by_eigenvectors, choose_by_search
 from leanrecon.regression.ridge.form import Form, forms
 from leanrecon.regression.ridge.hat import by_image, gram, hat_matrix, train_hat_matrix
 from leanrecon.regression.ridge.kernel import Panels, cholesky
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.learned import Learned
-from leanrecon.regression.ridge.loo import best_alpha, default_alphas, mean_eigenvalue
+from leanrecon.regression.ridge.limits import ALPHAS, FLOAT64_ORDER, TEST_ROWS
+from leanrecon.regression.ridge.loo import default_alphas, mean_eigenvalue
 from leanrecon.regression.ridge.pairing import Pairing
 from leanrecon.regression.ridge.parameters import check_form, check_parameters
-from leanrecon.regression.ridge.plan import (
-    ALPHAS,
-    FLOAT64_ORDER,
-    TEST_ROWS,
-    FitPlan,
-    Shapes,
-    plan_fit,
-    plan_per_target,
-    plan_predict,
-    plan_stream,
-)
+from leanrecon.regression.ridge.plan import FitPlan, Shapes, plan_fit, plan_per_target, plan_predict, plan_stream
 from leanrecon.regression.ridge.plan_form import plan_formed
 from leanrecon.regression.ridge.rbf import Rbf, into_rbf, median_distance
 from leanrecon.regression.ridge.restandardise import Kind, group_rows, leave_groups_out
-from leanrecon.regression.ridge.search import Search, errors_by_eigenvectors, search
+from leanrecon.regression.ridge.search import Search
 from leanrecon.regression.ridge.shapes import shapes_of
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.regression.ridge.together import Together
@@ -239,31 +231,24 @@ class StreamingRidge(Together):
 
     def _choose_alpha(self, kernel: Panels, dtype: np.dtype[Any], *, searched: bool) -> Panels | None:
         """Choose alpha; returns the Cholesky factor for it where a search still has that one."""
-        default = self.alphas is None
-        grid = default_alphas(mean_eigenvalue(kernel)) if default else np.sort(np.asarray(self.alphas, float))
-        self.alphas_, factor = grid, None
-        on = self._arithmetic
-        spectrum = None if searched else self._eigenvectors(kernel)
-        if self.per_target and spectrum is not None:
-            self._spectrum = spectrum
-            self.alpha_ = per_target.choose(self._train, spectrum, self.targets_, grid, self._pairing, on)
-            return None
-        if spectrum is None:
-            aside = kernel.directory or (None if self.scratch is None else Path(self.scratch))
-            # Nothing here holds the projections, a name no more than a tuple of arguments: they go once they are copied.
-            self.search_, factor = search(
-                kernel, self._projected(dtype), grid, self._pairing,
-                seed=self.seed, arithmetic=on, scratch=aside if on is ON_CPU else None,
-            )  # fmt: skip
-            errors = self.search_.errors
+        grid = (
+            default_alphas(mean_eigenvalue(kernel)) if self.alphas is None else np.sort(np.asarray(self.alphas, float))
+        )
+        self.alphas_ = grid
+        on, projected = self._arithmetic, partial(self._projected, dtype)
+        options: dict[str, Any] = {"targets": self.targets_.shape[1], "seed": self.seed, "arithmetic": on}
+        if searched:
+            chosen = choose_by_search(kernel, projected, grid, self._pairing, scratch=self.scratch, **options)
+        elif self.per_target:
+            self._spectrum = self._eigenvectors(kernel)
+            chosen = Chosen(per_target.choose(self._train, self._spectrum, self.targets_, grid, self._pairing, on))
         else:
-            projections = self._projected(dtype)
-            errors = errors_by_eigenvectors(
-                self._train, spectrum, projections, grid, self._pairing, seed=self.seed, arithmetic=on
-            )
-        self.loo_errors_ = np.where(np.isinf(errors), np.nan, errors) / (self.betas_.shape[0] * self.targets_.shape[1])
-        self.alpha_ = float(best_alpha(errors, grid))
-        return factor
+            spectrum = self._eigenvectors(kernel)
+            chosen = choose_by_eigenvectors(self._train, spectrum, projected, grid, self._pairing, **options)
+        self.alpha_, self.search_ = chosen.alpha, chosen.search
+        if chosen.errors is not None:
+            self.loo_errors_ = chosen.errors
+        return chosen.factor
 
     def _eigenvectors(self, kernel: Panels) -> Spectrum:
         def make() -> Spectrum:

@@ -38,9 +38,9 @@ from leanrecon.regression.ridge.kernel import (
     solve,
     solve_half,
 )
+from leanrecon.regression.ridge.limits import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
 from leanrecon.regression.ridge.loo import DualErrors, dual_errors, loo_errors, random_signs
 from leanrecon.regression.ridge.pairing import Groups, Pairing
-from leanrecon.regression.ridge.plan import PROBES, SEARCH_PROJECTIONS, SEARCH_ROWS
 from leanrecon.regression.ridge.restandardise import group_rows
 from leanrecon.regression.ridge.spectrum import Spectrum, eigenvectors
 from leanrecon.stores.matrix import panels

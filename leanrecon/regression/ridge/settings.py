@@ -62,5 +62,5 @@ class RidgeSettings(BaseModel):
         if self.per_target and self.restandardize == "inductive":
             raise ValueError('restandardize = "inductive" needs one alpha for all targets, not per_target')
         if self.kernel == "auto" and self.alpha != "loo":
-            raise ValueError('kernel = "auto" compares kernels whose alphas have different scales: alpha = "loo"')
+            raise ValueError('kernel = "auto" compares kernels whose alphas have different scales: set alpha = "loo"')
         return self

@@ -13,7 +13,7 @@ from leanrecon.regression.ridge.arithmetic import ON_CPU, Arithmetic
 from leanrecon.regression.ridge.hat import converted
 from leanrecon.regression.ridge.known import Known
 from leanrecon.regression.ridge.left_out import LeftOut
-from leanrecon.regression.ridge.plan import FLOAT64_ORDER
+from leanrecon.regression.ridge.limits import FLOAT64_ORDER
 from leanrecon.regression.ridge.restandardise import Kind, through_hats
 from leanrecon.regression.ridge.vram import require_to_stream
 from leanrecon.stores.matrix import Matrix

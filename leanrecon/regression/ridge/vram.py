@@ -8,16 +8,8 @@ from typing import Any
 from leanrecon.devices import choose, free_vram
 from leanrecon.errors import BudgetError
 from leanrecon.memory import format_bytes
-from leanrecon.regression.ridge.plan import (
-    ALPHAS,
-    PROBES,
-    PROJECTIONS,
-    SEARCH_ROWS,
-    TEST_ROWS,
-    WEIGHT_BLOCK,
-    Shapes,
-    plan_fit,
-)
+from leanrecon.regression.ridge.limits import ALPHAS, PROBES, PROJECTIONS, SEARCH_ROWS, TEST_ROWS, WEIGHT_BLOCK
+from leanrecon.regression.ridge.plan import Shapes, plan_fit
 from leanrecon.regression.ridge.triangle import DEPTH, PAIRS, WIDTH, panel_nbytes, triangle_nbytes
 from leanrecon.stores.layout import PANEL
 from leanrecon.weights.libraries import LIBRARY_NBYTES, imports_nbytes

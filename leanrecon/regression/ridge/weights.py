@@ -11,8 +11,8 @@ from leanrecon.regression.normalise import Centred
 from leanrecon.regression.ridge import blas
 from leanrecon.regression.ridge.hat import refuse_nan_rows, row_slabs, target_columns, voxel_slabs
 from leanrecon.regression.ridge.kernel import Panels, solve
+from leanrecon.regression.ridge.limits import TEST_ROWS, WEIGHT_BLOCK
 from leanrecon.regression.ridge.pairing import Pairing
-from leanrecon.regression.ridge.plan import TEST_ROWS, WEIGHT_BLOCK
 from leanrecon.regression.ridge.triangle import DEPTH
 from leanrecon.stores.matrix import (
     BLOCK,
