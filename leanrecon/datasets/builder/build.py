@@ -91,6 +91,7 @@ class Build:
         done = all(store.complete for store in (*stores.values(), *images.values())) and rows.are_in(self.study)
         if not done:
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            self._tell_left_out()
             self._fill_betas(stores)
             for split, store in images.items():
                 self._fill_images(split, store)
@@ -105,6 +106,20 @@ class Build:
             rows.write(self.study)
         forget_copies(self.study)
         return self.told
+
+    def _tell_left_out(self) -> None:
+        """Say how many trials are of neither split, and what the table calls their split."""
+        names, used = self.materials.trials.split, np.zeros(len(self.materials.trials), bool)
+        for part in self.parts.values():
+            used[part] = True
+        if names is None or used.all():
+            return
+        values = sorted({names[row] for row in np.flatnonzero(~used).tolist()})
+        called = ", ".join(repr(value) for value in values[:5]) + (" …" if len(values) > 5 else "")
+        self.context.progress.say(
+            f"{np.count_nonzero(~used)} of {counted(len(used), 'trials')} are left out: their split is {called}, "
+            "and neither train nor test"
+        )
 
     # Voxels
 
