@@ -148,6 +148,23 @@ def test_every_path_is_found_from_the_folder_of_the_settings(tmp_path: Path, kin
         assert Path(getattr(settings, name)).is_absolute(), name
 
 
+@pytest.mark.parametrize("name", ["trials.tsv", "mask.nii.gz"])
+def test_a_file_that_changed_since_the_study_was_begun_is_named(tmp_path: Path, name: str) -> None:
+    lab = write_lab(tmp_path / "lab")
+    build(lab, "study")
+    if name == "trials.tsv":
+        text = (lab.folder / name).read_text()
+        (lab.folder / name).write_text(text.replace("\t1\t", "\t9\t"))
+    else:
+        data = (lab.folder / name).read_bytes()  # of gzip: a time in its header
+        (lab.folder / name).write_bytes(data[:4] + b"abcd" + data[8:])
+    with pytest.raises(
+        StoreError, match=rf"lab/{name} changed since the study was begun: .*Put the earlier version back"
+    ):
+        build(lab, "study")
+    build(lab, "study", overwrite=True)
+
+
 def test_trials_of_neither_split_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab = write_lab(tmp_path / "lab")
     text = (lab.folder / "trials.tsv").read_text()

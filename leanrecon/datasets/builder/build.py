@@ -166,9 +166,10 @@ class Build:
         return self._create(self.study.stimuli(split), (len(names), *images.shape), np.uint8, {"dataset": made})
 
     def _create(self, path: Any, shape: tuple[int, ...], dtype: Any, made_of: dict[str, Any]) -> Store:
-        return Store.create(
-            path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
-        )
+        with self.sources.named():
+            return Store.create(
+                path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
+            )
 
     # Responses
 
