@@ -22,6 +22,7 @@ from support.layouts import (
     write_miyawaki,
 )
 
+import leanrecon
 from leanrecon.api import plan, run
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
@@ -169,6 +170,21 @@ def test_rows_on_the_last_axis_are_read_so(tmp_path: Path) -> None:
     found = settings_of(tmp_path / "all.mat")
     assert found["rows_last"] is True
     plan_and_ingest(found, tmp_path / "study")
+
+
+@pytest.mark.parametrize(("channels", "last"), [(1, False), (1, True), (3, False)])
+def test_flat_images_get_their_shape_and_are_no_betas(tmp_path: Path, channels: int, last: bool) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 12 * 12 * channels)).astype(np.uint8)
+    arrays = {"I": images, "R": rng.standard_normal((50, 30))}
+    scipy.io.savemat(tmp_path / "all.mat", {name: array.T if last else array for name, array in arrays.items()})
+    found = settings_of(tmp_path / "all.mat")
+    assert (found["betas"][-1], found["stimuli"][-1]) == ("R", "I")
+    assert found["image_shape"] == ([12, 12] if channels == 1 else [12, 12, 3])
+    assert found["image_order"] == "F"
+    plan_and_ingest(found, tmp_path / "study")
+    first = leanrecon.open(tmp_path / "study").stimuli("train")[0]
+    assert any(np.array_equal(first, row.reshape(channels, 12, 12).transpose(2, 1, 0)) for row in images)
 
 
 def test_files_of_several_subjects_are_not_mixed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from leanrecon.datasets.files.folder import ENDINGS
 from leanrecon.datasets.files.open import SUFFIXES, ZARR, array_keys, open_array
 from leanrecon.datasets.files.table import read_table
-from leanrecon.datasets.inspect.arrays import Look, look_at
+from leanrecon.datasets.inspect.arrays import Look, look_at, square_of
 from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, settings_for
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.inputs import InputFile, matching_in
@@ -299,6 +299,10 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
     betas, images = ([shapes[settings[key]] for key in (role, f"{role}_train") if key in settings] for role in found)
     if betas and images and betas[0][0] != images[0][0] and betas[0][-1] == images[0][-1]:
         settings["rows_last"] = True
+    if images and len(images[0]) == 2 and (shape := square_of(images[0][0 if "rows_last" in settings else 1])):
+        settings["image_shape"] = shape
+        name = str(settings.get("stimuli") or settings["stimuli_train"])
+        settings |= {"image_order": "F"} if ".mat:" in name.lower() else {}
     return settings if any(key.endswith("_train") for key in settings) else settings | {"test_fraction": 0.1}
 
 
