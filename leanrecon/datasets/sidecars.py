@@ -1,8 +1,9 @@
 """The small files beside a study's betas and stimuli: kept while they stay the same, and swept of what a kill left."""
 
+import contextlib
 import hashlib
 import zipfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ class SourceFiles:
                 raise changing(path)
         self.seen[str(path)] = of
         return str(of[1])
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the files that changed since an earlier run of the study in a StoreError of the block."""
+        try:
+            yield
+        except StoreError as error:
+            changed = [path for path, of in self.seen.items() if self.known.get(path, of)[1] != of[1]]
+            if not changed:
+                raise
+            others = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
+            raise StoreError(
+                f"{changed[0]}{others} changed since the study was begun: {error.found}",
+                todo="put the earlier version back, choose another --study, or replace what was made with --overwrite",
+            ) from error
 
     def refuse_changes(self, stores: Iterable[Store]) -> None:
         """Raise InputError for a file that was written to since this run has read its content.

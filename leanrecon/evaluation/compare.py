@@ -17,6 +17,7 @@ import numpy as np
 
 from leanrecon.errors import InputError, SettingsError
 from leanrecon.evaluation.bootstrap import LEVELS, Resampling, numbered
+from leanrecon.evaluation.same_pictures import another_picture
 from leanrecon.places import seals
 from leanrecon.places.files import read_record, unreadable
 from leanrecon.stores.fingerprint import fingerprint
@@ -133,6 +134,11 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> C
             if figures:
                 name = f"{other.name} less {first.name}"
                 lines.append(Line(name, "difference", first.protocol, common, figures, first.heading))
+                if (image := another_picture(Study(other.folder), Study(first.folder))) is not None:
+                    notes.append(
+                        f"{image} is one picture in {other.name} and another in {first.name}: their difference pairs "
+                        "test images by name, and may pair different ones."
+                    )
             else:
                 notes.append(
                     f"{other.name} and {first.name} share {common} test images: their difference has no pairs."

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.errors import InputError, said_by
+from leanrecon.datasets.files.folder import ENDINGS, image_size, read_image
+from leanrecon.errors import InputError
 from leanrecon.features.extract import extract
-from leanrecon.images import Array, ImageShape, resize, with_channels
+from leanrecon.images import Array, ImageShape
 from leanrecon.places import Location
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.images import ImageReader, image_shape
@@ -18,10 +19,8 @@ from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.matrix import panels
 from leanrecon.stores.store import Store, remove
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-MOST_PIXELS = 100_000_000
-"""The most pixels of a picture; larger ones are refused before they are decoded."""
+DECODED_NBYTES = 8 * 4_000_000
+"""Bytes that a picture of four million pixels takes while it is decoded."""
 
 _FLOAT = 4
 
@@ -38,7 +37,9 @@ class Gallery:
     def picture(self, number: int) -> Array | None:
         """One picture, uint8 [height, width, channels]; None if there are only features."""
         if isinstance(self.source, list):
-            return read_picture(self.source[number])
+            file = self.source[number]
+            height, width, _ = image_size(file)
+            return read_image(file, (height, width, 3))
         if self.source is None:
             return None
         images: ImageReader = self.source
@@ -49,7 +50,7 @@ class Gallery:
 def open_gallery(path: Path, space: Any, shape: ImageShape, folder: Location, context: Context) -> Gallery:
     """The gallery at a path, with its features in ``space`` under ``folder``, which a stopped run continues.
 
-    Pictures of a folder are resized to ``shape``, that of the study's stimuli. Raises InputError for a path without
+    Pictures of a folder are brought to ``shape``, that of the study's stimuli, as the images of a dataset are. Raises InputError for a path without
     pictures, or with features of another length.
     """
     if not path.exists():
@@ -58,9 +59,9 @@ def open_gallery(path: Path, space: Any, shape: ImageShape, folder: Location, co
         )
     if (path / "zarr.json").exists():
         return _of_store(Store.open(path), space, shape, folder, context)
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS) if path.is_dir() else []
     if not files:
-        raise InputError(f"{path} holds no pictures", expected=f"a folder with files of {', '.join(SUFFIXES)}")
+        raise InputError(f"{path} holds no pictures", expected=f"a folder with files of {', '.join(ENDINGS)}")
     names = [file.relative_to(path).as_posix() for file in files]
     return Gallery(names, files, _encoded(files, names, space, shape, folder / "features.zarr", context))
 
@@ -88,21 +89,6 @@ def _of_store(store: Store, space: Any, shape: ImageShape, folder: Location, con
     return Gallery(names, None, store)
 
 
-def read_picture(file: Path) -> Array:
-    """The picture in a file as uint8 [height, width, 3]; raises InputError for other files."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} × {picture.height} pixels are too many")
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{file} can't be read as a picture: {said_by(error)}", todo="remove it, or repair it"
-        ) from None
-
-
 def _encoded(
     files: list[Path], names: list[str], space: Any, shape: ImageShape, target: Location, context: Context
 ) -> Store:
@@ -113,7 +99,12 @@ def _encoded(
         target,
         (len(files), dims),
         np.float32,
-        made_of={"files": fingerprint({"files": stamps}), "space": space.made_of(), "shape": list(shape)},
+        made_of={
+            "files": fingerprint({"files": stamps}),
+            "space": space.made_of(),
+            "shape": list(shape),
+            "read": "as stimuli",
+        },
         chunk=context.chunk,
         overwrite=True,
     )
@@ -124,7 +115,7 @@ def _encoded(
     rows, columns = plan_chunks((len(files), dims), np.float32, context.chunk)
     image = int(np.prod(shape))
     batch = max(min(cost.batch, 64), 1)
-    held = min(rows, len(files)) * dims * _FLOAT + 2 * rows * columns * _FLOAT + 20_000_000
+    held = min(rows, len(files)) * dims * _FLOAT + 2 * rows * columns * _FLOAT + 20_000_000 + DECODED_NBYTES
     context.require("retrieve", cost.held + batch * (cost.per_image + 2 * image + dims * _FLOAT) + held)
     done = store.rows - sum(len(store.group_rows(i)) for i in missing)
     with context.task(total=store.rows, unit="pictures", done=done) as advance:
@@ -143,7 +134,7 @@ def _encoded(
 
 
 def _encode(space: Any, files: list[Path], rows: range, shape: ImageShape) -> Array:
-    images = [resize(with_channels(read_picture(files[row]), shape[2]), shape) for row in rows]
+    images = [read_image(files[row], shape) for row in rows]
     encoded: Array = space.encode(np.stack(images), rows)
     if not np.isfinite(encoded).all():
         raise InputError(

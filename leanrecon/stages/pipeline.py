@@ -13,6 +13,7 @@ import tomli_w
 from leanrecon.errors import InputError, SettingsError, StoreError, shown
 from leanrecon.places import LocationLike
 from leanrecon.places.files import write_text
+from leanrecon.places.inputs import names_bucket
 from leanrecon.progress import Progress, format_seconds
 from leanrecon.stages.dataset import DatasetStage
 from leanrecon.stages.decode import DecodeStage
@@ -40,8 +41,11 @@ from leanrecon.weights.libraries import counting
 STAGES = ("dataset", "features", "regression", "stage1", "refine", "evaluate")
 """The names of the stages of most studies, in order."""
 
-GATHERED_NBYTES = 28_000_000
-"""Bytes that a run holds before its first stage, and a plan does not: zarr (9 MB), other modules and records."""
+LATER_NBYTES = 19_000_000
+"""Bytes that a run gathers as it works, and does not hold before its first stage: modules and records."""
+
+GATHERED_NBYTES = 9_000_000 + LATER_NBYTES
+"""Bytes that a run holds when it works, and a plan does not: zarr, and what it gathers later."""
 
 
 def stages_of(settings: Settings) -> list[Stage]:
@@ -84,10 +88,13 @@ def plan_study(
 
     ``study`` is the folder or URL of the study: requests to a bucket take memory too.
     """
-    stages = stages_until(settings, until)
     budget = budget_of(settings, study)
     budget = replace(budget, reserved=budget.reserved + GATHERED_NBYTES)
-    planning = Planning(settings, base_dir, budget)
+    return _planned(stages_until(settings, until), Planning(settings, base_dir, budget))
+
+
+def _planned(stages: Sequence[Stage], planning: Planning) -> list[PlannedStage]:
+    settings = planning.settings
     lines: list[PlannedStage] = []
     with counting():
         for stage in stages:
@@ -137,6 +144,7 @@ class Pipeline:
             load_library()
             began = time.monotonic()
             with contextlib.nullcontext() if self._cluster is None else self._cluster.opened(run) as run.workers:
+                self._require_memory(stages)
                 for k, stage in enumerate(stages):
                     run.progress.say(_where(stages, k, self._place(stage), time.monotonic() - began))
                     stage.run(run)
@@ -167,6 +175,24 @@ class Pipeline:
         run = self._run
         studies = [run.study, *([Study(run.mirror.folder)] if run.mirror else [])]
         return not run.overwrite and any(study.rows.is_file() for study in studies)
+
+    def _require_memory(self, stages: Sequence[Stage]) -> None:
+        """Raise BudgetError before the first stage of a new study if a stage is sure to need more than is allowed.
+
+        The message names a budget that is enough for all of them. A study whose dataset is complete is left to its
+        stages, which know what is left to do. So is one that workers share, whose memory is theirs, and one whose inputs
+        lie in a bucket, which would be asked for them twice.
+        """
+        run = self._run
+        if len(stages) < 2 or run.workers is not None or run.study.rows.exists():
+            return
+        if names_bucket([of.model_dump() for of in (run.settings.dataset, *run.settings.features.values())]):
+            return
+        budget = budget_of(run.settings, run.study.root)
+        largest = max(_planned(stages, Planning(run.settings, run.base_dir, budget)), key=lambda stage: stage.memory)
+        if largest.memory > budget.allowed:
+            what = f"{largest.stage}, which needs most of all stages,"
+            budget.require(what, largest.memory - budget.reserved + LATER_NBYTES)
 
     def _write_settings(self, accepted: Sequence[Stage]) -> None:
         """Write study.toml: the settings that these stages accepted, and those of earlier runs for later stages."""

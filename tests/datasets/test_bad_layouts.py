@@ -1,5 +1,6 @@
 """What people's files do to readers: each is read rightly, or refused with what is wrong and what to do."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -122,6 +123,27 @@ def test_images_of_other_modes_and_sizes_are_brought_to_one_shape(tmp_path: Path
     assert (rows[3] == 255).all(), "what is transparent is white"
     np.testing.assert_array_equal(rows[4], pixels)
     assert image_size(tmp_path / "turned.png") == (10, 12, 3)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in the first", "in the last"])
+def test_one_grey_image_leaves_the_others_in_colour(tmp_path: Path, last: bool) -> None:
+    lab = write_lab(tmp_path / "lab")
+    name = lab.stimulus[-1 if last else 0]
+    path = lab.folder / "images" / name
+    grey = Image.open(path).convert("L")
+    grey.save(path)
+    made = study(lab)
+    for split in ("train", "test"):
+        ids = json.loads((lab.folder / "study" / "stimuli" / "ids.json").read_text())[split]
+        truth = {**lab.images, name: np.asarray(grey.convert("RGB"))}
+        assert all(np.array_equal(image, truth[shown]) for image, shown in zip(made.stimuli(split), ids, strict=True))
+
+
+def test_images_that_are_all_grey_are_stored_in_grey(tmp_path: Path) -> None:
+    lab = write_lab(tmp_path / "lab")
+    for path in (lab.folder / "images").iterdir():
+        Image.open(path).convert("L").save(path)
+    assert study(lab).stimuli("train").shape[3] == 1
 
 
 def deep_png(path: Path) -> None:

@@ -10,6 +10,7 @@ from support.lab import Lab, write_lab
 
 from leanrecon.api import open as open_study
 from leanrecon.api import plan, run
+from leanrecon.datasets.nifti.dataset import Nifti, NiftiSettings
 from leanrecon.errors import StoreError
 from leanrecon.places import as_location
 from leanrecon.progress import PlainProgress
@@ -145,3 +146,45 @@ def test_every_path_is_found_from_the_folder_of_the_settings(tmp_path: Path, kin
     )
     for name in set(given) - {"root"}:
         assert Path(getattr(settings, name)).is_absolute(), name
+
+
+@pytest.mark.parametrize("name", ["trials.tsv", "mask.nii.gz"])
+def test_a_file_that_changed_since_the_study_was_begun_is_named(tmp_path: Path, name: str) -> None:
+    lab = write_lab(tmp_path / "lab")
+    build(lab, "study")
+    if name == "trials.tsv":
+        text = (lab.folder / name).read_text()
+        (lab.folder / name).write_text(text.replace("\t1\t", "\t9\t"))
+    else:
+        data = (lab.folder / name).read_bytes()  # of gzip: a time in its header
+        (lab.folder / name).write_bytes(data[:4] + b"abcd" + data[8:])
+    with pytest.raises(
+        StoreError, match=rf"lab/{name} changed since the study was begun: .*Put the earlier version back"
+    ):
+        build(lab, "study")
+    build(lab, "study", overwrite=True)
+
+
+def test_trials_of_neither_split_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = write_lab(tmp_path / "lab")
+    text = (lab.folder / "trials.tsv").read_text()
+    (lab.folder / "trials.tsv").write_text(text.replace("\ttrain", "\ttrian", 3))
+    build(lab, "study", dataset={"check": "warn"})
+    assert "3 of 32 trials are left out: their split is 'trian', and neither train nor test" in capsys.readouterr().err
+    build(write_lab(tmp_path / "whole"), "study")
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ""),
+        ({"zscore": "train"}, ""),
+        ({"zscore": "run"}, "all trials of a run, tested ones among them"),
+        ({"zscore": "session"}, "all trials of a session, tested ones among them"),
+        ({"zscore": "train", "folds": 3}, "trials of all folds, tested ones among them"),
+    ],
+)
+def test_the_report_says_where_z_scores_use_tested_trials(settings: dict[str, Any], words: str) -> None:
+    notes = list(Nifti.notes(NiftiSettings(betas="b.nii", trials="t.tsv", **settings)))
+    assert [words in note for note in notes] == ([True] if words else [])

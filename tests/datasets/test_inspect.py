@@ -22,6 +22,7 @@ from support.layouts import (
     write_miyawaki,
 )
 
+import leanrecon
 from leanrecon.api import plan, run
 from leanrecon.datasets.inspect.inspect import inspect
 from leanrecon.errors import InputError
@@ -140,6 +141,74 @@ def test_arrays_are_described_with_their_likely_scale(tmp_path: Path) -> None:
     text = found.text()
     assert "divide by 300" in text
     assert "channels come first" in text
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("patterns_train", "patterns_test"),
+        ("contrast_train", "contrast_test"),
+        ("fmriTrn", "fmriTest"),
+        ("Xtr", "Xte"),
+        ("XTrain", "XTest"),
+        ("train_filtered", "test_filtered"),
+    ],
+)
+def test_train_and_test_arrays_are_told_apart_by_their_names(tmp_path: Path, train: str, test: str) -> None:
+    rng = np.random.default_rng(0)
+    for name, rows in ((train, 40), (test, 10)):
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((rows, 30)))
+    settings = inspect(tmp_path).settings
+    assert Path(settings["betas_train"]).stem == train
+    assert Path(settings["betas_test"]).stem == test
+
+
+def test_rows_on_the_last_axis_are_read_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"betas": rng.standard_normal((30, 50)), "stimuli": rng.integers(0, 256, (9, 9, 3, 50), np.uint8)}
+    scipy.io.savemat(tmp_path / "all.mat", arrays)
+    found = settings_of(tmp_path / "all.mat")
+    assert found["rows_last"] is True
+    plan_and_ingest(found, tmp_path / "study")
+
+
+@pytest.mark.parametrize(("channels", "last"), [(1, False), (1, True), (3, False)])
+def test_flat_images_get_their_shape_and_are_no_betas(tmp_path: Path, channels: int, last: bool) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 12 * 12 * channels)).astype(np.uint8)
+    arrays = {"I": images, "R": rng.standard_normal((50, 30))}
+    scipy.io.savemat(tmp_path / "all.mat", {name: array.T if last else array for name, array in arrays.items()})
+    found = settings_of(tmp_path / "all.mat")
+    assert (found["betas"][-1], found["stimuli"][-1]) == ("R", "I")
+    assert found["image_shape"] == ([12, 12] if channels == 1 else [12, 12, 3])
+    assert found["image_order"] == "F"
+    plan_and_ingest(found, tmp_path / "study")
+    first = leanrecon.open(tmp_path / "study").stimuli("train")[0]
+    assert any(np.array_equal(first, row.reshape(channels, 12, 12).transpose(2, 1, 0)) for row in images)
+
+
+def test_files_of_several_subjects_are_not_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
+    for subject in ("sub-A", "sub-B"):
+        lab = write_lab(tmp_path / "data" / subject)
+        for file in lab.folder.glob("sub-01*"):
+            file.rename(file.with_name(file.name.replace("sub-01", subject)))
+    (tmp_path / "data" / "participants.tsv").write_text("participant_id\tage\nsub-A\t30\n")
+    found = inspect(tmp_path / "data")
+    assert any("not for sub-B/sub-B_run-1_betas.nii.gz" in line for line in found.lines)
+    assert Path(found.settings["trials"]).parent.name == "sub-A"
+    assert Path(found.settings["mask"]).parent.name == "sub-A"
+    plan_and_ingest(settings_of(tmp_path / "data") | {"check": "warn"}, tmp_path / "study")
+
+
+def test_what_a_study_needs_and_a_folder_lacks_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
+    lab = write_lab(tmp_path / "lab")
+    (lab.folder / "images").rename(tmp_path / "images")
+    (lab.folder / "trials.tsv").unlink()
+    text = inspect(lab.folder).text()
+    assert "missing: a table of trials" in text
+    assert "missing: the folder of the images" in text
 
 
 def test_a_file_of_5000_data_sets_is_described_in_part(tmp_path: Path) -> None:

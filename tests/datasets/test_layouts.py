@@ -324,6 +324,51 @@ def test_glmsingles_trials_are_rows_in_the_order_of_the_table(tmp_path: Path, en
         np.testing.assert_allclose(made.betas(split), averaged(betas, names, wanted), atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["hdf5", "mat"])
+@pytest.mark.parametrize("form", ["volumes", "grid", "mask", "mask, 4-D"])
+def test_voxels_of_a_mask_are_found_in_the_order_of_the_program_that_wrote_them(
+    tmp_path: Path, ending: str, form: str
+) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
+    betas, names = write_glmsingle(tmp_path / "glm", ending=ending)
+    folder = tmp_path / "glm"
+    mask = np.arange(24).reshape(4, 3, 2) % 5 != 1
+    nibabel.save(nibabel.Nifti1Image(mask.astype("u1"), np.eye(4)), folder / "mask.nii.gz")
+    volumes = betas.reshape(24, 4, 3, 2).transpose(1, 2, 3, 0)
+    if form == "grid":
+        data = volumes.reshape(24, 24, order="F" if ending == "mat" else "C")
+    elif form != "volumes":  # data(mask) in MATLAB, data[mask] in NumPy
+        data = volumes.transpose(2, 1, 0, 3)[mask.T] if ending == "mat" else volumes[mask]
+        data = data[:, None, None] if "4-D" in form else data
+    else:
+        data = volumes
+    with h5py.File(folder / f"TYPED_FITHRF_GLMDENOISE_RR.{ending}", "a") as file:
+        del file["betasmd"]
+        file["betasmd"] = data if ending == "hdf5" else data.T
+        if ending == "mat":
+            file["betasmd"].attrs["MATLAB_class"] = np.bytes_("single")
+    settings = {"kind": "glmsingle", "root": str(folder), "trials": str(folder / "trials.csv")}
+    made = study(tmp_path, settings | {"images": str(folder / "images"), "mask": str(folder / "mask.nii.gz")})
+    for split in ("train", "test"):
+        truth = averaged(betas, names, ids(made, split))[:, mask.reshape(-1)]
+        np.testing.assert_allclose(made.betas(split), truth, atol=1e-6)
+    with np.load(made.path / "betas" / "voxels.npz") as voxels:
+        np.testing.assert_array_equal(voxels["index"], np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (2, 3, 4), (24, 1, 1)])
+def test_a_mask_with_other_sides_is_refused_though_it_has_as_many_voxels(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
+    write_glmsingle(tmp_path / "glm", ending="hdf5")
+    folder = tmp_path / "glm"
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, "u1"), np.eye(4)), folder / "mask.nii.gz")
+    settings = {"kind": "glmsingle", "root": str(folder), "trials": str(folder / "trials.csv")}
+    with pytest.raises(InputError, match=r"mask.nii.gz has shape .* \(4, 3, 2\)"):
+        study(tmp_path, settings | {"mask": str(folder / "mask.nii.gz")})
+
+
 def test_glmsingles_pickles_are_never_loaded(tmp_path: Path) -> None:
     write_glmsingle(tmp_path / "glm", ending="hdf5")
     folder = tmp_path / "glm"

@@ -14,8 +14,10 @@ from leanrecon.evaluation.compare import RESAMPLES, compare_studies
 from leanrecon.evaluation.compare_tables import csv_of, markdown_of, text_of, write_table
 from leanrecon.evaluation.plan import resamples_at_once
 from leanrecon.places.files import write_json, write_text
+from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
 from leanrecon.study.protocols import PROTOCOLS
+from leanrecon.study.rows import Rows, SplitRows
 
 RNG = np.random.default_rng(2)
 IMAGES = [f"image{k}" for k in range(12)]
@@ -242,3 +244,24 @@ def test_what_has_no_figures_is_refused(tmp_path: Path) -> None:
         compare_studies([tmp_path / "a", tmp_path / "nobody"])
     with pytest.raises(InputError, match="a is named twice"):
         compare_studies([tmp_path / "a", tmp_path / "a"])
+
+
+@pytest.mark.parametrize("how", ["the same", "another", "of another size"])
+def test_different_pictures_of_one_name_are_told(tmp_path: Path, how: str) -> None:
+    pictures = RNG.integers(0, 256, (12, 6, 6, 3)).astype(np.uint8)
+    others = pictures.copy() if how != "of another size" else pictures[:, :4]
+    if how == "another":
+        others[7] = others[7, :, ::-1]
+    for name, images, order in (("one", pictures, np.arange(12)), ("other", others, np.arange(12)[::-1])):
+        names = [IMAGES[k] for k in order]
+        study(tmp_path, name, names)
+        of = Study(tmp_path / name)
+        store = Store.create(of.stimuli("test"), images.shape, np.uint8, made_of={}, chunk="1KB")
+        for group in range(store.row_groups):
+            store.write_rows(group, images[order][store.group_rows(group)])
+        store.finish()
+        rows = SplitRows(np.arange(12), [[k] for k in range(12)], [1] * 12)
+        Rows({"train": rows, "test": rows}, {"train": names, "test": names}).write(of)
+    found = compare_studies([tmp_path / "one", tmp_path / "other"])
+    told = [note for note in found.notes if "may pair different ones" in note]
+    assert [note.partition(" ")[0] for note in told] == (["image7"] if how == "another" else [])

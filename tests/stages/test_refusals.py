@@ -1,5 +1,8 @@
 """A run that is refused before any work leaves nothing behind; what was there stays."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,27 @@ def test_a_study_that_was_begun_stays_when_a_later_run_is_refused(tmp_path: Path
     with pytest.raises(BudgetError):
         leanrecon.run(SIMULATED | {"memory": "20MB"}, study=study, progress=Progress())
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+
+
+def test_no_stage_begins_if_a_later_one_is_sure_not_to_fit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "b.npy", rng.standard_normal((600, 20), dtype=np.float32))
+    np.save(tmp_path / "s.npy", rng.integers(0, 256, (600, 64, 64, 3), np.uint8))
+    settings = tmp_path / "s.toml"
+    dataset = '[dataset]\nbetas = "b.npy"\nstimuli = "s.npy"\ntest_fraction = 0.1\n'
+    settings.write_text(dataset + "[features.pca]\ncomponents = 100\n[evaluate]\npermutations = 0\n")
+
+    def run(memory: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "leanrecon", "run", str(settings), "--study", str(tmp_path / "study")]
+        return subprocess.run([*command, "--memory", memory], check=False, capture_output=True, text=True)
+
+    refused = run("250MB")
+    assert refused.returncode == 2
+    assert "features pca, which needs most of all stages, needs at least" in refused.stderr
+    assert "stage 1 of" not in refused.stderr
+    assert not (tmp_path / "study").exists()
+    enough = re.findall(r'"(\d+MB)"', refused.stderr)[0]
+    assert run(enough).returncode == 0
 
 
 def test_work_that_was_done_before_a_refusal_stays(tmp_path: Path) -> None:

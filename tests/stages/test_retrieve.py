@@ -11,8 +11,10 @@ from PIL import Image
 import leanrecon
 from leanrecon.errors import InputError, LeanreconError, SettingsError
 from leanrecon.features.pca import PCA
+from leanrecon.images import resize
 from leanrecon.places import Location
 from leanrecon.stages.retrieve import retrieve
+from leanrecon.stores import Store
 from leanrecon.study.layout import LAYOUT, Role, item_of
 
 pytestmark = pytest.mark.slow
@@ -117,7 +119,7 @@ def test_what_is_no_gallery_is_refused(study: Path, pictures: Path, tmp_path: Pa
     for gallery, said in (
         (tmp_path / "nowhere", "there is no"),
         (empty, "holds no pictures"),
-        (broken, "can't be read as a picture"),
+        (broken, "can't be read as an image"),
         (study / "betas/train.zarr", "expected: images, or features of pca|images, or features of pca"),
         (study / "features/pixels/train.zarr", r"float32 \[rows, 8\]"),
     ):
@@ -129,6 +131,26 @@ def test_what_is_no_gallery_is_refused(study: Path, pictures: Path, tmp_path: Pa
         retrieve(study, pictures, space="pcaa")
     with pytest.raises(LeanreconError, match="needs at least"):
         retrieve(study, pictures, memory="1MB", out=tmp_path / "b")
+
+
+def test_pictures_are_read_as_the_images_of_a_dataset_are(study: Path, tmp_path: Path) -> None:
+    train = leanrecon.open(study).stimuli("train")
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown a quarter turn clockwise
+    Image.fromarray(np.rot90(train[0]).copy()).save(folder / "0 turned.png", exif=turned)
+    alpha = np.where(np.arange(24)[:, None, None] < 12, 255, 0) * np.ones((24, 24, 1))
+    Image.fromarray(np.dstack([train[1], alpha.astype(np.uint8)])).save(folder / "1 clear.png")
+    Image.fromarray(np.pad(train[2], ((0, 0), (12, 12), (0, 0)))).save(folder / "2 wide.png")
+    Image.fromarray(train[3]).quantize(256).save(folder / "3 palette.gif")
+    retrieve(study, folder, k=4, space="pixels", out=tmp_path)
+    found = Store.open(study / "retrieval/pixels/features.zarr")[0:4]
+    white = train[1].copy()
+    white[12:] = 255
+    shown = np.stack([train[0], white, train[2], np.asarray(Image.open(folder / "3 palette.gif").convert("RGB"))])
+    truth = [resize(image, (6, 6, 3)).reshape(-1) / 255 for image in shown]
+    np.testing.assert_allclose(found, truth, atol=1e-6)
 
 
 def test_names_of_pictures_are_only_text_in_the_page(study: Path, tmp_path: Path) -> None:

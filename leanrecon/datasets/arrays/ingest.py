@@ -62,7 +62,8 @@ class Ingest:
         self._recall_sources()
         splits, repeats = self._splits()
         splits, told = self._select(self._nearby(splits, repeats), repeats)
-        stores = self._create(splits, repeats)
+        with self.sources.named():
+            stores = self._create(splits, repeats)
         if self.context.overwrite:
             self._remove_others(set(repeats))
         self._keep_sources()

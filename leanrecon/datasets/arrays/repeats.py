@@ -91,12 +91,16 @@ class Repeats:
         sets = None if self.sets is None else [self.sets[name] for name in shown]
         return SplitRows(stimulus, trials, [len(of) for of in trials], run=runs, test_set=sets)
 
-    def groups(self, *, by_run: bool) -> list[str]:
-        """What folds keep together, for each row of betas: the image, or whatever runs join."""
+    def groups(self, *, by_run: bool, equal: Mapping[str, str] | None = None) -> list[str]:
+        """What folds keep together, for each row of betas: the image, or whatever runs join.
+
+        ``equal`` names, for images that are the same as another one, that other image.
+        """
         kept = [places[0] for places in self.rows.values()] if self.averaged else list(range(len(self.ids)))
+        ids = [equal.get(name, name) for name in self.ids] if equal else self.ids
         if not by_run or self.runs is None:
-            return [self.ids[place] for place in kept]
-        joined = joined_groups(self.ids, self.runs.tolist())
+            return [ids[place] for place in kept]
+        joined = joined_groups(ids, self.runs.tolist())
         return [str(joined[place]) for place in kept]
 
     def captions(self, rows: Sequence[Sequence[str]]) -> list[list[str]]:

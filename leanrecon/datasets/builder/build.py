@@ -18,10 +18,12 @@ from leanrecon.datasets.files.rows import Rows
 from leanrecon.datasets.ingest import Source, fill_betas, fill_store
 from leanrecon.datasets.nearby import Nearby, forget_copies
 from leanrecon.datasets.reliability import judge, repeat_reliability, sampled_voxels
+from leanrecon.datasets.shared_images import equal_images, refuse_shared_images
 from leanrecon.datasets.sidecars import SourceFiles, forget_other_kind, keep_json, remove_others, sources_path, sweep
-from leanrecon.datasets.splits import fold_rows
+from leanrecon.datasets.splits import SHARED_TODO, fold_rows
 from leanrecon.datasets.voxel_reliability import reliable_voxels
 from leanrecon.places.files import read_json, write_json, write_whole
+from leanrecon.progress import counted
 from leanrecon.stores.fingerprint import fingerprint
 from leanrecon.stores.store import Store
 from leanrecon.study.layout import Study
@@ -86,23 +88,38 @@ class Build:
         record = {"files": self.sources.seen}
         if read_json(sources_path(self.study)) != record:
             write_json(sources_path(self.study), record)
-        if not (all(store.complete for store in (*stores.values(), *images.values())) and rows.are_in(self.study)):
+        done = all(store.complete for store in (*stores.values(), *images.values())) and rows.are_in(self.study)
+        if not done:
             self.study.rows.unlink(missing_ok=True)  # written last: its presence says that all is done
+            self._tell_left_out()
             self._fill_betas(stores)
             for split, store in images.items():
                 self._fill_images(split, store)
+            self._refuse_shared_images()
         if self.materials.captions is not None:
             for split, of in self.repeats.items():
                 texts = self.materials.captions(of.images)
                 keep_json(self.study.captions(split), texts, "captions", overwrite=overwrite)
         if self.settings.folds:
-            groups = self.repeats["train"].groups(by_run=self.settings.group == "run")
-            folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
-            keep_json(self.study.folds, folds, "folds or another seed", overwrite=overwrite)
+            keep_json(self.study.folds, self._folds(done), "folds or another seed", overwrite=overwrite)
         if not rows.are_in(self.study):
             rows.write(self.study)
         forget_copies(self.study)
         return self.told
+
+    def _tell_left_out(self) -> None:
+        """Say how many trials are of neither split, and what the table calls their split."""
+        names, used = self.materials.trials.split, np.zeros(len(self.materials.trials), bool)
+        for part in self.parts.values():
+            used[part] = True
+        if names is None or used.all():
+            return
+        values = sorted({names[row] for row in np.flatnonzero(~used).tolist()})
+        called = ", ".join(repr(value) for value in values[:5]) + (" …" if len(values) > 5 else "")
+        self.context.progress.say(
+            f"{np.count_nonzero(~used)} of {counted(len(used), 'trials')} are left out: their split is {called}, "
+            "and neither train nor test"
+        )
 
     # Voxels
 
@@ -149,9 +166,10 @@ class Build:
         return self._create(self.study.stimuli(split), (len(names), *images.shape), np.uint8, {"dataset": made})
 
     def _create(self, path: Any, shape: tuple[int, ...], dtype: Any, made_of: dict[str, Any]) -> Store:
-        return Store.create(
-            path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
-        )
+        with self.sources.named():
+            return Store.create(
+                path, shape, dtype, made_of=made_of, chunk=self.context.chunk, overwrite=self.context.overwrite
+            )
 
     # Responses
 
@@ -266,3 +284,30 @@ class Build:
         fill_store(store, source, self.context.named(f"stimuli, {split}"))
         self.sources.refuse_changes([store])
         store.finish()
+
+    def _refuse_shared_images(self) -> None:
+        """Compare train and test images by their bytes: one picture may lie in several files, under several names."""
+        if self.materials.images is None or len(self.repeats) < 2 or self.settings.allow_shared_stimuli:
+            return
+        names = {split: of.images for split, of in self.repeats.items()}
+        todo = f"give both one name in the table of trials, {SHARED_TODO}"
+        refuse_shared_images(self.study, lambda split, row: names[split][row], self.context, todo)
+
+    def _folds(self, done: bool) -> dict[str, Any]:
+        """The rows of each fold. Images of equal bytes stay together; where folds are ``done``, images are not read again."""
+        assert self.settings.folds is not None
+        of, by_run = self.repeats["train"], self.settings.group == "run"
+        folds = {"folds": fold_rows(of.groups(by_run=by_run), self.settings.folds, self.context.seed)}
+        if self.materials.images is None or self.settings.allow_shared_stimuli:
+            return folds
+        if done and read_json(self.study.folds) == folds:
+            return folds
+        if equal := equal_images(self.study, of.images, self.context):
+            name, other = next(iter(equal.items()))
+            self.context.progress.say(
+                f"{counted(len(equal), 'images')} equal an image of another name, as {name} does {other}: "
+                "folds keep them together"
+            )
+            groups = of.groups(by_run=by_run, equal=equal)
+            folds = {"folds": fold_rows(groups, self.settings.folds, self.context.seed)}
+        return folds

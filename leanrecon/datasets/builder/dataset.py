@@ -33,6 +33,10 @@ class Builder(ABC):
         """Sentences that a reader of the report must know."""
         if settings.allow_shared_stimuli:
             yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
+        if settings.zscore in ("run", "session"):
+            yield f"Voxels were z-scored by all trials of a {settings.zscore}, tested ones among them (dataset.zscore)."
+        if settings.zscore == "train" and settings.folds:
+            yield "Voxels were z-scored by the trials of all folds, tested ones among them (dataset.zscore)."
 
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what building would write and take, from headers and tables.

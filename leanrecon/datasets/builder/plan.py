@@ -19,7 +19,7 @@ from leanrecon.datasets.plan import DatasetPlan
 from leanrecon.datasets.reliability import SAMPLE
 from leanrecon.datasets.voxel_reliability import select_nbytes
 from leanrecon.stores.layout import plan_chunks
-from leanrecon.study.costs import Cost, inputs_read, store_made, store_read
+from leanrecon.study.costs import Cost, inputs_read, store_made, store_read, total
 
 ROWS = 64
 """Rows that are read together for sums over trials."""
@@ -134,11 +134,6 @@ def plan_build(
         for split, plan in zip(repeats, plans, strict=False)
     }
     asked = _asked(materials, settings, repeats, at_once)
-    trials = Cost()
-    if is_staged(materials):
-        cells = ((len(materials.trials), voxels), np.float32, chunk)
-        times = 1 + (settings.zscore != "none") + 3 * (most > 1)  # how alike repeats are, and twice their noise
-        trials = store_made(*cells) + store_read(*cells, times)
     return DatasetPlan(
         n_train=n["train"],
         n_test=n.get("test", 0),
@@ -151,8 +146,21 @@ def plan_build(
         work=max(*(plan.work for plan in plans), sample + OVERHEAD) + levels,
         disk=sum(plan.disk for plan in plans),
         scratch=scratch,
-        beside=inputs_read(asked.requests, asked.nbytes) + trials,
+        beside=inputs_read(asked.requests, asked.nbytes) + _reread(materials, settings, most, shown, chunk),
     )
+
+
+def _reread(materials: Materials, settings: BuilderSettings, most: int, shown: Mapping[str, int], chunk: int) -> Cost:
+    """The cost of the store of single trials, and of comparing the stored images."""
+    cost = Cost()
+    if is_staged(materials):
+        cells = ((len(materials.trials), len(materials.voxels.chosen(settings.chosen_areas))), np.float32, chunk)
+        times = 1 + (settings.zscore != "none") + 3 * (most > 1)  # how alike repeats are, and twice their noise
+        cost = store_made(*cells) + store_read(*cells, times)
+    if materials.images is not None and not settings.allow_shared_stimuli:
+        shape = materials.images.shape
+        cost += total(store_read((images, *shape), np.uint8, chunk) for images in shown.values())
+    return cost
 
 
 def _asked(

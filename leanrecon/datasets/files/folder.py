@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import unicodedata
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ import numpy as np
 
 from leanrecon.datasets.files.rows import Block, Rows, refused_by_system
 from leanrecon.errors import InputError
-from leanrecon.places.inputs import InputFile, folder_files, listed, missing, size_of
+from leanrecon.places.inputs import InputFile, folder_files, listed, missing, open_buffered, size_of
 from leanrecon.places.location import Location
 
 Array = np.ndarray[Any, Any]
@@ -24,22 +25,32 @@ MOST_PIXELS = 100_000_000
 _LISTED_NBYTES = 800
 """Bytes that a listing takes for each file."""
 
+_HEADER_NBYTES = 16384
+"""Bytes that are fetched at a time for the header of an image in a bucket."""
+
+_GREY = ("1", "L")
+"""Pillow's modes of one channel without transparency."""
+
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 
 
 def find_images(folder: InputFile, names: Iterable[str]) -> dict[str, InputFile]:
-    """The file of each name, given with or without its ending; raises InputError for missing and for ambiguous names."""
+    """The file of each name, given with or without its ending; raises InputError for missing and for ambiguous names.
+
+    An umlaut may be one character or two (a letter and its dots, as macOS writes names of files).
+    """
     within = sorted(name for name in folder_files(folder) if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not within and not folder.is_dir():
         raise InputError(f"there is no folder {folder}", expected="the folder of the images")
     files = [folder / name for name in within]
     by_name: dict[str, list[InputFile]] = {}
     for path, relative in zip(files, map(PurePosixPath, within), strict=True):
-        for name in dict.fromkeys((path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix())):
+        known = (path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix())
+        for name in dict.fromkeys(map(_composed, known)):
             by_name.setdefault(name, []).append(path)
     found, lacking = {}, []
     for name in names:
-        candidates = by_name.get(name, [])
+        candidates = by_name.get(_composed(name), [])
         if len(candidates) > 1:
             raise InputError(
                 f"{name} names several images: {candidates[0]} and {candidates[1]}",
@@ -57,6 +68,10 @@ def find_images(folder: InputFile, names: Iterable[str]) -> dict[str, InputFile]
             todo=f"the folder holds {len(files)} images, such as {files[0].name}" if files else "check the path",
         )
     return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 class FolderRows(Rows):
@@ -117,7 +132,27 @@ def image_size(path: InputFile) -> tuple[int, int, int]:
             raise _unreadable(path, error) from error
         if turned:
             width, height = height, width
-        return height, width, 1 if image.mode in ("1", "L") else 3
+        return height, width, 1 if image.mode in _GREY else 3
+
+
+def channels_of(paths: Sequence[InputFile]) -> int:
+    """Channels in which images are stored together: 1 if every one of them is grey, 3 otherwise.
+
+    Headers are read up to the first image in colour.
+    """
+    return 1 if all(_is_grey(path) for path in paths) else 3
+
+
+def _is_grey(path: InputFile) -> bool:
+    from PIL import Image
+
+    try:
+        with open_buffered(path, _HEADER_NBYTES) as file, Image.open(file) as image:
+            return image.mode in _GREY
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        raise _unreadable(path, error) from error
 
 
 def read_image(path: InputFile, shape: tuple[int, int, int]) -> Array:

@@ -44,9 +44,8 @@ class Look:
         if len(self.shape) == 4 or (len(self.shape) == 3 and self.low >= 0):
             return "stimuli"
         if len(self.shape) == 2 and min(self.shape) > 1:
-            return (
-                "stimuli" if self.whole and self.low >= 0 and self.high <= 255 and _square(self.shape[1]) else "betas"
-            )
+            levels = self.whole and self.low >= 0 and self.high <= 255
+            return "stimuli" if levels and any(map(square_of, self.shape)) else "betas"
         return "index" if self.whole and self.low >= 0 else ""
 
     def lines(self) -> list[str]:
@@ -120,5 +119,12 @@ def _spread(values: Array) -> float:
         return float(values.std())
 
 
-def _square(n: int) -> bool:
-    return any(n == channels * round((n / channels) ** 0.5) ** 2 for channels in (1, 3)) and n >= 16
+def square_of(n: int) -> list[int] | None:
+    """[side, side], or [side, side, 3], of the square image that ``n`` numbers are; None for other numbers and tiny images."""
+    if n < 16:
+        return None
+    for channels in (1, 3):
+        side = round((n / channels) ** 0.5)
+        if channels * side * side == n:
+            return [side, side, *([3] if channels == 3 else [])]
+    return None

@@ -11,12 +11,13 @@ from typing import Any
 from leanrecon.datasets.files.folder import ENDINGS
 from leanrecon.datasets.files.open import SUFFIXES, ZARR, array_keys, open_array
 from leanrecon.datasets.files.table import read_table
-from leanrecon.datasets.inspect.arrays import Look, look_at
+from leanrecon.datasets.inspect.arrays import Look, look_at, square_of
 from leanrecon.datasets.inspect.bdata import bdata_in, describe, open_bdata, settings_for
 from leanrecon.errors import InputError, LeanreconError
 from leanrecon.places.inputs import InputFile, matching_in
 from leanrecon.places.location import elsewhere
 from leanrecon.places.paths import expanded
+from leanrecon.progress import counted
 
 LISTED = 20
 """Most files or keys that are shown."""
@@ -120,7 +121,7 @@ def _glmsingle(path: Path) -> Inspection | None:
     lines = [f"outputs of GLMsingle: {', '.join(file.name for file in found)}"]
     if not any(file.suffix in (".hdf5", ".mat") for file in found if file.name.startswith("TYPED_")):
         lines.append("the betas lie in a pickle, which is never loaded: save betasmd as HDF5")
-    return Inspection("glmsingle", lines, {"kind": "glmsingle", "root": str(path), **_trials_and_images(path)})
+    return Inspection("glmsingle", lines, {"kind": "glmsingle", "root": str(path), **_trials_and_images(path, lines)})
 
 
 def _nsd(path: Path) -> Inspection | None:
@@ -163,19 +164,32 @@ def _nifti(path: Path) -> Inspection | None:
             (runs if header.volumes > 1 else single).append((file, header))
     if not runs:
         return None
-    betas = [file.relative_to(path).as_posix() for file, _ in runs]
+    names = [file.relative_to(path).as_posix() for file, _ in runs]
     grid = "x".join(map(str, runs[0][1].grid))
     lines = [f"{len(runs)} NIfTI files of {sum(header.volumes for _, header in runs)} volumes, {grid} voxels"]
-    lines += [*(f"  {name}" for name in betas[:LISTED]), *refused[:LISTED]]
-    mask = next((file for file, _ in single if "mask" in file.name.lower()), None)
+    lines += [*(f"  {name}" for name in names[:LISTED]), *refused[:LISTED]]
+    betas = _alike(names)
+    if len(betas) < len(names):
+        other = next(name for name in names if name not in betas)
+        lines.append(f"  below are settings for {counted(len(betas), 'files')} such as {betas[0]}, not for {other}")
+    own = [file for file, _ in single if file.is_relative_to((path / betas[0]).parent)] + [file for file, _ in single]
+    mask = next((file for file in own if "mask" in file.name.lower()), None)
     areas = next(
-        (file.parent for file, _ in single if file.parent.name.lower() in ("areas", "rois", "roi", "roi_masks")), None
+        (file.parent for file in own if file.parent.name.lower() in ("areas", "rois", "roi", "roi_masks")), None
     )
     settings: dict[str, Any] = {"kind": "nifti", "betas": str(path / _pattern(betas))}
     settings |= {"mask": str(mask)} if mask else {}
-    settings |= _trials_and_images(path)
+    settings |= _trials_and_images(path, lines, (path / betas[0]).parent)
     settings |= {"areas": str(areas / "*.nii*")} if areas else {}
     return Inspection("nifti", lines, settings)
+
+
+def _alike(names: list[str]) -> list[str]:
+    """Those names that differ in numbers alone: of betas if any are called so, and as many as possible."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return max(groups.values(), key=lambda group: ("beta" in group[0].rpartition("/")[2].lower(), len(group)))
 
 
 def _images(path: Path) -> Inspection | None:
@@ -255,7 +269,8 @@ def _one_nifti(path: InputFile) -> Inspection:
     lines = [f"{header.dtype} of shape {header.shape}, scaled by {header.slope:g} and shifted by {header.inter:g}"]
     if header.volumes == 1:
         return Inspection("NIfTI volume", lines)
-    return Inspection("nifti", lines, {"kind": "nifti", "betas": str(path), **_trials_and_images(path.parent)})
+    settings = {"kind": "nifti", "betas": str(path), **_trials_and_images(path.parent, lines)}
+    return Inspection("nifti", lines, settings)
 
 
 def _looks(path: InputFile) -> Iterator[Look]:
@@ -274,29 +289,60 @@ def _arrays(looks: list[Look]) -> dict[str, Any]:
     if not found["betas"]:
         return {}
     settings: dict[str, Any] = {"kind": "arrays"}
+    shapes = {look.name: look.shape for look in looks}
     for role, names in found.items():
-        pair = [
-            next((name for name in names if word in re.split(r"[/:]", name)[-1].lower()), None) for word in ("tr", "te")
-        ]
-        if len(names) >= 2 and all(pair):
-            settings |= {f"{role}_train": pair[0], f"{role}_test": pair[1]}
+        train, test = (next((name for name in names if _is_of(name, split)), None) for split in SPLITS)
+        if train and test:
+            settings |= {f"{role}_train": train, f"{role}_test": test}
         elif names:
             settings[role] = names[0]
+    betas, images = ([shapes[settings[key]] for key in (role, f"{role}_train") if key in settings] for role in found)
+    if betas and images and betas[0][0] != images[0][0] and betas[0][-1] == images[0][-1]:
+        settings["rows_last"] = True
+    if images and len(images[0]) == 2 and (shape := square_of(images[0][0 if "rows_last" in settings else 1])):
+        settings["image_shape"] = shape
+        name = str(settings.get("stimuli") or settings["stimuli_train"])
+        settings |= {"image_order": "F"} if ".mat:" in name.lower() else {}
     return settings if any(key.endswith("_train") for key in settings) else settings | {"test_fraction": 0.1}
 
 
-def _trials_and_images(path: InputFile) -> dict[str, Any]:
-    tables = [file for file in matching_in(path, "*") if file.suffix.lower() in TABLES]
-    settings: dict[str, Any] = {"trials": str(tables[0] if tables else path / "trials.tsv")} | _image_folder(path)
-    return settings | ({"test_fraction": 0.1} if tables and not _tells_split(tables[0]) else {})
+SPLITS = {"train": ("train", "trn", "tr"), "test": ("test", "tst", "te")}
+"""How arrays of each split are called; the short forms stand alone, or behind one letter as in ``Xtr``."""
 
 
-def _tells_split(table: InputFile) -> bool:
-    """Whether a table of trials tells which are tested; a run says what is wrong with one that can't be read."""
+def _is_of(name: str, split: str) -> bool:
+    """Whether an array is called train or test: ``fmriTrn``, ``te_betas``; patterns and contrasts are neither."""
+    text = re.split(r"[/:]", name)[-1]
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]
+    long, short = SPLITS[split][:2], SPLITS[split][2]
+    return any(word.startswith(long) or word.endswith(long) or re.fullmatch(f".?{short}", word) for word in words)
+
+
+def _trials_and_images(path: InputFile, lines: list[str], near: InputFile | None = None) -> dict[str, Any]:
+    """The table and the folder of images in a folder, or in those between it and ``near``; ``lines`` tell what is missing."""
+    folders = [path]
+    if isinstance(near, Path) and isinstance(path, Path):
+        folders = [folder for folder in (near, *near.parents) if folder.is_relative_to(path)]
+    tables = [file for folder in folders for file in matching_in(folder, "*") if file.suffix.lower() in TABLES]
+    table = next((file for file in tables if _has(file, "stimulus", "stim_file")), None) or next(iter(tables), None)
+    if table is None:
+        lines.append(
+            "  missing: a table of trials (.tsv or .csv) with a column stimulus; write it, and name it in trials"
+        )
+    images = next((found for folder in folders if (found := _image_folder(folder))), {})
+    if not images:
+        lines.append("  missing: the folder of the images; set images to its path")
+    settings: dict[str, Any] = {"trials": str(table or path / "trials.tsv")} | images
+    return settings | ({"test_fraction": 0.1} if table is not None and not _has(table, "split", unread=True) else {})
+
+
+def _has(table: InputFile, *columns: str, unread: bool = False) -> bool:
+    """Whether a table has one of some columns; ``unread`` where it can't be read, which a run explains."""
     try:
-        return "split" in read_table(table)
+        read = read_table(table)
     except InputError:
-        return True
+        return unread
+    return any(column in read for column in columns)
 
 
 def _image_folder(path: InputFile) -> dict[str, Any]:

@@ -190,14 +190,14 @@ class Bdpy(Builder):
 
     def _images(self, names: Sequence[str], base_dir: Path | None) -> "Images | None":
         from leanrecon.datasets.builder.materials import Images
-        from leanrecon.datasets.files.folder import FolderRows, find_images, image_size
+        from leanrecon.datasets.files.folder import FolderRows, channels_of, find_images, image_size
 
         if self.settings.images is None:
             return None
         folder = needed_folder(self.settings.images, base_dir, "images")
         paths = find_images(folder, names)
-        height, width, channels = image_size(paths[names[0]])
-        side = self.settings.image_size
-        shape = (side, side, channels) if side else (height, width, channels)
-        rows = FolderRows([paths[name] for name in names], shape, folder)
+        files, side = [paths[name] for name in names], self.settings.image_size
+        height, width = (side, side) if side else image_size(files[0])[:2]
+        shape = (height, width, channels_of(files))
+        rows = FolderRows(files, shape, folder)
         return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)

@@ -14,6 +14,7 @@ from leanrecon.datasets.files.rows import BLOCK, Block, Rows
 from leanrecon.errors import InputError
 from leanrecon.places.inputs import InputFile, is_url
 from leanrecon.places.location import elsewhere
+from leanrecon.progress import counted
 
 if TYPE_CHECKING:
     from leanrecon.datasets.builder.materials import Materials
@@ -47,7 +48,7 @@ class GLMsingle(Builder):
         from leanrecon.datasets.builder.materials import Materials, VoxelTable
         from leanrecon.datasets.files.named import needed_file
         from leanrecon.datasets.files.table import read_table, table_nbytes
-        from leanrecon.datasets.nifti.read import area_masks, folder_images, trials_of
+        from leanrecon.datasets.nifti.read import area_masks, shown_images, trials_of
 
         settings = self.settings
         path = _model_file(settings.root, base_dir)
@@ -55,20 +56,23 @@ class GLMsingle(Builder):
         table_path = needed_file(settings.trials, base_dir, "trials")
         trials = trials_of(read_table(table_path))
         files = [path, table_path]
-        index, reference = np.arange(betas.shape[1]), None
+        reference = None
         if settings.mask is not None:
             from leanrecon.datasets.files.nifti import is_inside, read_volume
 
             mask_path = needed_file(settings.mask, base_dir, "mask")
             reference, mask = read_volume(mask_path)
-            if mask.size != betas.shape[1]:
+            inside = is_inside(reference, mask)
+            index, columns = np.flatnonzero(inside.reshape(-1)), betas.columns_of(inside)
+            if columns is None:
                 raise InputError(
-                    f"{mask_path} has shape {mask.shape} and {betas.name} {betas.volume}", expected="one grid of voxels"
+                    f"{mask_path} has shape {mask.shape} with {counted(len(index), 'voxels')} inside, and "
+                    f"{betas.name} {betas.volume}",
+                    expected="one grid of voxels, or betas of all voxels of the grid or of the mask as (voxels, trials)",
                 )
-            index = np.flatnonzero(is_inside(reference, mask).reshape(-1))
             files.append(mask_path)
         else:
-            index = np.flatnonzero(np.isfinite(betas[0:1][0]))
+            index = columns = np.flatnonzero(np.isfinite(betas[0:1][0]))
         areas: dict[str, Array] = {}
         area_files: list[InputFile] = []
         if settings.areas is not None:
@@ -77,14 +81,15 @@ class GLMsingle(Builder):
                     "dataset.areas are NIfTI files, and there is no mask to compare them with", todo="set dataset.mask"
                 )
             areas, area_files = area_masks(settings.areas, settings.area_names, reference, index, base_dir)
+        trials, images = shown_images(settings.images, trials, settings.image_size, base_dir)
         about: dict[str, Any] = {"index": index, "shape": np.array(betas.volume)}
         if reference is not None:
             about |= {"shape": np.array(reference.grid), "affine": reference.affine}
         return Materials(
-            responses=betas.picked(index),
+            responses=betas.picked(columns),
             trials=trials,
             voxels=VoxelTable(len(index), areas, about),
-            images=folder_images(settings.images, trials, settings.image_size, base_dir),
+            images=images,
             files=[*files, *area_files],
             held=table_nbytes(table_path) + 40 * len(index),
         )
@@ -135,6 +140,23 @@ class LastAxis(Rows):
         chunk = math.prod(data.chunks or (0,)) * data.dtype.itemsize
         whole = math.prod(self.volume) * 8
         self.scratch = 4 * BLOCK + 2 * chunk + (3 * whole if self.matlab else 0) + 16 * len(self.index)
+
+    def columns_of(self, inside: Array) -> Array | None:
+        """Where the betas of each voxel of a mask lie, voxels in C order of the mask; None if the mask does not fit.
+
+        (voxels, trials) may hold the whole grid or the voxels of the mask alone, in the order in which the program
+        that wrote them counts: x runs first in MATLAB, z in Python.
+        """
+        places = np.flatnonzero(inside.reshape(-1))
+        if inside.shape == self.volume:
+            return places
+        if math.prod(self.volume) != self.volume[0]:
+            return None
+        if self.matlab:
+            places = np.ravel_multi_index(np.unravel_index(places, inside.shape), inside.shape, order="F")
+        if self.volume[0] == inside.size:
+            return places
+        return np.argsort(np.argsort(places)) if self.volume[0] == len(places) else None
 
     def picked(self, index: Array) -> "LastAxis":
         """The same betas of some voxels."""

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
-from leanrecon.datasets.files.folder import FolderRows, find_images, image_size
+from leanrecon.datasets.files.folder import FolderRows, channels_of, find_images, image_size
 from leanrecon.datasets.files.named import matching, needed_file, needed_folder
 from leanrecon.datasets.files.nifti import NiftiHeader, NiftiRows, check_grid, is_inside, read_volume
 from leanrecon.datasets.files.rows import Pooled, Rows
@@ -41,7 +42,7 @@ def read_materials(settings: NiftiSettings, base_dir: Path | None) -> Materials:
     area_files: list[InputFile] = []
     if settings.areas is not None:
         areas, area_files = area_masks(settings.areas, settings.area_names, betas[0], index, base_dir)
-    images = folder_images(settings.images, trials, settings.image_size, base_dir)
+    trials, images = shown_images(settings.images, trials, settings.image_size, base_dir)
     corners = np.stack(np.unravel_index(index, betas[0].grid), axis=1)
     affine = betas[0].affine
     about = {
@@ -123,16 +124,21 @@ def area_masks(
     return {name: labels == number for name, number in named.items()}, [*paths, table_path]
 
 
-def folder_images(
+def shown_images(
     folder: str | None, trials: Trials, size: Sequence[int] | None, base_dir: Path | None
-) -> Images | None:
-    """The images of trials in a folder, by name; their shape is ``size``, or that of the first."""
+) -> tuple[Trials, Images | None]:
+    """The images of trials in a folder, by name; their size is ``size``, or that of the first.
+
+    The trials come back with one name for each file: a table may name it with and without its ending.
+    """
     if folder is None:
-        return None
+        return trials, None
     where = needed_folder(folder, base_dir, "images")
-    names = list(dict.fromkeys(trials.stimulus))
-    paths = find_images(where, names)
-    height, width, channels = image_size(paths[names[0]])
-    shape = (size[0], size[1], channels) if size else (height, width, channels)
-    rows = FolderRows([paths[name] for name in names], shape, where)
-    return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)
+    paths = find_images(where, dict.fromkeys(trials.stimulus))
+    names: dict[str, str] = {}
+    trials = replace(trials, stimulus=[names.setdefault(str(paths[name]), name) for name in trials.stimulus])
+    files = [paths[name] for name in names.values()]
+    height, width = size or image_size(files[0])[:2]
+    shape = (height, width, channels_of(files))
+    rows = FolderRows(files, shape, where)
+    return trials, Images(rows, {name: row for row, name in enumerate(names.values())}, shape, rows.paths)
