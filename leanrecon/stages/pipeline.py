@@ -122,6 +122,7 @@ class Pipeline:
         run, settings = self._run, self._run.settings
         stages = stages_until(settings, until)
         self._check(stages)
+        self._require_memory(until)
         root = run.study.root
         with only_run(root), undone(root), run.mirror.held() if run.mirror else contextlib.nullcontext():
             if not run.overwrite:
@@ -143,6 +144,21 @@ class Pipeline:
                     self._write_settings(stages[: k + 1])  # once this stage has accepted them
             if run.mirror is not None:
                 run.mirror.keep()
+
+    def _require_memory(self, until: str | None) -> None:
+        """Raise BudgetError where a stage of a new study does not fit, before any work is done.
+
+        A study that was begun, here or in its mirror, has stages that are complete: there each stage asks for itself.
+        With workers the stages are theirs.
+        """
+        run = self._run
+        begun = run.study.settings.exists() or (run.mirror is not None and is_study(run.mirror.folder))
+        if begun or self._cluster is not None:
+            return
+        lines = plan_study(run.settings, base_dir=run.base_dir, until=until, study=run.study.root)
+        largest = max(lines, key=lambda line: line.memory)
+        budget = budget_of(run.settings, run.study.root)
+        budget.require(largest.stage, largest.memory - budget.reserved)
 
     def _place(self, stage: Stage) -> str:
         """Where a stage runs, if there are workers."""
