@@ -1,16 +1,44 @@
 """Arguments in Python: a value of another type than is expected is refused by a sentence that names it."""
 
+import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
 from leanrecon.errors import InputError, SettingsError, shown
 from leanrecon.progress import Progress
 
 _LONGEST_VECTOR = 1000  # numbers; larger arrays are data, which settings name by their paths
+
+
+class Parameters:
+    """An object whose ``__init__`` stores its arguments untouched, so that scikit-learn can copy and change it."""
+
+    def __repr__(self) -> str:
+        """The parameters that differ from their defaults, as scikit-learn shows an estimator."""
+        defaults = inspect.signature(type(self)).parameters
+        shown = {name: getattr(self, name) for name in defaults}
+        changed = (f"{name}={value!r}" for name, value in shown.items() if repr(value) != repr(defaults[name].default))
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name; ``deep`` changes nothing, as no parameter is an estimator."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change parameters by name; raises SettingsError for others."""
+        known = list(inspect.signature(type(self)).parameters)
+        for name in params:
+            if name not in known:
+                raise SettingsError(
+                    f"{type(self).__name__} has no parameter {name!r}", expected=f"one of {', '.join(known)}"
+                )
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
 
 
 def check_flag(name: str, value: Any) -> None:

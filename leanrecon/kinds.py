@@ -5,7 +5,7 @@ Built-in kinds stand in one table. Other packages add theirs through entry point
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -98,15 +98,21 @@ SINGULAR = {
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "datasets": ("plan", "ingest"),
-    "features": ("dims", "cost", "encode", "made_of"),
+    "features": ("dims", "cost", "encode", "made_of", "inputs", "learns", "decodes", "conditions", "calibrates"),
     "regressors": ("plan", "predict", "made_of"),
-    "calibrations": ("plan", "learn", "apply", "made_of"),
-    "alignments": ("plan", "fit", "transform"),
-    "decoders": ("plan", "train", "decode", "made_of"),
-    "generators": ("plan", "draw", "made_of"),
-    "judges": ("dims", "encode", "made_of"),
+    "calibrations": ("plan", "learn", "apply", "made_of", "calibrates", "least", "find", "record"),
+    "alignments": ("plan", "fit", "transform", "state", "load"),
+    "decoders": ("image_shape", "plan", "train", "decode", "made_of"),
+    "generators": ("refines", "roles", "unconditional_roles", "check", "plan", "draw", "made_of", "record"),
+    "judges": ("dims", "encode", "made_of", "check", "work_nbytes", "release"),
 }
 """What a kind of each group must have beside ``Settings``; the protocols beside each group say what they do."""
+
+WHEN_MADE: dict[str, tuple[str, ...]] = {
+    "generators": ("shape",),
+    "judges": ("measure", "model", "batch", "staying_nbytes"),
+}
+"""What it must have once it is made, on its class or from its ``__init__``."""
 
 SELF = "leanrecon"
 """The provider of built-in kinds."""
@@ -231,13 +237,35 @@ def _load(entry: Entry) -> Any:
             todo=f"repair or uninstall {entry.provider}; every other kind works",
         ) from error
     if lacking := _lacking(kind, entry):
+        raise _incomplete(entry, lacking)
+    default = kind.Settings.model_fields["kind"].default
+    if default != entry.name:
         raise SettingsError(
-            f"the {entry.group} kind {entry.name!r} of the distribution {entry.provider} lacks {', '.join(lacking)}",
-            expected=f"a class with Settings, {', '.join(REQUIRED[entry.group])}",
-            todo="see docs/add-a-kind.md for the protocol of each group",
+            f"the {entry.group} kind {entry.name!r} of the distribution {entry.provider} has Settings.kind = {shown(default)}",
+            expected="the name of its entry point",
+            todo="make the two equal",
         )
     _loaded.add(entry.provider)
     return kind
+
+
+def made(group: str, settings: BaseModel, **how: Any) -> Any:
+    """The kind that these settings are for, made from them; raises SettingsError where it lacks a part then."""
+    kind = kind_of(group, settings)
+    one = kind(settings, **how)
+    own = vars(one) if hasattr(one, "__dict__") else {}
+    if lacking := [name for name in WHEN_MADE.get(group, ()) if not hasattr(kind, name) and name not in own]:
+        raise _incomplete(entries(group)[settings.model_dump(include={"kind"})["kind"]], lacking)
+    return one
+
+
+def _incomplete(entry: Entry, lacking: Sequence[str]) -> SettingsError:
+    parts = [*REQUIRED[entry.group], *WHEN_MADE.get(entry.group, ())]
+    return SettingsError(
+        f"the {entry.group} kind {entry.name!r} of the distribution {entry.provider} lacks {', '.join(lacking)}",
+        expected=f"a class with Settings, {', '.join(parts)}",
+        todo="see docs/add-a-kind.md for the protocol of each group",
+    )
 
 
 def _lacking(kind: Any, entry: Entry) -> list[str]:

@@ -250,7 +250,8 @@ def test_parameters_of_a_network_may_be_numbers_of_numpy() -> None:
 
 @pytest.mark.parametrize("method", [SRM, GroupPCA, Procrustes])
 @pytest.mark.parametrize(
-    "matrices", [5, None, "x", {"a": X, "b": X}, [5, X], [X, X.astype(complex)], [X, X.astype(str)], [X, X.tolist()]]
+    "matrices",
+    [5, None, "x", {"a": X, "b": X}, [5, X], [X, X.astype(complex)], [X, X.astype(str)], [X, [[1.0, 2.0], [3.0]]]],
 )
 def test_matrices_of_subjects_are_checked(method: Any, matrices: Any) -> None:
     with pytest.raises(InputError):

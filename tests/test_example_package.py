@@ -211,6 +211,17 @@ def test_only_the_study_is_written(finished: Path, installed: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["study", "decoder"])
+def test_workers_load_the_kinds_and_write_the_same_bytes(
+    finished: Path, installed: Path, tmp_path: Path, name: str
+) -> None:
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra cluster)")
+    arguments = ("run", f"{name}.toml", "--study", str(tmp_path / name), "--cluster", "local:2", "--memory", "1GB")
+    shown = leanrecon(*arguments, folders=(installed,), cwd=finished)
+    assert "cluster: 2 workers on 1 machine" in shown
+    assert results(tmp_path / name) == results(finished / name)
+
+
+@pytest.mark.parametrize("name", ["study", "decoder"])
 def test_a_finished_study_is_verified(finished: Path, installed: Path, name: str) -> None:
     leanrecon("verify", name, folders=(installed,), cwd=finished)
 

@@ -9,7 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from leanrecon import kinds
+from leanrecon.app.kinds import first_sentence
 from leanrecon.errors import SettingsError
+from leanrecon.features.space import FixedSpace
 
 
 class BlurSettings(BaseModel):
@@ -17,11 +19,15 @@ class BlurSettings(BaseModel):
     radius: int = 2
 
 
-class Blur:
+class Blur(FixedSpace):
     """A feature space of another package."""
 
     Settings = BlurSettings
     dims = cost = encode = made_of = None
+
+
+class Untold(Blur):
+    Settings = BlurSettings
 
 
 class Half:
@@ -37,7 +43,7 @@ class Unset:
 def installed(monkeypatch):
     """Registers entry points as installed distributions do."""
     module = types.ModuleType("another_package")
-    module.Blur, module.Half, module.Unset = Blur, Half, Unset
+    module.Blur, module.Half, module.Unset, module.Untold = Blur, Half, Unset, Untold
     monkeypatch.setitem(sys.modules, "another_package", module)
     points: dict[str, list[EntryPoint]] = {}
 
@@ -117,6 +123,42 @@ def test_a_kind_that_cant_be_used_is_named_with_its_distribution(installed, targ
         assert word in str(caught.value)
     assert kinds.get("features", "pca")  # the rest keeps working
     assert any("half-done" in sentence for sentence in kinds.broken("features"))
+
+
+def test_a_kind_whose_settings_bear_another_name_is_refused(installed):
+    installed("features", "renamed", blurry="another_package:Blur")
+    with pytest.raises(SettingsError, match="'blurry' of the distribution renamed has Settings.kind = 'blur'.*equal"):
+        kinds.get("features", "blurry")
+    assert any("blurry" in sentence for sentence in kinds.broken("features"))
+
+
+def test_a_kind_is_described_by_its_own_words(installed):
+    assert first_sentence(Blur) == "A feature space of another package."
+    assert first_sentence(Untold) == ""
+
+
+def lacking(group: str, *parts: str) -> type:
+    """A kind that has all parts that its group asks for but these."""
+    every = {*kinds.REQUIRED[group], *kinds.WHEN_MADE.get(group, ())} - {*parts}
+    return type("Kind", (), dict.fromkeys(every) | {"Settings": BlurSettings, "__init__": lambda self, settings: None})
+
+
+@pytest.mark.parametrize(("group", "part"), [(group, part) for group, of in kinds.REQUIRED.items() for part in of])
+def test_each_part_that_a_kind_lacks_is_named(installed, group, part):
+    sys.modules["another_package"].Half = lacking(group, part)
+    installed(group, "half-done", blur="another_package:Half")
+    with pytest.raises(SettingsError, match=f"'blur' of the distribution half-done lacks {part}. Expected"):
+        kinds.get(group, "blur")
+
+
+@pytest.mark.parametrize(("group", "part"), [(group, part) for group, of in kinds.WHEN_MADE.items() for part in of])
+def test_a_part_may_come_with_the_settings_and_is_missed_once_the_kind_is_made(installed, group, part):
+    kind = sys.modules["another_package"].Half = lacking(group, part)
+    installed(group, "half-done", blur="another_package:Half")
+    with pytest.raises(SettingsError, match=f"'blur' of the distribution half-done lacks {part}. Expected"):
+        kinds.made(group, BlurSettings())
+    kind.__init__ = lambda self, settings: setattr(self, part, settings.radius)
+    assert getattr(kinds.made(group, BlurSettings()), part) == 2
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(installed, monkeypatch):

@@ -58,6 +58,11 @@ class Gram:
         """How many voxels there are betas of."""
         return len(self.mean) - int(np.isnan(self.mean).sum())
 
+    @property
+    def usable(self) -> int:
+        """How many voxels vary, as far as betas are standardized; else how many there are betas of."""
+        return self.voxels if self.factor is None else int(np.count_nonzero(np.nan_to_num(self.factor)))
+
     @classmethod
     def of(cls, matrix: Matrix, file: Path | None = None, *, standardize: bool = False) -> "Gram":
         """The Gram matrix of betas [n, voxels] less their means; into ``file`` where one is given.

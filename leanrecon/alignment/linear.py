@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leanrecon.alignment.alignment import SCIPY, AlignmentPlan, AlignmentShapes
 from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
-from leanrecon.arguments import check_flag, check_whole
+from leanrecon.alignment.users import as_betas, scores_of
+from leanrecon.arguments import Parameters, check_flag, check_whole
 from leanrecon.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Method:
         """Dimensions of the shared space; raises InputError where so many rows can't carry them."""
         raise NotImplementedError
 
+    def check_voxels(self, voxels: Sequence[int]) -> None:
+        """Raise InputError where a subject has too few voxels; by default any number will do."""
+
     def work(self, rows: int, subjects: int, grams: int) -> int:
         """Most bytes of ``solve`` beside ``grams`` bytes of Gram matrices that are held already."""
         raise NotImplementedError
@@ -79,6 +83,7 @@ def folds_of_rows(rows: int, seed: int) -> list[Array]:
 def fit_nbytes(method: Method, rows: int, voxels: Sequence[int], free: int, itemsize: int = 4) -> tuple[int, bool]:
     """Most bytes of a fit, and whether the Gram matrices are kept in memory: where they fit into ``free``."""
     dims, n = method.dims(rows), len(voxels)
+    method.check_voxels(voxels)
     most, weights = max(voxels), sum(voxels) * dims * itemsize
     reading = reading_nbytes(rows, most, itemsize)
     solved = (3 * n + 3) * rows * dims * 8
@@ -128,7 +133,7 @@ def fit_maps(
 # For users' own arrays
 
 
-class Estimator:
+class Estimator(Parameters):
     """A method as an estimator in the manner of scikit-learn: ``fit`` takes a list of matrices, one a subject."""
 
     def __init__(self, seed: int, scale: bool, standardize: bool, budget: "str | int | MemoryBudget | None") -> None:
@@ -147,7 +152,6 @@ class Estimator:
         BudgetError before any work.
         """
         from leanrecon.memory import MemoryBudget
-        from leanrecon.stores.matrix import as_matrix
 
         check_whole("seed", self.seed)
         for name in ("scale", "standardize"):
@@ -157,7 +161,7 @@ class Estimator:
             raise InputError(
                 f"{shown(matrices)} is not a list of matrices", expected="one [rows, voxels] for each subject"
             )
-        subjects = [as_matrix(matrix) for matrix in matrices]
+        subjects = [as_betas(matrix) for matrix in matrices]
         check_subjects([matrix.shape for matrix in subjects])
         rows, voxels = subjects[0].shape[0], [matrix.shape[1] for matrix in subjects]
         budget = MemoryBudget.of(self.budget)
@@ -174,7 +178,10 @@ class Estimator:
         return self
 
     def transform(self, matrices: Sequence[Any]) -> list[Array]:
-        """Scores [rows_i, k] of betas [rows_i, voxels_i], a matrix for every subject of ``fit``; None is passed over."""
+        """Scores [rows_i, k] of betas [rows_i, voxels_i], a matrix for every subject of ``fit``; None is passed over.
+
+        Betas are read panel by panel. Raises InputError for NaN in voxels that ``fit`` used, BudgetError.
+        """
         if not hasattr(self, "weights_"):
             from sklearn.exceptions import NotFittedError
 
@@ -183,11 +190,8 @@ class Estimator:
             raise InputError(
                 f"{len(matrices)} matrices for {len(self.weights_)} subjects", expected="a matrix, or None, for each"
             )
-        result = []
-        for betas, mean, weights in zip(matrices, self.mean_, self.weights_, strict=True):
-            if betas is not None:
-                result.append(scores(np.asarray(betas), mean, weights))
-        return result
+        every = zip(matrices, self.mean_, self.weights_, strict=True)
+        return [scores_of(as_betas(x), mean, weights, self.budget) for x, mean, weights in every if x is not None]
 
     def fit_transform(self, matrices: Sequence[Any]) -> list[Array]:
         """``fit`` and ``transform`` of the same matrices."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from leanrecon.alignment.banded import Banded, banded_nbytes
-from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, scores, weights_of
+from leanrecon.alignment.grams import Gram, gram_nbytes, reading_nbytes, weights_of
+from leanrecon.alignment.users import as_betas, scores_of
+from leanrecon.arguments import Parameters
 from leanrecon.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def predict(values: Array, vectors: Array, through: Array, targets: Array, seed:
     return predicted
 
 
-class RidgeMap:
+class RidgeMap(Parameters):
     """Ridge from voxels to a shared space, with a penalty chosen by leave-one-out errors on the given rows.
 
     ``standardize`` divides each voxel by its standard deviation first; ``alphas`` are shares of the mean squared norm of
@@ -150,9 +152,8 @@ class RidgeMap:
     def fit(self, X: Any, S: Any) -> Self:
         """Learn from betas and scores of the same images. Raises InputError where rows differ, BudgetError."""
         from leanrecon.memory import MemoryBudget
-        from leanrecon.stores.matrix import as_matrix
 
-        matrix, targets = as_matrix(X), np.asarray(S, np.float64)
+        matrix, targets = as_betas(X), np.asarray(S, np.float64)
         n, p = matrix.shape
         if targets.ndim != 2 or len(targets) != n:
             raise InputError(f"betas have {n} rows and scores have shape {targets.shape}", expected="[rows, k]")
@@ -173,8 +174,15 @@ class RidgeMap:
         return self
 
     def transform(self, X: Any) -> Array:
-        """Scores [rows, k] of betas [rows, voxels]; raises InputError for other voxels than those of ``fit``."""
-        found = scores(np.asarray(X), self.mean_, self.weights_)
+        """Scores [rows, k] of betas [rows, voxels], read panel by panel.
+
+        Raises InputError for other voxels than those of ``fit`` and for betas that are not finite, BudgetError.
+        """
+        if not hasattr(self, "weights_"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("this RidgeMap is not fitted yet; call fit first")
+        found = scores_of(as_betas(X), self.mean_, self.weights_, self.budget)
         found += self.offset_.astype(found.dtype)
         return found
 

@@ -23,7 +23,7 @@ from leanrecon.alignment.linear import (
 )
 from leanrecon.alignment.shared_response import GramTurn, deterministic, inverse_root, probabilistic
 from leanrecon.arguments import check_whole
-from leanrecon.errors import SettingsError, shown
+from leanrecon.errors import InputError, SettingsError, shown
 
 if TYPE_CHECKING:
     from leanrecon.memory import MemoryBudget
@@ -49,11 +49,21 @@ class SharedResponseModel(Method):
     def dims(self, rows: int) -> int:
         return checked_dims(self.k, rows, self.name)
 
+    def check_voxels(self, voxels: Sequence[int]) -> None:
+        """Raise InputError for fewer voxels than dimensions: no map from them is orthonormal, as the model has it."""
+        if (fewest := min(voxels)) < self.k:
+            raise InputError(
+                f"{self.name} of {self.k} dimensions has no orthonormal map from {fewest} voxels",
+                expected=f"{self.k} voxels or more in every subject",
+                todo=f"set k = {max(fewest, 1)} or less, or take more voxels",
+            )
+
     def work(self, rows: int, subjects: int, grams: int) -> int:
         return (subjects + 5) * self.k * rows * 8 + 8 * self.k * self.k * 8
 
     def solve(self, grams: Sequence[Gram], seed: int) -> Solution:
         """Start from a response drawn from the seed, iterate, and turn every subject to what was found."""
+        self.check_voxels([gram.usable for gram in grams])
         rows = grams[0].rows
         subjects = [GramTurn(gram) for gram in grams]
         start = np.random.default_rng(seed).standard_normal((self.dims(rows), rows))
@@ -87,8 +97,8 @@ class SRM(Estimator):
     ``kind`` is "probabilistic" or "deterministic"; ``seed`` draws the start. ``standardize`` divides each voxel by its
     standard deviation. ``scale`` divides each subject's betas by the root of their total variance.
 
-    After ``fit``, ``weights_`` are orthonormal maps [voxels_i, k], and ``shared_`` is the response [rows, k]. ``noise_`` is
-    the noise variance of a voxel, by subject. ``objective_`` has a number for each iteration. ``held_out_`` are scores of
+    After ``fit``, ``weights_`` are maps [voxels_i, k], orthonormal unless betas are scaled, and ``shared_`` is the response
+    [rows, k]. Every subject needs k voxels or more. ``noise_`` is the noise variance of a voxel, by subject. ``objective_`` has a number for each iteration. ``held_out_`` are scores of
     the rows of ``fit``, by maps that were learned without them.
     """
 

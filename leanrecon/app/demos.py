@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanrecon.app.terminal import say, tell_end
-from leanrecon.errors import BudgetError, SettingsError, StoreError
-from leanrecon.memory import SPARE, MemoryBudget, format_bytes, give_back
+from leanrecon.errors import SettingsError, StoreError
 from leanrecon.places.files import read_json, write_json
 from leanrecon.places.hold import no_empty_folders
 from leanrecon.progress import Progress
@@ -230,21 +229,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _require_memory(settings: Settings, base_dir: Path, study: Path) -> None:
-    """Raise BudgetError if any stage is planned to take more than is allowed: before any of them, not after hours."""
-    from leanrecon.stages.pipeline import plan_study
-
-    give_back()
-    allowed = MemoryBudget.of(settings.general.memory).allowed
-    largest = max(plan_study(settings, base_dir=base_dir, study=study), key=lambda stage: stage.memory)
-    if largest.memory > allowed:
-        enough = -(-(largest.memory + SPARE) // 1_000_000)
-        raise BudgetError(
-            f"{largest.stage} needs at least {format_bytes(largest.memory)}, more than the {format_bytes(allowed)} allowed",
-            todo=f'raise the budget to "{enough}MB" or more (setting `memory`, option --memory)',
-        )
-
-
 def run_demo(
     name: str,
     study: Path | None,
@@ -275,7 +259,6 @@ def run_demo(
     with demo.undone(data, Study(folder)):
         demo.prepare(data, memory=memory, overwrite=overwrite, progress=progress())
         settings, base_dir = demo.settings(data, sets, memory)  # now that its files are there
-        _require_memory(settings, base_dir, folder)
         options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "cluster": workers}
         Pipeline(settings, Study(folder), base_dir=base_dir, **options).run()
     tell_end(folder, stages_of(settings)[-1].name, time.monotonic() - began)

@@ -56,8 +56,8 @@ def _show_kind(console: Console, entry: kinds.Entry, *, with_settings: bool) -> 
 
 
 def first_sentence(kind: Any) -> str:
-    """The first line of a class's docstring."""
-    return (inspect.getdoc(kind) or "").partition("\n")[0]
+    """The first line of a class's own docstring."""
+    return inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
 
 
 def settings_of(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:

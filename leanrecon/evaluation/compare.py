@@ -1,12 +1,14 @@
 """Several studies in one table: their figures, means over those of one protocol, paired differences, published figures.
 
 Means are those that papers print: of the studies' own figures, each study counting alike. Figures of different
-protocols are never averaged, and stand under headings of their own, published ones too. Intervals resample test images: the same draw for all studies where they have the same
-test images, a draw of each study's own otherwise.
+protocols are never averaged, and stand under headings of their own, published ones too. Intervals resample test images:
+the same draw for all studies where they have the same test images, a draw of each study's own otherwise. Of several test
+sets in one study the first is compared. Top-1 among all test images is averaged and subtracted only where these are as many.
 """
 
 import csv
 import io
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,9 @@ SEED = 0
 """Of the resamples."""
 FEWEST_COMMON = 2
 """Common test images that a paired difference needs."""
+
+_AMONG_ALL = re.compile(r"top1_(?!of_)")
+"""Scores that say how often an image is found among all test images."""
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 
@@ -83,19 +88,26 @@ class Scored:
     """The preset, where nothing departs from it; else the protocol in words."""
     key: str
     stimuli: list[str]
+    weights: Array
+    """How much each row counts in the study's own figures, float64 [rows]: folds count alike, however large."""
     scores: Mapping[str, Array]
     """By metric: float64 [rows]."""
     recorded: Mapping[str, Figure]
     """Figures of metrics.json."""
+    test_set: str = ""
+    """The one of several test sets that the figures are of."""
+
+    @property
+    def images(self) -> int:
+        """How many different images were tested."""
+        return len(set(self.stimuli))
 
     def by_image(self) -> dict[str, dict[str, float]]:
-        """The mean score of each stimulus, by metric."""
+        """The mean score of each stimulus, by metric; under "" its weight."""
         names, of_row = np.unique(self.stimuli, return_inverse=True)
-        counts = np.bincount(of_row)
-        return {
-            metric: dict(zip(names.tolist(), (np.bincount(of_row, values) / counts).tolist(), strict=True))
-            for metric, values in self.scores.items()
-        }
+        weights = np.bincount(of_row, self.weights)
+        means = {m: np.bincount(of_row, self.weights * values) / weights for m, values in self.scores.items()}
+        return {m: dict(zip(names.tolist(), of.tolist(), strict=True)) for m, of in {"": weights, **means}.items()}
 
 
 def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> Comparison:
@@ -108,8 +120,8 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> C
     published = _published(against)
     names = _names(folders)
     scored = [_read(name, folder) for name, folder in zip(names, folders, strict=True)]
-    lines = [Line(s.name, "study", s.protocol, len(set(s.stimuli)), s.recorded, s.heading) for s in scored]
-    notes = []
+    lines = [Line(s.name, "study", s.protocol, s.images, s.recorded, s.heading) for s in scored]
+    notes = [f"Of {s.name} the test set {s.test_set} is compared, its first." for s in scored if s.test_set]
     groups: dict[str, list[Scored]] = {}
     for one in scored:
         groups.setdefault(one.key, []).append(one)
@@ -119,12 +131,14 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> C
             name = (
                 f"mean of {len(group)} studies" if len(groups) == 1 else f"mean of {', '.join(s.name for s in group)}"
             )
-            images = len(set(group[0].stimuli)) if same else None
+            images = group[0].images if same else None
             lines.append(Line(name, "mean", group[0].protocol, images, mean_figures(group), group[0].heading))
             if not same:
                 notes.append(
                     f"The test images of {', '.join(s.name for s in group)} differ: each was resampled by itself."
                 )
+            if len({one.images for one in group}) > 1:
+                notes.append("They differ in number, too: top-1 scores are neither averaged nor subtracted.")
     if len(groups) > 1:
         notes.append(f"These studies follow {len(groups)} protocols, which are not averaged or subtracted.")
     first = scored[0]
@@ -152,15 +166,15 @@ def compare_studies(folders: Sequence[Path], *, against: str | None = None) -> C
 
 def mean_figures(group: Sequence[Scored]) -> dict[str, Figure]:
     """Means over studies, each counting alike, with 95 % intervals over test images."""
-    metrics = [m for m in group[0].scores if all(m in one.scores for one in group)]
+    metrics = _common(group)
     numbers = numbered([one.stimuli for one in group])
     same = len({tuple(sorted(set(one.stimuli))) for one in group}) == 1
     tables = [np.stack([one.scores[m] for m in metrics], axis=1) for one in group]
-    values = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    values = np.mean([one.weights @ table for one, table in zip(group, tables, strict=True)], axis=0)
     if len(np.unique(np.concatenate(numbers))) < 2:
         return {m: (float(v), None, None) for m, v in zip(metrics, values, strict=True)}
     drawn = [
-        Resampling(own, RESAMPLES, SEED, 0 if same else k).means(table)
+        Resampling(own, RESAMPLES, SEED, 0 if same else k).means(table, group[k].weights)
         for k, (own, table) in enumerate(zip(numbers, tables, strict=True))
     ]
     low, high = np.percentile(np.mean(drawn, axis=0), LEVELS, axis=0)
@@ -168,16 +182,29 @@ def mean_figures(group: Sequence[Scored]) -> dict[str, Figure]:
 
 
 def difference(one: Scored, other: Scored) -> tuple[int, dict[str, Figure]]:
-    """How many test images both have, and how far ``one`` lies above ``other`` on them, paired image by image."""
+    """How many test images both have, and how far ``one`` lies above ``other`` on them, paired image by image.
+
+    An image counts as it does in the studies' own figures: by its rows, and by those of its fold.
+    """
     first, second = one.by_image(), other.by_image()
     names = sorted(set(one.stimuli) & set(other.stimuli))
-    metrics = [m for m in first if m in second]
+    metrics = _common([one, other])
     if len(names) < FEWEST_COMMON or not metrics:
         return len(names), {}
     table = np.array([[first[m][name] - second[m][name] for m in metrics] for name in names])
-    drawn = Resampling(np.arange(len(names)), RESAMPLES, SEED).means(table)
+    weights = np.array([first[""][name] + second[""][name] for name in names])
+    weights /= weights.sum()
+    values = weights @ table
+    drawn = Resampling(np.arange(len(names)), RESAMPLES, SEED).means(table, weights)
     low, high = np.percentile(drawn, LEVELS, axis=0)
-    return len(names), {m: (float(table[:, k].mean()), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
+    return len(names), {m: (float(values[k]), float(low[k]), float(high[k])) for k, m in enumerate(metrics)}
+
+
+def _common(group: Sequence[Scored]) -> list[str]:
+    """The metrics that all of a group have, and that do not depend on how many images were tested where these differ."""
+    metrics = [m for m in group[0].scores if all(m in one.scores for one in group)]
+    alike = len({one.images for one in group}) == 1
+    return [m for m in metrics if alike or not _AMONG_ALL.match(m)]
 
 
 def _apart(published: Sequence[Line], scored: Sequence[Scored]) -> Iterator[str]:
@@ -212,6 +239,7 @@ def _read(name: str, folder: Path) -> Scored:
     try:
         rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
         rows = [row for row in rows if row.get("subject") != "average"]
+        rows = [row for row in rows if row.get("test_set", "") == metrics.get("test_set", "")]
         stimuli = [row["stimulus"] for row in rows]
         columns = [key for key in rows[0] if key.startswith("final.")] if rows else []
         columns = [key for key in columns if all(row[key] != "" for row in rows)]  # some scores lack in some folds
@@ -222,16 +250,32 @@ def _read(name: str, folder: Path) -> Scored:
         raise InputError(f"{study.scores} has no test rows", todo="run the stage evaluate again with --overwrite")
     if not columns:
         raise InputError(f"{folder} has no scores of images", expected="a study with reconstructions")
+    _, of_row = np.unique([row.get("fold", "") for row in rows], return_inverse=True)
+    sizes = np.bincount(of_row)
+    weights = 1 / (len(sizes) * sizes[of_row])
     judges = {key: (of or {}).get("content", "") for key, of in (metrics.get("judges") or {}).items()}
     about: dict[str, Any] = {"preset": metrics.get("preset"), "folds": metrics.get("folds"), "judges": judges}
     about |= {"blend": metrics.get("blend") or 0.0, "departures": sorted(metrics.get("departures") or {})}
+    about["shape"] = metrics.get("shape")
     words = [str(about["preset"])]
+    words += [_size_of(about["shape"])] if about["shape"] and _has_no_size(about["preset"]) else []
     words += [f"{about['blend']:.0%} of first images mixed in"] if about["blend"] else []
     words += [f"{about['folds']} folds"] if about["folds"] else []
     words += [f"with another {judge}" for judge in about["departures"]]
     heading = ", ".join(words)
     words += [f"judges {', '.join(sorted(judges))}"] if judges else []
-    return Scored(name, folder, ", ".join(words), heading, fingerprint(about), stimuli, scores, _recorded(metrics))
+    key, test_set = fingerprint(about), metrics.get("test_set") or ""
+    return Scored(name, folder, ", ".join(words), heading, key, stimuli, weights, scores, _recorded(metrics), test_set)
+
+
+def _has_no_size(preset: Any) -> bool:
+    """Whether a preset compares images at whatever size they have, so that the size is part of the protocol."""
+    return preset in PROTOCOLS and PROTOCOLS[preset].size is None
+
+
+def _size_of(shape: Sequence[int]) -> str:
+    height, width, channels = shape
+    return f"{height} × {width}{' grey' if channels == 1 else ''}"
 
 
 def _recorded(metrics: Mapping[str, Any]) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ from leanrecon.evaluation.fold import ORACLE, TRUE_FEATURES, Fold
 from leanrecon.evaluation.judges.judge import Judge, check_judges, judge_record
 from leanrecon.evaluation.patterns import pattern_figures
 from leanrecon.evaluation.quartiles import by_similarity
-from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, in_area, score_folds
+from leanrecon.evaluation.scores import BASELINES, REFINED, FoldScores, compared_as, in_area, score_folds
 from leanrecon.evaluation.subjects import by_subject, of_subjects, others_than
 from leanrecon.images import Array
 from leanrecon.study.evaluate_settings import EvaluateSettings
@@ -57,11 +57,13 @@ def evaluate(
     Raises SettingsError for a judge that can't be used, and BudgetError before any image of a fold is read.
     """
     check_judges(judges)
-    scored = score_folds(list(folds), settings, judges, context)
+    folds = list(folds)
+    scored = score_folds(folds, settings, judges, context)
     together = [of_subjects(fold, others_than(AVERAGE)) for fold in scored]
     about: dict[str, Any] = {
         "preset": settings.preset,
         "blend": settings.blend,
+        "shape": list(compared_as(folds, settings.preset)),
         "folds": n_folds,
         "seed": context.seed,
         "resamples": settings.resamples,

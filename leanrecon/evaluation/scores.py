@@ -39,7 +39,7 @@ from leanrecon.evaluation.patterns import (
 )
 from leanrecon.evaluation.plan import POOLED, compared_shape, plan_evaluate
 from leanrecon.evaluation.pool import Part, Spool, joined, stacked
-from leanrecon.images import Array
+from leanrecon.images import Array, ImageShape
 from leanrecon.places import Location, as_location
 from leanrecon.stores.matrix import Matrix
 from leanrecon.stores.pictures import Pictures
@@ -107,6 +107,11 @@ def in_area(stage: str, area: str) -> str:
     return f"{stage} {area}" if area else stage
 
 
+def compared_as(folds: Sequence[Fold], preset: str) -> ImageShape:
+    """The shape in which the pixels of some folds are compared."""
+    return compared_shape(preset, folds[0].image_shape, (folds[0].final or folds[0].stage1).shape)
+
+
 def score_folds(
     folds: Sequence[Fold], settings: EvaluateSettings, judges: Sequence[Judge], context: Context
 ) -> list[FoldScores]:
@@ -119,8 +124,7 @@ def score_folds(
         for k, numbers in enumerate(numbered([fold.names for fold in folds]))
     ]
     pooled = needs_pooling(drawn)
-    shape, final = folds[0].image_shape, (folds[0].final or folds[0].stage1).shape
-    as_seen = compared_shape(settings.preset, shape, final) == shape
+    as_seen = compared_as(folds, settings.preset) == folds[0].image_shape
     patterns = find_patterns(folds) if as_seen else None
     scored: list[FoldScores] = []
     every = EveryFold([(fold.test.store, fold.test.index) for fold in folds])
@@ -157,9 +161,8 @@ def _score_images(
     if patterns is not None:
         sources |= constants(patterns, fold)
     stimuli = StoredImages(fold.test.store, fold.test.index)
-    protocol, final = PROTOCOLS[settings.preset], (fold.final or fold.stage1).shape
-    compared = compared_shape(settings.preset, fold.image_shape, final)
-    fit = Fitting(compared, protocol.resample, protocol.through, protocol.ssim == SSIM_RGB)
+    protocol = PROTOCOLS[settings.preset]
+    fit = Fitting(compared_as([fold], settings.preset), protocol.resample, protocol.through, protocol.ssim == SSIM_RGB)
     every = None if others is None else Seen(others.images, len(others.names), others.first)
     described = dict(_judged(fold, {STIMULI: stimuli, **sources}, judges, context, every))
     of_patterns = patterns is not None

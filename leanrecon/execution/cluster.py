@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from leanrecon import kinds
 from leanrecon.errors import (
     BudgetError,
     LeanreconError,
@@ -220,7 +221,8 @@ def probed(client: Any, study: Location) -> dict[str, Answer]:
     probe = f"probe-{token}{PARTIAL}"
     (study / probe).write_text(token)
     try:
-        found: dict[str, Answer] = client.run(answer, study.place.address(study.key), probe, token, on_error="return")
+        asked = (study.place.address(study.key), probe, token, kinds.providers())
+        found: dict[str, Answer] = client.run(answer, *asked, on_error="return")
         for address, one in found.items():
             if isinstance(one, BaseException):
                 raise LeanreconError(

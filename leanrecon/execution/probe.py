@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,10 @@ class Answer:
     """Why it can't write to the folder; empty if it can."""
 
 
-def answer(study: str, probe: str, content: str, dask_worker: Any = None) -> Answer:
+def answer(study: str, probe: str, content: str, packages: Sequence[str], dask_worker: Any = None) -> Answer:
     """Check the folder of a study from this process; the driver wrote a file ``probe`` there with this content.
 
-    Dask passes ``dask_worker``.
+    ``packages`` are those whose kinds the driver has loaded. Dask passes ``dask_worker``.
     """
     folder, held, host = as_location(study), process_memory(), platform.node()
     sees, until = _reads(folder / probe, content), time.monotonic() + SEEN_WITHIN
@@ -51,7 +52,8 @@ def answer(study: str, probe: str, content: str, dask_worker: Any = None) -> Ans
             own.unlink()
         except (OSError, LeanreconError) as error:
             problem = str(error)
-    return Answer(versions(), budget_of(dask_worker, held).allowed, held, threads_of(dask_worker), host, sees, problem)
+    mine, allowed = versions(packages), budget_of(dask_worker, held).allowed
+    return Answer(mine, allowed, held, threads_of(dask_worker), host, sees, problem)
 
 
 def _reads(file: Location, content: str) -> bool:

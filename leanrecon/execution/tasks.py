@@ -4,12 +4,11 @@ A worker keeps one piece of work open: its stores and its loaded networks. It ru
 threads.
 """
 
-import functools
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -142,7 +141,7 @@ def do(task: Task) -> Done:
 
 def _do(task: Task, worker: Any) -> Done:
     name = str(worker.address)
-    if differing := different_versions(task.versions, versions()):
+    if differing := different_versions(task.versions, versions(task.versions)):
         found = f"the worker {name} has other versions: {', '.join(differing)}"
         return Done(name, error=LeanreconError(found, todo="install the same versions on all machines of the cluster"))
     use_threads(task.threads or threads_of(worker))
@@ -207,11 +206,14 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """The versions of this process that decide results."""
+def versions(packages: Iterable[str] | None = None) -> dict[str, str]:
+    """The versions of this process that decide results.
+
+    A worker is asked for the ``packages`` whose kinds the driver has loaded, as it loads them with its first task; None:
+    those that this process has loaded.
+    """
     python = ".".join(map(str, sys.version_info[:2]))
-    return {"python": python, "leanrecon": __version__, **record.versions()}
+    return {**record.versions(packages), "python": python, "leanrecon": __version__}
 
 
 def different_versions(driver: Mapping[str, str], worker: Mapping[str, str]) -> list[str]:

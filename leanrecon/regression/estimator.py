@@ -3,16 +3,16 @@
 scikit-learn is imported only when a user's own arrays are checked.
 """
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
+from leanrecon.arguments import Parameters
 from leanrecon.context import Peaks
-from leanrecon.errors import InputError, LeanreconWarning, SettingsError, shown
+from leanrecon.errors import InputError, LeanreconWarning, shown
 from leanrecon.memory import MemoryBudget
 from leanrecon.regression import unreasonable
 from leanrecon.regression.normalise import Moments, moments
@@ -31,11 +31,13 @@ from leanrecon.stores.store import Store
 Array = np.ndarray[Any, Any]
 
 
-class Regressor:
+class Regressor(Parameters):
     """A regressor whose ``__init__`` stores its arguments untouched, and that predicts block by block."""
 
     _learned = "alpha_"
     """The attribute that is there once it is fitted."""
+    _set_first: ClassVar = frozenset({"learned_", "settings_"})
+    """What ``fit`` sets before it looks at the matrices."""
 
     budget: str | int | MemoryBudget | None
     n_features_in_: int
@@ -50,26 +52,6 @@ class Regressor:
     """Whether ``fit`` warns of voxels that are left out and of odd betas; those that say so themselves switch it off."""
     _one_dimensional: bool
 
-    def __repr__(self) -> str:
-        """The parameters that differ from their defaults, as scikit-learn shows an estimator."""
-        defaults = inspect.signature(type(self)).parameters
-        shown = {name: getattr(self, name) for name in defaults}
-        changed = (f"{name}={value!r}" for name, value in shown.items() if repr(value) != repr(defaults[name].default))
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        known = list(inspect.signature(type(self)).parameters)
-        for name, value in params.items():
-            if name not in known:
-                raise SettingsError(
-                    f"{type(self).__name__} has no parameter {name!r}", expected=f"one of {', '.join(known)}"
-                )
-            setattr(self, name, value)
-        return self
-
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
 
@@ -80,11 +62,14 @@ class Regressor:
             regressor_tags=RegressorTags(),
         )
 
-    def score(self, X: Any, y: Any) -> float:
-        """The coefficient of determination R² of the predictions, averaged over targets."""
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, self._learned)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The coefficient of determination R² of the predictions, averaged over targets; rows count by ``sample_weight`` [m]."""
         from sklearn.metrics import r2_score
 
-        return float(r2_score(y, self.predict(X)))
+        return float(r2_score(y, self.predict(X), sample_weight=sample_weight))
 
     # Predicting
 
@@ -153,10 +138,11 @@ class Regressor:
                 warnings.warn(sentence, LeanreconWarning, stacklevel=4)
 
     def _train_matrices(self, X: Any, y: Any, stimulus: Any) -> tuple[Matrix, Matrix]:
-        """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n].
+        """Betas [n, p] and targets [n, t], checked; notes whether targets came as [n], and forgets an earlier fit.
 
         With ``stimulus`` the targets have a row for each image, in any number.
         """
+        self._forget()
         X, y = checked_train(self, X, y, one_to_one=stimulus is None)
         self._one_dimensional = len(y.shape) == 1 if isinstance(y, np.ndarray) else False
         betas, targets = as_matrix(X), as_matrix(y[:, None] if self._one_dimensional else y)
@@ -165,8 +151,15 @@ class Regressor:
                 f"{betas.shape[0]} rows of betas and {targets.shape[0]} rows of targets",
                 expected="the same number of each",
             )
+        if not targets.shape[1]:
+            raise InputError("the targets have no columns", expected="one target or more")
         self.n_features_in_ = betas.shape[1]
         return betas, targets
+
+    def _forget(self) -> None:
+        """Forget an earlier fit: where this one fails nothing is left to predict with, and no figure outlives its fit."""
+        for name in [name for name in vars(self) if name.endswith("_") and name not in self._set_first]:
+            delattr(self, name)
 
     def _validated_test(self, X: Any) -> Matrix:
         self._check_fitted()
@@ -179,7 +172,7 @@ class Regressor:
         return test
 
     def _check_fitted(self) -> None:
-        if not hasattr(self, self._learned):
+        if not self.__sklearn_is_fitted__():
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
@@ -206,27 +199,33 @@ def check_array_like(name: str, values: Any) -> None:
 
 
 def checked_train(estimator: Any, X: Any, y: Any, *, one_to_one: bool) -> tuple[Any, Any]:
-    """Betas and targets as scikit-learn checks them, unless one of them is read from where it lies.
+    """Betas and targets as scikit-learn checks them; what is read from where it lies stays as it is.
 
     Where they are paired ``one_to_one`` they must have as many rows.
     """
     for name, values in (("betas", X), ("targets", y)):
         check_array_like(name, values)
-    if is_lazy(X) or is_lazy(y):
-        return X, y
-    from sklearn.utils.validation import check_array, validate_data
-
-    if not one_to_one:
-        X = validate_data(
-            estimator, X, dtype=[np.float64, np.float32], ensure_min_samples=2, ensure_all_finite=False
-        )  # fmt: skip
-        return X, check_array(y, ensure_2d=False, dtype="numeric", input_name="y")
     # Betas are searched for NaN while their moments are taken, without another pass.
-    X, y = validate_data(
-        estimator, X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32], ensure_min_samples=2,
-        ensure_all_finite=False,
-    )  # fmt: skip
-    return X, y
+    how: dict[str, Any] = {
+        "dtype": [np.float64, np.float32], "ensure_min_samples": 2, "ensure_all_finite": False
+    }  # fmt: skip
+    if one_to_one and not is_lazy(X) and not is_lazy(y):
+        from sklearn.utils.validation import validate_data
+
+        X, y = validate_data(estimator, X, y, multi_output=True, y_numeric=True, **how)
+        return X, y
+    if not is_lazy(X):
+        from sklearn.utils.validation import validate_data
+
+        X = validate_data(estimator, X, **how)
+    if is_lazy(y):
+        return X, np.asarray(y) if len(getattr(y, "shape", ())) == 1 else y
+    if y is None:
+        raise InputError("there are no targets", expected="an array [rows, targets] or [rows]")
+    from sklearn.utils.validation import check_array
+
+    finite = not is_lazy(X)  # else NaN is found as targets are read
+    return X, check_array(y, ensure_2d=False, dtype="numeric", input_name="y", ensure_all_finite=finite)
 
 
 def checked_test(estimator: Any, X: Any) -> Any:

@@ -47,7 +47,19 @@ def carried(
             expected="train images that were shown twice or more, or a published ncsnr",
             todo='set voxel_weights = "accuracy", or keep single trials (dataset.repeats = "single")',
         )
-    return np.where(train.usable, reliability, np.nan)
+    given = np.asarray(reliability)
+    if given.shape != train.usable.shape or given.dtype.kind not in "biuf":
+        raise InputError(
+            f"reliability of shape {given.shape} and type {given.dtype}",
+            expected=f"a number for each of {len(train.usable)} voxels",
+        )
+    share = np.where(train.usable, given.astype(np.float64), np.nan)
+    if np.isnan(share).all() or np.isinf(share).any():
+        raise InputError(
+            f"the reliability of the voxels is {'infinite in some' if np.isinf(share).any() else 'NaN in all'} of them",
+            expected="the share of each voxel's variance that is not noise, NaN where it is unknown",
+        )
+    return share
 
 
 def intraclass_correlation(betas: Centred, pairing: Pairing, usable: Array) -> Array:

@@ -153,7 +153,7 @@ def notes_of(calibration: Any, settings: Settings, images: int) -> list[str]:
         return [sentence] if (sentence := too_few(settings, images)) else []
     if not calibration.record()["used"]:
         return ["First images were not calibrated: it was no better for held-out train images."]
-    return list(calibration.notes(settings.stage1.calibrate))
+    return kinds.optional(calibration, "notes", settings.stage1.calibrate)
 
 
 def _decoded(run: Run, variant: Variant, space: Any, made_of: dict[str, Any], context: Context) -> CalibrationData:

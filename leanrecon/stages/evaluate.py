@@ -194,7 +194,7 @@ class EvaluateStage:
 def make_judges(settings: Settings) -> list[Any]:
     """The judges that settings name; no weights are loaded."""
     return [
-        kinds.kind_of("judges", judge)(judge, name=name, device=settings.general.device)
+        kinds.made("judges", judge, name=name, device=settings.general.device)
         for name, judge in settings.judges.items()
     ]
 

@@ -184,8 +184,9 @@ def check_rows(generator: Any, settings: Settings, spaces: dict[str, Any]) -> No
 
 def make_generator(settings: Settings, spaces: Any = None, *, scratch: Path = Path(), unconditional: Any = None) -> Any:
     """The generator that settings name, with the feature spaces that it uses; no weights are loaded."""
-    kind, general = kinds.kind_of("generators", settings.refine), settings.general
-    made = kind(settings.refine, seed=general.seed, device=general.device, scratch=scratch, unconditional=unconditional)
+    general = settings.general
+    how: dict[str, Any] = {"seed": general.seed, "device": general.device, "scratch": scratch}
+    made = kinds.made("generators", settings.refine, **how, unconditional=unconditional)
     if spaces is not None and (use := getattr(made, "use", None)) is not None:
         use(spaces)
     return made

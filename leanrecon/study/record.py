@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -41,9 +41,12 @@ _ALTERED = 3
 """Most bytes of that line that differ where it is damaged; a file that a person wrote has another one."""
 
 
-def versions() -> dict[str, str]:
-    """The versions of the libraries and packages of kinds that decide results, of those that are installed."""
-    found = {name: _version(name) for name in (*VERSIONS, *kinds.providers())}
+def versions(packages: Iterable[str] | None = None) -> dict[str, str]:
+    """The versions of the libraries that decide results, and of the packages of kinds, of those that are installed.
+
+    ``packages`` names these packages; None: those whose kinds this process has loaded.
+    """
+    found = {name: _version(name) for name in (*VERSIONS, *(kinds.providers() if packages is None else packages))}
     return {name: number for name, number in found.items() if number is not None}
 
 

@@ -171,10 +171,14 @@ class Variant:
         return sum(name in learned for name in self.test_names)
 
     def reliability(self) -> Array | None:
-        """The share of each voxel's variance in the train rows that is signal, by the dataset's ncsnr; None without it."""
+        """The share of each voxel's variance in the train rows that is signal, by the dataset's ncsnr; None without it.
+
+        Where rows are means of unequally many trials n, 1/n is its mean over rows, as in the noise ceiling.
+        """
         repeats = np.asarray(self.rows["train"].repeats, np.float64)
-        found = read_reliability(self.parent, float(repeats[self.train_rows].mean()))
-        return found if found is None or self.voxels is None else found[list(self.voxels)]
+        found = read_reliability(self.parent, float(1 / np.mean(1 / repeats[self.train_rows])))
+        found = found if found is None or self.voxels is None else found[list(self.voxels)]
+        return None if found is None or not np.isfinite(found).any() else found
 
     # Matrices
 

@@ -158,6 +158,11 @@ def test_bad_input_is_refused() -> None:
         SRM(k=3).fit([data[0], data[1][:39], data[2]])
     with pytest.raises(InputError, match="of 40 dimensions needs more than the 40 common images.*Set k = 39 or less"):
         SRM(k=40).fit(data)
+    with pytest.raises(InputError, match="of 35 dimensions has no orthonormal map from 30 voxels.*Set k = 30 or less"):
+        SRM(k=35).fit(data)
+    few = [data[0], np.concatenate([data[1][:, :3], np.ones((40, 9)), np.full((40, 9), np.nan)], axis=1)]
+    with pytest.raises(InputError, match="no orthonormal map from 3 voxels"):
+        SRM(k=5, standardize=True).fit(few)
     data[1][3, 7] = np.nan
     with pytest.raises(InputError, match="voxel 7 are NaN"):
         SRM(k=3).fit(data)

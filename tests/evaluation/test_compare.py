@@ -265,3 +265,82 @@ def test_different_pictures_of_one_name_are_told(tmp_path: Path, how: str) -> No
     found = compare_studies([tmp_path / "one", tmp_path / "other"])
     told = [note for note in found.notes if "may pair different ones" in note]
     assert [note.partition(" ")[0] for note in told] == (["image7"] if how == "another" else [])
+
+
+def write_study(root: Path, name: str, rows: list[dict], final: dict[str, float], **about: object) -> None:
+    """A study of given rows of scores.csv and figures of metrics.json."""
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    write_text(Study(root / name).scores, "\n".join(lines) + "\n")
+    figures = {metric: {"value": value, "low": 0.0, "high": 1.0, "chance": 0.0} for metric, value in final.items()}
+    write_json(Study(root / name).metrics, {"preset": "native", "folds": None, "final": figures} | about)
+
+
+def test_means_and_differences_are_those_of_the_studies_own_figures_with_folds_of_unequal_size(tmp_path: Path) -> None:
+    """A figure is the mean over folds of each fold's mean: 12 images in folds of 2, 3 and 7."""
+    folds = np.repeat([0, 1, 2], [2, 3, 7])
+    own = []
+    for name in ("a", "b"):
+        values = RNG.normal(size=12)
+        own.append(float(np.mean([values[folds == k].mean() for k in range(3)])))
+        rows = [
+            {"row": k, "stimulus": IMAGES[k], "fold": folds[k], "final.pixcorr": repr(float(values[k]))}
+            for k in range(12)
+        ]
+        write_study(tmp_path, name, rows, {"pixcorr": own[-1]}, folds=3)
+        assert own[-1] != pytest.approx(values.mean())
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    assert line(found, "mean of 2 studies").figures["pixcorr"][0] == pytest.approx(np.mean(own))
+    value, low, high = line(found, "b less a").figures["pixcorr"]
+    assert value == pytest.approx(own[1] - own[0])
+    assert low < value < high
+
+
+def test_an_image_that_is_tested_more_often_counts_more_often_in_a_difference_too(tmp_path: Path) -> None:
+    shown = ["x", "x", "x", "y", "z"]
+    own = []
+    for name in ("a", "b"):
+        values = RNG.normal(size=5)
+        own.append(float(values.mean()))
+        rows = [{"row": k, "stimulus": shown[k], "final.pixcorr": repr(float(values[k]))} for k in range(5)]
+        write_study(tmp_path, name, rows, {"pixcorr": own[-1]})
+    less = line(compare_studies([tmp_path / "a", tmp_path / "b"]), "b less a")
+    assert less.figures["pixcorr"][0] == pytest.approx(own[1] - own[0])
+    assert less.images == 3
+
+
+def test_of_several_test_sets_the_one_that_the_figures_are_of_is_compared(tmp_path: Path) -> None:
+    for name, first in (("a", 0.2), ("b", 0.3)):
+        rows = [
+            {"row": k, "stimulus": f"{of}{k}", "test_set": of, "final.pixcorr": first if of == "seen" else 0.9}
+            for k, of in enumerate(["seen"] * 4 + ["imagined"] * 8)
+        ]
+        write_study(tmp_path, name, rows, {"pixcorr": first}, test_set="seen")
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    assert {one.images for one in found.lines} == {4}
+    assert line(found, "mean of 2 studies").figures["pixcorr"][0] == pytest.approx(0.25)
+    assert line(found, "b less a").figures["pixcorr"][0] == pytest.approx(0.1)
+    assert "Of a the test set seen is compared, its first." in found.notes
+
+
+def test_pixels_that_were_compared_at_another_size_are_another_protocol(tmp_path: Path) -> None:
+    for name, shape in (("a", [64, 64, 3]), ("b", [64, 64, 3]), ("c", [32, 48, 3]), ("d", [64, 64, 1])):
+        rows = [{"row": k, "stimulus": IMAGES[k], "final.pixcorr": 0.5} for k in range(3)]
+        write_study(tmp_path, name, rows, {"pixcorr": 0.5}, shape=shape)
+    found = compare_studies([tmp_path / name for name in "abcd"])
+    assert names_under(found, "native, 64 × 64") == ["a", "b", "mean of a, b", "b less a"]
+    assert names_under(found, "native, 32 × 48") == ["c"]
+    assert names_under(found, "native, 64 × 64 grey") == ["d"]
+    assert any("3 protocols" in note for note in found.notes)
+
+
+def test_top1_among_other_numbers_of_images_is_neither_averaged_nor_subtracted(tmp_path: Path) -> None:
+    metrics = ["two_way_pixels", "top1_pixels", "top1_pixels_reverse", "top1_of_300_features"]
+    for name, n in (("a", 12), ("b", 9), ("c", 12)):
+        scores = {f"final.{metric}": 0.5 for metric in metrics}
+        rows = [{"row": k, "stimulus": IMAGES[k], **scores} for k in range(n)]
+        write_study(tmp_path, name, rows, dict.fromkeys(metrics, 0.5))
+    found = compare_studies([tmp_path / "a", tmp_path / "b"])
+    for name in ("mean of 2 studies", "b less a"):
+        assert set(line(found, name).figures) == {"two_way_pixels", "top1_of_300_features"}
+    assert any("top-1 scores are neither averaged nor subtracted" in note for note in found.notes)
+    assert set(line(compare_studies([tmp_path / "a", tmp_path / "c"]), "c less a").figures) == set(metrics)

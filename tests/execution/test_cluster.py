@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from leanrecon import kinds
 from leanrecon.context import Context
 from leanrecon.errors import BudgetError, LeanreconError, NetworkError, SettingsError, StoreError
 from leanrecon.execution.cluster import Cluster, allowed_each, check, local_workers
@@ -167,6 +168,22 @@ def test_versions_are_plain_values() -> None:
     found: Any = json.loads(json.dumps(versions()))
     assert found["python"].count(".") == 1
     assert found["leanrecon"]
+
+
+def test_a_worker_tells_of_the_packages_whose_kinds_the_driver_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker loads kinds with its first task, and may have loaded those of an earlier study."""
+    before = versions()
+    assert {"pytest", "ruff"}.isdisjoint(before)
+    worker = versions(["pytest"])  # has loaded no kind of it
+    monkeypatch.setattr(kinds, "_loaded", {"leanrecon", "pytest"})
+    driver = versions()
+    assert driver["pytest"] == pytest.__version__
+    assert different_versions(driver, worker) == []
+    assert different_versions(driver, versions(driver)) == []
+    monkeypatch.setattr(kinds, "_loaded", {"leanrecon", "pytest", "ruff"})  # those of an earlier study, on a worker
+    assert different_versions(driver, versions(["pytest"])) == []
+    assert different_versions(before, versions([])) == []
+    assert different_versions({**driver, "moon": "3"}, versions(["pytest", "moon"])) == ["moon is missing (driver: 3)"]
 
 
 class Said(Progress):

@@ -9,13 +9,15 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.base import clone, is_regressor
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import check_is_fitted
 
-from leanrecon.errors import LeanreconWarning
+from leanrecon.errors import BudgetError, InputError, LeanreconWarning
 from leanrecon.regression.ridge.ridge import StreamingRidge
 from leanrecon.regression.ridge.settings import RidgeSettings
 
@@ -95,7 +97,7 @@ NO_SKLEARN = """
 import sys
 import warnings
 import numpy as np
-from leanrecon.errors import LeanreconWarning
+from leanrecon.errors import BudgetError, InputError, LeanreconWarning
 from leanrecon.regression.ridge.ridge import StreamingRidge
 x, y, t = (np.load(path) for path in sys.argv[1:])
 from leanrecon.stores import as_matrix
@@ -157,3 +159,64 @@ def test_the_public_class_is_scikit_learns_own_kind_of_estimator() -> None:
 def test_planning_and_studies_load_no_scikit_learn() -> None:
     code = "import sys; import leanrecon.regression.ridge.ridge; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_score_counts_rows_by_their_weights(study):
+    X, Y, T = study(60, 90)
+    Y_test, weights = Ridge(5.0).fit(X, Y).predict(T) + 0.1, np.linspace(0, 3, len(T))
+    ridge, reference = StreamingRidge(3.0, standardize=False).fit(X, Y), Ridge(3.0, solver="svd").fit(X, Y)
+    assert ridge.score(T, Y_test, weights) == pytest.approx(reference.score(T, Y_test, weights))
+    assert ridge.score(T, Y_test, sample_weight=weights) != pytest.approx(ridge.score(T, Y_test))
+
+
+def test_a_fit_that_fails_leaves_nothing_to_predict_with(study):
+    X, Y, T = study(60, 90)
+    ridge = StreamingRidge(3.0)
+    with pytest.raises(InputError, match="none of the 90 voxels varies"):
+        ridge.fit(np.ones_like(X), Y)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(ridge)
+    check_is_fitted(ridge.fit(X, Y))
+    ridge.budget = "1MB"
+    with pytest.raises(BudgetError):
+        ridge.fit(X[:40], Y[:40])
+    with pytest.raises(NotFittedError):
+        ridge.predict(T)
+
+
+def test_figures_of_an_earlier_fit_are_forgotten(study):
+    X, Y, _ = study(60, 90)
+    ridge = StreamingRidge(alphas=[10.0, 100.0, 1000.0]).fit(X, Y)
+    assert len(ridge.loo_errors_) == len(ridge.alphas_) == 3
+    ridge.set_params(alpha=5.0).fit(X, Y)
+    assert not hasattr(ridge, "loo_errors_")
+    assert not hasattr(ridge, "alphas_")
+    assert ridge.alpha_ == 5.0
+
+
+@pytest.mark.parametrize("lazy", ["betas", "targets", "both"])
+@pytest.mark.parametrize("flat", [False, True], ids=["[n, t]", "[n]"])
+def test_arrays_that_are_read_where_they_lie_go_with_any_others(study, lazy: str, flat: bool):
+    """One of betas and targets is a Dask or Zarr array or an HDF5 dataset, the other whatever scikit-learn takes."""
+    import dask.array
+    import zarr
+
+    X, Y, T = study(60, 90)
+    y = Y[:, 0] if flat else Y
+    expected = StreamingRidge(3.0).fit(X, y).predict(T)
+    for kept in (zarr.array, lambda a: dask.array.from_array(a, chunks=17)):
+        train = kept(X) if lazy != "targets" else X.tolist()
+        targets = kept(y) if lazy != "betas" else y.tolist()
+        found = StreamingRidge(3.0).fit(train, targets).predict(T)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_no_targets_are_refused_wherever_they_lie(study):
+    import zarr
+
+    X, _, _ = study(60, 90)
+    with pytest.raises(InputError, match="the targets have no columns"):
+        StreamingRidge(3.0).fit(zarr.array(X), zarr.zeros(shape=(60, 0), dtype="f8"))
+    with pytest.raises(InputError, match="there are no targets"):
+        StreamingRidge(3.0).fit(zarr.array(X), None)

@@ -104,6 +104,22 @@ def test_reliability_by_repeats_or_as_given(few_carry):
         StreamingRidge(20.0, **how).fit(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.ones(3), r"reliability of shape \(3,\).*a number for each of 300 voxels"),
+        (np.ones((300, 1)), r"reliability of shape \(300, 1\)"),
+        ("high", "reliability of shape .* and type <U4"),
+        (np.full(300, np.nan), "the reliability of the voxels is NaN in all"),
+        (np.where(np.arange(300), 0.5, np.inf), "the reliability of the voxels is infinite in some"),
+    ],
+)
+def test_reliability_that_says_nothing_is_refused(few_carry, given, said):
+    X, Y, _, _ = few_carry()
+    with pytest.raises(InputError, match=said):
+        StreamingRidge(20.0, voxel_weights="reliability").fit(X, Y, reliability=given)
+
+
 # The choice of a form
 
 

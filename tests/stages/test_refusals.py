@@ -159,3 +159,59 @@ def test_a_folder_is_held_and_goes_again_if_it_stays_empty(tmp_path: Path) -> No
     with held(tmp_path / "there/a/b", "another run", "wait for it"):
         (tmp_path / "there/a/b/file").touch()
     assert files(tmp_path) == ["there", "there/a", "there/a/b", "there/a/b/file"]
+
+
+# The plan of all stages comes before the first one
+
+
+class Wide(Progress):
+    """Notes what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def needs_most_late(tmp_path: Path) -> dict[str, Any]:
+    """A study whose first stage takes least memory, with betas and images of its own."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "betas.npy", rng.normal(size=(40, 6)).astype(np.float32))
+    np.save(tmp_path / "stimuli.npy", rng.integers(0, 256, (40, 16, 16, 3), np.uint8))
+    arrays = {name: str(tmp_path / f"{name}.npy") for name in ("betas", "stimuli")}
+    evaluate = {"permutations": 1, "resamples": 100}
+    spaces, regression = {"pca": {"components": 4}}, {"alpha": 10.0}
+    return {
+        "dataset": arrays | {"test_fraction": 0.2},
+        "features": spaces,
+        "regression": regression,
+        "evaluate": evaluate,
+    }
+
+
+def test_a_budget_that_a_later_stage_exceeds_is_refused_before_the_first(tmp_path: Path) -> None:
+    settings = needs_most_late(tmp_path)
+    lines = leanrecon.plan(settings)
+    largest = max(lines, key=lambda line: line.memory)
+    assert largest.memory > lines[0].memory + 40_000_000
+    enough = f"{lines[0].memory + 20_000_000}"
+    before, progress = files(tmp_path), Wide()
+    for study in (tmp_path / "study", tmp_path / "a/b"):
+        with pytest.raises(
+            BudgetError, match=f"{largest.stage}, which needs most of all stages, needs at least .*Raise the budget to"
+        ):
+            leanrecon.run(settings, study=study, memory=enough, progress=progress)
+    assert progress.lines == []
+    assert files(tmp_path) == before
+    leanrecon.run(settings, study=tmp_path / "study", until="dataset", memory=enough, progress=progress)
+
+
+def test_a_study_that_was_begun_asks_stage_by_stage(tmp_path: Path) -> None:
+    """What is complete needs no memory again: neither here, nor in a study that comes back from its mirror."""
+    settings = needs_most_late(tmp_path)
+    leanrecon.run(settings, study=tmp_path / "study", mirror=tmp_path / "mirror", progress=Progress())
+    least = f"{leanrecon.plan(settings)[0].memory + 20_000_000}"
+    leanrecon.run(settings, study=tmp_path / "study", memory=least, progress=Progress())
+    leanrecon.run(settings, study=tmp_path / "again", mirror=tmp_path / "mirror", memory=least, progress=Progress())
+    assert (tmp_path / "again/report.html").is_file()

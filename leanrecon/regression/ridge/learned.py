@@ -100,7 +100,7 @@ class Formed(Regressor):
             scale=self.standardize,
             alpha=None if self.alpha == "loo" else float(self.alpha),
             alphas=self.alphas,
-            reliability=None if reliability is None else np.asarray(reliability, np.float64),
+            reliability=None if reliability is None else np.asarray(reliability),
             seed=self.seed,
             kept=self.kept,
         )
