@@ -275,7 +275,8 @@ def run_demo(
     with demo.undone(data, Study(folder)):
         demo.prepare(data, memory=memory, overwrite=overwrite, progress=progress())
         settings, base_dir = demo.settings(data, sets, memory)  # now that its files are there
-        _require_memory(settings, base_dir, folder)
+        if workers is None:  # with workers, this process holds less
+            _require_memory(settings, base_dir, folder)
         options: dict[str, Any] = {"overwrite": overwrite, "progress": progress(), "cluster": workers}
         Pipeline(settings, Study(folder), base_dir=base_dir, **options).run()
     tell_end(folder, stages_of(settings)[-1].name, time.monotonic() - began)
