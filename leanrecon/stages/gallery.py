@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.context import Context
-from leanrecon.datasets.files.folder import ENDINGS, image_size, read_image
+from leanrecon.datasets.files.folder import ENDINGS, decoding_nbytes, image_size, read_image
 from leanrecon.errors import InputError
 from leanrecon.features.extract import extract
 from leanrecon.images import Array, ImageShape
@@ -18,9 +18,6 @@ from leanrecon.stores.images import ImageReader, image_shape
 from leanrecon.stores.layout import plan_chunks
 from leanrecon.stores.matrix import panels
 from leanrecon.stores.store import Store, remove
-
-DECODED_NBYTES = 8 * 4_000_000
-"""Bytes that a picture of four million pixels takes while it is decoded."""
 
 _FLOAT = 4
 
@@ -115,7 +112,9 @@ def _encoded(
     rows, columns = plan_chunks((len(files), dims), np.float32, context.chunk)
     image = int(np.prod(shape))
     batch = max(min(cost.batch, 64), 1)
-    held = min(rows, len(files)) * dims * _FLOAT + 2 * rows * columns * _FLOAT + 20_000_000 + DECODED_NBYTES
+    held = (
+        min(rows, len(files)) * dims * _FLOAT + 2 * rows * columns * _FLOAT + 20_000_000 + decoding_nbytes(files, shape)
+    )
     context.require("retrieve", cost.held + batch * (cost.per_image + 2 * image + dims * _FLOAT) + held)
     done = store.rows - sum(len(store.group_rows(i)) for i in missing)
     with context.task(total=store.rows, unit="pictures", done=done) as advance:

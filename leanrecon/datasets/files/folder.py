@@ -31,6 +31,13 @@ _HEADER_NBYTES = 16384
 _GREY = ("1", "L")
 """Pillow's modes of one channel without transparency."""
 
+_LAYERED = ("LA", "PA", "RGBA", "La", "RGBa")
+"""Pillow's modes with transparency."""
+
+_DECODED_NBYTES, _LAYERED_NBYTES = 9, 20
+"""Bytes a pixel that decoding takes at most. Pillow takes 4 for each of the image, its upright copy, and with
+transparency white and what lies on it; WebP's decoder 11 of its own. Measured: up to 8.1 and 16."""
+
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 
 
@@ -88,7 +95,7 @@ class FolderRows(Rows):
         super().__init__(folder or paths[0].parent, None, (len(paths), *shape), np.uint8)
         self.paths = list(paths)
         self.name = str(paths[0].parent)
-        self.scratch = 8 * max(4_000_000, *(n * n for n in shape[:2]))
+        self.scratch = decoding_nbytes(paths, shape)
         self._nbytes = 0
         self._listing = contextlib.ExitStack()
         weakref.finalize(self, self._listing.close)
@@ -143,6 +150,30 @@ def channels_of(paths: Sequence[InputFile]) -> int:
     return 1 if all(_is_grey(path) for path in paths) else 3
 
 
+def decoding_nbytes(paths: Sequence[InputFile], shape: tuple[int, int, int]) -> int:
+    """Bytes that reading any of some images as ``shape`` takes, from their headers.
+
+    Those in a bucket are taken to have four million pixels at most. Images that can't be read take nothing here: reading
+    them says why.
+    """
+    least = 8 * max(4_000_000, *(n * n for n in shape[:2]))
+    return max(least, *(_decoding_nbytes(path, shape) for path in paths if isinstance(path, Path)), 0)
+
+
+def _decoding_nbytes(path: Path, shape: tuple[int, int, int]) -> int:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.size[0] * image.size[1] > MOST_PIXELS:
+                return 0
+            image.draft("RGB", (shape[1], shape[0]))
+            layers = image.mode in _LAYERED or "transparency" in image.info or image.format == "WEBP"
+            return image.size[0] * image.size[1] * (_LAYERED_NBYTES if layers else _DECODED_NBYTES)
+    except Exception:  # Pillow's readers raise anything on damaged files
+        return 0
+
+
 def _is_grey(path: InputFile) -> bool:
     from PIL import Image
 
@@ -163,11 +194,14 @@ def read_image(path: InputFile, shape: tuple[int, int, int]) -> Array:
     try:
         with image:
             image.draft("RGB", (shape[1], shape[0]))  # JPEG: decode at a fraction of the size where that is enough
-            shown = ImageOps.exif_transpose(image)
-            if shown.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in shown.info:
-                over = shown.convert("RGBA")
+            ImageOps.exif_transpose(image, in_place=True)
+            shown: Any = image
+            if shown.mode in _LAYERED or "transparency" in shown.info:
+                over = shown if shown.mode == "RGBA" else shown.convert("RGBA")
                 shown = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-            shown = shown.convert("L" if shape[2] == 1 else "RGB")
+                del over
+            mode = "L" if shape[2] == 1 else "RGB"
+            shown = shown if shown.mode == mode else shown.convert(mode)  # to convert always copies
             if shown.size != (shape[1], shape[0]):
                 shown = ImageOps.fit(shown, (shape[1], shape[0]), Image.Resampling.LANCZOS)
             return np.asarray(shown, np.uint8).reshape(shape)
