@@ -31,7 +31,7 @@ def make_calibration(settings: Settings) -> Any:
     return kinds.kind_of("calibrations", chosen)(chosen, seed=general.seed, device=general.device)
 
 
-def check_calibration(run: Run) -> None:
+def check_calibration(run: Run | Planning) -> None:
     """Raise SettingsError if both the feature space and ``stage1.calibrate`` learn from the same train rows."""
     if make_calibration(run.settings).calibrates and run.first_space.calibrates:
         raise SettingsError(

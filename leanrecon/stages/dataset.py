@@ -22,7 +22,7 @@ class DatasetStage:
 
     name = "dataset"
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run | Planning) -> None:
         """Raise SettingsError for ``[areas]`` with a dataset without areas."""
         if run.settings.areas and not run.settings.dataset.has_areas:
             raise SettingsError(
@@ -32,6 +32,7 @@ class DatasetStage:
             )
 
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
+        self.check(planning)
         settings, budget = planning.settings, planning.budget
         kind = kinds.kind_of("datasets", settings.dataset)
         data = kind(settings.dataset).plan(base_dir=planning.base_dir, chunk=planning.chunk, free=budget.free)

@@ -50,6 +50,7 @@ class StageOneStage:
     def plan(self, planning: Planning) -> Iterator[PlannedStage]:
         settings, (_, m), shape = planning.settings, planning.split, planning.image_shape
         space = planning.first_space
+        check_calibration(planning)
         yield from plan_calibration(planning, space)
         dims, decoded = space.dims(shape), space.decoded_shape(shape)
         drawn = picture_shape(space, settings.stage1.size, shape)

@@ -87,6 +87,8 @@ def test_areas_of_a_shared_space_are_refused_before_any_work(root: Path, tmp_pat
     dataset = {"kind": "group", "members": [str(root / name) for name in AREAS]}
     with pytest.raises(SettingsError, match=r"\[areas\]: dimensions of .* have no area.*dataset\.voxels of a group"):
         leanrecon.run({"dataset": dataset, "areas": {"early": ["V1"]}}, study=tmp_path / "study", until="dataset")
+    with pytest.raises(SettingsError, match=r"\[areas\]: dimensions of .* have no area"):
+        leanrecon.plan({"dataset": dataset, "areas": {"early": ["V1"]}})
     assert not (tmp_path / "study" / "betas").exists()
 
 

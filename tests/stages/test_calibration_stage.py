@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 
 import leanrecon
 from leanrecon import kinds
+from leanrecon.errors import SettingsError
 from leanrecon.features.pixels import Pixels
 from leanrecon.places.files import write_whole
 from leanrecon.stores import Store
@@ -96,3 +97,11 @@ def test_first_images_use_what_was_calibrated(done):
     expected = np.rint(np.clip(done.predictions("gain") * gain, 0, 1) * 255)
     images = np.stack([np.asarray(image) for image in done.images("stage1")]).reshape(expected.shape)
     assert np.abs(images - expected).max() <= 1
+
+
+def test_what_a_run_refuses_its_plan_refuses_too(done, tmp_path):
+    settings = done.settings | {"stage1": {"calibrate": "linear"}}
+    for refused in (leanrecon.plan, lambda tables: leanrecon.run(tables, study=tmp_path / "twice")):
+        with pytest.raises(SettingsError, match=r"stage1\.calibrate, and the feature space gain learns its decode"):
+            refused(settings)
+    assert not (tmp_path / "twice").exists()
