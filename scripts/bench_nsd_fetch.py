@@ -170,7 +170,8 @@ def fetch(folder: Path, port: int, what: str) -> None:
                     started = time.monotonic()
                     wanted = np.unique(design.stimulus)
                     with files.need(name) as file:
-                        for _ in read_images(stimuli_layout(file), wanted, (SIDE, SIDE, 3)):
+                        shape = (SIDE, SIDE, 3)
+                        for _ in read_images(stimuli_layout(file), wanted, shape, lambda _: np.empty(shape, np.uint8)):
                             pass
                     took["size"] = len(wanted) * SIDE * SIDE * 3
                 took["requests"] = source.traffic.requests - before[0]

@@ -13,26 +13,32 @@ rate, and over the time of all bytes that came. ``--against`` measures another c
 """
 
 import argparse
-import http.server
+import contextlib
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import bench_nsd_fetch
 import numpy as np
-from bench_nsd_fetch import IMAGES, SHAPE, SIDE, VOXELS, mask
+from bench_nsd_fetch import BUCKET, IMAGES, SHAPE, SIDE, VOXELS, mask
 
 RATES = (50.0, 500.0)  # Mbit/s
 LATENCIES = (30.0, 100.0, 200.0)  # ms a round trip
 SHOWN = 266  # images that a session shows
 FIRST_WINDOW, LARGEST_WINDOW = 14_600, 4 * 2**20  # bytes in flight of a connection
 IDLE = 0.2  # seconds beyond a round trip after which a connection begins anew (RFC 6298's least, as Linux has it)
-PIECE = 64 * 1024
+TURN, SMALLEST, LARGEST = (
+    0.002,
+    16 * 1024,
+    128 * 1024,
+)  # seconds of the link, and bytes, that a connection takes in turn
+MORE = getattr(socket, "MSG_MORE", 0)
 LATE = 0.1  # seconds that the link may catch up on, as this process doesn't always run when it should
 HEADERS = 600  # bytes of an answer beside its body
 
@@ -70,86 +76,118 @@ def build(root: Path) -> None:
 class Link:
     """What all connections share: so many bytes a second, in the order in which they are sent."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, rate: float, latency: float) -> None:
+        self.rate, self.latency = rate, latency
+        self.piece = int(min(max(rate * TURN, SMALLEST), LARGEST))
         self.free = 0.0
         self.lock = threading.Lock()
+        self.open_now = self.most_open = self.requests = self.nbytes = 0
 
     def carry(self, nbytes: int) -> None:
         with self.lock:
             begin = max(self.free, time.monotonic() - LATE)
-            self.free = begin + nbytes / self.rate
-        time.sleep(max(self.free - time.monotonic(), 0))
+            self.free = until = begin + nbytes / self.rate
+        time.sleep(max(until - time.monotonic(), 0))
 
 
-class Server(bench_nsd_fetch.Server):
+class Served:
     """HEAD and GET of objects with ranges and If-Match; every session is the first one's file."""
 
-    wbufsize = 0
-    link = Link(1.0)
-    open_now = most_open = requests = nbytes = 0
-    lock = threading.Lock()
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, tuple[int, int]] = {}
 
-    def setup(self) -> None:
-        super().setup()
-        self.window, self.last = 0, 0.0
-        with self.lock:
-            Server.open_now += 1
-            Server.most_open = max(Server.most_open, Server.open_now)
+    def open(self, name: str) -> tuple[int, int] | None:
+        """Descriptor and size of an object; None where there is none."""
+        if name not in self.files:
+            path = self.root / re.sub(r"betas_session\d\d", "betas_session01", name)
+            if not path.is_file():
+                return None
+            self.files[name] = os.open(path, os.O_RDONLY), path.stat().st_size
+        return self.files[name]
 
-    def finish(self) -> None:
-        with self.lock:
-            Server.open_now -= 1
-        super().finish()
+    def answer(self, request: str) -> tuple[str, int, int, int]:
+        """The headers of an answer, and the descriptor, start and stop of its body."""
+        method, target, *_ = request.split(" ", 2)
+        found = self.open(target.partition("?")[0].removeprefix(f"/{BUCKET}/"))
+        if found is None:
+            return _headers("404 Not Found", 0), 0, 0, 0
+        file, size = found
+        tag = f'"{size:032x}"'
+        asked = {name.lower(): value for name, value in re.findall(r"\r\n([\w-]+): ([^\r]*)", request)}
+        if asked.get("if-match", tag) != tag:
+            return _headers("412 Precondition Failed", 0), 0, 0, 0
+        start, stop, status, more = 0, size, "200 OK", [f"ETag: {tag}"]
+        if bounds := re.fullmatch(r"bytes=(\d+)-(\d+)", asked.get("range", "")):
+            start, stop, status = int(bounds[1]), min(int(bounds[2]) + 1, size), "206 Partial Content"
+            more.append(f"Content-Range: bytes {start}-{stop - 1}/{size}")
+        return _headers(status, stop - start, *more), file, start, stop if method == "GET" else start
 
-    def handle_one_request(self) -> None:
-        super().handle_one_request()
-        self.last = time.monotonic()
 
-    def _head(self, status: int, length: int, *headers: tuple[str, str]) -> None:
-        with self.lock:
-            Server.requests += 1
-            Server.nbytes += length if self.command == "GET" else 0
-        self.link.carry(HEADERS)
-        super()._head(status, length, *headers)
+def _headers(status: str, length: int, *more: str) -> str:
+    date = "Date: Mon, 30 Nov 2026 12:00:00 GMT"
+    return "\r\n".join([f"HTTP/1.1 {status}", "Server: bench", date, *more, f"Content-Length: {length}", "\r\n"])
 
-    def _arrive(self) -> None:
-        time.sleep(self.latency * (1 if self.window else 2))
-        if not self.window or time.monotonic() - self.last > self.latency + IDLE:
-            self.window = FIRST_WINDOW
 
-    def _send(self, path: Path, start: int, stop: int) -> None:
-        """Send a window a round trip, and twice as much in the next."""
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            while start < stop:
-                began, until = time.monotonic(), min(start + self.window, stop)
-                while start < until:
-                    piece = file.read(min(PIECE, until - start))
-                    self.link.carry(len(piece))
-                    self.wfile.write(piece)
-                    start += len(piece)
-                if start < stop:
-                    time.sleep(max(began + self.latency - time.monotonic(), 0))
-                    self.window = min(2 * self.window, LARGEST_WINDOW)
+def converse(link: Link, served: Served, sock: socket.socket) -> None:
+    """Answer what comes through one connection: a window a round trip, and twice as much in the next."""
+    window, last, begun = 0, 0.0, b""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while True:
+        while b"\r\n\r\n" not in begun:
+            data = sock.recv(64 * 1024)
+            if not data:
+                return
+            begun += data
+        request, _, begun = begun.partition(b"\r\n\r\n")
+        idle = time.monotonic() - last
+        time.sleep(link.latency * (1 if window else 2))
+        if not window or idle > link.latency + IDLE:
+            window = FIRST_WINDOW
+        head, file, start, stop = served.answer(request.decode("latin-1"))
+        with link.lock:
+            link.requests += 1
+            link.nbytes += stop - start
+        unsent = head.encode()
+        while unsent or start < stop:
+            began, until = time.monotonic(), min(start + window, stop)
+            while unsent or start < until:
+                n = min(link.piece, until - start)
+                link.carry(n + (HEADERS if unsent else 0))
+                if unsent:
+                    sock.sendall(unsent, MORE if n else 0)
+                    unsent = b""
+                while n:
+                    done = os.sendfile(sock.fileno(), file, start, n)
+                    start, n = start + done, n - done
+            if start < stop:
+                time.sleep(max(began + link.latency - time.monotonic(), 0))
+                window = min(2 * window, LARGEST_WINDOW)
+        last = time.monotonic()
 
 
 def serve(root: Path, rate: float, latency: float) -> None:
     """Serve until standard input ends; then print requests, bytes, and how many connections were open at most."""
-    Server.root, Server.latency, Server.link = root, latency / 1e3, Link(rate * 1e6 / 8)
+    link, served = Link(rate * 1e6 / 8, latency / 1e3), Served(root)
 
-    class Listening(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 512
+    def connected(sock: socket.socket) -> None:
+        with link.lock:
+            link.open_now += 1
+            link.most_open = max(link.most_open, link.open_now)
+        with contextlib.suppress(OSError), sock:  # a client that has gone
+            converse(link, served, sock)
+        with link.lock:
+            link.open_now -= 1
 
-        def handle_error(self, *_: object) -> None:
-            return  # a client that has gone
+    def accept(listening: socket.socket) -> None:
+        while True:
+            threading.Thread(target=connected, args=(listening.accept()[0],), daemon=True).start()
 
-    server = Listening(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_port, flush=True)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    threading.Thread(target=accept, args=(listening,), daemon=True).start()
+    print(listening.getsockname()[1], flush=True)
     sys.stdin.read()
-    found = {"open": Server.most_open, "requests": Server.requests, "nbytes": Server.nbytes}
+    found = {"open": link.most_open, "requests": link.requests, "nbytes": link.nbytes}
     print(json.dumps(found | {"server": time.process_time()}), flush=True)
 
 

@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 Made = TypeVar("Made")
 
 FIRST = 32
-"""Requests under way at the beginning."""
+"""Requests under way at the beginning, where an answer begins within ``SHORT`` seconds; more in proportion otherwise."""
+
+SHORT = 0.05
+"""Seconds from a request to its answer."""
 
 HELPS = 1.2
 """What twice the requests must bring, as a factor, to be kept: 2 where latency decides, 1 where the link is full."""
@@ -41,6 +44,10 @@ class Pace:
         """When fewer requests were asked for."""
         self._requests = self._counted = 0
         self._since = time.monotonic()
+
+    def begin(self, trip: float) -> None:
+        """Begin with as many requests as are right where an answer comes after ``trip`` seconds; before any has landed."""
+        self.limit = min(max(FIRST, round(FIRST * trip / SHORT)), self.most)
 
     def landed(self, nbytes: int, asked: int) -> None:
         """Take note of a request whose ``nbytes`` have all come; ``asked`` are under way, this one among them, or wait."""
@@ -94,12 +101,20 @@ class Flight:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix=name)
         self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
         self._busy = 0
+        self._begun = False
         self._lock = threading.Lock()
 
     @property
     def limit(self) -> int:
         """How many are under way at once."""
         return self._pace.limit
+
+    def begin(self, trip: float) -> None:
+        """Begin with as many as are right where an answer comes after ``trip`` seconds, unless some have begun."""
+        with self._lock:
+            if not self._begun:
+                self._begun = True
+                self._pace.begin(trip)
 
     def submit(self, work: Callable[..., Made], *given: Any) -> Future[Made]:
         """Queue ``work``, a request and the processing of its answer; it starts when the pace allows."""
@@ -112,6 +127,7 @@ class Flight:
     def landed(self, nbytes: int) -> None:
         """Count a request whose ``nbytes`` have all arrived; its answer is still to be processed."""
         with self._lock:
+            self._begun = True
             self._pace.landed(nbytes, self._busy + len(self._waiting))
             self._start(len(self._waiting))
 

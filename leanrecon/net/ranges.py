@@ -3,29 +3,29 @@
 import hashlib
 import io
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from leanrecon.errors import InputError, LeanreconError
+from leanrecon.errors import InputError
 from leanrecon.net.flight import Flight
 from leanrecon.places.seekable import Seekable
 
 Array = np.ndarray[Any, Any]
-Bytes = bytes | bytearray
+Bytes = bytes | bytearray | memoryview
 Made = TypeVar("Made")
-Item = TypeVar("Item")
 
-BLOCK = 64 * 1024
-"""Bytes of a block in the cache of sequential reads."""
+BLOCK = 8 * 1024
+"""Bytes of a block in the cache of sequential reads: what a new TCP connection carries in its first round trip."""
 BLOCKS = 32
-"""Most cached blocks of a file: 2 MB."""
+"""Most cached blocks of a file: 256 KB."""
 
 GAP = 32 * 1024
 """Largest gap in bytes between ranges that are fetched as one: 10 ms at 25 Mbit/s, less than a request takes."""
@@ -36,7 +36,8 @@ HELD = 24 * 2**20
 AHEAD = 8
 """Fetched ranges that wait for their turn, beside twice those in flight."""
 
-_SAMPLES = 64  # blocks of a large local file that its print hashes
+_WHOLE = 40 * 1024  # bytes of a piece of a small file
+_SAMPLE, _SAMPLES = 64 * 1024, 64  # bytes of a block of a large local file that its print hashes, and their number
 
 
 class Traffic:
@@ -51,6 +52,14 @@ class Traffic:
         with self._lock:
             self.requests += requests
             self.nbytes += nbytes
+
+
+class Cache:
+    """Blocks of a file by their numbers, the last used last."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[int, Bytes] = OrderedDict()
+        self.lock = threading.Lock()
 
 
 class RangeFile(Seekable):
@@ -68,11 +77,11 @@ class RangeFile(Seekable):
         """What fetches ranges of about so many bytes concurrently; None: one after the other, as is best for a disk."""
         self.held = 0
         """Most bytes of ranges that are in memory at once, or one range."""
-        self._blocks: OrderedDict[int, Bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self.cache = Cache()
+        """Blocks of sequential reads; a file that is opened again may be given those of before."""
 
-    def fetch(self, start: int, stop: int) -> Bytes:
-        """The bytes ``start:stop``, all of them or an error."""
+    def fetch(self, start: int, stop: int, into: memoryview | None = None) -> Bytes:
+        """The bytes ``start:stop``, all of them or an error; in the memory ``into``, where that is given."""
         raise NotImplementedError
 
     def in_order(
@@ -112,6 +121,64 @@ class RangeFile(Seekable):
             for future, _ in ahead:
                 future.cancel()
 
+    def as_they_come(
+        self,
+        spans: Sequence[tuple[int, int]],
+        work: Callable[[int, Bytes], Made],
+        held: int | None = None,
+        *,
+        into: Callable[[int], memoryview | None] = lambda k: None,
+        group: Callable[[int], int] = lambda k: 0,
+        groups: int = 1,
+    ) -> Iterator[Made]:
+        """Yield ``work(k, bytes of span k)`` for every span, the first to come first: a slow one keeps no other waiting.
+
+        At most ``held`` bytes are under way (the file's, where none are given), or one span. ``into`` gives the memory
+        of a span just before it is asked for. Spans belong to groups, numbered from 0 and in order: they are asked for
+        only in the first group that is not all there and in as many behind it as make ``groups``.
+        """
+        if self.flight is None or not spans:
+            for k, span in enumerate(spans):
+                yield work(k, self.fetch(*span, into(k)))
+            return
+        flight = self.flight(sum(stop - start for start, stop in spans) // len(spans))
+        most = self.held if held is None else held
+        left = Counter(map(group, range(len(spans))))
+        came: SimpleQueue[int] = SimpleQueue()
+        coming: dict[int, Future[Made]] = {}
+        asked = waiting = oldest = 0
+
+        def one(k: int, memory: memoryview | None) -> Made:
+            data = self.fetch(*spans[k], memory)
+            flight.landed(len(data))
+            return work(k, data)
+
+        def ask() -> bool:
+            """Ask for the next span, if it may be asked for by now."""
+            nonlocal asked, waiting
+            k, nbytes = asked, spans[asked][1] - spans[asked][0]
+            full = waiting + nbytes > most or len(coming) >= 2 * flight.limit + AHEAD
+            if coming and (full or group(k) >= oldest + groups):
+                return False
+            coming[k] = flight.submit(one, k, into(k))
+            coming[k].add_done_callback(lambda _: came.put(k))
+            asked, waiting = asked + 1, waiting + nbytes
+            return True
+
+        try:
+            while asked < len(spans) or coming:
+                while asked < len(spans) and ask():
+                    pass
+                k = came.get()
+                waiting -= spans[k][1] - spans[k][0]
+                left[group(k)] -= 1
+                while oldest in left and not left[oldest]:
+                    oldest += 1
+                yield coming.pop(k).result()
+        finally:
+            for future in coming.values():
+                future.cancel()
+
     def readinto(self, memory: Any) -> int:
         view = memoryview(memory).cast("B")
         stop = min(self._at + len(view), self.size)
@@ -125,15 +192,16 @@ class RangeFile(Seekable):
         return done
 
     def _block(self, number: int) -> Bytes:
-        with self._lock:
-            block = self._blocks.get(number)
+        blocks = self.cache.blocks
+        with self.cache.lock:
+            block = blocks.get(number)
             if block is None:
                 block = self.fetch(number * BLOCK, min((number + 1) * BLOCK, self.size))
-                self._blocks[number] = block
-                if len(self._blocks) > BLOCKS:
-                    self._blocks.popitem(last=False)
+                blocks[number] = block
+                if len(blocks) > BLOCKS:
+                    blocks.popitem(last=False)
             else:
-                self._blocks.move_to_end(number)
+                blocks.move_to_end(number)
             return block
 
 
@@ -146,38 +214,38 @@ class LocalFile(RangeFile):
         self._traffic = traffic
         self.name = name
         size = self._file.seek(0, io.SEEK_END)
-        starts = np.unique(np.linspace(0, max(size - BLOCK, 0), _SAMPLES).astype(np.int64)).tolist()
-        if size <= _SAMPLES * BLOCK:
-            starts = list(range(0, size, BLOCK))
+        starts = np.unique(np.linspace(0, max(size - _SAMPLE, 0), _SAMPLES).astype(np.int64)).tolist()
+        if size <= _SAMPLES * _SAMPLE:
+            starts = list(range(0, size, _SAMPLE))
         digest = hashlib.sha256(str(size).encode())
         for start in starts:
-            digest.update(self._read(start, min(start + BLOCK, size)))
+            block = memoryview(bytearray(min(_SAMPLE, size - start)))
+            digest.update(block[: self._read(start, block)])
         super().__init__(name, size, digest.hexdigest())
 
-    def fetch(self, start: int, stop: int) -> bytearray:
-        data = self._read(start, stop)
-        self._traffic.add(1, len(data))
-        if len(data) != stop - start:
+    def fetch(self, start: int, stop: int, into: memoryview | None = None) -> Bytes:
+        data = memoryview(bytearray(stop - start)) if into is None else into
+        n = self._read(start, data)
+        self._traffic.add(1, n)
+        if n != len(data):
             raise InputError(
-                f"{self.name} is truncated: it ends at byte {start + len(data)}",
+                f"{self.name} is truncated: it ends at byte {start + n}",
                 expected=f"at least {stop} bytes",
                 todo="copy it again",
             )
         return data
 
-    def _read(self, start: int, stop: int) -> bytearray:
-        """The bytes ``start:stop``, fewer if the file ends earlier; a drive may return them in pieces."""
-        data = bytearray(stop - start)
+    def _read(self, start: int, data: memoryview) -> int:
+        """Read bytes from ``start`` on; returns their number, fewer if the file ends earlier."""
         done = 0
         try:
-            with self._reading, memoryview(data) as view:
+            with self._reading:
                 self._file.seek(start)
-                while done < len(view) and (n := self._file.readinto(view[done:])):
+                while done < len(data) and (n := self._file.readinto(data[done:])):  # a drive may return them in pieces
                     done += n
         except OSError as error:
             raise InputError(f"{self.name} can't be read: {error.strerror}", todo="check the drive it is on") from error
-        del data[done:]
-        return data
+        return done
 
     def close(self) -> None:
         self._file.close()
@@ -259,39 +327,21 @@ class Folder(Source):
         return None
 
 
-def done_ahead(
-    pool: Executor | None, work: Callable[[Item], Made], items: Iterable[Item], most: int = 1
-) -> Iterator[Made]:
-    """Yield ``work`` of every item in order; that of the next ``most`` is done in ``pool`` while one is used.
-
-    Without a pool each is done in its turn. An item that can't be had ends it only after what was begun before.
-    """
-    if pool is None:
-        yield from map(work, items)
-        return
-    coming: deque[Future[Made]] = deque()
-    try:
-        for item in items:
-            if len(coming) == most:
-                made = coming.popleft().result()
-                coming.append(pool.submit(work, item))
-                yield made
-                del made  # or it would be in memory until the next is there
+def read_whole(files: Sequence[RangeFile]) -> list[bytes]:
+    """All bytes of small files of one source: fetched at once, in pieces that new connections carry in two round trips."""
+    found = [bytearray(file.size) for file in files]
+    pieces: list[Future[Bytes]] = []
+    for file, data in zip(files, found, strict=True):
+        for start in range(0, file.size, _WHOLE):
+            stop = min(start + _WHOLE, file.size)
+            given = (start, stop, memoryview(data)[start:stop])
+            if file.flight is None:
+                file.fetch(*given)
             else:
-                coming.append(pool.submit(work, item))
-    except LeanreconError:
-        while coming:
-            yield coming.popleft().result()
-        raise
-    while coming:
-        yield coming.popleft().result()
-
-
-def done_together(pool: Executor | None, works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each work gives, all done in ``pool`` at once (None: one after the other); the first error is raised."""
-    if pool is None:
-        return [work() for work in works]
-    return [future.result() for future in [pool.submit(work) for work in works]]
+                pieces.append(file.flight(_WHOLE).submit(file.fetch, *given))
+    for piece in pieces:
+        piece.result()
+    return list(map(bytes, found))
 
 
 def changed(name: str) -> InputError:

@@ -1,21 +1,21 @@
 """Public S3 buckets, read by ranges without credentials: retried, resumed within a range, and pinned to one version.
 
-Works with public buckets at Amazon or at another endpoint. boto3 is imported when a bucket is opened; it finds objects
-and says their addresses. Ranges are then asked for through botocore's own HTTP session, which takes half the processor
-time of boto3's ``get_object``, with the same proxies and certificates.
+Works with public buckets at Amazon or at another endpoint. botocore is imported when a bucket is opened; it says the
+addresses of objects. These are asked for through connections of our own, with the same proxies and certificates.
 """
 
-import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 from leanrecon.errors import InputError, LeanreconError, NetworkError, SettingsError, installing
 from leanrecon.net import ranges
+from leanrecon.net.connections import Answer, Connections
 from leanrecon.net.flight import Flight
-from leanrecon.net.ranges import Found, RangeFile, Source, Traffic, changed
+from leanrecon.net.ranges import Bytes, Found, RangeFile, Source, Traffic, changed
 from leanrecon.net.retry import RETRIED, TIMEOUT, Retry
 
 CONNECTIONS = 256
@@ -30,9 +30,10 @@ LARGE = 128 * 1024
 AT_ONCE = 4
 """Files that are read at once, each in a thread that waits for its ranges."""
 
-_FINDERS = 32  # objects that are found at once
+_FINDERS = 64  # objects that are found at once: about as many as a subject has files
 
 _PIECE = 256 * 1024  # bytes per read: the most that a broken connection loses
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "leanrecon"}
 _TOLD = ("Code", "Message")  # of an error, in XML
 _BUSY = (429, 503)  # how a server asks for fewer requests
 _RETRIED_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
@@ -59,7 +60,7 @@ class Bucket(Source):
         self.closed = threading.Event()
         """Ends all retries."""
         self.timeout = TIMEOUT if timeout is None else timeout
-        self.client = _client(endpoint_url, self.connections, self.timeout)
+        self.client = _client(endpoint_url)
         self.pool = ThreadPoolExecutor(min(_FINDERS, self.connections), thread_name_prefix="s3")
         self.aside = self._files = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="s3 file")
         self.lanes = tuple(Lane(self, name) for name in ("s3 small", "s3 large"))
@@ -72,7 +73,7 @@ class Bucket(Source):
             lane.flight.close()
         self._files.shutdown(wait=True, cancel_futures=True)
         for lane in self.lanes:
-            lane.session.close()
+            lane.connections.close()
         self.client.close()
 
     def stop(self) -> None:
@@ -84,7 +85,11 @@ class Bucket(Source):
 
     def flight(self, nbytes: int) -> Flight:
         """What fetches ranges of about so many bytes concurrently."""
-        return self.lane(nbytes).flight
+        flight = self.lane(nbytes).flight
+        trips = [lane.connections.trip for lane in self.lanes if lane.connections.trip is not None]
+        if trips:  # headers of files were read before
+            flight.begin(min(trips))
+        return flight
 
     def address(self, name: str) -> str:
         """The URL of an object."""
@@ -95,7 +100,14 @@ class Bucket(Source):
         """Go on in the region where the bucket is."""
         with self._lock:
             if region != self.client.meta.region_name:
-                self.client = _client(self.endpoint_url, self.connections, self.timeout, region)
+                self.client = _client(self.endpoint_url, region)
+
+    def refused(self, answer: Answer) -> None:
+        """Follow the bucket to its region, or raise _RefusedError."""
+        region = answer.headers.get("x-amz-bucket-region")
+        if answer.status not in (301, 307) or not region:
+            raise _RefusedError(answer.status, answer.text(_PIECE))
+        self.move(region)
 
     def where(self, name: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{name}"
@@ -106,11 +118,14 @@ class Bucket(Source):
         while True:
             try:
                 self.traffic.add(1, 0)
-                head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
-                return Found(int(head["ContentLength"]), str(head["ETag"]))
-            except Exception as error:
-                if _status(error) in (403, 404):
-                    return None
+                with self.lanes[0].connections.ask("HEAD", self.address(name), _HEADERS) as answer:
+                    if answer.status == 200:
+                        return Found(int(answer.headers["content-length"]), answer.headers["etag"])
+                    if answer.status in (403, 404):
+                        return None
+                    self.refused(answer)
+                    raise EOFError("the bucket is in another region")
+            except Exception as error:  # raised by _Retry unless it can be retried
                 retry.after(error)
 
     def find_all(self, names: Sequence[str]) -> list[Found | None]:
@@ -125,7 +140,7 @@ class Lane:
 
     def __init__(self, bucket: Bucket, name: str) -> None:
         self.flight = Flight(bucket.connections, name)
-        self.session = _session(bucket.client.meta.endpoint_url, bucket.connections, bucket.timeout)
+        self.connections = Connections(bucket.client.meta.endpoint_url, bucket.timeout)
 
 
 class S3File(RangeFile):
@@ -139,22 +154,21 @@ class S3File(RangeFile):
         self.flight = bucket.flight
         self.held = ranges.HELD
 
-    def fetch(self, start: int, stop: int) -> bytearray:
-        """The bytes ``start:stop``; an interrupted request is resumed where it stopped."""
+    def fetch(self, start: int, stop: int, into: memoryview | None = None) -> Bytes:
+        """The bytes ``start:stop``, in ``into`` where that is given; an interrupted request is resumed where it stopped."""
         if stop > self.size:
             raise InputError(
                 f"{self.name} is truncated: it has {self.size} bytes",
                 expected=f"at least {stop} bytes, as its header says",
             )
-        data = bytearray(stop - start)
+        data = memoryview(bytearray(stop - start)) if into is None else into
         done = 0
         retry, lane = _Retry(self.name, self.bucket), self.bucket.lane(len(data))
         while done < len(data):
             before = done
             try:
-                with memoryview(data) as view:
-                    for n in self._receive(lane, start + done, stop, view[done:]):
-                        done += n
+                for n in self._receive(lane, start + done, stop, data[done:]):
+                    done += n
                 error: Exception = EOFError(f"{stop - start - done} bytes are missing")
             except Exception as failure:  # raised by _Retry unless it can be retried
                 error = failure
@@ -164,57 +178,35 @@ class S3File(RangeFile):
                 retry.after(error, progress=done > before)
         return data
 
-    def _receive(self, lane: Lane, start: int, stop: int, memory: memoryview) -> Any:
-        from botocore.awsrequest import AWSPreparedRequest
-
+    def _receive(self, lane: Lane, start: int, stop: int, memory: memoryview) -> Iterator[int]:
         if self.bucket.closed.is_set():
             raise NetworkError(f"reading {self.name} was cancelled")
         self.bucket.traffic.add(1, 0)
-        wanted = {"Range": f"bytes={start}-{stop - 1}", "If-Match": self.print, "Accept-Encoding": "identity"}
-        wanted["User-Agent"] = "leanrecon"
-        answer = lane.session.send(AWSPreparedRequest("GET", self.url, wanted, None, True))
-        whole = False
-        try:
-            if answer.status_code >= 300:
-                self._refused(answer)
+        wanted = {"Range": f"bytes={start}-{stop - 1}", "If-Match": self.print}
+        with lane.connections.ask("GET", self.url, wanted | _HEADERS) as answer:
+            if answer.status >= 300:
+                self.bucket.refused(answer)
+                self.url = self.bucket.address(self.key)
                 return
-            if answer.headers.get("ETag") != self.print:
+            if answer.headers.get("etag") != self.print:
                 raise changed(self.name)
-            if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+            if not answer.headers.get("content-range", "").startswith(f"bytes {start}-"):
                 raise InputError(f"the server of {self.name} does not serve byte ranges", todo="use a local copy")
             at = 0
-            while at < len(memory):
-                n = answer.raw.readinto(memory[at : at + _PIECE])
-                if not n:
-                    return
+            while at < len(memory) and (n := answer.readinto(memory[at : at + _PIECE])):
                 at += n
                 self.bucket.traffic.add(0, n)
                 yield n
-            whole = True
-        finally:
-            if whole:
-                answer.raw.release_conn()  # the next request goes through it
-            else:
-                answer.raw.close()
-
-    def _refused(self, answer: Any) -> None:
-        """Follow the bucket to its region, or raise _RefusedError."""
-        region = answer.headers.get("x-amz-bucket-region")
-        if answer.status_code in (301, 307) and region:
-            self.bucket.move(region)
-            self.url = self.bucket.address(self.key)
-            return
-        raise _RefusedError(answer.status_code, answer.raw.read(_PIECE, decode_content=True))
 
 
 class _RefusedError(Exception):
     """A server's answer that is no success."""
 
-    def __init__(self, status: int, body: bytes) -> None:
-        found = {name: re.search(rf"<{name}>(.*?)</{name}>", body.decode("utf-8", "replace"), re.S) for name in _TOLD}
+    def __init__(self, status: int, body: str) -> None:
+        found = {name: re.search(rf"<{name}>(.*?)</{name}>", body, re.S) for name in _TOLD}
         code, message = (of[1].strip() if of else "" for of in found.values())
         super().__init__(f"{code or 'status'} {status}: {message}".rstrip(": "))
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+        self.status, self.code = status, code
 
 
 class _Retry(Retry):
@@ -229,8 +221,6 @@ class _Retry(Retry):
             raise NetworkError(f"reading {self.name} was cancelled")
 
     def after(self, error: Exception, *, progress: bool = False) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
         if isinstance(error, LeanreconError):
             raise error
         status = _status(error)
@@ -243,56 +233,27 @@ class _Retry(Retry):
                 f"{self.name} is not there or can't be read ({error})",
                 todo="check its name, and that these credentials may read it",
             ) from error
-        refused = isinstance(error, ClientError | _RefusedError)
-        code = getattr(error, "response", {}).get("Error", {}).get("Code") if refused else None
-        lost = isinstance(error, BotoCoreError | HTTPClientError | OSError | EOFError) or _is_urllib3(error)
+        code = error.code if isinstance(error, _RefusedError) else None
+        lost = isinstance(error, HTTPException | OSError | EOFError)
         if not (lost or status in RETRIED or code in _RETRIED_CODES):
             raise error
         super().after(error, progress=progress)
 
 
 def _status(error: Exception) -> int | None:
-    answer = getattr(error, "response", None)
-    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    return error.status if isinstance(error, _RefusedError) else None
 
 
-def _is_urllib3(error: Exception) -> bool:
-    """Whether it is an error of urllib3, some of which botocore passes through."""
-    from urllib3.exceptions import HTTPError
-
-    return isinstance(error, HTTPError)
-
-
-def _session(url: str, connections: int, timeout: float) -> Any:
-    """Connections that are kept, through the proxies and with the certificates that boto3 takes too."""
-    from botocore.httpsession import URLLib3Session
-    from botocore.session import get_session
-    from botocore.utils import get_environ_proxies
-
-    trusted = get_session().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
-    return URLLib3Session(
-        verify=trusted, proxies=get_environ_proxies(url), timeout=timeout, max_pool_connections=connections
-    )
-
-
-def _client(endpoint_url: str | None, connections: int, timeout: float, region: str = "us-east-2") -> Any:
+def _client(endpoint_url: str | None, region: str = "us-east-2") -> Any:
+    """What says the addresses of objects."""
     try:
-        import boto3
         from botocore import UNSIGNED
         from botocore.config import Config
+        from botocore.session import get_session
     except ImportError:
         raise SettingsError("reading from S3 needs boto3", todo=installing("nsd")) from None
-    style = {"addressing_style": "path"} if endpoint_url else {}
-    config = Config(
-        signature_version=UNSIGNED,
-        max_pool_connections=connections,
-        connect_timeout=timeout,
-        read_timeout=timeout,
-        retries={"total_max_attempts": 1},  # _Retry resumes within a range instead
-        response_checksum_validation="when_required",  # byte ranges have no checksum
-        s3=style,
-    )
+    config = Config(signature_version=UNSIGNED, s3={"addressing_style": "path"} if endpoint_url else {})
     try:
-        return boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
+        return get_session().create_client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
     except ValueError as error:
         raise SettingsError(f"endpoint_url = {endpoint_url!r}: {error}", expected="such as https://host:port") from None

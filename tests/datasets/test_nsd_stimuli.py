@@ -10,7 +10,7 @@ import pytest
 from leanrecon.datasets.nsd.stimuli import captions_of, read_images, stimuli_layout
 from leanrecon.errors import InputError
 from leanrecon.images import resize
-from leanrecon.net.ranges import LocalFile, Traffic
+from leanrecon.net.ranges import Bytes, LocalFile, Traffic
 
 SHAPE = (200, 12, 10, 3)
 SHOWN = np.unique(np.random.default_rng(0).integers(0, SHAPE[0], 60))
@@ -24,9 +24,9 @@ class Recorded(LocalFile):
         super().__init__(path, str(path), Traffic())
         self.spans: list[tuple[int, int]] = []
 
-    def fetch(self, start: int, stop: int) -> bytes:
+    def fetch(self, start: int, stop: int, into: memoryview | None = None) -> Bytes:
         self.spans.append((start, stop))
-        return super().fetch(start, stop)
+        return super().fetch(start, stop, into)
 
 
 def written(path: Path, chunks: tuple[int, ...] | None) -> Recorded:
@@ -40,10 +40,10 @@ def written(path: Path, chunks: tuple[int, ...] | None) -> Recorded:
 def fetched(file: Recorded, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
     layout = stimuli_layout(file)
     file.spans.clear()
-    parts = list(read_images(layout, SHOWN, shape))
-    numbers = np.concatenate([numbers for numbers, _ in parts])
-    assert len(numbers) == len(set(numbers.tolist()))
-    return dict(zip(numbers.tolist(), np.concatenate([block for _, block in parts]), strict=True))
+    out = np.empty((len(SHOWN), *shape), np.uint8)
+    there = [k for part in read_images(layout, SHOWN, shape, out.__getitem__) for k in part]
+    assert len(there) == len(set(there))
+    return {int(SHOWN[k]): out[k] for k in there}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,11 @@ def test_other_arrays_are_refused(tmp_path) -> None:
 def test_images_beyond_the_end_are_refused(tmp_path) -> None:
     file = written(tmp_path / "x.hdf5", None)
     with pytest.raises(InputError, match="holds 200 images, and number 200 is needed"):
-        list(read_images(stimuli_layout(file), np.array([200]), SHAPE[1:]))
+        list(
+            read_images(
+                stimuli_layout(file), np.array([200]), SHAPE[1:], np.empty((1, *SHAPE[1:]), np.uint8).__getitem__
+            )
+        )
 
 
 # Captions

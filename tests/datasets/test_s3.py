@@ -81,7 +81,7 @@ def test_the_cache_of_blocks_is_bounded(url, monkeypatch):
     with Bucket(ROOT, endpoint_url=url) as bucket:
         file = bucket.open("data", bucket.find("data"))
         assert file.read() == DATA
-        assert len(file._blocks) <= 3
+        assert len(file.cache.blocks) <= 3
 
 
 def test_spans_come_in_order_and_at_once(proxy: Proxy):
@@ -209,6 +209,14 @@ def test_a_bucket_in_another_region_is_followed_there() -> None:
         def log_message(self, *_: object) -> None:
             return
 
+        def do_HEAD(self) -> None:
+            self.send_response(200 if asked else 301)
+            asked.append((self.path, "HEAD"))
+            self.send_header("x-amz-bucket-region", "eu-west-1")
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Range"]))
             first = len(asked) == 1
@@ -231,6 +239,11 @@ def test_a_bucket_in_another_region_is_followed_there() -> None:
             assert bytes(bucket.open("a b", Found(len(DATA), '"e"')).fetch(5, 9)) == DATA[5:9]
             assert bucket.client.meta.region_name == "eu-west-1"
         assert asked == [(f"/{NAME}/objects/a%20b", "bytes=5-8")] * 2
+        asked.clear()
+        with Bucket(ROOT, endpoint_url=f"http://127.0.0.1:{server.server_port}") as bucket:
+            assert bucket.find("a b") == Found(len(DATA), '"e"')
+            assert bucket.client.meta.region_name == "eu-west-1"
+        assert asked == [(f"/{NAME}/objects/a%20b", "HEAD")] * 2
     finally:
         server.shutdown()
         server.server_close()

@@ -127,3 +127,19 @@ def test_few_requests_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         link.carry(requests, np.full(FIRST - 1, 1000))
     assert requests.limit == FIRST
+
+
+def test_a_long_way_begins_with_more_requests() -> None:
+    limits = []
+    for seconds in (0.001, 0.05, 0.1, 0.2, 3.0):
+        requests = Flight(256)
+        requests.begin(seconds)
+        requests.begin(0.001)
+        limits.append(requests.limit)
+        requests.close()
+    assert limits == [32, 32, 64, 128, 256]
+    requests = Flight(256)
+    requests.landed(1)
+    requests.begin(0.2)  # it has measurements of its own
+    assert requests.limit == 32
+    requests.close()

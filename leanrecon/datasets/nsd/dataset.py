@@ -3,6 +3,7 @@
 Allen et al. (2022), Nature Neuroscience 25, 116-126. boto3 and nibabel are imported when they are first used.
 """
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,8 +44,8 @@ SPLITS = ("train", "test")
 _LISTED = 8
 """Requests that list and delete the rows which wait for the rest of their chunk of trials."""
 
-INDEX_SHARE = 0.35
-"""Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.30 in subject 1's volume."""
+INDEX_SHARE = 0.25
+"""Of the voxels' bytes, what their index and the gaps between them add where no mask is known: 0.20 in subject 1's volume."""
 
 
 class NSD:
@@ -223,34 +224,19 @@ def fetch_nbytes(
     without: Container[str] = (),
     free: int = 0,
 ) -> int:
-    """Most bytes of memory that a step of the fetch takes; ``without`` the steps that workers do.
-
-    Where ``free`` bytes are enough, images come while sessions do.
-    """
-    from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
-
-    voxels, design = len(prepared.voxels.index), prepared.design
-    trials = (len(design.trial), voxels)
-    shown = {split: len(design.shown(split)) for split in SPLITS}
-    averaged = sum(n for split, n in shown.items() if settings.averages(split))
-    sessions = len(design.sessions) * settings.zscore_sessions
-    steps = [3 * _group_nbytes(prepared, chunk), _check_step(prepared, chunk)]
+    """Most bytes of memory that a step of the fetch takes, with ``free`` bytes; ``without`` the steps that workers do."""
+    steps = [3 * _group_nbytes(prepared, chunk), _check_step(prepared, chunk), _betas_step(settings, prepared, chunk)]
     if "sessions" not in without:
         steps.append(sessions_step(prepared, images.file.held, chunk))
     if "images" not in without:
         steps.append(images_step(settings, prepared, images.file.held, chunk, images))
-    if averaged:
-        steps.append(average_nbytes(trials, averaged, chunk, sessions=sessions))
-    for split in SPLITS:
-        if not settings.averages(split):
-            steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
     if not without and come_together(settings, prepared, images, chunk, free):
         steps.append(together_nbytes(settings, prepared, images, chunk))
     return max(steps)
 
 
 def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int, free: int) -> bool:
-    """Whether images are fetched while sessions are, and two sessions at once.
+    """Whether images are fetched while sessions are, two sessions at once, and while betas are made of these.
 
     That needs a bucket, enough memory, and a file where each image is one run of bytes.
     """
@@ -262,19 +248,36 @@ def come_together(settings: NSDSettings, prepared: "Prepared", images: "Layout",
 
 
 def together_nbytes(settings: NSDSettings, prepared: "Prepared", images: "Layout", chunk: int) -> int:
-    """Most bytes of memory that sessions take, or their check, while images come."""
+    """Most bytes of memory that sessions, their check or betas take while images come."""
     from leanrecon.net.s3 import CONNECTION_NBYTES, CONNECTIONS
 
     held = images.file.held
-    sessions = max(sessions_step(prepared, held, chunk, TOGETHER), _check_step(prepared, chunk))
+    check, betas = _check_step(prepared, chunk), _betas_step(settings, prepared, chunk)
+    beside = max(sessions_step(prepared, held, chunk, TOGETHER), check, betas)
     connections = CONNECTIONS * CONNECTION_NBYTES
-    return sessions + images_step(settings, prepared, held, chunk, images) + connections
+    return beside + images_step(settings, prepared, held, chunk, images) + connections
 
 
 def _check_step(prepared: "Prepared", chunk: int) -> int:
     """Most bytes of memory that telling takes how alike repeats are."""
     trials, voxels = len(prepared.design.trial), len(prepared.voxels.index)
     return trials * min(voxels, SAMPLE) * (2 + 4) + 3 * TRIALS * SAMPLE * 4 + 2 * chunk
+
+
+def _betas_step(settings: NSDSettings, prepared: "Prepared", chunk: int) -> int:
+    """Most bytes of memory that making betas of all trials takes."""
+    from leanrecon.datasets.nsd.average import average_nbytes, single_nbytes
+
+    design, steps = prepared.design, [0]
+    trials = (len(design.trial), len(prepared.voxels.index))
+    averaged = sum(len(design.shown(split)) for split in SPLITS if settings.averages(split))
+    sessions = len(design.sessions) * settings.zscore_sessions
+    if averaged:
+        steps.append(average_nbytes(trials, averaged, chunk, sessions=sessions))
+    for split in SPLITS:
+        if not settings.averages(split):
+            steps.append(single_nbytes(trials, len(design.trials(split)), chunk, sessions=sessions))
+    return max(steps)
 
 
 def sessions_step(prepared: "Prepared", held: int, chunk: int, ahead: int = 1) -> int:
@@ -292,10 +295,11 @@ def images_step(
     from leanrecon.stores.layout import plan_chunks
 
     shape, shown = stored_shape(prepared.stimuli, settings.image_size), len(np.unique(prepared.design.stimulus))
-    group = plan_chunks((shown, *shape), np.uint8, chunk)[0] * int(np.prod(shape))
+    rows = plan_chunks((shown, *shape), np.uint8, chunk)[0]
+    group = rows * math.prod(shape)
     if layout is not None and not lie_apart(layout):
         return together_nbytes(layout, shape) + 3 * group
-    return apart_nbytes(prepared.stimuli, shape, held) + 3 * group
+    return apart_nbytes(prepared.stimuli, shape, held, rows) + 2 * group
 
 
 def _group_nbytes(prepared: "Prepared", chunk: int) -> int:

@@ -105,12 +105,8 @@ class Fetch:
                     wanted = not all(store.complete for store in betas.values())
                     if wanted:
                         self._check(prepared, trials)
-                    if aside is not None:
-                        self._fetch_images(prepared, files, images, stimuli, aside)
-                if wanted:
-                    self._make_betas(prepared, trials, betas)
-                if aside is None:
-                    self._fetch_images(prepared, files, images, stimuli, None)
+                        self._make_betas(prepared, trials, betas)
+                    self._fetch_images(prepared, files, images, stimuli, aside)
             if source.local(STIMULI) is None:
                 moved = source.traffic
                 self.context.progress.say(f"fetched {format_bytes(moved.nbytes)} in {moved.requests} requests")

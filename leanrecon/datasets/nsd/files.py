@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanrecon.datasets.files.nifti import nibabel_library
 from leanrecon.datasets.files.open import locate
 from leanrecon.datasets.nsd.betas import betas_layout, check_trials, nifti_shape
 from leanrecon.datasets.nsd.layout import (
@@ -25,7 +26,8 @@ from leanrecon.datasets.nsd.stimuli import stimuli_layout
 from leanrecon.datasets.nsd.voxels import Voxels, check_shape, mask_files, read_voxels
 from leanrecon.datasets.sidecars import sources_path
 from leanrecon.errors import InputError, StoreError
-from leanrecon.net.ranges import Folder, Found, RangeFile, Source, changed, done_together
+from leanrecon.net.ahead import done_together
+from leanrecon.net.ranges import Cache, Folder, Found, RangeFile, Source, changed
 from leanrecon.places import Location
 from leanrecon.places.paths import find
 from leanrecon.study.layout import Study
@@ -62,6 +64,8 @@ class Files:
     source: Source
     found: dict[str, Found] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
+    caches: dict[str, Cache] = field(default_factory=dict)
+    """Headers by the name of their file: what was read of them is not read again."""
 
     def find(self, name: str) -> Found | None:
         """The file of a name, found now or earlier; None if there is none."""
@@ -80,7 +84,11 @@ class Files:
     def open(self, name: str) -> RangeFile | None:
         """Open a file; None if there is none."""
         found = self.find(name)
-        return None if found is None else self.source.open(name, found)
+        if found is None:
+            return None
+        file = self.source.open(name, found)
+        file.cache = self.caches.setdefault(name, file.cache)
+        return file
 
     def need(self, name: str) -> RangeFile:
         """Open a file; raises InputError if there is none."""
@@ -113,6 +121,8 @@ def prepare(settings: "NSDSettings", files: Files, base_dir: Path | None) -> Pre
     sessions = chosen_sessions(settings.subject, settings.sessions)
     if settings.captions is not None:
         locate(settings.captions, None, base_dir)
+    if files.source.aside is not None:
+        files.source.aside.submit(nibabel_library)  # which takes a while, as do the first answers
     betas = _find_sessions(files, settings, sessions)
 
     def images() -> tuple[int, ...]:

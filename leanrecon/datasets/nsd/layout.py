@@ -13,7 +13,7 @@ import numpy as np
 
 from leanrecon.datasets.files.mat5 import read_numbers
 from leanrecon.errors import InputError, SettingsError, shown
-from leanrecon.net.ranges import RangeFile
+from leanrecon.net.ranges import RangeFile, read_whole
 from leanrecon.validation import nearest
 
 Array = np.ndarray[Any, Any]
@@ -170,7 +170,7 @@ def read_design(file: RangeFile, subject: int, sessions: Sequence[int], shared_t
     names = ("masterordering", "subjectim")
     if file.size > _MOST_DESIGN:
         raise InputError(f"{file.name} has {file.size} bytes", expected="NSD's design, of about a megabyte")
-    data = bytes(file.fetch(0, file.size))
+    (data,) = read_whole([file])
     try:
         order, images = (read_numbers(file.name, data, name) for name in names)
     except InputError as error:

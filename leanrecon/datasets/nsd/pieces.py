@@ -20,11 +20,12 @@ from leanrecon.datasets.nsd.files import Files, Prepared, open_source, recall
 from leanrecon.datasets.nsd.hdf5_index import Layout
 from leanrecon.datasets.nsd.layout import STIMULI, TRIALS
 from leanrecon.datasets.nsd.staging import Receipts, Staging
-from leanrecon.datasets.nsd.stimuli import locate_images, read_apart, read_images
+from leanrecon.datasets.nsd.stimuli import Place, locate_images, read_apart, read_images
 from leanrecon.errors import StoreError
 from leanrecon.images import ImageShape
 from leanrecon.memory import buffer
-from leanrecon.net.ranges import Source, Traffic, done_ahead
+from leanrecon.net.ahead import done_ahead
+from leanrecon.net.ranges import Source, Traffic
 from leanrecon.places import Location
 from leanrecon.progress import Advance
 from leanrecon.stores.shared import StorePart, confirm, identity, receipts_of
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from leanrecon.datasets.nsd.dataset import NSDSettings
 
 Array = np.ndarray[Any, Any]
-Images = Iterator[tuple[Array, Sequence[Array]]]
-Read = Callable[[Array, Array, Array], Images]
-"""Yields images by their numbers, of these rows, for these row groups: numbers, each with its uint8 [height, width, channels]."""
+Read = Callable[[Array, Array, Array, Place], Iterator[list[int]]]
+"""Reads images by their numbers, of these rows and row groups, into their places; yields which of them are there."""
 
 SESSIONS, IMAGES = "sessions", "images"
 """What workers share."""
@@ -118,25 +118,30 @@ def share_sessions(
 
 
 def fill_images(store: Store, numbers: Sequence[int], groups: Sequence[int], read: Read, advance: Advance) -> None:
-    """Write some row groups of images, ``numbers`` ascending, as they come out of the file: one group after the other."""
+    """Write some row groups of images, ``numbers`` ascending, each as soon as all of it has come out of the file."""
     rows = np.array([row for i in groups for row in store.group_rows(i)], np.int64)
-    row_of = {numbers[row]: row for row in rows.tolist()}
-    memory = buffer((store.chunk_rows if len(rows) else 0, *store.shape[1:]), np.uint8)
-    there = 0
-    for images, block in read(np.array(numbers, np.int64)[rows], rows, rows // store.chunk_rows):
-        for image, values in zip(images.tolist(), block, strict=True):
-            group, place = divmod(row_of[image], store.chunk_rows)
-            memory[place] = values
-            there += 1
-            if there == len(store.group_rows(group)):
-                store.write_rows(group, memory[:there])
-                there = 0
-        advance(len(images))
+    of = rows // store.chunk_rows
+    memory: dict[int, Array] = {}
+    left = {i: len(store.group_rows(i)) for i in groups}
+
+    def place(k: int) -> Array:
+        i = int(of[k])
+        if i not in memory:
+            memory[i] = buffer((left[i], *store.shape[1:]), np.uint8)
+        image: Array = memory[i][int(rows[k]) - store.group_rows(i).start]
+        return image
+
+    for there in read(np.array(numbers, np.int64)[rows], rows, of, place):
+        for i in of[there].tolist():
+            left[i] -= 1
+            if not left[i]:
+                store.write_rows(i, memory.pop(i))
+        advance(len(there))
 
 
 def images_in(layout: Layout, shape: ImageShape) -> Read:
     """Reads images of ``shape`` from the file, whose index it looks up."""
-    return lambda images, rows, groups: read_images(layout, images, shape, groups)
+    return lambda images, rows, groups, place: read_images(layout, images, shape, place, groups)
 
 
 def share_images(
@@ -246,8 +251,8 @@ class ImageGroups(Fetching):
         starts = np.array(self.named["starts"], np.int64)
         with self.files.need(STIMULI) as file:
 
-            def read(images: Array, rows: Array, groups: Array) -> Images:
-                return read_apart(file, self.prepared.stimuli, images, starts[rows], shape, groups)
+            def read(images: Array, rows: Array, groups: Array, place: Place) -> Iterator[list[int]]:
+                return read_apart(file, self.prepared.stimuli, starts[rows], shape, place, groups)
 
             missing = [i for i in numbers if not all(store.has(i, j) for j in range(store.column_groups))]
             shown = list(self.prepared.design.shown(self.named["split"]))

@@ -15,6 +15,7 @@ import numpy as np
 
 from leanrecon.datasets.nsd.betas import PIECE, betas_layout
 from leanrecon.datasets.nsd.chunks import NEAR, filled_entries
+from leanrecon.datasets.nsd.files import Files
 from leanrecon.datasets.nsd.hdf5_index import Layout, node_nbytes
 from leanrecon.datasets.nsd.stimuli import lie_apart, spans_of, stored_shape
 from leanrecon.net.ranges import GAP, coalesce
@@ -22,7 +23,7 @@ from leanrecon.stores.layout import plan_chunks
 
 if TYPE_CHECKING:
     from leanrecon.datasets.nsd.dataset import NSDSettings
-    from leanrecon.datasets.nsd.files import Files, Prepared
+    from leanrecon.datasets.nsd.files import Prepared
 
 Array = np.ndarray[Any, Any]
 
@@ -44,17 +45,20 @@ class Moved:
         return Moved(self.requests - other.requests, self.nbytes - other.nbytes)
 
 
-def planned_traffic(settings: "NSDSettings", prepared: "Prepared", images: Layout, files: "Files", chunk: int) -> Moved:
+def planned_traffic(settings: "NSDSettings", prepared: "Prepared", images: Layout, files: Files, chunk: int) -> Moved:
     """All that a fetch moves where nothing fails.
 
-    ``files`` have been asked for what a fetch asks for before its first session, and for nothing else. The headers of
-    one session's .hdf5 file are read; those of the others are taken to be alike.
+    ``files`` have been asked for what a fetch asks for before its first session, and for nothing else: the headers of
+    its file among it. Those of one session's .hdf5 file are read again; those of the others are taken to be alike.
     """
     moved, betas, header = _asked(files), None, Moved()
-    if (first := next((name for name in prepared.betas.values() if name.endswith(".hdf5")), None)) is not None:
-        with files.need(first) as file:
+    names = list(prepared.betas.values())
+    if (first := next((name for name in names if name.endswith(".hdf5")), None)) is not None:
+        with Files(files.source, files.found).need(first) as file:
             betas = betas_layout(file)
         header = _asked(files) - moved
+        if first == names[0]:
+            moved -= header
     index = np.ravel_multi_index(tuple(prepared.voxels.corners.T[::-1]), prepared.voxels.shape[::-1])
     sessions: dict[int, Moved] = {}
     for name in prepared.betas.values():
@@ -73,7 +77,7 @@ def planned_traffic(settings: "NSDSettings", prepared: "Prepared", images: Layou
     return moved
 
 
-def _asked(files: "Files") -> Moved:
+def _asked(files: Files) -> Moved:
     return Moved(files.source.traffic.requests, files.source.traffic.nbytes)
 
 

@@ -1,6 +1,7 @@
 """The images of NSD that a subject saw, from the file of all 73,000, and their captions."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from leanrecon.images import ImageShape, resize
 from leanrecon.net.ranges import SPAN, Bytes, RangeFile, coalesce
 
 Array = np.ndarray[Any, Any]
+Place = Callable[[int], Array]
 
 _NEAR = 4096  # bytes between two images up to which one request fetches both: images are large
 _AHEAD = 2  # times as much is fetched ahead: a connection that begins anew takes 1.2 s for an image at 200 ms
-_KEPT = 1.5  # times their bytes that ranges take, because malloc keeps some of what other threads freed
 _CAPTION_ROWS = 256  # rows of captions that are read together
 
 
@@ -52,12 +53,13 @@ class _Unit:
 
 
 def read_images(
-    layout: Layout, images: Array, shape: ImageShape, groups: Array | None = None
-) -> Iterator[tuple[Array, Sequence[Array]]]:
-    """Yield the wanted images (numbers, ascending): some numbers, and for each of them uint8 [*shape].
+    layout: Layout, images: Array, shape: ImageShape, place: Place, groups: Array | None = None
+) -> Iterator[list[int]]:
+    """Read the wanted images (numbers, ascending) into their places; yield which of them are there, as they come.
 
-    ``groups`` numbers the group of each image, ascending: groups come in order, and the images of a group in the order
-    of the file. Images that lie apart are fetched separately; a chunk with several images is fetched once.
+    ``place(k)`` gives the memory of the k-th image, uint8 [*shape], just before it is read. ``groups`` numbers the group
+    of each image, ascending: images of at most ``open_groups`` of them have a place and are not there. Images that lie
+    apart are fetched separately; a chunk with several images is fetched once.
     """
     if len(images) and (images[0] < 0 or images[-1] >= layout.shape[0]):
         raise InputError(
@@ -66,9 +68,9 @@ def read_images(
         )
     if lie_apart(layout):
         of = np.zeros(len(images), np.int64) if groups is None else groups
-        yield from read_apart(layout.file, layout.shape, images, locate_images(layout, images), shape, of)
+        yield from read_apart(layout.file, layout.shape, locate_images(layout, images), shape, place, of)
     else:
-        yield from _read_chunks(layout, images, shape)
+        yield from _read_chunks(layout, images, shape, place)
 
 
 def lie_apart(layout: Layout) -> bool:
@@ -101,32 +103,49 @@ def spans_of(starts: Array, nbytes: int, groups: Array) -> tuple[Array, Array, A
 
 
 def read_apart(
-    file: RangeFile, of_file: Sequence[int], images: Array, starts: Array, shape: ImageShape, groups: Array
-) -> Iterator[tuple[Array, Sequence[Array]]]:
-    """Yield images whose first bytes are known, as ``read_images`` does; ``of_file`` is the shape of the file's images."""
+    file: RangeFile, of_file: Sequence[int], starts: Array, shape: ImageShape, place: Place, groups: Array
+) -> Iterator[list[int]]:
+    """Read images whose first bytes are known, as ``read_images`` does; ``of_file`` is the shape of the file's images."""
     pixels = tuple(of_file[1:])
     nbytes = int(np.prod(pixels))
     order = np.lexsort((starts, groups))
-    images, starts, groups = images[order], starts[order], groups[order]
-    begins, ends, first = spans_of(starts, nbytes, groups)
+    starts = starts[order]
+    begins, ends, first = spans_of(starts, nbytes, groups[order])
     lasts = [*first[1:].tolist(), len(starts)]
+    numbers = np.unique(groups[order[first]], return_inverse=True)[1].tolist()
+    places: dict[int, list[Array]] = {}
 
-    def cut(k: int, data: Bytes) -> tuple[Array, Sequence[Array]]:
-        of = slice(int(first[k]), lasts[k])
-        places = (starts[of] - begins[k]).tolist()
-        found = (np.frombuffer(data, np.uint8, nbytes, at).reshape(pixels) for at in places)
-        return images[of], [resize(image, shape) for image in found]
+    def into(k: int) -> memoryview | None:
+        places[k] = [place(int(i)) for i in order[int(first[k]) : lasts[k]]]
+        alone = shape == pixels and len(places[k]) == 1
+        return places[k][0].reshape(-1).data if alone else None
 
+    def cut(k: int, data: Bytes) -> list[int]:
+        own = slice(int(first[k]), lasts[k])
+        targets = places.pop(k)
+        if shape != pixels or len(targets) > 1:
+            for target, at in zip(targets, (starts[own] - begins[k]).tolist(), strict=True):
+                target[:] = resize(np.frombuffer(data, np.uint8, nbytes, at).reshape(pixels), shape)
+        return order[own].tolist()  # type: ignore[no-any-return]
+
+    spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
+    rows = int(np.bincount(groups - groups[0]).max()) if len(groups) else 1
+    most = open_groups(of_file, shape, file.held, rows)
     held = _ahead(shape == pixels, file.held)
-    yield from file.in_order(list(zip(begins.tolist(), ends.tolist(), strict=True)), cut, held)
+    yield from file.as_they_come(spans, cut, held, into=into, group=lambda k: numbers[k], groups=most)
+
+
+def open_groups(of_file: Sequence[int], shape: ImageShape, held: int, rows: int) -> int:
+    """How many groups of so many images hold what is under way, and one more."""
+    return 1 + -(-_ahead(tuple(of_file[1:]) == tuple(shape), held) // (math.prod(of_file[1:]) * rows))
 
 
 def _ahead(as_stored: bool, held: int) -> int:
-    """Bytes of ranges in memory at once: more where an image is kept as it came, and so takes its bytes only once."""
+    """Bytes that are under way at once: more where an image is received where it stays, and so takes its bytes only once."""
     return held * _AHEAD if as_stored else held
 
 
-def _read_chunks(layout: Layout, images: Array, shape: ImageShape) -> Iterator[tuple[Array, Sequence[Array]]]:
+def _read_chunks(layout: Layout, images: Array, shape: ImageShape, place: Place) -> Iterator[list[int]]:
     """Images in chunks that hold several of them, or parts of them."""
     assert layout.chunk is not None
     depth = layout.chunk[0]
@@ -138,10 +157,11 @@ def _read_chunks(layout: Layout, images: Array, shape: ImageShape) -> Iterator[t
     corners[:, :, 1:] = tiles
     addresses = locate_chunks(layout, corners.reshape(-1, 4)).reshape(len(groups), len(tiles))
     for g, group in enumerate(groups.tolist()):
-        own = images[of_image == g]
-        unit = _Unit(group * depth, own - group * depth, _written(layout, addresses[g], own))
-        whole = _assemble(layout, unit, tiles)
-        yield own, [resize(whole[n], shape) for n in range(len(own))]
+        own = np.flatnonzero(of_image == g)
+        unit = _Unit(group * depth, images[own] - group * depth, _written(layout, addresses[g], images[own]))
+        for k, image in zip(own.tolist(), _assemble(layout, unit, tiles), strict=True):
+            place(k)[:] = resize(image, shape)
+        yield own.tolist()
 
 
 def _assemble(layout: Layout, unit: _Unit, tiles: Array) -> Array:
@@ -167,12 +187,18 @@ def _written(layout: Layout, addresses: Array, images: Array) -> Array:
     return addresses
 
 
-def apart_nbytes(of_file: Sequence[int], shape: ImageShape, held: int) -> int:
-    """The most bytes of memory for reading images that lie apart; ``held``: of ranges in memory, 0 from a disk."""
-    image, kept = int(np.prod(of_file[1:])), int(np.prod(shape))
-    as_stored = tuple(of_file[1:]) == shape
+def apart_nbytes(of_file: Sequence[int], shape: ImageShape, held: int, rows: int) -> int:
+    """The most bytes of memory for reading images that lie apart into groups of ``rows``.
+
+    ``held`` is of ranges in memory, 0 from a disk.
+    """
+    image, kept = math.prod(of_file[1:]), math.prod(shape)
+    places = open_groups(of_file, shape, held, rows) * rows * kept
+    as_stored = tuple(of_file[1:]) == tuple(shape)
     ranges = _ahead(as_stored, held) + max(SPAN, image)
-    return int(ranges * _KEPT) if as_stored else ranges + (ranges // image + 1) * (image + kept)
+    if as_stored:
+        return places + (ranges if 2 * image <= SPAN else 0)  # ranges of several images have memory of their own
+    return places + ranges + (ranges // image + 1) * (image + kept)
 
 
 def together_nbytes(layout: Layout, shape: ImageShape) -> int:

@@ -1,5 +1,6 @@
 """The voxels of a region: read from NIfTI masks, kept beside the betas, and written back into the volume."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -17,7 +18,7 @@ from leanrecon.datasets.files.named import needed_file
 from leanrecon.datasets.files.nifti import nibabel_library
 from leanrecon.datasets.nsd.layout import ATLASES, GENERAL, SubjectFiles, labels_of, region
 from leanrecon.errors import InputError
-from leanrecon.net.ranges import RangeFile
+from leanrecon.net.ranges import RangeFile, read_whole
 from leanrecon.places import LocationLike
 from leanrecon.places.inputs import InputFile
 
@@ -189,11 +190,8 @@ def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_di
     Every voxel of the mask is kept. Raises InputError for unknown areas and for volumes of different shapes.
     """
     files = SubjectFiles(subject)
-    labelled: dict[str, Volume] = {}
-    for atlas in (GENERAL, *ATLASES):
-        if (file := open_file(files.roi(atlas))) is not None:
-            with file:
-                labelled[atlas] = parse_nifti(file.name, bytes(file.fetch(0, file.size)))
+    labelled = _published(files, open_file)
+    noise = labelled.pop(files.ncsnr, None)
     given = {name: parse_nifti(str(path), path.read_bytes()) for name, path in mask_files(roi, base_dir).items()}
     names = names_of(roi)
     volumes = {atlas: volume.numbers for atlas, volume in labelled.items()}
@@ -205,17 +203,25 @@ def read_voxels(roi: str | Sequence[str], subject: int, open_file: Open, base_di
     if not len(index):
         raise InputError(f"dataset.roi = {roi!r} has no voxels", expected="a mask with values above 0")
     ncsnr = np.full(len(index), np.nan, np.float32)
-    if (file := open_file(files.ncsnr)) is not None:
-        with file:
-            volume = parse_nifti(file.name, bytes(file.fetch(0, file.size)))
-        check_shape(volume.name, volume.numbers.shape, reference.numbers.shape, reference.name)
-        ncsnr = volume.numbers.reshape(-1)[index].astype(np.float32)
+    if noise is not None:
+        check_shape(noise.name, noise.numbers.shape, reference.numbers.shape, reference.name)
+        ncsnr = noise.numbers.reshape(-1)[index].astype(np.float32)
     x, y, z = reference.numbers.shape
     labels = {
         atlas: np.rint(np.nan_to_num(numbers.reshape(-1)[index])).astype(np.int16) for atlas, numbers in volumes.items()
     }
     affine = next(iter(given.values()), reference).affine
     return Voxels((x, y, z), affine, index, labels_of(volumes, index), ncsnr, labels)
+
+
+def _published(files: SubjectFiles, open_file: Open) -> dict[str, Volume]:
+    """The volumes that NSD has of a subject: of areas by their atlas, and ncsnr by its file's name."""
+    names = {atlas: files.roi(atlas) for atlas in (GENERAL, *ATLASES)} | {files.ncsnr: files.ncsnr}
+    with contextlib.ExitStack() as stack:
+        opened = {name: open_file(path) for name, path in names.items()}
+        there = {name: stack.enter_context(file) for name, file in opened.items() if file is not None}
+        read = read_whole(list(there.values()))
+        return {name: parse_nifti(file.name, data) for (name, file), data in zip(there.items(), read, strict=True)}
 
 
 def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], other: str) -> None:
