@@ -713,3 +713,9 @@ def test_a_train_image_with_the_bytes_of_a_test_image_is_refused(copied: Path, s
     with pytest.raises(InputError, match="allow_shared_stimuli"):  # a later run does not let it pass
         run(copied, tmp_path / "study")
     assert run(copied, tmp_path / "study", allow_shared_stimuli=True).rows.exists()
+
+
+@pytest.mark.parametrize("zscored", [False, True])
+def test_the_report_says_that_z_scores_within_sessions_use_tested_trials(tmp_path, zscored):
+    notes = list(NSD.notes(NSDSettings(root=str(tmp_path), zscore_sessions=zscored)))
+    assert ["all trials of a session, tested ones among them" in note for note in notes] == [True] * zscored

@@ -30,7 +30,10 @@ class Table:
     def texts(self, name: str) -> list[str]:
         """A column without missing values; raises InputError where there is none, or where values are missing."""
         if name not in self.columns:
-            raise InputError(f"{self.path} has no column {name!r}", expected=f"one of {', '.join(self.columns)}")
+            raise InputError(
+                f"{self.path} has no column {name!r}; its columns are {', '.join(self.columns)}",
+                todo="rename the column that holds it",
+            )
         values = self.columns[name]
         if missing := [row for row, value in enumerate(values) if value in MISSING]:
             raise InputError(

@@ -66,6 +66,8 @@ class NSD:
             )
         if settings.allow_shared_stimuli:
             yield "Test images may be among the train images (dataset.allow_shared_stimuli)."
+        if settings.zscore_sessions:
+            yield "Voxels were z-scored by all trials of a session, tested ones among them (dataset.zscore_sessions)."
 
     def plan(self, *, base_dir: Path | None, chunk: int, free: int) -> DatasetPlan:
         """Say what fetching would move, write and take, from headers, the masks and the design; with more ``free`` bytes,
