@@ -1,6 +1,5 @@
 """Buckets on a real S3 server (moto) on this machine, and a proxy in front that counts requests and makes them fail."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ import pytest
 
 from leanrecon.places import Location, as_location
 from leanrecon.places.bucket import bucket_of
+from support import moto
+from support.moto import KEY, SECRET
 
-KEY, SECRET = "AKIATESTTESTTEST", "a-secret-that-must-not-be-written"
 NAME = "studies"
 
 
@@ -19,23 +19,8 @@ NAME = "studies"
 def serving() -> Iterator[str]:
     """Run moto's S3 server with one bucket; yields its address."""
     pytest.importorskip("obstore", reason="buckets are read by obstore: pip install 'leanrecon[cloud]'")
-    pytest.importorskip("flask_cors", reason="the S3 server of the tests is moto's: pip install 'moto[server]'")
-    server = pytest.importorskip(
-        "moto.server", reason="the S3 server of the tests is moto's: pip install 'moto[server]'"
-    )
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    started = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    try:
-        host, port = started.get_host_and_port()
-        import boto3
-
-        url = f"http://{host}:{port}"
-        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-        boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=NAME)
+    with moto.serving(NAME) as url:
         yield url
-    finally:
-        started.stop()
 
 
 @contextmanager

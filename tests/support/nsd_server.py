@@ -1,7 +1,6 @@
 """A small NSD on a real S3 server (moto), and a proxy in front that counts requests and makes them fail."""
 
 import http.client
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+from support import moto
 
 NAME = "natural-scenes-dataset"
 
@@ -27,33 +26,15 @@ SLOW = 2.0
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """Run moto's S3 server locally with the files of a folder in one bucket; yields its address."""
-    pytest.importorskip("boto3", reason="reading from S3 needs boto3")
-    pytest.importorskip("flask_cors", reason="the S3 server of the tests is moto's: pip install 'moto[server]'")
-    server = pytest.importorskip(
-        "moto.server", reason="the S3 server of the tests is moto's: pip install 'moto[server]'"
-    )
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    started = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    try:
-        host, port = started.get_host_and_port()
-        url = f"http://{host}:{port}"
+    with moto.serving(NAME) as url:
         client = writer(url)
-        client.create_bucket(Bucket=NAME)
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix != ".npy":
                 client.upload_file(str(path), NAME, path.relative_to(folder).as_posix(), ExtraArgs=PUBLIC)
         yield url
-    finally:
-        started.stop()
 
 
-def writer(url: str) -> Any:
-    """A client that may write to the server."""
-    import boto3
-
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    return boto3.client("s3", endpoint_url=url, **keys)
+writer = moto.client
 
 
 @dataclass
