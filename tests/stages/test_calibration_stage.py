@@ -102,6 +102,6 @@ def test_first_images_use_what_was_calibrated(done):
 def test_what_a_run_refuses_its_plan_refuses_too(done, tmp_path):
     settings = done.settings | {"stage1": {"calibrate": "linear"}}
     for refused in (leanrecon.plan, lambda tables: leanrecon.run(tables, study=tmp_path / "twice")):
-        with pytest.raises(SettingsError, match=r"stage1\.calibrate, and the feature space gain learns its decode"):
+        with pytest.raises(SettingsError, match=r"stage1\.calibrate is set, but gain learns from predictions"):
             refused(settings)
     assert not (tmp_path / "twice").exists()

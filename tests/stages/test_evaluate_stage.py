@@ -603,6 +603,7 @@ def check_plans(study: Path) -> dict[str, Any]:
     return stages
 
 
+@pytest.mark.alone
 def test_every_stage_takes_no_more_memory_than_planned(finished: Path, folded: Path) -> None:
     assert {"stage1", "refine", "evaluate"} <= set(check_plans(finished))
     check_plans(folded)

@@ -155,6 +155,7 @@ def test_the_plan_counts_them(folder: Path, tmp_path: Path) -> None:
     assert 0.8 * planned.disk < sum(path.stat().st_size for path in chunks) < 1.05 * planned.disk
 
 
+@pytest.mark.alone
 def test_joining_takes_no_more_memory_than_planned(folder: Path) -> None:
     stages = json.loads((folder / "study/run.json").read_text())["stages"]
     for name in ("regression pixels, all folds", "stage1, all folds", "refine, all folds"):

@@ -56,6 +56,7 @@ def test_patterns_are_figured_and_shown(done):
         assert words in page
 
 
+@pytest.mark.alone
 def test_records_say_what_was_learned_and_held_to_the_plan(done):
     stages = json.loads((done.path / "run.json").read_text())["stages"]
     assert sum(stages["regression patches"]["shares"].values()) == pytest.approx(1)

@@ -123,6 +123,7 @@ def test_a_finished_study_stays_as_it_is_from_any_folder(
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.alone
 def test_the_plan_covers_what_was_measured_and_loads_nothing(data: Data, done: Path) -> None:
     lines = leanrecon.plan(data.settings())
     assert [line.stage for line in lines] == ["dataset", "features net", "regression net", "evaluate"]
