@@ -208,13 +208,13 @@ def test_a_demo_is_refused_before_its_first_stage_and_keeps_data_that_were_there
 ) -> None:
     """The first stages fit into the budget, and a later one does not."""
     pytest.importorskip("nibabel")
-    plan = pipeline.plan_study
+    plan = pipeline._planned
     too_much = PlannedStage("a later stage", "", 50 * 10**9, 0)
-    monkeypatch.setattr(pipeline, "plan_study", lambda *given, **named: [*plan(*given, **named), too_much])
+    monkeypatch.setattr(pipeline, "_planned", lambda *given, **named: [*plan(*given, **named), too_much])
     Demo.of("miyawaki").prepare(tmp_path / "demo-data", memory=None, overwrite=False, progress=Progress())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     told = _refused("miyawaki", tmp_path / "demo", "2GB")
-    assert told.startswith("a later stage needs at least 50 GB, more than the 2 GB allowed. Raise the budget to")
+    assert told.startswith("a later stage, which needs most of all stages, needs at least 50 GB (")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

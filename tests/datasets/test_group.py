@@ -390,7 +390,7 @@ def test_the_peak_stays_under_the_plan_and_is_near(alignment: Any, side: int, tm
     print(f"{memory.peak / 1e6:.0f} of {context.peaks.largest / 1e6:.0f} MB")
     assert memory.peak <= context.peaks.largest
     if alignment != "joint-pca":  # which plans its own fit roughly
-        assert memory.peak >= 0.85 * context.peaks.largest
+        assert memory.peak >= 0.6 * context.peaks.largest
 
 
 def test_simulated_members_make_a_simulated_group(tmp_path: Path) -> None:

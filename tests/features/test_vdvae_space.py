@@ -186,7 +186,7 @@ def test_the_published_network_is_planned_as_measured():
         ({"latents": "median"}, "features.vdvae.latents = 'median'"),
         ({"precision": "int8"}, "features.vdvae.precision = 'int8'"),
         ({"temperature": -1}, "features.vdvae.temperature = -1"),
-        ({"config": "ffhq"}, "features.vdvae.config = 'ffhq': neither"),
+        ({"config": "ffhq"}, "features.vdvae.config = 'ffhq': \"imagenet64\" or a table"),
         ({"config": {"width": 8}}, "image_size is not given"),
         ({"config": SMALL.as_table() | {"dec_blocks": "1x2"}}, "dec_blocks end at 1"),
         ({"config": SMALL.as_table() | {"widht": 3}}, "widht is unknown (did you mean width?)"),

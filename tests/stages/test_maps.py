@@ -364,13 +364,13 @@ def test_too_small_a_budget_is_refused_before_anything_is_written(wide: tuple[La
         ("reliability", "reliability of these voxels is not known"),
         ("accuracy:vdvae", "there is no feature space vdvae"),
         ("weights:pca", "'pca' is not a direction.*SPACE:NUMBER"),
-        ("weights:pca:-1", "no direction"),
-        ("weights:pca:1,2", "no direction"),
+        ("weights:pca:-1", "is not a direction"),
+        ("weights:pca:1,2", "is not a direction"),
         ("weights:pca:4", "rows of pca have 4 numbers.*0 to 3"),
         ("pattern:pac:0", "names no feature space.*pca"),
         ("pattern:luminance:10,0", "lies outside of the images.*10x12"),
         ("pattern:luminance:3", "names no feature space"),
-        ("weights:pca:١", "no direction"),
+        ("weights:pca:١", "is not a direction"),
     ],
 )
 def test_maps_that_a_study_does_not_have_are_refused(

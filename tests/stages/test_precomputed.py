@@ -331,7 +331,7 @@ def test_a_stage_that_needs_images_says_so(data: Data) -> None:
         ({"train": "a.npy", "test": "b.npy", "array": "c.npy"}, "array and train or test"),
         ({"array": ":x"}, "key of `path`"),
         ({"train": "a.npy", "test": "b.npy", "ids_train": "c.txt"}, "without ids_test"),
-        ({"array": "a.npy", "ids_train": "c.txt", "ids_test": "d.txt"}, "given as ids"),
+        ({"array": "a.npy", "ids_train": "c.txt", "ids_test": "d.txt"}, "takes its ids from ids, not from"),
         ({"train": "a.npy", "test": "b.npy", "ids": "c.txt"}, "train and test take their ids from ids_train"),
     ],
 )

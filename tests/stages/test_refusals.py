@@ -198,9 +198,7 @@ def test_a_budget_that_a_later_stage_exceeds_is_refused_before_the_first(tmp_pat
     enough = f"{lines[0].memory + 20_000_000}"
     before, progress = files(tmp_path), Wide()
     for study in (tmp_path / "study", tmp_path / "a/b"):
-        with pytest.raises(
-            BudgetError, match=f"{largest.stage}, which needs most of all stages, needs at least .*Raise the budget to"
-        ):
+        with pytest.raises(BudgetError, match="which needs most of all stages, needs at least .*Raise the budget to"):
             leanrecon.run(settings, study=study, memory=enough, progress=progress)
     assert progress.lines == []
     assert files(tmp_path) == before

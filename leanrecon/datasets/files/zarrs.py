@@ -115,7 +115,7 @@ def decoding_nbytes(chunk: int, at_once: int) -> int:
     are given back. Each more of those that are read ``at_once`` takes 4 to 5 times its bytes.
     """
     small = min(chunk, _LARGE)
-    return 9 * small + 4 * (chunk - small) + 5 * chunk * (at_once - 1)
+    return 9 * small + 5 * (chunk - small) + 5 * chunk * (at_once - 1)
 
 
 def _picks(index: Array) -> Any:
