@@ -112,10 +112,12 @@ def decoding_nbytes(chunk: int, at_once: int) -> int:
     """Bytes that zarr-python takes to read chunks, or shards, of ``chunk`` bytes: 7 to 8 times a small one measured.
 
     As it is packed and unpacked, copies of these, and what the heaps of threads keep of others; of large ones these
-    are given back. Each more of those that are read ``at_once`` takes 4 to 5 times its bytes.
+    are given back, but for what threads may still hold. Each more of those that are read ``at_once`` takes 4 to 5 times
+    its bytes.
     """
     small = min(chunk, _LARGE)
-    return 9 * small + 5 * (chunk - small) + 5 * chunk * (at_once - 1)
+    still_held = 4 * min(chunk - small, _LARGE)
+    return 9 * small + 4 * (chunk - small) + still_held + 5 * chunk * (at_once - 1)
 
 
 def _picks(index: Array) -> Any:
