@@ -22,7 +22,7 @@ def as_betas(source: Any) -> "Matrix":
         try:
             source = np.asarray(source)
         except ValueError:
-            raise InputError("rows of unequal length are no matrix", expected="[rows, voxels]") from None
+            raise InputError("rows of unequal length are not a matrix", expected="[rows, voxels]") from None
     return as_matrix(source)
 
 

@@ -200,7 +200,7 @@ class S3File(RangeFile):
 
 
 class _RefusedError(Exception):
-    """A server's answer that is no success."""
+    """A server's answer that tells of an error."""
 
     def __init__(self, status: int, body: str) -> None:
         found = {name: re.search(rf"<{name}>(.*?)</{name}>", body, re.S) for name in _TOLD}

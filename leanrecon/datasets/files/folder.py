@@ -142,6 +142,12 @@ def image_size(path: InputFile) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GREY else 3
 
 
+def shape_of(paths: Sequence[InputFile], size: Sequence[int] | None) -> tuple[int, int, int]:
+    """Height, width and channels in which images are stored together; their size is ``size``, or that of the first."""
+    height, width = size or image_size(paths[0])[:2]
+    return height, width, channels_of(paths)
+
+
 def channels_of(paths: Sequence[InputFile]) -> int:
     """Channels in which images are stored together: 1 if every one of them is grey, 3 otherwise.
 

@@ -190,14 +190,13 @@ class Bdpy(Builder):
 
     def _images(self, names: Sequence[str], base_dir: Path | None) -> "Images | None":
         from leanrecon.datasets.builder.materials import Images
-        from leanrecon.datasets.files.folder import FolderRows, channels_of, find_images, image_size
+        from leanrecon.datasets.files.folder import FolderRows, find_images, shape_of
 
         if self.settings.images is None:
             return None
         folder = needed_folder(self.settings.images, base_dir, "images")
         paths = find_images(folder, names)
         files, side = [paths[name] for name in names], self.settings.image_size
-        height, width = (side, side) if side else image_size(files[0])[:2]
-        shape = (height, width, channels_of(files))
+        shape = shape_of(files, (side, side) if side else None)
         rows = FolderRows(files, shape, folder)
         return Images(rows, {name: row for row, name in enumerate(names)}, shape, rows.paths)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leanrecon.datasets.builder.materials import Images, Materials, Trials, VoxelTable
-from leanrecon.datasets.files.folder import FolderRows, channels_of, find_images, image_size
+from leanrecon.datasets.files.folder import FolderRows, find_images, shape_of
 from leanrecon.datasets.files.named import matching, needed_file, needed_folder
 from leanrecon.datasets.files.nifti import NiftiHeader, NiftiRows, check_grid, is_inside, read_volume
 from leanrecon.datasets.files.rows import Pooled, Rows
@@ -138,7 +138,6 @@ def shown_images(
     names: dict[str, str] = {}
     trials = replace(trials, stimulus=[names.setdefault(str(paths[name]), name) for name in trials.stimulus])
     files = [paths[name] for name in names.values()]
-    height, width = size or image_size(files[0])[:2]
-    shape = (height, width, channels_of(files))
+    shape = shape_of(files, size)
     rows = FolderRows(files, shape, where)
     return trials, Images(rows, {name: row for row, name in enumerate(names.values())}, shape, rows.paths)

@@ -321,9 +321,7 @@ def making_nbytes(size: int, voxels: int) -> int:
     """Most bytes of memory that making a cortex takes, with what it holds then."""
     features = 4 * N_FEATURES * len(CALIBRATION)
     calibrating = features + max(panel_nbytes(min(size, CALIBRATION_SIZE)), 3 * features)
-    mixing = (
-        11 * N_FEATURES * min(voxels, BLOCK)
-    )  # the weights of a block of voxels in float64, then its receptive fields
+    mixing = 11 * N_FEATURES * min(voxels, BLOCK)  # a block's weights in float64, then its receptive fields
     return max(_DRAWING * voxels, _held_nbytes(size, voxels) + max(mixing, calibrating))
 
 
