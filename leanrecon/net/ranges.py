@@ -134,8 +134,8 @@ class RangeFile(Seekable):
         """Yield ``work(k, bytes of span k)`` for every span, the first to come first: a slow one keeps no other waiting.
 
         At most ``held`` bytes are under way (the file's, where none are given), or one span. ``into`` gives the memory
-        of a span just before it is asked for. Spans belong to groups, numbered from 0 and in order: they are asked for
-        only in the first group that is not all there and in as many behind it as make ``groups``.
+        of a span just before it is asked for. Spans belong to groups, numbered from 0 and in order. At most ``groups``
+        of them are open at once: the first that is incomplete, and those that follow it.
         """
         if self.flight is None or not spans:
             for k, span in enumerate(spans):

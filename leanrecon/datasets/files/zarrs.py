@@ -111,9 +111,9 @@ class ZarrRows(Rows):
 def decoding_nbytes(chunk: int, at_once: int) -> int:
     """Bytes that zarr-python takes to read chunks, or shards, of ``chunk`` bytes: 7 to 8 times a small one measured.
 
-    As it is packed and unpacked, copies of these, and what the heaps of threads keep of others; of large ones these
-    are given back, but for what threads may still hold. Each more of those that are read ``at_once`` takes 4 to 5 times
-    its bytes.
+    These are the packed and the unpacked bytes, copies of both, and what the heaps of threads keep of other chunks.
+    Large chunks are given back, except for what threads may still hold. Each further chunk that is read ``at_once``
+    takes 4 to 5 times its bytes.
     """
     small = min(chunk, _LARGE)
     still_held = 4 * min(chunk - small, _LARGE)

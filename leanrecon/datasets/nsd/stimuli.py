@@ -58,8 +58,8 @@ def read_images(
     """Read the wanted images (numbers, ascending) into their places; yield which of them are there, as they come.
 
     ``place(k)`` gives the memory of the k-th image, uint8 [*shape], just before it is read. ``groups`` numbers the group
-    of each image, ascending: images of at most ``open_groups`` of them have a place and are not there. Images that lie
-    apart are fetched separately; a chunk with several images is fetched once.
+    of each image, ascending; at most ``open_groups`` groups are incomplete at once. Images that lie apart are fetched
+    separately; a chunk with several images is fetched once.
     """
     if len(images) and (images[0] < 0 or images[-1] >= layout.shape[0]):
         raise InputError(
@@ -136,7 +136,7 @@ def read_apart(
 
 
 def open_groups(of_file: Sequence[int], shape: ImageShape, held: int, rows: int) -> int:
-    """How many groups of so many images hold what is under way, and one more."""
+    """The most groups of ``rows`` images that are open at once: as many as hold the bytes under way, and one more."""
     return 1 + -(-_ahead(tuple(of_file[1:]) == tuple(shape), held) // (math.prod(of_file[1:]) * rows))
 
 
